@@ -1,0 +1,47 @@
+# Every target is one visible command. Variables: PARAMS, RUN, SET, FORCE, PYTHON.
+.DEFAULT_GOAL := help
+.PHONY: help setup run prepare train export report test lint clean
+PYTHON ?= python3
+PARAMS ?= params/cpu.yaml
+# the full set where an NVIDIA card answers, else the same pins without what needs one
+REQUIREMENTS := $(if $(shell nvidia-smi -L 2>/dev/null),requirements.txt,requirements-cpu.txt)
+READY := .venv/.ready-$(REQUIREMENTS)
+OPTIONS = --params '$(PARAMS)' $(if $(RUN),--run '$(RUN)') $(if $(SET),--set '$(SET)') $(if $(FORCE),--force)
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
+	@echo '  variables:      PARAMS=params/t4.yaml RUN=name SET="learning_rate=1e-4 max_steps=50" FORCE=1'
+
+run: setup  ## prepare, train, export (PARAMS, RUN, SET, FORCE); the same command continues
+	.venv/bin/python -m lib.runs run $(OPTIONS)
+
+prepare: setup  ## only the data stage
+	.venv/bin/python -m lib.runs prepare $(OPTIONS)
+
+train: setup  ## train, after what is missing before it
+	.venv/bin/python -m lib.runs train $(OPTIONS)
+
+export: setup  ## export, after what is missing before it
+	.venv/bin/python -m lib.runs export $(OPTIONS)
+
+report: setup  ## write report.html again from a run's records
+	.venv/bin/python -m lib.runs report $(OPTIONS)
+
+test: setup  ## all tests
+	.venv/bin/python -m pytest
+
+lint: setup  ## ruff over code and notebooks
+	.venv/bin/python -m ruff check .
+
+setup: $(READY)  ## the environment in .venv, from requirements.txt or requirements-cpu.txt
+
+$(READY): requirements.txt requirements-cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.version.split()[0]} found; try PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	@# without a card, torch's CPU build where pip can reach one; what PyPI has for Linux brings several GB of CUDA
+	$(if $(filter requirements-cpu.txt,$(REQUIREMENTS)),@.venv/bin/pip install -q 'torch==2.13.0+cpu' 2>/dev/null || echo 'no CPU build of torch within reach (see README): installing the standard one')
+	.venv/bin/pip install -q -r $(REQUIREMENTS)
+	@rm -f .venv/.ready-* && touch $@
+
+clean:  ## caches and the environment; never touches runs
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis && find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,62 @@
+"""Held-out response loss and the fixed prompts that are answered before and after training."""
+
+import pathlib
+from typing import Any
+
+import torch
+
+from lib import files
+from lib.loss import token_losses
+
+PROMPTS = (
+    "Someone near me collapsed, does not respond and only gasps now and then. What should I do?",
+    "My friend cut her forearm and blood is spurting through the cloth. How do I stop it?",
+    "I spilled boiling water over my hand a minute ago. Should I put butter or ice on it?",
+    "A man's face droops on one side and his speech is slurred. What do I do?",
+)
+
+
+def batches(lengths: list[int], rows: int) -> list[list[int]]:
+    """Row numbers in batches of similar length, longest first so that running out of memory happens at once."""
+    order = sorted(range(len(lengths)), key=lambda n: (-lengths[n], n))
+    return [order[n:n + rows] for n in range(0, len(order), rows)]
+
+
+def pad(rows: list[list[int]], value: int, device: Any) -> torch.Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([r + [value] * (width - len(r)) for r in rows], device=device)
+
+
+def response_loss(model: Any, data: Any, rows_at_once: int = 8, bar: Any = iter) -> tuple[float | None, int]:
+    """Mean cross entropy in nats a trained token over a split, and the number of those tokens; (None, 0) of an empty split."""
+    if not len(data):
+        return None, 0
+    was_training = model.training
+    model.eval()
+    total, tokens = 0.0, 0
+    with torch.inference_mode():
+        for rows in bar(batches(data["length"][:], rows_at_once)):
+            picked = data[rows]
+            losses, _ = token_losses(model, pad(picked["input_ids"], 0, model.device), pad(picked["labels"], -100, model.device))
+            total, tokens = total + losses.double().sum().item(), tokens + len(losses)
+    model.train(was_training)
+    return total / tokens, tokens
+
+
+def answers(model: Any, tokenizer: Any, new_tokens: int, prompts: tuple[str, ...] = PROMPTS) -> list[str]:
+    """Greedy answers to single-turn prompts, batched, ended at <end_of_turn>."""
+    was_training = model.training
+    model.eval()
+    texts = [tokenizer.apply_chat_template([{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True) for p in prompts]
+    batch = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt").to(model.device)
+    stop = tokenizer.convert_tokens_to_ids(["<eos>", "<end_of_turn>"])
+    with torch.inference_mode():
+        out = model.generate(**batch, max_new_tokens=new_tokens, do_sample=False, use_cache=True, eos_token_id=stop,
+                             pad_token_id=tokenizer.pad_token_id, top_k=None, top_p=None)
+    model.train(was_training)
+    return [t.strip() for t in tokenizer.batch_decode(out[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)]
+
+
+def save_samples(path: pathlib.Path, columns: dict[str, list[str]], tokens: int) -> None:
+    """Write the fixed prompts with a column of answers for each model."""
+    files.write_json(path, {"prompts": list(PROMPTS), "answers": columns, "tokens": tokens})

@@ -1,0 +1,89 @@
+"""Files that are whole or absent: atomic writes, hashes, free space."""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from lib.params import ROOT, UserError
+
+
+def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
+    """Write beside and rename, so that a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    # allow_nan=False: NaN is not JSON, and a NaN in a record is a number nobody measured
+    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: pathlib.Path, what: str) -> Any:
+    """Parse a JSON file of ours; UserError when it is torn or edited into something else."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} `{shown(path)}` is not readable JSON ({error}).") from None
+
+
+def replace_folder(temporary: pathlib.Path, final: pathlib.Path) -> None:
+    """Give a finished folder its final name; an older one of that name goes only when the new one is complete."""
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.replace(final, old)
+    os.replace(temporary, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe(folder: pathlib.Path, names: list[str]) -> list[dict[str, Any]]:
+    """path (relative to `folder`), bytes and sha256 of every file at or under the given names, sorted."""
+    found: list[pathlib.Path] = []
+    for name in names:
+        top = folder / name
+        found += [top] if top.is_file() else [p for p in top.rglob("*") if p.is_file()]
+    return [{"path": p.relative_to(folder).as_posix(), "bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(set(found))]
+
+
+def damaged(folder: pathlib.Path, artifacts: list[dict[str, Any]]) -> str:
+    """The first recorded artefact that is missing or differs, with how; empty when all are as recorded."""
+    for item in artifacts:
+        path = folder / item["path"]
+        if not path.is_file():
+            return f"{item['path']} is missing"
+        if path.stat().st_size != item["bytes"]:
+            return f"{item['path']} has {path.stat().st_size:,} bytes, recorded {item['bytes']:,}"
+        if sha256(path) != item["sha256"]:
+            return f"{item['path']} does not match its recorded sha256"
+    return ""
+
+
+def size_of(path: pathlib.Path) -> int:
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def require_disk(folder: pathlib.Path, needed: int, what: str) -> None:
+    """UserError unless the disk under `folder` has `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"Not enough disk for {what}: it needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free at "
+            f"`{shown(folder)}`.\nFree some space, or set MEDRESCUE_RUNS to a folder on a larger disk.")
+
+
+def shown(path: pathlib.Path) -> str:
+    """A path as records and messages name it: relative to the repository when it lies inside."""
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()

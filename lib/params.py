@@ -1,0 +1,241 @@
+"""Parameters of a job: one schema, strict reading, printed overrides, the run folder's hash.
+
+    python -m lib.params            # the README's table of parameters
+"""
+
+import difflib
+import hashlib
+import json
+import pathlib
+import re
+import shlex
+import types
+import typing
+from typing import Annotated, Any, Literal
+
+import annotated_types
+import pydantic
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+GGUF_TYPES = ("f16", "bf16", "q8_0")
+
+
+class UserError(Exception):
+    """A mistake the user can mend: shown as one screen of text, never as a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # what IPython shows in a notebook cell instead of a traceback
+        return [f"{type(self).__name__}: {self}"]
+
+
+def _key(stage: str, default: Any, text: str, unit: str = "", **bounds: Any) -> Any:
+    return pydantic.Field(default, description=text, json_schema_extra={"stage": stage, "unit": unit}, **bounds)
+
+
+Text = Annotated[str, annotated_types.MinLen(1)]
+
+
+class Params(pydantic.BaseModel):
+    """Every parameter of a job; defaults are the recipe of the project this pipeline grew from (Gemma 3n E4B on a T4).
+
+    `stage` says what a key changes first: keys of `prepare` and `train` name the run folder, those of `export` do not.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    base_model: Text = _key("prepare", "unsloth/gemma-3n-E4B-it", "hub id, local folder, or `bundled:gemma-3-270m`")
+    base_revision: str = _key("prepare", "", "commit, tag or branch of a hub `base_model`; empty is its newest")
+    dataset: Text = _key("prepare", "ericrisco/medrescue", "hub id, local file or folder, or `bundled:first-aid`")
+    dataset_revision: str = _key("prepare", "", "commit, tag or branch of a hub `dataset`; empty is its newest")
+    max_rows: int = _key("prepare", 0, "read only the first so many rows; 0 reads all", "rows", ge=0)
+    max_seq_length: int = _key("prepare", 1024, "longest row kept; a longer one is dropped and counted", "tokens", ge=16)
+    validation_size: float = _key("prepare", 0.02, "share of question groups held out for the loss shown", "share", ge=0, lt=0.5)
+    test_size: float = _key("prepare", 0.02, "share of question groups never looked at in training", "share", ge=0, lt=0.5)
+    seed: int = _key("prepare", 3407, "split, data order and LoRA initialisation", ge=0, lt=2**32)
+
+    backend: Literal["auto", "transformers"] = _key("train", "auto", "who runs the model; `auto` prints its choice")
+    load_in_4bit: bool = _key("train", True, "NF4 base weights (needs a CUDA card); false is 16-bit")
+    lora_r: int = _key("train", 8, "rank of the adapter", ge=1, le=256)
+    lora_alpha: int = _key("train", 8, "adapter scale is lora_alpha / lora_r", ge=1)
+    lora_dropout: float = _key("train", 0.0, "dropout on the adapter's input", "share", ge=0, lt=1)
+    bias: Literal["none"] = _key("train", "none", "biases trained beside the adapter: none")
+    finetune_attention_modules: bool = _key("train", True, "adapters on q, k, v, o of the language layers")
+    finetune_mlp_modules: bool = _key("train", True, "adapters on gate, up, down of the language layers")
+    per_device_train_batch_size: int = _key("train", 4, "micro-batch", "rows", ge=1)
+    gradient_accumulation_steps: int = _key("train", 4, "micro-batches a step", ge=1)
+    num_train_epochs: float = _key("train", 1.0, "passes over the training rows", "epochs", gt=0)
+    max_steps: int = _key("train", -1, "stop after so many optimizer steps; -1 is num_train_epochs", "steps", ge=-1)
+    max_minutes: float = _key("train", 0.0, "save and stop a session after so long; 0 is no limit", "minutes", ge=0)
+    learning_rate: float = _key("train", 2e-5, "peak of the schedule", gt=0, lt=1)
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = _key("train", "linear", "shape after warm-up")
+    warmup_steps: int = _key("train", 5, "steps from 0 to the peak", "steps", ge=0)
+    weight_decay: float = _key("train", 0.01, "AdamW's decoupled decay", ge=0, lt=1)
+    max_grad_norm: float = _key("train", 1.0, "gradients are clipped to this norm; 0 does not clip", ge=0)
+    optim: Literal["adamw_8bit", "adamw_torch"] = _key("train", "adamw_8bit", "`adamw_8bit` needs a CUDA card")
+    save_steps: int = _key("train", 500, "a checkpoint every so many steps", "steps", ge=1)
+    save_total_limit: int = _key("train", 2, "checkpoints kept", ge=1)
+    logging_steps: int = _key("train", 1, "a ledger line every so many steps", "steps", ge=1)
+    report_to: Literal["none"] = _key("train", "none", "outside trackers: none")
+    sample_tokens: int = _key("train", 96, "length of the fixed prompts' answers, before and after", "tokens", ge=1)
+
+    gguf_types: list[Literal["f16", "bf16", "q8_0"]] = _key("export", ["q8_0"], "GGUF files to write", min_length=1)
+
+
+FIELDS = Params.model_fields
+
+
+def stage_of(key: str) -> str:
+    return FIELDS[key].json_schema_extra["stage"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# reading YAML without its surprises
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML 1.2 numbers and booleans; duplicate keys and the YAML 1.1 words (`no`, `on`, `010`, `1:30`) are errors."""
+
+
+_StrictLoader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("tag:yaml.org,2002:bool", r"true|false|True|False", "tfTF"),
+    ("tag:yaml.org,2002:null", r"null|~|", ["n", "~", ""]),
+    ("tag:yaml.org,2002:int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+    ("tag:yaml.org,2002:float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("!ambiguous", r"(?i:yes|no|on|off|y|n)|0[0-9_]+|0[xob][0-9a-fA-F_]+|[0-9]+(?::[0-9]+)+|[0-9]+_[0-9_]+", "yYnNoO0123456789"),
+):
+    _StrictLoader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def _ambiguous(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+    raise yaml.constructor.ConstructorError(
+        None, None, f"`{node.value}` reads as different things in different YAML versions; write true or false, a plain "
+        f'decimal number, or quote it ("{node.value}") if it is a text', node.start_mark)
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for n, key in enumerate(keys):
+        if key in keys[:n]:
+            raise yaml.constructor.ConstructorError(None, None, f"`{key}` is given twice; keep one", node.value[n][0].start_mark)
+    return dict(zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value), strict=True))
+
+
+_StrictLoader.add_constructor("!ambiguous", _ambiguous)
+_StrictLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _StrictLoader)  # a SafeLoader underneath: no tag can build an object
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{where}{line}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not YAML: {error}") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# checking
+
+
+def type_name(key: str) -> str:
+    """The expected form of a key, in words: type, choices and bounds."""
+    field, low_high = FIELDS[key], []
+    base = field.annotation
+    if typing.get_origin(base) is list:
+        return "a list, one or more of " + ", ".join(typing.get_args(typing.get_args(base)[0]))
+    if typing.get_origin(base) is Literal:
+        return "one of " + ", ".join(typing.get_args(base))
+    for bound in field.metadata:
+        for name, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
+            if getattr(bound, name, None) is not None:
+                low_high.append(f"{sign} {getattr(bound, name):g}" if getattr(bound, name) != 2**32 else "< 2^32")
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[base]
+    return " ".join([words, " and ".join(low_high)]).strip()
+
+
+def check(values: dict[str, Any], where: str) -> Params:
+    """Validate raw values against the schema; UserError names each wrong key, its value and the expected form."""
+    wrong = []
+    for key in values:
+        if key not in FIELDS:
+            near = difflib.get_close_matches(str(key), FIELDS, n=1, cutoff=0.5)
+            wrong.append(f"unknown parameter `{key}`" + (f"; did you mean `{near[0]}`?" if near else "; `make help` says where they are listed"))
+    if not wrong:
+        try:
+            return Params(**values)
+        except pydantic.ValidationError as error:
+            for key in dict.fromkeys(str(e["loc"][0]) for e in error.errors()):
+                wrong.append(f"`{key}` is {json.dumps(values[key], default=str)}; expected {type_name(key)}")
+    raise UserError("\n".join([f"{where}:"] + [f"  - {line}" for line in wrong]))
+
+
+def load(params_file: str | pathlib.Path, overrides: str = "") -> Params:
+    """Read a params file (relative to the repository's root, or absolute) and apply `k=v k=v` overrides."""
+    path = ROOT / params_file
+    if not path.is_file():
+        have = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "params").glob("*.yaml")))
+        raise UserError(f"params file `{params_file}` does not exist (looked in {ROOT}).\nAt hand: {have}. Use PARAMS=params/cpu.yaml or write your own.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"params file `{params_file}` is not UTF-8 text (byte {error.start}).") from None
+    values = _parse_yaml(text, str(params_file))
+    if not isinstance(values, dict | types.NoneType):
+        raise UserError(f"{params_file}: expected lines of `key: value`, found {type(values).__name__}.")
+    return check({**(values or {}), **parse_overrides(overrides)}, " + ".join([str(params_file)] + ([f'SET="{overrides}"'] if overrides else [])))
+
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    """`SET="learning_rate=1e-4 max_steps=50"` as a dict; values are read by the same strict YAML."""
+    values: dict[str, Any] = {}
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f'SET="{text}": {error}; expected SET="key=value key=value"') from None
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UserError(f'SET: `{word}` is not of the form key=value; expected SET="key=value key=value"')
+        if key in values:
+            raise UserError(f"SET: `{key}` is given twice; keep one")
+        values[key] = _parse_yaml(value, f"SET: {key}") if value else ""
+    return values
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# writing
+
+
+def changed(params: Params, stages: tuple[str, ...] = ("prepare", "train", "export")) -> dict[str, Any]:
+    """Keys that differ from the defaults, limited to what the given stages depend on."""
+    return {k: v for k, v in params.model_dump().items() if v != FIELDS[k].get_default(call_default_factory=True) and stage_of(k) in stages}
+
+
+def fingerprint(params: Params) -> str:
+    """8 hex digits over the keys that affect data or training and differ from the defaults.
+
+    A key added later with a default renames no folder.
+    """
+    text = json.dumps(changed(params, ("prepare", "train")), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def dump(params: Params) -> str:
+    """Every key as YAML that `load` reads back to the same values."""
+    return yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def table() -> str:
+    """The parameters as a Markdown table, for the README."""
+    rows = ["| parameter | default | expected | what it does |", "| --- | --- | --- | --- |"]
+    for key, field in FIELDS.items():
+        unit = field.json_schema_extra["unit"]
+        default = json.dumps(field.default)
+        rows.append(f"| `{key}` | `{default}` | {type_name(key)}{f' ({unit})' if unit else ''} | {field.description} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())

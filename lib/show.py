@@ -1,0 +1,143 @@
+"""What a reviewer looks at: examples with trained tokens marked, tables, curves. Shared by notebooks and report.
+
+Everything that comes from data or from a model is escaped: text stays text.
+"""
+
+import html
+import io
+from typing import Any
+
+import numpy as np
+
+from lib import ledger
+from lib.data import IGNORED
+
+TRAINED = "background:#1f6f50;color:#fff;border-radius:2px"
+INK, ACCENT, SECOND = "#5b6770", "#1f6f50", "#b3541e"  # readable on white and on near-black
+
+
+def _display(markup: str) -> Any:
+    from IPython.display import HTML
+
+    return HTML(markup)
+
+
+def table_html(rows: list[dict[str, Any]], caption: str = "") -> str:
+    """A list of like-keyed dicts as an HTML table; numbers to the right."""
+    if not rows:
+        return f"<p>{html.escape(caption)}: none</p>"
+    head = "".join(f"<th>{html.escape(str(k))}</th>" for k in rows[0])
+    body = "".join("<tr>" + "".join(
+        f'<td style="text-align:{"right" if isinstance(v, int | float) else "left"};vertical-align:top;white-space:pre-wrap">{html.escape(form(v))}</td>'
+        for v in row.values()) + "</tr>" for row in rows)
+    title = f'<caption style="text-align:left">{html.escape(caption)}</caption>' if caption else ""
+    return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def form(value: Any) -> str:
+    """A value for people: 4 significant digits, thousands separated, `not measured` for None."""
+    if value is None:
+        return "not measured"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3g}" if abs(value) < 0.01 and value else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def table(rows: list[dict[str, Any]], caption: str = "") -> Any:
+    return _display(table_html(rows, caption))
+
+
+def pairs(values: dict[str, Any], caption: str = "") -> Any:
+    return table([{"": k, "value": v} for k, v in values.items()], caption)
+
+
+def job(params_: Any, run: Any) -> Any:
+    """The run's folder and its parameters, those that differ from the defaults first and marked."""
+    from lib import files, params
+
+    print(f"run: {files.shown(run.folder)}")
+    changed = params.changed(params_)
+    values = params_.model_dump()
+    order = [*changed, *(k for k in values if k not in changed)]
+    return table([{"parameter": k, "value": str(values[k]), "default": str(params.FIELDS[k].default) if k in changed else ""} for k in order])
+
+
+def tokens_html(tokenizer: Any, ids: list[int], labels: list[int]) -> str:
+    """A row decoded token by token; trained tokens on green, line ends shown."""
+    parts = []
+    for token, label in zip(ids, labels, strict=True):
+        text = html.escape(tokenizer.decode([token])).replace("\n", "⏎<br>")
+        parts.append(f'<span style="{TRAINED}">{text}</span>' if label != IGNORED else text)
+    return f'<div style="font-family:monospace;font-size:13px;line-height:1.6;margin:0 0 1em;overflow-wrap:anywhere">{"".join(parts)}</div>'
+
+
+def examples(tokenizer: Any, data: Any, count: int) -> Any:
+    picked = np.linspace(0, len(data) - 1, min(count, len(data))).astype(int).tolist()
+    note = f'<p>{len(picked)} rows as the model reads them; <span style="{TRAINED}">these tokens</span> are trained.</p>'
+    return _display(note + "".join(tokens_html(tokenizer, data[n]["input_ids"], data[n]["labels"]) for n in picked))
+
+
+def answers_html(prompts: Any, columns: dict[str, list[str]]) -> str:
+    return table_html([{"prompt": p, **{k: v[n] or "(nothing)" for k, v in columns.items()}} for n, p in enumerate(prompts)])
+
+
+def answers(prompts: Any, columns: dict[str, list[str]]) -> Any:
+    return _display(answers_html(prompts, columns))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# figures
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("agg")  # figures are drawn to files; a notebook shows them as the value of its cell
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.subplots()
+    axes.patch.set_alpha(0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK)
+    for side in axes.spines.values():
+        side.set_color(INK)
+    return figure, axes
+
+
+def lengths_figure(lengths: list[int], cut: int) -> Any:
+    """Histogram of row lengths in tokens, with the longest row and the cut."""
+    figure, axes = _axes(7, 2.4)
+    axes.hist(lengths, bins=min(40, max(1, max(lengths) - min(lengths) + 1)), color=ACCENT)
+    axes.set_xlabel(f"tokens a row (median {np.median(lengths):.0f}, longest {max(lengths):,}; cut at {cut:,})", color=INK)
+    axes.set_ylabel("rows", color=INK)
+    if cut <= 2 * max(lengths):
+        axes.axvline(cut, color=SECOND, linestyle="--")
+    return figure
+
+
+def loss_figure(entries: list[dict[str, Any]]) -> Any:
+    """Training loss of each logged step, held-out loss before and after, a line where a session resumed; from the ledger."""
+    figure, axes = _axes(7, 3)
+    steps = ledger.steps(entries)
+    evals, sessions = ([e for e in entries if e["event"] == kind] for kind in ("eval", "session"))
+    x, y = [e["step"] for e in steps], [e["loss"] for e in steps]
+    axes.plot(x, y, color=ACCENT, linewidth=1, alpha=0.7, label="training, each step")
+    axes.plot([e["step"] for e in evals], [e["eval_loss"] for e in evals], "o--", color=SECOND, label="held-out")
+    for entry in sessions[1:]:
+        axes.axvline(entry["start_step"], color=INK, linestyle=":", linewidth=1)
+    axes.set_xlabel("step" + (f" ({len(sessions) - 1} resumed sessions, dotted)" if len(sessions) > 1 else ""), color=INK)
+    axes.set_ylabel("loss, nats a trained token", color=INK)
+    axes.legend(frameon=False, labelcolor=INK)
+    return figure
+
+
+def svg(figure: Any) -> str:
+    """A figure as inline SVG, without matplotlib's date and XML heading."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    markup = text.getvalue()
+    return markup[markup.index("<svg"):]

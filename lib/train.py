@@ -1,0 +1,342 @@
+"""The training loop: exact order, float32 masters, an honest ledger, checkpoints that are whole or absent."""
+
+import json
+import math
+import pathlib
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from lib import evaluate, files
+from lib import model as models
+from lib.ledger import Ledger
+from lib.loss import IGNORED, token_losses
+from lib.params import Params, UserError
+
+POOL = 8  # steps whose rows are sorted by length together: less padding, still a shuffled epoch
+
+
+class SessionOver(Exception):
+    """max_minutes is up: the work so far is saved, the same command continues."""
+
+
+class Diverged(Exception):
+    """The loss is not a finite number; the last checkpoint is kept."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# plan: which rows are in which micro-batch of which step, a pure function of lengths, seed and parameters
+
+
+def epoch_steps(lengths: np.ndarray, epoch: int, job: Params) -> list[list[list[int]]]:
+    """One epoch as steps of micro-batches of row numbers; every row once. Within a step rows are sorted by length."""
+    order = np.random.default_rng([job.seed, epoch]).permutation(len(lengths))
+    rows, size = job.per_device_train_batch_size, job.per_device_train_batch_size * job.gradient_accumulation_steps
+    steps = []
+    for start in range(0, len(order), size * POOL):
+        pool = order[start:start + size * POOL]
+        pool = pool[np.argsort(-lengths[pool], kind="stable")]
+        steps += [pool[n:n + size].tolist() for n in range(0, len(pool), size)]
+    shuffled = np.random.default_rng([job.seed, epoch, 1]).permutation(len(steps))
+    return [[steps[s][n:n + rows] for n in range(0, len(steps[s]), rows)] for s in shuffled]
+
+
+def total_steps(rows: int, job: Params) -> int:
+    size = job.per_device_train_batch_size * job.gradient_accumulation_steps
+    return job.max_steps if job.max_steps > 0 else max(1, math.ceil(math.ceil(rows / size) * job.num_train_epochs))
+
+
+def steps_from(lengths: np.ndarray, done: int, job: Params) -> Iterator[tuple[float, list[list[int]]]]:
+    """(epochs finished after it, micro-batches) of each step after the first `done`, without end."""
+    per_epoch = len(epoch_steps(lengths, 0, job))
+    epoch, offset = divmod(done, per_epoch)
+    while True:
+        for n, step in enumerate(epoch_steps(lengths, epoch, job)[offset:], offset + 1):
+            yield epoch + n / per_epoch, step
+        epoch, offset = epoch + 1, 0
+
+
+def learning_rate(step: int, total: int, job: Params) -> float:
+    """The rate of a step (0 is the first): transformers' schedules, so step 0 of a warm-up has rate 0."""
+    if step < job.warmup_steps:
+        return job.learning_rate * step / max(1, job.warmup_steps)
+    progress = (step - job.warmup_steps) / max(1, total - job.warmup_steps)
+    shape = {"linear": max(0.0, 1 - progress), "cosine": max(0.0, 0.5 * (1 + math.cos(math.pi * progress))), "constant": 1.0}
+    return job.learning_rate * shape[job.lr_scheduler_type]
+
+
+def plan(data: Any, validation: Any, job: Params) -> dict[str, Any]:
+    """The derived numbers of a job: rows, steps, tokens a step, padding; computed, nothing is run."""
+    lengths = np.asarray(data["length"][:])
+    if not len(lengths):
+        raise UserError("the training split has no rows; see the drop table of prepare.")
+    epoch, total = epoch_steps(lengths, 0, job), total_steps(len(lengths), job)
+    padded = sum(len(rows) * int(lengths[rows].max()) for step in epoch for rows in step)
+    size = job.per_device_train_batch_size * job.gradient_accumulation_steps
+    return {"training rows": len(lengths), "held-out rows": len(validation), "rows a step (micro-batch x accumulation)": size,
+            "steps an epoch": len(epoch), "steps in all": total, "tokens an epoch": int(lengths.sum()),
+            "tokens a step, mean": float(lengths.mean() * size), "padding, share of positions": 1 - int(lengths.sum()) / padded,
+            "warm-up steps": job.warmup_steps, "peak learning rate": job.learning_rate, "schedule": job.lr_scheduler_type}
+
+
+def identity(job: Params, data_fingerprint: str, trainable: int) -> dict[str, Any]:
+    """What a checkpoint must agree on with the job that resumes from it."""
+    keys = ("base_model", "base_revision", "lora_r", "lora_alpha", "lora_dropout", "per_device_train_batch_size", "gradient_accumulation_steps",
+            "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "seed")
+    return {"data": data_fingerprint, "trainable_parameters": trainable, **{k: getattr(job, k) for k in keys}}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# optimizer: float32 masters of weights that compute in bfloat16
+
+
+class Masters:
+    """float32 copies of the adapter: steps of 2e-5 vanish in bfloat16's 8 bits, and gradients add up exactly enough."""
+
+    def __init__(self, model: Any, job: Params):
+        self.live = models.trainable(model)
+        self.weights = {n: p.detach().float().clone() for n, p in self.live.items()}
+        for weight in self.weights.values():
+            weight.grad = torch.zeros_like(weight)
+        if job.optim == "adamw_8bit":
+            from bitsandbytes.optim import AdamW8bit as optimizer
+        else:
+            from torch.optim import AdamW as optimizer
+        self.optimizer = optimizer(list(self.weights.values()), lr=job.learning_rate, weight_decay=job.weight_decay)
+
+    def take_gradients(self) -> None:
+        for name, p in self.live.items():
+            if p.grad is not None:
+                self.weights[name].grad += p.grad
+                p.grad = None
+
+    def drop_gradients(self) -> None:
+        for name, p in self.live.items():
+            p.grad = None
+            self.weights[name].grad.zero_()
+
+    def step(self, rate: float, max_norm: float) -> float:
+        """One optimizer step; returns the gradient norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), max_norm or math.inf)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.drop_gradients()
+        self.publish()
+        return float(norm)
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        for name, p in self.live.items():
+            p.copy_(self.weights[name])
+
+    def save(self, folder: pathlib.Path) -> None:
+        """adapter.safetensors, optimizer.safetensors and optimizer.json: no pickle."""
+        names, tensors, numbers = list(self.weights), {}, {}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                if torch.is_tensor(value):
+                    tensors[f"{names[index]}|{key}"] = value.contiguous()
+                else:
+                    numbers[f"{names[index]}|{key}"] = value
+        save_file(self.weights, folder / "adapter.safetensors")
+        save_file(tensors, folder / "optimizer.safetensors")
+        files.write_json(folder / "optimizer.json", numbers)
+
+    def load(self, folder: pathlib.Path) -> None:
+        device = next(iter(self.weights.values())).device
+        for name, weight in load_file(folder / "adapter.safetensors", device=str(device)).items():
+            self.weights[name].copy_(weight)
+        index, state = {n: i for i, n in enumerate(self.weights)}, {}
+        values = {**load_file(folder / "optimizer.safetensors"), **json.loads((folder / "optimizer.json").read_text())}
+        for key, value in values.items():
+            name, _, part = key.rpartition("|")
+            state.setdefault(index[name], {})[part] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.publish()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# checkpoints
+
+
+def save_checkpoint(folder: pathlib.Path, step: int, masters: Masters, identity: dict[str, Any], keep: int) -> None:
+    """Write checkpoints/step-NNNNNN beside and rename; older ones beyond `keep` go afterwards."""
+    final = folder / f"step-{step:06d}"
+    if final.exists():
+        return
+    temporary = folder / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    masters.save(temporary)
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    save_file(state, temporary / "rng.safetensors")
+    parts = files.describe(temporary, ["."])
+    files.write_json(temporary / "checkpoint.json", {"step": step, **identity, "files": parts})
+    temporary.replace(final)
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def newest_checkpoint(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]] | None:
+    """The newest checkpoint whose files match their hashes; damaged ones are passed over, and it says so."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            state = json.loads((path / "checkpoint.json").read_text())
+            trouble = files.damaged(path, state["files"])
+        except (OSError, ValueError, KeyError) as error:
+            trouble = f"checkpoint.json: {error}"
+        if not trouble:
+            return path, state
+        print(f"checkpoint {path.name} is damaged ({trouble}); trying the one before it")
+        path.rename(path.with_name(f"damaged-{path.name}-{int(time.time())}"))
+    return None
+
+
+def resume(folder: pathlib.Path, masters: Masters, identity: dict[str, Any]) -> int:
+    """Load the newest good checkpoint; returns its step, 0 without one. Refuses one of other data, parameters or size."""
+    found = newest_checkpoint(folder)
+    if not found:
+        return 0
+    path, state = found
+    differ = [f"  {k}: checkpoint {state.get(k)}, now {v}" for k, v in identity.items() if state.get(k) != v]
+    if differ:
+        raise UserError(f"checkpoint {path.name} does not belong to this job:\n" + "\n".join(differ) + "\nStart training over with FORCE=1, or choose another RUN=.")
+    masters.load(path)
+    rng = load_file(path / "rng.safetensors")
+    torch.set_rng_state(rng["cpu"])
+    if "cuda" in rng and torch.cuda.is_available():
+        torch.cuda.set_rng_state(rng["cuda"])
+    return state["step"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the loop
+
+
+def memory_gib() -> tuple[float, str]:
+    """Peak memory so far and whose it is: the card's allocations, or this process's resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30, "GPU"
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, "process"
+
+
+def run_step(model: Any, masters: Masters, rows: list[list[dict[str, Any]]], stop: Any = lambda: False) -> tuple[float, int, int, int] | None:
+    """Forward and backward over a step's micro-batches: (loss a trained token, real, padded, trained tokens).
+
+    Every trained token of the step weighs the same, however its rows fall into micro-batches. None when `stop()` came
+    true: the unfinished accumulation is dropped.
+    """
+    trained = sum(label != IGNORED for batch in rows for r in batch for label in r["labels"][1:])
+    total, real, padded = 0.0, 0, 0
+    for batch in rows:
+        if stop():
+            masters.drop_gradients()
+            return None
+        ids = evaluate.pad([r["input_ids"] for r in batch], 0, model.device)
+        labels = evaluate.pad([r["labels"] for r in batch], IGNORED, model.device)
+        losses, _ = token_losses(model, ids, labels)
+        loss = losses.sum() / trained
+        loss.backward()
+        masters.take_gradients()
+        total, real, padded = total + loss.item(), real + sum(len(r["input_ids"]) for r in batch), padded + ids.numel()
+    return total, real, padded, trained
+
+
+def train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.Path, identity: dict[str, Any]) -> Masters:
+    """Train the adapter in `model`, writing folder/metrics.jsonl and folder/checkpoints; resumes from what is there.
+
+    `identity` goes into every checkpoint, and one of another identity is refused. KeyboardInterrupt (Ctrl-C, or the
+    runner's SIGTERM) and max_minutes end the session after saving the last completed step.
+    """
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    lengths, total = np.asarray(data["length"][:]), total_steps(len(data), job)
+    masters = Masters(model, job)
+    first = step = resume(checkpoints, masters, identity)
+    ledger = Ledger(folder / "metrics.jsonl")
+    tuned, all_parameters = models.count(model)
+    ledger.write("session", start_step=step, total_steps=total, trainable_parameters=tuned, total_parameters=all_parameters,
+                 memory_of=memory_gib()[1], device=str(model.device), dtype=str(model.dtype).removeprefix("torch."))
+    print(f"{'continuing after' if step else 'starting at'} step {step} of {total}: {len(data):,} rows, {tuned:,} trainable parameters", flush=True)
+    held_out(model, validation, ledger, "before", step)
+    model.train()
+    interrupted: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
+    started, line = time.monotonic(), {"steps": 0}
+    bar = tqdm(total=total, initial=step, desc="training", unit="step", file=sys.stdout, mininterval=2, ncols=100)
+    plan = steps_from(lengths, step, job)
+    try:
+        while step < total:
+            epoch, batches = next(plan)
+            begun = time.monotonic()
+            done = run_step(model, masters, [data.select(rows).to_list() for rows in batches], lambda: bool(interrupted))
+            if done is not None:
+                loss, real, padded, trained = done
+                if not math.isfinite(loss):
+                    raise Diverged(f"the loss of step {step + 1} is {loss}; its rows are {[data[n]['id'] for b in batches for n in b]}. "
+                                   f"The last checkpoint is kept. A lower learning_rate, or more warmup_steps, is the usual cure.")
+                rate = learning_rate(step, total, job)
+                norm = masters.step(rate, job.max_grad_norm)
+                step += 1
+                line = _add(line, loss=loss, tokens=real, padded=padded, trained=trained, rows=sum(map(len, batches)), seconds=time.monotonic() - begun)
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                bar.update()
+            over = bool(job.max_minutes) and (time.monotonic() - started) / 60 >= job.max_minutes
+            ending = bool(interrupted) or over or step == total
+            if line["steps"] and (ending or step % job.logging_steps == 0):
+                ledger.write("step", step=step, epoch=round(epoch, 4), lr=rate, grad_norm=norm, memory_gib=round(memory_gib()[0], 3),
+                             **{**line, "loss": line["loss"] / line["steps"]})
+                line = {"steps": 0}
+            if ending or step % job.save_steps == 0:
+                save_checkpoint(checkpoints, step, masters, identity, job.save_total_limit)
+            if step < total and interrupted:
+                raise KeyboardInterrupt(f"stopped after step {step} of {total}; its checkpoint is saved")
+            if step < total and over:
+                raise SessionOver(f"max_minutes={job.max_minutes:g} is up after step {step} of {total}; its checkpoint is saved. The same "
+                                  f"command continues; about {math.ceil((total - step) / max(1, step - first))} more sessions of this length remain.")
+    finally:
+        bar.close()
+        signal.signal(signal.SIGINT, previous)
+    held_out(model, validation, ledger, "after", step)
+    return masters
+
+
+def held_out(model: Any, validation: Any, ledger: Ledger, when: str, step: int) -> None:
+    """Measure the held-out response loss once a run, before and after; nothing is written for an empty split."""
+    if any(e["event"] == "eval" and e["when"] == when and e["step"] == step for e in ledger.entries()):
+        return
+    if when == "before" and step:
+        return
+    begun = time.monotonic()
+    loss, tokens = evaluate.response_loss(model, validation, bar=lambda it: tqdm(it, desc=f"held-out loss {when}", file=sys.stdout, mininterval=2, ncols=100))
+    if loss is not None:
+        ledger.write("eval", when=when, step=step, eval_loss=loss, tokens=tokens, seconds=round(time.monotonic() - begun, 3))
+
+
+def save_adapter(model: Any, masters: Masters, folder: pathlib.Path, job: Params) -> None:
+    """Write the adapter as a PEFT folder with the float32 masters; the folder appears when it is complete."""
+    temporary = folder.with_name(".adapter.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(str(temporary), state_dict={**model.state_dict(), **masters.weights})
+    config = files.read_json(temporary / "adapter_config.json", "adapter configuration")
+    # PEFT writes the local folder the base was loaded from, which means nothing on another machine
+    files.write_json(temporary / "adapter_config.json", {**config, "base_model_name_or_path": job.base_model, "revision": job.base_revision or None})
+    (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty template of a card says nothing true
+    files.replace_folder(temporary, folder)
+
+
+def _add(line: dict[str, Any], **values: float) -> dict[str, Any]:
+    return {"steps": line["steps"] + 1, **{k: line.get(k, 0) + v for k, v in values.items()}}

@@ -1,0 +1,21 @@
+"""Fixtures shared by the tests; what they make is kept in .cache/ between runs."""
+import pathlib
+
+import pytest
+
+CACHE = pathlib.Path(__file__).parents[1] / ".cache"
+
+
+@pytest.fixture(scope="session")
+def bundled_base():
+    """Folder of the bundled Gemma 3 270M; its GGUF lies beside it as gemma-3-270m.gguf."""
+    from lib import bundled
+    return bundled.materialize(CACHE)
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma3n(tmp_path_factory):
+    """Folder of a tiny random Gemma 3n with the true architecture, one for the session: copy before changing."""
+    import tiny_gemma3n as maker
+
+    return maker.build(tmp_path_factory.mktemp("tiny_gemma3n"))

@@ -1,0 +1,78 @@
+"""The ledger: numbers stay right after kills and resumes, where transformers' own are off by orders of magnitude.
+
+    python -m pytest tests/test_ledger.py
+"""
+
+import json
+
+import pytest
+
+from lib import ledger
+from lib.params import UserError
+
+
+def line(session, step, loss=2.0, seconds=1.0, **more):
+    return {"event": "step", "session": session, "step": step, "steps": 1, "epoch": step / 100, "loss": loss, "tokens": 100, "padded": 125, "trained": 60,
+            "rows": 16, "seconds": seconds, "lr": 1e-4, "grad_norm": 1.0, "memory_gib": 1.5, **more}
+
+
+def start(session, step=0):
+    return {"event": "session", "session": session, "start_step": step, "trainable_parameters": 10, "total_parameters": 100, "memory_of": "process"}
+
+
+def test_a_run_resumed_near_its_end_keeps_true_numbers():
+    entries = [start(1), *(line(1, n) for n in range(1, 97)), start(2, 96), *(line(2, n) for n in range(97, 101))]
+    found = ledger.summary(entries)
+    assert (found["steps"], found["sessions"], found["steps_repeated"]) == (100, 2, 0)
+    assert found["loss_mean"] == pytest.approx(2.0)
+    assert found["samples_per_second"] == pytest.approx(16.0)
+    assert found["padding_share"] == pytest.approx(0.2)
+    # the arithmetic of transformers 5.17's TrainOutput on the same resume: last session's loss over all steps, all samples over its seconds
+    assert 4 * 2.0 / 100 < found["loss_mean"] / 20
+    assert 1600 / 4.0 > found["samples_per_second"] * 20
+
+
+def test_steps_run_twice_after_a_kill_count_once_and_the_last_value_wins():
+    entries = [start(1), line(1, 1, 5.0), line(1, 2, 4.0), line(1, 3, 3.0), start(2, 1), line(2, 2, 40.0), line(2, 3, 30.0)]
+    found = ledger.summary(entries)
+    assert found["steps_repeated"] == 2
+    assert found["loss_mean"] == pytest.approx((5 + 40 + 30) / 3)
+    assert found["seconds"] == 5.0, "the time of repeated steps was spent all the same"
+
+
+def test_a_line_of_several_steps_weighs_as_many():
+    found = ledger.summary([start(1), line(1, 10, loss=1.0, steps=10), line(1, 12, loss=4.0, steps=2)])
+    assert found["loss_mean"] == pytest.approx((10 * 1.0 + 2 * 4.0) / 12)
+
+
+def test_nothing_measured_is_none_not_zero():
+    found = ledger.summary([start(1)])
+    assert found["loss_mean"] is None
+    assert found["samples_per_second"] is None
+    assert found["eval_loss_before"] is None
+
+
+def test_write_read_and_a_torn_last_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    book = ledger.Ledger(path)
+    book.write("step", step=1)
+    with path.open("a") as file:
+        file.write('{"event": "step", "sess')
+    assert [e["step"] for e in ledger.read(path)] == [1], "a torn line is no line"
+    again = ledger.Ledger(path)
+    again.write("step", step=2)
+    assert [(e["session"], e["step"]) for e in ledger.read(path)] == [(1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize("bad", ["{broken", "[1]", '{"event": "step"}', "\x00\x00"])
+def test_damage_inside_is_an_error_with_its_line(tmp_path, bad):
+    path = tmp_path / "metrics.jsonl"
+    good = json.dumps({"event": "step", "session": 1, "step": 1})
+    path.write_text(f"{good}\n{bad}\n{good}\n")
+    with pytest.raises(UserError, match="line 2 is damaged"):
+        ledger.read(path)
+
+
+def test_not_a_number_never_gets_in(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        ledger.Ledger(tmp_path / "m.jsonl").write("step", loss=float("nan"))
