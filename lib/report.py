@@ -26,7 +26,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     entries = ledger.read(folder / "metrics.jsonl")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "assets"))
-    environment.filters["form"] = show.form
+    environment.filters.update(form=show.form, size=show.size)
     page = environment.get_template("report.html.jinja").render(
         run=run, results=results, stages=STAGES, disclaimer=DISCLAIMER, not_measured=NOT_MEASURED, warnings=warnings(run, results, job.base_model),
         headline=headline(results), parameters=parameter_rows(job), lengths=_figure(_lengths(folder, job.max_seq_length)),
@@ -59,7 +59,8 @@ def warnings(run: dict[str, Any], results: dict[str, Any], base_model: str) -> l
         if entry["attempts"] and entry["attempts"][-1].get("dirty"):
             found.append(f"{stage} ran from a checkout with uncommitted changes")
     if base_model.startswith("bundled:"):
-        found.append("the base is the small Gemma 3 270M, dequantised from a Q4_K_M file, not Gemma 3n: this run shows the pipeline, not the quality to expect")
+        found.append("the base is the small Gemma 3 270M, dequantised from a Q4_K_M file, not Gemma 3n: the run shows the pipeline; its "
+                     "answers are often wrong and must not be followed")
     if train.get("sessions", 1) > 1:
         found.append(f"training was resumed: {train['sessions']} sessions, {train['steps_repeated']} steps were run again after an interruption")
     if (train.get("eval_loss_after") or 0) > (train.get("eval_loss_before") or float("inf")):

@@ -49,8 +49,13 @@ def table(rows: list[dict[str, Any]], caption: str = "") -> Any:
     return _display(table_html(rows, caption))
 
 
+def size(count: int) -> str:
+    """Bytes for people: KiB under a MiB, MiB otherwise."""
+    return f"{count / 2**10:,.1f} KiB" if count < 2**20 else f"{count / 2**20:,.1f} MiB"
+
+
 def pairs(values: dict[str, Any], caption: str = "") -> Any:
-    return table([{"": k, "value": v} for k, v in values.items()], caption)
+    return table([{"name": k, "value": v} for k, v in values.items()], caption)
 
 
 def job(params_: Any, run: Any) -> Any:
@@ -133,6 +138,15 @@ def loss_figure(entries: list[dict[str, Any]]) -> Any:
     axes.set_ylabel("loss, nats a trained token", color=INK)
     axes.legend(frameon=False, labelcolor=INK)
     return figure
+
+
+def figure(drawn: Any) -> Any:
+    """A figure as a PNG image, to end a notebook cell with: small whatever the number of points."""
+    from IPython.display import Image
+
+    data = io.BytesIO()
+    drawn.savefig(data, format="png", dpi=110)
+    return Image(data=data.getvalue(), format="png")
 
 
 def svg(figure: Any) -> str:
