@@ -91,7 +91,7 @@ def encode(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[list[int], l
             if not text.startswith(start):
                 raise ValueError("the chat template renders the same turns differently when more follow")
             spans.append((len(start), text.index(TURN_END, len(start)) + len(TURN_END)))
-    out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     labels = []
     for token, (start, end) in zip(out["input_ids"], out["offset_mapping"], strict=True):
         span = next(((a, b) for a, b in spans if start < b and end > a), None)
