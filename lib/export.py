@@ -62,6 +62,7 @@ def to_gguf(model_dir, out_file, outtype="q8_0", metadata=None):
     general = {f"general.{key}": value for key, value in metadata.items()}
     temporary = out.with_name(f".{out.name}.tmp")
     begin = time.monotonic()
+    print(f"converting to {outtype}: {weights / 2**30:.1f} GiB of weights", flush=True)
     try:
         with tempfile.TemporaryDirectory() as scratch:
             source = stage(folder, Path(scratch) / folder.name)
@@ -198,6 +199,7 @@ def verify_gguf(gguf_file, model_dir, prompts, max_tokens=32, texts=TEXTS):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     shown = files.shown(Path(gguf_file))
     turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    print(f"loading {shown} in llama.cpp, {len(prompts)} prompts of up to {max_tokens} tokens", flush=True)
     with llama.load(gguf_file) as engine:
         pairs = [(text, tokenizer(text, add_special_tokens=False).input_ids, engine.tokenize(text)) for text in texts]
         for turn in turns:

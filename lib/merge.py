@@ -44,6 +44,7 @@ def merge_adapter(base_dir, adapter_dir, out_dir):
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
+    print(f"merging {len(pairs)} weights into {files.size_of(base) / 2**30:.1f} GiB", flush=True)
     for path in base.iterdir():
         if CARRIED.match(path.name):
             shutil.copyfile(path, temporary / path.name)
