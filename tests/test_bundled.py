@@ -13,7 +13,8 @@ import sentencepiece
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lib import bundled, llama
+from lib import bundled
+from lib import files as whole_files, llama
 from lib.params import UserError
 
 HAND_WRITTEN = [
@@ -222,7 +223,7 @@ def test_damage_and_old_recipes_are_noticed(bundled_base, tmp_path, monkeypatch)
 def test_manifest_hashes_are_those_of_the_files(bundled_base):
     files = json.loads((bundled_base / "manifest.json").read_text())["files"]
     assert set(files) | {"manifest.json"} == {path.name for path in bundled_base.iterdir()}
-    assert {name: bundled.sha256(bundled_base / name) for name in files} == {n: f["sha256"] for n, f in files.items()}
+    assert {name: whole_files.sha256(bundled_base / name) for name in files} == {n: f["sha256"] for n, f in files.items()}
 
 
 def test_wrong_hash_is_a_user_error_and_leaves_nothing(tmp_path, monkeypatch):
