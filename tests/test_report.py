@@ -1,14 +1,14 @@
-"""report.html from records: offline, escaped, honest about what is missing; and what the notebooks show.
+"""report.html from records: offline, escaped, honest about what is missing.
 
     python -m pytest tests/test_report.py
 """
 
-import html.parser
 import json
 
 import pytest
+from page import Reader
 
-from lib import DISCLAIMER, params, report, show
+from lib import DISCLAIMER, params, report
 from lib.params import UserError
 
 EVIL = '<script>alert("x")</script><img src=http://evil.example/x onerror=alert(1)>'
@@ -35,20 +35,6 @@ def folder(tmp_path):
     prepare = {"rows_read": 3, "rows_kept": 3, "dropped": {EVIL: 0}, "train": 3, "validation": 0, "test": 0, "tokens_total": 9, "tokens_trained": 5}
     (top / "results.json").write_text(json.dumps({"prepare": prepare, "train": train}))
     return top
-
-
-class Reader(html.parser.HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.tags, self.links, self.text = [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href", "data", "action", "poster")]
-        assert not [k for k, _ in attrs if k.startswith("on")], attrs
-
-    def handle_data(self, data):
-        self.text.append(data)
 
 
 def read(path):
@@ -87,34 +73,3 @@ def test_not_a_run_and_a_torn_record_are_errors(folder, tmp_path):
     (folder / "results.json").write_text('{"prepare": ')
     with pytest.raises(UserError, match=r"results.json.* is not readable JSON|is not readable JSON"):
         report.write(folder)
-
-
-def test_numbers_for_people():
-    assert [show.form(v) for v in (None, True, 1234567, 0.00012345, 2.34567, 12345.6, "x", 0.0)] == [
-        "not measured", "True", "1,234,567", "0.000123", "2.346", "12,346", "x", "0"]
-    assert (show.size(1500), show.size(3 * 2**20)) == ("1.5 KiB", "3.0 MiB")
-
-
-def test_tables_and_tokens_escape_and_mark(bundled_base):
-    from lib import data, model
-
-    tokenizer = model.load_tokenizer(bundled_base)
-    messages = [{"role": "user", "content": f"Is {EVIL} safe?"}, {"role": "assistant", "content": f"No: {EVIL}"}]
-    ids, labels = data.encode(tokenizer, messages)
-    markup = show.tokens_html(tokenizer, ids, labels)
-    page = Reader()
-    page.feed(markup)
-    assert set(page.tags) == {"div", "span", "br"}
-    assert markup.count(show.TRAINED) == sum(label != data.IGNORED for label in labels)
-    page = Reader()
-    page.feed(show.table_html([{EVIL: EVIL, "n": 1}], EVIL))
-    assert not {"script", "img"} & set(page.tags)
-
-
-def test_figures_are_images(folder):
-    from lib import ledger
-
-    image = show.figure(show.loss_figure(ledger.read(folder / "metrics.jsonl")))
-    assert image.data.startswith(b"\x89PNG")
-    assert show.svg(show.lengths_figure([5, 9, 9, 12], 512)).startswith("<svg")
-    assert show.figure(show.lengths_figure([7], 512)).data

@@ -1,0 +1,41 @@
+"""What the notebooks show: escaped, marked, in numbers for people.
+
+    python -m pytest tests/test_show.py
+"""
+
+from page import Reader
+
+from lib import show
+
+EVIL = '<script>alert("x")</script><img src=http://evil.example/x onerror=alert(1)>'
+
+
+def test_numbers_for_people():
+    assert [show.form(v) for v in (None, True, 1234567, 0.00012345, 2.34567, 12345.6, "x", 0.0)] == [
+        "not measured", "True", "1,234,567", "0.000123", "2.346", "12,346", "x", "0"]
+    assert (show.size(1500), show.size(3 * 2**20)) == ("1.5 KiB", "3.0 MiB")
+
+
+def test_tables_and_tokens_escape_and_mark(bundled_base):
+    from lib import data, model
+
+    tokenizer = model.load_tokenizer(bundled_base)
+    messages = [{"role": "user", "content": f"Is {EVIL} safe?"}, {"role": "assistant", "content": f"No: {EVIL}"}]
+    ids, labels = data.encode(tokenizer, messages)
+    markup = show.tokens_html(tokenizer, ids, labels)
+    page = Reader()
+    page.feed(markup)
+    assert set(page.tags) == {"div", "span", "br"}
+    assert markup.count(show.TRAINED) == sum(label != data.IGNORED for label in labels)
+    page = Reader()
+    page.feed(show.table_html([{EVIL: EVIL, "n": 1}], EVIL))
+    assert not {"script", "img"} & set(page.tags)
+
+
+def test_figures_are_images():
+    entries = [{"event": "session", "session": 1, "start_step": 0}, {"event": "session", "session": 2, "start_step": 1},
+               *({"event": "step", "session": 1, "step": n, "loss": 3.0 - n} for n in (1, 2)), {"event": "eval", "step": 0, "eval_loss": 3.0}]
+    image = show.figure(show.loss_figure(entries))
+    assert image.data.startswith(b"\x89PNG")
+    assert show.svg(show.lengths_figure([5, 9, 9, 12], 512)).startswith("<svg")
+    assert show.figure(show.lengths_figure([7], 512)).data
