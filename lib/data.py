@@ -128,7 +128,8 @@ def tokenise(rows: list[dict[str, Any]], tokenizer: Any, job: Params, bar: Any) 
     for row in bar(rows):
         ids, labels = encode(tokenizer, row["messages"])
         if trouble := prove(tokenizer, ids, labels, row["messages"]):
-            raise UserError(f"row {row['id']}: {trouble}.\nThe tokenizer or chat template of `{job.base_model}` cannot be used for training as it is.")
+            raise UserError(f"row {row['id']}: {trouble}.\n"
+                            f"The tokenizer or chat template of `{job.base_model}` cannot be used for training as it is.")
         if len(ids) > job.max_seq_length:
             too_long.append(row["id"])
             continue

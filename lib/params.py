@@ -161,7 +161,7 @@ def check(values: dict[str, Any], where: str) -> Params:
     for key in values:
         if key not in FIELDS:
             near = difflib.get_close_matches(str(key), FIELDS, n=1, cutoff=0.5)
-            wrong.append(f"unknown parameter `{key}`" + (f"; did you mean `{near[0]}`?" if near else "; `make help` says where they are listed"))
+            wrong.append(f"unknown parameter `{key}`; " + (f"did you mean `{near[0]}`?" if near else "README.md lists them all"))
     if not wrong:
         try:
             return Params(**values)
@@ -176,7 +176,8 @@ def load(params_file: str | pathlib.Path, overrides: str = "") -> Params:
     path = ROOT / params_file
     if not path.is_file():
         have = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "params").glob("*.yaml")))
-        raise UserError(f"params file `{params_file}` does not exist (looked in {ROOT}).\nAt hand: {have}. Use PARAMS=params/cpu.yaml or write your own.")
+        raise UserError(f"params file `{params_file}` does not exist (looked in {ROOT}).\n"
+                        f"At hand: {have}. Use PARAMS=params/cpu.yaml or write your own.")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -184,7 +185,8 @@ def load(params_file: str | pathlib.Path, overrides: str = "") -> Params:
     values = _parse_yaml(text, str(params_file))
     if not isinstance(values, dict | types.NoneType):
         raise UserError(f"{params_file}: expected lines of `key: value`, found {type(values).__name__}.")
-    return check({**(values or {}), **parse_overrides(overrides)}, " + ".join([str(params_file)] + ([f'SET="{overrides}"'] if overrides else [])))
+    where = str(params_file) + (f' + SET="{overrides}"' if overrides else "")
+    return check({**(values or {}), **parse_overrides(overrides)}, where)
 
 
 def parse_overrides(text: str) -> dict[str, Any]:

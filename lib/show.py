@@ -28,8 +28,8 @@ def table_html(rows: list[dict[str, Any]], caption: str = "") -> str:
         return f"<p>{html.escape(caption)}: none</p>"
     head = "".join(f"<th>{html.escape(str(k))}</th>" for k in rows[0])
     body = "".join("<tr>" + "".join(
-        f'<td style="text-align:{"right" if isinstance(v, int | float) else "left"};vertical-align:top;white-space:pre-wrap">{html.escape(form(v))}</td>'
-        for v in row.values()) + "</tr>" for row in rows)
+        f'<td style="text-align:{"right" if isinstance(v, int | float) else "left"};vertical-align:top;white-space:pre-wrap">'
+        f'{html.escape(form(v))}</td>' for v in row.values()) + "</tr>" for row in rows)
     title = f'<caption style="text-align:left">{html.escape(caption)}</caption>' if caption else ""
     return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 

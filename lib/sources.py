@@ -148,5 +148,6 @@ def _messages(values: dict[str, Any], where: str) -> list[dict[str, str]]:
 def _message(turn: Any, role_key: str, text_key: str, where: str) -> dict[str, str]:
     role = ROLES.get(turn.get(role_key)) if isinstance(turn, dict) else None
     if role is None or text_key not in turn:
-        raise UserError(f"{where}: a turn is {json.dumps(turn, ensure_ascii=False, default=str)[:120]}; expected {role_key} (one of {', '.join(ROLES)}) and {text_key}.")
+        found = json.dumps(turn, ensure_ascii=False, default=str)[:120]
+        raise UserError(f"{where}: a turn is {found}; expected {role_key} (one of {', '.join(ROLES)}) and {text_key}.")
     return {"role": role, "content": "" if turn[text_key] is None else str(turn[text_key])}
