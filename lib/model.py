@@ -37,12 +37,12 @@ def base_folder(job: Params, weights: bool = True, progress: Any = print) -> pat
         raise UserError(f"base_model `{job.base_model}` does not exist (looked in {ROOT}); expected a folder there, a hub id `owner/name`, "
                         f"or bundled:gemma-3-270m.")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.model", "*.jinja"] + (["*.safetensors"] if weights else [])
     try:
         return pathlib.Path(snapshot_download(job.base_model, revision=job.base_revision or None, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"base_model `{job.base_model}` could not be fetched: {str(error).splitlines()[0]}\n"
                         f"Check the id and the network; a gated one needs HF_TOKEN in the environment. Without network use "
                         f"base_model=bundled:gemma-3-270m or a local folder.") from None
@@ -70,7 +70,8 @@ def precision() -> tuple[torch.dtype, str]:
 def load_model(folder: pathlib.Path, job: Params) -> Any:
     """The base in 4 bit or in `precision()`, frozen, on the GPU where there is one."""
     if Version(transformers.__version__) < Version(OLDEST_TRANSFORMERS):
-        raise UserError(f"transformers {transformers.__version__} trains Gemma 3n wrongly; expected {OLDEST_TRANSFORMERS} or newer. Run `make setup`.")
+        raise UserError(f"transformers {transformers.__version__} trains Gemma 3n wrongly; expected {OLDEST_TRANSFORMERS} or newer. "
+                        f"Run `make setup`.")
     torch.manual_seed(job.seed)
     dtype, _ = precision()
     cuda = torch.cuda.is_available()

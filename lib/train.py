@@ -1,5 +1,7 @@
 """The training loop: exact order, float32 masters, an honest ledger, checkpoints that are whole or absent."""
 
+import functools
+import hashlib
 import json
 import math
 import pathlib
@@ -90,8 +92,9 @@ def plan(data: Any, validation: Any, job: Params) -> dict[str, Any]:
 
 def identity(job: Params, data_fingerprint: str, trainable: int) -> dict[str, Any]:
     """What a checkpoint must agree on with the job that resumes from it."""
-    keys = ("base_model", "base_revision", "lora_r", "lora_alpha", "lora_dropout", "per_device_train_batch_size", "gradient_accumulation_steps",
-            "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "seed")
+    keys = ("base_model", "base_revision", "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "finetune_attention_modules",
+            "finetune_mlp_modules", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
+            "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "seed")
     return {"data": data_fingerprint, "trainable_parameters": trainable, **{k: getattr(job, k) for k in keys}}
 
 
@@ -125,14 +128,16 @@ class Masters:
             self.weights[name].grad.zero_()
 
     def step(self, rate: float, max_norm: float) -> float:
-        """One optimizer step; returns the gradient norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), max_norm or math.inf)
+        """One optimizer step; returns the gradient norm before clipping. Nothing is changed when that is not finite."""
+        norm = float(torch.nn.utils.clip_grad_norm_(list(self.weights.values()), max_norm or math.inf))
+        if not math.isfinite(norm):
+            return norm
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.drop_gradients()
         self.publish()
-        return float(norm)
+        return norm
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -140,33 +145,54 @@ class Masters:
             p.copy_(self.weights[name])
 
     def save(self, folder: pathlib.Path) -> None:
-        """adapter.safetensors, optimizer.safetensors and optimizer.json: no pickle."""
-        names, tensors, numbers = list(self.weights), {}, {}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            for key, value in state.items():
+        """adapter.safetensors, optimizer.safetensors and optimizer.json: no pickle.
+
+        The state is read by parameter, not through state_dict(): bitsandbytes nests its tensors there, and shares one
+        quantisation map among all parameters, which safetensors refuses, hence the clone.
+        """
+        tensors, numbers = {}, {}
+        for name, weight in self.weights.items():
+            for key, value in self.optimizer.state[weight].items():
                 if torch.is_tensor(value):
-                    tensors[f"{names[index]}|{key}"] = value.contiguous()
+                    tensors[f"{name}|{key}"] = value.clone(memory_format=torch.contiguous_format)
                 else:
-                    numbers[f"{names[index]}|{key}"] = value
+                    numbers[f"{name}|{key}"] = value
         save_file(self.weights, folder / "adapter.safetensors")
         save_file(tensors, folder / "optimizer.safetensors")
         files.write_json(folder / "optimizer.json", numbers)
 
     def load(self, folder: pathlib.Path) -> None:
-        device = next(iter(self.weights.values())).device
-        for name, weight in load_file(folder / "adapter.safetensors", device=str(device)).items():
+        for name, weight in load_file(folder / "adapter.safetensors").items():
             self.weights[name].copy_(weight)
-        index, state = {n: i for i, n in enumerate(self.weights)}, {}
         values = {**load_file(folder / "optimizer.safetensors"), **json.loads((folder / "optimizer.json").read_text())}
         for key, value in values.items():
             name, _, part = key.rpartition("|")
-            state.setdefault(index[name], {})[part] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+            weight = self.weights[name]
+            # AdamW's step counter, a scalar, stays on the CPU: reading it there does not wait for the GPU
+            self.optimizer.state[weight][part] = value.to(weight.device) if torch.is_tensor(value) and value.ndim else value
         self.publish()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # checkpoints
+
+
+def rng_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _seal(state: dict[str, Any]) -> str:
+    """sha256 over a checkpoint.json's values, so that a flipped bit in it is seen as well."""
+    return hashlib.sha256(json.dumps({k: v for k, v in state.items() if k != "seal"}, sort_keys=True).encode()).hexdigest()
 
 
 def save_checkpoint(folder: pathlib.Path, step: int, masters: Masters, identity: dict[str, Any], keep: int) -> None:
@@ -175,15 +201,13 @@ def save_checkpoint(folder: pathlib.Path, step: int, masters: Masters, identity:
     if final.exists():
         return
     temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in folder.glob(".step-*.tmp"):  # by a kill
+        shutil.rmtree(left)
     temporary.mkdir(parents=True)
     masters.save(temporary)
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    save_file(state, temporary / "rng.safetensors")
-    parts = files.describe(temporary, ["."])
-    files.write_json(temporary / "checkpoint.json", {"step": step, **identity, "files": parts})
+    save_file(rng_state(), temporary / "rng.safetensors")
+    state = {"step": step, **identity, "files": files.describe(temporary, ["."])}
+    files.write_json(temporary / "checkpoint.json", {**state, "seal": _seal(state)})
     temporary.replace(final)
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
@@ -194,8 +218,8 @@ def newest_checkpoint(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             state = json.loads((path / "checkpoint.json").read_text())
-            trouble = files.damaged(path, state["files"])
-        except (OSError, ValueError, KeyError) as error:
+            trouble = files.damaged(path, state["files"]) if state["seal"] == _seal(state) else "checkpoint.json does not match its seal"
+        except (OSError, ValueError, KeyError, TypeError) as error:
             trouble = f"checkpoint.json: {error}"
         if not trouble:
             return path, state
@@ -212,12 +236,10 @@ def resume(folder: pathlib.Path, masters: Masters, identity: dict[str, Any]) -> 
     path, state = found
     differ = [f"  {k}: checkpoint {state.get(k)}, now {v}" for k, v in identity.items() if state.get(k) != v]
     if differ:
-        raise UserError(f"checkpoint {path.name} does not belong to this job:\n" + "\n".join(differ) + "\nStart training over with FORCE=1, or choose another RUN=.")
+        raise UserError("\n".join([f"checkpoint {path.name} does not belong to this job:", *differ,
+                                   "Start training over with FORCE=1, or choose another RUN=."]))
     masters.load(path)
-    rng = load_file(path / "rng.safetensors")
-    torch.set_rng_state(rng["cpu"])
-    if "cuda" in rng and torch.cuda.is_available():
-        torch.cuda.set_rng_state(rng["cuda"])
+    set_rng_state(load_file(path / "rng.safetensors"))
     return state["step"]
 
 
@@ -237,13 +259,14 @@ def run_step(model: Any, masters: Masters, rows: list[list[dict[str, Any]]], sto
     """Forward and backward over a step's micro-batches: (loss a trained token, real, padded, trained tokens).
 
     Every trained token of the step weighs the same, however its rows fall into micro-batches. None when `stop()` came
-    true: the unfinished accumulation is dropped.
+    true: the unfinished accumulation is dropped, and the random numbers its dropout drew are put back.
     """
     trained = sum(label != IGNORED for batch in rows for r in batch for label in r["labels"][1:])
-    total, real, padded = 0.0, 0, 0
+    total, real, padded, rng = 0.0, 0, 0, rng_state()
     for batch in rows:
         if stop():
             masters.drop_gradients()
+            set_rng_state(rng)
             return None
         ids = evaluate.pad([r["input_ids"] for r in batch], 0, model.device)
         labels = evaluate.pad([r["labels"] for r in batch], IGNORED, model.device)
@@ -280,29 +303,33 @@ def train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.P
     plan = steps_from(lengths, step, job)
     try:
         while step < total:
-            epoch, batches = next(plan)
+            reached, batches = next(plan)
             begun = time.monotonic()
             done = run_step(model, masters, [data.select(rows).to_list() for rows in batches], lambda: bool(interrupted))
             if done is not None:
                 loss, real, padded, trained = done
-                if not math.isfinite(loss):
-                    raise Diverged(f"the loss of step {step + 1} is {loss}; its rows are {[data[n]['id'] for b in batches for n in b]}. "
-                                   f"The last checkpoint is kept. A lower learning_rate, or more warmup_steps, is the usual cure.")
-                rate = learning_rate(step, total, job)
+                rate, epoch = learning_rate(step, total, job), reached
                 norm = masters.step(rate, job.max_grad_norm)
+                if not math.isfinite(loss + norm):
+                    raise Diverged(f"step {step + 1} has the loss {loss} and the gradient norm {norm}; its rows are "
+                                   f"{[data[n]['id'] for b in batches for n in b]}. The last checkpoint is kept. "
+                                   f"A lower learning_rate, or more warmup_steps, is the usual cure.")
                 step += 1
-                line = _add(line, loss=loss, tokens=real, padded=padded, trained=trained, rows=sum(map(len, batches)), seconds=time.monotonic() - begun)
+                line = _add(line, loss=loss, tokens=real, padded=padded, trained=trained, rows=sum(map(len, batches)),
+                            seconds=time.monotonic() - begun)
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 bar.update()
             over = bool(job.max_minutes) and (time.monotonic() - started) / 60 >= job.max_minutes
             ending = bool(interrupted) or over or step == total
-            if line["steps"] and (ending or step % job.logging_steps == 0):
+            saving = ending or step % job.save_steps == 0
+            # a ledger line never spans a checkpoint: a session that resumes from it must replace whole lines
+            if line["steps"] and (saving or step % job.logging_steps == 0):
                 ledger.write("step", step=step, epoch=round(epoch, 4), lr=rate, grad_norm=norm, memory_gib=round(memory_gib()[0], 3),
                              **{**line, "loss": line["loss"] / line["steps"]})
                 line = {"steps": 0}
-            if ending or step % job.save_steps == 0:
+            if saving:
                 save_checkpoint(checkpoints, step, masters, identity, job.save_total_limit)
-            if step < total and interrupted:
+            if interrupted:  # after the last step too: measuring the held-out loss may take minutes
                 raise KeyboardInterrupt(f"stopped after step {step} of {total}; its checkpoint is saved")
             if step < total and over:
                 raise SessionOver(f"max_minutes={job.max_minutes:g} is up after step {step} of {total}; its checkpoint is saved. The same "
@@ -321,7 +348,8 @@ def held_out(model: Any, validation: Any, ledger: Ledger, when: str, step: int) 
     if when == "before" and step:
         return
     begun = time.monotonic()
-    loss, tokens = evaluate.response_loss(model, validation, bar=lambda it: tqdm(it, desc=f"held-out loss {when}", file=sys.stdout, mininterval=2, ncols=100))
+    bar = functools.partial(tqdm, desc=f"held-out loss {when}", file=sys.stdout, mininterval=2, ncols=100)
+    loss, tokens = evaluate.response_loss(model, validation, bar=bar)
     if loss is not None:
         ledger.write("eval", when=when, step=step, eval_loss=loss, tokens=tokens, seconds=round(time.monotonic() - begun, 3))
 

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import types
 
 import datasets
 import numpy as np
@@ -162,9 +161,7 @@ def test_three_steps_equal_transformers_peft_and_torch():
     for name, weight in model.trainable(theirs).items():
         moved = (weight.detach() - start[name]).norm()
         assert moved > 0
-        # of the change itself, not of the weight, which would hide it
-        assert (masters.weights[name] - weight.detach()).norm() < 1e-4 * max(moved, start[name].norm()), name
-        assert (masters.weights[name] - weight.detach()).norm() < 1e-2 * moved, name
+        assert (masters.weights[name] - weight.detach()).norm() < 1e-4 * moved, name  # of the change: the weight itself would hide it
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("linear", "linear"), ("cosine", "cosine"), ("constant", "constant_with_warmup")])
@@ -290,6 +287,17 @@ def test_ctrl_c_keeps_the_last_whole_step(tmp_path, monkeypatch, capsys, uninter
     assert f"continuing after step {step} of" in capsys.readouterr().out or step == 0
     assert (found["sessions"], found["steps_repeated"]) == (2, 0)
     assert [e["when"] for e in ledger.read(tmp_path / "metrics.jsonl") if e["event"] == "eval"] == ["before", "after"]
+
+
+def test_a_stopped_step_leaves_no_trace():
+    job = a_job()
+    net = small_model(job).train()
+    masters, before = train.Masters(net, job), torch.get_rng_state()
+    answers = iter([False, True])
+    assert train.run_step(net, masters, [ROWS.select([0, 1]).to_list(), ROWS.select([2]).to_list()], lambda: next(answers)) is None
+    assert all(not w.grad.any() for w in masters.weights.values())
+    assert all(p.grad is None for p in masters.live.values())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_ctrl_c_in_the_last_step_is_not_swallowed(tmp_path, monkeypatch, uninterrupted):
@@ -422,7 +430,8 @@ def test_without_a_good_checkpoint_training_starts_over(stopped_copy, uninterrup
 @pytest.mark.parametrize(("changes", "shown"), [
     ({"lora_r": 3}, "lora_r: checkpoint 2, now 3"), ({"learning_rate": 2e-2}, "learning_rate: checkpoint 0.01, now 0.02"),
     ({"seed": 6}, "seed: checkpoint 5, now 6"), ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps: checkpoint 2, now 4"),
-    ({"load_in_4bit": True}, "load_in_4bit: checkpoint False, now True"), ({"base_model": "other/base"}, "base_model: checkpoint some/base, now other/base"),
+    ({"load_in_4bit": True}, "load_in_4bit: checkpoint False, now True"),
+    ({"base_model": "other/base"}, "base_model: checkpoint some/base, now other/base"),
     ({"finetune_mlp_modules": False}, "finetune_mlp_modules: checkpoint True, now False")])
 def test_a_checkpoint_of_another_job_is_refused_with_the_difference(stopped_copy, changes, shown):
     with pytest.raises(UserError, match=re.escape(shown)):
@@ -513,9 +522,8 @@ def test_8_bit_adamw_survives_a_stop(tmp_path, monkeypatch, real):
     if real:
         pytest.importorskip("bitsandbytes")
     else:
-        monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
-        monkeypatch.setitem(sys.modules, "bitsandbytes.optim", types.SimpleNamespace(AdamW8bit=LikeBitsandbytes))
-    job = a_job(optim="adamw_8bit", lora_r=128)  # wide enough for bitsandbytes' 8-bit state, which starts at 4,096 numbers
+        monkeypatch.setattr(torch.optim, "AdamW", LikeBitsandbytes)
+    job = a_job(optim="adamw_8bit" if real else "adamw_torch", lora_r=128)  # wide enough for bitsandbytes' 8-bit state, which starts at 4,096 numbers
     whole = session(tmp_path / "whole", job)
     with monkeypatch.context() as patch:
         at_call(patch, 7, interrupt)
@@ -546,6 +554,15 @@ def test_a_diverged_step_stops_before_it_spoils_anything(tmp_path, monkeypatch, 
     assert state["step"] == 3
     assert all(t.isfinite().all() for t in load_file(path / "adapter.safetensors").values())
     assert [e["step"] for e in ledger.steps(ledger.read(tmp_path / "metrics.jsonl"))] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_gradient_that_is_no_number_moves_no_weight(bad):
+    masters = train.Masters(small_model(a_job()), a_job())
+    before = {n: w.clone() for n, w in masters.weights.items()}
+    next(iter(masters.weights.values())).grad[0, 0] = bad
+    assert not math.isfinite(masters.step(1e-2, 1.0))
+    assert all(torch.equal(before[n], w) for n, w in masters.weights.items())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
