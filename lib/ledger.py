@@ -54,12 +54,15 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def steps(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry a logged step, the last session's where a step was run more than once after a kill, in order."""
-    last: dict[int, dict[str, Any]] = {}
+    """The logged steps the weights went through, in order: what a session ran past the point from which a later one
+    resumed is left out, whichever steps the later lines fall on."""
+    kept: list[dict[str, Any]] = []
     for entry in entries:
-        if entry["event"] == "step":
-            last[entry["step"]] = entry
-    return [last[step] for step in sorted(last)]
+        if entry["event"] == "session":
+            kept = [e for e in kept if e["step"] <= entry["start_step"]]
+        elif entry["event"] == "step":
+            kept.append(entry)
+    return kept
 
 
 def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import sentencepiece
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lib import bundled
-from lib import files as whole_files, llama
+from lib import bundled, llama
+from lib import files as whole_files
 from lib.params import UserError
 
 HAND_WRITTEN = [

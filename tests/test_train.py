@@ -22,7 +22,7 @@ import transformers
 from safetensors.torch import load_file
 from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
 
-from lib import evaluate, ledger, model, train
+from lib import checkpoint, evaluate, ledger, model, train
 from lib.loss import IGNORED
 from lib.params import ROOT, Params, UserError
 
@@ -406,7 +406,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_passed_over_and_it_says_so(stopped_copy, capsys, damage):
     DAMAGE[damage](stopped_copy / "checkpoints" / "step-000004")
-    path, state = train.newest_checkpoint(stopped_copy / "checkpoints")
+    path, state = checkpoint.newest_checkpoint(stopped_copy / "checkpoints")
     assert (path.name, state["step"]) == ("step-000002", 2)
     assert "checkpoint step-000004 is damaged (" in capsys.readouterr().out
     assert any(name.startswith("damaged-step-000004") for name in checkpoints(stopped_copy))
@@ -461,7 +461,7 @@ def test_a_folder_half_written_by_a_kill_is_ignored_and_goes(stopped_copy, unint
         (stopped_copy / "checkpoints" / name / "adapter.safetensors").write_bytes(b"half")
     same_run(stopped_copy, session(stopped_copy), uninterrupted)
     assert checkpoints(stopped_copy) == ["step-000004", "step-000006"]
-    assert not train.files.damaged(stopped_copy / "checkpoints" / "step-000006", train.newest_checkpoint(stopped_copy / "checkpoints")[1]["files"])
+    assert not checkpoint.files.damaged(stopped_copy / "checkpoints" / "step-000006", checkpoint.newest_checkpoint(stopped_copy / "checkpoints")[1]["files"])
 
 
 def test_a_checkpoint_appears_under_its_name_only_when_complete(tmp_path, monkeypatch):
@@ -471,8 +471,8 @@ def test_a_checkpoint_appears_under_its_name_only_when_complete(tmp_path, monkey
         seen.append((folder.name, sorted(p.name for p in folder.parent.glob("step-*"))))
         return real(folder, names)
 
-    real = train.files.describe
-    monkeypatch.setattr(train.files, "describe", describe)
+    real = checkpoint.files.describe
+    monkeypatch.setattr(checkpoint.files, "describe", describe)
     session(tmp_path, a_job(max_steps=4))
     assert seen == [(".step-000002.tmp", []), (".step-000004.tmp", ["step-000002"])]
 
@@ -550,7 +550,7 @@ def test_a_diverged_step_stops_before_it_spoils_anything(tmp_path, monkeypatch, 
         session(tmp_path, job)
     assert all(f"'row-{n}'" in str(caught.value) for b in batches for n in b)
     assert len(re.findall("row-", str(caught.value))) == 4
-    path, state = train.newest_checkpoint(tmp_path / "checkpoints")
+    path, state = checkpoint.newest_checkpoint(tmp_path / "checkpoints")
     assert state["step"] == 3
     assert all(t.isfinite().all() for t in load_file(path / "adapter.safetensors").values())
     assert [e["step"] for e in ledger.steps(ledger.read(tmp_path / "metrics.jsonl"))] == [1, 2, 3]
