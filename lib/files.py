@@ -1,5 +1,6 @@
-"""Files that are whole or absent: atomic writes, hashes, free space."""
+"""Files that are whole or absent: atomic writes, folder locks, hashes, free space."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -9,16 +10,23 @@ from typing import Any
 
 from lib.params import ROOT, UserError
 
+FD_VARIABLE = "MEDRESCUE_RUN_FD"  # how the runner hands its lock to the kernel it starts
+_locks: dict[str, int] = {}  # locks this process holds: a cell that is run twice must not wait for itself
+
 
 def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
-    """Write beside and rename, so that a reader sees the old file or the new one."""
+    """Write beside and rename, so that a reader sees the old file or the new one; UserError when the disk refuses."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = content.encode() if isinstance(content, str) else content
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write `{shown(path)}`: {error.strerror}. What was there before is unchanged.") from None
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -30,7 +38,7 @@ def read_json(path: pathlib.Path, what: str) -> Any:
     """Parse a JSON file of ours; UserError when it is torn or edited into something else."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{what} `{shown(path)}` is not readable JSON ({error}).") from None
 
 
@@ -42,6 +50,35 @@ def replace_folder(temporary: pathlib.Path, final: pathlib.Path) -> None:
         os.replace(final, old)
     os.replace(temporary, final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def lock(folder: pathlib.Path) -> int | None:
+    """Lock a folder itself; returns the descriptor that holds the lock, None while other processes hold it.
+
+    flock belongs to the open file: it lasts until every process that has the descriptor (runner and kernel) has closed
+    it or is gone, and leaves no file behind. UserError on a disk without locks.
+    """
+    if (key := str(folder)) in _locks:
+        return _locks[key]
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        if (handed := os.environ.get(FD_VARIABLE)) and os.path.sameopenfile(int(handed), fd):
+            os.close(fd)
+            fd = int(handed)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except OSError as error:
+        raise UserError(f"cannot lock `{shown(folder)}`: {error.strerror}. Expected a folder on a disk with file locks (some network "
+                        f"disks have none).\nMove what is there away, or set MEDRESCUE_RUNS to a folder on a local disk.") from None
+    _locks[key] = fd
+    return fd
+
+
+def unlock(folder: pathlib.Path) -> None:
+    if (fd := _locks.pop(str(folder), None)) is not None:
+        os.close(fd)
 
 
 def sha256(path: pathlib.Path) -> str:

