@@ -45,6 +45,7 @@ def response_loss(model: Any, data: Any, rows_at_once: int = 8, bar: Any = iter)
 
 def answers(model: Any, tokenizer: Any, new_tokens: int, prompts: tuple[str, ...] = PROMPTS) -> list[str]:
     """Greedy answers to single-turn prompts, batched, ended at <end_of_turn>."""
+    print(f"answering {len(prompts)} prompts, up to {new_tokens} tokens each", flush=True)
     was_training = model.training
     model.eval()
     texts = [tokenizer.apply_chat_template([{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True) for p in prompts]

@@ -3,10 +3,11 @@
     python -m lib.runs run|prepare|train|export --params params/cpu.yaml [--run NAME] [--set "k=v k=v"] [--force]
     python -m lib.runs report --params params/cpu.yaml [--run NAME]
 
-Exit codes: 0, 1 a stage failed, 2 wrong usage, 130 / 143 interrupted by Ctrl-C / SIGTERM.
+Exit codes: 0, 1 a stage failed, 2 wrong usage, 130 / 143 / 129 interrupted by Ctrl-C / SIGTERM / a closed terminal.
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import re
@@ -22,7 +23,7 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
 
-from lib import files, machine, params, record
+from lib import files, machine, params, record, sources
 from lib.params import ROOT, Params, UserError
 from lib.record import STAGES, Run
 
@@ -65,8 +66,9 @@ class _Stopper:
     @classmethod
     def install(cls) -> None:
         cls.kernel, cls.signal, cls.oom_before = None, None, _oom_kills()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
-            signal.signal(number, cls.handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup asked for that
+                signal.signal(number, cls.handle)
 
 
 def _oom_kills() -> int:
@@ -230,8 +232,6 @@ def run_stage(run: Run, stage: str, job: Params, force: bool) -> None:
 
 def check_source(run: Run, job: Params) -> None:
     """A run whose data file changed since it was prepared is not continued in silence."""
-    from lib import sources
-
     recorded = run.data["fingerprints"].get("dataset")
     if recorded and run.stage("prepare")["status"] == "finished" and recorded != (present := sources.fingerprint(job)):
         raise UserError(f"`{job.dataset}` has changed since run `{run.folder.name}` was prepared (sha256 {recorded[:12]}, now {present[:12]}).\n"
@@ -257,6 +257,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"override: {key} = {value!r}")
         wanted = STAGES if options.command == "run" else STAGES[:STAGES.index(options.command) + 1]
         forced = wanted if options.command == "run" else [options.command]
+        sources.local_files(job)
         if not folder.exists():  # before anything is made or downloaded
             check_machine(wanted, job, _existing(folder))
         run = record.open_run(folder, job, forced[0] if options.force else "")
@@ -276,6 +277,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\n{'stopped' if error.interrupted else 'failed'} in {where}: {error}", file=sys.stderr)
         if error.interrupted:
             print(f"The same command{', without FORCE=1,' * options.force} continues; training from its last good checkpoint.", file=sys.stderr)
+        with contextlib.suppress(UserError):  # the failure above is what counts
+            _report(folder)
         return 128 + _Stopper.signal if _Stopper.signal else 1
     except (KeyboardInterrupt, SystemExit):
         return 128 + (_Stopper.signal or signal.SIGINT)

@@ -13,7 +13,7 @@ import subprocess
 import pytest
 import standin
 
-from lib import files, machine, params, record, runs
+from lib import files, machine, params, record, runs, sources
 from lib.params import UserError
 
 WAIT = "pathlib.Path('there').write_text(str(os.getpid()))\nwhile True: time.sleep(0.02)\n"
@@ -138,7 +138,7 @@ def test_a_notebook_without_a_result_is_a_failure(tree):
 # signals to the runner
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_reaches_the_kernel_and_is_recorded(tree, number, code):
     (tree.root / "prepare.py").write_text(f"try:\n    exec({WAIT!r})\nfinally:\n    pathlib.Path('saved').touch()\n")
     process = tree.start("prepare")
@@ -380,12 +380,12 @@ def test_wrong_usage_is_one_screen_and_exit_code_2(words, expected):
 def here(fresh, tmp_path, monkeypatch):
     """This process as the runner of a tree of its own; no notebook is ever started."""
     tree = fresh.copy(tmp_path / "tree")
-    for module in (runs, record, params, files):
+    for module in (runs, record, params, files, sources):
         monkeypatch.setattr(module, "ROOT", tree.root)
     monkeypatch.setenv("MEDRESCUE_RUNS", "runs")
     monkeypatch.setattr(runs, "execute", lambda *_: pytest.fail("a notebook was started"))
     monkeypatch.setattr(machine, "gpus", list)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
     yield tree
     for number, handler in handlers.items():
         signal.signal(number, handler)
