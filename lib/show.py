@@ -59,14 +59,15 @@ def pairs(values: dict[str, Any], caption: str = "") -> Any:
 
 
 def job(params_: Any, run: Any) -> Any:
-    """The run's folder and its parameters, those that differ from the defaults first and marked."""
+    """The run's folder and its parameters: those that differ from the defaults, the rest folded away."""
     from lib import files, params
 
     print(f"run: {files.shown(run.folder)}")
-    changed = params.changed(params_)
-    values = params_.model_dump()
-    order = [*changed, *(k for k in values if k not in changed)]
-    return table([{"parameter": k, "value": str(values[k]), "default": str(params.FIELDS[k].default) if k in changed else ""} for k in order])
+    changed, values = params.changed(params_), params_.model_dump()
+    rows = [{"parameter": k, "value": str(v), "default": str(params.FIELDS[k].default)} for k, v in changed.items()]
+    rest = [{"parameter": k, "value": str(v)} for k, v in values.items() if k not in changed]
+    return _display(f"{table_html(rows, 'parameters that differ from the defaults')}<details><summary>{len(rest)} parameters at their defaults"
+                    f"</summary>{table_html(rest)}</details>")
 
 
 def tokens_html(tokenizer: Any, ids: list[int], labels: list[int]) -> str:

@@ -1,7 +1,10 @@
 """Fixtures shared by the tests; what they make is kept in .cache/ between runs."""
+import os
 import pathlib
 
-import pytest
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import reads it: no test asks the network for anything
+
+import pytest  # noqa: E402
 
 CACHE = pathlib.Path(__file__).parents[1] / ".cache"
 

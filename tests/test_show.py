@@ -39,3 +39,19 @@ def test_figures_are_images():
     assert image.data.startswith(b"\x89PNG")
     assert show.svg(show.lengths_figure([5, 9, 9, 12], 512)).startswith("<svg")
     assert show.figure(show.lengths_figure([7], 512)).data
+
+
+def test_a_job_shows_what_differs_first_and_escapes_it(tmp_path, capsys):
+    import types
+
+    from lib import params
+
+    shown = show.job(params.check({"dataset": EVIL, "lora_r": 4}, "test"), types.SimpleNamespace(folder=tmp_path)).data
+    page = Reader()
+    page.feed(shown)
+    assert not {"script", "img"} & set(page.tags)
+    before, folded = shown.split("<details>")
+    assert "lora_r" in before
+    assert "lora_alpha" not in before
+    assert "lora_alpha" in folded
+    assert tmp_path.name in capsys.readouterr().out
