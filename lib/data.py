@@ -158,9 +158,8 @@ def save(rows: list[dict[str, Any]], folder: pathlib.Path) -> None:
         part = [{k: r[k] for k in features} for r in rows if r["split"] == split]
         datasets.Dataset.from_list(part, features=features).save_to_disk(str(temporary / split))
         # a hash of the moment of writing: without it the same rows give the same bytes
-        for name in ("state.json",):
-            state = files.read_json(temporary / split / name, "Arrow state")
-            files.write_json(temporary / split / name, {**state, "_fingerprint": fingerprint(part)[:16]})
+        state = temporary / split / "state.json"
+        files.write_json(state, {**files.read_json(state, "Arrow state"), "_fingerprint": fingerprint(part)[:16]})
     files.replace_folder(temporary, folder)
 
 

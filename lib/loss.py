@@ -1,14 +1,16 @@
 """Cross entropy where a label is trained, and nowhere else: the output layer is most of a small Gemma's arithmetic.
 
-Gemma's output layer has 262,144 rows. Of a question-answer row about half the positions carry no label; their logits
-are never computed. The gradient is formed chunk by chunk in the forward pass, so no logits are kept.
+Gemma's output layer has 262,144 rows. Positions without a label (28 % of the bundled set's tokens, more where questions
+are long) need no logits, and none are computed for them. The gradient is formed chunk by chunk in the forward pass, so
+no logits are kept.
 """
 
 from typing import Any
 
 import torch
 
-IGNORED = -100
+from lib.data import IGNORED
+
 CHUNK = 192  # positions at a time: 192 x 262,144 logits are 96 MiB in bfloat16, 192 MiB in float32
 _workspace: dict[Any, tuple[torch.Tensor, ...]] = {}
 

@@ -22,3 +22,14 @@ def tiny_gemma3n(tmp_path_factory):
     import tiny_gemma3n as maker
 
     return maker.build(tmp_path_factory.mktemp("tiny_gemma3n"))
+
+
+@pytest.fixture
+def two_threads():
+    """Arithmetic on two threads, whatever the machine has."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

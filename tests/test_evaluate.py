@@ -20,12 +20,7 @@ PROMPTS = ("Press.", "My friend cut her hand and the blood will not stop. What s
            "Is it safe to move the patient?")
 
 
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 @pytest.fixture(scope="module")

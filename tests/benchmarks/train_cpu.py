@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from lib import data, model, params, record, sources, train
+from lib import data, machine, model, params, sources, train
 
 STEPS = 3
 
@@ -82,7 +82,7 @@ def main(rounds):
                     rates[kind].append(rate)
                 print(f"round {n} {kind}: {rate:.2f} samples/s{'' if n else ' (warm-up)'}", flush=True)
     lengths = rows["length"][:]
-    print(f"\n{record.hardware()['cpu']}, {cores} cores; torch {torch.__version__}, transformers {transformers.__version__}; "
+    print(f"\n{machine.hardware()['cpu']}, {cores} cores; torch {torch.__version__}, transformers {transformers.__version__}; "
           f"{len(lengths)} rows, mean {np.mean(lengths):.0f} tokens; {STEPS} steps of 16 rows a round, {rounds} rounds")
     for kind, values in rates.items():
         ratios = [a / b for a, b in zip(rates["ours"], values, strict=True)]
