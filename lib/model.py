@@ -9,43 +9,16 @@ import transformers
 from packaging.version import Version
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lib import bundled, files
-from lib.params import ROOT, Params, UserError
+from lib import files
+from lib.params import Params, UserError
 
 transformers.utils.logging.disable_progress_bar()
-CACHE = ROOT / ".cache"
 # transformers before 5.6 trained Gemma 3n with wrong key/value sharing (PR #45489)
 OLDEST_TRANSFORMERS = "5.6"
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 # 4-bit altup coefficients are uint8, and training dies where Gemma 3n clamps them; towers and embedders are not trained
 KEEP_16_BIT = [".*altup.*", ".*per_layer_model_projection", ".*vision_tower.*", ".*audio_tower.*", ".*embed_vision.*",
                ".*embed_audio.*", "lm_head"]
-
-
-def base_folder(job: Params, weights: bool = True, progress: Any = print) -> pathlib.Path:
-    """The base model as a local folder: bundled, given, or fetched from the hub (`weights=False`: tokenizer and config only)."""
-    if job.base_model.startswith("bundled:"):
-        if job.base_model != "bundled:gemma-3-270m":
-            raise UserError(f"base_model `{job.base_model}` is not bundled; there is bundled:gemma-3-270m.")
-        return bundled.materialize(CACHE, progress)
-    path = ROOT / job.base_model
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"base_model folder `{job.base_model}` has no config.json; expected a Hugging Face model folder.")
-        return path
-    if job.base_model.count("/") != 1 or job.base_model.startswith((".", "/", "~")):
-        raise UserError(f"base_model `{job.base_model}` does not exist (looked in {ROOT}); expected a folder there, a hub id `owner/name`, "
-                        f"or bundled:gemma-3-270m.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.model", "*.jinja"] + (["*.safetensors"] if weights else [])
-    try:
-        return pathlib.Path(snapshot_download(job.base_model, revision=job.base_revision or None, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"base_model `{job.base_model}` could not be fetched: {str(error).splitlines()[0]}\n"
-                        f"Check the id and the network; a gated one needs HF_TOKEN in the environment. Without network use "
-                        f"base_model=bundled:gemma-3-270m or a local folder.") from None
 
 
 def load_tokenizer(folder: pathlib.Path) -> Any:

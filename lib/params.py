@@ -33,6 +33,20 @@ def _key(stage: str, default: Any, text: str, unit: str = "", **bounds: Any) -> 
 
 
 Text = Annotated[str, annotated_types.MinLen(1)]
+RULES = ("placeholder", "answer_is_question", "link_list", "exact_duplicate", "mojibake", "html", "control_characters", "blanks",
+         "question_mark", "flattened_lists", "leaked_turns")
+
+
+class Source(pydantic.BaseModel):
+    """One entry of a `dataset` list: what is read, and how much of it."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    dataset: Text
+    revision: str = ""
+    weight: float = pydantic.Field(1.0, gt=0, le=1)
+    max_rows: int = pydantic.Field(0, ge=0)
+    columns: dict[str, str] = {}
 
 
 class Params(pydantic.BaseModel):
@@ -45,10 +59,27 @@ class Params(pydantic.BaseModel):
 
     base_model: Text = _key("prepare", "unsloth/gemma-3n-E4B-it", "hub id, local folder, or `bundled:gemma-3-270m`")
     base_revision: str = _key("prepare", "", "commit, tag or branch of a hub `base_model`; empty is its newest")
-    dataset: Text = _key("prepare", "ericrisco/medrescue", "hub id, local file or folder, or `bundled:first-aid`")
+    dataset: Text | list[Source] = _key("prepare", "ericrisco/medrescue", "hub id, local file or folder, `bundled:first-aid`, or a list of these",
+                                        min_length=1)
     dataset_revision: str = _key("prepare", "", "commit, tag or branch of a hub `dataset`; empty is its newest")
+    columns: dict[str, str] = _key("prepare", {}, "our field: the data's column, where a shape is not recognised; e.g. {question: ask, answer: reply}")
     max_rows: int = _key("prepare", 0, "read only the first so many rows; 0 reads all", "rows", ge=0)
-    max_seq_length: int = _key("prepare", 1024, "longest row kept; a longer one is dropped and counted", "tokens", ge=16)
+    skip_bad_lines: int = _key("prepare", 0, "unreadable lines or rows passed over, and counted, before it is an error", "rows", ge=0)
+    exam: list[Text] = _key("prepare", ["bundled:exam"], "multiple-choice sets the model is examined on; training rows that overlap are dropped")
+    max_seq_length: int = _key("prepare", 1024, "longest row in tokens; what happens to a longer one says `overlong`", "tokens", ge=16)
+    overlong: Literal["drop", "cut"] = _key("prepare", "drop", "a row over max_seq_length: dropped, or its last answer cut after a whole sentence")
+    skip_rules: list[Literal[RULES]] = _key("prepare", [], "cleaning rules not applied")
+    language: str = _key("prepare", "en", "two-letter language the answers must be in; empty takes any")
+    reasoning: Literal["strip", "keep"] = _key("prepare", "strip", "<reasoning> and <think> blocks in answers")
+    personal_data: Literal["mask", "drop", "keep"] = _key("prepare", "mask", "e-mail addresses, phone, card and record numbers")
+    dangerous_advice: Literal["drop", "flag", "ignore"] = _key("prepare", "drop", "answers that give outdated or harmful first-aid advice; flag keeps and shows")
+    same_question: Literal["all", "first", "longest"] = _key("prepare", "all", "which of several answers to the same question are kept")
+    answer_cap: int = _key("prepare", 10, "rows that may share one answer; 0 is no limit", "rows", ge=0)
+    near_duplicates: Literal["drop", "keep"] = _key("prepare", "drop", "rows much like an earlier one; kept ones stay on its side of the split")
+    near_duplicate_threshold: float = _key("prepare", 0.85, "Jaccard similarity of three-word shingles from which rows count as near duplicates",
+                                           "share", ge=0.5, le=1)
+    decontaminate: int = _key("prepare", 13, "training rows that share so many words in a row with held-out rows or the exam are dropped; 0 is off",
+                              "words", ge=0, le=100)
     validation_size: float = _key("prepare", 0.02, "share of question groups held out for the loss shown", "share", ge=0, lt=0.5)
     test_size: float = _key("prepare", 0.02, "share of question groups never looked at in training", "share", ge=0, lt=0.5)
     seed: int = _key("prepare", 3407, "split, data order and LoRA initialisation", ge=0, lt=2**32)
@@ -143,8 +174,14 @@ def type_name(key: str) -> str:
     """The expected form of a key, in words: type, choices and bounds."""
     field, low_high = FIELDS[key], []
     base = field.annotation
+    if key == "dataset":
+        return "a text, or a list of {dataset, revision, weight > 0 and <= 1, max_rows, columns}"
+    if typing.get_origin(base) is dict:
+        return "a mapping of text to text"
     if typing.get_origin(base) is list:
-        return "a list, one or more of " + ", ".join(typing.get_args(typing.get_args(base)[0]))
+        least = "one or more" if any(getattr(m, "min_length", 0) for m in field.metadata) else "none or more"
+        choices = typing.get_args(typing.get_args(base)[0])
+        return f"a list, {least} of " + ("texts" if choices[0] is str else ", ".join(choices))
     if typing.get_origin(base) is Literal:
         return "one of " + ", ".join(typing.get_args(base))
     for bound in field.metadata:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from lib import DISCLAIMER, files, ledger, params, show
+from lib import DISCLAIMER, files, ledger, params, show, sources
 from lib.params import UserError
 from lib.record import STAGES
 
@@ -30,7 +30,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     page = environment.get_template("report.html.jinja").render(
         run=run, results=results, stages=STAGES, disclaimer=DISCLAIMER, not_measured=NOT_MEASURED, warnings=warnings(run, results, job.base_model),
         headline=headline(results), parameters=parameter_rows(job), lengths=_figure(_lengths(folder, job.max_seq_length)),
-        loss=_figure(show.loss_figure(entries) if ledger.steps(entries) else None), base_model=job.base_model, dataset=job.dataset,
+        loss=_figure(show.loss_figure(entries) if ledger.steps(entries) else None), base_model=job.base_model, dataset=sources.name(job),
         samples=[s for s in (_optional(folder / "samples.json"), _optional(folder / "gguf" / "samples.json")) if s])
     files.atomic_write(folder / "report.html", page)
     return folder / "report.html"
@@ -80,11 +80,11 @@ def _optional(path: pathlib.Path) -> Any:
 
 
 def _lengths(folder: pathlib.Path, cut: int) -> Any:
-    from lib import data
+    from lib import prepared
 
     if not (folder / "data" / "train").is_dir():
         return None
-    lengths = [n for split in data.SPLITS for n in data.load(folder / "data", split)["length"][:]]
+    lengths = [n for split in prepared.SPLITS for n in prepared.load(folder / "data", split)["length"][:]]
     return show.lengths_figure(lengths, cut) if lengths else None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lib import ledger
-from lib.data import IGNORED
+from lib.chat import IGNORED
 
 TRAINED = "background:#1f6f50;color:#fff;border-radius:2px"
 INK, ACCENT, SECOND = "#5b6770", "#1f6f50", "#b3541e"  # readable on white and on near-black
@@ -68,6 +68,34 @@ def job(params_: Any, run: Any) -> Any:
     rest = [{"parameter": k, "value": str(v)} for k, v in values.items() if k not in changed]
     return _display(f"{table_html(rows, 'parameters that differ from the defaults')}<details><summary>{len(rest)} parameters at their defaults"
                     f"</summary>{table_html(rest)}</details>")
+
+
+def _examples_html(name: str, counts: dict[str, int], examples: dict[str, list[dict[str, str]]]) -> str:
+    """Counts by name, each with its examples: texts of the data, shown to be judged."""
+    if not counts:
+        return f"<p>{name}: none</p>"
+    return "".join(table_html([{**example} for example in examples.get(key, [])], f"{name} {key}: {count:,} rows") for key, count in counts.items())
+
+
+def dropped(rows: Any, before: Any = None) -> Any:
+    """Reasons and rows dropped since `before` (a copy of rows.dropped), with examples."""
+    counts = {k: n - (before or {}).get(k, 0) for k, n in rows.dropped.items() if n > (before or {}).get(k, 0)}
+    print(f"{sum(counts.values()):,} of {rows.read:,} rows dropped here, {rows.read - sum(rows.dropped.values()):,} left")
+    return _display(_examples_html("dropped,", counts, rows.examples))
+
+
+def changes(rows: Any) -> Any:
+    """Rules and rows changed by each, with before and after."""
+    return _display(_examples_html("changed,", dict(rows.changed.most_common()), rows.examples))
+
+
+def funnel(results: dict[str, Any]) -> Any:
+    """Rows read, dropped by each reason, kept, and the splits they went to."""
+    steps = [{"step": "read", "rows": results["rows_read"], "left": results["rows_read"]}]
+    for reason, count in results["dropped"].items():
+        steps.append({"step": f"dropped: {reason}", "rows": -count, "left": steps[-1]["left"] - count})
+    kept = ", ".join(f"{results[side]:,} {side}" for side in ("train", "validation", "test"))
+    return table([*steps, {"step": f"kept: {kept}", "rows": results["rows_kept"], "left": results["rows_kept"]}])
 
 
 def tokens_html(tokenizer: Any, ids: list[int], labels: list[int]) -> str:

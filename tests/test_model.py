@@ -13,7 +13,7 @@ import transformers
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import AutoModelForCausalLM, Gemma3nAudioConfig, Gemma3nForCausalLM, Gemma3nTextConfig
 
-from lib import model
+from lib import base, model
 from lib.params import Params, UserError
 
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -30,7 +30,7 @@ def a_job(**changes):
 def tiny(tiny_gemma3n):
     """(model with adapter, tokenizer) as the notebook loads them."""
     job = a_job(base_model=str(tiny_gemma3n))
-    folder = model.base_folder(job)
+    folder = base.folder(job)
     return model.add_lora(model.load_model(folder, job), job), model.load_tokenizer(folder)
 
 
@@ -174,19 +174,19 @@ def test_transformers_with_wrong_kv_sharing_is_refused(tiny_gemma3n, monkeypatch
 
 
 def test_a_local_folder_and_what_is_missing_from_it(tiny_gemma3n, tmp_path):
-    assert model.base_folder(a_job(base_model=str(tiny_gemma3n))) == tiny_gemma3n
+    assert base.folder(a_job(base_model=str(tiny_gemma3n))) == tiny_gemma3n
     with pytest.raises(UserError, match=r"has no config.json"):
-        model.base_folder(a_job(base_model=str(tmp_path)))
+        base.folder(a_job(base_model=str(tmp_path)))
     with pytest.raises(UserError, match=r"does not exist.*hub id `owner/name`"):
-        model.base_folder(a_job(base_model=str(tmp_path / "missing")))
+        base.folder(a_job(base_model=str(tmp_path / "missing")))
     for name in ("nothing", "./a/b", "~/model"):
         with pytest.raises(UserError, match="does not exist"):
-            model.base_folder(a_job(base_model=name))
+            base.folder(a_job(base_model=name))
 
 
 def test_an_unknown_bundled_name():
     with pytest.raises(UserError, match=r"`bundled:gemma-7b` is not bundled; there is bundled:gemma-3-270m"):
-        model.base_folder(a_job(base_model="bundled:gemma-7b"))
+        base.folder(a_job(base_model="bundled:gemma-7b"))
 
 
 @pytest.mark.parametrize("name", ["owner/no-such-model", "own er/na me", "owner/-bad-"])
@@ -196,7 +196,7 @@ def test_a_hub_id_without_a_network_or_not_an_id(monkeypatch, tmp_path, name):
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=rf"base_model `{name}` could not be fetched: .*\n.*HF_TOKEN.*bundled:gemma-3-270m"):
-        model.base_folder(a_job(base_model=name))
+        base.folder(a_job(base_model=name))
 
 
 def test_a_tokenizer_without_a_chat_template(tiny_gemma3n, tmp_path):

@@ -5,6 +5,7 @@
 
 import ast
 import pathlib
+import types
 import typing
 
 import nbformat
@@ -65,9 +66,11 @@ def test_parameters_cell_is_literal_annotated_and_equal_to_the_schema(notebook):
     assert list(found) == [k for k in params.FIELDS if params.stage_of(k) == name], "keys, in the schema's order"
     for key, (value, annotation) in found.items():
         field = params.FIELDS[key]
-        assert (type(value), value) == (type(field.default), field.default), key
+        default = field.get_default(call_default_factory=True)
+        assert (type(value), value) == (type(default), default), key
         base = typing.get_origin(field.annotation) or field.annotation
-        assert annotation == {typing.Literal: "str"}.get(base, getattr(base, "__name__", "")), key
+        base = "str | list" if typing.get_origin(field.annotation) in (types.UnionType, typing.Union) else base
+        assert annotation == base if isinstance(base, str) else annotation == {typing.Literal: "str"}.get(base, getattr(base, "__name__", "")), key
 
 
 def test_first_code_cell_touches_nothing_outside_colab(notebook, monkeypatch, tmp_path):

@@ -35,7 +35,7 @@ def job(tiny_gemma3n, tmp_path_factory):
     assets = (ROOT / "lib" / "assets" / "first_aid.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [{k: v for k, v in json.loads(line).items() if k != "source"} for line in assets[::8]][:54]
     rows += [rows[0], {**rows[1], "id": "no-answer", "answer": ""}, {**rows[2], "id": "evil", "question": f"Is {EVIL} safe?", "answer": EVIL}]
-    rows += [{"id": "long", "topic": "", "question": "Long?", "answer": "word " * 900}]
+    rows += [{"id": "long", "topic": "", "question": "Why is that?", "answer": "It is because of this, and that is all. " * 90}]
     (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     path = folder / "tiny.yaml"
     path.write_text(f"base_model: {tiny_gemma3n}\ndataset: {folder / 'rows.jsonl'}\nload_in_4bit: false\noptim: adamw_torch\nmax_seq_length: 512\n"
@@ -103,7 +103,7 @@ def test_results_add_up_and_come_from_the_ledger(run):
     results = json.loads((folder / "results.json").read_text())
     prepare, train = results["prepare"], results["train"]
     assert prepare["rows_read"] == 58
-    assert prepare["dropped"] == {"empty": 1, "turns_out_of_order": 0, "exact_duplicate": 1, "too_long": 1}
+    assert prepare["dropped"] == {"empty": 1, "exact_duplicate": 1, "too_long": 1}
     assert prepare["rows_read"] - sum(prepare["dropped"].values()) == prepare["rows_kept"] == prepare["train"] + prepare["validation"] + prepare["test"]
     entries = ledger.read(folder / "metrics.jsonl")
     assert ledger.summary(entries) == train

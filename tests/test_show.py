@@ -17,16 +17,16 @@ def test_numbers_for_people():
 
 
 def test_tables_and_tokens_escape_and_mark(bundled_base):
-    from lib import data, model
+    from lib import chat
 
-    tokenizer = model.load_tokenizer(bundled_base)
+    tokenizer = chat.load(bundled_base)
     messages = [{"role": "user", "content": f"Is {EVIL} safe?"}, {"role": "assistant", "content": f"No: {EVIL}"}]
-    ids, labels = data.encode(tokenizer, messages)
+    ids, labels = chat.encode(tokenizer, messages)
     markup = show.tokens_html(tokenizer, ids, labels)
     page = Reader()
     page.feed(markup)
     assert set(page.tags) == {"div", "span", "br"}
-    assert markup.count(show.TRAINED) == sum(label != data.IGNORED for label in labels)
+    assert markup.count(show.TRAINED) == sum(label != chat.IGNORED for label in labels)
     page = Reader()
     page.feed(show.table_html([{EVIL: EVIL, "n": 1}], EVIL))
     assert not {"script", "img"} & set(page.tags)
@@ -55,3 +55,20 @@ def test_a_job_shows_what_differs_first_and_escapes_it(tmp_path, capsys):
     assert "lora_alpha" not in before
     assert "lora_alpha" in folded
     assert tmp_path.name in capsys.readouterr().out
+
+
+def test_counts_with_examples_are_escaped_and_the_funnel_adds_up(capsys):
+    import types
+    from collections import Counter
+
+    rows = types.SimpleNamespace(read=10, dropped=Counter(empty=2, near_duplicate=3), changed=Counter(html=1),
+                                 examples={"empty": [{"id": "a", "text": EVIL}], "near_duplicate": [], "html": [{"id": "b", "before": EVIL, "after": "x"}]})
+    for shown in (show.dropped(rows), show.dropped(rows, Counter(empty=2)), show.changes(rows)):
+        page = Reader()
+        page.feed(shown.data)
+        assert not {"script", "img"} & set(page.tags)
+    assert "5 of 10 rows dropped here, 5 left" in (printed := capsys.readouterr().out)
+    assert "3 of 10 rows dropped here, 5 left" in printed
+    steps = show.funnel({"rows_read": 10, "rows_kept": 5, "dropped": {"near_duplicate": 3, "empty": 2}, "train": 3, "validation": 1, "test": 1}).data
+    assert [steps.index(t) for t in ("read", "near_duplicate", "empty", "3 train, 1 validation, 1 test")] == sorted(
+        steps.index(t) for t in ("read", "near_duplicate", "empty", "3 train, 1 validation, 1 test"))

@@ -18,16 +18,18 @@ import numpy as np
 import torch
 import transformers
 
-from lib import data, machine, model, params, sources, train
+from lib import base, data, machine, model, params, prepared, train
 
 STEPS = 3
 
 
-def prepared(job, tokenizer, folder):
-    rows, _, _ = data.clean(sources.read(job))
-    tokens, _ = data.tokenise(rows, tokenizer, job, iter)
-    data.save(tokens, folder)
-    return data.load(folder, "train")
+def prepare(job, folder, top):
+    rows = data.begin(job, top)
+    data.read_and_clean(rows)
+    data.deduplicate(rows)
+    data.split(rows)
+    data.tokenise(rows, folder, top / "data")
+    return prepared.load(top / "data", "train")
 
 
 def ours(net, rows, job, seed):
@@ -58,12 +60,12 @@ def trainer(net, rows, job, seed, autocast, tokenizer):
 def main(rounds):
     job = params.load("params/cpu.yaml")
     cores = model.threads()
-    folder = model.base_folder(job)
+    folder = base.folder(job)
     tokenizer = model.load_tokenizer(folder)
     tokenizer.padding_side = "right"
     transformers.utils.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as scratch:
-        rows = prepared(job, tokenizer, pathlib.Path(scratch) / "data")
+        rows = prepare(job, folder, pathlib.Path(scratch))
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(r=job.lora_r, lora_alpha=job.lora_alpha, target_modules=model.lora_targets(job), task_type="CAUSAL_LM")

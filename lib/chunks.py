@@ -1,0 +1,242 @@
+"""What the processes of the prepare stage do to a chunk of rows: clean it, look for overlaps, tokenise and prove it.
+
+A cleaned chunk and its tokens are kept in .cache/prepare/ under a hash of the rows and of what was done to them, so that a changed
+rule, or rows appended to a file, cost only what they change.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lib import chat, clean, duplicates, files
+from lib.chat import IGNORED
+from lib.params import ROOT, Params, UserError
+from lib.prepared import SCHEMA
+
+CACHE, CACHE_LIMIT = ROOT / ".cache" / "prepare", 2**33  # bytes, beyond which what was not used for a day goes
+EXAMPLES = 3  # shown of each rule and reason
+CLEANED = pa.schema([("id", pa.string()), ("topic", pa.string()), ("messages", pa.large_string()), ("exact", pa.uint64()), ("question", pa.uint64()),
+                     ("answer", pa.uint64()), ("vital", pa.uint64()), ("answer_length", pa.int64()),
+                     ("signature", pa.binary(duplicates.SIGNATURE)), ("bands", pa.binary(8 * duplicates.BANDS))])
+TOKENS = pa.schema([("name", pa.binary(16)), ("ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
+
+
+def prune() -> None:
+    """Keep the cache within its limit: what was used longest ago goes first, nothing of the last day."""
+    found = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in CACHE.iterdir() if p.is_file())
+    over = sum(size for _, size, _ in found) - CACHE_LIMIT
+    for used, size, path in found:
+        if over <= 0 or used > time.time() - 86400:
+            break
+        path.unlink(missing_ok=True)
+        over -= size
+
+
+class Damaged(Exception):
+    """A file of the cache that is not as it was written."""
+
+
+def load(path: pathlib.Path, columns: list[str] | None = None) -> tuple[Any, dict[str, Any]]:
+    """Table (or some columns) and facts of a cleaned chunk."""
+    table = _read(path, columns and [CLEANED.get_field_index(c) for c in columns])
+    return table, json.loads(table.schema.metadata[b"facts"])
+
+
+def _read(path: pathlib.Path, fields: list[int] | None = None) -> Any:
+    # not a memory map: mapped pages count as memory of ours as long as they stay
+    data = path.read_bytes()
+    if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+        raise Damaged(f"{files.shown(path)} is damaged; remove it and run prepare again")
+    return pa.ipc.open_file(pa.py_buffer(data)[:-32], options=pa.ipc.IpcReadOptions(included_fields=fields)).read_all()
+
+
+def _cached(path: pathlib.Path) -> Any:
+    """The table of a cache file, None when it has to be made."""
+    try:
+        table = _read(path)
+        os.utime(path)
+        return table
+    except (FileNotFoundError, Damaged):
+        return None
+
+
+def _write(path: pathlib.Path, table: Any) -> None:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        writer.write_table(table)
+    data = sink.getvalue().to_pybytes()
+    files.atomic_write(path, data + hashlib.sha256(data).digest())
+
+
+def _around(before: str, after: str, most: int = 160) -> dict[str, str]:
+    """Two versions of a text from a little before where they first differ."""
+    same = len(os.path.commonprefix([before, after]))
+    start = max(0, same - 40)
+    return {side: ("…" if start else "") + text[start:start + most] + ("…" if len(text) > start + most else "")
+            for side, text in (("before", before), ("after", after))}
+
+
+def short(messages: list[dict[str, str]], most: int = 160) -> str:
+    return " | ".join(f"{m['role']}: {m['content'][:most]}{'…' if len(m['content']) > most else ''}" for m in messages[:4])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# clean
+
+
+def clean_chunk(job: Params, chunk: list[dict[str, Any]]) -> pathlib.Path:
+    """The file of a cleaned chunk, made unless the cache has it: kept rows with what they are compared by; in its metadata the rest."""
+    raw = hashlib.sha256(json.dumps(chunk, ensure_ascii=False).encode()).hexdigest()[:32]
+    path = CACHE / f"{raw}-{_rules_identity(job)}.arrow"
+    if _cached(path):
+        return path
+    kept, dropped, changed, examples = [], [], Counter(), []
+    for row in chunk:
+        messages, reason, found = clean.clean_row(row["messages"], job)
+        for rule, (before, after) in found.items():
+            changed[rule] += 1
+            if changed[rule] <= EXAMPLES:
+                examples.append((rule, {"id": row["id"], **_around(before, after)}))
+        if reason:
+            dropped.append((reason, row["id"], {"text": short(row["messages"])}))
+        else:
+            kept.append({"id": row["id"], "topic": row["topic"], "messages": json.dumps(messages, ensure_ascii=False), **duplicates.keys(messages)})
+    signature = duplicates.signatures([duplicates.shingles(row.pop("words")) for row in kept])
+    schema = CLEANED.with_metadata({"facts": json.dumps({"dropped": dropped, "changed": changed, "examples": examples})})
+    for row, line, band in zip(kept, signature.astype(np.uint16), duplicates.bands(signature), strict=True):
+        row |= {"signature": line.tobytes(), "bands": band.tobytes()}
+    _write(path, pa.Table.from_pylist(kept, schema))
+    return path
+
+
+@functools.cache
+def _code_identity() -> str:
+    """Hash of everything but the parameters that decides what cleaning makes of a row."""
+    digest = hashlib.sha256()
+    for name in ("clean.py", "chat.py", "duplicates.py", "advice.py", "assets/harmful_advice.json", "chunks.py"):
+        digest.update((pathlib.Path(__file__).parent / name).read_bytes())
+    digest.update(" ".join(importlib.metadata.version(p) for p in ("ftfy", "py3langid", "phonenumbers", "rensa", "pyarrow")).encode())
+    return digest.hexdigest()
+
+
+def _rules_identity(job: Params) -> str:
+    rules = [sorted(set(job.skip_rules) - {"exact_duplicate"}), job.language, job.reasoning, job.personal_data, job.dangerous_advice, job.max_seq_length]
+    return hashlib.sha256(json.dumps([rules, _code_identity()]).encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# overlap
+
+
+def texts_of(path: pathlib.Path, at: np.ndarray) -> tuple[list[str], list[list[dict[str, str]]]]:
+    table, _ = load(path, ["id", "messages"])
+    table = table.take(at)
+    return table["id"].to_pylist(), [json.loads(m) for m in table["messages"].to_pylist()]
+
+
+def _spoken(messages: list[dict[str, str]]) -> list[str]:
+    return [w for m in messages if m["role"] != "system" for w in clean.words(m["content"])]
+
+
+def held_out_grams(path: pathlib.Path, at: np.ndarray, size: int) -> tuple[list[str], list[np.ndarray]]:
+    ids, texts = texts_of(path, at)
+    numbers: dict[str, int] = {}
+    return ids, [duplicates.grams(_spoken(messages), size, numbers) for messages in texts]
+
+
+@functools.cache
+def _exam_index(path: pathlib.Path, stamp: int, threshold: float) -> tuple[list[tuple[set[str], set[str]]], Any]:
+    """The exam's questions, alone and with their right answers, as sets of words, and an index of both."""
+    import rensa
+
+    items = [(set(clean.words(q)), set(clean.words(f"{q} {a}"))) for q, a in json.loads(path.read_text(encoding="utf-8"))]
+    index = rensa.RMinHashLSH(threshold, duplicates.HASHES, duplicates.BANDS)
+    sketches = rensa.RMinHash.from_token_sets([sorted(part) or [""] for both in items for part in both], duplicates.HASHES, duplicates.SEED)
+    index.insert_pairs(list(enumerate(sketches)))
+    return items, index
+
+
+def overlaps(path: pathlib.Path, at: np.ndarray, size: int, scratch: pathlib.Path, threshold: float) -> tuple[list[Any], list[tuple[int, int]]]:
+    """Per row of a chunk: places of its runs of words among the held-out ones; and which exam item it is nearly the same as."""
+    import rensa
+
+    if not len(at):
+        return [], []
+    hashes, (_, texts) = np.load(scratch / "held_out.npy"), texts_of(path, at)
+    numbers: dict[str, int] = {}
+    found = [(n, places) for n, messages in enumerate(texts)
+             if len(places := duplicates.HeldOut.find(hashes, duplicates.grams(_spoken(messages), size, numbers)))]
+    items, index = _exam_index(scratch / "exam.json", (scratch / "exam.json").stat().st_mtime_ns, threshold)
+    close = []
+    if items:
+        asked = [next(m["content"] for m in messages if m["role"] == "user") for messages in texts]
+        parts = [set(clean.words(text)) for q, messages in zip(asked, texts, strict=True) for text in (q, f"{q} {messages[-1]['content']}")]
+        sketches = rensa.RMinHash.from_token_sets([sorted(p) or [""] for p in parts], duplicates.HASHES, duplicates.SEED)
+        for n, (part, sketch) in enumerate(zip(parts, sketches, strict=True)):
+            for other in index.query(sketch):
+                theirs = items[other // 2][other % 2]
+                if n % 2 == other % 2 and len(part & theirs) >= threshold * len(part | theirs):
+                    close.append((n // 2, other // 2))
+    return found, close
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# tokens
+
+
+@functools.cache
+def _chat(base: pathlib.Path, which: str) -> chat.Chat:
+    return chat.load(base)
+
+
+def tokenise_chunk(job: Params, path: pathlib.Path, at: np.ndarray, base: pathlib.Path, which: str) -> tuple[Any, list[Any], dict[str, Any]]:
+    """(table of proven rows, [(place in `at`, id, text)] of rows over max_seq_length, counts) of a chunk; ids come from the cache where it has them."""
+    tokenizer = _chat(base, which)
+    table, _ = load(path, ["id", "topic", "messages"])
+    table = table.take(at)
+    texts = table["messages"].to_pylist()
+    store = CACHE / f"{path.stem.split('-')[0]}-{which}.tokens"
+    names = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
+    old = _cached(store)
+    cached = dict(zip(old["name"].to_pylist(), zip(old["ids"], old["labels"], strict=True), strict=True)) if old else {}
+    parsed = [json.loads(text) for text in texts]
+    missing = [n for n, name in enumerate(names) if name not in cached]
+    try:
+        fresh = dict(zip(missing, chat.encode_all(tokenizer, [parsed[n] for n in missing]), strict=True))
+    except ValueError as error:
+        raise UserError(f"{error}.\nThe tokenizer or chat template of `{job.base_model}` cannot be used for training as it is.") from None
+    kept, too_long, counts, cut_rows, digest = [], [], Counter(), [], hashlib.sha256()
+    for n, (row_id, topic) in enumerate(zip(table["id"].to_pylist(), table["topic"].to_pylist(), strict=True)):
+        messages = parsed[n]
+        ids, labels = fresh[n] if n in fresh else (part.as_py() for part in cached[names[n]])
+        if len(ids) > job.max_seq_length:
+            shorter = chat.cut(tokenizer, messages, job.max_seq_length) if job.overlong == "cut" else None
+            if shorter is None:
+                too_long.append((n, row_id, f"{len(ids):,} tokens | {short(messages)}"))
+                continue
+            counts["truncated"] += 1
+            if len(cut_rows) < EXAMPLES:
+                cut_rows.append({"id": row_id, "before": f"{len(ids):,} tokens, ends: …{messages[-1]['content'][-80:]}",
+                                 "after": f"ends: …{shorter[-1]['content'][-80:]}"})
+            messages = shorter
+            ids, labels = chat.encode(tokenizer, messages)
+        if trouble := chat.prove(tokenizer, ids, labels, messages):
+            raise UserError(f"row {row_id}: {trouble}.\nThe tokenizer or chat template of `{job.base_model}` cannot be used for training as it is.")
+        counts.update(tokens_total=len(ids), tokens_trained=sum(label != IGNORED for label in labels))
+        kept.append({"id": row_id, "topic": topic, "question": next(m["content"] for m in messages if m["role"] == "user"),
+                     "answer": messages[-1]["content"], "input_ids": ids, "labels": labels, "length": len(ids)})
+        digest.update(row_id.encode() + np.asarray(ids, np.int32).tobytes() + np.asarray(labels, np.int32).tobytes())
+    if fresh:
+        new = cached | {names[n]: value for n, value in fresh.items()}
+        plain = [(name, [x.as_py() if hasattr(x, "as_py") else x for x in pair]) for name, pair in new.items()]
+        _write(store, pa.Table.from_pydict({"name": [k for k, _ in plain], "ids": [v[0] for _, v in plain], "labels": [v[1] for _, v in plain]}, TOKENS))
+    return pa.Table.from_pylist(kept, SCHEMA), too_long, {"counts": counts, "cut": cut_rows, "digest": digest.digest()}

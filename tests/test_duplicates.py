@@ -1,0 +1,207 @@
+"""Duplicates, sides and contamination: against brute force, in order, stable when rows are appended.
+
+    python -m pytest tests/test_duplicates.py
+"""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from lib import duplicates, params
+from lib.duplicates import REASONS
+
+VOCABULARY = ["".join(w) for w in itertools.islice(itertools.product("bcdfgh", "aeiou", "lmnprst", "aeiou"), 0, 1000, 3)]
+
+
+def job(**values):
+    return params.check({"validation_size": 0.1, "test_size": 0.1, **values}, "test")
+
+
+def rows_of(*pairs):
+    return [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in pairs]
+
+
+def decide(rows, **values):
+    """(reasons, sides) of rows under a job, as the data stage decides them."""
+    made_keys = [duplicates.keys(r) for r in rows]
+    signature = duplicates.signatures([duplicates.shingles(k.pop("words")) for k in made_keys])
+    columns = {name: np.array([k[name] for k in made_keys], np.int64 if name == "answer_length" else np.uint64) for name in made_keys[0]}
+    made = duplicates.Decisions(len(rows))
+    duplicates.same(columns, job(**values), made)
+    pairs = duplicates.near(duplicates.bands(signature), signature, columns, job(**values), made)
+    duplicates.split(pairs, columns, job(**values), made)
+    return [REASONS[r] for r in made.reason], made.side.tolist()
+
+
+def sentence(rng, length=60):
+    return [rng.choice(VOCABULARY) for _ in range(length)]
+
+
+def jaccard(a, b):
+    x, y = set(duplicates.shingles(a)), set(duplicates.shingles(b))
+    return len(x & y) / len(x | y)
+
+
+def corpus(seed, count=300):
+    """Rows of which many are edits of earlier ones, from one word to a third of them."""
+    rng, rows = random.Random(seed), []
+    for _ in range(count):
+        if rows and rng.random() < 0.6:
+            words = list(rng.choice(rows))
+            for _ in range(rng.choice([0, 0, 1, 1, 2, 4, 20])):
+                words[rng.randrange(len(words))] = rng.choice(VOCABULARY)
+        else:
+            words = sentence(rng)
+        rows.append(words)
+    return rows
+
+
+def test_near_pairs_are_those_of_brute_force_up_to_the_error_of_the_estimate():
+    rows = corpus(1)
+    signature = duplicates.signatures([duplicates.shingles(r) for r in rows])
+    columns = {"vital": np.zeros(len(rows), np.uint64)}
+    made = duplicates.Decisions(len(rows))
+    pairs = {tuple(p) for p in duplicates.near(duplicates.bands(signature), signature, columns, job(near_duplicates="keep"), made).tolist()}
+    exact = {(i, j): jaccard(rows[i], rows[j]) for j in range(len(rows)) for i in range(j)}
+    assert all(i < j for i, j in pairs)
+    assert min(exact[p] for p in pairs) > 0.75, "128 hashes: a standard error of 0.03"
+    sure = {p for p, value in exact.items() if value > 0.93}
+    assert len(sure) > 60
+    assert len(sure - pairs) <= 0.02 * len(sure), "16 bands of 8 miss less than one in a thousand at 0.93"
+    made = duplicates.Decisions(len(rows))
+    assert len(duplicates.near(duplicates.bands(signature), signature, columns, job(), made)) == 0
+    gone = {n for n in range(len(rows)) if REASONS[made.reason[n]] == "near_duplicate"}
+    kept = set(range(len(rows))) - gone
+    assert len({j for (i, j) in sure if i in kept and j in kept}) <= 0.02 * len(sure), "nothing much like a kept row is kept"
+    assert all(exact[tuple(sorted((n, made.by[n])))] > 0.75 and made.by[n] in kept for n in gone)
+
+
+def test_estimate_is_unbiased():
+    rng, differences = random.Random(2), []
+    for _ in range(60):
+        a = sentence(rng, 120)
+        b = [rng.choice(VOCABULARY) if rng.random() < 0.05 else w for w in a]
+        s = duplicates.signatures([duplicates.shingles(a), duplicates.shingles(b)])
+        differences.append((s[0] == s[1]).mean() - jaccard(a, b))
+    assert abs(np.mean(differences)) < 0.02
+    assert np.std(differences) < 0.07
+
+
+def test_of_two_that_are_alike_the_later_goes():
+    rng = random.Random(3)
+    a = sentence(rng)
+    b = [*a[:30], "other", *a[31:]]
+    reasons, _ = decide(rows_of(("one", " ".join(a)), ("something else", " ".join(sentence(rng))), ("one", " ".join(b))))
+    assert reasons == ["", "", "near_duplicate"]
+    reasons, sides = decide(rows_of(("one", " ".join(a)), ("one more", " ".join(b))), near_duplicates="keep")
+    assert reasons == ["", ""]
+    assert sides[0] == sides[1]
+
+
+@pytest.mark.parametrize(("word", "other"), [("30", "15"), ("not", "now"), ("never", "ever"), ("2.5", "25"), ("without", "with")])
+def test_rows_that_differ_in_a_number_or_a_negation_are_no_duplicates_but_stay_together(word, other):
+    words = [VOCABULARY[n % 300] for n in range(240)]
+    first, second = ([*words[:100], w, *words[101:]] for w in (word, other))
+    for seed in range(20):
+        reasons, sides = decide(rows_of(("how", " ".join(first)), ("how then", " ".join(second))), seed=seed)
+        assert reasons == ["", ""]
+        assert sides[0] == sides[1]
+
+
+def test_exact_duplicates_ignore_case_width_and_blanks():
+    rows = rows_of(("Q?", "An answer."), (" q? ", "an  ANSWER."), ("Ｑ?", "An\nanswer."), ("Q?", "Another answer."), ("R?", "An answer."))
+    assert decide(rows)[0] == ["", "exact_duplicate", "exact_duplicate", "", ""]
+    assert decide(rows, skip_rules=["exact_duplicate"], near_duplicates="keep")[0] == [""] * 5
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("all", [0, 1, 2, 3, 4]), ("first", [0, 3, 4]), ("longest", [2, 3, 4])])
+def test_several_answers_to_a_question(policy, kept):
+    conversation = rows_of(("How?", "x"))[0] + rows_of(("And?", "y"))[0]
+    rows = [*rows_of(("How?", "So."), ("how", "Thus it is."), ("HOW ?", "Thus it is done, always."), ("Why?", "So be it.")), conversation]
+    reasons, _ = decide(rows, same_question=policy)
+    assert [n for n, r in enumerate(reasons) if not r] == kept
+    assert set(reasons) <= {"", "same_question"}
+
+
+def test_one_answer_under_many_questions_is_capped_and_the_first_stay():
+    rows = rows_of(*((f"question {n} {'abcdefgh'[n]}", "See a doctor.") for n in range(8)), ("other", "Call."))
+    assert decide(rows, answer_cap=3)[0] == [""] * 3 + ["answer_repeated"] * 5 + [""]
+    assert decide(rows, answer_cap=0)[0] == [""] * 9
+
+
+def test_equal_questions_stay_together_and_shares_are_right():
+    rng = random.Random(4)
+    rows = rows_of(*((f"Question {n % 2000} ?", " ".join(sentence(rng, 20))) for n in range(3000)))
+    reasons, sides = decide(rows, near_duplicates="keep")
+    assert set(reasons) == {""}
+    assert all(sides[n] == sides[n + 2000] for n in range(1000))
+    for side in (1, 2):
+        assert sides[:2000].count(side) / 2000 == pytest.approx(0.1, abs=0.02)
+    assert sides != decide(rows, seed=1, near_duplicates="keep")[1], "the seed does nothing"
+    assert set(decide(rows[:50], validation_size=0.0, test_size=0.0)[1]) == {0}
+
+
+@pytest.mark.parametrize("policy", ["drop", "keep"])
+@pytest.mark.parametrize("seed", range(6))
+def test_no_question_and_no_near_duplicate_is_on_two_sides(seed, policy):
+    words = corpus(seed, 250)
+    rng = random.Random(seed)
+    rows = rows_of(*((f"question {rng.randrange(120)}", " ".join(w)) for w in words))
+    reasons, sides = decide(rows, near_duplicates=policy, validation_size=0.2, test_size=0.2)
+    kept = [n for n, r in enumerate(reasons) if not r]
+    assert len({sides[n] for n in kept}) == 3
+    for j in kept:
+        for i in (i for i in kept if i < j):
+            if rows[i][0]["content"] == rows[j][0]["content"] or jaccard(words[i], words[j]) > 0.95:
+                assert sides[i] == sides[j], (i, j)
+
+
+@pytest.mark.parametrize("policy", ["drop", "keep"])
+def test_appended_rows_change_no_earlier_decision(policy):
+    words = corpus(9, 300)
+    rng = random.Random(9)
+    rows = rows_of(*((f"question {rng.randrange(150)}", " ".join(w)) for w in words))
+    whole = decide(rows, near_duplicates=policy, same_question="first", answer_cap=2)
+    for count in (1, 50, 173, 299):
+        part = decide(rows[:count], near_duplicates=policy, same_question="first", answer_cap=2)
+        assert part == (whole[0][:count], whole[1][:count])
+
+
+def test_a_row_tied_to_both_sides_is_dropped():
+    rng = random.Random(5)
+    base = sentence(rng)
+    names = {}
+    for n in range(200):
+        names.setdefault(decide(rows_of((f"question {n}", "x y z")))[1][0], f"question {n}")
+    train, test = names[0], names[2]
+    alike = [*base[:30], "7", *base[31:]]  # a number more: alike, and no duplicate
+    reasons, sides = decide(rows_of((train, " ".join(base)), (test, " ".join(sentence(rng))), (test, " ".join(alike))))
+    assert reasons == ["", "", "ties_both_sides"]
+    assert sides == [0, 2, -1]
+
+
+def test_grams_are_equal_for_equal_runs_and_only_for_those():
+    rng = random.Random(6)
+    a, b = sentence(rng, 40), sentence(rng, 40)
+    shared = [*b[:10], *a[5:25], *b[10:]]
+    numbers = {}
+    x, y, z = (set(duplicates.grams(t, 13, numbers).tolist()) for t in (a, shared, b))
+    assert len(x & y) == 20 - 12
+    assert not x & z
+    assert len(duplicates.grams(a[:12], 13, numbers)) == 0
+    assert duplicates.grams(a, 13, {}).tolist() == duplicates.grams(a, 13, numbers).tolist(), "hashes are those of the words, in every process"
+    assert duplicates.grams(a[:13], 13, {}).tolist() != duplicates.grams([*a[1:13], a[0]], 13, {}).tolist(), "order counts"
+
+
+def test_contaminated_rows_are_found_and_common_phrases_are_not_contamination():
+    numbers, rng = {}, random.Random(8)
+    held, phrase = sentence(rng, 40), sentence(rng, 14)
+    owners = duplicates.HeldOut(np.concatenate([duplicates.grams(held, 13, numbers), duplicates.grams(phrase, 13, numbers)]),
+                                np.array([5] * 28 + [6] * 2))
+    train = {0: sentence(rng), 1: [*sentence(rng, 9), *held[10:24]], **{n: [*sentence(rng, 5), *phrase] for n in range(2, 13)}}
+    found = [(n, duplicates.HeldOut.find(owners.hashes, duplicates.grams(words, 13, numbers))) for n, words in train.items()]
+    assert duplicates.contaminated(iter(found), owners) == ({1: 5}, 2)
+    assert duplicates.contaminated(iter(found[:12]), owners) == ({n: 5 if n == 1 else 6 for n in range(1, 12)}, 0), "ten rows are not yet common"
+    assert duplicates.contaminated(iter([]), owners) == ({}, 0)
