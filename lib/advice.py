@@ -15,7 +15,7 @@ from typing import Any
 RULES = pathlib.Path(__file__).parent / "assets" / "harmful_advice.json"
 CONTEXT = 250  # characters before a sentence; a longer reach makes long articles speak of burns and sprains at once
 
-_LINE = re.compile(r"\n|\s\s+(?=[-*] )|\s(?=[•▪❌🚫✗✘])")
+_LINE = re.compile(r"[\n•▪❌🚫✗✘]|(?<=\s\s)[-*](?= )")
 _BULLET = re.compile(r"\s*(?:[-*•▪–—+]|\d{1,2}[.)])\s*(?=\S)")
 _STOP = re.compile(r"[.!?;]+(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bvs\.)(?=[\s\"'”’)*_\]]|[A-Z])")
 _NOISE = str.maketrans({"’": "'", "‘": "'"} | dict.fromkeys("“”\"*_`#", ""))
@@ -121,8 +121,9 @@ def _sentences(text: str) -> list[tuple[str, bool]]:
     """Each sentence, and whether it stands in a list under a heading such as "Do not:"."""
     out: list[tuple[str, bool]] = []
     forbidden = loose = listed = blank = False
-    for line in _LINE.split(text):
-        if not line or line.isspace():
+    starts = [0, *(m.start() for m in _LINE.finditer(text)), len(text)]
+    for line in (text[a:b] for a, b in itertools.pairwise(starts)):
+        if not line.strip("\n\r\t "):
             blank = True
             continue
         bullet = _BULLET.match(line)

@@ -41,8 +41,8 @@ def prune() -> None:
         over -= size
 
 
-class Damaged(Exception):
-    """A file of the cache that is not as it was written."""
+class Damaged(UserError):
+    """A file of the cache that is not as it was written, or gone."""
 
 
 def load(path: pathlib.Path, columns: list[str] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -53,9 +53,9 @@ def load(path: pathlib.Path, columns: list[str] | None = None) -> tuple[Any, dic
 
 def _read(path: pathlib.Path, fields: list[int] | None = None) -> Any:
     # not a memory map: mapped pages count as memory of ours as long as they stay
-    data = path.read_bytes()
+    data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data[:-32]).digest() != data[-32:]:
-        raise Damaged(f"{files.shown(path)} is damaged; remove it and run prepare again")
+        raise Damaged(f"`{files.shown(path)}` was removed or damaged while prepare ran. Run it again: it makes what is missing.")
     return pa.ipc.open_file(pa.py_buffer(data)[:-32], options=pa.ipc.IpcReadOptions(included_fields=fields)).read_all()
 
 
@@ -65,7 +65,7 @@ def _cached(path: pathlib.Path) -> Any:
         table = _read(path)
         os.utime(path)
         return table
-    except (FileNotFoundError, Damaged):
+    except Damaged:
         return None
 
 
@@ -74,6 +74,7 @@ def _write(path: pathlib.Path, table: Any) -> None:
     with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
         writer.write_table(table)
     data = sink.getvalue().to_pybytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
     files.atomic_write(path, data + hashlib.sha256(data).digest())
 
 
@@ -133,60 +134,10 @@ def _rules_identity(job: Params) -> str:
     return hashlib.sha256(json.dumps([rules, _code_identity()]).encode()).hexdigest()[:16]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# overlap
-
-
 def texts_of(path: pathlib.Path, at: np.ndarray) -> tuple[list[str], list[list[dict[str, str]]]]:
-    table, _ = load(path, ["id", "messages"])
-    table = table.take(at)
+    """Ids and messages of some rows of a cleaned chunk."""
+    table = load(path, ["id", "messages"])[0].take(at)
     return table["id"].to_pylist(), [json.loads(m) for m in table["messages"].to_pylist()]
-
-
-def _spoken(messages: list[dict[str, str]]) -> list[str]:
-    return [w for m in messages if m["role"] != "system" for w in clean.words(m["content"])]
-
-
-def held_out_grams(path: pathlib.Path, at: np.ndarray, size: int) -> tuple[list[str], list[np.ndarray]]:
-    ids, texts = texts_of(path, at)
-    numbers: dict[str, int] = {}
-    return ids, [duplicates.grams(_spoken(messages), size, numbers) for messages in texts]
-
-
-@functools.cache
-def _exam_index(path: pathlib.Path, stamp: int, threshold: float) -> tuple[list[tuple[set[str], set[str]]], Any]:
-    """The exam's questions, alone and with their right answers, as sets of words, and an index of both."""
-    import rensa
-
-    items = [(set(clean.words(q)), set(clean.words(f"{q} {a}"))) for q, a in json.loads(path.read_text(encoding="utf-8"))]
-    index = rensa.RMinHashLSH(threshold, duplicates.HASHES, duplicates.BANDS)
-    sketches = rensa.RMinHash.from_token_sets([sorted(part) or [""] for both in items for part in both], duplicates.HASHES, duplicates.SEED)
-    index.insert_pairs(list(enumerate(sketches)))
-    return items, index
-
-
-def overlaps(path: pathlib.Path, at: np.ndarray, size: int, scratch: pathlib.Path, threshold: float) -> tuple[list[Any], list[tuple[int, int]]]:
-    """Per row of a chunk: places of its runs of words among the held-out ones; and which exam item it is nearly the same as."""
-    import rensa
-
-    if not len(at):
-        return [], []
-    hashes, (_, texts) = np.load(scratch / "held_out.npy"), texts_of(path, at)
-    numbers: dict[str, int] = {}
-    found = [(n, places) for n, messages in enumerate(texts)
-             if len(places := duplicates.HeldOut.find(hashes, duplicates.grams(_spoken(messages), size, numbers)))]
-    items, index = _exam_index(scratch / "exam.json", (scratch / "exam.json").stat().st_mtime_ns, threshold)
-    close = []
-    if items:
-        asked = [next(m["content"] for m in messages if m["role"] == "user") for messages in texts]
-        parts = [set(clean.words(text)) for q, messages in zip(asked, texts, strict=True) for text in (q, f"{q} {messages[-1]['content']}")]
-        sketches = rensa.RMinHash.from_token_sets([sorted(p) or [""] for p in parts], duplicates.HASHES, duplicates.SEED)
-        for n, (part, sketch) in enumerate(zip(parts, sketches, strict=True)):
-            for other in index.query(sketch):
-                theirs = items[other // 2][other % 2]
-                if n % 2 == other % 2 and len(part & theirs) >= threshold * len(part | theirs):
-                    close.append((n // 2, other // 2))
-    return found, close
 
 
 # ---------------------------------------------------------------------------------------------------------------------

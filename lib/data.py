@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lib import chat, chunks, clean, duplicates, files, sources, workers
+from lib import chat, chunks, clean, contamination, duplicates, files, sources, workers
 from lib.chunks import EXAMPLES, short, texts_of
 from lib.duplicates import REASONS, Decisions
 from lib.params import Params, UserError
@@ -176,43 +176,42 @@ def deduplicate(rows: Rows) -> None:
 def split(rows: Rows) -> None:
     """Give each row its side, and drop training rows that overlap with held-out rows or with the exam."""
     duplicates.split(rows.pairs, rows.columns, rows.job, rows.made)
-    items = sources.exam_items(rows.job) if rows.job.exam else []
-    rows.facts["exam_items"] = len(items)
-    owners: list[str] = []
-    if rows.job.decontaminate:
-        owners = _decontaminate(rows, items)
-    _note_decided(rows, ("ties_both_sides", "contaminated"), owners)
+    because = _decontaminate(rows) if rows.job.decontaminate else {}
+    _note_decided(rows, ("ties_both_sides", "contaminated"), because)
 
 
-def _decontaminate(rows: Rows, items: list[dict[str, Any]]) -> list[str]:
-    """Drop contaminated training rows; the ids of the held-out rows and exam items, which Decisions.by then counts in."""
-    size, owners, hashes, numbers = rows.job.decontaminate, [], [], {}
+def _decontaminate(rows: Rows) -> dict[int, dict[str, str]]:
+    """Drop contaminated training rows; for each, whose words it repeats, and for the first ones which."""
+    size, runs, owners = rows.job.decontaminate, [], []
+    items = sources.exam_items(rows.job)
     for item in items:
-        text = [clean.words(item["question"]), clean.words(item["question"] + " " + item["options"][item["answer_letter"]])]
-        hashes += [(duplicates.grams(t, size, numbers), len(owners)) for t in text]
+        question, answer = item["question"], item["options"][item["answer_letter"]]
+        runs += [(contamination.grams(clean.words(text), size, {}), len(owners)) for text in (question, f"{question} {answer}")]
         owners.append(f"exam {item['id']}")
-    held_chunks = [(path, start, np.flatnonzero(sides > 0)) for path, start, sides in _sides(rows)]
-    for ids, found in workers.ordered(rows.pool, chunks.held_out_grams, ((path, at, size) for path, _, at in held_chunks if len(at))):
-        hashes += [(h, len(owners) + n) for n, h in enumerate(found)]
+    parts = [(path, start, np.flatnonzero(sides > 0), np.flatnonzero(sides == 0)) for path, start, sides in _sides(rows)]
+    for ids, found in workers.ordered(rows.pool, contamination.chunk_runs, ((path, at, size) for path, _, at, _ in parts if len(at))):
+        runs += [(hashes, len(owners) + n) for n, hashes in enumerate(found)]
         owners += ids
-    held = duplicates.HeldOut(np.concatenate([np.empty(0, np.uint64), *(h for h, _ in hashes)]),
-                              np.concatenate([np.empty(0, np.int64), *(np.full(len(h), o) for h, o in hashes)]))
-    held.save(rows.scratch / "held_out.npy")
+    held = contamination.held_out(runs)
+    np.save(rows.scratch / "held_out.npy", held.hashes)
     files.write_json(rows.scratch / "exam.json", [[item["question"], item["options"][item["answer_letter"]]] for item in items])
-    train = [(path, start, np.flatnonzero(sides == 0)) for path, start, sides in _sides(rows)]
-    overlaps, close = [], {}
-    bar = progress("overlap with held-out rows and exam", total=len(train), unit="chunk")
-    for (_, start, at), (found, exam) in zip(train, workers.ordered(
-            rows.pool, chunks.overlaps, ((path, at, size, rows.scratch, rows.job.near_duplicate_threshold) for path, _, at in train)), strict=True):
+    overlaps, close, bar = [], {}, progress("overlap with held-out rows and exam", total=len(parts), unit="chunk")
+    for (_, start, _, at), (found, exam) in zip(parts, workers.ordered(rows.pool, contamination.chunk_overlaps, (
+            (path, at, size, rows.scratch, rows.job.near_duplicate_threshold) for path, _, _, at in parts)), strict=True):
         overlaps += [(int(start + at[n]), places) for n, places in found]
         close |= {int(start + at[n]): item for n, item in exam}
         bar.update()
     bar.close()
-    bad, rows.facts["common_phrases"] = duplicates.contaminated(iter(overlaps), held)
-    rows.facts |= {"held_out_and_exam_runs": len(held.hashes), "near_exam_items": len(close)}
-    for row, owner in {**close, **bad}.items():
-        rows.made.drop(row, "contaminated", owner)
-    return owners
+    leaks, common = contamination.contaminated(overlaps, held)
+    rows.facts |= {"exam_items": len(items), "held_out_and_exam_runs": len(held.hashes), "runs_that_are_common_phrases": common,
+                   "rows_near_exam_items": len(close)}
+    because = {row: {"by": owners[item], "shared": "nearly the whole item"} for row, item in close.items()}
+    because |= {row: {"by": owners[held.owners[place]]} for row, place in leaks.items()}
+    for row in sorted(leaks)[:EXAMPLES]:
+        path, start = next((p, s) for p, s in reversed(rows.parts) if s <= row)
+        because[row]["shared"] = contamination.shared(texts_of(path, np.array([row - start]))[1][0], size, held.hashes[leaks[row]])
+    rows.made.drop(np.array(sorted(because), np.int64), "contaminated")
+    return because
 
 
 def _sides(rows: Rows) -> Iterator[tuple[pathlib.Path, int, np.ndarray]]:
@@ -221,33 +220,27 @@ def _sides(rows: Rows) -> Iterator[tuple[pathlib.Path, int, np.ndarray]]:
         yield path, start, rows.made.side[start:end]
 
 
-def _note_decided(rows: Rows, reasons: tuple[str, ...], owners: list[str] | None = None) -> None:
-    """Count and list what the decisions dropped for these reasons, with the row that decided it."""
-    made = rows.made
-    codes = [REASONS.index(r) for r in reasons]
-    gone = np.flatnonzero(np.isin(made.reason, codes))
-    partners = made.by[gone[made.reason[gone] != REASONS.index("contaminated")]]
-    wanted = np.unique(np.concatenate([gone, partners[partners >= 0]]))
-    shown: Counter = Counter()
-    close = {}
-    for n in gone.tolist():
-        shown[made.reason[n]] += 1
-        if shown[made.reason[n]] <= EXAMPLES:
-            close |= {n: None, **({int(made.by[n]): None} if made.reason[n] != REASONS.index("contaminated") and made.by[n] >= 0 else {})}
+def _note_decided(rows: Rows, reasons: tuple[str, ...], because: dict[int, dict[str, str]] | None = None) -> None:
+    """Count and list what was dropped for these reasons, each with the row that decided it, or with what `because` says."""
+    made, because, shown = rows.made, because or {}, {}
+    gone = np.flatnonzero(np.isin(made.reason, [REASONS.index(r) for r in reasons]))
+    for reason in reasons:
+        for n in gone[made.reason[gone] == REASONS.index(reason)][:EXAMPLES].tolist():
+            shown |= {n: "", **({int(made.by[n]): ""} if made.by[n] >= 0 else {})}
+    wanted = np.unique(np.concatenate([gone, made.by[gone][made.by[gone] >= 0]]))
     names: dict[int, str] = {}
     for path, start, sides in _sides(rows):
         here = wanted[np.searchsorted(wanted, start):np.searchsorted(wanted, start + len(sides))] - start
         if len(here):
             table, _ = chunks.load(path, ["id"])
             names |= dict(zip((here + start).tolist(), table["id"].take(here).to_pylist(), strict=True))
-            if examples := [n for n in close if start <= n < start + len(sides)]:
-                for n, messages in zip(examples, texts_of(path, np.array(examples) - start)[1], strict=True):
-                    close[n] = short(messages)
+            if examples := [n for n in shown if start <= n < start + len(sides)]:
+                shown |= dict(zip(examples, map(short, texts_of(path, np.array(examples) - start)[1]), strict=True))
     for n in gone.tolist():
-        reason, by = REASONS[made.reason[n]], int(made.by[n])
-        partner = (owners[by] if reason == "contaminated" else names.get(by, "")) if by >= 0 else ""
-        example = {"text": close[n] or "", "by": partner, **({"by_text": close.get(by) or ""} if close.get(by) else {})} if n in close else None
-        rows.note(reason, names[n], example, partner)
+        by = int(made.by[n])
+        why = because.get(n) or ({"by": names[by]} if by >= 0 else {})
+        example = {"text": shown[n], **why, **({"by_text": shown[by]} if by in shown else {})} if n in shown else None
+        rows.note(REASONS[made.reason[n]], names[n], example, why.get("by", ""))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -313,7 +306,7 @@ def summary(rows: Rows, counts: Counter) -> dict[str, Any]:
     """The `prepare` section of results.json; raises when the rows do not add up."""
     kept = sum(counts[side] for side in SPLITS)
     assert rows.read - sum(rows.dropped.values()) == kept == len(rows.made.kept()), (rows.read, rows.dropped, counts)
-    return {"rows_read": rows.read, "rows_kept": kept, "dropped": dict(rows.dropped.most_common()), **{side: counts[side] for side in SPLITS},
+    return {"rows_read": rows.read, "rows_kept": kept, "dropped": dict(rows.dropped), **{side: counts[side] for side in SPLITS},
             "changed": dict(rows.changed.most_common()), "tokens_total": counts["tokens_total"], "tokens_trained": counts["tokens_trained"],
             "truncated": counts["truncated"], "seconds": round(time.monotonic() - rows.started, 1)}
 
@@ -325,7 +318,7 @@ def card(rows: Rows, results: dict[str, Any], source_hash: str) -> dict[str, Any
               "max_rows": part.max_rows or None} for part in sources.parts(job)]
     return {"sources": where, "source_sha256": source_hash, "seed": job.seed, "exam": job.exam, **{k: v for k, v in rows.facts.items() if k != "fingerprint"},
             "counts": {k: v for k, v in results.items() if k not in ("dropped", "changed", "seconds")},
-            "dropped": {reason: {"rows": count, "examples": rows.examples.get(reason, [])} for reason, count in rows.dropped.most_common()},
+            "dropped": {reason: {"rows": count, "examples": rows.examples.get(reason, [])} for reason, count in rows.dropped.items()},
             "changed": {rule: {"rows": count, "examples": rows.examples.get(rule, [])} for rule, count in rows.changed.most_common()},
             "checked_on_every_row": ["one <bos>, first", "at least one trained token", "each answer's <end_of_turn> trained", "no token of a user trained",
                                      "each answer whole, right after the model's turn begins"]}

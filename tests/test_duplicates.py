@@ -180,28 +180,3 @@ def test_a_row_tied_to_both_sides_is_dropped():
     reasons, sides = decide(rows_of((train, " ".join(base)), (test, " ".join(sentence(rng))), (test, " ".join(alike))))
     assert reasons == ["", "", "ties_both_sides"]
     assert sides == [0, 2, -1]
-
-
-def test_grams_are_equal_for_equal_runs_and_only_for_those():
-    rng = random.Random(6)
-    a, b = sentence(rng, 40), sentence(rng, 40)
-    shared = [*b[:10], *a[5:25], *b[10:]]
-    numbers = {}
-    x, y, z = (set(duplicates.grams(t, 13, numbers).tolist()) for t in (a, shared, b))
-    assert len(x & y) == 20 - 12
-    assert not x & z
-    assert len(duplicates.grams(a[:12], 13, numbers)) == 0
-    assert duplicates.grams(a, 13, {}).tolist() == duplicates.grams(a, 13, numbers).tolist(), "hashes are those of the words, in every process"
-    assert duplicates.grams(a[:13], 13, {}).tolist() != duplicates.grams([*a[1:13], a[0]], 13, {}).tolist(), "order counts"
-
-
-def test_contaminated_rows_are_found_and_common_phrases_are_not_contamination():
-    numbers, rng = {}, random.Random(8)
-    held, phrase = sentence(rng, 40), sentence(rng, 14)
-    owners = duplicates.HeldOut(np.concatenate([duplicates.grams(held, 13, numbers), duplicates.grams(phrase, 13, numbers)]),
-                                np.array([5] * 28 + [6] * 2))
-    train = {0: sentence(rng), 1: [*sentence(rng, 9), *held[10:24]], **{n: [*sentence(rng, 5), *phrase] for n in range(2, 13)}}
-    found = [(n, duplicates.HeldOut.find(owners.hashes, duplicates.grams(words, 13, numbers))) for n, words in train.items()]
-    assert duplicates.contaminated(iter(found), owners) == ({1: 5}, 2)
-    assert duplicates.contaminated(iter(found[:12]), owners) == ({n: 5 if n == 1 else 6 for n in range(1, 12)}, 0), "ten rows are not yet common"
-    assert duplicates.contaminated(iter([]), owners) == ({}, 0)
