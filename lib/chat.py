@@ -167,7 +167,8 @@ def same_as_transformers(chat: Chat, folder: pathlib.Path, rows: Iterable[list[d
     from transformers import AutoTokenizer
 
     theirs, count = AutoTokenizer.from_pretrained(folder), 0
-    for count, messages in enumerate(rows, 1):
+    for messages in rows:
+        count += 1
         text = theirs.apply_chat_template(messages, tokenize=False)
         if text != chat.render(messages) or theirs(text, add_special_tokens=False)["input_ids"] != encode(chat, messages)[0]:
             raise UserError(f"tokenizer.json and transformers' tokenizer of `{files.shown(folder)}` disagree on {messages[0]['content'][:80]!r}.\n"

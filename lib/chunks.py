@@ -130,7 +130,8 @@ def _code_identity() -> str:
 
 
 def _rules_identity(job: Params) -> str:
-    rules = [sorted(set(job.skip_rules) - {"exact_duplicate"}), job.language, job.reasoning, job.personal_data, job.dangerous_advice, job.max_seq_length]
+    rules = [sorted(set(job.skip_rules) - {"exact_duplicate"}), job.language, job.reasoning, job.personal_data, job.dangerous_advice,
+             job.max_seq_length]
     return hashlib.sha256(json.dumps([rules, _code_identity()]).encode()).hexdigest()[:16]
 
 
@@ -150,7 +151,10 @@ def _chat(base: pathlib.Path, which: str) -> chat.Chat:
 
 
 def tokenise_chunk(job: Params, path: pathlib.Path, at: np.ndarray, base: pathlib.Path, which: str) -> tuple[Any, list[Any], dict[str, Any]]:
-    """(table of proven rows, [(place in `at`, id, text)] of rows over max_seq_length, counts) of a chunk; ids come from the cache where it has them."""
+    """(table of proven rows, [(place in `at`, id, text)] of rows over max_seq_length, counts) of a chunk.
+
+    Ids come from the cache where it has them; they are proven all the same.
+    """
     tokenizer = _chat(base, which)
     table, _ = load(path, ["id", "topic", "messages"])
     table = table.take(at)
@@ -158,17 +162,17 @@ def tokenise_chunk(job: Params, path: pathlib.Path, at: np.ndarray, base: pathli
     store = CACHE / f"{path.stem.split('-')[0]}-{which}.tokens"
     names = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
     old = _cached(store)
-    cached = dict(zip(old["name"].to_pylist(), zip(old["ids"], old["labels"], strict=True), strict=True)) if old else {}
+    cached = dict(zip(old["name"].to_pylist(), zip(old["ids"].to_pylist(), old["labels"].to_pylist(), strict=True), strict=True)) if old else {}
     parsed = [json.loads(text) for text in texts]
-    missing = [n for n, name in enumerate(names) if name not in cached]
+    missing = {name: messages for name, messages in zip(names, parsed, strict=True) if name not in cached}
     try:
-        fresh = dict(zip(missing, chat.encode_all(tokenizer, [parsed[n] for n in missing]), strict=True))
+        known = cached | dict(zip(missing, chat.encode_all(tokenizer, missing.values()), strict=True))
     except ValueError as error:
         raise UserError(f"{error}.\nThe tokenizer or chat template of `{job.base_model}` cannot be used for training as it is.") from None
     kept, too_long, counts, cut_rows, digest = [], [], Counter(), [], hashlib.sha256()
     for n, (row_id, topic) in enumerate(zip(table["id"].to_pylist(), table["topic"].to_pylist(), strict=True)):
         messages = parsed[n]
-        ids, labels = fresh[n] if n in fresh else (part.as_py() for part in cached[names[n]])
+        ids, labels = known[names[n]]
         if len(ids) > job.max_seq_length:
             shorter = chat.cut(tokenizer, messages, job.max_seq_length) if job.overlong == "cut" else None
             if shorter is None:
@@ -186,8 +190,7 @@ def tokenise_chunk(job: Params, path: pathlib.Path, at: np.ndarray, base: pathli
         kept.append({"id": row_id, "topic": topic, "question": next(m["content"] for m in messages if m["role"] == "user"),
                      "answer": messages[-1]["content"], "input_ids": ids, "labels": labels, "length": len(ids)})
         digest.update(row_id.encode() + np.asarray(ids, np.int32).tobytes() + np.asarray(labels, np.int32).tobytes())
-    if fresh:
-        new = cached | {names[n]: value for n, value in fresh.items()}
-        plain = [(name, [x.as_py() if hasattr(x, "as_py") else x for x in pair]) for name, pair in new.items()]
-        _write(store, pa.Table.from_pydict({"name": [k for k, _ in plain], "ids": [v[0] for _, v in plain], "labels": [v[1] for _, v in plain]}, TOKENS))
+    if missing:
+        ids, labels = ([pair[k] for pair in known.values()] for k in (0, 1))
+        _write(store, pa.Table.from_pydict({"name": list(known), "ids": ids, "labels": labels}, TOKENS))
     return pa.Table.from_pylist(kept, SCHEMA), too_long, {"counts": counts, "cut": cut_rows, "digest": digest.digest()}

@@ -100,7 +100,8 @@ def _exam_index(path: pathlib.Path, stamp: int, threshold: float) -> tuple[list[
     """Each exam question, alone and with its right answer, as a set of words, and an index of them; `stamp` tells one run's file from another's."""
     import rensa
 
-    items = [set(clean.words(text)) for question, answer in json.loads(path.read_text(encoding="utf-8")) for text in (question, f"{question} {answer}")]
+    exam = json.loads(path.read_text(encoding="utf-8"))
+    items = [set(clean.words(text)) for question, answer in exam for text in (question, f"{question} {answer}")]
     index = rensa.RMinHashLSH(threshold, duplicates.HASHES, duplicates.BANDS)
     sketches = rensa.RMinHash.from_token_sets([sorted(words) or [""] for words in items], duplicates.HASHES, duplicates.SEED) if items else []
     index.insert_pairs(list(enumerate(sketches)))

@@ -25,6 +25,9 @@ from lib.duplicates import REASONS, Decisions
 from lib.params import Params, UserError
 from lib.prepared import SPLITS, Split
 
+# in the order in which they are looked for
+READ_REASONS = ("unreadable", "not_sampled", *clean.REASONS)
+SAME_REASONS, SPLIT_REASONS = REASONS[1:5], REASONS[5:7]
 CHUNK_ROWS, CHUNK_CHARACTERS = 2000, 2**22
 SMALL = 2**20  # bytes of data under which starting processes costs more than they save
 COLUMNS = ("exact", "question", "answer", "vital", "answer_length")
@@ -169,7 +172,7 @@ def deduplicate(rows: Rows) -> None:
     signature = np.memmap(rows.scratch / "signatures", np.uint16, "r").reshape(-1, duplicates.HASHES)
     rows.pairs = duplicates.near(rows.columns.pop("bands"), signature, rows.columns, rows.job, rows.made,
                                  lambda meeting: progress("near duplicates", iterable=meeting, unit="row"))
-    _note_decided(rows, ("exact_duplicate", "same_question", "answer_repeated", "near_duplicate"))
+    _note_decided(rows, SAME_REASONS)
 
 
 @timed
@@ -177,7 +180,7 @@ def split(rows: Rows) -> None:
     """Give each row its side, and drop training rows that overlap with held-out rows or with the exam."""
     duplicates.split(rows.pairs, rows.columns, rows.job, rows.made)
     because = _decontaminate(rows) if rows.job.decontaminate else {}
-    _note_decided(rows, ("ties_both_sides", "contaminated"), because)
+    _note_decided(rows, SPLIT_REASONS, because)
 
 
 def _decontaminate(rows: Rows) -> dict[int, dict[str, str]]:
@@ -280,7 +283,8 @@ def tokenise(rows: Rows, base: pathlib.Path, final: pathlib.Path) -> dict[str, A
     workers.stop(rows.pool)
     require_rows(rows, sum(counts[side] for side in SPLITS))
     if not counts["train"]:
-        raise UserError(f"no training row is left: {counts['validation']} validation and {counts['test']} test rows; lower validation_size and test_size.")
+        raise UserError(f"no training row is left: {counts['validation']} validation and {counts['test']} test rows; lower validation_size "
+                        f"and test_size.")
     for side in SPLITS:
         out[side].close()
     rows.log.close()
@@ -316,9 +320,10 @@ def card(rows: Rows, results: dict[str, Any], source_hash: str) -> dict[str, Any
     job = rows.job
     where = [{"dataset": part.dataset, "revision": part.revision or None, "commit": rows.commits.get(part.dataset), "weight": part.weight,
               "max_rows": part.max_rows or None} for part in sources.parts(job)]
-    return {"sources": where, "source_sha256": source_hash, "seed": job.seed, "exam": job.exam, **{k: v for k, v in rows.facts.items() if k != "fingerprint"},
+    facts = {k: v for k, v in rows.facts.items() if k != "fingerprint"}
+    return {"sources": where, "source_sha256": source_hash, "seed": job.seed, "exam": job.exam, **facts, "skip_rules": job.skip_rules,
             "counts": {k: v for k, v in results.items() if k not in ("dropped", "changed", "seconds")},
             "dropped": {reason: {"rows": count, "examples": rows.examples.get(reason, [])} for reason, count in rows.dropped.items()},
             "changed": {rule: {"rows": count, "examples": rows.examples.get(rule, [])} for rule, count in rows.changed.most_common()},
-            "checked_on_every_row": ["one <bos>, first", "at least one trained token", "each answer's <end_of_turn> trained", "no token of a user trained",
-                                     "each answer whole, right after the model's turn begins"]}
+            "checked_on_every_row": ["one <bos>, first", "at least one trained token", "each answer's <end_of_turn> trained",
+                                     "no token of a user trained", "each answer whole, right after the model's turn begins"]}

@@ -5,9 +5,7 @@ Datasets, chapter 3). rensa's own index takes 1.3 KB a row, measured at a millio
 """
 
 import hashlib
-import pathlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -95,7 +93,10 @@ def near(banded: np.ndarray, signature: np.ndarray, columns: dict[str, np.ndarra
 
 
 class Decisions:
-    """What becomes of each row: `reason` (index into REASONS; 0 keeps it), `by` (the row that decided it, or -1), `side` (index into prepared.SPLITS, once split)."""
+    """What becomes of each row.
+
+    `reason` indexes REASONS, 0 keeps the row; `by` is the row that decided it, or -1; `side` indexes prepared.SPLITS, -1 is none.
+    """
 
     def __init__(self, count: int):
         self.reason, self.by, self.side = np.zeros(count, np.int8), np.full(count, -1, np.int64), np.full(count, -1, np.int8)

@@ -62,7 +62,7 @@ class Params(pydantic.BaseModel):
     dataset: Text | list[Source] = _key("prepare", "ericrisco/medrescue", "hub id, local file or folder, `bundled:first-aid`, or a list of these",
                                         min_length=1)
     dataset_revision: str = _key("prepare", "", "commit, tag or branch of a hub `dataset`; empty is its newest")
-    columns: dict[str, str] = _key("prepare", {}, "our field: the data's column, where a shape is not recognised; e.g. {question: ask, answer: reply}")
+    columns: dict[str, str] = _key("prepare", {}, "where a shape is not recognised, our field: the data's column; {question: ask, answer: reply}")
     max_rows: int = _key("prepare", 0, "read only the first so many rows; 0 reads all", "rows", ge=0)
     skip_bad_lines: int = _key("prepare", 0, "unreadable lines or rows passed over, and counted, before it is an error", "rows", ge=0)
     exam: list[Text] = _key("prepare", ["bundled:exam"], "multiple-choice sets the model is examined on; training rows that overlap are dropped")
@@ -72,7 +72,8 @@ class Params(pydantic.BaseModel):
     language: str = _key("prepare", "en", "two-letter language the answers must be in; empty takes any")
     reasoning: Literal["strip", "keep"] = _key("prepare", "strip", "<reasoning> and <think> blocks in answers")
     personal_data: Literal["mask", "drop", "keep"] = _key("prepare", "mask", "e-mail addresses, phone, card and record numbers")
-    dangerous_advice: Literal["drop", "flag", "ignore"] = _key("prepare", "drop", "answers that give outdated or harmful first-aid advice; flag keeps and shows")
+    dangerous_advice: Literal["drop", "flag", "ignore"] = _key(
+        "prepare", "drop", "outdated or harmful first-aid advice in answers; flag keeps it and says so")
     same_question: Literal["all", "first", "longest"] = _key("prepare", "all", "which of several answers to the same question are kept")
     answer_cap: int = _key("prepare", 10, "rows that may share one answer; 0 is no limit", "rows", ge=0)
     near_duplicates: Literal["drop", "keep"] = _key("prepare", "drop", "rows much like an earlier one; kept ones stay on its side of the split")

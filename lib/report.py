@@ -61,6 +61,11 @@ def warnings(run: dict[str, Any], results: dict[str, Any], base_model: str) -> l
     if base_model.startswith("bundled:"):
         found.append("the base is the small Gemma 3 270M, dequantised from a Q4_K_M file, not Gemma 3n: the run shows the pipeline; its "
                      "answers are often wrong and must not be followed")
+    prepare = results.get("prepare", {})
+    if flagged := prepare.get("changed", {}).get("dangerous_advice_flagged", 0) - prepare.get("dropped", {}).get("dangerous_advice", 0):
+        found.append(f"{flagged} rows of the data give outdated or harmful first-aid advice and were kept (dangerous_advice: flag)")
+    if cut := prepare.get("truncated"):
+        found.append(f"{cut} answers were cut to fit max_seq_length")
     if train.get("sessions", 1) > 1:
         found.append(f"training was resumed: {train['sessions']} sessions, {train['steps_repeated']} steps were run again after an interruption")
     if (train.get("eval_loss_after") or 0) > (train.get("eval_loss_before") or float("inf")):

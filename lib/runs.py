@@ -192,7 +192,8 @@ def disk_needed(stage: str, job: Params) -> int:
     fixed = 256 * 2**20  # executed notebook, tokens, adapter and optimizer state of a few million numbers
     if stage == "prepare":
         # cleaned chunks, tokens and their cache, and the splits: measured at a million rows, five times the text
-        return fixed + 6 * sources.text_size(job) + (base + 260 * 2**20 if bundled else 0)  # and the 16-bit folder and the GGUF it is made from
+        # of a bundled base the 16-bit folder, and the GGUF it is made from
+        return fixed + 6 * sources.text_size(job) + (base + 260 * 2**20 if bundled else 0)
     if stage == "train":
         return fixed * (job.save_total_limit + 1)
     shares = [{"q8_0": 0.54}.get(kind, 1.0) for kind in job.gguf_types]
@@ -235,7 +236,8 @@ def check_source(run: Run, job: Params) -> None:
     """A run whose data file changed since it was prepared is not continued in silence."""
     recorded = run.data["fingerprints"].get("dataset")
     if recorded and run.stage("prepare")["status"] == "finished" and recorded != (present := sources.fingerprint(job)):
-        raise UserError(f"`{sources.name(job)}` has changed since run `{run.folder.name}` was prepared (sha256 {recorded[:12]}, now {present[:12]}).\n"
+        raise UserError(f"`{sources.name(job)}` has changed since run `{run.folder.name}` was prepared (sha256 {recorded[:12]}, now "
+                        f"{present[:12]}).\n"
                         f"Choose a new name with RUN=, or start this run over with `make run FORCE=1` and the same PARAMS and RUN.")
 
 

@@ -70,23 +70,23 @@ def job(params_: Any, run: Any) -> Any:
                     f"</summary>{table_html(rest)}</details>")
 
 
-def _examples_html(name: str, counts: dict[str, int], examples: dict[str, list[dict[str, str]]]) -> str:
-    """Counts by name, each with its examples: texts of the data, shown to be judged."""
-    if not counts:
-        return f"<p>{name}: none</p>"
-    return "".join(table_html([{**example} for example in examples.get(key, [])], f"{name} {key}: {count:,} rows") for key, count in counts.items())
+def _counted(what: str, counts: dict[str, int], examples: dict[str, list[dict[str, str]]]) -> Any:
+    """A table of counts, then the examples of each: texts of the data, shown to be judged."""
+    parts = [table_html([{what: key, "rows": count} for key, count in counts.items()], "" if counts else what)]
+    parts += [table_html(examples[key], f"{what} {key}: {count:,} rows, for example") for key, count in counts.items() if examples.get(key)]
+    return _display("<br>".join(parts))
 
 
-def dropped(rows: Any, before: Any = None) -> Any:
-    """Reasons and rows dropped since `before` (a copy of rows.dropped), with examples."""
-    counts = {k: n - (before or {}).get(k, 0) for k, n in rows.dropped.items() if n > (before or {}).get(k, 0)}
+def dropped(rows: Any, names: tuple[str, ...]) -> Any:
+    """Rows dropped for the named reasons, none too, with examples."""
+    counts = {name: rows.dropped[name] for name in names}
     print(f"{sum(counts.values()):,} of {rows.read:,} rows dropped here, {rows.read - sum(rows.dropped.values()):,} left")
-    return _display(_examples_html("dropped,", counts, rows.examples))
+    return _counted("dropped because", counts, rows.examples)
 
 
-def changes(rows: Any) -> Any:
-    """Rules and rows changed by each, with before and after."""
-    return _display(_examples_html("changed,", dict(rows.changed.most_common()), rows.examples))
+def changes(rows: Any, names: tuple[str, ...]) -> Any:
+    """Rows changed by the named rules, none too, with before and after."""
+    return _counted("changed by", {name: rows.changed[name] for name in names}, rows.examples)
 
 
 def funnel(results: dict[str, Any]) -> Any:

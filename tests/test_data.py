@@ -8,9 +8,10 @@ import json
 import pathlib
 import random
 
+import numpy as np
 import pytest
 
-from lib import chat, chunks, data, files, params, prepared, sources, workers
+from lib import chat, chunks, data, duplicates, files, params, prepared, workers
 from lib.params import UserError
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
@@ -170,10 +171,11 @@ def test_no_row_left_is_an_error_with_the_drop_table(bundled_base, cache, tmp_pa
     long = jsonl(tmp_path / "e.jsonl", [{"question": "Why is it so?", "answer": "It is so because of this. " * 90}])
     with pytest.raises(UserError, match=r"no row is left of the 1 read[\s\S]*too_long +1\n"):
         prepare(job(long), bundled_base, tmp_path / "run2")
-    held = jsonl(tmp_path / "f.jsonl", made_up(3))
-    with pytest.raises(UserError, match="no training row is left"):
-        for seed in range(2000):
-            prepare(job(held, seed=seed, validation_size=0.49, test_size=0.49), bundled_base, tmp_path / "run3")
+    held = jsonl(tmp_path / "f.jsonl", made_up(1))
+    key = duplicates.keys([{"role": "user", "content": made_up(1)[0]["question"]}, {"role": "assistant", "content": "x"}])["question"]
+    seed = next(n for n in range(99) if duplicates.side_of(np.array([key]), job(held, seed=n, validation_size=0.49, test_size=0.49))[0])
+    with pytest.raises(UserError, match=r"no training row is left: \d validation and \d test rows"):
+        prepare(job(held, seed=seed, validation_size=0.49, test_size=0.49), bundled_base, tmp_path / "run3")
 
 
 def test_a_single_row_of_50_mb_is_dropped_without_working_on_it(bundled_base, cache, tmp_path):

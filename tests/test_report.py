@@ -32,7 +32,8 @@ def folder(tmp_path):
     (top / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in ledger))
     (top / "samples.json").write_text(json.dumps({"prompts": [EVIL], "answers": {EVIL: [EVIL], "tuned": [""]}, "tokens": 8}))
     train = {"sessions": 2, "steps_repeated": 3, "steps": 3, "eval_loss_before": 3.0, "eval_loss_after": 3.5, "samples_per_second": None}
-    prepare = {"rows_read": 3, "rows_kept": 3, "dropped": {EVIL: 0}, "train": 3, "validation": 0, "test": 0, "tokens_total": 9, "tokens_trained": 5}
+    prepare = {"rows_read": 3, "rows_kept": 3, "dropped": {EVIL: 0}, "train": 3, "validation": 0, "test": 0, "tokens_total": 9, "tokens_trained": 5,
+               "truncated": 7, "changed": {EVIL: 2, "dangerous_advice_flagged": 4}}
     (top / "results.json").write_text(json.dumps({"prepare": prepare, "train": train}))
     return top
 
@@ -54,7 +55,8 @@ def test_nothing_is_fetched_and_nothing_from_data_is_markup(folder):
 
 def test_warnings_come_first_and_say_what_is_wrong(folder):
     text = " ".join(read(report.write(folder)).text)
-    for expected in ("export is failed: ValueError", "uncommitted changes", "resumed: 2 sessions, 3 steps were run again", "higher after training", DISCLAIMER):
+    for expected in ("export is failed: ValueError", "uncommitted changes", "resumed: 2 sessions, 3 steps were run again", "higher after training", "4 rows of the data give outdated or harmful", "7 answers were cut",
+                     DISCLAIMER):
         assert expected in text, expected
     assert text.index("Read first") < text.index("held-out response loss before")
     assert "not measured" in text, "a missing number is said to be missing"

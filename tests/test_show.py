@@ -63,7 +63,7 @@ def test_counts_with_examples_are_escaped_and_the_funnel_adds_up(capsys):
 
     rows = types.SimpleNamespace(read=10, dropped=Counter(empty=2, near_duplicate=3), changed=Counter(html=1),
                                  examples={"empty": [{"id": "a", "text": EVIL}], "near_duplicate": [], "html": [{"id": "b", "before": EVIL, "after": "x"}]})
-    for shown in (show.dropped(rows), show.dropped(rows, Counter(empty=2)), show.changes(rows)):
+    for shown in (show.dropped(rows, ("empty", "near_duplicate", "too_long")), show.dropped(rows, ("near_duplicate",)), show.changes(rows, ("html",))):
         page = Reader()
         page.feed(shown.data)
         assert not {"script", "img"} & set(page.tags)
