@@ -125,5 +125,5 @@ def _text(value: Any) -> str:
 def _shown(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, default=str)[:120]
-    except (RecursionError, TypeError):
+    except RecursionError:
         return f"a {type(value).__name__} that cannot be shown"

@@ -19,7 +19,7 @@ FILE = re.compile(r"/datasets/(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?
 
 class Repo:
     def __init__(self):
-        self.commits, self.refs, self.token = {}, {}, None
+        self.commits, self.refs, self.token, self.tattles = {}, {}, None, False
 
 
 class Hub:
@@ -79,6 +79,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         repo = self.hub.repos.get(asked["id"])
         if not repo or repo.token and self.headers.get("Authorization") != f"Bearer {repo.token}":
             return self.answer(401, {"error": "Repository not found"}, code="RepoNotFound")
+        if repo.tattles:  # an error that shows the token it was sent
+            return self.answer(403, {"error": f"not for {self.headers.get('Authorization')}"}, code="Forbidden")
         revision = asked.get("revision", "main")
         sha = repo.refs.get(revision, revision)
         if sha not in repo.commits:

@@ -215,7 +215,7 @@ def test_the_cache_reuses_what_did_not_change(bundled_base, cache, tmp_path, mon
     assert first[:2] == (100, 100)
     again = work(path)
     assert again[:2] == (0, 0)
-    assert again[2] | {"seconds": 0} == first[2] | {"seconds": 0}
+    assert {k: v for k, v in again[2].items() if "seconds" not in k} == {k: v for k, v in first[2].items() if "seconds" not in k}
     assert work(path, seed=9, near_duplicate_threshold=0.9)[:2] == (0, 0), "decisions are made anew, rows are not"
     assert work(path, personal_data="keep")[:2] == (100, 1), "a changed rule cleans anew; only the row that differs is tokenised"
     jsonl(path, [*rows, *made_up(20, 3, 100)])

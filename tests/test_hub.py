@@ -124,14 +124,14 @@ def results(served, tmp_path_factory):
 ])
 def test_rows_arrive_in_the_revision_asked_for_and_its_commit_is_known(served, results, job, expected, commit):
     assert questions(results[job]) == expected
-    assert results[job]["commits"] == {JOBS[job]["dataset"]: getattr(served, commit)}
+    assert results[job]["commits"] == {f"{JOBS[job]['dataset']}@{JOBS[job].get('dataset_revision', '')}": getattr(served, commit)}
 
 
 def test_a_list_mixes_hub_and_bundled_sets_each_with_its_revision_and_columns(served, results):
     old, p, _, a = questions(results["list"])
     assert (old, p, a) == ("old", "p", "a")
     assert [row["id"] for row in results["list"]["rows"]][:2] == ["cards-0000000", "Parquet-Set-0000000"]
-    assert results["list"]["commits"]["owner/cards"] == served.old
+    assert results["list"]["commits"]["owner/cards@v1"] == served.old
     assert "bundled:first-aid" not in results["list"]["commits"]
 
 
@@ -180,7 +180,14 @@ def test_a_private_set_takes_the_right_token_and_no_message_shows_one(served, tm
         assert "HF_TOKEN" in result["error"]
     else:
         assert questions(result) == ["secret"]
-        assert result["commits"] == {"owner/secret": served.secret}
+        assert result["commits"] == {"owner/secret@": served.secret}
+
+
+def test_a_token_that_the_hub_itself_shows_is_masked(served, tmp_path):
+    served.commit("owner/tattler", {"train.jsonl": lines(exchange("a"))})
+    served.repos["owner/tattler"].tattles = True
+    result, = ask(served, tmp_path, {"dataset": "owner/tattler"}, token=TOKEN)
+    assert "not for Bearer (HF_TOKEN)" in result["error"]
 
 
 def test_a_hub_that_is_gone_is_an_error_within_seconds(tmp_path):
@@ -203,7 +210,7 @@ def test_offline_the_revision_asked_for_is_read_from_the_cache_or_it_is_an_error
         results = ask(served, tmp_path, *jobs, {"dataset": "owner/other"}, offline="1")
         assert not served.asked
     assert [questions(r) for r in results[:4]] == [["two"], ["one"], ["one"], ["two"]]
-    assert [r["commits"]["owner/cards"] for r in results[:4]] == [two, one, one, two]
+    assert [r["commits"] for r in results[:4]] == [{"owner/cards@": two}, {"owner/cards@v1": one}, {f"owner/cards@{one}": one}, {f"owner/cards@{two}": two}]
     assert all("could not be loaded" in r["error"] for r in results[4:]), "another revision was read"
 
 
@@ -212,7 +219,7 @@ def test_online_a_moved_branch_is_read_anew_and_a_set_that_went_is_not_read_from
         for text in ("one", "two"):
             commit = served.commit("owner/cards", {"train.jsonl": lines(exchange(text))})
             result, = ask(served, tmp_path, {"dataset": "owner/cards"})
-            assert (questions(result), result["commits"]) == ([text], {"owner/cards": commit})
+            assert (questions(result), result["commits"]) == ([text], {"owner/cards@": commit})
         del served.repos["owner/cards"]
         result, = ask(served, tmp_path, {"dataset": "owner/cards"})
     assert "none of this id" in result["error"]

@@ -87,9 +87,8 @@ def main(source, sizes):
         cached = set(chunks.CACHE.glob("*"))
         wall, pss, rss = command(path, name)
         results = json.loads((ROOT / "runs" / name / "results.json").read_text())["prepare"]
-        card = json.loads((ROOT / "runs" / name / "data" / "data_card.json").read_text())
         print(f"\n{rows:,} rows, {path.stat().st_size / 2**20:,.0f} MiB: {wall:.0f} s, peak {pss / 2**30:.2f} GiB (sum of RSS {rss / 2**30:.2f}); "
-              f"kept {results['rows_kept']:,}, dropped {results['dropped']}; steps {card['seconds']}", flush=True)
+              f"kept {results['rows_kept']:,}, dropped {results['dropped']}; seconds {results['step_seconds']}", flush=True)
         print(f"  again: {command(path, name)[0]:.1f} s", flush=True)
         shutil.rmtree(ROOT / "runs" / name)
         print(f"  near_duplicate_threshold changed: {command(path, name, 'near_duplicate_threshold=0.9')[0]:.0f} s", flush=True)
