@@ -18,7 +18,7 @@ PLACEHOLDERS = set("none|null|nil|nan|na|n/a|n.a|no answer|no response|not avail
 MOST_CHARACTERS_A_TOKEN = 200  # more than any tokenizer packs into one: such a row is over-long without tokenising it
 LANGUAGE_CHARACTERS = 200  # measured: of 13,950 English answers one is misread at 200, 300 and 400 alike; the time is that of the length
 TOO_SHORT_TO_TELL = 20  # "CPR", "Ibuprofen" are in no language
-MOST_PASSES = 10  # real texts settle in three; one that does not is markup within markup within markup
+MOST_PASSES = 10  # real texts settle in two; one that does not is markup within markup within markup
 
 
 def normalised(text: str) -> str:
@@ -47,7 +47,7 @@ def mojibake(text: str) -> str:
 TAG = re.compile(r"</?(?:(p|br|div|ul|ol|li|dl|dt|dd|table|caption|tr|h[1-6]|hr|blockquote|pre|section|article|figure)|(td|th)|span|b|i|u|em|strong|"
                  r"small|sup|sub|a|thead|tbody|tfoot|img|font|center|code|iframe|del|ins|tt|script|style)"
                  r"(?:\s+[a-z][\w:-]*\s*=[^<>]*|\s*)/?>", re.I)
-UNSEEN = re.compile(r"<!--[^<]*+(?:<(?!!--)[^<]*+)*?-->|<(script|style)\b[^<>]*>[^<]*+(?:<(?!/?\1\b)[^<]*+)*+</\1\s*>", re.I)
+UNSEEN = re.compile(r"<!--(?:[^<-]|<(?!!--)|-(?!->))*+-->|<(script|style)\b[^<>]*>[^<]*+(?:<(?!/?\1\b)[^<]*+)*+</\1\s*>", re.I)
 POWER = re.compile(r"(?<=\d)<sup>\s*(?=[-+−–]?\d)", re.I)  # without a sign 10<sup>9</sup> would be a hundred and nine
 ENTITY = re.compile(r"&(?:amp;)*(#\d{1,7}|#x[0-9a-f]{1,6}|[a-z][a-z0-9]{1,30});", re.I)
 
@@ -113,9 +113,9 @@ def lists(text: str) -> str:
     return text
 
 
-NAMES = r"patient|human|user|customer|question|q|doctor|(?-i:[Dd]r)|assistant|gpt|chatbot|bot|model|answer|a"
+NAMES = r"patient|human|user|customer|question|q|doctor|(?-i:[Dd]r)|assistant|gpt|chatbot|bot|model|answer"
 HEADING = r"### ?(?:instruction|input|question|response|answer|output)s?"
-LABEL = re.compile(rf"\A(?:\s*+(?:(?:{NAMES}|{HEADING})[ \t]*+:|{HEADING}[ \t]*+\n))+", re.I)
+LABEL, NOT_LETTERED = (re.compile(rf"\A(?:\s*+(?:(?:{NAMES}|{more})[ \t]*+:|{HEADING}[ \t]*+\n))+", re.I) for more in (f"{HEADING}|a", HEADING))
 # headings such as "### Instructions" are no leak: what trainers write is singular and has a colon
 IN_ANSWER = re.compile(r"^[ \t]*+(?:patient|human|user|doctor|assistant|### ?(?:instruction|input|response))[ \t]*+:", re.I | re.M)
 IN_QUESTION = re.compile(r"^[ \t]*+(?:doctor|assistant|### ?response)[ \t]*+:", re.I | re.M)
@@ -124,9 +124,9 @@ ASKED = re.compile(r"\s*(?:patient|human|user|customer)[ \t]*:", re.I)
 
 def unlabelled(text: str) -> str:
     """Without "Patient:", "Doctor:", "### Response:" and the like at its start; "A: airway, B: breathing" stays."""
-    if not (label := LABEL.match(text)) or re.match(r"\s*A[ \t]*:", text) and re.search(r"\bB[ \t]*+:", text):
-        return text
-    return text[label.end():].lstrip()
+    if (label := LABEL.match(text)) and re.search(r"\bB[ \t]*+:", text):
+        label = NOT_LETTERED.match(text)
+    return text[label.end():].lstrip() if label else text
 
 
 REASONING = re.compile(r"<(reasoning|think|thinking)>[^<]*+(?:<(?!/?(?:reasoning|think|thinking)>)[^<]*+)*+</\1>\s*", re.I)
@@ -211,23 +211,24 @@ RESOURCES = re.compile(r"\b(?:resources (?:address|offer|about|from)|links|web ?
 
 def link_list(answer: str) -> bool:
     """Whether an answer only points elsewhere: links, or lists of resources under headings, and no sentence that says something."""
-    rest = URL.sub(" ", answer)
-    if links := len(URL.findall(answer)):
+    if ("://" in answer or "www." in answer) and (links := len(URL.findall(answer))):
+        rest = URL.sub(" ", answer)
         words = [w for w in WORDS.findall(rest) if not w.isdigit()]
-        if len(words) < 8 or (len(words) < 4 * links and not re.search(r"\w{3,}[.!?](?:\s|$)", rest)):
+        if len(words) < 8 or (len(words) < 4 * links and not re.search(r"\w{3}[.!?](?:\s|$)", rest)):
             return True
-    if "- " not in answer and "* " not in answer or not RESOURCES.search(answer):
+    if "- " not in answer and "* " not in answer:
         return False
     pieces = [p.strip() for p in re.split(r"\n|[^\S\n]{2,}", answer) if p.strip()]
     heads = [p for p in pieces if not p.startswith(("- ", "* "))]
     return 0 < len(heads) < len(pieces) and all(h.endswith(":") for h in heads) and any(RESOURCES.search(h) for h in heads)
 
 
-def language(text: str) -> str:
-    """Two-letter language of a text's first 200 characters (py3langid)."""
+def other_language(question: str, answer: str, wanted: str) -> bool:
+    """Whether an answer, with its question where it is short, is in another language than `wanted` (py3langid)."""
     import py3langid
 
-    return py3langid.classify(text[:LANGUAGE_CHARACTERS])[0]
+    text = answer if len(answer) >= 80 else f"{question}\n{answer}"
+    return len(text) >= TOO_SHORT_TO_TELL and py3langid.classify(text[:LANGUAGE_CHARACTERS])[0] != wanted
 
 
 def alternating(roles: list[str]) -> bool:
@@ -239,6 +240,9 @@ def alternating(roles: list[str]) -> bool:
 TEXT_RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("mojibake", mojibake), ("html", untagged), ("control_characters", visible), ("leaked_turns", unlabelled), ("reasoning", without_reasoning),
     ("flattened_lists", lists), ("question_mark", question_mark), ("blanks", blanks), ("personal_data", masked))
+CHANGES = (*(name for name, _ in TEXT_RULES), "control_token_broken_up", "empty_system_message", "dangerous_advice_flagged")
+REASONS = ("turns_out_of_order", "empty", "nested_markup", "placeholder", "answer_is_question", "link_list", "leaked_turns", "reasoning_without_end",
+           "personal_data", "other_language", "dangerous_advice", "too_long")
 
 
 def text_rules(job: Params) -> list[tuple[str, Callable[[str], str]]]:
@@ -249,7 +253,7 @@ def text_rules(job: Params) -> list[tuple[str, Callable[[str], str]]]:
 
 
 def clean_text(text: str, rules: list[tuple[str, Callable[[str], str]]]) -> tuple[str, dict[str, tuple[str, str]]]:
-    """The text under the rules until none has work (one uncovers some for another), and before and after of each; `unsettled` if that has no end."""
+    """The text under the rules until none has work (one uncovers some for another), before and after of each; `nested_markup` if that has no end."""
     changed: dict[str, tuple[str, str]] = {}
     idle, start = 0, text
     for name, rule in rules * MOST_PASSES:
@@ -259,7 +263,7 @@ def clean_text(text: str, rules: list[tuple[str, Callable[[str], str]]]) -> tupl
         elif (idle := idle + 1) == len(rules):
             break
     if idle < len(rules):
-        changed["unsettled"] = (start, text)
+        changed["nested_markup"] = (start, text)
     # last, whatever is switched off: no rule before it may build a control token out of its parts
     if (plain := CONTROL.sub("< ", text)) != text:
         changed["control_token_broken_up"] = (text, plain)
@@ -281,13 +285,14 @@ def clean_row(messages: list[dict[str, str]], job: Params) -> tuple[list[dict[st
         else:
             changed.setdefault("empty_system_message", (message["content"], ""))
     questions, answers = ([m["content"] for m in cleaned if m["role"] == role] for role in ("user", "assistant"))
+    nested = changed.pop("nested_markup", None)
     if not alternating([m["role"] for m in cleaned]):
         reason = "turns_out_of_order" if cleaned else "empty"
     elif any(not m["content"].strip() for m in cleaned):
         reason = "empty"
-    elif "unsettled" in changed:
+    elif nested:
         reason = "nested_markup"
-    elif on(["placeholder"]) and any(normalised(a).rstrip(".") in PLACEHOLDERS or not WORDS.search(a) for a in answers):
+    elif on(["placeholder"]) and any(len(a) < 40 and normalised(a).rstrip(".") in PLACEHOLDERS or not WORDS.search(a) for a in answers):
         reason = "placeholder"
     elif on(["answer_is_question"]) and any(words(q) == words(a) for q, a in zip(questions, answers, strict=True)):
         reason = "answer_is_question"
@@ -302,7 +307,8 @@ def clean_row(messages: list[dict[str, str]], job: Params) -> tuple[list[dict[st
     elif job.language and any(other_language(q, a, job.language) for q, a in zip(questions, answers, strict=True)):
         reason = "other_language"
     else:
-        found = [] if job.dangerous_advice == "ignore" else [hit for a in answers for hit in advice.found(a)]
+        found = [] if job.dangerous_advice == "ignore" else [
+            hit for q, a in zip(questions, answers, strict=True) for hit in advice.found(a, q)]
         reason = "dangerous_advice" if found and job.dangerous_advice == "drop" else ""
         if found:
             changed["dangerous_advice_flagged"] = (found[0][1], f"rule {found[0][0]}")
@@ -312,12 +318,6 @@ def clean_row(messages: list[dict[str, str]], job: Params) -> tuple[list[dict[st
 def words(text: str) -> list[str]:
     """The words of a text for comparing."""
     return WORDS.findall(normalised(text))
-
-
-def other_language(question: str, answer: str, wanted: str) -> bool:
-    """Whether an answer, with its question where it is short, is in another language than `wanted`."""
-    text = answer if len(answer) >= 80 else f"{question}\n{answer}"
-    return len(text) >= TOO_SHORT_TO_TELL and language(text) != wanted
 
 
 def check_language(wanted: str) -> None:

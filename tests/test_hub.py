@@ -124,7 +124,8 @@ def results(served, tmp_path_factory):
 ])
 def test_rows_arrive_in_the_revision_asked_for_and_its_commit_is_known(served, results, job, expected, commit):
     assert questions(results[job]) == expected
-    assert results[job]["commits"] == {f"{JOBS[job]['dataset']}@{JOBS[job].get('dataset_revision', '')}": getattr(served, commit)}
+    revision = JOBS[job].get("dataset_revision", "").replace("OLD", served.old)
+    assert results[job]["commits"] == {f"{JOBS[job]['dataset']}@{revision}": getattr(served, commit)}
 
 
 def test_a_list_mixes_hub_and_bundled_sets_each_with_its_revision_and_columns(served, results):
