@@ -5,6 +5,7 @@ Without transformers' tokenizer classes, which bring torch along: a worker of th
 """
 
 import hashlib
+import importlib.metadata
 import pathlib
 import re
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ MODEL_TURN = "<start_of_turn>model\n"
 # text that spells one of these could fake a turn, a picture or a sound
 CONTROL = re.compile(r"<(?=(?:start_of_turn|end_of_turn|bos|eos|pad|unk|mask|start_of_image|end_of_image|image_soft_token|start_of_audio|"
                      r"end_of_audio|audio_soft_token|unused\d+)>)")
-SENTENCE_END = re.compile(r"[.!?:][\"')\]]*(?=\s|$)|\n")
+SENTENCE_END = re.compile(r"(?<=[^\s\d])[.!?][\"')\]]*(?=\s|$)|\n")  # not the "3." of a list
 
 
 class Chat(NamedTuple):
@@ -62,9 +63,11 @@ def load(folder: pathlib.Path) -> Chat:
 
 
 def identity(folder: pathlib.Path) -> str:
-    """16 hex digits of what turns text into ids: tokenizer, template and this code."""
+    """16 hex digits of what turns text into ids: tokenizer, template, the libraries and this code."""
     names = [n for n in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja") if (folder / n).is_file()]
-    return hashlib.sha256(" ".join([n + files.sha256(folder / n) for n in names] + [files.sha256(pathlib.Path(__file__))]).encode()).hexdigest()[:16]
+    versions = [importlib.metadata.version(p) for p in ("tokenizers", "transformers", "jinja2")]
+    hashes = [n + files.sha256(path) for n, path in [("code", pathlib.Path(__file__)), *((n, folder / n) for n in names)]]
+    return hashlib.sha256(" ".join(versions + hashes).encode()).hexdigest()[:16]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -109,10 +112,15 @@ def encode(chat: Chat, messages: list[dict[str, str]]) -> tuple[list[int], list[
 
 
 def encode_all(chat: Chat, rows: Iterable[list[dict[str, str]]]) -> list[tuple[list[int], list[int]]]:
-    """`encode` of many conversations at once."""
-    rendered = [spans(chat, messages) for messages in rows]
-    encoded = chat.tokenizer.encode_batch([text for text, _ in rendered], add_special_tokens=False)
-    return [label(encoding, found) for encoding, (_, found) in zip(encoded, rendered, strict=True)]
+    """`encode` of many conversations at once; UserError when tokenizer or template cannot be used for training."""
+    import jinja2
+
+    try:
+        rendered = [spans(chat, messages) for messages in rows]
+        encoded = chat.tokenizer.encode_batch([text for text, _ in rendered], add_special_tokens=False)
+        return [label(encoding, found) for encoding, (_, found) in zip(encoded, rendered, strict=True)]
+    except (ValueError, jinja2.TemplateError) as error:
+        raise UserError(f"{error}.\nThe tokenizer or chat template of the base model cannot be used for training on these rows as it is.") from None
 
 
 def prove(chat: Chat, ids: list[int], labels: list[int], messages: list[dict[str, str]]) -> str:
@@ -120,7 +128,7 @@ def prove(chat: Chat, ids: list[int], labels: list[int], messages: list[dict[str
 
     Exactly one <bos>, first; every label its token; as many trained runs as answers, each right after the model's turn begins, and
     each decoding to that answer, whole, and its <end_of_turn>: so at least one token is trained, the stop token is, no token of a
-    user is, and no answer is cut away.
+    user is, and no answer is cut away. The whole decodes to the template's rendering, so that questions are whole too.
     """
     bos, head = chat.id("<bos>"), chat.tokenizer.encode(MODEL_TURN, add_special_tokens=False).ids
     if ids.count(bos) != 1 or ids[0] != bos:
@@ -139,6 +147,8 @@ def prove(chat: Chat, ids: list[int], labels: list[int], messages: list[dict[str
             return f"an answer's {TURN_END} is not trained"
         if chat.decode(ids[start:end]) != (answer + TURN_END).replace("\u2581", " "):  # the tokenizer writes blanks as U+2581
             return "the trained tokens do not decode to the answer"
+    if chat.decode(ids) != chat.render(messages).replace("\u2581", " "):
+        return "the tokens do not decode to the rendered conversation"
     return ""
 
 
@@ -157,20 +167,21 @@ def cut(chat: Chat, messages: list[dict[str, str]], most: int) -> list[dict[str,
     room = offsets[max(0, most - 3)][0] - start  # the end token and the line end after it need their place
     for end in reversed([m.end() for m in SENTENCE_END.finditer(answer[:max(0, room)])]):
         shorter = [*messages[:-1], {"role": "assistant", "content": answer[:end].strip()}]
-        if shorter[-1]["content"] and len(encode(chat, shorter)[0]) <= most:
+        if re.search(r"\w", answer[:end]) and not answer[:end].rstrip().endswith(":") and len(encode(chat, shorter)[0]) <= most:
             return shorter
     return None
 
 
-def same_as_transformers(chat: Chat, folder: pathlib.Path, rows: Iterable[list[dict[str, str]]]) -> int:
-    """How many rows were compared; UserError when transformers' own tokenizer renders or tokenises one otherwise."""
+def same_as_transformers(chat: Chat, folder: pathlib.Path, rows: Iterable[tuple[list[dict[str, str]], list[int]]]) -> int:
+    """How many (messages, stored ids) were compared; UserError when transformers' own tokenizer renders or tokenises one otherwise, or none came."""
     from transformers import AutoTokenizer
 
     theirs, count = AutoTokenizer.from_pretrained(folder), 0
-    for messages in rows:
-        count += 1
-        text = theirs.apply_chat_template(messages, tokenize=False)
-        if text != chat.render(messages) or theirs(text, add_special_tokens=False)["input_ids"] != encode(chat, messages)[0]:
+    for messages, ids in rows:
+        text, count = theirs.apply_chat_template(messages, tokenize=False), count + 1
+        if text != chat.render(messages) or theirs(text, add_special_tokens=False)["input_ids"] != ids:
             raise UserError(f"tokenizer.json and transformers' tokenizer of `{files.shown(folder)}` disagree on {messages[0]['content'][:80]!r}.\n"
                             f"Files of one release belong together: fetch the base model again.")
+    if not count:
+        raise UserError("no row was left to compare with transformers' tokenizer.")
     return count

@@ -4,6 +4,7 @@ A cleaned chunk and its tokens are kept in .cache/prepare/ under a hash of the r
 rule, or rows appended to a file, cost only what they change.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -24,17 +25,22 @@ from lib.prepared import SCHEMA
 
 CACHE, CACHE_LIMIT = ROOT / ".cache" / "prepare", 2**33  # bytes, beyond which what was not used for a day goes
 EXAMPLES = 3  # shown of each rule and reason
+SAMPLE = 200  # rows of a chunk handed back with their ids, for a comparison with transformers' tokenizer
 CLEANED = pa.schema([("id", pa.string()), ("topic", pa.string()), ("messages", pa.large_string()), ("exact", pa.uint64()), ("question", pa.uint64()),
                      ("answer", pa.uint64()), ("vital", pa.uint64()), ("answer_length", pa.int64()),
+                     ("later_questions", pa.list_(pa.uint64())),
                      ("signature", pa.binary(duplicates.SIGNATURE)), ("bands", pa.binary(8 * duplicates.BANDS))])
 TOKENS = pa.schema([("name", pa.binary(16)), ("ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
 
 
 def prune() -> None:
     """Keep the cache within its limit: what was used longest ago goes first, nothing of the last day."""
-    found = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in CACHE.iterdir() if p.is_file())
+    found = []
+    for path in CACHE.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another run may just have renamed or removed it
+            found.append((path.stat().st_mtime, path.stat().st_size, path))
     over = sum(size for _, size, _ in found) - CACHE_LIMIT
-    for used, size, path in found:
+    for used, size, path in sorted(found):
         if over <= 0 or used > time.time() - 86400:
             break
         path.unlink(missing_ok=True)
@@ -98,17 +104,18 @@ def clean_chunk(job: Params, chunk: list[dict[str, Any]]) -> pathlib.Path:
     """The file of a cleaned chunk, made unless the cache has it: kept rows with what they are compared by; in its metadata the rest."""
     raw = hashlib.sha256(json.dumps(chunk, ensure_ascii=False).encode()).hexdigest()[:32]
     path = CACHE / f"{raw}-{_rules_identity(job)}.arrow"
-    if _cached(path):
+    if _cached(path) is not None:
         return path
     kept, dropped, changed, examples = [], [], Counter(), []
     for row in chunk:
         messages, reason, found = clean.clean_row(row["messages"], job)
+        advice = found.pop("dangerous_advice", ("", "")) if reason else ("", "")
         for rule, (before, after) in found.items():
             changed[rule] += 1
             if changed[rule] <= EXAMPLES:
                 examples.append((rule, {"id": row["id"], **_around(before, after)}))
         if reason:
-            dropped.append((reason, row["id"], {"text": short(row["messages"])}))
+            dropped.append((reason, row["id"], {"text": advice[0] or short(row["messages"]), **({"by": advice[1]} if advice[1] else {})}))
         else:
             kept.append({"id": row["id"], "topic": row["topic"], "messages": json.dumps(messages, ensure_ascii=False), **duplicates.keys(messages)})
     signature = duplicates.signatures([duplicates.shingles(row.pop("words")) for row in kept])
@@ -130,8 +137,7 @@ def _code_identity() -> str:
 
 
 def _rules_identity(job: Params) -> str:
-    rules = [sorted(set(job.skip_rules) - {"exact_duplicate"}), job.language, job.reasoning, job.personal_data, job.dangerous_advice,
-             job.max_seq_length]
+    rules = [sorted(set(job.skip_rules) - {"exact_duplicate"}), job.language, job.reasoning, job.personal_data, job.dangerous_advice]
     return hashlib.sha256(json.dumps([rules, _code_identity()]).encode()).hexdigest()[:16]
 
 
@@ -150,39 +156,42 @@ def _chat(base: pathlib.Path, which: str) -> chat.Chat:
     return chat.load(base)
 
 
-def tokenise_chunk(job: Params, path: pathlib.Path, at: np.ndarray, base: pathlib.Path, which: str) -> tuple[Any, list[Any], dict[str, Any]]:
-    """(table of proven rows, [(place in `at`, id, text)] of rows over max_seq_length, counts) of a chunk.
-
-    Ids come from the cache where it has them; they are proven all the same.
-    """
-    tokenizer = _chat(base, which)
-    table, _ = load(path, ["id", "topic", "messages"])
-    table = table.take(at)
-    texts = table["messages"].to_pylist()
+def _tokens(path: pathlib.Path, texts: list[str], base: pathlib.Path, which: str) -> list[tuple[list[int], list[int]]]:
+    """Ids and labels of conversations (as JSON) of a chunk, from the cache where it has them, else made and put there."""
     store = CACHE / f"{path.stem.split('-')[0]}-{which}.tokens"
     names = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
     old = _cached(store)
-    cached = dict(zip(old["name"].to_pylist(), zip(old["ids"].to_pylist(), old["labels"].to_pylist(), strict=True), strict=True)) if old else {}
-    parsed = [json.loads(text) for text in texts]
-    missing = {name: messages for name, messages in zip(names, parsed, strict=True) if name not in cached}
-    try:
-        known = cached | dict(zip(missing, chat.encode_all(tokenizer, missing.values()), strict=True))
-    except ValueError as error:
-        raise UserError(f"{error}.\nThe tokenizer or chat template of `{job.base_model}` cannot be used for training as it is.") from None
-    kept, too_long, counts, cut_rows, digest = [], [], Counter(), [], hashlib.sha256()
-    for n, (row_id, topic) in enumerate(zip(table["id"].to_pylist(), table["topic"].to_pylist(), strict=True)):
-        messages = parsed[n]
-        ids, labels = known[names[n]]
+    known = dict(zip(old["name"].to_pylist(), zip(old["ids"].to_pylist(), old["labels"].to_pylist(), strict=True), strict=True)) if old else {}
+    if missing := {name: json.loads(text) for name, text in zip(names, texts, strict=True) if name not in known}:
+        known |= dict(zip(missing, chat.encode_all(_chat(base, which), missing.values()), strict=True))
+        ids, labels = ([pair[k] for pair in known.values()] for k in (0, 1))
+        _write(store, pa.Table.from_pydict({"name": list(known), "ids": ids, "labels": labels}, TOKENS))
+    return [known[name] for name in names]
+
+
+def measure_chunk(job: Params, path: pathlib.Path, base: pathlib.Path, which: str) -> tuple[list[int], list[tuple[int, str, str]]]:
+    """Tokens of every row of a chunk, and (row, id, text) of those over max_seq_length that are not to be cut, or cannot be."""
+    table, _ = load(path, ["id", "messages"])
+    texts = table["messages"].to_pylist()
+    lengths = [len(ids) for ids, _ in _tokens(path, texts, base, which)]
+    over = [(n, json.loads(texts[n])) for n, length in enumerate(lengths) if length > job.max_seq_length]
+    return lengths, [(n, table["id"][n].as_py(), f"{lengths[n]:,} tokens | {short(messages)}") for n, messages in over
+                     if job.overlong == "drop" or chat.cut(_chat(base, which), messages, job.max_seq_length) is None]
+
+
+def tokenise_chunk(job: Params, path: pathlib.Path, at: np.ndarray, base: pathlib.Path, which: str) -> tuple[Any, dict[str, Any]]:
+    """(table of some rows of a chunk, each proven, counts and examples); an over-long answer is cut."""
+    tokenizer, cut_rows, kept = _chat(base, which), [], []
+    table = load(path, ["id", "topic", "messages"])[0].take(at)
+    texts = table["messages"].to_pylist()
+    counts, digest = Counter(), hashlib.sha256()
+    tokens = _tokens(path, texts, base, which)
+    for row_id, topic, text, (ids, labels) in zip(table["id"].to_pylist(), table["topic"].to_pylist(), texts, tokens, strict=True):
+        messages = json.loads(text)
         if len(ids) > job.max_seq_length:
-            shorter = chat.cut(tokenizer, messages, job.max_seq_length) if job.overlong == "cut" else None
-            if shorter is None:
-                too_long.append((n, row_id, f"{len(ids):,} tokens | {short(messages)}"))
-                continue
-            counts["truncated"] += 1
-            if len(cut_rows) < EXAMPLES:
-                cut_rows.append({"id": row_id, "before": f"{len(ids):,} tokens, ends: …{messages[-1]['content'][-80:]}",
-                                 "after": f"ends: …{shorter[-1]['content'][-80:]}"})
-            messages = shorter
+            long, messages = messages, chat.cut(tokenizer, messages, job.max_seq_length)
+            cut_rows.append({"id": row_id, "before": f"{len(ids):,} tokens, ends: …{long[-1]['content'][-80:]}",
+                             "after": f"ends: …{messages[-1]['content'][-80:]}"})
             ids, labels = chat.encode(tokenizer, messages)
         if trouble := chat.prove(tokenizer, ids, labels, messages):
             raise UserError(f"row {row_id}: {trouble}.\nThe tokenizer or chat template of `{job.base_model}` cannot be used for training as it is.")
@@ -190,7 +199,6 @@ def tokenise_chunk(job: Params, path: pathlib.Path, at: np.ndarray, base: pathli
         kept.append({"id": row_id, "topic": topic, "question": next(m["content"] for m in messages if m["role"] == "user"),
                      "answer": messages[-1]["content"], "input_ids": ids, "labels": labels, "length": len(ids)})
         digest.update(row_id.encode() + np.asarray(ids, np.int32).tobytes() + np.asarray(labels, np.int32).tobytes())
-    if missing:
-        ids, labels = ([pair[k] for pair in known.values()] for k in (0, 1))
-        _write(store, pa.Table.from_pydict({"name": list(known), "ids": ids, "labels": labels}, TOKENS))
-    return pa.Table.from_pylist(kept, SCHEMA), too_long, {"counts": counts, "cut": cut_rows, "digest": digest.digest()}
+    counts["truncated"] = len(cut_rows)
+    sample = [(json.loads(text), row["input_ids"]) for text, row in zip(texts[:SAMPLE], kept, strict=False) if row["length"] <= job.max_seq_length]
+    return pa.Table.from_pylist(kept, SCHEMA), {"counts": counts, "cut": cut_rows[:EXAMPLES], "digest": digest.digest(), "sample": sample}

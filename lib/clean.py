@@ -13,9 +13,10 @@ from lib.chat import CONTROL
 from lib.params import Params, UserError
 
 WORDS = re.compile(r"\w+")
+UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0e7f]")
 PLACEHOLDERS = set("none|null|nil|nan|na|n/a|n.a|no answer|no response|not available|not applicable|not provided|no data|tbd|tba|todo|"
                    "to be determined|[deleted]|[removed]|undefined|no output|nooutput|<nooutput>|<noinput>".split("|"))
-MOST_CHARACTERS_A_TOKEN = 200  # more than any tokenizer packs into one: such a row is over-long without tokenising it
+MOST_CHARACTERS = 1_000_000  # a row of more is over-long for any model this tunes, and is not worked on
 LANGUAGE_CHARACTERS = 200  # measured: of 13,950 English answers one is misread at 200, 300 and 400 alike; the time is that of the length
 TOO_SHORT_TO_TELL = 20  # "CPR", "Ibuprofen" are in no language
 MOST_PASSES = 10  # real texts settle in two; one that does not is markup within markup within markup
@@ -271,8 +272,8 @@ def clean_text(text: str, rules: list[tuple[str, Callable[[str], str]]]) -> tupl
 
 
 def clean_row(messages: list[dict[str, str]], job: Params) -> tuple[list[dict[str, str]], str, dict[str, tuple[str, str]]]:
-    """Cleaned messages, the reason to drop the row (empty to keep it), before and after by rule; flagged advice counts as a change."""
-    if sum(len(m["content"]) for m in messages) > MOST_CHARACTERS_A_TOKEN * job.max_seq_length:
+    """Cleaned messages, the reason to drop the row (empty to keep it), before and after by rule; advice found is there too."""
+    if sum(len(m["content"]) for m in messages) > MOST_CHARACTERS:
         return messages, "too_long", {}
     on, rules, changed, cleaned = set(job.skip_rules).isdisjoint, text_rules(job), {}, []
     raw_answers = [m["content"] for m in messages if m["role"] == "assistant"]  # flattened lists tell a list of links, labels a leaked turn
@@ -311,13 +312,14 @@ def clean_row(messages: list[dict[str, str]], job: Params) -> tuple[list[dict[st
             hit for q, a in zip(questions, answers, strict=True) for hit in advice.found(a, q)]
         reason = "dangerous_advice" if found and job.dangerous_advice == "drop" else ""
         if found:
-            changed["dangerous_advice_flagged"] = (found[0][1], f"rule {found[0][0]}")
+            changed[reason or "dangerous_advice_flagged"] = (found[0][1], f"rule {found[0][0]}")
     return cleaned, reason, changed
 
 
 def words(text: str) -> list[str]:
-    """The words of a text for comparing."""
-    return WORDS.findall(normalised(text))
+    """The words of a text for comparing; of a script without blanks, its characters."""
+    text = normalised(text)
+    return WORDS.findall(text if text.isascii() else UNSPACED.sub(r" \g<0> ", text))
 
 
 def check_language(wanted: str) -> None:

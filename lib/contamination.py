@@ -4,21 +4,14 @@ import functools
 import json
 import pathlib
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from lib import clean, duplicates
+from lib import clean, duplicates, shapes
 from lib.chunks import texts_of
 
 COMMON = 10  # a run of words found in more training rows is a turn of phrase, not a leak (Brown et al. 2020, appendix C)
-
-
-class HeldOut(NamedTuple):
-    """The runs of words of held-out rows and exam items: their hashes, sorted, and the number of each one's first owner."""
-
-    hashes: np.ndarray
-    owners: np.ndarray
 
 
 def grams(tokens: list[str], size: int, numbers: dict[str, int]) -> np.ndarray:
@@ -30,14 +23,6 @@ def grams(tokens: list[str], size: int, numbers: dict[str, int]) -> np.ndarray:
     return (np.lib.stride_tricks.sliding_window_view(hashed, size) * powers).sum(axis=1, dtype=np.uint64)
 
 
-def held_out(runs: list[tuple[np.ndarray, int]]) -> HeldOut:
-    """HeldOut of (hashes, owner) of each held-out text."""
-    hashes = np.concatenate([np.empty(0, np.uint64), *(h for h, _ in runs)])
-    owners = np.concatenate([np.empty(0, np.int64), *(np.full(len(h), owner) for h, owner in runs)])
-    hashes, first = np.unique(hashes, return_index=True)
-    return HeldOut(hashes, owners[first])
-
-
 def find(hashes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Places in the sorted `hashes` of the distinct `wanted` that are among them."""
     wanted = np.unique(wanted)
@@ -45,11 +30,15 @@ def find(hashes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return at[hashes[np.minimum(at, len(hashes) - 1)] == wanted] if len(hashes) else at[:0]
 
 
-def contaminated(found: Iterable[tuple[int, np.ndarray]], held: HeldOut) -> tuple[dict[int, int], int]:
-    """Of (training row, places of its held-out runs): {row: the first place that is no common phrase}, and how many runs are common."""
+def contaminated(found: Iterable[tuple[int, np.ndarray]], hashes: np.ndarray, exam: np.ndarray) -> tuple[dict[int, int], int]:
+    """Of (training row, places of its runs in `hashes`): {row: the first place that counts}, and how many runs are common phrases.
+
+    A run of the exam always counts, one of held-out rows unless it is a common phrase.
+    """
     rows = [(row, at) for row, at in found if len(at)]
-    counts = np.bincount(np.concatenate([at for _, at in rows]), minlength=len(held.hashes)) if rows else np.zeros(len(held.hashes), int)
-    return {row: int(rare[0]) for row, at in rows if len(rare := at[counts[at] <= COMMON])}, int((counts > COMMON).sum())
+    counts = np.bincount(np.concatenate([at for _, at in rows]), minlength=len(hashes)) if rows else np.zeros(len(hashes), int)
+    common = (counts > COMMON) & ~np.isin(hashes, exam)
+    return {row: int(rare[0]) for row, at in rows if len(rare := at[~common[at]])}, int(common.sum())
 
 
 def shared(messages: list[dict[str, str]], size: int, run: np.uint64) -> str:
@@ -66,43 +55,58 @@ def spoken(messages: list[dict[str, str]]) -> list[str]:
 # on a chunk
 
 
-def chunk_runs(path: pathlib.Path, at: np.ndarray, size: int) -> tuple[list[str], list[np.ndarray]]:
-    """Ids and runs of words of some rows."""
-    ids, texts = texts_of(path, at)
+def chunk_runs(path: pathlib.Path, at: np.ndarray, size: int) -> np.ndarray:
+    """The distinct runs of words of some rows, sorted."""
     numbers: dict[str, int] = {}
-    return ids, [grams(spoken(messages), size, numbers) for messages in texts]
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *(grams(spoken(messages), size, numbers) for messages in texts_of(path, at)[1])]))
+
+
+def chunk_owners(path: pathlib.Path, at: np.ndarray, size: int, wanted: np.ndarray) -> dict[int, str]:
+    """{place in the sorted `wanted`: id of the first of some rows that has this run}."""
+    owners: dict[int, str] = {}
+    for row_id, messages in zip(*texts_of(path, at), strict=True):
+        for place in find(wanted, grams(spoken(messages), size, {})).tolist():
+            owners.setdefault(place, row_id)
+    return owners
 
 
 def chunk_overlaps(path: pathlib.Path, at: np.ndarray, size: int, scratch: pathlib.Path, threshold: float) -> tuple[list[Any], list[tuple[int, int]]]:
     """(place in `at`, places of its runs among the held-out ones) of rows that have some; (place in `at`, number of the exam item it nearly is)."""
     import rensa
 
-    hashes = np.load(scratch / "held_out.npy")
+    hashes = np.load(scratch / "held_out.npy", mmap_mode="r")
     _, texts = texts_of(path, at)
     numbers: dict[str, int] = {}
     found = [(n, places) for n, messages in enumerate(texts) if len(places := find(hashes, grams(spoken(messages), size, numbers)))]
     items, index = _exam_index(scratch / "exam.json", (scratch / "exam.json").stat().st_mtime_ns, threshold)
-    close = []
+    close: list[tuple[int, int]] = []
     if items and texts:
-        asked = [next(m["content"] for m in messages if m["role"] == "user") for messages in texts]
-        parts = [set(clean.words(text)) for q, messages in zip(asked, texts, strict=True) for text in (q, f"{q} {messages[-1]['content']}")]
-        sketches = rensa.RMinHash.from_token_sets([sorted(p) or [""] for p in parts], duplicates.HASHES, duplicates.SEED)
-        for n, (part, sketch) in enumerate(zip(parts, sketches, strict=True)):
-            for other in index.query(sketch):
-                theirs = items[other]
-                if n % 2 == other % 2 and len(part & theirs) >= threshold * len(part | theirs):
-                    close.append((n // 2, other // 2))
+        parts = [(n, set(clean.words(text))) for n, messages in enumerate(texts) for text in _asked_and_answered(messages)]
+        sketches = rensa.RMinHash.from_token_sets([sorted(part) or [""] for _, part in parts], duplicates.HASHES, duplicates.SEED)
+        for (n, part), sketch in zip(parts, sketches, strict=True):
+            close += [(n, items[other][0]) for other in index.query(sketch) if len(part & items[other][1]) >= threshold * len(part | items[other][1])]
     return found, close
 
 
+def _asked_and_answered(messages: list[dict[str, str]]) -> list[str]:
+    """Each question of a conversation, alone and with its answer."""
+    turns = [m["content"] for m in messages if m["role"] != "system"]
+    return [text for question, answer in zip(turns[::2], turns[1::2], strict=True) for text in (question, f"{question} {answer}")]
+
+
+def exam_texts(item: dict[str, Any]) -> list[str]:
+    """An exam item as training rows may hold it: its question, the question with the right answer, and both with the options between."""
+    question, answer = item["question"], item["options"][item["answer_letter"]]
+    return [question, f"{question} {answer}", *_asked_and_answered(shapes.messages(item))]
+
+
 @functools.cache
-def _exam_index(path: pathlib.Path, stamp: int, threshold: float) -> tuple[list[set[str]], Any]:
-    """Each exam question, alone and with its right answer, as a set of words, and an index of them; `stamp` tells one run's file from another's."""
+def _exam_index(path: pathlib.Path, stamp: int, threshold: float) -> tuple[list[tuple[int, set[str]]], Any]:
+    """(number of its item, words) of every exam text, and an index of them; `stamp` tells one run's file from another's."""
     import rensa
 
-    exam = json.loads(path.read_text(encoding="utf-8"))
-    items = [set(clean.words(text)) for question, answer in exam for text in (question, f"{question} {answer}")]
+    items = [(n, set(clean.words(text))) for n, texts in enumerate(json.loads(path.read_text(encoding="utf-8"))) for text in texts]
     index = rensa.RMinHashLSH(threshold, duplicates.HASHES, duplicates.BANDS)
-    sketches = rensa.RMinHash.from_token_sets([sorted(words) or [""] for words in items], duplicates.HASHES, duplicates.SEED) if items else []
+    sketches = rensa.RMinHash.from_token_sets([sorted(words) or [""] for _, words in items], duplicates.HASHES, duplicates.SEED) if items else []
     index.insert_pairs(list(enumerate(sketches)))
     return items, index

@@ -1,8 +1,9 @@
 """The data stage: a stream of rows -> clean -> duplicates -> split -> contamination -> tokens and a proven mask, on disk.
 
-Rows are worked on in chunks, by several processes, and kept on disk: what stays in memory is about 200 bytes a row.
+Rows are worked on in chunks, by several processes, and kept on disk: what stays in memory is about 300 bytes a row.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -21,13 +22,13 @@ from tqdm import tqdm
 
 from lib import chat, chunks, clean, contamination, duplicates, files, sources, workers
 from lib.chunks import EXAMPLES, short, texts_of
-from lib.duplicates import REASONS, Decisions
+from lib.duplicates import REASONS, SAME_REASONS, Decisions
 from lib.params import Params, UserError
 from lib.prepared import SPLITS, Split
 
 # in the order in which they are looked for
 READ_REASONS = ("unreadable", "not_sampled", *clean.REASONS)
-SAME_REASONS, SPLIT_REASONS = REASONS[1:5], REASONS[5:7]
+STEPS = ("read_and_clean", "measure", "deduplicate", "decontaminate", "tokenise")
 CHUNK_ROWS, CHUNK_CHARACTERS = 2000, 2**22
 SMALL = 2**20  # bytes of data under which starting processes costs more than they save
 COLUMNS = ("exact", "question", "answer", "vital", "answer_length")
@@ -45,7 +46,9 @@ class Rows:
     parts: list[tuple[pathlib.Path, int]] = dataclasses.field(default_factory=list)  # file and number of its first row
     columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     made: Decisions = dataclasses.field(default_factory=lambda: Decisions(0))
-    pairs: np.ndarray = dataclasses.field(default_factory=lambda: np.empty((0, 2), np.int64))
+    later: dict[int, list[int]] = dataclasses.field(default_factory=dict)  # questions after the first, of the rows that have some
+    exam: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    sample: list[tuple[list[dict[str, str]], list[int]]] = dataclasses.field(default_factory=list)  # first proven rows and their stored ids
     commits: dict[str, str | None] = dataclasses.field(default_factory=dict)
     dropped: Counter = dataclasses.field(default_factory=Counter)
     changed: Counter = dataclasses.field(default_factory=Counter)
@@ -68,17 +71,22 @@ class Rows:
 
 
 def timed(step: Any) -> Any:
-    """Keep how long a step took in rows.seconds, under its name."""
+    """A step of the stage: in its turn, its time kept in rows.seconds; on an error the processes end, as the stage does."""
     @functools.wraps(step)
     def wrapper(rows: Rows, *args: Any) -> Any:
+        if tuple(rows.seconds) != (needed := STEPS[:STEPS.index(step.__name__)]):
+            raise UserError(f"{step.__name__} comes after {', '.join(('begin', *needed))}; done so far: {', '.join(('begin', *rows.seconds))}.\n"
+                            f"Run the cells again from the one with data.begin.")
         begun = time.monotonic()
         try:
-            return step(rows, *args)
-        except BaseException:
+            result = step(rows, *args)
+        except BaseException as error:
             workers.stop(rows.pool)
+            if isinstance(error, OSError):
+                raise UserError(f"{step.__name__}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.") from None
             raise
-        finally:
-            rows.seconds[step.__name__] = round(time.monotonic() - begun, 1)
+        rows.seconds[step.__name__] = round(time.monotonic() - begun, 1)
+        return result
     return wrapper
 
 
@@ -100,8 +108,9 @@ def begin(job: Params, folder: pathlib.Path) -> Rows:
     chunks.CACHE.mkdir(parents=True, exist_ok=True)
     chunks.prune()
     hub = any(not sources.local_files(part.dataset) for part in sources.parts(job))
+    exam = sources.exam_items(job) if job.decontaminate else []
     pool = workers.start(small=not hub and sources.size(job) < SMALL or 0 < job.max_rows <= CHUNK_ROWS)
-    return Rows(job, scratch, pool, open(scratch / "dropped.jsonl", "w", encoding="utf-8"))
+    return Rows(job, scratch, pool, open(scratch / "dropped.jsonl", "w", encoding="utf-8"), exam=exam)
 
 
 @timed
@@ -113,27 +122,34 @@ def read_and_clean(rows: Rows) -> None:
     def tick(done: int) -> None:
         bar.update(max(0, done - bar.n))
 
-    def unread(reason: str, where: str, why: str) -> None:
-        rows.read += 1
-        rows.note(reason, where, {"text": why})
+    unread: list[tuple[str, str, str]] = []
+    unread_before: collections.deque[list[tuple[str, str, str]]] = collections.deque()  # of each chunk on its way, to be noted in its turn
 
     def chunked() -> Iterator[tuple[Any, ...]]:
         chunk, size = [], 0
-        for row in sources.read(job, unread, tick, rows.commits):
+        for row in sources.read(job, lambda *what: unread.append(what), tick, rows.commits):
             rows.read += 1
-            rows.first = rows.first or row
+            rows.first = rows.first or {**row, "messages": [{**m, "content": m["content"][:2000]} for m in row["messages"]]}
             chunk.append(row)
             size += sum(len(m["content"]) for m in row["messages"])
             if len(chunk) == CHUNK_ROWS or size > CHUNK_CHARACTERS:
-                yield job, chunk
+                yield hand_over(chunk)
                 chunk, size = [], 0
-        if chunk:
-            yield job, chunk
+        if chunk or unread:
+            yield hand_over(chunk)
+
+    def hand_over(chunk: list[dict[str, Any]]) -> tuple[Any, ...]:
+        unread_before.append(unread.copy())
+        unread.clear()
+        return job, chunk
 
     start = 0
     with open(rows.scratch / "signatures", "wb") as signed:
         for path in workers.ordered(rows.pool, chunks.clean_chunk, chunked()):
             table, facts = chunks.load(path)
+            for reason, where, why in unread_before.popleft():
+                rows.read += 1
+                rows.note(reason, where, {"text": why})
             for reason, row_id, example in facts["dropped"]:
                 rows.note(reason, row_id, example)
             rows.changed.update(facts["changed"])
@@ -141,6 +157,7 @@ def read_and_clean(rows: Rows) -> None:
                 rows.keep(rule, example)
             if table.num_rows:
                 rows.parts.append((path, start))
+                rows.later |= {start + n: later for n, later in enumerate(table["later_questions"].to_pylist()) if later}
                 start += table.num_rows
                 signed.write(b"".join(table["signature"].to_pylist()))
                 bands = np.frombuffer(b"".join(table["bands"].to_pylist()), np.uint64).reshape(-1, duplicates.BANDS)
@@ -166,53 +183,70 @@ def require_rows(rows: Rows, count: int) -> None:
 
 
 @timed
+def measure(rows: Rows, base: pathlib.Path) -> None:
+    """Count every row's tokens, before any row is dropped in favour of one that is too long itself; `base` has tokenizer and template."""
+    which, lengths = chat.identity(base), []
+    bar = progress("tokenising", total=len(rows.made.side), unit="row")
+    for (_, start), (own, too_long) in zip(rows.parts, workers.ordered(rows.pool, chunks.measure_chunk, (
+            (rows.job, path, base, which) for path, _ in rows.parts)), strict=True):
+        lengths += own
+        for n, row_id, text in too_long:
+            rows.made.drop(start + n, "too_long")
+            rows.note("too_long", row_id, {"text": text})
+        bar.update(len(own))
+    bar.close()
+    rows.columns["length"] = np.array(lengths, np.int32)
+    require_rows(rows, len(rows.made.kept()))
+
+
+@timed
 def deduplicate(rows: Rows) -> None:
-    """Drop exact duplicates, surplus answers and near duplicates; the later row of two goes."""
+    """Drop exact duplicates, surplus answers and near duplicates, the later row of two; and give each row that is left its side."""
     duplicates.same(rows.columns, rows.job, rows.made)
     signature = np.memmap(rows.scratch / "signatures", np.uint16, "r").reshape(-1, duplicates.HASHES)
-    rows.pairs = duplicates.near(rows.columns.pop("bands"), signature, rows.columns, rows.job, rows.made,
-                                 lambda meeting: progress("near duplicates", iterable=meeting, unit="row"))
+    duplicates.place(rows.columns["bands"], signature, rows.columns, rows.later, rows.job, rows.made,
+                     lambda meeting: progress("near duplicates, sides", iterable=meeting, unit="row"))
+    del rows.columns["bands"]
     _note_decided(rows, SAME_REASONS)
 
 
 @timed
-def split(rows: Rows) -> None:
-    """Give each row its side, and drop training rows that overlap with held-out rows or with the exam."""
-    duplicates.split(rows.pairs, rows.columns, rows.job, rows.made)
-    because = _decontaminate(rows) if rows.job.decontaminate else {}
-    _note_decided(rows, SPLIT_REASONS, because)
+def decontaminate(rows: Rows) -> None:
+    """Drop training rows that overlap with held-out rows or with the exam."""
+    _note_decided(rows, ("contaminated",), _leaks(rows) if rows.job.decontaminate else {})
 
 
-def _decontaminate(rows: Rows) -> dict[int, dict[str, str]]:
+def _leaks(rows: Rows) -> dict[int, dict[str, str]]:
     """Drop contaminated training rows; for each, whose words it repeats, and for the first ones which."""
-    size, runs, owners = rows.job.decontaminate, [], []
-    items = sources.exam_items(rows.job)
-    for item in items:
-        question, answer = item["question"], item["options"][item["answer_letter"]]
-        runs += [(contamination.grams(clean.words(text), size, {}), len(owners)) for text in (question, f"{question} {answer}")]
-        owners.append(f"exam {item['id']}")
+    size, texts = rows.job.decontaminate, [contamination.exam_texts(item) for item in rows.exam]
+    exam_runs = [np.unique(np.concatenate([contamination.grams(clean.words(text), size, {}) for text in item])) for item in texts]
+    exam = np.unique(np.concatenate([np.empty(0, np.uint64), *exam_runs]))
     parts = [(path, start, np.flatnonzero(sides > 0), np.flatnonzero(sides == 0)) for path, start, sides in _sides(rows)]
-    for ids, found in workers.ordered(rows.pool, contamination.chunk_runs, ((path, at, size) for path, _, at, _ in parts if len(at))):
-        runs += [(hashes, len(owners) + n) for n, hashes in enumerate(found)]
-        owners += ids
-    held = contamination.held_out(runs)
-    np.save(rows.scratch / "held_out.npy", held.hashes)
-    files.write_json(rows.scratch / "exam.json", [[item["question"], item["options"][item["answer_letter"]]] for item in items])
+    held = [(path, at, size) for path, _, at, _ in parts if len(at)]
+    hashes = np.unique(np.concatenate([exam, *workers.ordered(rows.pool, contamination.chunk_runs, held)]))
+    np.save(rows.scratch / "held_out.npy", hashes)
+    files.write_json(rows.scratch / "exam.json", texts)
     overlaps, close, bar = [], {}, progress("overlap with held-out rows and exam", total=len(parts), unit="chunk")
-    for (_, start, _, at), (found, exam) in zip(parts, workers.ordered(rows.pool, contamination.chunk_overlaps, (
+    for (_, start, _, at), (found, near) in zip(parts, workers.ordered(rows.pool, contamination.chunk_overlaps, (
             (path, at, size, rows.scratch, rows.job.near_duplicate_threshold) for path, _, _, at in parts)), strict=True):
         overlaps += [(int(start + at[n]), places) for n, places in found]
-        close |= {int(start + at[n]): item for n, item in exam}
+        close |= {int(start + at[n]): item for n, item in near}
         bar.update()
     bar.close()
-    leaks, common = contamination.contaminated(overlaps, held)
-    rows.facts |= {"exam_items": len(items), "held_out_and_exam_runs": len(held.hashes), "runs_that_are_common_phrases": common,
+    leaks, common = contamination.contaminated(overlaps, hashes, exam)
+    rows.facts |= {"exam_items": len(texts), "held_out_and_exam_runs": len(hashes), "runs_that_are_common_phrases": common,
                    "rows_near_exam_items": len(close)}
-    because = {row: {"by": owners[item], "shared": "nearly the whole item"} for row, item in close.items()}
-    because |= {row: {"by": owners[held.owners[place]]} for row, place in leaks.items()}
+    wanted = hashes[np.unique(np.array(list(leaks.values()), np.int64))]
+    owners: dict[int, str] = {}
+    for n, runs in enumerate(exam_runs):
+        owners = dict.fromkeys(contamination.find(wanted, runs).tolist(), f"exam {rows.exam[n]['id']}") | owners
+    for found in workers.ordered(rows.pool, contamination.chunk_owners, ((*part, wanted) for part in held)) if len(wanted) else []:
+        owners = found | owners
+    because = {row: {"by": f"exam {rows.exam[item]['id']}", "shared": "nearly the whole item"} for row, item in close.items()}
+    because |= {row: {"by": owners[int(np.searchsorted(wanted, hashes[place]))]} for row, place in leaks.items()}
     for row in sorted(leaks)[:EXAMPLES]:
         path, start = next((p, s) for p, s in reversed(rows.parts) if s <= row)
-        because[row]["shared"] = contamination.shared(texts_of(path, np.array([row - start]))[1][0], size, held.hashes[leaks[row]])
+        because[row]["shared"] = contamination.shared(texts_of(path, np.array([row - start]))[1][0], size, hashes[leaks[row]])
     rows.made.drop(np.array(sorted(because), np.int64), "contaminated")
     return because
 
@@ -252,27 +286,22 @@ def _note_decided(rows: Rows, reasons: tuple[str, ...], because: dict[int, dict[
 
 @timed
 def tokenise(rows: Rows, base: pathlib.Path, final: pathlib.Path) -> dict[str, Any]:
-    """Render, tokenise and prove every row that is left, and write the splits as Arrow under `final`; the counts of the stage.
+    """Prove the tokens and mask of every row that is left, and write the splits as Arrow under `final`; the counts of the stage.
 
-    `base` is the folder with tokenizer and chat template. `final` appears when it is complete.
+    `final` appears when it is complete.
     """
     temporary = final.with_name(".data.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     out = {side: Split(temporary / side) for side in SPLITS}
     which, counts, digest = chat.identity(base), Counter(), hashlib.sha256()
-    todo = [(path, start, np.flatnonzero(sides >= 0), sides[sides >= 0]) for path, start, sides in _sides(rows)]
-    bar = progress("tokenising", total=sum(len(at) for _, _, at, _ in todo), unit="row")
-    for (_, start, at, sides), (table, too_long, facts) in zip(todo, workers.ordered(rows.pool, chunks.tokenise_chunk, (
-            (rows.job, path, at, base, which) for path, _, at, _ in todo)), strict=True):
-        gone = np.array([n for n, _, _ in too_long], np.int64)
-        for n, row_id, text in too_long:
-            rows.made.drop(start + at[n], "too_long")
-            rows.note("too_long", row_id, {"text": text})
+    todo = [(path, np.flatnonzero(sides >= 0), sides[sides >= 0]) for path, _, sides in _sides(rows)]
+    bar = progress("proving and writing", total=sum(len(at) for _, at, _ in todo), unit="row")
+    for (_, at, sides), (table, facts) in zip(todo, workers.ordered(rows.pool, chunks.tokenise_chunk, (
+            (rows.job, path, at, base, which) for path, at, _ in todo)), strict=True):
         counts.update(facts["counts"])
-        rows.changed.update({"answer_cut": facts["counts"]["truncated"]} if facts["counts"].get("truncated") else {})
         for example in facts["cut"]:
             rows.keep("answer_cut", example)
-        sides = np.delete(sides, gone)
+        rows.sample += facts["sample"][:chunks.SAMPLE - len(rows.sample)]
         for number, side in enumerate(SPLITS):
             part = table.filter(sides == number)
             out[side].write(part)
@@ -281,6 +310,7 @@ def tokenise(rows: Rows, base: pathlib.Path, final: pathlib.Path) -> dict[str, A
         bar.update(len(at))
     bar.close()
     workers.stop(rows.pool)
+    rows.changed.update({"answer_cut": counts["truncated"]} if counts["truncated"] else {})
     require_rows(rows, sum(counts[side] for side in SPLITS))
     if not counts["train"]:
         raise UserError(f"no training row is left: {counts['validation']} validation and {counts['test']} test rows; lower validation_size "
@@ -290,16 +320,15 @@ def tokenise(rows: Rows, base: pathlib.Path, final: pathlib.Path) -> dict[str, A
     rows.log.close()
     os.replace(rows.scratch / "dropped.jsonl", temporary / "dropped.jsonl")
     rows.facts["fingerprint"] = digest.hexdigest()
+    results = summary(rows, counts)
     files.replace_folder(temporary, final)
     shutil.rmtree(rows.scratch, ignore_errors=True)
-    return summary(rows, counts)
+    return results
 
 
-def compare_tokenizers(rows: Rows, base: pathlib.Path, count: int = 200) -> int:
-    """How many rows were rendered and tokenised by transformers' own tokenizer too, with the same result; UserError at a difference."""
-    path, start = rows.parts[0]
-    side = rows.made.side[start:rows.parts[1][1] if len(rows.parts) > 1 else None]
-    return chat.same_as_transformers(chat.load(base), base, texts_of(path, np.flatnonzero(side >= 0)[:count])[1])
+def compare_tokenizers(rows: Rows, base: pathlib.Path) -> int:
+    """How many rows' text and stored ids transformers' own tokenizer gives too; UserError at a difference."""
+    return chat.same_as_transformers(chat.load(base), base, rows.sample)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Which rows are the same, nearly the same, or belong together; decided in the order of the rows, so appended rows change no earlier decision.
 
 Near duplicates: MinHash signatures of three-word shingles by rensa, banded LSH (Leskovec, Rajaraman, Ullman, Mining of Massive
-Datasets, chapter 3). rensa's own index takes 1.3 KB a row, measured at a million rows; here a row that shares no band takes 200 bytes.
+Datasets, chapter 3). rensa's own index takes 1.3 KB a row, measured at a million rows; here a row takes 0.3 KB.
 """
 
 import hashlib
@@ -14,13 +14,15 @@ from lib.clean import normalised, words
 from lib.params import Params
 
 HASHES, BANDS = 128, 16  # 16 bands of 8: 99 % of the pairs at 0.85 meet, 24 % of those at 0.6
-SIGNATURE = 2 * HASHES  # bytes kept of a signature: the low 16 bits of a hash tell unequal ones apart (Li, Koenig 2010, b-bit minwise hashing)
-MOST_IN_BUCKET = 256  # with near_duplicates=keep a boilerplate would make a bucket that each of its rows is held against
+SIGNATURE = 2 * HASHES  # bytes kept of a signature: 16 bits tell unequal hashes apart (Li, Koenig 2010)
+MOST_IN_BUCKET = 256  # rows of one bucket that a row is held against: with near_duplicates=keep a boilerplate fills them
 SHINGLE = 3  # words
 SEED = 1
-# rows that differ in one of these are not duplicates, however alike: 30 compressions are not 15, "do" is not "do not"
-VITAL = re.compile(r"\d+|\b(?:not?|never|don|doesn|cannot|without|unless|except)\b")
-REASONS = ("", "exact_duplicate", "same_question", "answer_repeated", "near_duplicate", "ties_both_sides", "contaminated", "too_long")
+# rows that differ in one of these are not duplicates, however alike: 30 compressions are not 15, "do" is not "do not" (words() makes "don't" two words)
+VITAL = re.compile(r"\d+|\b(?:not?|nor|none|never|avoid\w*|cannot|without|unless|except|\w+n t|can t)\b")
+SAME_REASONS = ("exact_duplicate", "same_question", "answer_repeated", "near_duplicate", "ties_both_sides")
+REASONS = ("", "too_long", *SAME_REASONS, "contaminated")
+SHORT_ANSWER = 20  # characters: "yes" and "Staphylococcus" may answer any number of questions
 
 
 def key(text: str) -> int:
@@ -47,45 +49,16 @@ def keys(messages: list[dict[str, str]]) -> dict[str, Any]:
     turns = [(m["role"], m["content"], words(m["content"])) for m in messages if m["role"] != "system"]
     spoken = [word for _, _, part in turns for word in part]
     (_, question, asked), (_, answer, replied) = turns[0], turns[-1]
+    later = [key(" ".join(part) or text) for role, text, part in turns[1:] if role == "user"]
     return {"exact": key("\n".join(f"{m['role']}:{normalised(m['content'])}" for m in messages)), "question": key(" ".join(asked) or question),
             "answer": key(" ".join(replied) or answer) if len(turns) == 2 else 0, "vital": key(" ".join(VITAL.findall(" ".join(spoken)))),
-            "answer_length": sum(len(text) for role, text, _ in turns if role == "assistant"), "words": spoken}
+            "later_questions": later, "answer_length": sum(len(text) for role, text, _ in turns if role == "assistant"), "words": spoken}
 
 
 def bands(signature: np.ndarray) -> np.ndarray:
     """One uint64 a band, shape (rows, BANDS): equal where all hashes of the band are."""
     odd = np.random.default_rng(SEED).integers(1, 2**63, HASHES // BANDS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     return (signature.reshape(-1, BANDS, HASHES // BANDS).astype(np.uint64) * odd).sum(axis=2, dtype=np.uint64)
-
-
-def near(banded: np.ndarray, signature: np.ndarray, columns: dict[str, np.ndarray], job: Params, made: "Decisions", bar: Any = iter) -> np.ndarray:
-    """Hold each row, in order, against every kept earlier one that shares a band with it.
-
-    One that is much like such a row, and differs from it in no number and no negation, is dropped by the policy. Returned are the pairs
-    (earlier, later) of kept rows much alike, int64 of shape (pairs, 2). `signature` (low 16 bits of each hash) may lie on disk.
-    """
-    rows, buckets, offset = made.kept(), np.full(banded.shape, -1, np.int32), 0
-    for band in range(banded.shape[1]):
-        _, inverse, counts = np.unique(banded[rows, band], return_inverse=True, return_counts=True)
-        buckets[rows, band] = np.where(counts[inverse] > 1, inverse + offset, -1)  # a bucket of one row meets nobody
-        offset += len(counts)
-    meeting = rows[(buckets[rows] >= 0).any(axis=1)]
-    members: dict[int, list[int]] = {}
-    pairs: list[tuple[int, int]] = []
-    for row in bar(meeting.tolist()):
-        mine = [b for b in buckets[row].tolist() if b >= 0]
-        if met := sorted({other for b in mine for other in members.get(b, ())}):
-            others = np.array(met)
-            alike = others[(signature[others] == signature[row]).mean(axis=1) >= job.near_duplicate_threshold]
-            same = alike[columns["vital"][alike] == columns["vital"][row]]
-            if len(same) and job.near_duplicates == "drop":
-                made.drop(row, "near_duplicate", int(same[0]))
-                continue
-            pairs += [(int(other), row) for other in alike]
-        for b in mine:
-            if len(held := members.setdefault(b, [])) < MOST_IN_BUCKET:
-                held.append(row)
-    return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -117,9 +90,9 @@ def first_of(values: np.ndarray) -> np.ndarray:
 def same(columns: dict[str, np.ndarray], job: Params, made: Decisions) -> None:
     """Exact duplicates, several answers to one question, one answer under many questions."""
     if "exact_duplicate" not in job.skip_rules:
-        first = first_of(columns["exact"])
-        again = np.flatnonzero(first != np.arange(len(first)))
-        made.drop(again, "exact_duplicate", first[again])
+        rows = made.kept()
+        first = rows[first_of(columns["exact"][rows])]
+        made.drop(rows[first != rows], "exact_duplicate", first[first != rows])
     if job.same_question != "all":
         rows = made.kept()
         rows = rows[columns["answer"][rows] != 0]
@@ -129,7 +102,7 @@ def same(columns: dict[str, np.ndarray], job: Params, made: Decisions) -> None:
         made.drop(order[first != order], "same_question", first[first != order])
     if job.answer_cap:
         rows = made.kept()
-        rows = rows[columns["answer"][rows] != 0]
+        rows = rows[(columns["answer"][rows] != 0) & (columns["answer_length"][rows] >= SHORT_ANSWER)]
         order = rows[np.argsort(columns["answer"][rows], kind="stable")]
         values = columns["answer"][order]
         begins = np.maximum.accumulate(np.where(np.r_[True, values[1:] != values[:-1]][:len(values)], np.arange(len(values)), 0))
@@ -137,26 +110,75 @@ def same(columns: dict[str, np.ndarray], job: Params, made: Decisions) -> None:
         made.drop(order[over], "answer_repeated", order[begins[over]])
 
 
-def split(pairs: np.ndarray, columns: dict[str, np.ndarray], job: Params, made: Decisions) -> None:
-    """The side of each kept row: that of the kept earlier rows with its question or much like it; without any, a seeded hash of its question.
+def place(banded: np.ndarray, signature: np.ndarray, columns: dict[str, np.ndarray], later: dict[int, list[int]], job: Params, made: Decisions,
+          bar: Any = iter) -> None:
+    """Give each kept row, in order, its side, that of the kept earlier rows with one of its questions or much like it.
 
-    A row that is tied to both sides of the split is dropped: it would carry the one into the other.
+    Without any its side is a seeded hash of its question; a row tied to both sides is dropped, as it would carry the one into the
+    other. So is, by the policy, one much like an earlier row that differs from it in no number and no negation. `signature` (low 16
+    bits of each hash) may lie on disk; `later` holds the questions of a row after its first.
     """
-    rows, own = made.kept(), side_of(columns["question"], job)
-    tied: dict[int, list[int]] = {}
-    first = rows[first_of(columns["question"][rows])]
-    for row, earlier in zip(rows[first != rows].tolist(), first[first != rows].tolist(), strict=True):
-        tied.setdefault(row, []).append(earlier)
-    for earlier, later in pairs.tolist():
-        if not made.reason[earlier] and not made.reason[later]:
-            tied.setdefault(later, []).append(earlier)
-    made.side[rows] = own[rows]
-    for row in sorted(tied):
-        sides = {int(made.side[e]) for e in tied[row] if made.side[e] >= 0}
-        if len(sides) > 1:
-            made.drop(row, "ties_both_sides", tied[row][0])
-        elif sides:
-            made.side[row] = sides.pop()
+    rows = made.kept()
+    made.side[rows] = side_of(columns["question"], job)[rows]
+    buckets = _shared_buckets(banded, rows)
+    several = np.isin(rows, list(later))
+    more = np.array([question for row in rows[several].tolist() for question in later[row]], np.uint64)
+    shared = _repeated(np.concatenate([columns["question"][rows], more]))
+    meets = rows[(buckets >= 0).any(axis=1) | np.isin(columns["question"][rows], shared) | several]
+    place_of = np.searchsorted(rows, meets)
+    newest, before = np.full(buckets.max(initial=-1) + 1, -1, np.int32), np.full((len(meets), buckets.shape[1]), -1, np.int32)
+    side_of_question: dict[int, tuple[int, int]] = {}
+    shared_keys = set(shared.tolist())
+    for n, row in enumerate(bar(meets.tolist())):
+        mine = [(band, bucket) for band, bucket in enumerate(buckets[place_of[n]].tolist()) if bucket >= 0]
+        alike = _alike(meets, _met(mine, newest, before), signature, row, job.near_duplicate_threshold)
+        same_words = alike[columns["vital"][alike] == columns["vital"][row]]
+        if len(same_words) and job.near_duplicates == "drop":
+            made.drop(row, "near_duplicate", int(same_words[0]))
+            continue
+        questions = [q for q in (int(columns["question"][row]), *later.get(row, ())) if q in shared_keys]
+        ties = [(int(made.side[other]), int(other)) for other in alike] + [side_of_question[q] for q in questions if q in side_of_question]
+        if len({side for side, _ in ties}) > 1:
+            made.drop(row, "ties_both_sides", next(other for side, other in ties if side != ties[0][0]))
+            continue
+        if ties:
+            made.side[row] = ties[0][0]
+        for q in questions:
+            side_of_question.setdefault(q, (int(made.side[row]), row))
+        for band, bucket in mine:
+            before[n, band], newest[bucket] = newest[bucket], n
+
+
+def _shared_buckets(banded: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """For each of `rows` and each band the number of its bucket, -1 where no other row is in it: int32 of shape (rows, bands)."""
+    buckets, offset = np.full((len(rows), banded.shape[1]), -1, np.int32), 0
+    for band in range(banded.shape[1]):
+        _, inverse, counts = np.unique(banded[rows, band], return_inverse=True, return_counts=True)
+        number = np.cumsum(counts > 1) - 1 + offset
+        buckets[:, band] = np.where(counts[inverse] > 1, number[inverse], -1)
+        offset += int((counts > 1).sum())
+    return buckets
+
+
+def _repeated(values: np.ndarray) -> np.ndarray:
+    found, counts = np.unique(values, return_counts=True)
+    return found[counts > 1]
+
+
+def _met(mine: list[tuple[int, int]], newest: np.ndarray, before: np.ndarray) -> list[int]:
+    """The rows (as places among those that meet) in the buckets of one, each bucket a chain from its newest row back."""
+    met: set[int] = set()
+    for band, bucket in mine:
+        other, count = int(newest[bucket]), 0
+        while other >= 0 and count < MOST_IN_BUCKET:
+            met.add(other)
+            other, count = int(before[other, band]), count + 1
+    return sorted(met)
+
+
+def _alike(meets: np.ndarray, met: list[int], signature: np.ndarray, row: int, threshold: float) -> np.ndarray:
+    others = meets[met]
+    return others[(signature[others] == signature[row]).mean(axis=1) >= threshold] if met else others
 
 
 def side_of(question_keys: np.ndarray, job: Params) -> np.ndarray:

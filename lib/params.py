@@ -59,8 +59,8 @@ class Params(pydantic.BaseModel):
 
     base_model: Text = _key("prepare", "unsloth/gemma-3n-E4B-it", "hub id, local folder, or `bundled:gemma-3-270m`")
     base_revision: str = _key("prepare", "", "commit, tag or branch of a hub `base_model`; empty is its newest")
-    dataset: Text | list[Source] = _key("prepare", "ericrisco/medrescue", "hub id, local file or folder, `bundled:first-aid`, or a list of these",
-                                        min_length=1)
+    dataset: Text | list[Text | Source] = _key(
+        "prepare", "ericrisco/medrescue", "hub id, local file or folder, `bundled:first-aid`, or a list of these", min_length=1)
     dataset_revision: str = _key("prepare", "", "commit, tag or branch of a hub `dataset`; empty is its newest")
     columns: dict[str, str] = _key("prepare", {}, "where a shape is not recognised, our field: the data's column; {question: ask, answer: reply}")
     max_rows: int = _key("prepare", 0, "read only the first so many rows; 0 reads all", "rows", ge=0)
@@ -78,7 +78,7 @@ class Params(pydantic.BaseModel):
     answer_cap: int = _key("prepare", 10, "rows that may share one answer; 0 is no limit", "rows", ge=0)
     near_duplicates: Literal["drop", "keep"] = _key("prepare", "drop", "rows much like an earlier one; kept ones stay on its side of the split")
     near_duplicate_threshold: float = _key("prepare", 0.85, "Jaccard similarity of three-word shingles from which rows count as near duplicates",
-                                           "share", ge=0.5, le=1)
+                                           "share", ge=0.8, le=1)
     decontaminate: int = _key("prepare", 13, "training rows that share so many words in a row with held-out rows or the exam are dropped; 0 is off",
                               "words", ge=0, le=100)
     validation_size: float = _key("prepare", 0.02, "share of question groups held out for the loss shown", "share", ge=0, lt=0.5)

@@ -236,7 +236,8 @@ def check_source(run: Run, job: Params) -> None:
     """A run whose data file changed since it was prepared is not continued in silence."""
     recorded = run.data["fingerprints"].get("dataset")
     if recorded and run.stage("prepare")["status"] == "finished" and recorded != (present := sources.fingerprint(job)):
-        raise UserError(f"`{sources.name(job)}` has changed since run `{run.folder.name}` was prepared (sha256 {recorded[:12]}, now "
+        raise UserError(f"the data or the exam ({', '.join([sources.name(job), *job.exam])}) has changed since run `{run.folder.name}` "
+                        f"was prepared (sha256 {recorded[:12]}, now "
                         f"{present[:12]}).\n"
                         f"Choose a new name with RUN=, or start this run over with `make run FORCE=1` and the same PARAMS and RUN.")
 

@@ -148,8 +148,7 @@ def lengths_figure(lengths: list[int], cut: int) -> Any:
     axes.hist(lengths, bins=min(40, max(1, max(lengths) - min(lengths) + 1)), color=ACCENT)
     axes.set_xlabel(f"tokens a row (median {np.median(lengths):.0f}, longest {max(lengths):,}; cut at {cut:,})", color=INK)
     axes.set_ylabel("rows", color=INK)
-    if cut <= 2 * max(lengths):
-        axes.axvline(cut, color=SECOND, linestyle="--")
+    axes.axvline(cut, color=SECOND, linestyle="--")
     return figure
 
 

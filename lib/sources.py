@@ -23,7 +23,8 @@ def parts(job: Params) -> list[Source]:
     """`dataset` as a list of sources; a single one takes dataset_revision and columns from the job."""
     if isinstance(job.dataset, str):
         return [Source(dataset=job.dataset, revision=job.dataset_revision, columns=job.columns)]
-    return [s if s.columns else s.model_copy(update={"columns": job.columns}) for s in job.dataset]
+    listed = [Source(dataset=s) if isinstance(s, str) else s for s in job.dataset]
+    return [s if s.columns else s.model_copy(update={"columns": job.columns}) for s in listed]
 
 
 def name(job: Params) -> str:
@@ -62,7 +63,8 @@ def check(job: Params) -> None:
     if job.dataset_revision and not isinstance(job.dataset, str):
         raise UserError("dataset_revision is for a single dataset; in a list each entry has its own: - {dataset: owner/name, revision: v1}.")
     for part in parts(job):
-        local_files(part.dataset)
+        if local_files(part.dataset) and part.revision:
+            raise UserError(f"dataset `{part.dataset}` is local, and has no revision `{part.revision}`: a revision is of a hub id.")
         shapes.check_columns(part.columns)
     for exam in job.exam:
         local_files(exam)
@@ -107,7 +109,7 @@ def read(job: Params, dropped: Callable[[str, str, str], None], tick: Callable[[
             raw = formats.rows(path, part.columns, lambda done, base=base: tick(base + done)) if path else _hub_rows(part, commits)
             for where, values in raw:
                 try:
-                    row = _to_row(values, part, f"{stem}{count:07d}")
+                    row = _to_row(values, part, stem, count)
                 except BadRow as error:
                     bad += 1
                     if bad > job.skip_bad_lines:
@@ -150,10 +152,10 @@ def exam_items(job: Params) -> list[dict[str, Any]]:
 
 
 def _stems(job: Params) -> list[str]:
-    """What the ids of rows without one begin with, by source."""
+    """What the ids of rows begin with, by source: all of them in a list, whose sources may use the same ones."""
     if isinstance(job.dataset, str):
-        return ["row-"]
-    names = [pathlib.PurePath(part.dataset).name for part in job.dataset]
+        return [""]
+    names = [pathlib.PurePath(part.dataset).name for part in parts(job)]
     return [f"{own}-" if names.count(own) == 1 else f"{own}-{number}-" for number, own in enumerate(names, 1)]
 
 
@@ -177,12 +179,13 @@ def _encodable(*texts: str) -> None:
         raise BadRow("its text has half of a character pair (a lone surrogate), which is not Unicode text. Write the character whole.") from None
 
 
-def _to_row(values: Any, part: Source, default_id: str) -> dict[str, Any]:
+def _to_row(values: Any, part: Source, stem: str, number: int) -> dict[str, Any]:
     values = _named(values)
     turns = shapes.messages(shapes.renamed(values, part.columns) if part.columns else values)
     row_id = values.get(part.columns.get("id", "id"))
     topic = values.get(part.columns.get("topic", "topic"))
-    row = {"id": default_id if row_id in (None, "") else str(row_id), "topic": str(topic or ""), "messages": turns}
+    own = f"{'' if stem else 'row-'}{number:07d}" if row_id in (None, "") else row_id
+    row = {"id": f"{stem}{own}", "topic": str(topic or ""), "messages": turns}
     _encodable(row["id"], row["topic"], *(turn["content"] for turn in turns))
     return row
 

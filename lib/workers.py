@@ -1,12 +1,14 @@
 """Work in several processes, a bounded amount of it at a time, results in order."""
 
 import collections
-import concurrent.futures
+import concurrent.futures.process
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+from lib.params import UserError
 
 MOST = 8  # each holds a tokenizer of 0.3 GiB
 
@@ -38,6 +40,8 @@ def ordered(pool: concurrent.futures.ProcessPoolExecutor | None, function: Calla
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except concurrent.futures.process.BrokenProcessPool:
+        raise UserError("a worker process was killed: by hand, or by the system because memory ran out. The same command tries again.") from None
     finally:
         for future in waiting:
             future.cancel()

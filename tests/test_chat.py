@@ -73,10 +73,15 @@ def test_labels_equal_unsloths_train_on_responses_only(gemma, bundled_base):
 
 
 def test_transformers_tokenizer_agrees_and_a_foreign_one_is_refused(gemma, bundled_base, tiny_gemma3n):
-    rows = bundled_messages()[:50]
+    rows = [(messages, chat.encode(gemma, messages)[0]) for messages in bundled_messages()[:50]]
     assert chat.same_as_transformers(gemma, bundled_base, rows) == 50
     with pytest.raises(UserError, match="disagree on"):
         chat.same_as_transformers(gemma, tiny_gemma3n, rows)
+    rows[40] = (rows[40][0], [*rows[40][1][:-1], 5])
+    with pytest.raises(UserError, match="disagree on"):
+        chat.same_as_transformers(gemma, bundled_base, rows)
+    with pytest.raises(UserError, match="no row was left"):
+        chat.same_as_transformers(gemma, bundled_base, [])
 
 
 @pytest.mark.parametrize("answer", ["Press.", "a" * 3000, "- one\n- two\n\n\n3. three", "38.5 °C, 120/min, é 中文 😀 \u200d", "<b>bold</b> & \"quotes\"", "▁under▁score",
@@ -100,8 +105,12 @@ def test_the_proof_finds_every_kind_of_broken_mask(gemma):
         "user token trained": (ids, [*labels[:3], ids[3], *labels[4:]]), "model turn's head trained": (ids, [*labels[:first - 1], *ids[first - 1:end + 1], *labels[end + 1:]]),
         "answer cut away": (ids[:first], labels[:first]), "answer cut short": (ids[:end], labels[:end]), "labels of another length": (ids, labels[:-1]),
     }
+    other, _ = chat.encode(gemma, row("What then?", "Call for help."))
+    broken["another question"] = (other, [-100 if label == -100 else t for t, label in zip(other, labels, strict=True)])
     for name, (i, lab) in broken.items():
         assert chat.prove(gemma, i, lab, messages), name
+    system = [{"role": "system", "content": "Be brief."}, *messages]
+    assert chat.prove(gemma, ids, labels, system), "the system message is lost"
 
 
 def test_an_answer_trained_in_the_users_turn_is_found(gemma):
@@ -119,6 +128,9 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(gemma):
     bad = gemma._replace(template=gemma.template.replace("(message['content'] | trim)", "(message['content'] | trim) ~ (messages | length)"))
     with pytest.raises(ValueError, match="renders the same turns differently"):
         chat.encode(bad, row())
+    for broken in (bad, gemma._replace(template="{{ raise_exception('no system messages here') }}")):
+        with pytest.raises(UserError, match="cannot be used for training on these rows"):
+            chat.encode_all(broken, [row()])
 
 
 def test_a_token_over_the_edge_of_an_answer_is_refused(gemma):
@@ -145,6 +157,13 @@ def test_cut_keeps_whole_sentences_and_the_end_of_turn(gemma):
         assert answer.startswith(shorter[-1]["content"])
         assert shorter[-1]["content"].endswith(".")
         assert chat.prove(gemma, ids, labels, shorter) == ""
+
+
+def test_cut_does_not_end_in_the_number_of_a_list_or_in_its_heading(gemma):
+    answer = "Steps:\n" + "\n".join(f"{n}. Press on the wound with both hands" for n in range(1, 40))
+    for most in range(40, 140, 7):
+        shorter = chat.cut(gemma, row("It bleeds?", answer), most)
+        assert shorter is None or shorter[-1]["content"].endswith("hands")
 
 
 def test_cut_never_takes_the_first_answer_token(gemma):

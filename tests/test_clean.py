@@ -209,7 +209,7 @@ def test_personal_data_is_masked_dropped_or_kept_as_told():
     ("leaked_turns", "What?", "Rest.\nPatient: thanks\nDoctor: bye"), ("leaked_turns", "What?", "Rest.\n### Instruction:\nNext"), ("leaked_turns", "It hurts.\nDoctor: where?", "Here."),
     ("leaked_turns", "What?", "Patient: I fell."),
     ("reasoning_without_end", "What?", "<think>I wonder"), ("reasoning_without_end", "What?", "so.</reasoning> Rest."), ("reasoning_without_end", "What?", "<think>a<think>b</think>c"),
-    ("too_long", "What?", "x" * 204_801),
+    ("too_long", "What?", "x" * 1_000_001),
 ])
 def test_rows_are_dropped_with_their_reason(expected, question, answer):
     assert reason(question, answer) == expected
@@ -282,7 +282,7 @@ def test_dangerous_advice_is_dropped_flagged_or_ignored_as_told(monkeypatch):
     monkeypatch.setattr(advice, "found", lambda text, question="": [("ice", "Put ice on it.")] if "ice" in text else [])
     messages = row("Burn?", "Put ice on it.")
     shown = {"dangerous_advice_flagged": ("Put ice on it.", "rule ice")}
-    assert clean.clean_row(messages, job(dangerous_advice="drop")) == (messages, "dangerous_advice", shown)
+    assert clean.clean_row(messages, job(dangerous_advice="drop")) == (messages, "dangerous_advice", {"dangerous_advice": shown["dangerous_advice_flagged"]})
     assert clean.clean_row(messages, job(dangerous_advice="flag")) == (messages, "", shown)
     assert clean.clean_row(messages, job(dangerous_advice="ignore")) == (messages, "", {})
     assert reason("May I put ice on it?", "Cool it with water.", dangerous_advice="drop") == "", "a question gives no advice"
@@ -419,14 +419,14 @@ SIGNS = ["a", "<", "&", " ", "\n", "- ", "  - ", "?", " ?", "1", "1 ", "12-", "+
 
 @pytest.mark.parametrize("sign", SIGNS)
 def test_no_text_takes_more_than_linear_time(sign):
-    text = sign * (1_000_000 // len(sign))
+    text = sign * (990_000 // len(sign))
     sources = "https://x.org " * 20 + "one two three four five six seven eight - resources about "
     for work in (lambda: cleaned(text), lambda: clean.link_list(sources + text),
-                 lambda: reason("x", f"Patient: <think> MRN &{text}y", max_seq_length=9_999, skip_rules=["blanks", "control_characters"])):
+                 lambda: reason("x", f"Patient: <think> MRN &{text}y", skip_rules=["blanks", "control_characters"])):
         begun = time.process_time()
         work()
         assert time.process_time() - begun < 2
-    assert reason("What?", text) == "too_long"
+    assert reason("What?", text + "x" * 20_000) == "too_long"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -24,18 +24,24 @@ def test_grams_are_equal_for_equal_runs_and_only_for_those():
     assert contamination.grams(a[:13], 13, {}).tolist() != contamination.grams([*a[1:13], a[0]], 13, {}).tolist(), "order counts"
 
 
-def test_contaminated_rows_are_found_and_runs_that_are_common_phrases_are_not_contamination():
+def test_contaminated_rows_are_found_and_common_phrases_are_not_contamination_unless_of_the_exam():
     numbers, rng = {}, random.Random(8)
     held, phrase = sentence(rng, 40), sentence(rng, 14)
-    owners = contamination.held_out([(contamination.grams(held, 13, numbers), 5), (contamination.grams(phrase, 13, numbers), 6)])
+    hashes = np.unique(np.concatenate([contamination.grams(t, 13, numbers) for t in (held, phrase)]))
+    nothing, own = np.empty(0, np.uint64), np.unique(contamination.grams(phrase, 13, numbers))
     train = {0: sentence(rng), 1: [*sentence(rng, 9), *held[10:24]], **{n: [*sentence(rng, 5), *phrase] for n in range(2, 13)}}
-    found = [(n, contamination.find(owners.hashes, contamination.grams(words, 13, numbers))) for n, words in train.items()]
-    leaks, common = contamination.contaminated(found, owners)
-    assert ({row: owners.owners[place] for row, place in leaks.items()}, common) == ({1: 5}, 2)
-    run = owners.hashes[leaks[1]]
-    assert contamination.shared([{"role": "user", "content": " ".join(train[1])}], 13, run) in " ".join(held)
-    leaks, common = contamination.contaminated(found[:12], owners)
-    assert ({row: owners.owners[place] for row, place in leaks.items()}, common) == ({n: 5 if n == 1 else 6 for n in range(1, 12)}, 0), "ten rows are not yet common"
-    assert contamination.contaminated([], owners) == ({}, 0)
-    nothing = contamination.held_out([])
-    assert len(contamination.find(nothing.hashes, found[0][1].astype(np.uint64))) == 0
+    found = [(n, contamination.find(hashes, contamination.grams(words, 13, numbers))) for n, words in train.items()]
+    leaks, common = contamination.contaminated(found, hashes, nothing)
+    assert (set(leaks), common) == ({1}, 2)
+    assert contamination.shared([{"role": "user", "content": " ".join(train[1])}], 13, hashes[leaks[1]]) in " ".join(held)
+    assert set(contamination.contaminated(found[:12], hashes, nothing)[0]) == set(range(1, 12)), "ten rows are not yet common"
+    leaks, common = contamination.contaminated(found, hashes, own)
+    assert (set(leaks), common) == (set(range(1, 13)), 0), "the exam's own words always count"
+    assert contamination.contaminated([], hashes, nothing) == ({}, 0)
+    assert len(contamination.find(nothing, hashes)) == 0
+
+
+def test_an_exam_item_is_known_in_every_form_training_rows_have_it():
+    item = {"question": "Which is right?", "options": {"A": "Ice", "B": "Cool water"}, "answer_letter": "B"}
+    assert contamination.exam_texts(item) == ["Which is right?", "Which is right? Cool water", "Which is right?\n\nA) Ice\nB) Cool water",
+                                              "Which is right?\n\nA) Ice\nB) Cool water Cool water"]

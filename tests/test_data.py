@@ -47,8 +47,9 @@ def prepare(job_, base, folder):
     folder.mkdir(exist_ok=True)
     rows = data.begin(job_, folder)
     data.read_and_clean(rows)
+    data.measure(rows, base)
     data.deduplicate(rows)
-    data.split(rows)
+    data.decontaminate(rows)
     return rows, data.tokenise(rows, base, folder / "data")
 
 

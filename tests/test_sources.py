@@ -250,7 +250,7 @@ def test_a_list_reads_one_source_after_the_other_and_names_rows_by_theirs(tmp_pa
     rows = Read([{"dataset": str(tmp_path / "one.jsonl")}, {"dataset": str(tmp_path / "two.jsonl"), "columns": {"question": "ask", "answer": "reply"}},
                  {"dataset": "bundled:first-aid", "max_rows": 1}])
     assert rows.pairs[:4] == [("q0", "a0"), ("q1", "a1"), ("x", "y"), ("z", "w")]
-    assert [r["id"] for r in rows][:4] == ["one.jsonl-0000000", "one.jsonl-0000001", "two.jsonl-0000000", "own"]
+    assert [r["id"] for r in rows][:4] == ["one.jsonl-0000000", "one.jsonl-0000001", "two.jsonl-0000000", "two.jsonl-own"]
     assert len(rows) == 5
 
 

@@ -26,8 +26,9 @@ STEPS = 3
 def prepare(job, folder, top):
     rows = data.begin(job, top)
     data.read_and_clean(rows)
+    data.measure(rows, folder)
     data.deduplicate(rows)
-    data.split(rows)
+    data.decontaminate(rows)
     data.tokenise(rows, folder, top / "data")
     return prepared.load(top / "data", "train")
 
