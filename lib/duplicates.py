@@ -14,11 +14,11 @@ from lib.clean import normalised, words
 from lib.params import Params
 
 HASHES, BANDS = 128, 16  # 16 bands of 8: 99 % of the pairs at 0.85 meet, 24 % of those at 0.6
-SIGNATURE = 2 * HASHES  # bytes kept of a signature: 16 bits tell unequal hashes apart (Li, Koenig 2010)
+SIGNATURE = 2 * HASHES  # bytes kept of a signature: 16 bits tell unequal hashes apart (Li and König 2010)
 MOST_IN_BUCKET = 256  # rows of one bucket that a row is held against: with near_duplicates=keep a boilerplate fills them
 SHINGLE = 3  # words
 SEED = 1
-# rows that differ in one of these are not duplicates, however alike: 30 compressions are not 15, "do" is not "do not" (words() makes "don't" two words)
+# rows that differ in one of these are no duplicates, however alike: 30 compressions are not 15, "do" not "don't" (two words, don and t)
 VITAL = re.compile(r"\d+|\b(?:not?|nor|none|never|avoid\w*|cannot|without|unless|except|\w+n t|can t)\b")
 SAME_REASONS = ("exact_duplicate", "same_question", "answer_repeated", "near_duplicate", "ties_both_sides")
 REASONS = ("", "too_long", *SAME_REASONS, "contaminated")

@@ -100,14 +100,16 @@ def test_what_is_on_disk_is_what_an_own_reading_and_encoding_gives(bundled_base,
 
 def test_several_processes_give_the_same_bytes_as_one(bundled_base, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "CHUNK_ROWS", 25)
-    path = jsonl(tmp_path / "d.jsonl", mixed() + made_up(100, 5, 60))
+    path = jsonl(tmp_path / "d.jsonl", mixed() + [{"wrong": 1}] + made_up(100, 5, 60) + [["wrong"]])
     hashes = []
     for name, small in (("one", True), ("several", False)):
         monkeypatch.setattr(chunks, "CACHE", tmp_path / f"cache-{name}")
         monkeypatch.setattr(data.workers, "start", lambda small, start=workers.start, want=small: start(want))
-        rows, _ = prepare(job(path), bundled_base, tmp_path / name)
+        rows, _ = prepare(job(path, dataset=[{"dataset": str(path), "weight": 0.7}], skip_bad_lines=9), bundled_base, tmp_path / name)
         hashes.append((rows.facts["fingerprint"], [(a["path"], a["sha256"]) for a in files.describe(tmp_path / name, ["data"])]))
     assert hashes[0] == hashes[1]
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "one/data/dropped.jsonl").read_text().splitlines()]
+    assert {"not_sampled", "unreadable", "exact_duplicate"} <= set(reasons)
 
 
 def test_the_fingerprint_sees_every_token_label_and_side(bundled_base, cache, tmp_path):
@@ -281,6 +283,48 @@ def test_counts_that_do_not_add_up_fail_the_stage(bundled_base, cache, tmp_path)
     rows.read += 1
     with pytest.raises(AssertionError):
         data.summary(rows, results)
+
+
+def test_the_exam_itself_leaves_no_row_to_train_on(bundled_base, cache, tmp_path):
+    with pytest.raises(UserError, match=r"no (training )?row is left"):
+        prepare(job("bundled:exam", exam=["bundled:exam"], validation_size=0.0, test_size=0.0, max_seq_length=1024), bundled_base, tmp_path / "run")
+
+
+def test_no_row_is_dropped_in_favour_of_one_that_is_too_long_itself(bundled_base, cache, tmp_path):
+    question = "Why is it so?"
+    rows = [{"id": "long", "question": question, "answer": "It is so because of this. " * 80}, {"id": "short", "question": question, "answer": "It is so, that is all."}]
+    _, results = prepare(job(jsonl(tmp_path / "d.jsonl", made_up(20) + rows), same_question="longest"), bundled_base, tmp_path / "run")
+    assert results["dropped"] == {"too_long": 1}
+    assert "short" in stored(tmp_path / "run")
+
+
+def test_steps_out_of_turn_say_so(bundled_base, cache, tmp_path):
+    (tmp_path / "run").mkdir()
+    rows = data.begin(job(jsonl(tmp_path / "d.jsonl", made_up(5))), tmp_path / "run")
+    with pytest.raises(UserError, match=r"deduplicate comes after begin, read_and_clean, measure; done so far: begin\."):
+        data.deduplicate(rows)
+    data.read_and_clean(rows)
+    with pytest.raises(UserError, match="Run the cells again from the one with data.begin"):
+        data.read_and_clean(rows)
+
+
+def test_a_wrong_exam_is_found_before_anything_is_read(cache, tmp_path):
+    pairs = jsonl(tmp_path / "pairs.jsonl", made_up(2))
+    with pytest.raises(UserError, match="exam: .*pairs.jsonl, line 1: [\\s\\S]*Expected rows of question, options and answer_letter"):
+        data.begin(job(jsonl(tmp_path / "d.jsonl", made_up(5)), exam=[str(pairs)]), tmp_path / "run")
+
+
+def test_a_full_disk_is_told_and_what_was_there_before_stays(bundled_base, cache, tmp_path, monkeypatch):
+    path = jsonl(tmp_path / "d.jsonl", made_up(20))
+    rows, _ = prepare(job(path), bundled_base, tmp_path / "run")
+
+    def full(self, table):
+        raise OSError(28, "No space left on device", "train/0.arrow")
+
+    monkeypatch.setattr(prepared.Split, "write", full)
+    with pytest.raises(UserError, match=r"tokenise: No space left on device: train/0.arrow"):
+        prepare(job(path, seed=5), bundled_base, tmp_path / "run")
+    assert len(stored(tmp_path / "run")) == 20
 
 
 # ---------------------------------------------------------------------------------------------------------------------

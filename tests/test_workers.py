@@ -76,3 +76,14 @@ def test_workers_of_a_killed_parent_end(tmp_path):
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     wait_for(lambda: all(map(gone, children)), "the workers of a killed parent end", 20)
+
+
+def die(value):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_told(tmp_path):
+    own = workers.start(small=False)
+    with pytest.raises(UserError, match="a worker process was killed"):
+        list(workers.ordered(own, die, [(1,)]))
+    workers.stop(own)
