@@ -205,8 +205,18 @@ def check(values: dict[str, Any], where: str) -> Params:
             return Params(**values)
         except pydantic.ValidationError as error:
             for key in dict.fromkeys(str(e["loc"][0]) for e in error.errors()):
-                wrong.append(f"`{key}` is {json.dumps(values[key], default=str)}; expected {type_name(key)}")
+                wrong.append(f"`{key}` is {json.dumps(values[key], default=str)[:300]}; expected {type_name(key)}{_entry(error, key)}")
     raise UserError("\n".join([f"{where}:"] + [f"  - {line}" for line in wrong]))
+
+
+def _entry(error: pydantic.ValidationError, key: str) -> str:
+    """Which entry of a list of sources is wrong, and its key where one is."""
+    inside = [e for e in error.errors() if e["loc"][0] == key and "Source" in e["loc"]]
+    if not inside:
+        return ""
+    where, name = inside[0]["loc"], inside[0]["loc"][-1]
+    number = next(n for n in where if isinstance(n, int)) + 1
+    return f". Entry {number}{f', `{name}`' if name != 'Source' else ''}: {inside[0]['msg'].lower()}"
 
 
 def load(params_file: str | pathlib.Path, overrides: str = "") -> Params:
@@ -240,7 +250,11 @@ def parse_overrides(text: str) -> dict[str, Any]:
             raise UserError(f'SET: `{word}` is not of the form key=value; expected SET="key=value key=value"')
         if key in values:
             raise UserError(f"SET: `{key}` is given twice; keep one")
-        values[key] = _parse_yaml(value, f"SET: {key}") if value else ""
+        try:
+            values[key] = _parse_yaml(value, f"SET: {key}") if value else ""
+        except UserError as error:
+            quoted = value[0] in "[{" and value[-1] not in "]}"
+            raise UserError(f"{error}" + (f"""; quote a value with blanks in it: SET="{key}='{value} ...'\"""" if quoted else "")) from None
     return values
 
 

@@ -123,3 +123,40 @@ def test_presets_are_valid_short_and_list_only_what_differs(path):
     assert len(lines) <= 25
     given = {line.split(":")[0] for line in lines if line and not line.startswith("#")}
     assert given == set(params.changed(job)), "a preset repeats a default"
+
+
+@pytest.mark.parametrize(("listed", "expected"), [
+    ([{"dataset": "a/b"}, {"dataset": "c/d", "wieght": 0.5}], "Entry 2, `wieght`: extra inputs are not permitted"),
+    ([{"dataset": "a/b", "weight": 0}], "Entry 1, `weight`: input should be greater than 0"),
+    ([{"dataset": "a/b", "weight": 2.0}], "Entry 1, `weight`: input should be less than or equal to 1"),
+    ([{"revision": "v1"}], "Entry 1, `dataset`: field required"), ([], "expected a text, or a list of"), ({"dataset": "a/b"}, "expected a text, or a list of"),
+])
+def test_a_wrong_list_of_sources_names_the_entry(listed, expected):
+    with pytest.raises(UserError) as error:
+        params.check({"dataset": listed}, "test")
+    assert expected in str(error.value)
+
+
+def test_a_list_of_sources_may_name_them_plainly_and_comes_back_from_its_own_yaml(tmp_path):
+    job = params.check({"dataset": ["a/b", {"dataset": "c.jsonl", "max_rows": 5}], "columns": {"question": "ask"}}, "test")
+    (tmp_path / "p.yaml").write_text(params.dump(job))
+    assert params.load(tmp_path / "p.yaml") == job
+
+
+def test_a_mapping_cut_by_its_blanks_says_how_to_quote_it():
+    with pytest.raises(UserError, match=r"""quote a value with blanks in it: SET="columns='\{question: \.\.\.'"""):
+        params.parse_overrides("columns={question: ask}")
+    assert params.parse_overrides("columns='{question: ask}'") == {"columns": {"question": "ask"}}
+
+
+@pytest.mark.parametrize(("values", "expected"), [
+    ({"overlong": "truncate"}, "one of drop, cut"), ({"skip_rules": ["blank"]}, "none or more of placeholder"), ({"near_duplicate_threshold": 0.3}, ">= 0.8 and <= 1"),
+    ({"personal_data": "hide"}, "one of mask, drop, keep"), ({"dangerous_advice": "off"}, "one of drop, flag, ignore"), ({"columns": {"question": 1}}, "a mapping of text to text"),
+    ({"exam": "bundled:exam"}, "a list, none or more of texts"), ({"answer_cap": -1}, ">= 0"), ({"decontaminate": 101}, "<= 100"), ({"skip_bad_lines": True}, "a whole number"),
+    ({"same_question": "best"}, "one of all, first, longest"), ({"near_duplicates": "flag"}, "one of drop, keep"), ({"reasoning": "cut"}, "one of strip, keep"), ({"language": 1}, "a text"),
+])
+def test_each_wrong_value_of_the_data_stage_says_what_is_expected(values, expected):
+    with pytest.raises(UserError) as error:
+        params.check(values, "test")
+    assert expected in str(error.value)
+    assert len(str(error.value).splitlines()) < 6
