@@ -34,13 +34,14 @@ def job(tiny_gemma3n, tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
     assets = (ROOT / "lib" / "assets" / "first_aid.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [{k: v for k, v in json.loads(line).items() if k != "source"} for line in assets[::8]][:54]
-    rows += [rows[0], {**rows[1], "id": "no-answer", "answer": ""}, {**rows[2], "id": "evil", "question": f"Is {EVIL} safe?", "answer": EVIL}]
+    rows += [rows[0], {**rows[1], "id": "no-answer", "answer": ""}, {**rows[2], "id": "evil", "question": f"Is {EVIL} safe?", "answer": f"No, nobody should open this: {EVIL}"}]
     rows += [{"id": "long", "topic": "", "question": "Why is that?", "answer": "It is because of this, and that is all. " * 90}]
     (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     path = folder / "tiny.yaml"
     path.write_text(f"base_model: {tiny_gemma3n}\ndataset: {folder / 'rows.jsonl'}\nload_in_4bit: false\noptim: adamw_torch\nmax_seq_length: 512\n"
                     "validation_size: 0.2\nlearning_rate: 1.0e-3\nmax_steps: 4\nwarmup_steps: 0\nsave_steps: 2\nsample_tokens: 8\n"
-                    "per_device_train_batch_size: 2\ngradient_accumulation_steps: 2\n")
+                    "per_device_train_batch_size: 2\ngradient_accumulation_steps: 2\n"
+                    "skip_rules: [html]  # the row that tries to be markup must reach the page\n")
     return path
 
 
