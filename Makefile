@@ -6,7 +6,7 @@ PARAMS ?= params/cpu.yaml
 # the full set where an NVIDIA card answers, else the same pins without what needs one
 REQUIREMENTS := $(if $(shell nvidia-smi -L 2>/dev/null),requirements.txt,requirements-cpu.txt)
 READY := .venv/.ready-$(REQUIREMENTS)
-OPTIONS = --params '$(PARAMS)' $(if $(RUN),--run '$(RUN)') $(if $(SET),--set '$(SET)') $(if $(FORCE),--force)
+OPTIONS = --params '$(PARAMS)' $(if $(RUN),--run '$(RUN)') $(if $(SET),--set '$(subst ','\'',$(SET))') $(if $(FORCE),--force)
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
