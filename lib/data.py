@@ -146,7 +146,7 @@ def read_and_clean(rows: Rows) -> None:
     start = 0
     with open(rows.scratch / "signatures", "wb") as signed:
         for path in workers.ordered(rows.pool, chunks.clean_chunk, chunked()):
-            table, facts = chunks.load(path)
+            table, facts = chunks.load(path, [*COLUMNS, "later_questions", "signature", "bands"])  # not the texts
             for reason, where, why in unread_before.popleft():
                 rows.read += 1
                 rows.note(reason, where, {"text": why})
