@@ -1,5 +1,6 @@
 """The base model's files: bundled, a local folder, or fetched from the hub. Nothing heavy is imported for them."""
 
+import hashlib
 import pathlib
 from typing import Any
 
@@ -33,3 +34,16 @@ def folder(job: Params, weights: bool = True, progress: Any = print) -> pathlib.
         raise UserError(f"base_model `{job.base_model}` could not be fetched: {str(error).splitlines()[0]}\n"
                         f"Check the id and the network; a gated one needs HF_TOKEN in the environment. Without network use "
                         f"base_model=bundled:gemma-3-270m or a local folder.") from None
+
+
+def fingerprint(path: pathlib.Path) -> str:
+    """16 hex digits that change when the base does: its config, and size, head and tail of each weight file (all of 16 GB takes a minute)."""
+    found = hashlib.sha256((path / "config.json").read_bytes())
+    for file in sorted(path.glob("*.safetensors")):
+        size = file.stat().st_size
+        found.update(f"{file.name} {size}".encode())
+        with open(file, "rb") as data:
+            found.update(data.read(2**20))
+            data.seek(max(0, size - 2**20))
+            found.update(data.read())
+    return found.hexdigest()[:16]

@@ -1,5 +1,6 @@
-"""The trained state: float32 masters, optimizer, random numbers; on disk as folders that are whole or absent, no pickle."""
+"""The trained state: float32 masters and optimizer; on disk as folders that are whole or absent, no pickle."""
 
+import functools
 import hashlib
 import json
 import math
@@ -9,95 +10,104 @@ import time
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lib import files
+from lib import files, parallel
 from lib import model as models
 from lib.params import Params, UserError
 
+START_SCALE, GROWTH_STEPS = 2.0**14, 2000  # float16's loss scale: halved at an overflow, doubled after so many steps without one
+
 
 class Masters:
-    """float32 copies of the adapter: steps of 2e-5 vanish in bfloat16's 8 bits, and gradients add up exactly enough."""
+    """float32 copies of the adapter: steps of 2e-5 vanish in bfloat16's 8 bits, and gradients add up exactly enough.
+
+    All weights lie in one tensor, all gradients in another, so that clipping, the optimizer and a sum over GPUs are a few
+    launches and not a few for each of 430 tensors; `weights` and `gradients` are views by name.
+    """
 
     def __init__(self, model: Any, job: Params):
         self.live = models.trainable(model)
-        self.weights = {n: p.detach().float().clone() for n, p in self.live.items()}
-        for weight in self.weights.values():
-            weight.grad = torch.zeros_like(weight)
+        self.flat = torch.cat([p.detach().float().flatten() for p in self.live.values()])
+        self.flat.grad = torch.zeros_like(self.flat)
+        self.weights, self.gradients = self._views(self.flat), self._views(self.flat.grad)
+        # of the loss: float16 gradients vanish below 6e-8; dynamic, as in torch.amp.GradScaler
+        self.scales = models.precision(job)[0] == torch.float16
+        self.scale, self.steps_at_scale = START_SCALE if self.scales else 1.0, 0
         if job.optim == "adamw_8bit":
             from bitsandbytes.optim import AdamW8bit as optimizer
         else:
-            from torch.optim import AdamW as optimizer
-        self.optimizer = optimizer(list(self.weights.values()), lr=job.learning_rate, weight_decay=job.weight_decay)
+            optimizer = functools.partial(torch.optim.AdamW, fused=self.flat.is_cuda)
+        self.optimizer = optimizer([self.flat], lr=job.learning_rate, weight_decay=job.weight_decay)
+
+    def _views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        parts = flat.split([p.numel() for p in self.live.values()])
+        return {n: part.view_as(p) for (n, p), part in zip(self.live.items(), parts, strict=True)}
 
     def take_gradients(self) -> None:
-        for name, p in self.live.items():
-            if p.grad is not None:
-                self.weights[name].grad += p.grad
-                p.grad = None
+        found = [n for n, p in self.live.items() if p.grad is not None]
+        if found:
+            torch._foreach_add_([self.gradients[n] for n in found], [self.live[n].grad for n in found])
+        self.drop_live_gradients()
+
+    def drop_live_gradients(self) -> None:
+        for p in self.live.values():
+            p.grad = None
 
     def drop_gradients(self) -> None:
-        for name, p in self.live.items():
-            p.grad = None
-            self.weights[name].grad.zero_()
+        self.drop_live_gradients()
+        self.flat.grad.zero_()
 
-    def step(self, rate: float, max_norm: float) -> float:
-        """One optimizer step; returns the gradient norm before clipping. Nothing is changed when that is not finite."""
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.weights.values()), max_norm or math.inf))
-        if not math.isfinite(norm):
-            return norm
+    def norm(self) -> float:
+        """The gradients' norm, before clipping; reading it waits for the GPU."""
+        return float(self.flat.grad.norm()) / self.scale
+
+    def lower_scale(self) -> bool:
+        """After an overflow in float16: drop the gradients and halve the loss scale; False when there is nothing to halve."""
+        if self.scale <= 1:
+            return False
+        self.drop_gradients()
+        self.scale, self.steps_at_scale = self.scale / 2, 0
+        return True
+
+    def step(self, norm: float, rate: float, max_norm: float) -> None:
+        """One optimizer step with the gradients of that norm, clipped to `max_norm` (0: not)."""
+        shrink = min(1.0, (max_norm or math.inf) / (norm + 1e-6)) / self.scale  # torch.nn.utils.clip_grad_norm_'s rule
+        if shrink != 1:
+            self.flat.grad.mul_(shrink)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.drop_gradients()
         self.publish()
-        return norm
+        self.steps_at_scale += 1
+        if self.scales and self.steps_at_scale == GROWTH_STEPS:
+            self.scale, self.steps_at_scale = self.scale * 2, 0
 
     @torch.no_grad()
     def publish(self) -> None:
-        for name, p in self.live.items():
-            p.copy_(self.weights[name])
+        torch._foreach_copy_(list(self.live.values()), list(self.weights.values()))
 
     def save(self, folder: pathlib.Path) -> None:
         """adapter.safetensors, optimizer.safetensors and optimizer.json: no pickle.
 
-        The state is read by parameter, not through state_dict(): bitsandbytes nests its tensors there, and shares one
-        quantisation map among all parameters, which safetensors refuses, hence the clone.
+        The state is read by parameter, not through state_dict(): bitsandbytes nests its tensors there.
         """
-        tensors, numbers = {}, {}
-        for name, weight in self.weights.items():
-            for key, value in self.optimizer.state[weight].items():
-                if torch.is_tensor(value):
-                    tensors[f"{name}|{key}"] = value.clone(memory_format=torch.contiguous_format)
-                else:
-                    numbers[f"{name}|{key}"] = value
-        save_file(self.weights, folder / "adapter.safetensors")
-        save_file(tensors, folder / "optimizer.safetensors")
-        files.write_json(folder / "optimizer.json", numbers)
+        state = self.optimizer.state[self.flat]
+        save_file({n: w.contiguous() for n, w in self.weights.items()}, folder / "adapter.safetensors")
+        save_file({k: v.contiguous() for k, v in state.items() if torch.is_tensor(v)}, folder / "optimizer.safetensors")
+        files.write_json(folder / "optimizer.json", {"scale": self.scale, "steps_at_scale": self.steps_at_scale,
+                                                     "state": {k: v for k, v in state.items() if not torch.is_tensor(v)}})
 
     def load(self, folder: pathlib.Path) -> None:
         for name, weight in load_file(folder / "adapter.safetensors").items():
             self.weights[name].copy_(weight)
-        values = {**load_file(folder / "optimizer.safetensors"), **json.loads((folder / "optimizer.json").read_text())}
-        for key, value in values.items():
-            name, _, part = key.rpartition("|")
-            weight = self.weights[name]
-            # AdamW's step counter, a scalar, stays on the CPU: reading it there does not wait for the GPU
-            self.optimizer.state[weight][part] = value.to(weight.device) if torch.is_tensor(value) and value.ndim else value
+        numbers = json.loads((folder / "optimizer.json").read_text())
+        self.scale, self.steps_at_scale = numbers["scale"], numbers["steps_at_scale"]
+        for key, value in {**load_file(folder / "optimizer.safetensors"), **numbers["state"]}.items():
+            self.optimizer.state[self.flat][key] = value.to(self.flat.device) if torch.is_tensor(value) else value
         self.publish()
-
-
-def rng_state() -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_rng_state(state: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _seal(state: dict[str, Any]) -> str:
@@ -108,17 +118,21 @@ def _seal(state: dict[str, Any]) -> str:
 def save_checkpoint(folder: pathlib.Path, step: int, masters: Masters, identity: dict[str, Any], keep: int) -> None:
     """Write checkpoints/step-NNNNNN beside and rename; older ones beyond `keep` go afterwards."""
     final = folder / f"step-{step:06d}"
-    if final.exists():
+    if final.exists() or parallel.rank():
         return
     temporary = folder / f".{final.name}.tmp"
     for left in folder.glob(".step-*.tmp"):  # by a kill
         shutil.rmtree(left)
-    temporary.mkdir(parents=True)
-    masters.save(temporary)
-    save_file(rng_state(), temporary / "rng.safetensors")
-    state = {"step": step, **identity, "files": files.describe(temporary, ["."])}
-    files.write_json(temporary / "checkpoint.json", {**state, "seal": _seal(state)})
-    temporary.replace(final)
+    try:
+        temporary.mkdir(parents=True)
+        masters.save(temporary)
+        state = {"step": step, **identity, "files": files.describe(temporary, ["."])}
+        files.write_json(temporary / "checkpoint.json", {**state, "seal": _seal(state)})
+        temporary.replace(final)
+    except (OSError, SafetensorError, UserError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"the checkpoint of step {step} could not be saved: {error}. Earlier checkpoints are whole. Free some disk space, or lower "
+                        f"save_total_limit; the same command continues from the last one.") from None
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
 
@@ -140,7 +154,7 @@ def newest_checkpoint(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any
 
 def resume(folder: pathlib.Path, masters: Masters, identity: dict[str, Any]) -> int:
     """Load the newest good checkpoint; returns its step, 0 without one. Refuses one of other data, parameters or size."""
-    found = newest_checkpoint(folder)
+    found = parallel.agree(newest_checkpoint(folder) if parallel.rank() == 0 else None)
     if not found:
         return 0
     path, state = found
@@ -149,5 +163,4 @@ def resume(folder: pathlib.Path, masters: Masters, identity: dict[str, Any]) -> 
         raise UserError("\n".join([f"checkpoint {path.name} does not belong to this job:", *differ,
                                    "Start training over with FORCE=1, or choose another RUN=."]))
     masters.load(path)
-    set_rng_state(load_file(path / "rng.safetensors"))
     return state["step"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lib import files
+from lib import batches, files, parallel
 from lib.loss import token_losses
 
 PROMPTS = (
@@ -16,31 +16,31 @@ PROMPTS = (
 )
 
 
-def batches(lengths: list[int], rows: int) -> list[list[int]]:
-    """Row numbers in batches of similar length, longest first so that running out of memory happens at once."""
+def groups(lengths: list[int], rows: int) -> list[list[int]]:
+    """Row numbers in groups of similar length, longest first so that running out of memory happens at once."""
     order = sorted(range(len(lengths)), key=lambda n: (-lengths[n], n))
     return [order[n:n + rows] for n in range(0, len(order), rows)]
 
 
-def pad(rows: list[list[int]], value: int, device: Any) -> torch.Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([r + [value] * (width - len(r)) for r in rows], device=device)
-
-
 def response_loss(model: Any, data: Any, rows_at_once: int = 8, bar: Any = iter) -> tuple[float | None, int]:
-    """Mean cross entropy in nats a trained token over a split, and the number of those tokens; (None, 0) of an empty split."""
+    """Mean cross entropy in nats a trained token over a split, and the number of those tokens; (None, 0) of an empty split.
+
+    Under torchrun the ranks share the rows, and each gets the whole result.
+    """
     if not len(data):
         return None, 0
     was_training = model.training
     model.eval()
-    total, tokens = 0.0, 0
-    with torch.inference_mode():
-        for rows in bar(batches(data["length"][:], rows_at_once)):
-            picked = data[rows]
-            losses, _ = token_losses(model, pad(picked["input_ids"], 0, model.device), pad(picked["labels"], -100, model.device))
-            total, tokens = total + losses.double().sum().item(), tokens + len(losses)
+    sums, every = torch.zeros(2, dtype=torch.float64, device=model.device), groups(data["length"][:], rows_at_once)  # losses, tokens
+    with torch.no_grad():  # not inference_mode: weights that FSDP gathers in it could not serve training
+        for n in bar(range(parallel.rank(), len(every) + -len(every) % parallel.world(), parallel.world())):
+            losses = token_losses(model, batches.of(data[every[min(n, len(every) - 1)]]).to(model.device))
+            if n < len(every):  # ranks with nothing left keep the others company
+                sums += torch.stack([losses.double().sum(), torch.tensor(len(losses), device=model.device)])
+    parallel.add(sums)
     model.train(was_training)
-    return total / tokens, tokens
+    total, tokens = sums.tolist()
+    return total / tokens, int(tokens)
 
 
 def answers(model: Any, tokenizer: Any, new_tokens: int, prompts: tuple[str, ...] = PROMPTS) -> list[str]:

@@ -1,6 +1,6 @@
 """metrics.jsonl: the append-only ledger, and every headline number computed from it.
 
-One JSON object a line, `event` is session, step, eval or end. transformers' TrainOutput is never a source: after a
+One JSON object a line, `event` is session, compiled, step or eval. transformers' TrainOutput is never a source: after a
 resume it divides a few steps' loss by all steps, and all samples by the last session's seconds.
 """
 
@@ -21,10 +21,28 @@ class Ledger:
         self.path = path
 
     def write(self, event: str, **values: Any) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, "session": self.session, **values}, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"event": event, "session": self.session, **values}, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"the ledger `{self.path.name}` cannot be written: {error.strerror}. Training stops, since its numbers would be lost. "
+                            f"Free some disk space; the same command continues from the last checkpoint.") from None
+
+    def evals(self, step: int) -> dict[tuple[str, int], float]:
+        """Held-out losses by (when, step) that a session resuming at `step` builds on."""
+        kept: list[dict[str, Any]] = []
+        for entry in [*read(self.path), {"event": "session", "start_step": step}]:
+            if entry["event"] == "session":
+                kept = [e for e in kept if e["step"] <= entry["start_step"]]
+            elif entry["event"] == "eval":
+                kept.append(entry)
+        return {(e["when"], e["step"]): e["eval_loss"] for e in kept}
+
+    def losses(self) -> list[float]:
+        """Of each step the weights went through."""
+        return [e["loss"] for e in steps(read(self.path)) for _ in range(e["steps"])]
 
     def entries(self) -> list[dict[str, Any]]:
         return read(self.path)
@@ -65,19 +83,48 @@ def steps(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
+def _warm(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Step lines without the first of each session, in which kernels are loaded and memory is first taken; all, where that leaves none."""
+    every = [e for e in entries if e["event"] == "step"]
+    seen: set[int] = set()
+    warm = [e for e in every if e["session"] in seen or seen.add(e["session"])]
+    return warm or every
+
+
+def utilisation(entries: list[dict[str, Any]]) -> float | None:
+    """Model FLOPs utilisation: operations the model asks for, over what the cards could do in the same seconds.
+
+    (real tokens x flops_per_token + trained tokens x flops_per_trained_token) / (seconds x devices x peak_flops), of the
+    warm steps, each with the constants of its session (lib.model.flops says what they count). None without a known peak.
+    """
+    asked = possible = 0.0
+    sessions = {e["session"]: e for e in entries if e["event"] == "session"}
+    for line in _warm(entries):
+        of = sessions[line["session"]]
+        asked += line["tokens"] * of.get("flops_per_token", 0) + line["trained"] * of.get("flops_per_trained_token", 0)
+        possible += line["seconds"] * of.get("devices", 1) * of.get("peak_flops", 0)
+    return asked / possible if possible else None
+
+
 def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """The `train` section of results.json: losses in nats a trained token, rates over the steps that really ran.
 
     loss_mean weighs each step once; loss_first and loss_last are means over the first and last tenth (at least one
-    logged line), since one step of 16 rows is noisy. Rates count real tokens, not padding, and only time inside steps.
+    logged line), since one step of 16 rows is noisy. Rates count real tokens, not padding, and time inside steps, without
+    the first logged line of a session; those `_with_warm_up` count that line too, and what compiling took.
     """
-    kept, every = steps(entries), [e for e in entries if e["event"] == "step"]
+    kept, every, warm = steps(entries), [e for e in entries if e["event"] == "step"], _warm(entries)
     evals = {e["when"]: e["eval_loss"] for e in entries if e["event"] == "eval"}
     tenth = max(1, len(kept) // 10)
+    compiling = sum(e["seconds"] for e in entries if e["event"] == "compiled")
     seconds = sum(e["seconds"] for e in every)
 
     def mean(part: list[dict[str, Any]]) -> float | None:
         return sum(e["loss"] * e["steps"] for e in part) / sum(e["steps"] for e in part) if part else None
+
+    def rate(part: list[dict[str, Any]], what: str, more: float = 0.0) -> float | None:
+        time = sum(e["seconds"] for e in part) + more
+        return sum(e[what] for e in part) / time if time else None
 
     start = next((e for e in entries if e["event"] == "session"), {})
     return {
@@ -86,9 +133,11 @@ def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
         "steps_repeated": sum(e["steps"] for e in every) - sum(e["steps"] for e in kept),
         "loss_first": mean(kept[:tenth]), "loss_last": mean(kept[-tenth:]), "loss_mean": mean(kept),
         "eval_loss_before": evals.get("before"), "eval_loss_after": evals.get("after"),
-        "samples_per_second": sum(e["rows"] for e in every) / seconds if seconds else None,
-        "tokens_per_second": sum(e["tokens"] for e in every) / seconds if seconds else None,
+        "samples_per_second": rate(warm, "rows"), "tokens_per_second": rate(warm, "tokens"),
+        "samples_per_second_with_warm_up": rate(every, "rows", compiling), "tokens_per_second_with_warm_up": rate(every, "tokens", compiling),
+        "compile_seconds": round(compiling, 3),
         "padding_share": 1 - sum(e["tokens"] for e in every) / sum(e["padded"] for e in every) if every else None,
+        "flops_utilisation": utilisation(entries), "device": start.get("device"), "devices": start.get("devices"),
         "trainable_parameters": start.get("trainable_parameters"), "total_parameters": start.get("total_parameters"),
         "peak_memory_gib": max((e["memory_gib"] for e in every), default=None), "memory_of": start.get("memory_of"),
         "seconds": round(seconds, 3),

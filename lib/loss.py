@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from lib.chat import IGNORED
+from lib.batches import Batch
 
-CHUNK = 192  # positions at a time: 192 x 262,144 logits are 96 MiB in bfloat16, 192 MiB in float32
+CHUNK = {"cpu": 192, "cuda": 512}  # positions at a time: 192 x 262,144 logits are 96 MiB in bfloat16, 192 MiB in float32
 _workspace: dict[Any, tuple[torch.Tensor, ...]] = {}
 
 
@@ -22,7 +22,8 @@ def _buffers(like: torch.Tensor, vocabulary: int) -> tuple[torch.Tensor, ...]:
     if key not in _workspace:
         _workspace.clear()
         with torch.inference_mode(False):  # made while measuring the held-out loss, they must serve training too
-            _workspace[key] = tuple(torch.empty(CHUNK, vocabulary, dtype=d, device=like.device) for d in (like.dtype, torch.float32, torch.float32))
+            kinds, rows = (like.dtype, torch.float32, torch.float32), CHUNK[like.device.type]
+            _workspace[key] = tuple(torch.empty(rows, vocabulary, dtype=d, device=like.device) for d in kinds)
     return _workspace[key]
 
 
@@ -33,8 +34,9 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None) -> torch.Tensor:
         losses, grad = hidden.new_empty(targets.shape, dtype=torch.float32), torch.empty_like(hidden)
         hidden, buffers = hidden.detach(), _buffers(weight, len(weight))
-        for start in range(0, len(targets), CHUNK):
-            rows, target = slice(start, start + CHUNK), targets[start:start + CHUNK, None]
+        for start in range(0, len(targets), len(buffers[0])):
+            rows = slice(start, start + len(buffers[0]))
+            target = targets[rows, None]
             narrow, logits, p = (b[:len(target)] for b in buffers)
             torch.mm(hidden[rows], weight.T, out=narrow)
             logits.copy_(narrow)
@@ -58,6 +60,29 @@ class _FrozenHeadLoss(torch.autograd.Function):
         return (grad * upstream[:, None]).to(grad.dtype), None, None, None
 
 
+def _fused(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for a chunk as one expression, for the compiler: losses, and their derivative by `hidden`."""
+    logits = (hidden @ weight.T).float()
+    bent = torch.tanh(logits / softcap) if softcap else None
+    logits = softcap * bent if softcap else logits
+    normaliser = torch.logsumexp(logits, 1)
+    slope = torch.exp(logits - normaliser[:, None]) - (torch.arange(len(weight), device=weight.device) == targets[:, None]).float()
+    slope = slope * (1 - bent * bent) if softcap else slope
+    return normaliser - logits.gather(1, targets[:, None])[:, 0], slope.to(hidden.dtype) @ weight
+
+
+class _FusedHeadLoss(torch.autograd.Function):
+    """_FrozenHeadLoss in one piece and compiled: the passes over the logits become two, for all the memory of two copies of them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None) -> torch.Tensor:
+        losses, grad = torch.compile(_fused, dynamic=False)(hidden.detach(), weight, targets, softcap)
+        ctx.save_for_backward(grad)
+        return losses
+
+    backward = _FrozenHeadLoss.backward
+
+
 def parts(model: Any) -> tuple[Any, torch.Tensor, float | None]:
     """The body that gives hidden states, the output layer's weight, and the final soft cap (Gemma 3n: 30)."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -65,15 +90,10 @@ def parts(model: Any) -> tuple[Any, torch.Tensor, float | None]:
     return causal.model, causal.get_output_embeddings().weight, getattr(text, "final_logit_softcapping", None)
 
 
-def token_losses(model: Any, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross entropy of each trained token and the row it belongs to; both of shape (trained tokens,).
-
-    Rows are padded on the right and no attention mask is passed: under causal attention no real position can see a
-    later one, so the result is exact, and the faster mask-free attention kernels apply.
-    """
+def token_losses(model: Any, batch: Batch, fused: bool = False) -> torch.Tensor:
+    """Cross entropy of each trained position of a batch, in nats, in the order of `batch.where`."""
     body, weight, softcap = parts(model)
-    hidden = body(input_ids=input_ids, use_cache=False).last_hidden_state
-    targets = labels[:, 1:]
-    where = targets != IGNORED
-    losses = _FrozenHeadLoss.apply(hidden[:, :-1][where], weight, targets[where], softcap)
-    return losses, where.nonzero()[:, 0]
+    packed = {} if batch.bounds is None else {"position_ids": batch.position_ids, "bounds": batch.bounds}
+    hidden = body(input_ids=batch.input_ids, use_cache=False, **packed).last_hidden_state
+    head = _FusedHeadLoss if fused else _FrozenHeadLoss
+    return head.apply(hidden.flatten(0, 1)[batch.where].to(weight.dtype), weight, batch.targets, softcap)

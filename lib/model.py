@@ -1,15 +1,22 @@
-"""Load a base model and put LoRA on its language layers."""
+"""Load a base model, by transformers or Unsloth, and put LoRA on its language layers."""
 
+import contextlib
+import functools
+import importlib.util
+import math
 import os
 import pathlib
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import transformers
 from packaging.version import Version
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lib import files
+from lib import files, machine, merge, parallel
 from lib.params import Params, UserError
 
 transformers.utils.logging.disable_progress_bar()
@@ -19,6 +26,10 @@ ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_pro
 # 4-bit altup coefficients are uint8, and training dies where Gemma 3n clamps them; towers and embedders are not trained
 KEEP_16_BIT = [".*altup.*", ".*per_layer_model_projection", ".*vision_tower.*", ".*audio_tower.*", ".*embed_vision.*",
                ".*embed_audio.*", "lm_head"]
+SMALL_CARD = 40  # GB: below it Unsloth's memory savings count, from there on our compiled path is the faster one
+# dense 16-bit rates by vendors' datasheets, for the share of them that a run reaches
+PEAK_FLOPS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12,
+              "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "T4": 65e12}
 
 
 def load_tokenizer(folder: pathlib.Path) -> Any:
@@ -29,40 +40,291 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
     return tokenizer
 
 
-def precision() -> tuple[torch.dtype, str]:
+@functools.cache
+def card() -> tuple[str, float]:
+    """Name and GB of the card in use; ("", 0) without one."""
+    if not torch.cuda.is_available():
+        return "", 0.0
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return properties.name, properties.total_memory / 1e9
+
+
+def device_name() -> str:
+    return card()[0] or machine.hardware()["cpu"]
+
+
+def precision(job: Params | None = None) -> tuple[torch.dtype, str]:
     """The type to compute in, and why."""
+    if job and job.precision != "auto":
+        if job.precision == "fp16" and not (job.load_in_4bit and torch.cuda.is_available()):
+            raise UserError("precision: fp16 is for a 4-bit base on a GPU, where only the products with it are float16. "
+                            "Use bf16 or fp32, or set load_in_4bit: true.")
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[job.precision], "as set"
     if torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "the card has bfloat16"
+        if job and job.load_in_4bit:
+            return torch.float16, "the card has no bfloat16; Gemma 3n overflows in float16, so only products with 4-bit weights are float16"
         return torch.float32, "the card has no bfloat16, and Gemma 3n overflows in float16"
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return torch.bfloat16, "this processor multiplies bfloat16 about twice as fast as float32"
     return torch.float32, "this processor has no fast bfloat16"
 
 
-def load_model(folder: pathlib.Path, job: Params) -> Any:
-    """The base in 4 bit or in `precision()`, frozen, on the GPU where there is one."""
+def backend(job: Params) -> tuple[str, str]:
+    """Who loads and patches the model, and why; UserError where the choice cannot work here."""
+    there = importlib.util.find_spec("unsloth") is not None
+    if job.backend == "unsloth":
+        if not there or not torch.cuda.is_available():
+            lacking = "a CUDA card, and torch sees none" if there else "the package unsloth, which is not installed"
+            raise UserError(f"backend: unsloth needs {lacking}. Set backend: auto, or install requirements.txt on a machine with a GPU.")
+        if job.torch_compile or job.packing:
+            raise UserError("backend: unsloth has code of its own for what packing and torch_compile change. Set both to false, or "
+                            "backend: transformers.")
+        if job.use_dora:
+            raise UserError("backend: unsloth computes LoRA by kernels of its own, which know no use_dora. Set use_dora: false, or "
+                            "backend: transformers.")
+        return "unsloth", "as set"
+    if job.backend == "transformers":
+        return "transformers", "as set"
+    name, size = card()
+    if not name:
+        return "transformers", "there is no GPU"
+    if job.torch_compile or job.packing or job.use_dora:
+        return "transformers", "packing, torch_compile and use_dora are its"
+    if not job.load_in_4bit:
+        return "transformers", "the base is 16-bit, and Unsloth's memory savings are for 4 bit"
+    if size >= SMALL_CARD:
+        return "transformers", f"{name} with {size:.0f} GB needs none of Unsloth's memory savings"
+    return ("unsloth", f"4 bit on {name} with {size:.0f} GB, where its savings count") if there else ("transformers", "unsloth is not installed")
+
+
+def check_options(job: Params) -> None:
+    """UserError for settings that do not go together, or not with this machine, before anything is read."""
+    cuda = torch.cuda.is_available()
     if Version(transformers.__version__) < Version(OLDEST_TRANSFORMERS):
         raise UserError(f"transformers {transformers.__version__} trains Gemma 3n wrongly; expected {OLDEST_TRANSFORMERS} or newer. "
                         f"Run `make setup`.")
-    torch.manual_seed(job.seed)
-    dtype, _ = precision()
-    cuda = torch.cuda.is_available()
     if job.load_in_4bit and not cuda:
         raise UserError("load_in_4bit needs an NVIDIA GPU, and torch sees none here. Use params/cpu.yaml, or set load_in_4bit: false.")
+    if job.optim == "adamw_8bit" and not cuda:
+        raise UserError("optim: adamw_8bit needs an NVIDIA GPU, and torch sees none here. Use params/cpu.yaml, or set optim: adamw_torch.")
+    if (job.load_in_4bit or job.optim == "adamw_8bit") and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("load_in_4bit and optim: adamw_8bit need the package bitsandbytes, which is not installed. Install requirements.txt, "
+                        "or set load_in_4bit: false and optim: adamw_torch.")
+    if job.torch_compile and not cuda:
+        raise UserError("torch_compile needs an NVIDIA GPU, and torch sees none here. Set torch_compile: false.")
+    if job.torch_compile and not job.packing:
+        raise UserError("torch_compile needs packing: true, which gives every micro-batch one shape. Set both, or neither.")
+    if job.torch_compile and (job.load_in_4bit or job.offload_embedding or precision(job)[0] != torch.bfloat16):
+        raise UserError("torch_compile needs a bfloat16 base on the card: set load_in_4bit: false, offload_embedding: false, precision: bf16.")
+    if job.packing and cuda and torch.cuda.get_device_capability() < (8, 0):
+        raise UserError(f"packing needs FlashAttention, which {card()[0]} cannot run (compute capability 8.0 or more can). Set packing: false.")
+    if job.packing and job.neftune_noise_alpha:
+        raise UserError("neftune_noise_alpha scales by a row's length, which packing hides. Set packing: false, or neftune_noise_alpha: 0.")
+    if job.early_stopping_patience and not job.eval_steps:
+        raise UserError("early_stopping_patience counts evals, and eval_steps is 0. Set eval_steps, for example to save_steps.")
+    precision(job), backend(job), lora_targets(job)  # each raises what is wrong with its own
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# loading
+
+
+def load(folder: pathlib.Path, job: Params) -> Any:
+    """The base with a fresh adapter, ready to train; UserError when the adapter is not exactly what the architecture asks for."""
+    check_options(job)
+    if backend(job)[0] == "unsloth":
+        model = _unsloth(folder, job)
+    else:
+        model = add_lora(load_model(folder, job), job)
+        if job.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if sharded(folder, job):
+            shard(model)
+        if precision(job)[0] == torch.float16:  # Unsloth keeps float32 of its own around a Gemma 3n on such a card
+            _float32_around_4_bit(model)
+    check_adapter(model, job)
+    return model
+
+
+def load_model(folder: pathlib.Path, job: Params) -> Any:
+    """The language model in 4 bit or in `precision()`, frozen, on the GPU where there is one.
+
+    Of a multimodal Gemma 3n only the language model is read: its towers, 2 GiB, are not trained and see no input.
+    """
+    check_options(job)
+    torch.manual_seed(job.seed)
+    dtype, _ = precision(job)
     quantization = None
     if job.load_in_4bit:
         quantization = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                                        bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=KEEP_16_BIT)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={"": 0} if cuda else None, quantization_config=quantization)
+    model = _read(folder, dtype=dtype, device_map=_devices(folder, job), quantization_config=quantization)
     model.config.use_cache = False
+    if job.offload_embedding and torch.cuda.is_available():
+        offload_embedding(model)
     return model.requires_grad_(False)
+
+
+def _read(folder: pathlib.Path, **options: Any) -> Any:
+    """The folder's language model, and nothing else of a multimodal one; UserError when any of its weights is not there."""
+    whole, text = _checked(folder)
+    level = transformers.utils.logging.get_verbosity()
+    if text is not whole:
+        options |= {"config": text, "key_mapping": {r"^(?:model\.)?language_model\.(?:model\.)?": "model."}}
+        transformers.utils.logging.set_verbosity_error()  # it would list the towers' tensors, a page of them, as a warning
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(folder, error) from None
+    finally:
+        transformers.utils.logging.set_verbosity(level)
+    _refuse(folder, found["missing_keys"])
+    model.part_of_multimodal = text is not whole
+    return model
+
+
+def _checked(folder: pathlib.Path) -> tuple[Any, Any]:
+    """The folder's configuration and the one of its language model; UserError unless every weight of that is in its shards, whole
+    and of the shape it must have. Only headers are read: Unsloth, and transformers by a warning, would go on with random numbers."""
+    reading = "config.json"
+    try:
+        whole = AutoConfig.from_pretrained(folder)
+        text = whole.get_text_config()
+        with torch.device("meta"):
+            net = AutoModelForCausalLM.from_config(text)
+        shapes, reading = {}, "model.safetensors"
+        for shard in sorted(set(merge.shard_of(folder).values())):
+            reading = shard.name
+            with safe_open(shard, "pt") as file:
+                shapes |= {merge.canonical(n): tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
+    except UserError:
+        raise
+    except Exception as error:  # what is in a stranger's config.json decides which
+        raise _unreadable(folder, error, reading) from None
+    if getattr(whole, "quantization_config", None) or getattr(text, "quantization_config", None):
+        raise UserError(f"the model folder `{files.shown(folder)}` is quantised already, and an adapter is merged into 16-bit weights. "
+                        f"Set base_model to the 16-bit repository it was made from; load_in_4bit: true quantises that while loading.")
+    _refuse(folder, [n for n, p in net.named_parameters() if shapes.get(merge.canonical(n)) != tuple(p.shape)])
+    return whole, text
+
+
+def _refuse(folder: pathlib.Path, missing: Iterable[str]) -> None:
+    if missing := sorted(missing):
+        raise UserError(f"the model folder `{files.shown(folder)}` lacks {len(missing)} weights, or has them in another shape than its config.json "
+                        f"says: {', '.join(missing[:3])}{' ...' if missing[3:] else ''}. They would be random numbers.\n"
+                        f"Expected a complete Hugging Face folder: fetch or build it again.")
+
+
+def _unreadable(folder: pathlib.Path, error: Exception, name: str = "") -> UserError:
+    because = " ".join(str(error).split())[:300] or type(error).__name__
+    return UserError(f"the model folder `{files.shown(folder)}` cannot be read{name and f' ({name})'}: {because}\n"
+                     f"Expected a complete Hugging Face folder with safetensors: fetch or build it again.")
+
+
+def _too_large(folder: pathlib.Path, job: Params) -> bool:
+    """Whether the base's 16-bit weights, twice as large in float32, alone leave one card no room to train in."""
+    size = sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e9 * precision(job)[0].itemsize / 2
+    return not job.load_in_4bit and size > 0.9 * card()[1] > 0
+
+
+def sharded(folder: pathlib.Path, job: Params) -> bool:
+    """Whether this rank holds only its part of the base (FSDP)."""
+    if parallel.world() == 1 or job.fsdp == "none" or job.fsdp == "auto" and not _too_large(folder, job):
+        return False
+    if job.load_in_4bit or job.torch_compile:
+        raise UserError("fsdp shards a 16-bit base, step by step: set load_in_4bit: false and torch_compile: false, or fsdp: none.")
+    return True
+
+
+def _devices(folder: pathlib.Path, job: Params) -> Any:
+    """transformers' device_map: the card; all visible ones in turn where one is too small; main memory for what is sharded later."""
+    if not torch.cuda.is_available() or sharded(folder, job):
+        return None
+    alone = parallel.world() == 1  # a rank's neighbours need their cards themselves
+    return "balanced" if alone and _too_large(folder, job) and torch.cuda.device_count() > 1 else {"": torch.cuda.current_device()}
+
+
+def shard(model: Any) -> None:
+    """Spread the frozen base over the ranks, a layer at a time; adapter, word embedding and output layer stay whole on each.
+
+    The adapter's gradients are summed by the trainer, as without sharding, so FSDP only gathers weights.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    body = model.get_base_model().model
+    whole = {*trainable(model).values(), model.get_output_embeddings().weight, model.get_input_embeddings().weight}
+    for layer in body.layers:
+        fully_shard(layer, ignored_params=whole)
+    fully_shard(body, ignored_params=whole)
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    for p in whole:
+        p.data = p.data.to(device)
+    held = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in model.parameters())
+    print(f"rank {parallel.rank()} holds {held:,} of {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+
+
+class _Offloaded(torch.nn.Module):
+    """An embedding table in the processor's memory: only the rows looked up go to the card."""
+
+    def __init__(self, table: Any):
+        super().__init__()
+        self.device, self.scale = table.weight.device, float(table.embed_scale)
+        # not a parameter: nothing may move it with the model
+        self.__dict__["table"] = table.weight.data.to("cpu").pin_memory() if torch.cuda.is_available() else table.weight.data
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        rows = torch.nn.functional.embedding(input_ids.to("cpu"), self.table)
+        return rows.to(self.device, non_blocking=True) * torch.tensor(self.scale, dtype=rows.dtype)
+
+
+def offload_embedding(model: Any) -> None:
+    """Keep Gemma 3n's per-layer embedding, 4.4 GiB on E4B, off the card: a row of 137 tokens needs 2.5 MB of it."""
+    for module in model.modules():
+        if hasattr(module, "embed_tokens_per_layer"):
+            module.embed_tokens_per_layer = _Offloaded(module.embed_tokens_per_layer)
+
+
+def _float32_around_4_bit(model: Any) -> None:
+    """What is not 4-bit computes in float32, except the tables: embeddings, and with them the output layer, stay 16-bit."""
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding | _Offloaded):
+            module.register_forward_hook(lambda module, inputs, output: output.float())
+            continue
+        if module is head:
+            module.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(module.weight.dtype),))
+            continue
+        for p in module.parameters(recurse=False):
+            if p.dtype == torch.float16:
+                p.data = p.data.float()
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.dtype == torch.float16:
+                setattr(module, name, buffer.float())
+
+
+def _unsloth(folder: pathlib.Path, job: Params) -> Any:
+    _checked(folder)
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it counts its users over the network
+    from unsloth import FastModel
+
+    quantization = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                                   bnb_4bit_compute_dtype=precision(job)[0], llm_int8_skip_modules=KEEP_16_BIT)
+    checkpointing = "unsloth" if job.gradient_checkpointing else False
+    model, _ = FastModel.from_pretrained(str(folder), dtype=precision(job)[0], max_seq_length=job.max_seq_length, load_in_4bit=job.load_in_4bit,
+                                         quantization_config=quantization if job.load_in_4bit else None, random_state=job.seed,
+                                         use_gradient_checkpointing=checkpointing)
+    return FastModel.get_peft_model(
+        model, finetune_vision_layers=False, finetune_language_layers=True, finetune_attention_modules=job.finetune_attention_modules,
+        finetune_mlp_modules=job.finetune_mlp_modules, r=job.lora_r, lora_alpha=job.lora_alpha, lora_dropout=job.lora_dropout, bias=job.bias,
+        use_rslora=job.use_rslora, random_state=job.seed, use_gradient_checkpointing=checkpointing)
 
 
 def load_merged(folder: pathlib.Path) -> Any:
     """A merged 16-bit folder, to answer beside its GGUF."""
     threads()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision()[0], device_map={"": 0} if torch.cuda.is_available() else None)
+    model = _read(folder, dtype=precision()[0], device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else None)
     return model.requires_grad_(False).eval()
 
 
@@ -79,8 +341,8 @@ def add_lora(model: Any, job: Params) -> Any:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(job.seed)
-    config = LoraConfig(r=job.lora_r, lora_alpha=job.lora_alpha, lora_dropout=job.lora_dropout, bias=job.bias,
-                        target_modules=lora_targets(job), task_type="CAUSAL_LM")
+    config = LoraConfig(r=job.lora_r, lora_alpha=job.lora_alpha, lora_dropout=job.lora_dropout, bias=job.bias, use_rslora=job.use_rslora,
+                        use_dora=job.use_dora, target_modules=lora_targets(job), task_type="CAUSAL_LM")
     return get_peft_model(model, config, autocast_adapter_dtype=False)  # in bfloat16, without casts in every layer
 
 
@@ -88,12 +350,75 @@ def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
+def _numbers(p: torch.nn.Parameter) -> int:
+    state = getattr(p, "quant_state", None)
+    return state.shape.numel() if state is not None else p.numel()
+
+
 def count(model: Any) -> tuple[int, int]:
-    """Trainable and total parameters; a 4-bit tensor counts as the numbers it stands for."""
-    def size(p: torch.nn.Parameter) -> int:
-        state = getattr(p, "quant_state", None)
-        return state.shape.numel() if state is not None else p.numel()
-    return sum(p.numel() for p in trainable(model).values()), sum(size(p) for p in model.parameters())
+    """Trainable and total parameters; a 4-bit tensor counts as the numbers it stands for, an offloaded table as the model's."""
+    tables = sum(m.table.numel() for m in model.modules() if isinstance(m, _Offloaded))
+    return sum(p.numel() for p in trainable(model).values()), sum(_numbers(p) for p in model.parameters()) + tables
+
+
+def saved_name(model: Any, name: str) -> str:
+    """A parameter's name in the class that the base's folder names: of a multimodal one we hold the language model alone."""
+    held = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return re.sub(r"^((?:base_model\.model\.)?model\.)", r"\1language_model.", name) if getattr(held, "part_of_multimodal", False) else name
+
+
+def check_adapter(model: Any, job: Params) -> int:
+    """Adapted modules of the model; UserError unless they and their parameters are those that the configuration implies.
+
+    Gemma 3n E4B at r=8: 18,595,840 parameters in 215 modules, since its last 15 layers share keys and values and own no k, v.
+    """
+    text = model.config.get_text_config()
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    queries, keys = text.num_attention_heads * head, text.num_key_value_heads * head
+    size = {"q_proj": (text.hidden_size, queries), "k_proj": (text.hidden_size, keys), "v_proj": (text.hidden_size, keys),
+            "o_proj": (queries, text.hidden_size)}
+    own = text.num_hidden_layers - (getattr(text, "num_kv_shared_layers", 0) or 0)
+    modules = parameters = 0
+    for layer in range(text.num_hidden_layers):
+        width = text.intermediate_size[layer] if isinstance(text.intermediate_size, list | tuple) else text.intermediate_size
+        size |= {"gate_proj": (text.hidden_size, width), "up_proj": (text.hidden_size, width), "down_proj": (width, text.hidden_size)}
+        names = [n for n in ATTENTION if job.finetune_attention_modules and (layer < own or n not in ("k_proj", "v_proj"))]
+        names += MLP if job.finetune_mlp_modules else ()
+        modules += len(names)
+        parameters += sum(job.lora_r * sum(size[n]) + (size[n][1] if job.use_dora else 0) for n in names)
+    targets = re.compile(lora_targets(job))
+    found = sum(1 for n in trainable(model) if ".lora_A." in n and targets.fullmatch(n.partition(".lora_A.")[0])), count(model)[0]
+    if found != (modules, parameters):
+        raise UserError(f"the adapter has {found[1]:,} trainable parameters in {found[0]} modules; this architecture at r={job.lora_r} has "
+                        f"{parameters:,} in {modules}. Nothing was trained: these versions of transformers and peft do not fit the pipeline's.")
+    return modules
+
+
+def flops(model: Any) -> dict[str, float]:
+    """What model FLOPs utilisation is computed from: operations a token in the layers, and a trained token in the output layer.
+
+    4 a weight: 2 forward and 2 for the gradient of its input; frozen weights have none of their own. Attention scores, the
+    adapter and what checkpointing computes again are left out. `peak_flops` is the card's 16-bit datasheet rate; 0 if not known.
+    """
+    layers = sum(_numbers(m.weight) for n, m in model.named_modules() if hasattr(m, "in_features") and ".layers." in n and "lora_" not in n
+                 and "tower" not in n and not hasattr(m, "base_layer") and isinstance(getattr(m, "weight", None), torch.nn.Parameter))
+    return {"flops_per_token": 4.0 * layers, "flops_per_trained_token": 4.0 * _numbers(model.get_output_embeddings().weight),
+            "peak_flops": next((rate for name, rate in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", card()[0])), 0.0)}
+
+
+@contextlib.contextmanager
+def neftune(model: Any, alpha: float) -> Iterator[None]:
+    """Uniform noise on the embeddings while training, alpha / sqrt(tokens x width) at most (Jain et al., 2023, arXiv:2310.05914)."""
+    def noise(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        most = alpha / math.sqrt(output.shape[1] * output.shape[2])
+        return output + torch.zeros_like(output).uniform_(-most, most) if model.training else output
+
+    hook = model.get_input_embeddings().register_forward_hook(noise) if alpha else None
+    try:
+        yield
+    finally:
+        if hook:
+            hook.remove()
 
 
 def check_cache(model: Any, tokenizer: Any, tolerance: float = 0.05) -> float:

@@ -85,16 +85,28 @@ class Params(pydantic.BaseModel):
     test_size: float = _key("prepare", 0.02, "share of question groups never looked at in training", "share", ge=0, lt=0.5)
     seed: int = _key("prepare", 3407, "split, data order and LoRA initialisation", ge=0, lt=2**32)
 
-    backend: Literal["auto", "transformers"] = _key("train", "auto", "who runs the model; `auto` prints its choice")
+    backend: Literal["auto", "unsloth", "transformers"] = _key("train", "auto", "who loads and patches the model; `auto` prints its choice and why")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = _key(
+        "train", "auto", "arithmetic; `auto` picks by card. fp16 keeps what overflows in float32 and scales the loss")
     load_in_4bit: bool = _key("train", True, "NF4 base weights (needs a CUDA card); false is 16-bit")
     lora_r: int = _key("train", 8, "rank of the adapter", ge=1, le=256)
     lora_alpha: int = _key("train", 8, "adapter scale is lora_alpha / lora_r", ge=1)
     lora_dropout: float = _key("train", 0.0, "dropout on the adapter's input", "share", ge=0, lt=1)
+    use_rslora: bool = _key("train", False, "adapter scale is lora_alpha / sqrt(lora_r)")
+    use_dora: bool = _key("train", False, "weight-decomposed adapters (DoRA): slower, not fused")
     bias: Literal["none"] = _key("train", "none", "biases trained beside the adapter: none")
     finetune_attention_modules: bool = _key("train", True, "adapters on q, k, v, o of the language layers")
     finetune_mlp_modules: bool = _key("train", True, "adapters on gate, up, down of the language layers")
-    per_device_train_batch_size: int = _key("train", 4, "micro-batch", "rows", ge=1)
-    gradient_accumulation_steps: int = _key("train", 4, "micro-batches a step", ge=1)
+    per_device_train_batch_size: Annotated[int, annotated_types.Ge(1)] | Literal["auto"] = _key(
+        "train", 4, "micro-batch; `auto` is the largest that fits, for steps of 4 x gradient_accumulation_steps", "rows")
+    gradient_accumulation_steps: int = _key("train", 4, "micro-batches a step, shared out among the GPUs", ge=1)
+    packing: bool = _key("train", False, "rows of a micro-batch end to end in one fixed shape, each seeing only itself: no padding")
+    torch_compile: bool = _key("train", False, "compiled layers, on a GPU the whole micro-batch one CUDA graph; needs packing")
+    gradient_checkpointing: bool = _key("train", True, "recompute activations in the backward pass: less memory, a third more arithmetic")
+    offload_embedding: bool = _key("train", True, "Gemma 3n's per-layer embedding in main memory: 4.4 GiB less on the card")
+    num_gpus: Annotated[int, annotated_types.Ge(1)] | Literal["auto"] = _key("train", "auto", "GPUs of this machine to train on; `auto` takes all")
+    fsdp: Literal["auto", "full_shard", "none"] = _key("train", "auto", "base weights sharded over the GPUs; `auto` where one is too small")
+    dataloader_num_workers: int = _key("train", 2, "threads that read and pad batches ahead; 0 reads between steps", ge=0, le=32)
     num_train_epochs: float = _key("train", 1.0, "passes over the training rows", "epochs", gt=0)
     max_steps: int = _key("train", -1, "stop after so many optimizer steps; -1 is num_train_epochs", "steps", ge=-1)
     max_minutes: float = _key("train", 0.0, "save and stop a session after so long; 0 is no limit", "minutes", ge=0)
@@ -102,12 +114,15 @@ class Params(pydantic.BaseModel):
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = _key("train", "linear", "shape after warm-up")
     warmup_steps: int = _key("train", 5, "steps from 0 to the peak", "steps", ge=0)
     weight_decay: float = _key("train", 0.01, "AdamW's decoupled decay", ge=0, lt=1)
+    neftune_noise_alpha: float = _key("train", 0.0, "uniform noise on the embeddings, scaled as in NEFTune; 0 is none", ge=0)
     max_grad_norm: float = _key("train", 1.0, "gradients are clipped to this norm; 0 does not clip", ge=0)
     optim: Literal["adamw_8bit", "adamw_torch"] = _key("train", "adamw_8bit", "`adamw_8bit` needs a CUDA card")
     save_steps: int = _key("train", 500, "a checkpoint every so many steps", "steps", ge=1)
     save_total_limit: int = _key("train", 2, "checkpoints kept", ge=1)
     logging_steps: int = _key("train", 1, "a ledger line every so many steps", "steps", ge=1)
-    report_to: Literal["none"] = _key("train", "none", "outside trackers: none")
+    eval_steps: int = _key("train", 0, "held-out loss every so many steps; 0 is before and after only", "steps", ge=0)
+    early_stopping_patience: int = _key("train", 0, "stop after so many evals without a better held-out loss, keep the best; 0 is off", "evals", ge=0)
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = _key("train", "none", "a tracker that also gets every line of the ledger")
     sample_tokens: int = _key("train", 96, "length of the fixed prompts' answers, before and after", "tokens", ge=1)
 
     gguf_types: list[Literal["f16", "bf16", "q8_0"]] = _key("export", ["q8_0"], "GGUF files to write", min_length=1)
@@ -177,6 +192,8 @@ def type_name(key: str) -> str:
     base = field.annotation
     if key == "dataset":
         return "a text, or a list of {dataset, revision, weight > 0 and <= 1, max_rows, columns}"
+    if typing.get_origin(base) in (typing.Union, types.UnionType):
+        return "a whole number >= 1, or auto"
     if typing.get_origin(base) is dict:
         return "a mapping of text to text"
     if typing.get_origin(base) is list:

@@ -65,4 +65,10 @@ def load(folder: pathlib.Path, split: str) -> Any:
 
     if not (folder / split).is_dir():
         raise UserError(f"`{files.shown(folder / split)}` is missing: run prepare first.")
-    return datasets.load_from_disk(str(folder / split))
+    try:
+        data = datasets.load_from_disk(str(folder / split))
+        data["length"][:]
+    except Exception as error:  # Arrow and datasets raise kinds of their own
+        raise UserError(f"`{files.shown(folder / split)}` cannot be read: {str(error).splitlines()[0][:200]}\n"
+                        f"Make it again with `make prepare FORCE=1`.") from None
+    return data

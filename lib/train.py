@@ -1,6 +1,9 @@
 """The training loop: an exact order, an honest ledger, a stop at any moment that loses no completed step."""
 
+import collections
+import contextlib
 import functools
+import hashlib
 import math
 import pathlib
 import resource
@@ -8,96 +11,137 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib import evaluate, files
+from lib import batches, evaluate, files, fused, machine, packed, parallel, plan, trackers
 from lib import model as models
-from lib.checkpoint import Masters, resume, rng_state, save_checkpoint, set_rng_state
+from lib.batches import Batch
+from lib.checkpoint import Masters, resume, save_checkpoint
 from lib.ledger import Ledger
-from lib.loss import IGNORED, token_losses
 from lib.params import Params, UserError
 
-POOL = 8  # steps whose rows are sorted by length together: less padding, still a shuffled epoch
+STOP_FILE = "stop"  # `touch runs/NAME/stop` ends a session as Ctrl-C does
 
 
 class SessionOver(Exception):
-    """max_minutes is up: the work so far is saved, the same command continues."""
+    """max_minutes is up, or a stop file was found: the work so far is saved, the same command continues."""
 
 
 class Diverged(Exception):
-    """The loss is not a finite number; the last checkpoint is kept."""
+    """The loss is not a finite number, or has exploded; the last good checkpoint is kept."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# plan: which rows are in which micro-batch of which step, a pure function of lengths, seed and parameters
+# one step
 
 
-def epoch_steps(lengths: np.ndarray, epoch: int, job: Params) -> list[list[list[int]]]:
-    """One epoch as steps of micro-batches of row numbers; every row once. Within a step rows are sorted by length."""
-    order = np.random.default_rng([job.seed, epoch]).permutation(len(lengths))
-    rows, size = job.per_device_train_batch_size, job.per_device_train_batch_size * job.gradient_accumulation_steps
-    steps = []
-    for start in range(0, len(order), size * POOL):
-        pool = order[start:start + size * POOL]
-        pool = pool[np.argsort(-lengths[pool], kind="stable")]
-        steps += [pool[n:n + size].tolist() for n in range(0, len(pool), size)]
-    shuffled = np.random.default_rng([job.seed, epoch, 1]).permutation(len(steps))
-    return [[steps[s][n:n + rows] for n in range(0, len(steps[s]), rows)] for s in shuffled]
+def seed_for(job: Params, step: int, place: int) -> None:
+    """Random numbers of a micro-batch (dropout, NEFTune) depend on seed, step and its place alone: a resumed run, or one on
+    another number of GPUs, draws the same."""
+    torch.manual_seed(int.from_bytes(hashlib.sha256(f"{job.seed} {step} {place}".encode()).digest()[:7], "big"))
 
 
-def total_steps(rows: int, job: Params) -> int:
-    size = job.per_device_train_batch_size * job.gradient_accumulation_steps
-    return job.max_steps if job.max_steps > 0 else max(1, math.ceil(math.ceil(rows / size) * job.num_train_epochs))
+def load_steps(data: Any, sizes: plan.Sizes, start: int, job: Params, fixed: plan.Shape | None) -> Iterator[dict[str, Any]]:
+    """Every step after `start` with this rank's micro-batches, read and padded ahead by dataloader_num_workers threads."""
+    columns, pin = data.select_columns(["input_ids", "labels"]), torch.cuda.is_available()
+
+    def load(epoch: float, step: list[list[int]]) -> dict[str, Any]:
+        rows = [n for b in step for n in b]
+        trained, mine = int(sizes.trained[rows].sum()), []
+        for place in range(parallel.rank(), len(step) + -len(step) % parallel.world(), parallel.world()):
+            # of a short step every rank takes part, since they wait for each other: those without rows of it with rows that weigh nothing
+            batch = batches.of(columns[step[min(place, len(step) - 1)]], fixed, 1 / max(1, trained) if place < len(step) else 0.0)
+            mine.append((place, Batch(*(t.pin_memory() if pin and t is not None else t for t in batch))))
+        return {"epoch": round(epoch, 4), "rows": rows, "trained": trained, "tokens": int(sizes.lengths[rows].sum()),
+                "padded": plan.positions(sizes, [step], fixed), "batches": mine}
+
+    steps = plan.steps_from(sizes.lengths, start, job)
+    if not job.dataloader_num_workers:
+        yield from (load(*s) for s in steps)
+    with ThreadPoolExecutor(job.dataloader_num_workers) as pool:
+        ahead = collections.deque(pool.submit(load, *next(steps)) for _ in range(job.dataloader_num_workers + 1))
+        while True:
+            yield ahead.popleft().result()
+            ahead.append(pool.submit(load, *next(steps)))
 
 
-def steps_from(lengths: np.ndarray, done: int, job: Params) -> Iterator[tuple[float, list[list[int]]]]:
-    """(epochs finished after it, micro-batches) of each step after the first `done`, without end."""
-    per_epoch = len(epoch_steps(lengths, 0, job))
-    epoch, offset = divmod(done, per_epoch)
-    while True:
-        for n, step in enumerate(epoch_steps(lengths, epoch, job)[offset:], offset + 1):
-            yield epoch + n / per_epoch, step
-        epoch, offset = epoch + 1, 0
+def micro_batch(model: Any, masters: Masters, job: Params, example: Callable[[], Batch]) -> Callable[[Batch], torch.Tensor]:
+    """The function that takes a micro-batch's gradients into the masters and returns its share of the loss.
+
+    With torch_compile it is built from an example, which takes minutes and changes no weight.
+    """
+    attention = functools.partial(packed.in_use, model) if job.packing else contextlib.nullcontext
+    if job.torch_compile:
+        with attention(), fused.compiled(model):
+            return fused.Graph(model, example(), masters.take_gradients, masters.drop_gradients)
+
+    def eager(batch: Batch) -> torch.Tensor:
+        with attention():
+            loss = fused.forward_backward(model, batch.to(model.device), scale=masters.scale)
+        masters.take_gradients()
+        return loss
+    return eager
 
 
-def learning_rate(step: int, total: int, job: Params) -> float:
-    """The rate of a step (0 is the first): transformers' schedules, so step 0 of a warm-up has rate 0."""
-    if step < job.warmup_steps:
-        return job.learning_rate * step / max(1, job.warmup_steps)
-    progress = (step - job.warmup_steps) / max(1, total - job.warmup_steps)
-    shape = {"linear": max(0.0, 1 - progress), "cosine": max(0.0, 0.5 * (1 + math.cos(math.pi * progress))), "constant": 1.0}
-    return job.learning_rate * shape[job.lr_scheduler_type]
+class Done(NamedTuple):
+    """A step as all ranks see it; loss and norm are None when it was stopped, and its unfinished accumulation dropped."""
+
+    loss: float | None
+    norm: float | None
+    interrupted: bool
+    over: bool
+    stop_file: bool
 
 
-def plan(data: Any, validation: Any, job: Params) -> dict[str, Any]:
-    """The derived numbers of a job: rows, steps, tokens a step, padding; computed, nothing is run."""
-    lengths = np.asarray(data["length"][:])
-    if not len(lengths):
-        raise UserError("the training split has no rows; see the drop table of prepare.")
-    epoch, total = epoch_steps(lengths, 0, job), total_steps(len(lengths), job)
-    padded = sum(len(rows) * int(lengths[rows].max()) for step in epoch for rows in step)
-    size = job.per_device_train_batch_size * job.gradient_accumulation_steps
-    return {"training rows": len(lengths), "held-out rows": len(validation), "rows a step (micro-batch x accumulation)": size,
-            "steps an epoch": len(epoch), "steps in all": total, "tokens an epoch": int(lengths.sum()),
-            "tokens a step, mean": float(lengths.mean() * size), "padding, share of positions": 1 - int(lengths.sum()) / padded,
-            "warm-up steps": job.warmup_steps, "peak learning rate": job.learning_rate, "schedule": job.lr_scheduler_type}
+def run_step(take: Callable[[Batch], torch.Tensor], masters: Masters, step: int, current: dict[str, Any], job: Params,
+             flags: Callable[[], tuple[bool, bool, bool]]) -> Done:
+    """A step's micro-batches on all ranks: its loss a trained token and its gradient norm, the gradients summed in the masters.
+
+    Every trained token of the step weighs the same, however its rows fall into micro-batches and ranks. `flags` says
+    whether this rank was interrupted, its time is over, a stop file is there.
+    """
+    total = torch.zeros(4, device=masters.flat.device)
+    for place, batch in current["batches"]:
+        if parallel.world() == 1 and flags()[0]:  # ranks finish their step together, or one would wait for ever
+            masters.drop_gradients()
+            return Done(None, None, *flags())
+        seed_for(job, step, place)
+        total[0] += take(batch)
+    total[1:] = torch.tensor(flags())
+    parallel.add(total, masters.flat.grad)
+    loss, *told = total.tolist()
+    norm = masters.norm()
+    if math.isfinite(loss) and not math.isfinite(norm) and masters.lower_scale():  # float16 overflowed: the same step again
+        return run_step(take, masters, step, current, job, flags)
+    return Done(loss, norm, *map(bool, told))
 
 
-def identity(job: Params, data_fingerprint: str, trainable: int) -> dict[str, Any]:
-    """What a checkpoint must agree on with the job that resumes from it."""
-    keys = ("base_model", "base_revision", "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "finetune_attention_modules",
-            "finetune_mlp_modules", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
-            "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "seed")
-    return {"data": data_fingerprint, "trainable_parameters": trainable, **{k: getattr(job, k) for k in keys}}
+def diverged(done: Done, recent: collections.deque, vocabulary: int) -> bool:
+    """Whether a loss is no number, or both worse than guessing among all tokens and three times the mean of the last steps."""
+    exploded = len(recent) >= 5 and done.loss > max(math.log(vocabulary), 3 * sum(recent) / len(recent))
+    return exploded or not math.isfinite(done.loss + done.norm)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the loop
+
+
+def identity(job: Params, data_fingerprint: str, base_fingerprint: str, trainable: int) -> dict[str, Any]:
+    """What a checkpoint must agree on with the job that resumes from it.
+
+    Not the number of GPUs, or how the rows of a step fall into micro-batches: those change the rounding, nothing else.
+    """
+    keys = ("base_model", "base_revision", "load_in_4bit", "precision", "lora_r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora",
+            "finetune_attention_modules", "finetune_mlp_modules", "packing", "num_train_epochs", "max_steps", "learning_rate",
+            "lr_scheduler_type", "warmup_steps", "weight_decay", "neftune_noise_alpha", "max_grad_norm", "optim", "seed")
+    versions = {f"{name} version": ".".join(machine.packages()[name].split(".")[:2]) for name in ("torch", "transformers", "peft")}
+    return {"data": data_fingerprint, "base": base_fingerprint, "trainable_parameters": trainable, "rows_a_step": plan.rows_a_step(job),
+            **({"micro_batch": job.per_device_train_batch_size} if job.packing else {}), **{k: getattr(job, k) for k in keys}, **versions}
 
 
 def memory_gib() -> tuple[float, str]:
@@ -108,103 +152,171 @@ def memory_gib() -> tuple[float, str]:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, "process"
 
 
-def run_step(model: Any, masters: Masters, rows: list[list[dict[str, Any]]], stop: Any = lambda: False) -> tuple[float, int, int, int] | None:
-    """Forward and backward over a step's micro-batches: (loss a trained token, real, padded, trained tokens).
+class _Signals:
+    """SIGINT (Ctrl-C, or the runner's SIGTERM) only sets `got` until the block ends; SIGTERM too in a rank, which has no runner."""
 
-    Every trained token of the step weighs the same, however its rows fall into micro-batches. None when `stop()` came
-    true: the unfinished accumulation is dropped, and the random numbers its dropout drew are put back.
-    """
-    trained = sum(label != IGNORED for batch in rows for r in batch for label in r["labels"][1:])
-    total, real, padded, rng = 0.0, 0, 0, rng_state()
-    for batch in rows:
-        if stop():
-            masters.drop_gradients()
-            set_rng_state(rng)
-            return None
-        ids = evaluate.pad([r["input_ids"] for r in batch], 0, model.device)
-        labels = evaluate.pad([r["labels"] for r in batch], IGNORED, model.device)
-        losses, _ = token_losses(model, ids, labels)
-        loss = losses.sum() / trained
-        loss.backward()
-        masters.take_gradients()
-        total, real, padded = total + loss.item(), real + sum(len(r["input_ids"]) for r in batch), padded + ids.numel()
-    return total, real, padded, trained
+    def __enter__(self) -> "_Signals":
+        self.got = False
+        numbers = (signal.SIGINT, signal.SIGTERM) if parallel.world() > 1 else (signal.SIGINT,)
+        self.before = {n: signal.signal(n, self._note) for n in numbers}
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.got = True
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 def train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.Path, identity: dict[str, Any]) -> Masters:
     """Train the adapter in `model`, writing folder/metrics.jsonl and folder/checkpoints; resumes from what is there.
 
     `identity` goes into every checkpoint, and one of another identity is refused. KeyboardInterrupt (Ctrl-C, or the
-    runner's SIGTERM) and max_minutes end the session after saving the last completed step.
+    runner's SIGTERM), a stop file and max_minutes end the session after saving the last completed step. Under torchrun
+    every rank calls it; rank 0 alone writes.
     """
-    checkpoints = folder / "checkpoints"
+    report = trackers.start(job, folder) if parallel.rank() == 0 else None
+    try:
+        return _train(model, data, validation, job, folder, identity, report)
+    finally:
+        if report:
+            report("end", {})  # the kernel is killed when the notebook ends, and a tracker's queue with it
+
+
+def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.Path, identity: dict[str, Any], report: Any) -> Masters:
+    checkpoints, writes = folder / "checkpoints", parallel.rank() == 0
     checkpoints.mkdir(exist_ok=True)
-    lengths, total = np.asarray(data["length"][:]), total_steps(len(data), job)
+    sizes, total = plan.sizes(data), plan.total_steps(len(data), job)
+    fixed = plan.shape(sizes, job) if job.packing else None
+    if job.torch_compile:
+        fused.fuse(model)
     masters = Masters(model, job)
     first = step = resume(checkpoints, masters, identity)
-    ledger = Ledger(folder / "metrics.jsonl")
-    tuned, all_parameters = models.count(model)
-    ledger.write("session", start_step=step, total_steps=total, trainable_parameters=tuned, total_parameters=all_parameters,
-                 memory_of=memory_gib()[1], device=str(model.device), dtype=str(model.dtype).removeprefix("torch."))
-    print(f"{'continuing after' if step else 'starting at'} step {step} of {total}: {len(data):,} rows, {tuned:,} trainable parameters", flush=True)
-    held_out(model, validation, ledger, "before", step)
+    if step > total:
+        raise UserError(f"the checkpoint of `{folder.name}` is at step {step}, beyond the {total} steps of this job: max_steps or "
+                        f"num_train_epochs was lowered. Raise it to {step} steps or more, or choose another RUN=.")
+    ledger = Ledger(folder / "metrics.jsonl") if writes else None
+
+    def note(event: str, **values: Any) -> None:
+        if writes:
+            ledger.write(event, **values)
+            report(event, values)
+
+    tuned, everything = models.count(model)
+    note("session", start_step=step, total_steps=total, trainable_parameters=tuned, total_parameters=everything, memory_of=memory_gib()[1],
+         device=models.device_name(), devices=parallel.world(), dtype=str(models.precision(job)[0]).removeprefix("torch."), **models.flops(model))
+    if writes:
+        print(f"{'continuing after' if step else 'starting at'} step {step} of {total}: {len(data):,} rows, {tuned:,} trainable parameters",
+              flush=True)
+    evals = parallel.agree(ledger.evals(step) if writes else None)
+    measure = functools.partial(held_out, model, validation, job, evals, note)
+    best = checkpoints / "best"
+    for stale in best.glob("step-*") if writes else ():
+        if int(stale.name[5:]) > step:  # of steps that are run again
+            shutil.rmtree(stale)
+
+    def eval_now() -> None:
+        loss = measure("during", step)
+        if loss is not None and loss == min(v for (when, _), v in evals.items() if when == "during"):
+            save_checkpoint(best, step, masters, identity, sys.maxsize)
+
+    def due() -> bool:  # with early stopping the last weights must be compared too
+        return bool(job.eval_steps) and bool(step % job.eval_steps == 0 if step < total else job.early_stopping_patience)
+
+    if not step:
+        measure("before", step)
+    elif due():  # the session before had no time for it
+        eval_now()
+    loader = load_steps(data, sizes, step, job, fixed)
     model.train()
-    interrupted: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
-    started, line = time.monotonic(), {"steps": 0}
-    bar = tqdm(total=total, initial=step, desc="training", unit="step", file=sys.stdout, mininterval=2, ncols=100)
-    plan = steps_from(lengths, step, job)
-    try:
-        while step < total:
-            reached, batches = next(plan)
-            begun = time.monotonic()
-            done = run_step(model, masters, [data.select(rows).to_list() for rows in batches], lambda: bool(interrupted))
-            if done is not None:
-                loss, real, padded, trained = done
-                rate, epoch = learning_rate(step, total, job), reached
-                norm = masters.step(rate, job.max_grad_norm)
-                if not math.isfinite(loss + norm):
-                    raise Diverged(f"step {step + 1} has the loss {loss} and the gradient norm {norm}; its rows are "
-                                   f"{[data[n]['id'] for b in batches for n in b]}. The last checkpoint is kept. "
+    begun = time.monotonic()
+    take = micro_batch(model, masters, job, lambda: next(load_steps(data, sizes, step, job, fixed))["batches"][0][1])
+    if job.torch_compile:
+        note("compiled", seconds=round(time.monotonic() - begun, 3))
+    started, line, recent = time.monotonic(), {"steps": 0}, collections.deque(parallel.agree(ledger.losses() if writes else None), maxlen=20)
+    vocabulary, full = model.config.get_text_config().vocab_size, None
+    bar = tqdm(total=total, initial=step, desc="training", unit="step", file=sys.stdout, mininterval=2, ncols=100, disable=not writes)
+    with _Signals() as signals, bar, models.neftune(model, job.neftune_noise_alpha), contextlib.closing(loader):
+        while step < total and not patience_spent(evals, job):
+            begun, current, rate = time.monotonic(), next(loader), plan.learning_rate(step, total, job)
+            try:
+                done = run_step(take, masters, step, current, job, lambda: (
+                    signals.got, 0 < job.max_minutes <= (time.monotonic() - started) / 60, (folder / STOP_FILE).exists()))
+            except torch.OutOfMemoryError as error:
+                masters.drop_gradients()
+                done, full = Done(None, None, False, False, False), error
+            if done.loss is not None:
+                if diverged(done, recent, vocabulary):
+                    raise Diverged(f"step {step + 1} has the loss {done.loss:.4g} and the gradient norm {done.norm:.4g}; its rows are "
+                                   f"{[data[n]['id'] for n in current['rows']]}. The last checkpoint is kept. "
                                    f"A lower learning_rate, or more warmup_steps, is the usual cure.")
+                masters.step(done.norm, rate, job.max_grad_norm)
                 step += 1
-                line = _add(line, loss=loss, tokens=real, padded=padded, trained=trained, rows=sum(map(len, batches)),
-                            seconds=time.monotonic() - begun)
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                recent.append(done.loss)
+                line = _add(line, loss=done.loss, tokens=current["tokens"], padded=current["padded"], trained=current["trained"],
+                            rows=len(current["rows"]), seconds=time.monotonic() - begun)
+                last = {"epoch": current["epoch"], "lr": rate, "grad_norm": done.norm}
+                bar.set_postfix(loss=f"{done.loss:.3f}", refresh=False)
                 bar.update()
-            over = bool(job.max_minutes) and (time.monotonic() - started) / 60 >= job.max_minutes
-            ending = bool(interrupted) or over or step == total
-            saving = ending or step % job.save_steps == 0
-            # a ledger line never spans a checkpoint: a session that resumes from it must replace whole lines
-            if line["steps"] and (saving or step % job.logging_steps == 0):
-                ledger.write("step", step=step, epoch=round(epoch, 4), lr=rate, grad_norm=norm, memory_gib=round(memory_gib()[0], 3),
-                             **{**line, "loss": line["loss"] / line["steps"]})
+            over = done.over and step < total
+            ending = bool(full) or done.interrupted or over or done.stop_file
+            measuring = not ending and due()
+            saving = ending or step == total or step % job.save_steps == 0
+            # a ledger line never spans a checkpoint or an eval: a session that resumes from it must replace whole lines
+            if line["steps"] and (saving or measuring or step % job.logging_steps == 0):
+                note("step", step=step, **last, memory_gib=round(memory_gib()[0], 3), **{**line, "loss": line["loss"] / line["steps"]})
                 line = {"steps": 0}
-            if saving:
+            if measuring:
+                eval_now()
+            if saving or patience_spent(evals, job):
                 save_checkpoint(checkpoints, step, masters, identity, job.save_total_limit)
-            if interrupted:  # after the last step too: measuring the held-out loss may take minutes
+                for old in sorted(best.glob("step-*"))[:-1] if writes else ():  # not sooner: a resume may need it
+                    shutil.rmtree(old)
+            if ending:
+                (folder / STOP_FILE).unlink(missing_ok=True)
+            if full:
+                raise UserError(f"{models.device_name()} ran out of memory in step {step + 1}, whose longest row has "
+                                f"{sizes.lengths[current['rows']].max()} tokens: {str(full).splitlines()[0]}\nStep {step} is saved. "
+                                f"Continue after ending what else uses the card (`nvidia-smi` lists it), or "
+                                f"{'start over' if job.packing else 'continue'} with half the per_device_train_batch_size and twice the gradient_accumulation_steps.")
+            if done.interrupted:  # after the last step too: measuring the held-out loss may take minutes
                 raise KeyboardInterrupt(f"stopped after step {step} of {total}; its checkpoint is saved")
-            if step < total and over:
-                raise SessionOver(f"max_minutes={job.max_minutes:g} is up after step {step} of {total}; its checkpoint is saved. The same "
-                                  f"command continues; about {math.ceil((total - step) / max(1, step - first))} more sessions of this length remain.")
-    finally:
-        bar.close()
-        signal.signal(signal.SIGINT, previous)
-    held_out(model, validation, ledger, "after", step)
+            if over or done.stop_file:
+                more = f"; about {math.ceil((total - step) / max(1, step - first))} more sessions of this length remain" if over else ""
+                raise SessionOver(f"{f'max_minutes={job.max_minutes:g} is up' if over else 'a stop file was found'} after step {step} of {total}; "
+                                  f"its checkpoint is saved. The same command continues{more}.")
+    del take  # a recorded graph holds the memory of a step
+    if job.early_stopping_patience:
+        if step < total and writes:
+            print(f"stopped early: no better held-out loss in the last {job.early_stopping_patience} evals", flush=True)
+        if not resume(best, masters, identity):
+            print("the best weights cannot be read back; these are the last ones", flush=True)
+    measure("after", step)
     return masters
 
 
-def held_out(model: Any, validation: Any, ledger: Ledger, when: str, step: int) -> None:
-    """Measure the held-out response loss once a run, before and after; nothing is written for an empty split."""
-    if any(e["event"] == "eval" and e["when"] == when and e["step"] == step for e in ledger.entries()):
-        return
-    if when == "before" and step:
-        return
-    begun = time.monotonic()
-    bar = functools.partial(tqdm, desc=f"held-out loss {when}", file=sys.stdout, mininterval=2, ncols=100)
-    loss, tokens = evaluate.response_loss(model, validation, bar=bar)
-    if loss is not None:
-        ledger.write("eval", when=when, step=step, eval_loss=loss, tokens=tokens, seconds=round(time.monotonic() - begun, 3))
+def held_out(model: Any, validation: Any, job: Params, evals: dict[tuple[str, int], float], note: Callable[..., None], when: str,
+             step: int) -> float | None:
+    """Measure the held-out response loss, unless that was done at this step; nothing is noted for an empty split."""
+    if (when, step) in evals or not len(validation):
+        return evals.get((when, step))
+    begun, was_training = time.monotonic(), model.training
+    bar = functools.partial(tqdm, desc=f"held-out loss {when}", file=sys.stdout, mininterval=2, ncols=100, disable=parallel.rank() > 0)
+    loss, tokens = evaluate.response_loss(model, validation, rows_at_once=32 if job.torch_compile else 8, bar=bar)
+    model.train(was_training)
+    if not math.isfinite(loss):
+        raise Diverged(f"the held-out loss at step {step} is {loss}: the weights have gone bad. Earlier checkpoints are kept. "
+                       f"A lower learning_rate, or more warmup_steps, is the usual cure.")
+    evals[when, step] = loss
+    note("eval", when=when, step=step, eval_loss=loss, tokens=tokens, seconds=round(time.monotonic() - begun, 3))
+    return loss
+
+
+def patience_spent(evals: dict[tuple[str, int], float], job: Params) -> bool:
+    """Whether the best of the evals during training is early_stopping_patience evals ago."""
+    during = [loss for (when, _), loss in evals.items() if when == "during"]
+    return 0 < job.early_stopping_patience <= len(during) - 1 - during.index(min(during)) if during else False
 
 
 def save_adapter(model: Any, masters: Masters, folder: pathlib.Path, job: Params) -> None:

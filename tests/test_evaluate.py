@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lib import evaluate, model
-from lib.loss import IGNORED
+from lib.chat import IGNORED
 from lib.params import Params
 
 PROMPTS = ("Press.", "My friend cut her hand and the blood will not stop. What should we do now, and who do we call?",
@@ -85,8 +85,7 @@ def test_an_empty_split_has_no_loss(tiny, rows):
 
 def test_batches_have_every_row_once_longest_first():
     lengths = [5, 9, 1, 9, 3]
-    assert evaluate.batches(lengths, 2) == [[1, 3], [0, 4], [2]]
-    assert evaluate.pad([[1, 2, 3], [4]], -100, "cpu").tolist() == [[1, 2, 3], [4, -100, -100]]
+    assert evaluate.groups(lengths, 2) == [[1, 3], [0, 4], [2]]
 
 
 def test_answers_of_a_batch_equal_single_ones(tiny):

@@ -52,6 +52,28 @@ def test_lines_past_the_point_of_resume_are_replaced_even_on_other_steps():
     assert found["steps_repeated"] == 3
 
 
+def test_evals_past_the_point_of_resume_are_not_built_on(tmp_path):
+    """Whichever steps the later ones fall on: the weights never went through the earlier ones."""
+    book = ledger.Ledger(tmp_path / "metrics.jsonl")
+    for event, step, loss in (("session", 0, 0), ("before", 0, 5.0), ("during", 2, 4.0), ("during", 4, 3.0), ("during", 6, 2.0), ("session", 3, 0),
+                              ("during", 5, 3.5), ("during", 7, 3.2)):
+        if event == "session":
+            book.write("session", start_step=step)
+        else:
+            book.write("eval", when=event, step=step, eval_loss=loss)
+    assert list(book.evals(7).items()) == [(("before", 0), 5.0), (("during", 2), 4.0), (("during", 5), 3.5), (("during", 7), 3.2)]
+    assert list(book.evals(5)) == [("before", 0), ("during", 2), ("during", 5)]
+
+
+def test_an_eval_measured_again_has_its_last_value(tmp_path):
+    book = ledger.Ledger(tmp_path / "metrics.jsonl")
+    for step, loss in ((2, 4.0), (4, 3.0)):
+        book.write("eval", when="during", step=step, eval_loss=loss)
+    book.write("session", start_step=2)
+    book.write("eval", when="during", step=4, eval_loss=3.5)
+    assert book.evals(4) == {("during", 2): 4.0, ("during", 4): 3.5}
+
+
 def test_nothing_measured_is_none_not_zero():
     found = ledger.summary([start(1)])
     assert found["loss_mean"] is None

@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from lib import loss, model
-from lib.loss import IGNORED, token_losses
+from lib import batches, loss, model
+from lib.chat import IGNORED
 from lib.params import Params
 
 JOB = Params(load_in_4bit=False, optim="adamw_torch")
@@ -51,6 +51,12 @@ def batch(lengths, prompt=3, vocabulary=2000, seed=0):
     return ids, labels
 
 
+def token_losses(net, ids, labels):
+    """Losses of a padded batch, and the row each belongs to."""
+    padded = batches.from_labels(ids, labels)
+    return loss.token_losses(net, padded), padded.where // ids.shape[1]
+
+
 def whole_logits_losses(net, ids, labels, mask=None):
     """The plain way: logits everywhere, cross entropy in float32 where a label is."""
     logits = net(input_ids=ids, attention_mask=mask).logits.float()
@@ -76,7 +82,7 @@ def test_values_and_gradients_equal_whole_logits_in_float32(tiny_float32):
     ids, labels = batch([150, 6, 120])
     mask = (ids != 0).long()
     losses, rows = token_losses(tiny_float32, ids, labels)
-    assert len(losses) == 147 + 3 + 117 > loss.CHUNK
+    assert len(losses) == 147 + 3 + 117 > loss.CHUNK["cpu"]
     assert rows.tolist() == [0] * 147 + [1] * 3 + [2] * 117
     weights = torch.linspace(0.1, 2.0, len(losses)) / len(losses)
     ours = gradients(tiny_float32, losses, weights)

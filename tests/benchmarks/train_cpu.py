@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from lib import base, data, machine, model, params, prepared, train
+from lib import base, checkpoint, data, machine, model, params, plan, prepared, train
 
 STEPS = 3
 
@@ -34,14 +34,16 @@ def prepare(job, folder, top):
 
 
 def ours(net, rows, job, seed):
-    masters, job = train.Masters(net, job), job.model_copy(update={"seed": seed})
-    plan = train.steps_from(np.asarray(rows["length"][:]), 0, job)
+    masters, job = checkpoint.Masters(net, job), job.model_copy(update={"seed": seed})
+    loader = train.load_steps(rows, plan.sizes(rows), 0, job, None)
+    take = train.micro_batch(net, masters, job, None)
     begun, count = time.monotonic(), 0
     for step in range(STEPS):
-        _, batches = next(plan)
-        train.run_step(net, masters, [rows.select(b).to_list() for b in batches])
-        masters.step(train.learning_rate(step, 46, job), job.max_grad_norm)
-        count += sum(map(len, batches))
+        current = next(loader)
+        done = train.run_step(take, masters, step, current, job, lambda: (False, False, False))
+        masters.step(done.norm, plan.learning_rate(step, 46, job), job.max_grad_norm)
+        count += len(current["rows"])
+    loader.close()
     return count / (time.monotonic() - begun)
 
 

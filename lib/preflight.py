@@ -1,0 +1,140 @@
+"""Before hours are spent: does the job fit the card and the disk, what will it take, and what to set when it does not fit."""
+
+import contextlib
+import gc
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from lib import batches, files, fused, packed, parallel, plan
+from lib import model as models
+from lib.params import FIELDS, Params, UserError
+from lib.train import memory_gib
+
+SPARE = 0.05  # of a card's memory, left for fragmentation and the desktop
+DEFAULT_ROWS = FIELDS["per_device_train_batch_size"].default
+
+
+def largest(sizes: plan.Sizes, job: Params) -> list[int]:
+    """The rows of the micro-batch that needs the most memory: most positions, then most trained tokens."""
+    every = [b for step in plan.epoch_steps(sizes.lengths, 0, job) for b in step]
+    return max(every, key=lambda b: (len(b) * sizes.lengths[b].max() if not job.packing else sizes.lengths[b].sum(), sizes.trained[b].sum()))
+
+
+def estimate(model: Any, sizes: plan.Sizes, job: Params) -> dict[str, float]:
+    """GiB by arithmetic: what is loaded, the adapter's masters with AdamW's state, and the largest micro-batch's activations.
+
+    Activations a position, in 2 bytes: checkpointed layers keep their input (4 streams in Gemma 3n), one layer at a time is
+    whole; otherwise all are. A layer keeps about 14 widths and 5 MLP widths. Coarse; the probe measures it.
+    """
+    text = model.config.get_text_config()
+    mlp = max(text.intermediate_size) if isinstance(text.intermediate_size, list | tuple) else text.intermediate_size
+    streams = getattr(text, "altup_num_inputs", 1)
+    layer = (14 + 2 * streams) * text.hidden_size + 5 * mlp
+    kept = text.num_hidden_layers * streams * text.hidden_size + layer if job.gradient_checkpointing else text.num_hidden_layers * layer
+    rows = largest(sizes, job)
+    positions = plan.shape(sizes, job).tokens if job.packing else len(rows) * int(sizes.lengths[rows].max())
+    loaded = sum(p.numel() * p.element_size() for p in model.parameters() if p.device == model.device)
+    state = models.count(model)[0] * (8 + (2 if job.optim == "adamw_8bit" else 8))
+    logits = 12 * text.vocab_size * 512
+    return {"weights": loaded / 2**30, "masters and optimizer": state / 2**30, "activations": (2 * kept * positions + logits) / 2**30}
+
+
+class DoesNotFit(Exception):
+    """The card has not enough memory for one micro-batch."""
+
+
+def probe(model: Any, data: Any, sizes: plan.Sizes, job: Params) -> tuple[float, int]:
+    """(seconds, positions) of a forward and backward of the largest micro-batch; no weight is moved. DoesNotFit when it doesn't."""
+    rows, cuda, was_training = largest(sizes, job), torch.cuda.is_available(), model.training
+    columns = data.select_columns(["input_ids", "labels"])[rows]
+    batch = batches.of(columns, plan.shape(sizes, job) if job.packing else None, 1 / max(1, int(sizes.trained[rows].sum())))
+    model.train()
+    try:
+        for _ in range(2 if cuda else 1):  # the first one loads kernels
+            begun = time.monotonic()
+            with packed.in_use(model) if job.packing else contextlib.nullcontext():
+                float(fused.forward_backward(model, batch.to(model.device)))
+            seconds = time.monotonic() - begun
+            if cuda and torch.cuda.max_memory_reserved() > (1 - SPARE) * 1e9 * models.card()[1]:
+                raise DoesNotFit
+    except torch.OutOfMemoryError:
+        raise DoesNotFit from None
+    finally:
+        for p in models.trainable(model).values():
+            p.grad = None
+        model.train(was_training)
+        gc.collect()
+        torch.cuda.empty_cache()
+    return seconds, batch.input_ids.numel()
+
+
+def alternatives(job: Params, devices: int) -> Iterator[Params]:
+    """The job with ever smaller micro-batches, as many rows a step, and accumulation that shares out among the devices."""
+    if job.per_device_train_batch_size == "auto":
+        rows = most = DEFAULT_ROWS * job.gradient_accumulation_steps
+    else:
+        rows, most = plan.rows_a_step(job), job.per_device_train_batch_size - 1
+    for size in range(most, 0, -1):
+        if rows % size == 0 and rows // size % devices == 0:
+            yield job.model_copy(update={"per_device_train_batch_size": size, "gradient_accumulation_steps": rows // size})
+
+
+def fitting(model: Any, data: Any, sizes: plan.Sizes, candidates: Iterator[Params]) -> tuple[Params, tuple[float, int]] | None:
+    """The first of the candidates that fits, with its probe."""
+    for job in candidates:
+        try:
+            return job, probe(model, data, sizes, job)
+        except DoesNotFit:
+            print(f"micro-batches of {job.per_device_train_batch_size} rows do not fit", flush=True)
+    return None
+
+
+def check(model: Any, data: Any, held_out: int, job: Params, folder: pathlib.Path) -> tuple[Params, dict[str, Any]]:
+    """The job with its micro-batch settled, and what it will take; UserError when it cannot run here, naming what would.
+
+    Memory is estimated, then measured by one micro-batch, the largest. Disk must hold the checkpoints.
+    """
+    sizes, devices = plan.sizes(data), parallel.gpus(job)
+    if not len(sizes.lengths):
+        raise UserError("the training split has no rows; see the drop table of prepare.")
+    checkpoint = models.count(model)[0] * (4 + (2 if job.optim == "adamw_8bit" else 8))
+    files.require_disk(folder, checkpoint * (job.save_total_limit + 1 + (job.early_stopping_patience > 0)), "the checkpoints")
+    if job.per_device_train_batch_size == "auto":
+        if torch.cuda.is_available():
+            found = fitting(model, data, sizes, alternatives(job, devices))
+        else:  # main memory is not what limits a micro-batch; this many keep the cores busy
+            small = next(a for a in alternatives(job, devices) if a.per_device_train_batch_size <= DEFAULT_ROWS)
+            found = small, probe(model, data, sizes, small)
+    else:
+        found = fitting(model, data, sizes, iter([job]))
+    if not found:
+        raise UserError(_what_would_fit(model, data, sizes, job, devices))
+    job, (seconds, positions) = found
+    if job.gradient_accumulation_steps % devices:
+        raise UserError(f"gradient_accumulation_steps is {job.gradient_accumulation_steps}, which {devices} GPUs cannot share out evenly. "
+                        f"Set a multiple of {devices} (with a smaller per_device_train_batch_size for the same rows a step), or num_gpus: 1.")
+    fixed, guess = plan.shape(sizes, job) if job.packing else None, estimate(model, sizes, job)
+    figures = plan.figures(sizes, held_out, job, fixed)
+    whole = plan.positions(sizes, plan.epoch_steps(sizes.lengths, 0, job), fixed) * figures["steps in all"] / figures["steps an epoch"]
+    peak, of = memory_gib()
+    return job, {**figures, "GPUs": devices if torch.cuda.is_available() else 0, "micro-batch, rows": job.per_device_train_batch_size,
+                 "largest micro-batch, positions": positions, "memory estimated, GiB": sum(guess.values()),
+                 **{f"  of it {k}": v for k, v in guess.items()}, f"memory probed, {of} peak GiB": peak,
+                 "memory of the card, GiB": models.card()[1] * 1e9 / 2**30 or None, "a checkpoint, MB": checkpoint / 1e6,
+                 f"time estimated{', before compiling makes it shorter' * job.torch_compile}, minutes": seconds / positions * whole / devices / 60}
+
+
+def _what_would_fit(model: Any, data: Any, sizes: plan.Sizes, job: Params, devices: int) -> str:
+    rows, (name, size) = job.per_device_train_batch_size, models.card()
+    text = f"per_device_train_batch_size={rows} does not fit {name} ({size:.1f} GB) with rows of up to {int(sizes.lengths.max())} tokens."
+    found = fitting(model, data, sizes, alternatives(job, devices)) if rows != "auto" else None
+    if found:
+        return (f"{text} This fits, with the same rows a step: per_device_train_batch_size={found[0].per_device_train_batch_size} "
+                f"gradient_accumulation_steps={found[0].gradient_accumulation_steps} (or per_device_train_batch_size=auto).")
+    more = [words for words, helps in (("gradient_checkpointing: true", not job.gradient_checkpointing), ("load_in_4bit: true", not job.load_in_4bit),
+                                       ("offload_embedding: true", not job.offload_embedding)) if helps]
+    return f"{text} No smaller micro-batch does. Set {' or '.join(more)}." if more else f"{text} No smaller micro-batch does. Lower max_seq_length."

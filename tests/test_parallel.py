@@ -1,0 +1,164 @@
+"""Training in several processes on a CPU (gloo) against one process: same steps, same weights, one ledger.
+
+    python -m pytest tests/test_parallel.py
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from standin import wait_for
+from test_train import HELD_OUT, ROWS, a_job, small_model
+
+from lib import base, ledger, model, parallel, params, train
+from lib.params import ROOT, UserError
+from lib.record import STAGES
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run folder as prepare leaves it, of a job whose base is a tiny Gemma 3n on disk."""
+    top = tmp_path_factory.mktemp("parallel")
+    torch.manual_seed(0)
+    small_model(a_job()).get_base_model().save_pretrained(top / "unused")
+    net = small_model(a_job(finetune_mlp_modules=False)).unload()
+    net.save_pretrained(top / "base")
+    shutil.rmtree(top / "unused")
+    run = top / "run"
+    for name, rows in (("train", ROWS), ("validation", HELD_OUT)):
+        rows.save_to_disk(str(run / "data" / name))
+    stages = {s: {"status": "pending", "attempts": [], "artifacts": [], "inputs": {}} for s in STAGES}
+    (run / "run.json").write_text(json.dumps({"run": "run", "created": "", "fingerprints": {"data": "data-1"}, "stages": stages}))
+    return run
+
+
+def job_of(folder, **changes):
+    """Dropout in it: the ranks must draw what one process draws."""
+    return a_job(base_model=str(folder.parent / "base"), precision="fp32", num_train_epochs=1.0, **changes)
+
+
+def copy(folder, to, job):
+    shutil.copytree(folder, to)
+    (to / "params.yaml").write_text(params.dump(job))
+    return to
+
+
+def one_process(folder, job):
+    place = base.folder(job)
+    net = model.load(place, job)
+    return train.train(net, ROWS, HELD_OUT, job, folder, train.identity(job, "data-1", base.fingerprint(place), model.count(net)[0]))
+
+
+def weights(run):
+    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
+    return load_file(newest / "adapter.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory):
+    """The run in one process: its folder."""
+    job = job_of(folder)
+    run = copy(folder, tmp_path_factory.mktemp("alone") / "run", job)
+    one_process(run, job)
+    return run
+
+
+def same_training(run, alone):
+    """Losses and weights agree to rounding, and there is one line a step, whoever computed it."""
+    ours, theirs = (ledger.steps(ledger.read(r / "metrics.jsonl")) for r in (run, alone))
+    assert [e["step"] for e in ours] == [e["step"] for e in theirs]
+    assert [e["tokens"] for e in ours] == [e["tokens"] for e in theirs]
+    assert [e["loss"] for e in ours] == pytest.approx([e["loss"] for e in theirs], rel=1e-5)
+    assert [e["grad_norm"] for e in ours] == pytest.approx([e["grad_norm"] for e in theirs], rel=1e-3)
+    found, wanted = weights(run), weights(alone)
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-4)
+    measured = [[e["eval_loss"] for e in ledger.read(r / "metrics.jsonl") if e["event"] == "eval"] for r in (run, alone)]
+    assert measured[0] == pytest.approx(measured[1], rel=1e-4)
+
+
+def test_two_processes_train_what_one_does(folder, alone, tmp_path, capfd):
+    job = job_of(folder)
+    run = copy(folder, tmp_path / "run", job)
+    parallel.launch(run, job, 2)
+    same_training(run, alone)
+    session = next(e for e in ledger.read(run / "metrics.jsonl") if e["event"] == "session")
+    assert session["devices"] == 2
+    assert not list(run.glob(".*")), "what the processes told each other is gone"
+    assert "training" in capfd.readouterr().out
+
+
+def test_a_sharded_base_trains_the_same(folder, alone, tmp_path, capfd):
+    """Each rank holds about half of the frozen weights, and short steps and splits keep nobody waiting."""
+    job = job_of(folder, fsdp="full_shard")
+    run = copy(folder, tmp_path / "run", job)
+    parallel.launch(run, job, 2)
+    same_training(run, alone)
+    held, total = (int(n.replace(",", "")) for n in re.search(r"rank 0 holds ([\d,]+) of ([\d,]+) parameters", capfd.readouterr().out).groups())
+    assert held < 0.7 * total
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_two_nodes(folder, alone, tmp_path):
+    """The documented command, started on each of two "machines" that share the folder."""
+    run = copy(folder, tmp_path / "run", job_of(folder))
+    port = free_port()
+    nodes = [subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={n}", "--nproc_per_node=1",
+                               "--master_addr=127.0.0.1", f"--master_port={port}", "-m", "lib.parallel", str(run)], cwd=ROOT, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}) for n in range(2)]
+    said = [node.communicate(timeout=240)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    same_training(run, alone)
+
+
+def test_an_interrupted_pair_is_continued_by_one(folder, alone, tmp_path):
+    """SIGINT to the process that started the ranks: they save, it says KeyboardInterrupt, and one process finishes the job."""
+    job = job_of(folder)
+    run = copy(folder, tmp_path / "run", job)
+    code = (f"import sys, pathlib; sys.path[:0] = [{str(ROOT)!r}]\nfrom lib import parallel, params\n"
+            f"run = pathlib.Path({str(run)!r})\nparallel.launch(run, params.load(run / 'params.yaml'), 2)")
+    process = subprocess.Popen([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    wait_for(lambda: [e for e in ledger.read(run / "metrics.jsonl") if e["event"] == "step"], "a first step", 120)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    done = ledger.steps(ledger.read(run / "metrics.jsonl"))[-1]["step"]
+    if done < 6:
+        assert f"KeyboardInterrupt: stopped after step {done} of 6" in out
+    one_process(run, job)
+    same_training(run, alone)
+
+
+def test_what_ends_the_ranks_is_raised_and_nothing_else_shown(folder, tmp_path, capfd):
+    job = job_of(folder)
+    run = copy(folder, tmp_path / "run", job)
+    parallel.launch(run, job.model_copy(update={"max_steps": 2}), 2)
+    with pytest.raises(UserError, match="max_steps: checkpoint 2, now 3"):
+        parallel.launch(run, job.model_copy(update={"max_steps": 3}), 2)
+    shown = capfd.readouterr()
+    assert "Traceback" not in shown.out + shown.err
+
+
+@pytest.mark.parametrize(("there", "wanted", "accumulation", "expected"), [(0, "auto", 4, 1), (2, "auto", 4, 2), (2, "auto", 1, 1), (4, "auto", 6, 3), (2, 1, 4, 1)])
+def test_how_many_devices(monkeypatch, there, wanted, accumulation, expected):
+    """As many as share out a step's micro-batches evenly."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    assert parallel.gpus(a_job(num_gpus=wanted, gradient_accumulation_steps=accumulation)) == expected
+
+
+def test_more_devices_than_there_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="num_gpus is 2, and torch sees 1"):
+        parallel.gpus(a_job(num_gpus=2))

@@ -1,0 +1,140 @@
+"""What is found out before training: the largest micro-batch, what fits, what would fit, time and disk.
+
+    python -m pytest tests/test_preflight.py
+"""
+
+import numpy as np
+import pytest
+import torch
+from test_train import HELD_OUT, ROWS, a_job, small_model
+
+from lib import files, fused, model, plan, preflight
+from lib.params import UserError
+
+SIZES = plan.sizes(ROWS)
+
+
+def a_card(monkeypatch, positions):
+    """A pretended GPU on which a micro-batch of more positions runs out of memory; returns the positions tried."""
+    tried, real = [], fused.forward_backward
+
+    def limited(net, batch, *args, **options):
+        tried.append(batch.input_ids.numel())
+        if batch.input_ids.numel() > positions:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(net, batch, *args, **options)
+
+    monkeypatch.setattr(fused, "forward_backward", limited)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, value in (("synchronize", None), ("empty_cache", None), ("max_memory_reserved", 0), ("max_memory_allocated", 2**30)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(model, "card", lambda: ("A100", 40.0))
+    monkeypatch.setattr(preflight.parallel, "gpus", lambda job: 1)
+    return tried
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_largest_micro_batch_is_the_one_probed(packing):
+    job = a_job(packing=packing)
+    every = [b for step in plan.epoch_steps(SIZES.lengths, 0, job) for b in step]
+    cost = {n: sum(SIZES.lengths[b]) if packing else len(b) * max(SIZES.lengths[b]) for n, b in enumerate(every)}
+    assert preflight.largest(SIZES, job) in [every[n] for n, c in cost.items() if c == max(cost.values())]
+
+
+def test_a_probe_leaves_no_trace():
+    """No gradient, no weight moved, the mode as before."""
+    job = a_job()
+    net = small_model(job).eval()
+    before = {n: p.clone() for n, p in net.named_parameters()}
+    seconds, positions = preflight.probe(net, ROWS, SIZES, job)
+    assert seconds > 0
+    rows = preflight.largest(SIZES, job)
+    assert positions == len(rows) * max(SIZES.lengths[rows])
+    assert all(torch.equal(before[n], p) and p.grad is None for n, p in net.named_parameters())
+    assert not net.training
+
+
+def test_what_fits_is_reported_as_it_is(tmp_path):
+    job, told = preflight.check(small_model(a_job()), ROWS, len(HELD_OUT), a_job(), tmp_path)
+    assert job == a_job()
+    assert (told["training rows"], told["held-out rows"], told["steps in all"]) == (23, 5, 6)
+    assert told["GPUs"] == 0
+    net_bytes = sum(p.numel() * p.element_size() for p in small_model(a_job()).parameters())
+    assert told["  of it weights"] == pytest.approx(net_bytes / 2**30)
+    assert told["time estimated, minutes"] > 0
+
+
+def test_auto_takes_the_largest_that_fits_and_keeps_the_rows_a_step(monkeypatch, tmp_path, capsys):
+    tried = a_card(monkeypatch, 130)
+    job, _ = preflight.check(small_model(a_job()), ROWS, 5, a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=2), tmp_path)
+    assert plan.rows_a_step(job) == 8
+    assert job.per_device_train_batch_size == 4, "8 rows of up to 29 tokens are 232 positions, 4 are 116"
+    assert tried == [232, 116, 116]
+    assert "micro-batches of 8 rows do not fit" in capsys.readouterr().out
+
+
+def test_auto_on_a_processor_takes_the_usual(tmp_path):
+    job, _ = preflight.check(small_model(a_job()), ROWS, 5, a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=3), tmp_path)
+    assert (job.per_device_train_batch_size, job.gradient_accumulation_steps) == (4, 3)
+
+
+def test_auto_shares_out_among_the_devices(monkeypatch, tmp_path):
+    a_card(monkeypatch, 10_000)
+    monkeypatch.setattr(preflight.parallel, "gpus", lambda job: 2)
+    job, told = preflight.check(small_model(a_job()), ROWS, 5, a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=4), tmp_path)
+    assert (job.per_device_train_batch_size, job.gradient_accumulation_steps) == (8, 2)
+    assert told["GPUs"] == 2
+
+
+def test_what_does_not_fit_names_the_setting_that_does(monkeypatch, tmp_path):
+    a_card(monkeypatch, 70)
+    with pytest.raises(UserError) as error:
+        preflight.check(small_model(a_job()), ROWS, 5, a_job(per_device_train_batch_size=8, gradient_accumulation_steps=2), tmp_path)
+    assert "per_device_train_batch_size=8 does not fit A100 (40.0 GB) with rows of up to 29 tokens" in str(error.value)
+    assert "per_device_train_batch_size=2 gradient_accumulation_steps=8" in str(error.value)
+
+
+def test_when_not_even_one_row_fits(monkeypatch, tmp_path):
+    a_card(monkeypatch, 20)
+    job = a_job(gradient_checkpointing=False)
+    with pytest.raises(UserError, match="No smaller micro-batch does. Set gradient_checkpointing: true or load_in_4bit: true"):
+        preflight.check(small_model(job), ROWS, 5, job, tmp_path)
+
+
+def test_a_full_reserve_counts_as_not_fitting(monkeypatch):
+    """Memory that was got with less than a twentieth to spare would not last."""
+    a_card(monkeypatch, 10_000)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: int(39e9))
+    with pytest.raises(preflight.DoesNotFit):
+        preflight.probe(small_model(a_job()), ROWS, SIZES, a_job())
+
+
+def test_micro_batches_that_the_gpus_cannot_share(monkeypatch, tmp_path):
+    a_card(monkeypatch, 10_000)
+    monkeypatch.setattr(preflight.parallel, "gpus", lambda job: 2)
+    with pytest.raises(UserError, match="gradient_accumulation_steps is 3, which 2 GPUs cannot share out evenly"):
+        preflight.check(small_model(a_job()), ROWS, 5, a_job(gradient_accumulation_steps=3), tmp_path)
+
+
+def test_no_disk_for_the_checkpoints(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(files, "require_disk", lambda folder, size, what: asked.append((size, what)))
+    job = a_job(save_total_limit=3)
+    preflight.check(small_model(job), ROWS, 5, job, tmp_path)
+    trainable = model.count(small_model(job))[0]
+    assert asked == [(trainable * 12 * 4, "the checkpoints")], "float32 weights and two moments, three kept and one being written"
+
+
+def test_an_empty_split(tmp_path):
+    with pytest.raises(UserError, match="the training split has no rows"):
+        preflight.check(small_model(a_job()), ROWS.select([]), 5, a_job(), tmp_path)
+
+
+def test_the_estimate_grows_with_what_it_should():
+    """More positions, no checkpointing, a state of four bytes instead of one."""
+    net = small_model(a_job())
+    of = lambda **changes: preflight.estimate(net, SIZES, a_job(**changes))  # noqa: E731
+    assert of(per_device_train_batch_size=4)["activations"] > of()["activations"]
+    assert of(gradient_checkpointing=False)["activations"] > of()["activations"]
+    assert of()["masters and optimizer"] > of(optim="adamw_8bit")["masters and optimizer"]
+    assert np.isfinite(list(of().values())).all()
