@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from lib import batches, evaluate, files, fused, machine, packed, parallel, plan, trackers
@@ -279,7 +280,8 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
                 raise UserError(f"{models.device_name()} ran out of memory in step {step + 1}, whose longest row has "
                                 f"{sizes.lengths[current['rows']].max()} tokens: {str(full).splitlines()[0]}\nStep {step} is saved. "
                                 f"Continue after ending what else uses the card (`nvidia-smi` lists it), or "
-                                f"{'start over' if job.packing else 'continue'} with half the per_device_train_batch_size and twice the gradient_accumulation_steps.")
+                                f"{'start over' if job.packing else 'continue'} with half the per_device_train_batch_size and twice the "
+                                f"gradient_accumulation_steps.")
             if done.interrupted:  # after the last step too: measuring the held-out loss may take minutes
                 raise KeyboardInterrupt(f"stopped after step {step} of {total}; its checkpoint is saved")
             if over or done.stop_file:
@@ -324,6 +326,8 @@ def save_adapter(model: Any, masters: Masters, folder: pathlib.Path, job: Params
     temporary = folder.with_name(".adapter.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(str(temporary), state_dict={**model.state_dict(), **masters.weights})
+    weights = temporary / "adapter_model.safetensors"
+    save_file({models.saved_name(model, n): w for n, w in load_file(weights).items()}, weights, metadata={"format": "pt"})
     config = files.read_json(temporary / "adapter_config.json", "adapter configuration")
     # PEFT writes the local folder the base was loaded from, which means nothing on another machine
     files.write_json(temporary / "adapter_config.json", {**config, "base_model_name_or_path": job.base_model, "revision": job.base_revision or None})

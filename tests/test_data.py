@@ -267,6 +267,18 @@ def test_saved_splits_are_datasets_with_many_shards_too(tmp_path, monkeypatch):
         prepared.load(tmp_path, "train")
 
 
+@pytest.mark.parametrize("damage", ["truncated", "no state", "not Arrow"])
+def test_an_unreadable_split_says_so_and_what_to_do(tmp_path, damage):
+    split = prepared.Split(tmp_path / "train")
+    split.write(prepared.SCHEMA.empty_table())
+    split.close()
+    file = next((tmp_path / "train").glob("*.arrow"))
+    {"truncated": lambda: file.write_bytes(file.read_bytes()[:40]), "no state": (tmp_path / "train" / "state.json").unlink,
+     "not Arrow": lambda: file.write_text("hello")}[damage]()
+    with pytest.raises(UserError, match="(?s)train` cannot be read.*make prepare FORCE=1"):
+        prepared.load(tmp_path, "train")
+
+
 def test_a_template_that_breaks_the_mask_stops_the_stage(bundled_base, cache, tmp_path, monkeypatch):
     path = jsonl(tmp_path / "d.jsonl", made_up(5))
     real = chat.load

@@ -21,7 +21,7 @@ from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3nAudioConfig, Gemma3nForCausalLM, Gemma3nTextConfig
 
-from lib import base, batches, loss, merge, model, parallel
+from lib import base, batches, checkpoint, loss, merge, model, parallel, train
 from lib.params import Params, UserError
 
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -545,6 +545,9 @@ def test_the_adapter_of_a_multimodal_base_loads_into_its_own_class(tiny_gemma3n,
             assert merge.merge_adapter(folder, tmp_path / name, tmp_path / "merged")["merged"] == 215
             merged.append({n: t for shard in (tmp_path / "merged").glob("*.safetensors") for n, t in load_file(shard).items()})
         assert all(torch.equal(merged[0][n], merged[1][n]) for n in merged[0])
+
+    train.save_adapter(net, checkpoint.Masters(net, a_job()), tmp_path / "saved", a_job())
+    assert set(load_file(tmp_path / "saved" / "adapter_model.safetensors")) == set(tensors)
 
     plain = model.load(tiny_gemma3n, a_job())
     assert all(model.saved_name(plain, n) == n for n in plain.state_dict())
