@@ -213,7 +213,7 @@ def test_data_cannot_fake_a_turn(gemma):
 
 
 def test_worker_side_and_data_agree_on_what_is_ignored():
-    from lib import loss
+    from lib import batches
 
-    assert loss.IGNORED == chat.IGNORED == -100
+    assert batches.IGNORED == chat.IGNORED == -100
     assert data.SPLITS == ("train", "validation", "test")
