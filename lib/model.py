@@ -59,6 +59,8 @@ def precision(job: Params | None = None) -> tuple[torch.dtype, str]:
         if job.precision == "fp16" and not (job.load_in_4bit and torch.cuda.is_available()):
             raise UserError("precision: fp16 is for a 4-bit base on a GPU, where only the products with it are float16. "
                             "Use bf16 or fp32, or set load_in_4bit: true.")
+        if job.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UserError(f"precision: bf16 is not in {card()[0]}, which would emulate it slowly. Set precision: auto.")
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[job.precision], "as set"
     if torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -114,6 +116,8 @@ def check_options(job: Params) -> None:
                         "or set load_in_4bit: false and optim: adamw_torch.")
     if job.torch_compile and not cuda:
         raise UserError("torch_compile needs an NVIDIA GPU, and torch sees none here. Set torch_compile: false.")
+    if job.torch_compile and job.gradient_checkpointing and job.lora_dropout:
+        raise UserError("torch_compile with gradient_checkpointing cannot draw a dropout twice alike. Set lora_dropout: 0, or one of them to false.")
     if job.torch_compile and not job.packing:
         raise UserError("torch_compile needs packing: true, which gives every micro-batch one shape. Set both, or neither.")
     if job.torch_compile and (job.load_in_4bit or job.offload_embedding or precision(job)[0] != torch.bfloat16):
@@ -139,7 +143,8 @@ def load(folder: pathlib.Path, job: Params) -> Any:
     else:
         model = add_lora(load_model(folder, job), job)
         if job.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # saving the random state waits for the GPU, and cannot be recorded into a CUDA graph; only dropout draws inside a layer
+            model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": job.lora_dropout > 0})
         if sharded(folder, job):
             shard(model)
         if precision(job)[0] == torch.float16:  # Unsloth keeps float32 of its own around a Gemma 3n on such a card
@@ -305,7 +310,7 @@ def _float32_around_4_bit(model: Any) -> None:
 
 
 def _unsloth(folder: pathlib.Path, job: Params) -> Any:
-    _checked(folder)
+    whole, text = _checked(folder)
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it counts its users over the network
     from unsloth import FastModel
 
@@ -314,7 +319,8 @@ def _unsloth(folder: pathlib.Path, job: Params) -> Any:
     checkpointing = "unsloth" if job.gradient_checkpointing else False
     model, _ = FastModel.from_pretrained(str(folder), dtype=precision(job)[0], max_seq_length=job.max_seq_length, load_in_4bit=job.load_in_4bit,
                                          quantization_config=quantization if job.load_in_4bit else None, random_state=job.seed,
-                                         use_gradient_checkpointing=checkpointing)
+                                         use_gradient_checkpointing=checkpointing, text_only=True)
+    model.part_of_multimodal = text is not whole
     return FastModel.get_peft_model(
         model, finetune_vision_layers=False, finetune_language_layers=True, finetune_attention_modules=job.finetune_attention_modules,
         finetune_mlp_modules=job.finetune_mlp_modules, r=job.lora_r, lora_alpha=job.lora_alpha, lora_dropout=job.lora_dropout, bias=job.bias,

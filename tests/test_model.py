@@ -675,7 +675,6 @@ def test_weights_that_transformers_misses_though_they_are_there_are_an_error(mul
     (T4, {}, torch.float32, "overflows in float16"),
     (T4, None, torch.float32, "overflows in float16"),
     (H100, {"precision": "fp32"}, torch.float32, "as set"),
-    (T4, {"precision": "bf16"}, torch.bfloat16, "as set"),
     (H100, {"precision": "fp16", "load_in_4bit": True}, torch.float16, "as set"),
     ({"cpu_bf16": False}, {"precision": "bf16"}, torch.bfloat16, "as set"),
 ])
@@ -735,6 +734,9 @@ PACKED = {"packing": True, "torch_compile": True, "offload_embedding": False}
     (GPU_WITHOUT_UNSLOTH, {"backend": "unsloth"}, r"backend: unsloth needs the package unsloth, which is not installed.*requirements\.txt"),
     (L4, {"backend": "unsloth", "packing": True}, r"backend: unsloth .*packing.*backend: transformers"),
     (L4, {"backend": "unsloth", "torch_compile": True, "packing": True, "offload_embedding": False}, r"backend: unsloth .*torch_compile.*backend: transformers"),
+    (L4, {"torch_compile": True, "packing": True, "offload_embedding": False, "gradient_checkpointing": True, "lora_dropout": 0.1},
+     r"torch_compile with gradient_checkpointing.*lora_dropout: 0"),
+    (T4, {"precision": "bf16"}, r"precision: bf16 is not in Tesla T4.*precision: auto"),
     (L4, {"backend": "unsloth", "use_dora": True}, r"backend: unsloth .*use_dora: false.*backend: transformers"),
 ])
 def test_settings_that_do_not_go_together_are_refused_before_anything_is_read(machine, tmp_path, there, changes, said):
@@ -954,7 +956,7 @@ def test_unsloth_is_asked_for_the_same_job(tiny_gemma3n, machine, monkeypatch, t
     assert (four_bit.load_in_4bit, four_bit.bnb_4bit_quant_type, four_bit.bnb_4bit_use_double_quant) == (True, "nf4", True)
     assert (four_bit.bnb_4bit_compute_dtype, four_bit.llm_int8_skip_modules) == (dtype, model.KEEP_16_BIT)
     assert kwargs == {"dtype": dtype, "max_seq_length": job.max_seq_length, "load_in_4bit": True, "random_state": job.seed,
-                      "use_gradient_checkpointing": checkpointing}
+                      "use_gradient_checkpointing": checkpointing, "text_only": True}
     args, kwargs = stand_in.calls["adapter"]
     assert args == (made,)
     assert kwargs == {
