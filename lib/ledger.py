@@ -32,13 +32,8 @@ class Ledger:
 
     def evals(self, step: int) -> dict[tuple[str, int], float]:
         """Held-out losses by (when, step) that a session resuming at `step` builds on."""
-        kept: list[dict[str, Any]] = []
-        for entry in [*read(self.path), {"event": "session", "start_step": step}]:
-            if entry["event"] == "session":
-                kept = [e for e in kept if e["step"] <= entry["start_step"]]
-            elif entry["event"] == "eval":
-                kept.append(entry)
-        return {(e["when"], e["step"]): e["eval_loss"] for e in kept}
+        entries = [*read(self.path), {"event": "session", "start_step": step}]
+        return {(e["when"], e["step"]): e["eval_loss"] for e in kept(entries, "eval")}
 
     def losses(self) -> list[float]:
         """Of each step the weights went through."""
@@ -71,16 +66,21 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     return entries
 
 
-def steps(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The logged steps the weights went through, in order: what a session ran past the point from which a later one
-    resumed is left out, whichever steps the later lines fall on."""
-    kept: list[dict[str, Any]] = []
+def kept(entries: list[dict[str, Any]], event: str) -> list[dict[str, Any]]:
+    """The lines of a kind that belong to the weights as they are, in order: what a session ran past the point from which a
+    later one resumed is left out, whichever steps the later lines fall on."""
+    found: list[dict[str, Any]] = []
     for entry in entries:
         if entry["event"] == "session":
-            kept = [e for e in kept if e["step"] <= entry["start_step"]]
-        elif entry["event"] == "step":
-            kept.append(entry)
-    return kept
+            found = [e for e in found if e["step"] <= entry["start_step"]]
+        elif entry["event"] == event:
+            found.append(entry)
+    return found
+
+
+def steps(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The logged steps the weights went through."""
+    return kept(entries, "step")
 
 
 def _warm(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -113,9 +113,9 @@ def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
     logged line), since one step of 16 rows is noisy. Rates count real tokens, not padding, and time inside steps, without
     the first logged line of a session; those `_with_warm_up` count that line too, and what compiling took.
     """
-    kept, every, warm = steps(entries), [e for e in entries if e["event"] == "step"], _warm(entries)
-    evals = {e["when"]: e["eval_loss"] for e in entries if e["event"] == "eval"}
-    tenth = max(1, len(kept) // 10)
+    passed, every, warm = steps(entries), [e for e in entries if e["event"] == "step"], _warm(entries)
+    evals = {e["when"]: e["eval_loss"] for e in kept(entries, "eval")}
+    tenth = max(1, len(passed) // 10)
     compiling = sum(e["seconds"] for e in entries if e["event"] == "compiled")
     seconds = sum(e["seconds"] for e in every)
 
@@ -128,10 +128,10 @@ def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
     start = next((e for e in entries if e["event"] == "session"), {})
     return {
-        "steps": kept[-1]["step"] if kept else 0, "epochs": kept[-1]["epoch"] if kept else 0.0,
+        "steps": passed[-1]["step"] if passed else 0, "epochs": passed[-1]["epoch"] if passed else 0.0,
         "sessions": len({e["session"] for e in entries if e["event"] == "session"}),
-        "steps_repeated": sum(e["steps"] for e in every) - sum(e["steps"] for e in kept),
-        "loss_first": mean(kept[:tenth]), "loss_last": mean(kept[-tenth:]), "loss_mean": mean(kept),
+        "steps_repeated": sum(e["steps"] for e in every) - sum(e["steps"] for e in passed),
+        "loss_first": mean(passed[:tenth]), "loss_last": mean(passed[-tenth:]), "loss_mean": mean(passed),
         "eval_loss_before": evals.get("before"), "eval_loss_after": evals.get("after"),
         "samples_per_second": rate(warm, "rows"), "tokens_per_second": rate(warm, "tokens"),
         "samples_per_second_with_warm_up": rate(every, "rows", compiling), "tokens_per_second_with_warm_up": rate(every, "tokens", compiling),

@@ -319,7 +319,7 @@ def _unsloth(folder: pathlib.Path, job: Params) -> Any:
     checkpointing = "unsloth" if job.gradient_checkpointing else False
     model, _ = FastModel.from_pretrained(str(folder), dtype=precision(job)[0], max_seq_length=job.max_seq_length, load_in_4bit=job.load_in_4bit,
                                          quantization_config=quantization if job.load_in_4bit else None, random_state=job.seed,
-                                         use_gradient_checkpointing=checkpointing, text_only=True)
+                                         use_gradient_checkpointing=checkpointing, text_only=True, offload_embedding=job.offload_embedding)
     model.part_of_multimodal = text is not whole
     return FastModel.get_peft_model(
         model, finetune_vision_layers=False, finetune_language_layers=True, finetune_attention_modules=job.finetune_attention_modules,

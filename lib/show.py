@@ -153,10 +153,10 @@ def lengths_figure(lengths: list[int], cut: int) -> Any:
 
 
 def loss_figure(entries: list[dict[str, Any]]) -> Any:
-    """Training loss of each logged step, held-out loss before and after, a line where a session resumed; from the ledger."""
+    """Training loss of each logged step, held-out loss whenever measured, a line where a session resumed; from the ledger."""
     figure, axes = _axes(7, 3)
     steps = ledger.steps(entries)
-    evals, sessions = ([e for e in entries if e["event"] == kind] for kind in ("eval", "session"))
+    evals, sessions = ledger.kept(entries, "eval"), [e for e in entries if e["event"] == "session"]
     x, y = [e["step"] for e in steps], [e["loss"] for e in steps]
     axes.plot(x, y, color=ACCENT, linewidth=1, alpha=0.7, label="training, each step")
     axes.plot([e["step"] for e in evals], [e["eval_loss"] for e in evals], "o--", color=SECOND, label="held-out")

@@ -188,6 +188,8 @@ def train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.P
 def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.Path, identity: dict[str, Any], report: Any) -> Masters:
     checkpoints, writes = folder / "checkpoints", parallel.rank() == 0
     checkpoints.mkdir(exist_ok=True)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # of what came before: the probe, answers
     sizes, total = plan.sizes(data), plan.total_steps(len(data), job)
     fixed = plan.shape(sizes, job) if job.packing else None
     if job.torch_compile:

@@ -956,7 +956,7 @@ def test_unsloth_is_asked_for_the_same_job(tiny_gemma3n, machine, monkeypatch, t
     assert (four_bit.load_in_4bit, four_bit.bnb_4bit_quant_type, four_bit.bnb_4bit_use_double_quant) == (True, "nf4", True)
     assert (four_bit.bnb_4bit_compute_dtype, four_bit.llm_int8_skip_modules) == (dtype, model.KEEP_16_BIT)
     assert kwargs == {"dtype": dtype, "max_seq_length": job.max_seq_length, "load_in_4bit": True, "random_state": job.seed,
-                      "use_gradient_checkpointing": checkpointing, "text_only": True}
+                      "use_gradient_checkpointing": checkpointing, "text_only": True, "offload_embedding": job.offload_embedding}
     args, kwargs = stand_in.calls["adapter"]
     assert args == (made,)
     assert kwargs == {
