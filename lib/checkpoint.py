@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import pathlib
 import shutil
 import time
@@ -128,6 +129,9 @@ def save_checkpoint(folder: pathlib.Path, step: int, masters: Masters, identity:
         masters.save(temporary)
         state = {"step": step, **identity, "files": files.describe(temporary, ["."])}
         files.write_json(temporary / "checkpoint.json", {**state, "seal": _seal(state)})
+        for path in temporary.glob("*.safetensors"):  # on disk before an older checkpoint goes
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
         temporary.replace(final)
     except (OSError, SafetensorError, UserError) as error:
         shutil.rmtree(temporary, ignore_errors=True)

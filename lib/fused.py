@@ -141,7 +141,7 @@ class Graph:
 
     def __init__(self, model: Any, example: Batch, after: Callable[[], None], drop: Callable[[], None]):
         self.batch, self.graph = Batch(*(t.to(model.device, copy=True) for t in example)), torch.cuda.CUDAGraph()
-        with _constants_on(model.device):
+        with _constants_on(model.device) as self.constants:  # the recording reads them where they lie
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # compiles, tunes and allocates, none of which can be recorded
@@ -162,7 +162,7 @@ class Graph:
 
 
 @contextlib.contextmanager
-def _constants_on(device: torch.device) -> Iterator[None]:
+def _constants_on(device: torch.device) -> Iterator[dict[float, torch.Tensor]]:
     """torch.tensor(number) gives a tensor that already lies on the card. Gemma 3n's forward makes one on the CPU and copies it,
     and a copy from ordinary memory cannot be recorded."""
     make, kept = torch.tensor, {}
@@ -176,6 +176,6 @@ def _constants_on(device: torch.device) -> Iterator[None]:
 
     torch.tensor = tensor
     try:
-        yield
+        yield kept
     finally:
         torch.tensor = make

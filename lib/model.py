@@ -126,6 +126,10 @@ def check_options(job: Params) -> None:
         raise UserError(f"packing needs FlashAttention, which {card()[0]} cannot run (compute capability 8.0 or more can). Set packing: false.")
     if job.packing and job.neftune_noise_alpha:
         raise UserError("neftune_noise_alpha scales by a row's length, which packing hides. Set packing: false, or neftune_noise_alpha: 0.")
+    if job.fsdp == "full_shard" and (job.load_in_4bit or job.torch_compile):
+        raise UserError("fsdp: full_shard spreads a 16-bit base, step by step. Set load_in_4bit: false and torch_compile: false, or fsdp: none.")
+    if job.max_steps == 0:
+        raise UserError("max_steps is 0; expected 1 or more steps, or -1 for num_train_epochs.")
     if job.early_stopping_patience and not job.eval_steps:
         raise UserError("early_stopping_patience counts evals, and eval_steps is 0. Set eval_steps, for example to save_steps.")
     precision(job), backend(job), lora_targets(job)  # each raises what is wrong with its own
@@ -167,7 +171,7 @@ def load_model(folder: pathlib.Path, job: Params) -> Any:
                                                        bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=KEEP_16_BIT)
     model = _read(folder, dtype=dtype, device_map=_devices(folder, job), quantization_config=quantization)
     model.config.use_cache = False
-    if job.offload_embedding and torch.cuda.is_available():
+    if job.offload_embedding and torch.cuda.is_available() and not sharded(folder, job):
         offload_embedding(model)
     return model.requires_grad_(False)
 

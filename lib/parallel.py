@@ -9,20 +9,23 @@ import contextlib
 import datetime
 import os
 import pathlib
-import signal
 import subprocess
 import sys
+import threading
+import time
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from lib import files
+from lib import files, machine
 from lib.params import ROOT, Params, UserError
 
 PATIENCE = datetime.timedelta(hours=12)  # of a rank for the others: rank 0 may save to a slow disk, one may compile longer
-# in the run's folder: the job with its micro-batch settled, for the ranks, and how they ended, for the process that started them
-JOB, END = ".job.yaml", ".end"
+# in the run's folder, between the ranks and the process that started them: the job with its micro-batch settled, an interruption,
+# how the ranks ended, the trained weights
+JOB, INTERRUPT, END, TRAINED = ".job.yaml", ".interrupt", ".end", ".trained.safetensors"
+LAUNCHER = "MEDRESCUE_LAUNCHER"  # process number of who started torchrun; not set when a person did
 
 
 def world() -> int:
@@ -49,11 +52,20 @@ def agree(value: Any) -> Any:
     return box[0]
 
 
+def copy_from_first(tensor: torch.Tensor) -> None:
+    """Rank 0's values into the tensor of every rank."""
+    if world() > 1:
+        dist.broadcast(tensor, src=0)
+
+
 def gpus(job: Params) -> int:
     """How many devices of this machine the job trains on; 1 without a GPU. UserError when it asks for more than there are."""
     there = max(1, torch.cuda.device_count())
     if job.num_gpus == "auto":  # a step's micro-batches must share out evenly
-        return next(n for n in range(there, 0, -1) if job.gradient_accumulation_steps % n == 0)
+        used = next(n for n in range(there, 0, -1) if job.gradient_accumulation_steps % n == 0)
+        if used < there:
+            print(f"{used} of {there} GPUs: gradient_accumulation_steps={job.gradient_accumulation_steps} does not share out among more", flush=True)
+        return used
     if job.num_gpus > there:
         raise UserError(f"num_gpus is {job.num_gpus}, and torch sees {torch.cuda.device_count()} here. "
                         f"Set num_gpus: auto, or check CUDA_VISIBLE_DEVICES.")
@@ -62,33 +74,43 @@ def gpus(job: Params) -> int:
 
 def train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.Path, identity: dict[str, Any]) -> Any:
     """lib.train.train here, or under torchrun on the job's GPUs; either way the weights end up in `model`."""
-    from lib import checkpoint, train
+    from safetensors.torch import load_file
+
+    from lib import checkpoint, loss, train
 
     if (devices := gpus(job)) == 1:
         return train.train(model, data, validation, job, folder, identity)
     device = model.device
     model.to("cpu")  # the ranks need the card
+    loss._workspace.clear()
     torch.cuda.empty_cache()
-    launch(folder, job, devices)
-    masters = checkpoint.Masters(model.to(device), job)
-    checkpoint.resume(folder / ("checkpoints/best" if job.early_stopping_patience else "checkpoints"), masters, identity)
+    try:
+        launch(folder, job, devices)
+    finally:
+        model.to(device)
+    masters = checkpoint.Masters(model, job)
+    for name, weight in load_file(folder / TRAINED).items():
+        masters.weights[name].copy_(weight)
+    masters.publish()
+    (folder / TRAINED).unlink()
     return masters
 
 
 def launch(folder: pathlib.Path, job: Params, processes: int) -> None:
-    """Train the run of a folder in `processes` processes under torchrun, their output in ours.
+    """Train the run of a folder in `processes` processes under torchrun, their output in ours; the weights are left in TRAINED.
 
     An interruption is passed on and waited for; what ended the ranks is raised here.
     """
     from lib import params, train
 
-    (folder / END).unlink(missing_ok=True)
+    for name in (END, INTERRUPT, TRAINED):
+        (folder / name).unlink(missing_ok=True)
     files.atomic_write(folder / JOB, params.dump(job))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "lib.parallel", str(folder)]
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
-    # a session of its own: Ctrl-C in a terminal must reach the ranks once, through us
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1, start_new_session=True,
-                               env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": threads})
+    # a session of its own: Ctrl-C in a terminal would have torchrun kill the ranks before they have saved
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1, start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), LAUNCHER: str(os.getpid())})
     try:
         while process.poll() is None:
             try:
@@ -97,14 +119,14 @@ def launch(folder: pathlib.Path, job: Params, processes: int) -> None:
                         print(line, end="", flush=True)
                 process.wait()
             except KeyboardInterrupt:
-                for pid in _ranks(process.pid):
-                    os.kill(pid, signal.SIGINT)
+                (folder / INTERRUPT).touch()
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    kind, _, message = (folder / END).read_text().partition("\n") if (folder / END).exists() else ("", "", "")
-    for name in (END, JOB):
-        (folder / name).unlink(missing_ok=True)
+            process.kill()  # the ranks see it and end
+        end = (folder / END).read_text() if (folder / END).exists() else ""
+        for name in (END, JOB, INTERRUPT):
+            (folder / name).unlink(missing_ok=True)
+    kind, _, message = end.partition("\n")
     kinds = {"KeyboardInterrupt": KeyboardInterrupt, "SessionOver": train.SessionOver, "Diverged": train.Diverged, "UserError": UserError}
     if kind in kinds:
         raise kinds[kind](message)
@@ -113,31 +135,45 @@ def launch(folder: pathlib.Path, job: Params, processes: int) -> None:
                         f"The same command continues from the last checkpoint.")
 
 
-def _ranks(launcher: int) -> list[int]:
-    """The ranks' process numbers: torchrun itself, told to stop, would kill them before they have saved."""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(launcher)], capture_output=True, text=True).stdout
-    return [int(pid) for pid in found.split()]
+def _end_with(parents: list[int]) -> None:
+    """End this rank when torchrun, or the process that started it, is gone: it would keep the card and write on."""
+    while all(map(machine.alive, parents)):
+        time.sleep(1)
+    os._exit(1)
 
 
 def main() -> None:
     """One rank: load the run's job, model and data, train, and leave the result in its last checkpoint."""
+    from safetensors.torch import save_file
+
     from lib import base, model, params, prepared, record, train
 
-    folder, cuda = pathlib.Path(sys.argv[1]).resolve(), torch.cuda.is_available()
+    folder, cuda, launched = pathlib.Path(sys.argv[1]).resolve(), torch.cuda.is_available(), LAUNCHER in os.environ
+    threading.Thread(target=_end_with, args=([os.getppid(), *([int(os.environ[LAUNCHER])] if launched else [])],), daemon=True).start()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
-        job = params.load(folder / JOB if (folder / JOB).exists() else folder / "params.yaml")
+        job = params.load(folder / (JOB if launched else "params.yaml"))
+        if job.per_device_train_batch_size == "auto":
+            raise UserError("per_device_train_batch_size: auto is settled by the train notebook. Started by hand, the ranks need a number.")
         data, validation = prepared.load(folder / "data", "train"), prepared.load(folder / "data", "validation")
         place = base.folder(job)
         net = model.load(place, job)
         recorded = record.read_record(folder / "run.json")["fingerprints"]["data"]
-        train.train(net, data, validation, job, folder, train.identity(job, recorded, base.fingerprint(place), model.count(net)[0]))
+        masters = train.train(net, data, validation, job, folder, train.identity(job, recorded, base.fingerprint(place), model.count(net)[0]))
+        if launched and rank() == 0:
+            save_file({n: w.contiguous() for n, w in masters.weights.items()}, folder / TRAINED)
     except (UserError, train.SessionOver, train.Diverged, KeyboardInterrupt) as error:
-        with contextlib.suppress(FileExistsError), open(folder / END, "x") as file:  # all ranks end alike; the first one says so
-            file.write(f"{type(error).__name__}\n{error}")
-        sys.exit(isinstance(error, UserError | train.Diverged))  # not 0: torchrun ends the others, should they wait for this one
+        told = f"{type(error).__name__}\n{error}"
+        if launched:
+            with contextlib.suppress(FileExistsError), open(folder / END, "x") as file:  # all ranks end alike; the first one says so
+                file.write(told)
+        elif rank() == 0:
+            print(told, flush=True)
+        # not 0 unless all ranks have agreed to end: torchrun then ends those that wait for this one
+        agreed = isinstance(error, train.SessionOver) or isinstance(error, KeyboardInterrupt) and error.args
+        sys.exit(0 if agreed else 1)
     dist.destroy_process_group()
 
 

@@ -28,8 +28,9 @@ class UserError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
-def _key(stage: str, default: Any, text: str, unit: str = "", **bounds: Any) -> Any:
-    return pydantic.Field(default, description=text, json_schema_extra={"stage": stage, "unit": unit}, **bounds)
+def _key(stage: str, default: Any, text: str, unit: str = "", free: bool = False, **bounds: Any) -> Any:
+    """`free` keys change no weight: they do not name the run folder, and may change from one session of a run to the next."""
+    return pydantic.Field(default, description=text, json_schema_extra={"stage": stage, "unit": unit, "free": free}, **bounds)
 
 
 Text = Annotated[str, annotated_types.MinLen(1)]
@@ -103,13 +104,15 @@ class Params(pydantic.BaseModel):
     packing: bool = _key("train", False, "rows of a micro-batch end to end in one fixed shape, each seeing only itself: no padding")
     torch_compile: bool = _key("train", False, "compiled layers, on a GPU the whole micro-batch one CUDA graph; needs packing")
     gradient_checkpointing: bool = _key("train", True, "recompute activations in the backward pass: less memory, a third more arithmetic")
-    offload_embedding: bool = _key("train", True, "Gemma 3n's per-layer embedding in main memory: 4.4 GiB less on the card")
-    num_gpus: Annotated[int, annotated_types.Ge(1)] | Literal["auto"] = _key("train", "auto", "GPUs of this machine to train on; `auto` takes all")
-    fsdp: Literal["auto", "full_shard", "none"] = _key("train", "auto", "base weights sharded over the GPUs; `auto` where one is too small")
-    dataloader_num_workers: int = _key("train", 2, "threads that read and pad batches ahead; 0 reads between steps", ge=0, le=32)
+    offload_embedding: bool = _key("train", True, "Gemma 3n's per-layer embedding in main memory: 4.4 GiB less on the card", free=True)
+    num_gpus: Annotated[int, annotated_types.Ge(1)] | Literal["auto"] = _key(
+        "train", "auto", "GPUs of this machine to train on; `auto` takes all that share out gradient_accumulation_steps evenly", free=True)
+    fsdp: Literal["auto", "full_shard", "none"] = _key(
+        "train", "auto", "base weights sharded over the GPUs; `auto` where one is too small", free=True)
+    dataloader_num_workers: int = _key("train", 2, "threads that read and pad batches ahead; 0 reads between steps", ge=0, le=32, free=True)
     num_train_epochs: float = _key("train", 1.0, "passes over the training rows", "epochs", gt=0)
     max_steps: int = _key("train", -1, "stop after so many optimizer steps; -1 is num_train_epochs", "steps", ge=-1)
-    max_minutes: float = _key("train", 0.0, "save and stop a session after so long; 0 is no limit", "minutes", ge=0)
+    max_minutes: float = _key("train", 0.0, "save and stop a session after so long; 0 is no limit", "minutes", ge=0, free=True)
     learning_rate: float = _key("train", 2e-5, "peak of the schedule", gt=0, lt=1)
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = _key("train", "linear", "shape after warm-up")
     warmup_steps: int = _key("train", 5, "steps from 0 to the peak", "steps", ge=0)
@@ -117,12 +120,13 @@ class Params(pydantic.BaseModel):
     neftune_noise_alpha: float = _key("train", 0.0, "uniform noise on the embeddings, scaled as in NEFTune; 0 is none", ge=0)
     max_grad_norm: float = _key("train", 1.0, "gradients are clipped to this norm; 0 does not clip", ge=0)
     optim: Literal["adamw_8bit", "adamw_torch"] = _key("train", "adamw_8bit", "`adamw_8bit` needs a CUDA card")
-    save_steps: int = _key("train", 500, "a checkpoint every so many steps", "steps", ge=1)
-    save_total_limit: int = _key("train", 2, "checkpoints kept", ge=1)
-    logging_steps: int = _key("train", 1, "a ledger line every so many steps", "steps", ge=1)
+    save_steps: int = _key("train", 500, "a checkpoint every so many steps", "steps", ge=1, free=True)
+    save_total_limit: int = _key("train", 2, "checkpoints kept", ge=1, free=True)
+    logging_steps: int = _key("train", 1, "a ledger line every so many steps", "steps", ge=1, free=True)
     eval_steps: int = _key("train", 0, "held-out loss every so many steps; 0 is before and after only", "steps", ge=0)
     early_stopping_patience: int = _key("train", 0, "stop after so many evals without a better held-out loss, keep the best; 0 is off", "evals", ge=0)
-    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = _key("train", "none", "a tracker that also gets every line of the ledger")
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = _key(
+        "train", "none", "a tracker that also gets every line of the ledger", free=True)
     sample_tokens: int = _key("train", 96, "length of the fixed prompts' answers, before and after", "tokens", ge=1)
 
     gguf_types: list[Literal["f16", "bf16", "q8_0"]] = _key("export", ["q8_0"], "GGUF files to write", min_length=1)
@@ -133,6 +137,10 @@ FIELDS = Params.model_fields
 
 def stage_of(key: str) -> str:
     return FIELDS[key].json_schema_extra["stage"]
+
+
+def is_free(key: str) -> bool:
+    return FIELDS[key].json_schema_extra["free"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -287,9 +295,9 @@ def changed(params: Params, stages: tuple[str, ...] = ("prepare", "train", "expo
 def fingerprint(params: Params) -> str:
     """8 hex digits over the keys that affect data or training and differ from the defaults.
 
-    A key added later with a default renames no folder.
+    A key added later with a default renames no folder, nor does one that changes no weight.
     """
-    text = json.dumps(changed(params, ("prepare", "train")), sort_keys=True)
+    text = json.dumps({k: v for k, v in changed(params, ("prepare", "train")).items() if not is_free(k)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

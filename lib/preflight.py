@@ -53,6 +53,9 @@ def probe(model: Any, data: Any, sizes: plan.Sizes, job: Params) -> tuple[float,
     columns = data.select_columns(["input_ids", "labels"])[rows]
     batch = batches.of(columns, plan.shape(sizes, job) if job.packing else None, 1 / max(1, int(sizes.trained[rows].sum())))
     model.train()
+    if cuda:  # the peaks of an earlier candidate, or of loading, are not this one's
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     try:
         for _ in range(2 if cuda else 1):  # the first one loads kernels
             begun = time.monotonic()
@@ -100,7 +103,9 @@ def check(model: Any, data: Any, held_out: int, job: Params, folder: pathlib.Pat
     """
     sizes, devices = plan.sizes(data), parallel.gpus(job)
     if not len(sizes.lengths):
-        raise UserError("the training split has no rows; see the drop table of prepare.")
+        raise UserError(plan.NO_ROWS)
+    if job.early_stopping_patience and not held_out:
+        raise UserError("early_stopping_patience needs held-out rows, and there are none. Set validation_size, or early_stopping_patience: 0.")
     checkpoint = models.count(model)[0] * (4 + (2 if job.optim == "adamw_8bit" else 8))
     files.require_disk(folder, checkpoint * (job.save_total_limit + 1 + (job.early_stopping_patience > 0)), "the checkpoints")
     if job.per_device_train_batch_size == "auto":

@@ -217,7 +217,7 @@ def _compare(run: Run, job: Params, force_from: str) -> None:
             return
         raise UserError(f"The recorded parameters of run `{run.folder.name}` are not readable:\n{error}\n"
                         f"Choose another name with RUN=, or start it over with `make run FORCE=1`.") from None
-    differ = {k: params.stage_of(k) for k, v in job.model_dump().items() if recorded[k] != v}
+    differ = {k: params.stage_of(k) for k, v in job.model_dump().items() if recorded[k] != v and not params.is_free(k)}
     kept = STAGES[:STAGES.index(force_from)] if force_from else STAGES  # stages that are not started over
     hit = {k: s for k, s in differ.items() if s != "export" and s in kept and run.stage(s)["attempts"]}
     if hit:

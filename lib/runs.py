@@ -177,7 +177,7 @@ def execute(source: pathlib.Path, target: pathlib.Path, values: dict[str, Any], 
 def check_machine(stages: Sequence[str], job: Params, folder: pathlib.Path) -> None:
     """UserError when this machine cannot run the stages: no GPU for a job that needs one, too little disk."""
     if "train" in stages and not machine.gpus():
-        needs = [k for k, v in (("load_in_4bit", True), ("optim", "adamw_8bit")) if getattr(job, k) == v]
+        needs = [k for k, v in (("load_in_4bit", True), ("optim", "adamw_8bit"), ("torch_compile", True)) if getattr(job, k) == v]
         if needs:
             raise UserError(
                 f"This job trains with {' and '.join(f'{k}={getattr(job, k)}'.lower() for k in needs)}, which needs an NVIDIA GPU; "

@@ -63,7 +63,8 @@ def load_steps(data: Any, sizes: plan.Sizes, start: int, job: Params, fixed: pla
 
     steps = plan.steps_from(sizes.lengths, start, job)
     if not job.dataloader_num_workers:
-        yield from (load(*s) for s in steps)
+        while True:
+            yield load(*next(steps))
     with ThreadPoolExecutor(job.dataloader_num_workers) as pool:
         ahead = collections.deque(pool.submit(load, *next(steps)) for _ in range(job.dataloader_num_workers + 1))
         while True:
@@ -89,37 +90,46 @@ def micro_batch(model: Any, masters: Masters, job: Params, example: Callable[[],
     return eager
 
 
+STOPS = ("interrupted", "time", "file", "memory")
+
+
 class Done(NamedTuple):
-    """A step as all ranks see it; loss and norm are None when it was stopped, and its unfinished accumulation dropped."""
+    """A step as all ranks see it, and why to stop after it ("" or one of STOPS). Loss and norm are None when it was not completed,
+    and its accumulation dropped."""
 
     loss: float | None
     norm: float | None
-    interrupted: bool
-    over: bool
-    stop_file: bool
+    stop: str
 
 
 def run_step(take: Callable[[Batch], torch.Tensor], masters: Masters, step: int, current: dict[str, Any], job: Params,
-             flags: Callable[[], tuple[bool, bool, bool]]) -> Done:
+             told: Callable[[], tuple[bool, bool, bool]]) -> Done:
     """A step's micro-batches on all ranks: its loss a trained token and its gradient norm, the gradients summed in the masters.
 
-    Every trained token of the step weighs the same, however its rows fall into micro-batches and ranks. `flags` says
+    Every trained token of the step weighs the same, however its rows fall into micro-batches and ranks. `told` says
     whether this rank was interrupted, its time is over, a stop file is there.
     """
-    total = torch.zeros(4, device=masters.flat.device)
-    for place, batch in current["batches"]:
-        if parallel.world() == 1 and flags()[0]:  # ranks finish their step together, or one would wait for ever
-            masters.drop_gradients()
-            return Done(None, None, *flags())
-        seed_for(job, step, place)
-        total[0] += take(batch)
-    total[1:] = torch.tensor(flags())
+    total, full = torch.zeros(1 + len(STOPS), device=masters.flat.device), False
+    try:
+        for place, batch in current["batches"]:
+            if parallel.world() == 1 and told()[0]:  # ranks finish their step together, or one would wait for ever
+                masters.drop_gradients()
+                return Done(None, None, "interrupted")
+            seed_for(job, step, place)
+            total[0] += take(batch)
+    except torch.OutOfMemoryError:  # the others are waiting for this rank's sum
+        full = True
+    total[1:] = torch.tensor([*told(), full])
     parallel.add(total, masters.flat.grad)
-    loss, *told = total.tolist()
+    loss, *stops = total.tolist()
+    stop = next((why for why, ranks in zip(STOPS, stops, strict=True) if ranks), "")
+    if stops[-1]:
+        masters.drop_gradients()
+        return Done(None, None, stop)
     norm = masters.norm()
     if math.isfinite(loss) and not math.isfinite(norm) and masters.lower_scale():  # float16 overflowed: the same step again
-        return run_step(take, masters, step, current, job, flags)
-    return Done(loss, norm, *map(bool, told))
+        return run_step(take, masters, step, current, job, told)
+    return Done(loss, norm, stop)
 
 
 def diverged(done: Done, recent: collections.deque, vocabulary: int) -> bool:
@@ -135,14 +145,17 @@ def diverged(done: Done, recent: collections.deque, vocabulary: int) -> bool:
 def identity(job: Params, data_fingerprint: str, base_fingerprint: str, trainable: int) -> dict[str, Any]:
     """What a checkpoint must agree on with the job that resumes from it.
 
-    Not the number of GPUs, or how the rows of a step fall into micro-batches: those change the rounding, nothing else.
+    Not the number of GPUs, nor, where neither packing nor random numbers depend on it, how the rows of a step fall into
+    micro-batches: those change the rounding, nothing else.
     """
-    keys = ("base_model", "base_revision", "load_in_4bit", "precision", "lora_r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora",
+    keys = ("base_model", "base_revision", "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora",
             "finetune_attention_modules", "finetune_mlp_modules", "packing", "num_train_epochs", "max_steps", "learning_rate",
             "lr_scheduler_type", "warmup_steps", "weight_decay", "neftune_noise_alpha", "max_grad_norm", "optim", "seed")
+    exact = job.packing or job.lora_dropout or job.neftune_noise_alpha
     versions = {f"{name} version": ".".join(machine.packages()[name].split(".")[:2]) for name in ("torch", "transformers", "peft")}
     return {"data": data_fingerprint, "base": base_fingerprint, "trainable_parameters": trainable, "rows_a_step": plan.rows_a_step(job),
-            **({"micro_batch": job.per_device_train_batch_size} if job.packing else {}), **{k: getattr(job, k) for k in keys}, **versions}
+            "computes in": str(models.precision(job)[0]), "by": models.backend(job)[0],
+            **({"micro_batch": job.per_device_train_batch_size} if exact else {}), **{k: getattr(job, k) for k in keys}, **versions}
 
 
 def memory_gib() -> tuple[float, str]:
@@ -196,6 +209,11 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
         fused.fuse(model)
     masters = Masters(model, job)
     first = step = resume(checkpoints, masters, identity)
+    if not step and any(w.any() for n, w in masters.weights.items() if "lora_B" in n):
+        raise UserError("the adapter in memory has been trained already, and there is no checkpoint to go back to. Restart the kernel (the notebook) "
+                        "and run all cells again.")
+    parallel.copy_from_first(masters.flat)  # cards of different kinds draw different numbers
+    masters.publish()
     if step > total:
         raise UserError(f"the checkpoint of `{folder.name}` is at step {step}, beyond the {total} steps of this job: max_steps or "
                         f"num_train_epochs was lowered. Raise it to {step} steps or more, or choose another RUN=.")
@@ -221,7 +239,7 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
 
     def eval_now() -> None:
         loss = measure("during", step)
-        if loss is not None and loss == min(v for (when, _), v in evals.items() if when == "during"):
+        if job.early_stopping_patience and loss is not None and loss == min(v for (when, _), v in evals.items() if when == "during"):
             save_checkpoint(best, step, masters, identity, sys.maxsize)
 
     def due() -> bool:  # with early stopping the last weights must be compared too
@@ -238,17 +256,14 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
     if job.torch_compile:
         note("compiled", seconds=round(time.monotonic() - begun, 3))
     started, line, recent = time.monotonic(), {"steps": 0}, collections.deque(parallel.agree(ledger.losses() if writes else None), maxlen=20)
-    vocabulary, full = model.config.get_text_config().vocab_size, None
+    vocabulary = model.config.get_text_config().vocab_size
     bar = tqdm(total=total, initial=step, desc="training", unit="step", file=sys.stdout, mininterval=2, ncols=100, disable=not writes)
     with _Signals() as signals, bar, models.neftune(model, job.neftune_noise_alpha), contextlib.closing(loader):
         while step < total and not patience_spent(evals, job):
             begun, current, rate = time.monotonic(), next(loader), plan.learning_rate(step, total, job)
-            try:
-                done = run_step(take, masters, step, current, job, lambda: (
-                    signals.got, 0 < job.max_minutes <= (time.monotonic() - started) / 60, (folder / STOP_FILE).exists()))
-            except torch.OutOfMemoryError as error:
-                masters.drop_gradients()
-                done, full = Done(None, None, False, False, False), error
+            done = run_step(take, masters, step, current, job, lambda: (
+                signals.got or (folder / parallel.INTERRUPT).exists(), 0 < job.max_minutes <= (time.monotonic() - started) / 60,
+                (folder / STOP_FILE).exists()))
             if done.loss is not None:
                 if diverged(done, recent, vocabulary):
                     raise Diverged(f"step {step + 1} has the loss {done.loss:.4g} and the gradient norm {done.norm:.4g}; its rows are "
@@ -262,34 +277,22 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
                 last = {"epoch": current["epoch"], "lr": rate, "grad_norm": done.norm}
                 bar.set_postfix(loss=f"{done.loss:.3f}", refresh=False)
                 bar.update()
-            over = done.over and step < total
-            ending = bool(full) or done.interrupted or over or done.stop_file
-            measuring = not ending and due()
-            saving = ending or step == total or step % job.save_steps == 0
+            stop = done.stop if done.stop != "time" or step < total else ""
+            measuring = not stop and due()
+            saving = stop or measuring or step == total or step % job.save_steps == 0
             # a ledger line never spans a checkpoint or an eval: a session that resumes from it must replace whole lines
-            if line["steps"] and (saving or measuring or step % job.logging_steps == 0):
+            if line["steps"] and (saving or step % job.logging_steps == 0):
                 note("step", step=step, **last, memory_gib=round(memory_gib()[0], 3), **{**line, "loss": line["loss"] / line["steps"]})
                 line = {"steps": 0}
-            if measuring:
-                eval_now()
-            if saving or patience_spent(evals, job):
+            if saving:
                 save_checkpoint(checkpoints, step, masters, identity, job.save_total_limit)
                 for old in sorted(best.glob("step-*"))[:-1] if writes else ():  # not sooner: a resume may need it
                     shutil.rmtree(old)
-            if ending:
+            if measuring:
+                eval_now()
+            if stop:
                 (folder / STOP_FILE).unlink(missing_ok=True)
-            if full:
-                raise UserError(f"{models.device_name()} ran out of memory in step {step + 1}, whose longest row has "
-                                f"{sizes.lengths[current['rows']].max()} tokens: {str(full).splitlines()[0]}\nStep {step} is saved. "
-                                f"Continue after ending what else uses the card (`nvidia-smi` lists it), or "
-                                f"{'start over' if job.packing else 'continue'} with half the per_device_train_batch_size and twice the "
-                                f"gradient_accumulation_steps.")
-            if done.interrupted:  # after the last step too: measuring the held-out loss may take minutes
-                raise KeyboardInterrupt(f"stopped after step {step} of {total}; its checkpoint is saved")
-            if over or done.stop_file:
-                more = f"; about {math.ceil((total - step) / max(1, step - first))} more sessions of this length remain" if over else ""
-                raise SessionOver(f"{f'max_minutes={job.max_minutes:g} is up' if over else 'a stop file was found'} after step {step} of {total}; "
-                                  f"its checkpoint is saved. The same command continues{more}.")
+                end_session(stop, step, total, step - first, current, sizes, job)
     del take  # a recorded graph holds the memory of a step
     if job.early_stopping_patience:
         if step < total and writes:
@@ -298,6 +301,20 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
             print("the best weights cannot be read back; these are the last ones", flush=True)
     measure("after", step)
     return masters
+
+
+def end_session(stop: str, step: int, total: int, done: int, current: dict[str, Any], sizes: plan.Sizes, job: Params) -> None:
+    """Raise what ends a session early, its last completed step being saved."""
+    if stop == "memory":
+        longest = sizes.lengths[current["rows"]].max()
+        raise UserError(f"{models.device_name()} ran out of memory in step {step + 1}, whose longest row has {longest} tokens. Step {step} is "
+                        f"saved. End what else uses the card (`nvidia-smi` lists it), and the same command continues; or start over with half "
+                        f"the per_device_train_batch_size and twice the gradient_accumulation_steps.")
+    if stop == "interrupted":
+        raise KeyboardInterrupt(f"stopped after step {step} of {total}; its checkpoint is saved")
+    more = f"; about {math.ceil((total - step) / max(1, done))} more sessions of this length remain" if stop == "time" else ""
+    raise SessionOver(f"{f'max_minutes={job.max_minutes:g} is up' if stop == 'time' else 'a stop file was found'} after step {step} of {total}; "
+                      f"its checkpoint is saved. The same command continues{more}.")
 
 
 def held_out(model: Any, validation: Any, job: Params, evals: dict[tuple[str, int], float], note: Callable[..., None], when: str,

@@ -5,6 +5,7 @@
 
 import copy
 import functools
+import weakref
 
 import peft
 import pytest
@@ -397,6 +398,13 @@ def test_the_constants_of_gemma3n_are_all_caught(monkeypatch):
     with fused._constants_on(torch.device("cpu")):
         losses, _ = losses_and_gradients(net, BATCH)
     assert torch.equal(losses, plain)
+
+
+def test_constants_outlive_the_recording():
+    """A graph reads them by address: whoever holds what the block gives keeps them alive."""
+    with fused._constants_on(torch.device("cpu")) as kept:
+        reference = weakref.ref(torch.tensor(0.5))
+    assert reference() is kept[0.5]
 
 
 CARD = "cuda"

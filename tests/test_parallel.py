@@ -5,6 +5,7 @@
 
 import json
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -92,7 +93,9 @@ def test_two_processes_train_what_one_does(folder, alone, tmp_path, capfd):
     same_training(run, alone)
     session = next(e for e in ledger.read(run / "metrics.jsonl") if e["event"] == "session")
     assert session["devices"] == 2
-    assert not list(run.glob(".*")), "what the processes told each other is gone"
+    assert [p.name for p in run.glob(".*")] == [parallel.TRAINED], "else what the processes told each other is gone"
+    trained, last = load_file(run / parallel.TRAINED), weights(run)
+    assert all(torch.equal(trained[n], last[n]) for n in last)
     assert "training" in capfd.readouterr().out
 
 
@@ -139,6 +142,48 @@ def test_an_interrupted_pair_is_continued_by_one(folder, alone, tmp_path):
         assert f"KeyboardInterrupt: stopped after step {done} of 6" in out
     one_process(run, job)
     same_training(run, alone)
+
+
+def test_the_notebooks_model_has_what_the_ranks_trained(folder, alone, tmp_path, monkeypatch):
+    """With early stopping these are the best weights, not the last."""
+    job = job_of(folder, eval_steps=2, early_stopping_patience=9)
+    run = copy(folder, tmp_path / "run", job)
+    monkeypatch.setattr(parallel, "gpus", lambda job: 2)
+    place = base.folder(job)
+    net = model.load(place, job)
+    masters = parallel.train(net, ROWS, HELD_OUT, job, run, train.identity(job, "data-1", base.fingerprint(place), model.count(net)[0]))
+    during = {e["step"]: e["eval_loss"] for e in ledger.read(run / "metrics.jsonl") if e["event"] == "eval" and e["when"] == "during"}
+    best = min(during, key=during.get)
+    wanted = load_file(run / "checkpoints" / "best" / f"step-{best:06d}" / "adapter.safetensors")
+    assert all(torch.equal(masters.weights[n], w) for n, w in wanted.items())
+    assert all(torch.equal(p, masters.weights[n]) for n, p in model.trainable(net).items())
+    assert any(w.any() for n, w in wanted.items() if "lora_B" in n)
+    assert not (run / parallel.TRAINED).exists()
+
+
+def test_ranks_end_when_their_launcher_is_killed(folder, tmp_path):
+    """They would hold the cards, and write into a run that is no longer locked."""
+    job = job_of(folder, max_steps=100_000, logging_steps=1)
+    run = copy(folder, tmp_path / "run", job)
+    code = (f"import sys, pathlib; sys.path[:0] = [{str(ROOT)!r}]\nfrom lib import parallel, params\n"
+            f"run = pathlib.Path({str(run)!r})\nparallel.launch(run, params.load(run / 'params.yaml'), 2)")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+    def ranks():
+        return [p for p in pathlib.Path("/proc").glob("[0-9]*") if str(run).encode() in _read(p / "cmdline") and b"lib.parallel" in _read(p / "cmdline")]
+
+    wait_for(lambda: [e for e in ledger.read(run / "metrics.jsonl") if e["event"] == "step"], "a first step", 120)
+    assert len(ranks()) == 3, "torchrun and two ranks"
+    process.kill()
+    process.wait()
+    wait_for(lambda: not ranks(), "all of them gone", 60)
+
+
+def _read(path):
+    try:
+        return path.read_bytes()
+    except OSError:  # gone meanwhile
+        return b""
 
 
 def test_what_ends_the_ranks_is_raised_and_nothing_else_shown(folder, tmp_path, capfd):

@@ -106,6 +106,7 @@ def test_fingerprint_depends_on_data_and_training_alone(write):
     base = params.fingerprint(params.load(write("seed: 1")))
     assert base == params.fingerprint(params.load(write("seed: 1\ngguf_types: [f16]"))), "an export key renamed the run"
     assert base == params.fingerprint(params.load(write("seed: 1\nlora_r: 8"))), "a default spelled out renamed the run"
+    assert base == params.fingerprint(params.load(write("seed: 1\nmax_minutes: 9\nnum_gpus: 1"))), "what changes no weight renamed the run"
     assert base != params.fingerprint(params.load(write("seed: 2")))
     assert base != params.fingerprint(params.load(write("seed: 1\nlora_r: 4")))
 

@@ -26,7 +26,7 @@ def a_card(monkeypatch, positions):
 
     monkeypatch.setattr(fused, "forward_backward", limited)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for name, value in (("synchronize", None), ("empty_cache", None), ("max_memory_reserved", 0), ("max_memory_allocated", 2**30)):
+    for name, value in (("synchronize", None), ("empty_cache", None), ("reset_peak_memory_stats", None), ("max_memory_reserved", 0), ("max_memory_allocated", 2**30)):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     monkeypatch.setattr(model, "card", lambda: ("A100", 40.0))
     monkeypatch.setattr(preflight.parallel, "gpus", lambda job: 1)
@@ -107,6 +107,21 @@ def test_a_full_reserve_counts_as_not_fitting(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: int(39e9))
     with pytest.raises(preflight.DoesNotFit):
         preflight.probe(small_model(a_job()), ROWS, SIZES, a_job())
+
+
+def test_what_an_earlier_candidate_had_taken_is_not_held_against_the_next(monkeypatch, tmp_path):
+    """The card's peak is a running maximum, which only a reset lowers."""
+    tried, peak = a_card(monkeypatch, 10_000), [int(39.9e9)]
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: peak.__setitem__(0, 0))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: peak[0])
+    assert preflight.check(small_model(a_job()), ROWS, 5, a_job(), tmp_path)[0] == a_job()
+    assert tried
+
+
+def test_early_stopping_needs_held_out_rows(tmp_path):
+    job = a_job(early_stopping_patience=2, eval_steps=2)
+    with pytest.raises(UserError, match="early_stopping_patience needs held-out rows, and there are none. Set validation_size"):
+        preflight.check(small_model(job), ROWS, 0, job, tmp_path)
 
 
 def test_micro_batches_that_the_gpus_cannot_share(monkeypatch, tmp_path):

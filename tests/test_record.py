@@ -130,6 +130,17 @@ def test_training_starts_over_on_other_data_and_continues_on_the_same(folder):
     assert (folder / "metrics.attempt3.jsonl").read_text() == "first"
 
 
+def test_what_changes_no_weight_may_change_as_a_run_goes_on(folder):
+    finish(by_hand("prepare", validation_size=0.1)[1], "prepare")
+    job, run = by_hand("train", max_minutes=5.0, num_gpus=1, save_steps=7)
+    assert (job.max_minutes, job.num_gpus, job.save_steps) == (5.0, 1, 7)
+    assert run.stage("prepare")["status"] == "finished"
+    files.unlock(run.folder)
+    assert params.load(folder / "params.yaml") == job
+    again, _ = by_hand("train", max_minutes=9.0)
+    assert again.max_minutes == 9.0
+
+
 def test_changed_parameters_are_refused_shown_and_forced(folder):
     finished(folder)
     (folder / "checkpoints").mkdir()

@@ -35,6 +35,7 @@ from lib.params import ROOT, Params, UserError
 BASE = {"base_model": "some/base", "load_in_4bit": False, "optim": "adamw_torch", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
         "learning_rate": 1e-2, "warmup_steps": 2, "save_steps": 2, "lora_r": 2, "lora_dropout": 0.1, "seed": 5}
 STEPS = 6  # of 23 rows by 4: one of them is a short step
+OTHER = "fp32" if model.precision()[0] == torch.bfloat16 else "bf16"  # than this machine computes in
 
 
 @pytest.fixture(autouse=True)
@@ -444,7 +445,7 @@ def test_a_stopped_step_leaves_no_trace():
     masters = train.Masters(net, job)
     answers = iter([(False, False, False), (True, False, False), (True, False, False)])
     done = take_step(net, masters, job, current, 3, lambda: next(answers))
-    assert done == train.Done(None, None, True, False, False)
+    assert done == train.Done(None, None, "interrupted")
     assert not masters.flat.grad.any()
     assert all(p.grad is None for p in masters.live.values())
     untouched = small_model(job).train()
@@ -461,7 +462,7 @@ def test_ranks_finish_their_step_together(monkeypatch):
     masters = train.Masters(net, job)
     done = take_step(net, masters, job, of_rows([0, 1], [2]), 3, lambda: (True, False, False))
     untouched = small_model(job).train()
-    assert done == take_step(untouched, train.Masters(untouched, job), job, of_rows([0, 1], [2]), 3)._replace(interrupted=True)
+    assert done == take_step(untouched, train.Masters(untouched, job), job, of_rows([0, 1], [2]), 3)._replace(stop="interrupted")
 
 
 def test_running_out_of_memory_keeps_the_last_whole_step(tmp_path, monkeypatch, uninterrupted):
@@ -474,7 +475,7 @@ def test_running_out_of_memory_keeps_the_last_whole_step(tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         at_call(patch, 8, full)  # the last micro-batch of step 4
         longest = max(ROWS["length"][r] for b in next(plan.steps_from(np.array(ROWS["length"]), 3, job))[1] for r in b)
-        with pytest.raises(UserError, match=rf"out of memory in step 4, whose longest row has {longest} tokens: CUDA out of memory.*\nStep 3 is saved") as caught:
+        with pytest.raises(UserError, match=rf"out of memory in step 4, whose longest row has {longest} tokens. Step 3 is saved") as caught:
             session(tmp_path / "run", job)
     assert "half the per_device_train_batch_size and twice the gradient_accumulation_steps" in str(caught.value)
     assert checkpoints(tmp_path / "run") == ["step-000002", "step-000003"]
@@ -651,7 +652,7 @@ def test_the_epoch_of_a_line_is_that_of_its_step_also_when_the_next_was_dropped(
 def test_evals_during_training_are_noted_and_disturb_nothing(tmp_path, uninterrupted):
     same_run(tmp_path, session(tmp_path, a_job(eval_steps=2)), uninterrupted)
     assert [(when, step) for when, step, _ in evals(tmp_path)] == [("before", 0), ("during", 2), ("during", 4), ("after", 6)]
-    assert checkpoints(tmp_path) == ["best", "step-000004", "step-000006"]
+    assert checkpoints(tmp_path) == ["step-000004", "step-000006"]
 
 
 def test_an_eval_is_the_held_out_loss_of_the_model_at_its_step(tmp_path):
@@ -676,8 +677,6 @@ def test_evals_are_the_same_with_an_interruption(tmp_path, monkeypatch, uninterr
         session(tmp_path / "stopped", job)
     same_run(tmp_path / "stopped", session(tmp_path / "stopped", job), uninterrupted)
     assert {(when, step): loss for when, step, loss in evals(tmp_path / "stopped")} == {(when, step): loss for when, step, loss in evals(tmp_path / "whole")}
-    best = [[p.name for p in (tmp_path / run / "checkpoints" / "best").iterdir()] for run in ("stopped", "whole")]
-    assert best[0] == best[1]
 
 
 def test_ctrl_c_does_not_wait_for_a_held_out_loss(tmp_path, monkeypatch, uninterrupted):
@@ -771,6 +770,8 @@ def test_a_best_that_was_run_past_the_point_of_resume_is_forgotten(tmp_path, mon
         at_call(patch, 14, crash)  # in step 7; the best was step 6
         with pytest.raises(RuntimeError, match="machine stopped"):
             session(tmp_path / "run", job)
+    for lost in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        shutil.rmtree(lost)
     scripted(monkeypatch, 3.0, *[4.0] * 9)
     masters = session(tmp_path / "run", job)
     wanted = session(tmp_path / "two", a_job(max_steps=2, lr_scheduler_type="constant"))
@@ -912,7 +913,7 @@ def test_without_a_good_checkpoint_training_starts_over(stopped_copy, uninterrup
     ({"lora_r": 3}, "lora_r: checkpoint 2, now 3"), ({"learning_rate": 2e-2}, "learning_rate: checkpoint 0.01, now 0.02"),
     ({"seed": 6}, "seed: checkpoint 5, now 6"), ({"gradient_accumulation_steps": 4}, "rows_a_step: checkpoint 4, now 8"),
     ({"per_device_train_batch_size": 3}, "rows_a_step: checkpoint 4, now 6"), ({"packing": True}, "packing: checkpoint False, now True"),
-    ({"load_in_4bit": True}, "load_in_4bit: checkpoint False, now True"), ({"precision": "bf16"}, "precision: checkpoint auto, now bf16"),
+    ({"load_in_4bit": True}, "load_in_4bit: checkpoint False, now True"), ({"precision": OTHER}, f"computes in: checkpoint {model.precision()[0]}, now"),
     ({"use_rslora": True}, "use_rslora: checkpoint False, now True"), ({"neftune_noise_alpha": 1.0}, "neftune_noise_alpha: checkpoint 0.0, now 1.0"),
     ({"base_model": "other/base"}, "base_model: checkpoint some/base, now other/base"), ({"max_steps": 2}, "max_steps: checkpoint -1, now 2"),
     ({"finetune_mlp_modules": False}, "finetune_mlp_modules: checkpoint True, now False")])
@@ -1174,14 +1175,14 @@ def test_an_explosion_is_seen_again_after_a_resume(tmp_path, monkeypatch):
     (50.0, 1.0, [4.0] * 5, True), (11.9, 1.0, [4.0] * 5, False), (12.1, 1.0, [4.0] * 5, True), (4.5, 1.0, [1.0] * 20, False), (4.6, 1.0, [1.0] * 20, True)])
 def test_what_counts_as_diverged(loss, norm, recent, expected):
     """Three times the mean of the last steps, and worse than guessing among 96 tokens, whose loss is 4.56."""
-    assert train.diverged(train.Done(loss, norm, False, False, False), train.collections.deque(recent, 20), 96) is expected
+    assert train.diverged(train.Done(loss, norm, ""), train.collections.deque(recent, 20), 96) is expected
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_one_gradient_that_is_no_number_is_seen(bad):
     masters = train.Masters(small_model(a_job()), a_job())
     next(iter(masters.gradients.values()))[0, 0] = bad
-    assert train.diverged(train.Done(1.0, masters.norm(), False, False, False), train.collections.deque(), 96)
+    assert train.diverged(train.Done(1.0, masters.norm(), ""), train.collections.deque(), 96)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
