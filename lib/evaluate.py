@@ -25,12 +25,27 @@ def groups(lengths: list[int], rows: int) -> list[list[int]]:
 def response_loss(model: Any, data: Any, rows_at_once: int = 8, bar: Any = iter) -> tuple[float | None, int]:
     """Mean cross entropy in nats a trained token over a split, and the number of those tokens; (None, 0) of an empty split.
 
-    Under torchrun the ranks share the rows, and each gets the whole result.
+    Under torchrun the ranks share the rows, and each gets the whole result. Where the card has no room for so many rows at
+    once, beside a recorded step for example, half as many are tried.
     """
     if not len(data):
         return None, 0
     was_training = model.training
     model.eval()
+    try:
+        total, tokens = _sums(model, data, rows_at_once, bar)
+    except torch.OutOfMemoryError:
+        if rows_at_once == 1 or parallel.world() > 1:  # the others are in the middle of it
+            raise
+        print(f"held-out loss: {rows_at_once} rows at once do not fit, trying {rows_at_once // 2}", flush=True)
+        torch.cuda.empty_cache()
+        return response_loss(model, data, rows_at_once // 2, bar)
+    finally:
+        model.train(was_training)
+    return total / tokens, int(tokens)
+
+
+def _sums(model: Any, data: Any, rows_at_once: int, bar: Any) -> tuple[float, float]:
     sums, every = torch.zeros(2, dtype=torch.float64, device=model.device), groups(data["length"][:], rows_at_once)  # losses, tokens
     with torch.no_grad():  # not inference_mode: weights that FSDP gathers in it could not serve training
         for n in bar(range(parallel.rank(), len(every) + -len(every) % parallel.world(), parallel.world())):
@@ -38,9 +53,7 @@ def response_loss(model: Any, data: Any, rows_at_once: int = 8, bar: Any = iter)
             if n < len(every):  # ranks with nothing left keep the others company
                 sums += torch.stack([losses.double().sum(), torch.tensor(len(losses), device=model.device)])
     parallel.add(sums)
-    model.train(was_training)
-    total, tokens = sums.tolist()
-    return total / tokens, int(tokens)
+    return tuple(sums.tolist())
 
 
 def answers(model: Any, tokenizer: Any, new_tokens: int, prompts: tuple[str, ...] = PROMPTS) -> list[str]:

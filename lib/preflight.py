@@ -109,7 +109,9 @@ def check(model: Any, data: Any, held_out: int, job: Params, folder: pathlib.Pat
     checkpoint = models.count(model)[0] * (4 + (2 if job.optim == "adamw_8bit" else 8))
     files.require_disk(folder, checkpoint * (job.save_total_limit + 1 + (job.early_stopping_patience > 0)), "the checkpoints")
     if job.per_device_train_batch_size == "auto":
-        if torch.cuda.is_available():
+        if settled := _settled(folder):  # a session before; where the order of rows depends on it, it must stay
+            found = fitting(model, data, sizes, (a for a in alternatives(job, devices) if a.per_device_train_batch_size == settled))
+        elif torch.cuda.is_available():
             found = fitting(model, data, sizes, alternatives(job, devices))
         else:  # main memory is not what limits a micro-batch; this many keep the cores busy
             small = next(a for a in alternatives(job, devices) if a.per_device_train_batch_size <= DEFAULT_ROWS)
@@ -131,6 +133,13 @@ def check(model: Any, data: Any, held_out: int, job: Params, folder: pathlib.Pat
                  **{f"  of it {k}": v for k, v in guess.items()}, f"memory probed, {of} peak GiB": peak,
                  "memory of the card, GiB": models.card()[1] * 1e9 / 2**30 or None, "a checkpoint, MB": checkpoint / 1e6,
                  f"time estimated{', before compiling makes it shorter' * job.torch_compile}, minutes": seconds / positions * whole / devices / 60}
+
+
+def _settled(folder: pathlib.Path) -> int:
+    """The micro-batch that the newest checkpoint insists on; 0 without one."""
+    for path in sorted((folder / "checkpoints").glob("step-*/checkpoint.json"), reverse=True):
+        return files.read_json(path, "checkpoint record").get("micro_batch", 0)
+    return 0
 
 
 def _what_would_fit(model: Any, data: Any, sizes: plan.Sizes, job: Params, devices: int) -> str:

@@ -83,6 +83,26 @@ def test_an_empty_split_has_no_loss(tiny, rows):
     assert evaluate.response_loss(tiny[0], rows.select([])) == (None, 0)
 
 
+def test_rows_that_do_not_fit_at_once_are_halved(tiny, rows, monkeypatch, capsys):
+    """The loss is the same, and one row that does not fit is an error."""
+    net, _ = tiny
+    wanted, tokens = evaluate.response_loss(net.eval(), rows)
+    real = evaluate.token_losses
+
+    def limited(net, batch, most=2):
+        if len(batch.input_ids) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(net, batch)
+
+    monkeypatch.setattr(evaluate, "token_losses", limited)
+    assert evaluate.response_loss(net.train(), rows) == (pytest.approx(wanted, rel=1e-5), tokens)
+    assert net.training
+    assert capsys.readouterr().out.count("rows at once do not fit") == 2
+    monkeypatch.setattr(evaluate, "token_losses", lambda net, batch: limited(net, batch, 0))
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate.response_loss(net, rows)
+
+
 def test_batches_have_every_row_once_longest_first():
     lengths = [5, 9, 1, 9, 3]
     assert evaluate.groups(lengths, 2) == [[1, 3], [0, 4], [2]]

@@ -86,6 +86,15 @@ def test_auto_shares_out_among_the_devices(monkeypatch, tmp_path):
     assert told["GPUs"] == 2
 
 
+def test_auto_keeps_the_micro_batch_of_a_packed_run(monkeypatch, tmp_path):
+    """Free memory may differ the next time; the order of packed rows depends on the micro-batch."""
+    (tmp_path / "checkpoints/step-000002").mkdir(parents=True)
+    (tmp_path / "checkpoints/step-000002/checkpoint.json").write_text('{"step": 2, "micro_batch": 2}')
+    a_card(monkeypatch, 10_000)
+    job, _ = preflight.check(small_model(a_job()), ROWS, 5, a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=2), tmp_path)
+    assert (job.per_device_train_batch_size, job.gradient_accumulation_steps) == (2, 4)
+
+
 def test_what_does_not_fit_names_the_setting_that_does(monkeypatch, tmp_path):
     a_card(monkeypatch, 70)
     with pytest.raises(UserError) as error:
