@@ -39,9 +39,6 @@ class Ledger:
         """Of each step the weights went through."""
         return [e["loss"] for e in steps(read(self.path)) for _ in range(e["steps"])]
 
-    def entries(self) -> list[dict[str, Any]]:
-        return read(self.path)
-
 
 def _end_torn_line(path: pathlib.Path) -> None:
     """Cut off a last line whose writing was cut off: it has no newline, so it never was a line."""

@@ -164,16 +164,17 @@ def load_model(folder: pathlib.Path, job: Params) -> Any:
     """
     check_options(job)
     torch.manual_seed(job.seed)
-    dtype, _ = precision(job)
-    quantization = None
-    if job.load_in_4bit:
-        quantization = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                                       bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=KEEP_16_BIT)
-    model = _read(folder, dtype=dtype, device_map=_devices(folder, job), quantization_config=quantization)
+    model = _read(folder, dtype=precision(job)[0], device_map=_devices(folder, job), quantization_config=quantization(job))
     model.config.use_cache = False
     if job.offload_embedding and torch.cuda.is_available() and not sharded(folder, job):
         offload_embedding(model)
     return model.requires_grad_(False)
+
+
+def quantization(job: Params) -> Any:
+    """How a 4-bit base is quantised while it loads; None for a 16-bit one."""
+    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                           bnb_4bit_compute_dtype=precision(job)[0], llm_int8_skip_modules=KEEP_16_BIT) if job.load_in_4bit else None
 
 
 def _read(folder: pathlib.Path, **options: Any) -> Any:
@@ -318,11 +319,9 @@ def _unsloth(folder: pathlib.Path, job: Params) -> Any:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it counts its users over the network
     from unsloth import FastModel
 
-    quantization = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                                   bnb_4bit_compute_dtype=precision(job)[0], llm_int8_skip_modules=KEEP_16_BIT)
     checkpointing = "unsloth" if job.gradient_checkpointing else False
     model, _ = FastModel.from_pretrained(str(folder), dtype=precision(job)[0], max_seq_length=job.max_seq_length, load_in_4bit=job.load_in_4bit,
-                                         quantization_config=quantization if job.load_in_4bit else None, random_state=job.seed,
+                                         quantization_config=quantization(job), random_state=job.seed,
                                          use_gradient_checkpointing=checkpointing, text_only=True, offload_embedding=job.offload_embedding)
     model.part_of_multimodal = text is not whole
     return FastModel.get_peft_model(

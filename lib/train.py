@@ -152,7 +152,8 @@ def identity(job: Params, data_fingerprint: str, base_fingerprint: str, trainabl
             "finetune_attention_modules", "finetune_mlp_modules", "packing", "num_train_epochs", "max_steps", "learning_rate",
             "lr_scheduler_type", "warmup_steps", "weight_decay", "neftune_noise_alpha", "max_grad_norm", "optim", "seed")
     exact = job.packing or job.lora_dropout or job.neftune_noise_alpha
-    versions = {f"{name} version": ".".join(machine.packages()[name].split(".")[:2]) for name in ("torch", "transformers", "peft")}
+    installed = machine.packages()
+    versions = {f"{name} version": ".".join(installed[name].split(".")[:2]) for name in ("torch", "transformers", "peft")}
     return {"data": data_fingerprint, "base": base_fingerprint, "trainable_parameters": trainable, "rows_a_step": plan.rows_a_step(job),
             "computes in": str(models.precision(job)[0]), "by": models.backend(job)[0],
             **({"micro_batch": job.per_device_train_batch_size} if exact else {}), **{k: getattr(job, k) for k in keys}, **versions}
@@ -322,10 +323,9 @@ def held_out(model: Any, validation: Any, job: Params, evals: dict[tuple[str, in
     """Measure the held-out response loss, unless that was done at this step; nothing is noted for an empty split."""
     if (when, step) in evals or not len(validation):
         return evals.get((when, step))
-    begun, was_training = time.monotonic(), model.training
+    begun = time.monotonic()
     bar = functools.partial(tqdm, desc=f"held-out loss {when}", file=sys.stdout, mininterval=2, ncols=100, disable=parallel.rank() > 0)
     loss, tokens = evaluate.response_loss(model, validation, rows_at_once=32 if job.torch_compile else 8, bar=bar)
-    model.train(was_training)
     if not math.isfinite(loss):
         raise Diverged(f"the held-out loss at step {step} is {loss}: the weights have gone bad. Earlier checkpoints are kept. "
                        f"A lower learning_rate, or more warmup_steps, is the usual cure.")

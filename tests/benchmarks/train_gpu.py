@@ -112,13 +112,11 @@ def theirs(kind, steps):
     from lib import model, params
 
     job = params.Params()
-    quantization = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16,
-                                                   bnb_4bit_use_double_quant=True, llm_int8_skip_modules=model.KEEP_16_BIT)
     loaded = time.monotonic()
     if kind.startswith("unsloth"):
         net = model._unsloth(BASE, job.model_copy(update={"backend": "unsloth"}))
     else:
-        net = transformers.AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16, device_map={"": 0}, quantization_config=quantization)
+        net = transformers.AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16, device_map={"": 0}, quantization_config=model.quantization(job))
         net = get_peft_model(net, LoraConfig(r=8, lora_alpha=8, target_modules=model.lora_targets(job), task_type="CAUSAL_LM"))
     loaded = time.monotonic() - loaded
     word = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3}, unk_token="<unk>"))
