@@ -14,8 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lib import files, parallel
-from lib import model as models
+from lib import adapter, device, files, parallel
 from lib.params import Params, UserError
 
 START_SCALE, GROWTH_STEPS = 2.0**14, 2000  # float16's loss scale: halved at an overflow, doubled after so many steps without one
@@ -29,12 +28,12 @@ class Masters:
     """
 
     def __init__(self, model: Any, job: Params):
-        self.live = models.trainable(model)
+        self.live = adapter.trainable(model)
         self.flat = torch.cat([p.detach().float().flatten() for p in self.live.values()])
         self.flat.grad = torch.zeros_like(self.flat)
         self.weights, self.gradients = self._views(self.flat), self._views(self.flat.grad)
         # of the loss: float16 gradients vanish below 6e-8; dynamic, as in torch.amp.GradScaler
-        self.scales = models.precision(job)[0] == torch.float16
+        self.scales = device.precision(job)[0] == torch.float16
         self.scale, self.steps_at_scale = START_SCALE if self.scales else 1.0, 0
         if job.optim == "adamw_8bit":
             from bitsandbytes.optim import AdamW8bit as optimizer

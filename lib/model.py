@@ -1,12 +1,10 @@
 """Load a base model, by transformers or Unsloth, and put LoRA on its language layers."""
 
 import contextlib
-import functools
 import importlib.util
 import math
 import os
 import pathlib
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,21 +14,16 @@ from packaging.version import Version
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lib import files, machine, merge, parallel
+from lib import adapter, device, files, merge, placement
 from lib.params import Params, UserError
 
 transformers.utils.logging.disable_progress_bar()
 # transformers before 5.6 trained Gemma 3n with wrong key/value sharing (PR #45489)
 OLDEST_TRANSFORMERS = "5.6"
-ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 # 4-bit altup coefficients are uint8, and training dies where Gemma 3n clamps them; towers and embedders are not trained
 KEEP_16_BIT = [".*altup.*", ".*per_layer_model_projection", ".*vision_tower.*", ".*audio_tower.*", ".*embed_vision.*",
                ".*embed_audio.*", "lm_head"]
 SMALL_CARD = 40  # GB: below it Unsloth's memory savings count, from there on our compiled path is the faster one
-# dense 16-bit rates by vendors' datasheets, for the share of them that a run reaches
-PEAK_FLOPS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12,
-              "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "T4": 65e12}
-
 
 def load_tokenizer(folder: pathlib.Path) -> Any:
     """The folder's fast tokenizer; UserError without a chat template."""
@@ -38,39 +31,6 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
     if not tokenizer.chat_template:
         raise UserError(f"the tokenizer of `{files.shown(folder)}` has no chat template; use an instruction-tuned base, or add one.")
     return tokenizer
-
-
-@functools.cache
-def card() -> tuple[str, float]:
-    """Name and GB of the card in use; ("", 0) without one."""
-    if not torch.cuda.is_available():
-        return "", 0.0
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return properties.name, properties.total_memory / 1e9
-
-
-def device_name() -> str:
-    return card()[0] or machine.hardware()["cpu"]
-
-
-def precision(job: Params | None = None) -> tuple[torch.dtype, str]:
-    """The type to compute in, and why."""
-    if job and job.precision != "auto":
-        if job.precision == "fp16" and not (job.load_in_4bit and torch.cuda.is_available()):
-            raise UserError("precision: fp16 is for a 4-bit base on a GPU, where only the products with it are float16. "
-                            "Use bf16 or fp32, or set load_in_4bit: true.")
-        if job.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise UserError(f"precision: bf16 is not in {card()[0]}, which would emulate it slowly. Set precision: auto.")
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[job.precision], "as set"
-    if torch.cuda.is_available():
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, "the card has bfloat16"
-        if job and job.load_in_4bit:
-            return torch.float16, "the card has no bfloat16; Gemma 3n overflows in float16, so only products with 4-bit weights are float16"
-        return torch.float32, "the card has no bfloat16, and Gemma 3n overflows in float16"
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.bfloat16, "this processor multiplies bfloat16 about twice as fast as float32"
-    return torch.float32, "this processor has no fast bfloat16"
 
 
 def backend(job: Params) -> tuple[str, str]:
@@ -89,7 +49,7 @@ def backend(job: Params) -> tuple[str, str]:
         return "unsloth", "as set"
     if job.backend == "transformers":
         return "transformers", "as set"
-    name, size = card()
+    name, size = device.card()
     if not name:
         return "transformers", "there is no GPU"
     if job.torch_compile or job.packing or job.use_dora:
@@ -120,10 +80,10 @@ def check_options(job: Params) -> None:
         raise UserError("torch_compile with gradient_checkpointing cannot draw a dropout twice alike. Set lora_dropout: 0, or one of them to false.")
     if job.torch_compile and not job.packing:
         raise UserError("torch_compile needs packing: true, which gives every micro-batch one shape. Set both, or neither.")
-    if job.torch_compile and (job.load_in_4bit or job.offload_embedding or precision(job)[0] != torch.bfloat16):
+    if job.torch_compile and (job.load_in_4bit or job.offload_embedding or device.precision(job)[0] != torch.bfloat16):
         raise UserError("torch_compile needs a bfloat16 base on the card: set load_in_4bit: false, offload_embedding: false, precision: bf16.")
     if job.packing and cuda and torch.cuda.get_device_capability() < (8, 0):
-        raise UserError(f"packing needs FlashAttention, which {card()[0]} cannot run (compute capability 8.0 or more can). Set packing: false.")
+        raise UserError(f"packing needs FlashAttention, which {device.name()} cannot run (compute capability 8.0 or more can). Set packing: false.")
     if job.packing and job.neftune_noise_alpha:
         raise UserError("neftune_noise_alpha scales by a row's length, which packing hides. Set packing: false, or neftune_noise_alpha: 0.")
     if job.fsdp == "full_shard" and (job.load_in_4bit or job.torch_compile):
@@ -132,7 +92,7 @@ def check_options(job: Params) -> None:
         raise UserError("max_steps is 0; expected 1 or more steps, or -1 for num_train_epochs.")
     if job.early_stopping_patience and not job.eval_steps:
         raise UserError("early_stopping_patience counts evals, and eval_steps is 0. Set eval_steps, for example to save_steps.")
-    precision(job), backend(job), lora_targets(job)  # each raises what is wrong with its own
+    device.precision(job), backend(job), adapter.targets(job)  # each raises what is wrong with its own
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -145,15 +105,15 @@ def load(folder: pathlib.Path, job: Params) -> Any:
     if backend(job)[0] == "unsloth":
         model = _unsloth(folder, job)
     else:
-        model = add_lora(load_model(folder, job), job)
+        model = adapter.add(load_model(folder, job), job)
         if job.gradient_checkpointing:
             # saving the random state waits for the GPU, and cannot be recorded into a CUDA graph; only dropout draws inside a layer
             model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": job.lora_dropout > 0})
-        if sharded(folder, job):
-            shard(model)
-        if precision(job)[0] == torch.float16:  # Unsloth keeps float32 of its own around a Gemma 3n on such a card
+        if placement.sharded(folder, job):
+            placement.shard(model)
+        if device.precision(job)[0] == torch.float16:  # Unsloth keeps float32 of its own around a Gemma 3n on such a card
             _float32_around_4_bit(model)
-    check_adapter(model, job)
+    adapter.check(model, job)
     return model
 
 
@@ -164,17 +124,19 @@ def load_model(folder: pathlib.Path, job: Params) -> Any:
     """
     check_options(job)
     torch.manual_seed(job.seed)
-    model = _read(folder, dtype=precision(job)[0], device_map=_devices(folder, job), quantization_config=quantization(job))
+    model = _read(folder, dtype=device.precision(job)[0], device_map=placement.device_map(folder, job), quantization_config=quantization(job))
     model.config.use_cache = False
-    if job.offload_embedding and torch.cuda.is_available() and not sharded(folder, job):
-        offload_embedding(model)
+    if job.offload_embedding and torch.cuda.is_available() and not placement.sharded(folder, job):
+        placement.offload_embedding(model)
     return model.requires_grad_(False)
 
 
 def quantization(job: Params) -> Any:
     """How a 4-bit base is quantised while it loads; None for a 16-bit one."""
+    if not job.load_in_4bit:
+        return None
     return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                           bnb_4bit_compute_dtype=precision(job)[0], llm_int8_skip_modules=KEEP_16_BIT) if job.load_in_4bit else None
+                                           bnb_4bit_compute_dtype=device.precision(job)[0], llm_int8_skip_modules=KEEP_16_BIT)
 
 
 def _read(folder: pathlib.Path, **options: Any) -> Any:
@@ -233,74 +195,11 @@ def _unreadable(folder: pathlib.Path, error: Exception, name: str = "") -> UserE
                      f"Expected a complete Hugging Face folder with safetensors: fetch or build it again.")
 
 
-def _too_large(folder: pathlib.Path, job: Params) -> bool:
-    """Whether the base's 16-bit weights, twice as large in float32, alone leave one card no room to train in."""
-    size = sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e9 * precision(job)[0].itemsize / 2
-    return not job.load_in_4bit and size > 0.9 * card()[1] > 0
-
-
-def sharded(folder: pathlib.Path, job: Params) -> bool:
-    """Whether this rank holds only its part of the base (FSDP)."""
-    if parallel.world() == 1 or job.fsdp == "none" or job.fsdp == "auto" and not _too_large(folder, job):
-        return False
-    if job.load_in_4bit or job.torch_compile:
-        raise UserError("fsdp shards a 16-bit base, step by step: set load_in_4bit: false and torch_compile: false, or fsdp: none.")
-    return True
-
-
-def _devices(folder: pathlib.Path, job: Params) -> Any:
-    """transformers' device_map: the card; all visible ones in turn where one is too small; main memory for what is sharded later."""
-    if not torch.cuda.is_available() or sharded(folder, job):
-        return None
-    alone = parallel.world() == 1  # a rank's neighbours need their cards themselves
-    return "balanced" if alone and _too_large(folder, job) and torch.cuda.device_count() > 1 else {"": torch.cuda.current_device()}
-
-
-def shard(model: Any) -> None:
-    """Spread the frozen base over the ranks, a layer at a time; adapter, word embedding and output layer stay whole on each.
-
-    The adapter's gradients are summed by the trainer, as without sharding, so FSDP only gathers weights.
-    """
-    from torch.distributed.fsdp import fully_shard
-
-    body = model.get_base_model().model
-    whole = {*trainable(model).values(), model.get_output_embeddings().weight, model.get_input_embeddings().weight}
-    for layer in body.layers:
-        fully_shard(layer, ignored_params=whole)
-    fully_shard(body, ignored_params=whole)
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    for p in whole:
-        p.data = p.data.to(device)
-    held = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in model.parameters())
-    print(f"rank {parallel.rank()} holds {held:,} of {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-
-
-class _Offloaded(torch.nn.Module):
-    """An embedding table in the processor's memory: only the rows looked up go to the card."""
-
-    def __init__(self, table: Any):
-        super().__init__()
-        self.device, self.scale = table.weight.device, float(table.embed_scale)
-        # not a parameter: nothing may move it with the model
-        self.__dict__["table"] = table.weight.data.to("cpu").pin_memory() if torch.cuda.is_available() else table.weight.data
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        rows = torch.nn.functional.embedding(input_ids.to("cpu"), self.table)
-        return rows.to(self.device, non_blocking=True) * torch.tensor(self.scale, dtype=rows.dtype)
-
-
-def offload_embedding(model: Any) -> None:
-    """Keep Gemma 3n's per-layer embedding, 4.4 GiB on E4B, off the card: a row of 137 tokens needs 2.5 MB of it."""
-    for module in model.modules():
-        if hasattr(module, "embed_tokens_per_layer"):
-            module.embed_tokens_per_layer = _Offloaded(module.embed_tokens_per_layer)
-
-
 def _float32_around_4_bit(model: Any) -> None:
     """What is not 4-bit computes in float32, except the tables: embeddings, and with them the output layer, stay 16-bit."""
     head = model.get_output_embeddings()
     for module in model.modules():
-        if isinstance(module, torch.nn.Embedding | _Offloaded):
+        if isinstance(module, torch.nn.Embedding | placement.Offloaded):
             module.register_forward_hook(lambda module, inputs, output: output.float())
             continue
         if module is head:
@@ -320,9 +219,10 @@ def _unsloth(folder: pathlib.Path, job: Params) -> Any:
     from unsloth import FastModel
 
     checkpointing = "unsloth" if job.gradient_checkpointing else False
-    model, _ = FastModel.from_pretrained(str(folder), dtype=precision(job)[0], max_seq_length=job.max_seq_length, load_in_4bit=job.load_in_4bit,
-                                         quantization_config=quantization(job), random_state=job.seed,
-                                         use_gradient_checkpointing=checkpointing, text_only=True, offload_embedding=job.offload_embedding)
+    model, _ = FastModel.from_pretrained(
+        str(folder), dtype=device.precision(job)[0], max_seq_length=job.max_seq_length, load_in_4bit=job.load_in_4bit,
+        quantization_config=quantization(job), random_state=job.seed, use_gradient_checkpointing=checkpointing, text_only=True,
+        offload_embedding=job.offload_embedding)
     model.part_of_multimodal = text is not whole
     return FastModel.get_peft_model(
         model, finetune_vision_layers=False, finetune_language_layers=True, finetune_attention_modules=job.finetune_attention_modules,
@@ -332,75 +232,9 @@ def _unsloth(folder: pathlib.Path, job: Params) -> Any:
 
 def load_merged(folder: pathlib.Path) -> Any:
     """A merged 16-bit folder, to answer beside its GGUF."""
-    threads()
-    model = _read(folder, dtype=precision()[0], device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else None)
+    device.threads()
+    model = _read(folder, dtype=device.precision()[0], device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else None)
     return model.requires_grad_(False).eval()
-
-
-def lora_targets(job: Params) -> str:
-    """PEFT target regex: the chosen projections of the language layers; never the vision or audio tower."""
-    names = [f"self_attn\\.{n}" for n in ATTENTION if job.finetune_attention_modules] + [f"mlp\\.{n}" for n in MLP if job.finetune_mlp_modules]
-    if not names:
-        raise UserError("finetune_attention_modules and finetune_mlp_modules are both false: nothing would be trained. Set one to true.")
-    return rf"(?:.*\.)?(?:language_model|model)\.layers\.\d+\.(?:{'|'.join(names)})"
-
-
-def add_lora(model: Any, job: Params) -> Any:
-    """Wrap with a fresh adapter, seeded, in the model's own precision (the trainer keeps float32 masters)."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(job.seed)
-    config = LoraConfig(r=job.lora_r, lora_alpha=job.lora_alpha, lora_dropout=job.lora_dropout, bias=job.bias, use_rslora=job.use_rslora,
-                        use_dora=job.use_dora, target_modules=lora_targets(job), task_type="CAUSAL_LM")
-    return get_peft_model(model, config, autocast_adapter_dtype=False)  # in bfloat16, without casts in every layer
-
-
-def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
-    return {n: p for n, p in model.named_parameters() if p.requires_grad}
-
-
-def _numbers(p: torch.nn.Parameter) -> int:
-    state = getattr(p, "quant_state", None)
-    return state.shape.numel() if state is not None else p.numel()
-
-
-def count(model: Any) -> tuple[int, int]:
-    """Trainable and total parameters; a 4-bit tensor counts as the numbers it stands for, an offloaded table as the model's."""
-    tables = sum(m.table.numel() for m in model.modules() if isinstance(m, _Offloaded))
-    return sum(p.numel() for p in trainable(model).values()), sum(_numbers(p) for p in model.parameters()) + tables
-
-
-def saved_name(model: Any, name: str) -> str:
-    """A parameter's name in the class that the base's folder names: of a multimodal one we hold the language model alone."""
-    held = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return re.sub(r"^((?:base_model\.model\.)?model\.)", r"\1language_model.", name) if getattr(held, "part_of_multimodal", False) else name
-
-
-def check_adapter(model: Any, job: Params) -> int:
-    """Adapted modules of the model; UserError unless they and their parameters are those that the configuration implies.
-
-    Gemma 3n E4B at r=8: 18,595,840 parameters in 215 modules, since its last 15 layers share keys and values and own no k, v.
-    """
-    text = model.config.get_text_config()
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    queries, keys = text.num_attention_heads * head, text.num_key_value_heads * head
-    size = {"q_proj": (text.hidden_size, queries), "k_proj": (text.hidden_size, keys), "v_proj": (text.hidden_size, keys),
-            "o_proj": (queries, text.hidden_size)}
-    own = text.num_hidden_layers - (getattr(text, "num_kv_shared_layers", 0) or 0)
-    modules = parameters = 0
-    for layer in range(text.num_hidden_layers):
-        width = text.intermediate_size[layer] if isinstance(text.intermediate_size, list | tuple) else text.intermediate_size
-        size |= {"gate_proj": (text.hidden_size, width), "up_proj": (text.hidden_size, width), "down_proj": (width, text.hidden_size)}
-        names = [n for n in ATTENTION if job.finetune_attention_modules and (layer < own or n not in ("k_proj", "v_proj"))]
-        names += MLP if job.finetune_mlp_modules else ()
-        modules += len(names)
-        parameters += sum(job.lora_r * sum(size[n]) + (size[n][1] if job.use_dora else 0) for n in names)
-    targets = re.compile(lora_targets(job))
-    found = sum(1 for n in trainable(model) if ".lora_A." in n and targets.fullmatch(n.partition(".lora_A.")[0])), count(model)[0]
-    if found != (modules, parameters):
-        raise UserError(f"the adapter has {found[1]:,} trainable parameters in {found[0]} modules; this architecture at r={job.lora_r} has "
-                        f"{parameters:,} in {modules}. Nothing was trained: these versions of transformers and peft do not fit the pipeline's.")
-    return modules
 
 
 def flops(model: Any) -> dict[str, float]:
@@ -409,10 +243,10 @@ def flops(model: Any) -> dict[str, float]:
     4 a weight: 2 forward and 2 for the gradient of its input; frozen weights have none of their own. Attention scores, the
     adapter and what checkpointing computes again are left out. `peak_flops` is the card's 16-bit datasheet rate; 0 if not known.
     """
-    layers = sum(_numbers(m.weight) for n, m in model.named_modules() if hasattr(m, "in_features") and ".layers." in n and "lora_" not in n
+    layers = sum(adapter.numbers(m.weight) for n, m in model.named_modules() if hasattr(m, "in_features") and ".layers." in n and "lora_" not in n
                  and "tower" not in n and not hasattr(m, "base_layer") and isinstance(getattr(m, "weight", None), torch.nn.Parameter))
-    return {"flops_per_token": 4.0 * layers, "flops_per_trained_token": 4.0 * _numbers(model.get_output_embeddings().weight),
-            "peak_flops": next((rate for name, rate in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", card()[0])), 0.0)}
+    return {"flops_per_token": 4.0 * layers, "flops_per_trained_token": 4.0 * adapter.numbers(model.get_output_embeddings().weight),
+            "peak_flops": device.peak_flops()}
 
 
 @contextlib.contextmanager
@@ -446,10 +280,3 @@ def check_cache(model: Any, tokenizer: Any, tolerance: float = 0.05) -> float:
         raise UserError(f"logits with and without the key/value cache differ by {difference:.1%} (expected under {tolerance:.0%}): "
                         f"this base and transformers {transformers.__version__} do not fit together. Nothing was trained.")
     return difference
-
-
-def threads() -> int:
-    """Cores for torch: what this process may use, not what the machine has."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(cores)
-    return cores

@@ -76,18 +76,13 @@ def train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.P
     """lib.train.train here, or under torchrun on the job's GPUs; either way the weights end up in `model`."""
     from safetensors.torch import load_file
 
-    from lib import checkpoint, loss, train
+    from lib import checkpoint, loss, placement, train
 
     if (devices := gpus(job)) == 1:
         return train.train(model, data, validation, job, folder, identity)
-    device = model.device
-    model.to("cpu")  # the ranks need the card
     loss._workspace.clear()
-    torch.cuda.empty_cache()
-    try:
+    with placement.aside(model):  # the ranks need the cards
         launch(folder, job, devices)
-    finally:
-        model.to(device)
     masters = checkpoint.Masters(model, job)
     for name, weight in load_file(folder / TRAINED).items():
         masters.weights[name].copy_(weight)
@@ -101,7 +96,7 @@ def launch(folder: pathlib.Path, job: Params, processes: int) -> None:
 
     An interruption is passed on and waited for; what ended the ranks is raised here.
     """
-    from lib import params, train
+    from lib import params, stops
 
     for name in (END, INTERRUPT, TRAINED):
         (folder / name).unlink(missing_ok=True)
@@ -127,7 +122,7 @@ def launch(folder: pathlib.Path, job: Params, processes: int) -> None:
         for name in (END, JOB, INTERRUPT):
             (folder / name).unlink(missing_ok=True)
     kind, _, message = end.partition("\n")
-    kinds = {"KeyboardInterrupt": KeyboardInterrupt, "SessionOver": train.SessionOver, "Diverged": train.Diverged, "UserError": UserError}
+    kinds = {"KeyboardInterrupt": KeyboardInterrupt, "SessionOver": stops.SessionOver, "Diverged": stops.Diverged, "UserError": UserError}
     if kind in kinds:
         raise kinds[kind](message)
     if process.returncode:
@@ -146,7 +141,7 @@ def main() -> None:
     """One rank: load the run's job, model and data, train, and leave the result in its last checkpoint."""
     from safetensors.torch import save_file
 
-    from lib import base, model, params, prepared, record, train
+    from lib import adapter, base, model, params, prepared, record, stops, train
 
     folder, cuda, launched = pathlib.Path(sys.argv[1]).resolve(), torch.cuda.is_available(), LAUNCHER in os.environ
     threading.Thread(target=_end_with, args=([os.getppid(), *([int(os.environ[LAUNCHER])] if launched else [])],), daemon=True).start()
@@ -161,10 +156,10 @@ def main() -> None:
         place = base.folder(job)
         net = model.load(place, job)
         recorded = record.read_record(folder / "run.json")["fingerprints"]["data"]
-        masters = train.train(net, data, validation, job, folder, train.identity(job, recorded, base.fingerprint(place), model.count(net)[0]))
+        masters = train.train(net, data, validation, job, folder, train.identity(job, recorded, base.fingerprint(place), adapter.count(net)[0]))
         if launched and rank() == 0:
             save_file({n: w.contiguous() for n, w in masters.weights.items()}, folder / TRAINED)
-    except (UserError, train.SessionOver, train.Diverged, KeyboardInterrupt) as error:
+    except (UserError, stops.SessionOver, stops.Diverged, KeyboardInterrupt) as error:
         told = f"{type(error).__name__}\n{error}"
         if launched:
             with contextlib.suppress(FileExistsError), open(folder / END, "x") as file:  # all ranks end alike; the first one says so
@@ -172,7 +167,7 @@ def main() -> None:
         elif rank() == 0:
             print(told, flush=True)
         # not 0 unless all ranks have agreed to end: torchrun then ends those that wait for this one
-        agreed = isinstance(error, train.SessionOver) or isinstance(error, KeyboardInterrupt) and error.args
+        agreed = isinstance(error, stops.SessionOver) or isinstance(error, KeyboardInterrupt) and error.args
         sys.exit(0 if agreed else 1)
     dist.destroy_process_group()
 

@@ -9,10 +9,8 @@ from typing import Any
 
 import torch
 
-from lib import batches, files, fused, packed, parallel, plan
-from lib import model as models
+from lib import adapter, batches, device, files, fused, packed, parallel, plan
 from lib.params import FIELDS, Params, UserError
-from lib.train import memory_gib
 
 SPARE = 0.05  # of a card's memory, left for fragmentation and the desktop
 DEFAULT_ROWS = FIELDS["per_device_train_batch_size"].default
@@ -38,7 +36,7 @@ def estimate(model: Any, sizes: plan.Sizes, job: Params) -> dict[str, float]:
     rows = largest(sizes, job)
     positions = plan.shape(sizes, job).tokens if job.packing else len(rows) * int(sizes.lengths[rows].max())
     loaded = sum(p.numel() * p.element_size() for p in model.parameters() if p.device == model.device)
-    state = models.count(model)[0] * (8 + (2 if job.optim == "adamw_8bit" else 8))
+    state = adapter.count(model)[0] * (8 + (2 if job.optim == "adamw_8bit" else 8))
     logits = 12 * text.vocab_size * 512
     return {"weights": loaded / 2**30, "masters and optimizer": state / 2**30, "activations": (2 * kept * positions + logits) / 2**30}
 
@@ -62,12 +60,12 @@ def probe(model: Any, data: Any, sizes: plan.Sizes, job: Params) -> tuple[float,
             with packed.in_use(model) if job.packing else contextlib.nullcontext():
                 float(fused.forward_backward(model, batch.to(model.device)))
             seconds = time.monotonic() - begun
-            if cuda and torch.cuda.max_memory_reserved() > (1 - SPARE) * 1e9 * models.card()[1]:
+            if cuda and torch.cuda.max_memory_reserved() > (1 - SPARE) * 1e9 * device.card()[1]:
                 raise DoesNotFit
     except torch.OutOfMemoryError:
         raise DoesNotFit from None
     finally:
-        for p in models.trainable(model).values():
+        for p in adapter.trainable(model).values():
             p.grad = None
         model.train(was_training)
         gc.collect()
@@ -106,7 +104,7 @@ def check(model: Any, data: Any, held_out: int, job: Params, folder: pathlib.Pat
         raise UserError(plan.NO_ROWS)
     if job.early_stopping_patience and not held_out:
         raise UserError("early_stopping_patience needs held-out rows, and there are none. Set validation_size, or early_stopping_patience: 0.")
-    checkpoint = models.count(model)[0] * (4 + (2 if job.optim == "adamw_8bit" else 8))
+    checkpoint = adapter.count(model)[0] * (4 + (2 if job.optim == "adamw_8bit" else 8))
     files.require_disk(folder, checkpoint * (job.save_total_limit + 1 + (job.early_stopping_patience > 0)), "the checkpoints")
     if job.per_device_train_batch_size == "auto":
         if settled := _settled(folder):  # a session before; where the order of rows depends on it, it must stay
@@ -127,11 +125,11 @@ def check(model: Any, data: Any, held_out: int, job: Params, folder: pathlib.Pat
     fixed, guess = plan.shape(sizes, job) if job.packing else None, estimate(model, sizes, job)
     figures = plan.figures(sizes, held_out, job, fixed)
     whole = plan.positions(sizes, plan.epoch_steps(sizes.lengths, 0, job), fixed) * figures["steps in all"] / figures["steps an epoch"]
-    peak, of = memory_gib()
+    peak, of = device.memory_gib()
     return job, {**figures, "GPUs": devices if torch.cuda.is_available() else 0, "micro-batch, rows": job.per_device_train_batch_size,
                  "largest micro-batch, positions": positions, "memory estimated, GiB": sum(guess.values()),
                  **{f"  of it {k}": v for k, v in guess.items()}, f"memory probed, {of} peak GiB": peak,
-                 "memory of the card, GiB": models.card()[1] * 1e9 / 2**30 or None, "a checkpoint, MB": checkpoint / 1e6,
+                 "memory of the card, GiB": device.card()[1] * 1e9 / 2**30 or None, "a checkpoint, MB": checkpoint / 1e6,
                  f"time estimated{', before compiling makes it shorter' * job.torch_compile}, minutes": seconds / positions * whole / devices / 60}
 
 
@@ -143,7 +141,7 @@ def _settled(folder: pathlib.Path) -> int:
 
 
 def _what_would_fit(model: Any, data: Any, sizes: plan.Sizes, job: Params, devices: int) -> str:
-    rows, (name, size) = job.per_device_train_batch_size, models.card()
+    rows, (name, size) = job.per_device_train_batch_size, device.card()
     text = f"per_device_train_batch_size={rows} does not fit {name} ({size:.1f} GB) with rows of up to {int(sizes.lengths.max())} tokens."
     found = fitting(model, data, sizes, alternatives(job, devices)) if rows != "auto" else None
     if found:

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lib import evaluate, model
+from lib import adapter, evaluate
 from lib.chat import IGNORED
 from lib.params import Params
 
@@ -27,9 +27,9 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 def tiny(tiny_gemma3n):
     """(float32 model with an adapter and dropout, tokenizer)."""
     job = Params(load_in_4bit=False, optim="adamw_torch", lora_dropout=0.5)
-    net = model.add_lora(AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.float32).requires_grad_(False), job)
+    net = adapter.add(AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.float32).requires_grad_(False), job)
     with torch.no_grad():
-        for name, p in model.trainable(net).items():
+        for name, p in adapter.trainable(net).items():
             if "lora_B" in name:
                 p.copy_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
     return net, AutoTokenizer.from_pretrained(tiny_gemma3n)

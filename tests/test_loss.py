@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from lib import batches, loss, model
+from lib import adapter, batches, loss
 from lib.chat import IGNORED
 from lib.params import Params
 
@@ -27,10 +27,10 @@ def _threads_and_fresh_buffers():
 
 def with_adapter(folder, dtype):
     """The base with an adapter whose B is not zero, so that every LoRA weight has a gradient."""
-    net = model.add_lora(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).requires_grad_(False), JOB).train()
+    net = adapter.add(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).requires_grad_(False), JOB).train()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for name, p in model.trainable(net).items():
+        for name, p in adapter.trainable(net).items():
             if "lora_B" in name:
                 p.copy_(0.02 * torch.randn(p.shape, generator=generator))
     return net
@@ -68,7 +68,7 @@ def gradients(net, losses, weights):
     """LoRA gradients of a weighted sum of the losses: a plain mean would hide tokens mixed up."""
     net.zero_grad(set_to_none=True)
     (losses * weights).sum().backward()
-    found = {n: p.grad.clone() for n, p in model.trainable(net).items()}
+    found = {n: p.grad.clone() for n, p in adapter.trainable(net).items()}
     net.zero_grad(set_to_none=True)
     return found
 

@@ -19,9 +19,10 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
+from test_packed import needs_cuda
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3nAudioConfig, Gemma3nForCausalLM, Gemma3nTextConfig
 
-from lib import base, batches, checkpoint, loss, merge, model, parallel, train
+from lib import adapter, base, batches, checkpoint, device, loss, merge, model, parallel, placement
 from lib.params import Params, UserError
 
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -45,7 +46,7 @@ def tiny(tiny_gemma3n):
     """(model with adapter, tokenizer) as the notebook loads them."""
     job = a_job(base_model=str(tiny_gemma3n))
     folder = base.folder(job)
-    return model.add_lora(model.load_model(folder, job), job), model.load_tokenizer(folder)
+    return adapter.add(model.load_model(folder, job), job), model.load_tokenizer(folder)
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: cpu_bf16)
-        monkeypatch.setattr(model, "card", lambda: (name, gb))
+        monkeypatch.setattr(device, "card", lambda: (name, gb))
         real = FIND_SPEC
         monkeypatch.setattr(importlib.util, "find_spec", lambda n, *rest: (n in installed or None) if n in ("bitsandbytes", "unsloth") else real(n, *rest))
 
@@ -150,7 +151,7 @@ def shaken(net):
     """The adapter with other than zeros, the same each time."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for p in model.trainable(net).values():
+        for p in adapter.trainable(net).values():
             p.copy_(0.02 * torch.randn(p.shape, generator=generator))
     return net
 
@@ -162,8 +163,8 @@ def loss_and_gradients(net):
     net.train()
     total = loss.token_losses(net, batches.from_labels(IDS, labels)).sum()
     total.backward()
-    gradients = {n: p.grad for n, p in model.trainable(net).items()}
-    for p in model.trainable(net).values():
+    gradients = {n: p.grad for n, p in adapter.trainable(net).items()}
+    for p in adapter.trainable(net).values():
         p.grad = None
     net.eval()
     return total.detach(), gradients
@@ -195,17 +196,17 @@ def test_the_adapter_hits_exactly_the_seven_projections(tiny):
     """Of the 35 layers the last 15 share keys and values and own no k_proj, v_proj: 20 x 7 + 15 x 5 = 215."""
     net, _ = tiny
     names = adapted(net)
-    expected = {f"model.layers.{n}.{'mlp' if p in model.MLP else 'self_attn'}.{p}" for n in range(35) for p in PROJECTIONS
+    expected = {f"model.layers.{n}.{'mlp' if p in adapter.MLP else 'self_attn'}.{p}" for n in range(35) for p in PROJECTIONS
                 if n < 20 or p not in ("k_proj", "v_proj")}
     assert names == expected
     assert len(names) == 215
-    assert all("lora_" in n for n in model.trainable(net))
+    assert all("lora_" in n for n in adapter.trainable(net))
 
 
 def test_the_full_size_e4b_has_18_595_840_trainable_parameters():
     with torch.device("meta"):
-        net = model.add_lora(Gemma3nForCausalLM(Gemma3nTextConfig(num_kv_shared_layers=15)).requires_grad_(False), a_job(lora_r=8))
-    assert (model.count(net)[0], len(adapted(net))) == (18_595_840, 215)
+        net = adapter.add(Gemma3nForCausalLM(Gemma3nTextConfig(num_kv_shared_layers=15)).requires_grad_(False), a_job(lora_r=8))
+    assert (adapter.count(net)[0], len(adapted(net))) == (18_595_840, 215)
 
 
 # as transformers' Gemma3nForConditionalGeneration names them; its picture tower is timm's MobileNetV5
@@ -227,7 +228,7 @@ OTHERS = ["lm_head", "model.embed_vision.embedding", "model.embed_vision.embeddi
 
 
 def test_the_pattern_spares_the_vision_and_audio_towers():
-    pattern = model.lora_targets(a_job())
+    pattern = adapter.targets(a_job())
     assert [n for n in LANGUAGE if not re.fullmatch(pattern, n)] == []
     assert [n for n in OTHERS if re.fullmatch(pattern, n)] == []
 
@@ -237,15 +238,15 @@ def test_the_real_audio_tower_is_not_hit():
         tower = transformers.AutoModel.from_config(Gemma3nAudioConfig(conf_num_hidden_layers=2))
     names = [f"model.audio_tower.{n}" for n, _ in tower.named_modules() if n]
     assert any(n.endswith("q_proj") for n in names)
-    assert not [n for n in names if re.fullmatch(model.lora_targets(a_job()), n)]
+    assert not [n for n in names if re.fullmatch(adapter.targets(a_job()), n)]
 
 
 @pytest.mark.parametrize(("changes", "expected"), [
-    ({"finetune_mlp_modules": False}, set(model.ATTENTION)), ({"finetune_attention_modules": False}, set(model.MLP))])
+    ({"finetune_mlp_modules": False}, set(adapter.ATTENTION)), ({"finetune_attention_modules": False}, set(adapter.MLP))])
 def test_attention_or_mlp_alone(tiny_gemma3n, changes, expected):
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(tiny_gemma3n))
-    net = inject_adapter_in_model(LoraConfig(target_modules=model.lora_targets(a_job(**changes))), net)
+    net = inject_adapter_in_model(LoraConfig(target_modules=adapter.targets(a_job(**changes))), net)
     assert {n.rpartition(".")[2] for n in adapted(net)} == expected
 
 
@@ -271,9 +272,9 @@ def test_the_adapter_is_what_the_configuration_implies(tiny_gemma3n, config, cha
             "E2B-like": lambda: Gemma3nTextConfig(**E2B_LIKE), "270M": lambda: AutoConfig.for_model(**GEMMA_270M)}[config]()
     job = a_job(**changes)
     with torch.device("meta"):
-        net = model.add_lora(AutoModelForCausalLM.from_config(text).requires_grad_(False), job)
-    assert model.check_adapter(net, job) == modules == len(adapted(net))
-    assert model.count(net)[0] == parameters
+        net = adapter.add(AutoModelForCausalLM.from_config(text).requires_grad_(False), job)
+    assert adapter.check(net, job) == modules == len(adapted(net))
+    assert adapter.count(net)[0] == parameters
 
 
 def test_the_bundled_base_has_the_configuration_tested_above(bundled_base):
@@ -287,7 +288,7 @@ GEMMA_270M = {"model_type": "gemma3_text", "hidden_size": 640, "intermediate_siz
 
 
 def drop_one(net):
-    next(iter(model.trainable(net).values())).requires_grad_(False)
+    next(iter(adapter.trainable(net).values())).requires_grad_(False)
 
 
 def add_one(net):
@@ -312,22 +313,22 @@ def train_a_norm(net):
     (exchange_one, r"1,054,720 trainable parameters in 214 modules"), (train_a_norm, r"1,054,976 trainable parameters in 215 modules")])
 def test_an_adapter_that_is_not_that_is_an_error(tiny_gemma3n, spoil, found):
     with torch.device("meta"):
-        net = model.add_lora(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_gemma3n)).requires_grad_(False), a_job())
+        net = adapter.add(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_gemma3n)).requires_grad_(False), a_job())
     spoil(net)
     with pytest.raises(UserError, match=rf"the adapter has {found}; this architecture at r=8 has 1,054,720 in 215\. Nothing was trained"):
-        model.check_adapter(net, a_job())
+        adapter.check(net, a_job())
 
 
 def test_an_adapter_of_another_rank_is_an_error(tiny):
     with pytest.raises(UserError, match="at r=4 has 527,360 in 215"):
-        model.check_adapter(tiny[0], a_job(lora_r=4))
+        adapter.check(tiny[0], a_job(lora_r=4))
 
 
 def test_rslora_scales_by_the_root_of_the_rank(tiny_gemma3n):
     text = AutoConfig.from_pretrained(tiny_gemma3n)
     for changes, scale in (({}, 24 / 9), ({"use_rslora": True}, 24 / 3)):
         with torch.device("meta"):
-            net = model.add_lora(AutoModelForCausalLM.from_config(text).requires_grad_(False), a_job(lora_r=9, lora_alpha=24, **changes))
+            net = adapter.add(AutoModelForCausalLM.from_config(text).requires_grad_(False), a_job(lora_r=9, lora_alpha=24, **changes))
         assert {m.scaling["default"] for m in net.modules() if hasattr(m, "lora_A")} == {scale}
 
 
@@ -339,7 +340,7 @@ def test_dora_trains_a_magnitude_for_every_output(tiny_gemma3n):
         before = plain(input_ids=IDS).logits
         net = model.load(tiny_gemma3n, job)
         torch.testing.assert_close(net(input_ids=IDS).logits, before, atol=1e-4, rtol=1e-4)
-    magnitudes = {n: p for n, p in model.trainable(net).items() if "magnitude" in n}
+    magnitudes = {n: p for n, p in adapter.trainable(net).items() if "magnitude" in n}
     assert len(magnitudes) == 215
     weight = plain.model.layers[7].mlp.down_proj.weight
     ours = next(p for n, p in magnitudes.items() if "layers.7.mlp.down_proj" in n)
@@ -351,7 +352,7 @@ def test_dora_trains_a_magnitude_for_every_output(tiny_gemma3n):
 def test_nothing_to_train_is_an_error():
     """Said before the base is read, too."""
     job = a_job(finetune_attention_modules=False, finetune_mlp_modules=False)
-    for check in (model.lora_targets, model.check_options):
+    for check in (adapter.targets, model.check_options):
         with pytest.raises(UserError, match="both false: nothing would be trained. Set one to true"):
             check(job)
 
@@ -371,8 +372,8 @@ def test_a_fresh_adapter_is_seeded_and_changes_nothing(tiny_gemma3n):
         torch.seed()  # whatever was drawn before
         net = AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.bfloat16).requires_grad_(False)
         plain = net(input_ids=ids).logits
-        tuned = model.add_lora(net, a_job(seed=seed))
-        return plain, tuned(input_ids=ids).logits, {n: p.detach().clone() for n, p in model.trainable(tuned).items()}
+        tuned = adapter.add(net, a_job(seed=seed))
+        return plain, tuned(input_ids=ids).logits, {n: p.detach().clone() for n, p in adapter.trainable(tuned).items()}
 
     ids = torch.tensor([[2, 50, 60, 70]])
     plain, tuned, first = fresh(1)
@@ -390,11 +391,11 @@ def test_a_fresh_adapter_is_seeded_and_changes_nothing(tiny_gemma3n):
 
 def test_the_base_is_frozen_and_in_the_announced_precision(tiny):
     net, _ = tiny
-    dtype, why = model.precision()
+    dtype, why = device.precision()
     assert net.dtype == dtype
     assert why
     assert not any(p.requires_grad for n, p in net.named_parameters() if "lora_" not in n)
-    assert model.count(net) == (sum(p.numel() for p in model.trainable(net).values()), sum(p.numel() for p in net.parameters()))
+    assert adapter.count(net) == (sum(p.numel() for p in adapter.trainable(net).values()), sum(p.numel() for p in net.parameters()))
 
 
 def test_a_4_bit_tensor_counts_as_the_numbers_it_stands_for():
@@ -403,7 +404,7 @@ def test_a_4_bit_tensor_counts_as_the_numbers_it_stands_for():
     packed = torch.nn.Parameter(torch.zeros(16, 1, dtype=torch.uint8), requires_grad=False)
     packed.quant_state = type("State", (), {"shape": torch.Size([4, 8])})()
     net.weight = packed
-    assert model.count(net) == (0, 32)
+    assert adapter.count(net) == (0, 32)
 
 
 def test_4_bit_without_a_card_is_refused_before_anything_is_read(tmp_path, monkeypatch):
@@ -465,14 +466,14 @@ def test_load_gives_a_model_ready_to_train(tiny_gemma3n):
     """On the CPU, from the folder to a checked adapter; layers are recomputed unless the job says no."""
     net = model.load(tiny_gemma3n, a_job())
     assert (type(net).__name__, type(net.get_base_model())) == ("PeftModelForCausalLM", Gemma3nForCausalLM)
-    assert {p.dtype for p in net.parameters()} == {model.precision(a_job())[0]}
+    assert {p.dtype for p in net.parameters()} == {device.precision(a_job())[0]}
     assert (net.get_base_model().is_gradient_checkpointing, net.config.use_cache) == (True, False)
     assert not model.load(tiny_gemma3n, a_job(gradient_checkpointing=False)).get_base_model().is_gradient_checkpointing
 
 
 def test_load_does_not_hand_out_a_wrong_adapter(tiny_gemma3n, monkeypatch):
-    real = model.add_lora
-    monkeypatch.setattr(model, "add_lora", lambda net, job: real(net, job.model_copy(update={"lora_r": 2})))
+    real = adapter.add
+    monkeypatch.setattr(adapter, "add", lambda net, job: real(net, job.model_copy(update={"lora_r": 2})))
     with pytest.raises(UserError, match="at r=8 has 1,054,720 in 215"):
         model.load(tiny_gemma3n, a_job())
 
@@ -508,10 +509,10 @@ def test_other_warnings_of_a_plain_folder_are_heard(tiny_gemma3n, tmp_path, hear
 
 
 def test_a_merged_multimodal_folder_answers_too(multimodal, heard, monkeypatch):
-    monkeypatch.setattr(model, "threads", lambda: 1)
+    monkeypatch.setattr(device, "threads", lambda: 1)
     net = model.load_merged(multimodal)
     assert (type(net), net.training, heard) == (Gemma3nForCausalLM, False, [])
-    assert not model.trainable(net)
+    assert not adapter.trainable(net)
 
 
 def test_the_adapter_of_a_multimodal_base_loads_into_its_own_class(tiny_gemma3n, multimodal, tmp_path, recwarn):
@@ -522,7 +523,7 @@ def test_the_adapter_of_a_multimodal_base_loads_into_its_own_class(tiny_gemma3n,
     net = shaken(model.load(multimodal, a_job(precision="fp32"))).eval()
     net.save_pretrained(tmp_path / "text")
     shutil.copytree(tmp_path / "text", tmp_path / "own")
-    tensors = {model.saved_name(net, n): t for n, t in load_file(tmp_path / "text" / "adapter_model.safetensors").items()}
+    tensors = {adapter.saved_name(net, n): t for n, t in load_file(tmp_path / "text" / "adapter_model.safetensors").items()}
     save_file(tensors, tmp_path / "own" / "adapter_model.safetensors", metadata={"format": "pt"})
     language = net.get_base_model()
     with torch.no_grad():
@@ -546,11 +547,11 @@ def test_the_adapter_of_a_multimodal_base_loads_into_its_own_class(tiny_gemma3n,
             merged.append({n: t for shard in (tmp_path / "merged").glob("*.safetensors") for n, t in load_file(shard).items()})
         assert all(torch.equal(merged[0][n], merged[1][n]) for n in merged[0])
 
-    train.save_adapter(net, checkpoint.Masters(net, a_job()), tmp_path / "saved", a_job())
+    adapter.save(net, checkpoint.Masters(net, a_job()).weights, tmp_path / "saved", a_job())
     assert set(load_file(tmp_path / "saved" / "adapter_model.safetensors")) == set(tensors)
 
     plain = model.load(tiny_gemma3n, a_job())
-    assert all(model.saved_name(plain, n) == n for n in plain.state_dict())
+    assert all(adapter.saved_name(plain, n) == n for n in plain.state_dict())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -680,7 +681,7 @@ def test_weights_that_transformers_misses_though_they_are_there_are_an_error(mul
 ])
 def test_precision(machine, there, changes, dtype, why):
     machine(**there)
-    found, because = model.precision(None if changes is None else a_job(**changes))
+    found, because = device.precision(None if changes is None else a_job(**changes))
     assert found == dtype
     assert why in because
 
@@ -688,7 +689,7 @@ def test_precision(machine, there, changes, dtype, why):
 @pytest.mark.parametrize(("there", "changes"), [({}, {}), (H100, {}), (T4, {}), ({}, {"load_in_4bit": True})])
 def test_float16_without_a_4_bit_base_is_refused(machine, there, changes):
     machine(**there)
-    for check in (model.precision, model.check_options):
+    for check in (device.precision, model.check_options):
         with pytest.raises(UserError, match=r"precision: fp16 is for a 4-bit base.*Use bf16 or fp32|load_in_4bit needs an NVIDIA GPU"):
             check(a_job(precision="fp16", **changes))
 
@@ -762,21 +763,21 @@ def test_the_card_and_its_peak_rate(monkeypatch, tiny):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda n: types.SimpleNamespace(name=f"NVIDIA A100-SXM4-80GB #{n}", total_memory=85_100_000_000))
-    model.card.cache_clear()
+    device.card.cache_clear()
     try:
-        assert model.card() == ("NVIDIA A100-SXM4-80GB #1", 85.1)
-        assert model.device_name() == "NVIDIA A100-SXM4-80GB #1"
+        assert device.card() == ("NVIDIA A100-SXM4-80GB #1", 85.1)
+        assert device.name() == "NVIDIA A100-SXM4-80GB #1"
         assert model.flops(tiny[0])["peak_flops"] == 312e12
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        assert model.card()[0], "asked once"
-        model.card.cache_clear()
-        assert model.card() == ("", 0.0)
-        assert model.device_name()
+        assert device.card()[0], "asked once"
+        device.card.cache_clear()
+        assert device.card() == ("", 0.0)
+        assert device.name()
     finally:
-        model.card.cache_clear()
+        device.card.cache_clear()
     for name, rate in (("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 NVL", 835), ("NVIDIA H200", 989), ("NVIDIA L4", 121),
                        ("NVIDIA L40S", 362), ("NVIDIA L40", 0), ("Tesla T4", 65), ("NVIDIA A10G", 70), ("NVIDIA GeForce RTX 3060", 0), ("", 0)):
-        monkeypatch.setattr(model, "card", lambda name=name: (name, 1.0))
+        monkeypatch.setattr(device, "card", lambda name=name: (name, 1.0))
         assert model.flops(tiny[0])["peak_flops"] == rate * 1e12, name
 
 
@@ -794,7 +795,22 @@ def test_where_the_weights_go(machine, tmp_path, monkeypatch, there, changes, ra
         file.truncate(20_000_000_000)  # sparse
     machine(**there)
     monkeypatch.setattr(parallel, "world", lambda: ranks)
-    assert model._devices(tmp_path, a_job(**changes)) == where
+    assert placement.device_map(tmp_path, a_job(**changes)) == where
+
+
+@needs_cuda
+def test_weights_put_aside_return_to_where_each_lay(tiny_gemma3n):
+    """A model spread over cards; here over a card and main memory."""
+    net = model.load(tiny_gemma3n, a_job())
+    net.get_base_model().model.layers[1].to("cpu")
+    before = {n: (p, p.device, p.detach().clone()) for n, p in net.named_parameters()}
+    assert len({place for _, place, _ in before.values()}) == 2
+    with placement.aside(net):
+        assert {p.device.type for p in (*net.parameters(), *net.buffers())} == {"cpu"}
+    for name, p in net.named_parameters():
+        same, place, values = before[name]
+        assert p is same
+        assert (p.device, torch.equal(p, values)) == (place, True)
 
 
 @pytest.mark.parametrize("changes", [{"load_in_4bit": True}, PACKED])
@@ -802,7 +818,7 @@ def test_what_cannot_be_sharded_is_refused(machine, tmp_path, monkeypatch, chang
     machine(**H100)
     monkeypatch.setattr(parallel, "world", lambda: 2)
     with pytest.raises(UserError, match="fsdp shards a 16-bit base.*load_in_4bit: false and torch_compile: false, or fsdp: none"):
-        model.sharded(tmp_path, a_job(fsdp="full_shard", **changes))
+        placement.sharded(tmp_path, a_job(fsdp="full_shard", **changes))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -823,20 +839,20 @@ def test_the_per_layer_table_off_the_card_changes_no_bit(tiny_gemma3n, float32):
     """Logits in bfloat16; loss and gradients of LoRA with recomputed layers. It is no parameter then, and still counted."""
     net = model.load_model(tiny_gemma3n, a_job())
     with torch.no_grad():
-        before, (_, everything) = net(input_ids=IDS).logits, model.count(net)
-        model.offload_embedding(net)
+        before, (_, everything) = net(input_ids=IDS).logits, adapter.count(net)
+        placement.offload_embedding(net)
         assert torch.equal(net(input_ids=IDS).logits, before)
     assert not [n for n in [*net.state_dict(), *dict(net.named_parameters()), *dict(net.named_buffers())] if "per_layer." in n and "embed" in n]
-    assert model.count(net) == (0, everything)
+    assert adapter.count(net) == (0, everything)
     assert everything - sum(p.numel() for p in net.parameters()) == 2048 * 35 * 256
 
     job = a_job(precision="fp32")
     net = model.load_model(tiny_gemma3n, job)
-    model.offload_embedding(net)
-    net = shaken(model.add_lora(net, job))
+    placement.offload_embedding(net)
+    net = shaken(adapter.add(net, job))
     net.gradient_checkpointing_enable({"use_reentrant": False})
     assert net.get_base_model().is_gradient_checkpointing
-    assert model.check_adapter(net, job) == 215
+    assert adapter.check(net, job) == 215
     assert_same(loss_and_gradients(net), float32[1])
 
 
@@ -845,11 +861,11 @@ def test_the_table_moves_only_where_there_is_a_card_and_the_job_wants_it(tiny_ge
     job, seen = a_job(offload_embedding=wanted), []
     net = model.load_model(tiny_gemma3n, job)
     monkeypatch.setattr(model, "_read", lambda *args, **kwargs: net)
-    monkeypatch.setattr(model, "_devices", lambda *args: None)
-    monkeypatch.setattr(model, "offload_embedding", seen.append)
+    monkeypatch.setattr(placement, "device_map", lambda *args: None)
+    monkeypatch.setattr(placement, "offload_embedding", seen.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    monkeypatch.setattr(model, "card", lambda: ("NVIDIA L4", 23.6))
+    monkeypatch.setattr(device, "card", lambda: ("NVIDIA L4", 23.6))
     model.load_model(tiny_gemma3n, job)
     assert seen == [net] * moved
 
@@ -864,10 +880,10 @@ def test_around_4_bit_everything_but_the_tables_is_float32(tiny, tiny_gemma3n, o
     half, whole = (model._read(tiny_gemma3n, dtype=d).requires_grad_(False) for d in (torch.float16, torch.float32))
     assert {p.dtype for p in half.parameters()} == {torch.float16}
     if offloaded:
-        model.offload_embedding(half)
+        placement.offload_embedding(half)
     packed = half.model.layers[0].mlp.up_proj
     weight, packed.weight = packed.weight, torch.nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
-    half, whole = shaken(model.add_lora(half, job)), shaken(model.add_lora(whole, job))
+    half, whole = shaken(adapter.add(half, job)), shaken(adapter.add(whole, job))
     for net in (half, whole):
         net.eval()
     model._float32_around_4_bit(half)
@@ -879,7 +895,7 @@ def test_around_4_bit_everything_but_the_tables_is_float32(tiny, tiny_gemma3n, o
     kept = {n.removeprefix("base_model.model.model.") for n, p in half.named_parameters() if p.dtype == torch.float16}
     assert kept == {"embed_tokens.weight"} | (set() if offloaded else {"embed_tokens_per_layer.weight"})
     assert half.get_output_embeddings().weight is body.embed_tokens.weight
-    assert {p.dtype for p in model.trainable(half).values()} == {torch.float32}
+    assert {p.dtype for p in adapter.trainable(half).values()} == {torch.float32}
     assert {p.dtype for n, p in half.named_parameters() if n.removeprefix("base_model.model.model.") not in kept} == {torch.float32}
     assert {b.dtype for n, b in half.named_buffers() if "embed_scale" not in n} == {torch.float32}
     with torch.no_grad():
@@ -902,7 +918,7 @@ def test_load_widens_where_it_computes_in_float16_and_only_there(tiny_gemma3n, m
     seen, real = [], model.load_model
     net = real(tiny_gemma3n, a_job())
     monkeypatch.setattr(model, "load_model", lambda *args: copy.deepcopy(net))
-    monkeypatch.setattr(model, "_float32_around_4_bit", lambda net: seen.append(len(model.trainable(net))))
+    monkeypatch.setattr(model, "_float32_around_4_bit", lambda net: seen.append(len(adapter.trainable(net))))
     for there, changes in ((T4, {"load_in_4bit": True, "backend": "transformers"}), (L4, {"load_in_4bit": True, "backend": "transformers"}), (T4, {})):
         machine(**there)
         model.load(tiny_gemma3n, a_job(**changes))
@@ -941,7 +957,7 @@ class Unsloth(types.ModuleType):
 def test_unsloth_is_asked_for_the_same_job(tiny_gemma3n, machine, monkeypatch, there, changes, dtype, checkpointing):
     """Text layers only, our seed, our list of what is not quantised, checkpointing as the job says, and nobody counted over the network."""
     job = a_job(load_in_4bit=True, **changes)
-    made = model.add_lora(model.load_model(tiny_gemma3n, a_job()), job)
+    made = adapter.add(model.load_model(tiny_gemma3n, a_job()), job)
     stand_in = Unsloth(made)
     monkeypatch.setitem(sys.modules, "unsloth", stand_in)
     monkeypatch.setattr(model, "_float32_around_4_bit", lambda net: pytest.fail("Unsloth has its own way with float16"))
@@ -966,7 +982,7 @@ def test_unsloth_is_asked_for_the_same_job(tiny_gemma3n, machine, monkeypatch, t
 
 
 def test_an_adapter_of_unsloth_is_checked_too(tiny_gemma3n, machine, monkeypatch):
-    made = model.add_lora(model.load_model(tiny_gemma3n, a_job()), a_job(lora_r=4))
+    made = adapter.add(model.load_model(tiny_gemma3n, a_job()), a_job(lora_r=4))
     monkeypatch.setitem(sys.modules, "unsloth", Unsloth(made))
     machine(**L4)
     with pytest.raises(UserError, match="527,360 trainable parameters in 215 modules; this architecture at r=8 has 1,054,720"):
@@ -974,7 +990,7 @@ def test_an_adapter_of_unsloth_is_checked_too(tiny_gemma3n, machine, monkeypatch
 
 
 def test_an_unsloth_base_in_16_bit_is_not_quantised(tiny_gemma3n, machine, monkeypatch):
-    stand_in = Unsloth(model.add_lora(model.load_model(tiny_gemma3n, a_job()), a_job()))
+    stand_in = Unsloth(adapter.add(model.load_model(tiny_gemma3n, a_job()), a_job()))
     monkeypatch.setitem(sys.modules, "unsloth", stand_in)
     machine(**H100)
     model.load(tiny_gemma3n, a_job(backend="unsloth"))
@@ -996,7 +1012,7 @@ def test_arithmetic_a_token_agrees_with_a_count_by_hand(tiny_gemma3n, tiny):
     expected = {"flops_per_token": 4.0 * TINY_LAYERS, "flops_per_trained_token": 4.0 * 2048 * 256, "peak_flops": 0.0}
     assert model.flops(plain) == expected
     assert model.flops(tiny[0]) == expected
-    model.offload_embedding(plain)
+    placement.offload_embedding(plain)
     assert model.flops(plain) == expected
 
 
@@ -1012,7 +1028,7 @@ def test_arithmetic_of_the_full_size_e4b():
         net = Gemma3nForCausalLM(Gemma3nTextConfig(num_kv_shared_layers=15)).requires_grad_(False)
     layer = 2 * 2048 * 2048 + 3 * 2048 * 16384 + 2 * 2048 * 64 + 2 * 2048 * 256 + 4 * 4 + 4 * 16 + 2048 * 4
     assert 35 * layer + 20 * 2 * 2048 * 512 == 3_904_924_400
-    for model_or_wrapped in (net, model.add_lora(net, a_job(use_dora=True))):
+    for model_or_wrapped in (net, adapter.add(net, a_job(use_dora=True))):
         found = model.flops(model_or_wrapped)
         assert (found["flops_per_token"], found["flops_per_trained_token"]) == (4.0 * 3_904_924_400, 4.0 * 262_400 * 2048)
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from standin import wait_for
 from test_train import HELD_OUT, ROWS, a_job, small_model
 
-from lib import base, ledger, model, parallel, params, train
+from lib import adapter, base, ledger, model, parallel, params, train
 from lib.params import ROOT, UserError
 from lib.record import STAGES
 
@@ -55,7 +55,7 @@ def copy(folder, to, job):
 def one_process(folder, job):
     place = base.folder(job)
     net = model.load(place, job)
-    return train.train(net, ROWS, HELD_OUT, job, folder, train.identity(job, "data-1", base.fingerprint(place), model.count(net)[0]))
+    return train.train(net, ROWS, HELD_OUT, job, folder, train.identity(job, "data-1", base.fingerprint(place), adapter.count(net)[0]))
 
 
 def weights(run):
@@ -151,12 +151,12 @@ def test_the_notebooks_model_has_what_the_ranks_trained(folder, alone, tmp_path,
     monkeypatch.setattr(parallel, "gpus", lambda job: 2)
     place = base.folder(job)
     net = model.load(place, job)
-    masters = parallel.train(net, ROWS, HELD_OUT, job, run, train.identity(job, "data-1", base.fingerprint(place), model.count(net)[0]))
+    masters = parallel.train(net, ROWS, HELD_OUT, job, run, train.identity(job, "data-1", base.fingerprint(place), adapter.count(net)[0]))
     during = {e["step"]: e["eval_loss"] for e in ledger.read(run / "metrics.jsonl") if e["event"] == "eval" and e["when"] == "during"}
     best = min(during, key=during.get)
     wanted = load_file(run / "checkpoints" / "best" / f"step-{best:06d}" / "adapter.safetensors")
     assert all(torch.equal(masters.weights[n], w) for n, w in wanted.items())
-    assert all(torch.equal(p, masters.weights[n]) for n, p in model.trainable(net).items())
+    assert all(torch.equal(p, masters.weights[n]) for n, p in adapter.trainable(net).items())
     assert any(w.any() for n, w in wanted.items() if "lora_B" in n)
     assert not (run / parallel.TRAINED).exists()
 

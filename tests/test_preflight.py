@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_train import HELD_OUT, ROWS, a_job, small_model
 
-from lib import files, fused, model, plan, preflight
+from lib import adapter, device, files, fused, plan, preflight
 from lib.params import UserError
 
 SIZES = plan.sizes(ROWS)
@@ -28,7 +28,7 @@ def a_card(monkeypatch, positions):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name, value in (("synchronize", None), ("empty_cache", None), ("reset_peak_memory_stats", None), ("max_memory_reserved", 0), ("max_memory_allocated", 2**30)):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
-    monkeypatch.setattr(model, "card", lambda: ("A100", 40.0))
+    monkeypatch.setattr(device, "card", lambda: ("A100", 40.0))
     monkeypatch.setattr(preflight.parallel, "gpus", lambda job: 1)
     return tried
 
@@ -145,7 +145,7 @@ def test_no_disk_for_the_checkpoints(monkeypatch, tmp_path):
     monkeypatch.setattr(files, "require_disk", lambda folder, size, what: asked.append((size, what)))
     job = a_job(save_total_limit=3)
     preflight.check(small_model(job), ROWS, 5, job, tmp_path)
-    trainable = model.count(small_model(job))[0]
+    trainable = adapter.count(small_model(job))[0]
     assert asked == [(trainable * 12 * 4, "the checkpoints")], "float32 weights and two moments, three kept and one being written"
 
 

@@ -28,14 +28,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
 
-from lib import batches, checkpoint, evaluate, fused, ledger, machine, model, parallel, plan, train
+from lib import adapter, batches, checkpoint, device, evaluate, fused, ledger, machine, parallel, plan, stops, train
 from lib.chat import IGNORED
+from lib.held_out import HeldOut
 from lib.params import ROOT, Params, UserError
+from lib.step import seed_for
+from lib.stops import Done
 
 BASE = {"base_model": "some/base", "load_in_4bit": False, "optim": "adamw_torch", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
         "learning_rate": 1e-2, "warmup_steps": 2, "save_steps": 2, "lora_r": 2, "lora_dropout": 0.1, "seed": 5}
 STEPS = 6  # of 23 rows by 4: one of them is a short step
-OTHER = "fp32" if model.precision()[0] == torch.bfloat16 else "bf16"  # than this machine computes in
+OTHER = "fp32" if device.precision()[0] == torch.bfloat16 else "bf16"  # than this machine computes in
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +57,7 @@ def small_model(job, dtype=torch.float32):
         activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0], layer_types=["sliding_attention", "full_attention"] * 2, sliding_window=8,
         max_position_embeddings=128, pad_token_id=0, eos_token_id=1, bos_token_id=2)
     torch.manual_seed(0)
-    return model.add_lora(Gemma3nForCausalLM(config).to(dtype).eval().requires_grad_(False), job)
+    return adapter.add(Gemma3nForCausalLM(config).to(dtype).eval().requires_grad_(False), job)
 
 
 def make_rows(count, seed=1):
@@ -81,7 +84,7 @@ def session(folder, job=None, rows=ROWS, held_out=HELD_OUT, **identity):
     job = job or a_job()
     folder.mkdir(exist_ok=True)
     net = small_model(job)
-    return train.train(net, rows, held_out, job, folder, {**train.identity(job, "data-1", "base-1", model.count(net)[0]), **identity})
+    return train.train(net, rows, held_out, job, folder, {**train.identity(job, "data-1", "base-1", adapter.count(net)[0]), **identity})
 
 
 def whole_run(folder, job=None, **options):
@@ -171,7 +174,7 @@ def evals(folder):
 
 def apart(weights, others, job):
     """How far two ends of training lie apart, as a share of the way from the start to the first."""
-    start = {n: p.detach().float() for n, p in model.trainable(small_model(job)).items()}
+    start = {n: p.detach().float() for n, p in adapter.trainable(small_model(job)).items()}
     way, gap = (math.sqrt(sum(float((w - to[n]).square().sum()) for n, w in weights.items())) for to in (start, others))
     assert way > 0.1, "training must have gone somewhere"
     return gap / way
@@ -189,9 +192,9 @@ def test_three_steps_equal_transformers_peft_and_torch():
     job = a_job(lora_dropout=0.0, max_steps=3, warmup_steps=1, lr_scheduler_type="cosine", max_grad_norm=0.5)
     loader = train.load_steps(ROWS, plan.sizes(ROWS), 0, job, None)
     ours, theirs = small_model(job).train(), small_model(job).train()
-    start = {n: p.detach().clone() for n, p in model.trainable(theirs).items()}
+    start = {n: p.detach().clone() for n, p in adapter.trainable(theirs).items()}
     masters = train.Masters(ours, job)
-    weights = list(model.trainable(theirs).values())
+    weights = list(adapter.trainable(theirs).values())
     optimizer = torch.optim.AdamW(weights, lr=job.learning_rate, weight_decay=job.weight_decay)
     schedule = transformers.get_scheduler("cosine", optimizer, num_warmup_steps=1, num_training_steps=3)
     for number, (_, step) in enumerate(itertools.islice(plan.steps_from(np.array(ROWS["length"]), 0, job), 3)):
@@ -216,7 +219,7 @@ def test_three_steps_equal_transformers_peft_and_torch():
         assert current["trained"] == items
         assert current["rows"] == [r for b in step for r in b]
         assert current["tokens"] == sum(ROWS[r]["length"] for b in step for r in b) < current["padded"] == positions
-    for name, weight in model.trainable(theirs).items():
+    for name, weight in adapter.trainable(theirs).items():
         moved = (weight.detach() - start[name]).norm()
         assert moved > 0
         assert (masters.weights[name] - weight.detach()).norm() < 1e-4 * moved, name  # of the change: the weight itself would hide it
@@ -233,8 +236,8 @@ def test_masters_keep_what_bfloat16_would_lose():
     moved = (masters.weights[name] - start).abs()
     assert (moved > 0).float().mean() > 0.9
     assert ((start + moved).bfloat16() == start.bfloat16()).float().mean() > 0.5, "such a step must be one that bfloat16 cannot hold"
-    assert model.trainable(net)[name].dtype == torch.bfloat16
-    assert torch.equal(model.trainable(net)[name].detach(), masters.weights[name].bfloat16())
+    assert adapter.trainable(net)[name].dtype == torch.bfloat16
+    assert torch.equal(adapter.trainable(net)[name].detach(), masters.weights[name].bfloat16())
 
 
 @pytest.mark.parametrize("groups", [[[0, 1], [2, 3]], [[0], [1], [2], [3]], [[3, 1, 0], [2]]])
@@ -377,7 +380,7 @@ def test_a_packing_run_interrupted_and_continued(tmp_path, monkeypatch, micro_ba
 
 def test_random_numbers_depend_on_seed_step_and_place_alone():
     def draw(seed, step, place):
-        train.seed_for(a_job(seed=seed), step, place)
+        seed_for(a_job(seed=seed), step, place)
         return torch.rand(4).tolist()
 
     keys = list(itertools.product((5, 6), range(12), range(12)))
@@ -445,7 +448,7 @@ def test_a_stopped_step_leaves_no_trace():
     masters = train.Masters(net, job)
     answers = iter([(False, False, False), (True, False, False), (True, False, False)])
     done = take_step(net, masters, job, current, 3, lambda: next(answers))
-    assert done == train.Done(None, None, "interrupted")
+    assert done == Done(None, None, "interrupted")
     assert not masters.flat.grad.any()
     assert all(p.grad is None for p in masters.live.values())
     untouched = small_model(job).train()
@@ -497,7 +500,7 @@ def test_ctrl_c_in_the_last_step_is_not_swallowed(tmp_path, monkeypatch, uninter
 def test_max_minutes_one_step_a_session(tmp_path, uninterrupted):
     job = a_job(max_minutes=1e-9)
     for step in range(1, STEPS):
-        with pytest.raises(train.SessionOver, match=rf"is up after step {step} of 6.* about {STEPS - step} more sessions"):
+        with pytest.raises(stops.SessionOver, match=rf"is up after step {step} of 6.* about {STEPS - step} more sessions"):
             session(tmp_path, job)
     found = same_run(tmp_path, session(tmp_path, job), uninterrupted)
     assert (found["sessions"], found["steps_repeated"]) == (STEPS, 0)
@@ -507,7 +510,7 @@ def test_max_minutes_one_step_a_session(tmp_path, uninterrupted):
 def test_a_stop_file_ends_the_session_after_the_step_and_goes(tmp_path, monkeypatch, uninterrupted, micro_batch, step):
     """Unlike Ctrl-C it lets the step finish, also when it comes in the first micro-batch; the same command continues."""
     at_call(monkeypatch, micro_batch, touch_stop(tmp_path))
-    with pytest.raises(train.SessionOver, match=f"^a stop file was found after step {step} of {STEPS}; its checkpoint is saved. The same command continues.$"):
+    with pytest.raises(stops.SessionOver, match=f"^a stop file was found after step {step} of {STEPS}; its checkpoint is saved. The same command continues.$"):
         session(tmp_path)
     assert not (tmp_path / "stop").exists()
     assert checkpoints(tmp_path)[-1] == f"step-{step:06d}"
@@ -691,6 +694,29 @@ def test_ctrl_c_does_not_wait_for_a_held_out_loss(tmp_path, monkeypatch, uninter
     assert evals(tmp_path / "stopped") == evals(tmp_path / "whole")
 
 
+def test_ctrl_c_in_a_held_out_loss_ends_it_there(tmp_path, monkeypatch, uninterrupted):
+    job, real, groups = a_job(eval_steps=2), evaluate._sums, []
+    session(tmp_path / "whole", job)
+
+    def interrupted_at_the_second(model, data, rows, bar):
+        def counted(numbers):
+            for n in bar(numbers):
+                groups.append(n)
+                if len(groups) == 2:
+                    interrupt(None)
+                yield n
+        return real(model, data, 1, counted if (tmp_path / "stopped/checkpoints/step-000004").exists() else bar)
+
+    monkeypatch.setattr(evaluate, "_sums", interrupted_at_the_second)
+    assert len(HELD_OUT) > 3, "more groups of one row would follow"
+    with pytest.raises(KeyboardInterrupt, match="held-out loss after step 4; its checkpoint is saved"):
+        session(tmp_path / "stopped", job)
+    assert len(groups) == 2
+    monkeypatch.setattr(evaluate, "_sums", real)
+    same_run(tmp_path / "stopped", session(tmp_path / "stopped", job), uninterrupted)
+    assert [e[:2] for e in evals(tmp_path / "stopped")] == [e[:2] for e in evals(tmp_path / "whole")]
+
+
 def test_no_held_out_rows_no_evals(tmp_path, uninterrupted):
     same_run(tmp_path, session(tmp_path, a_job(eval_steps=2), held_out=HELD_OUT.select([])), uninterrupted)
     assert evals(tmp_path) == []
@@ -745,8 +771,8 @@ def test_a_run_stopped_early_and_started_again_changes_nothing(tmp_path, stopped
     ([3.0, 3.0, 3.0], True), ([5.0, 4.0, 3.0, 2.0], False)])
 def test_patience(losses, spent):
     found = {("before", 0): 1.0, **{("during", 2 * n): loss for n, loss in enumerate(losses, 1)}, ("after", 99): 0.5}
-    assert train.patience_spent(found, a_job(early_stopping_patience=2, eval_steps=2)) is spent
-    assert not train.patience_spent(found, a_job())
+    for job, expected in ((a_job(early_stopping_patience=2, eval_steps=2), spent), (a_job(), False)):
+        assert HeldOut(None, None, job, found, None, None).patience_spent() is expected
 
 
 def scripted(monkeypatch, *losses):
@@ -913,7 +939,7 @@ def test_without_a_good_checkpoint_training_starts_over(stopped_copy, uninterrup
     ({"lora_r": 3}, "lora_r: checkpoint 2, now 3"), ({"learning_rate": 2e-2}, "learning_rate: checkpoint 0.01, now 0.02"),
     ({"seed": 6}, "seed: checkpoint 5, now 6"), ({"gradient_accumulation_steps": 4}, "rows_a_step: checkpoint 4, now 8"),
     ({"per_device_train_batch_size": 3}, "rows_a_step: checkpoint 4, now 6"), ({"packing": True}, "packing: checkpoint False, now True"),
-    ({"load_in_4bit": True}, "load_in_4bit: checkpoint False, now True"), ({"precision": OTHER}, f"computes in: checkpoint {model.precision()[0]}, now"),
+    ({"load_in_4bit": True}, "load_in_4bit: checkpoint False, now True"), ({"precision": OTHER}, f"computes in: checkpoint {device.precision()[0]}, now"),
     ({"use_rslora": True}, "use_rslora: checkpoint False, now True"), ({"neftune_noise_alpha": 1.0}, "neftune_noise_alpha: checkpoint 0.0, now 1.0"),
     ({"base_model": "other/base"}, "base_model: checkpoint some/base, now other/base"), ({"max_steps": 2}, "max_steps: checkpoint -1, now 2"),
     ({"finetune_mlp_modules": False}, "finetune_mlp_modules: checkpoint True, now False")])
@@ -958,12 +984,10 @@ def test_a_patch_of_a_library_is_no_other_library(stopped_copy, monkeypatch, uni
 
 def test_fewer_steps_than_are_done_are_refused(stopped_copy):
     before = (stopped_copy / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match=r"`run` is at step 4, beyond the 3 steps of this job: max_steps or num_train_epochs was lowered. Raise it to 4"):
-        session(stopped_copy, a_job(max_steps=3), max_steps=-1)
+    with pytest.raises(UserError, match=r"step-000004 does not belong to this job:\n  max_steps: checkpoint -1, now 3\nStart .* RUN="):
+        session(stopped_copy, a_job(max_steps=3))
     assert checkpoints(stopped_copy) == ["step-000002", "step-000004"]
     assert (stopped_copy / "metrics.jsonl").read_bytes() == before
-    session(stopped_copy, a_job(max_steps=4), max_steps=-1)
-    assert ledger.summary(ledger.read(stopped_copy / "metrics.jsonl"))["steps"] == 4, "as many are a finished run"
 
 
 def test_what_changes_no_weight_may_change_between_sessions(stopped_copy, uninterrupted):
@@ -1144,7 +1168,7 @@ def test_a_diverged_step_stops_before_it_spoils_anything(tmp_path, monkeypatch, 
     made = caught_masters(monkeypatch)
     with monkeypatch.context() as patch:
         at_call(patch, 13, action)
-        with pytest.raises(train.Diverged, match=f"step 7 has .*{shown}") as caught:
+        with pytest.raises(stops.Diverged, match=f"step 7 has .*{shown}") as caught:
             session(tmp_path / "run", job)
     assert re.findall(r"'(row-\d+)'", str(caught.value)) == [f"row-{n}" for b in step for n in b]
     path, state = checkpoint.newest_checkpoint(tmp_path / "run" / "checkpoints")
@@ -1165,7 +1189,7 @@ def test_an_explosion_is_seen_again_after_a_resume(tmp_path, monkeypatch):
     poisoned = pad(ROWS[step[0]]["input_ids"], 0)
     at_every_call(monkeypatch, lambda losses, batch: losses * 20 if torch.equal(batch.input_ids, poisoned) else losses)
     for _ in range(2):
-        with pytest.raises(train.Diverged, match="step 8 has the loss"):
+        with pytest.raises(stops.Diverged, match="step 8 has the loss"):
             session(tmp_path, job)
     assert checkpoints(tmp_path) == ["step-000006"]
 
@@ -1175,14 +1199,14 @@ def test_an_explosion_is_seen_again_after_a_resume(tmp_path, monkeypatch):
     (50.0, 1.0, [4.0] * 5, True), (11.9, 1.0, [4.0] * 5, False), (12.1, 1.0, [4.0] * 5, True), (4.5, 1.0, [1.0] * 20, False), (4.6, 1.0, [1.0] * 20, True)])
 def test_what_counts_as_diverged(loss, norm, recent, expected):
     """Three times the mean of the last steps, and worse than guessing among 96 tokens, whose loss is 4.56."""
-    assert train.diverged(train.Done(loss, norm, ""), train.collections.deque(recent, 20), 96) is expected
+    assert stops.diverged(Done(loss, norm, ""), train.collections.deque(recent, 20), 96) is expected
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_one_gradient_that_is_no_number_is_seen(bad):
     masters = train.Masters(small_model(a_job()), a_job())
     next(iter(masters.gradients.values()))[0, 0] = bad
-    assert train.diverged(train.Done(1.0, masters.norm(), ""), train.collections.deque(), 96)
+    assert stops.diverged(Done(1.0, masters.norm(), ""), train.collections.deque(), 96)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1192,7 +1216,7 @@ def test_one_gradient_that_is_no_number_is_seen(bad):
 @pytest.fixture
 def float16(monkeypatch):
     """The loss scale of a float16 job, around float32 arithmetic, in which a power of two changes no bit."""
-    monkeypatch.setattr(model, "precision", lambda job=None: (torch.float16, "a test"))
+    monkeypatch.setattr(device, "precision", lambda job=None: (torch.float16, "a test"))
 
 
 def overflows_from(limit):
@@ -1277,14 +1301,14 @@ def test_the_scale_doubles_after_enough_steps_and_no_sooner(tmp_path, monkeypatc
 
 def test_an_overflow_at_every_scale_is_a_divergence(tmp_path, monkeypatch, float16):
     calls = at_every_call(monkeypatch, overflows_from(0))
-    with pytest.raises(train.Diverged, match="step 1 has the loss 4.* and the gradient norm (inf|nan)"):
+    with pytest.raises(stops.Diverged, match="step 1 has the loss 4.* and the gradient norm (inf|nan)"):
         session(tmp_path)
     assert len(calls) == 2 * 15, "2^14 down to 1, and no further"
 
 
 def test_a_loss_that_is_no_number_is_not_tried_again(tmp_path, monkeypatch, float16):
     calls = at_every_call(monkeypatch, lambda losses, _: losses * math.nan)
-    with pytest.raises(train.Diverged, match="loss nan"):
+    with pytest.raises(stops.Diverged, match="loss nan"):
         session(tmp_path)
     assert len(calls) == 2
 
@@ -1307,20 +1331,20 @@ def test_the_saved_adapter_is_the_trained_model(tiny_gemma3n, tmp_path):
         return AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.float32).requires_grad_(False)
 
     job = a_job(base_model="owner/base", base_revision="v1", lora_dropout=0.0)
-    net = model.add_lora(base(), job)
+    net = adapter.add(base(), job)
     masters = train.Masters(net.train(), job)
     row = {"input_ids": [[2, 50, 60, 70, 80, 90]], "labels": [[IGNORED] * 3 + [70, 80, 90]]}
     for _ in range(2):
         train_step(net, masters, job, {"batches": [(0, batches.of(row, None, 1 / 3))]}, 0.05)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "of-an-earlier-run").write_text("")
-    train.save_adapter(net, masters, tmp_path / "adapter", job)
+    adapter.save(net, masters.weights, tmp_path / "adapter", job)
 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter"]
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {t.dtype for t in tensors.values()} == {torch.float32}
-    assert sum(t.numel() for t in tensors.values()) == model.count(net)[0]
+    assert sum(t.numel() for t in tensors.values()) == adapter.count(net)[0]
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("owner/base", "v1")
     assert str(tiny_gemma3n) not in json.dumps(config)
@@ -1338,7 +1362,7 @@ def test_the_saved_adapter_has_the_masters_precision(tmp_path):
     net = small_model(job, torch.bfloat16).train()
     masters = train.Masters(net, job)
     train_step(net, masters, job, of_rows([0, 1]), 1e-3)
-    train.save_adapter(net, masters, tmp_path / "adapter", job)
+    adapter.save(net, masters.weights, tmp_path / "adapter", job)
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     for name, weight in masters.weights.items():
         assert torch.equal(tensors[name.replace(".default", "")], weight)

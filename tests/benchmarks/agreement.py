@@ -18,19 +18,19 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
-from lib import base, batches, evaluate, ledger, model, params, plan, prepared, train
+from lib import adapter, base, batches, evaluate, ledger, model, params, plan, prepared, train
 
 
 def plain_model(folder, job):
     torch.manual_seed(job.seed)
-    config = LoraConfig(r=job.lora_r, lora_alpha=job.lora_alpha, target_modules=model.lora_targets(job), task_type="CAUSAL_LM")
+    config = LoraConfig(r=job.lora_r, lora_alpha=job.lora_alpha, target_modules=adapter.targets(job), task_type="CAUSAL_LM")
     return get_peft_model(model.load_model(folder, job), config)
 
 
 def plain_steps(net, rows, job, steps):
     """Losses of the plain recipe on the micro-batches of our plan."""
     net.train()
-    trained = list(model.trainable(net).values())
+    trained = list(adapter.trainable(net).values())
     optimizer = torch.optim.AdamW(trained, lr=job.learning_rate, weight_decay=job.weight_decay)
     losses, order = [], plan.steps_from(plan.sizes(rows).lengths, 0, job)
     for step in range(steps):
@@ -67,7 +67,7 @@ def main(run, steps):
     folder = base.folder(job)
     net = model.load(folder, job)
     with tempfile.TemporaryDirectory() as scratch:
-        train.train(net, rows, held_out, job, pathlib.Path(scratch), train.identity(job, "data", "base", model.count(net)[0]))
+        train.train(net, rows, held_out, job, pathlib.Path(scratch), train.identity(job, "data", "base", adapter.count(net)[0]))
         entries = ledger.read(pathlib.Path(scratch) / "metrics.jsonl")
     results, ours = ledger.summary(entries), [e["loss"] for e in ledger.steps(entries)]
     del net

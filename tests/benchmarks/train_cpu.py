@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from lib import base, checkpoint, data, machine, model, params, plan, prepared, train
+from lib import adapter, base, checkpoint, data, device, machine, model, params, plan, prepared, train
 
 STEPS = 3
 
@@ -62,7 +62,7 @@ def trainer(net, rows, job, seed, autocast, tokenizer):
 
 def main(rounds):
     job = params.load("params/cpu.yaml")
-    cores = model.threads()
+    cores = device.threads()
     folder = base.folder(job)
     tokenizer = model.load_tokenizer(folder)
     tokenizer.padding_side = "right"
@@ -71,9 +71,9 @@ def main(rounds):
         rows = prepare(job, folder, pathlib.Path(scratch))
         from peft import LoraConfig, get_peft_model
 
-        config = LoraConfig(r=job.lora_r, lora_alpha=job.lora_alpha, target_modules=model.lora_targets(job), task_type="CAUSAL_LM")
+        config = LoraConfig(r=job.lora_r, lora_alpha=job.lora_alpha, target_modules=adapter.targets(job), task_type="CAUSAL_LM")
         kinds = {
-            "ours": (model.add_lora(model.load_model(folder, job), job), lambda net, seed: ours(net, rows, job, seed)),
+            "ours": (adapter.add(model.load_model(folder, job), job), lambda net, seed: ours(net, rows, job, seed)),
             "Trainer, bf16=True": (get_peft_model(model.load_model(folder, job), config), lambda net, seed: trainer(net, rows, job, seed, True, tokenizer)),
             "Trainer, all bfloat16": (get_peft_model(model.load_model(folder, job), config, autocast_adapter_dtype=False),
                                       lambda net, seed: trainer(net, rows, job, seed, False, tokenizer)),

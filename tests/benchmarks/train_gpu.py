@@ -73,7 +73,7 @@ def make_rows(count, longest=1024, seed=0):
 def ours(params_file, steps, overrides):
     import torch
 
-    from lib import ledger, model, params, train
+    from lib import adapter, ledger, model, params, train
 
     job = params.load(params_file, overrides)
     job = job.model_copy(update={"base_model": str(BASE), "max_steps": steps, "warmup_steps": 0, "num_gpus": 1})
@@ -85,7 +85,7 @@ def ours(params_file, steps, overrides):
     folder = pathlib.Path(os.environ.get("OUT", "/tmp")) / "work"
     subprocess.run(["rm", "-rf", str(folder)], check=True)
     folder.mkdir(parents=True)
-    train.train(net, rows, rows.select([]), job, folder, train.identity(job, "random", "random", model.count(net)[0]))
+    train.train(net, rows, rows.select([]), job, folder, train.identity(job, "random", "random", adapter.count(net)[0]))
     entries = ledger.read(folder / "metrics.jsonl")
     subprocess.run(["rm", "-rf", str(folder)], check=True)
     lines = [e for e in entries if e["event"] == "step"][WARM_UP:]
@@ -109,7 +109,7 @@ def theirs(kind, steps):
     from peft import LoraConfig, get_peft_model
     from trl import SFTConfig, SFTTrainer
 
-    from lib import model, params
+    from lib import adapter, model, params
 
     job = params.Params()
     loaded = time.monotonic()
@@ -117,7 +117,7 @@ def theirs(kind, steps):
         net = model._unsloth(BASE, job.model_copy(update={"backend": "unsloth"}))
     else:
         net = transformers.AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16, device_map={"": 0}, quantization_config=model.quantization(job))
-        net = get_peft_model(net, LoraConfig(r=8, lora_alpha=8, target_modules=model.lora_targets(job), task_type="CAUSAL_LM"))
+        net = get_peft_model(net, LoraConfig(r=8, lora_alpha=8, target_modules=adapter.targets(job), task_type="CAUSAL_LM"))
     loaded = time.monotonic() - loaded
     word = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3}, unk_token="<unk>"))
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=word, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>")
