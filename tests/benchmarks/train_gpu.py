@@ -1,11 +1,12 @@
 """Training speed and memory on one NVIDIA GPU: TRL + PEFT, Unsloth and ours side by side, on Gemma 3n E4B's exact structure.
 
-    python tests/benchmarks/train_gpu.py KIND...            # trl, trl-16, unsloth, or a params file: params/h100.yaml
+    python tests/benchmarks/train_gpu.py KIND...            # trl, trl-16, unsloth, unsloth-eager, or a params file: params/h100.yaml
     python tests/benchmarks/train_gpu.py --cap 14.7 trl params/t4.yaml       # as on a card of 14.7 GiB
 
 Random weights, 16 GB, written to .cache/e4b-random once (40 s); rows of random tokens, lognormal lengths, mean 137, up to
 1,024, about 3/4 of them trained. Speed and memory are real, loss is meaningless. Each kind runs in a process of its own;
-the median step after warm-up counts. Needs timm and torchvision for the multimodal class that TRL and Unsloth load.
+steps after warm-up count. `trl-16` has a micro-batch of 16 rows, `unsloth-eager` is Unsloth with its compiler off. Needs
+timm and torchvision for the multimodal class that TRL and Unsloth load.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
@@ -25,7 +27,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).parents[2]
 BASE = ROOT / ".cache/e4b-random"
 WARM_UP = 5
-CONFIGS = {"trl": (4, 4), "trl-8": (8, 2), "trl-16": (16, 1), "trl-1": (1, 16), "trl-2": (2, 8), "unsloth": (4, 4), "unsloth-16": (16, 1), "unsloth-2": (2, 8)}
+STEP = 16  # rows of TRL's and Unsloth's steps, as the seed recipe's 4 x 4
 
 
 def make_base(folder):
@@ -82,12 +84,9 @@ def ours(params_file, steps, overrides):
     net = model.load(BASE, job)
     loaded = time.monotonic() - loaded
     torch.cuda.reset_peak_memory_stats()
-    folder = pathlib.Path(os.environ.get("OUT", "/tmp")) / "work"
-    subprocess.run(["rm", "-rf", str(folder)], check=True)
-    folder.mkdir(parents=True)
-    train.train(net, rows, rows.select([]), job, folder, train.identity(job, "random", "random", adapter.count(net)[0]))
-    entries = ledger.read(folder / "metrics.jsonl")
-    subprocess.run(["rm", "-rf", str(folder)], check=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        train.train(net, rows, rows.select([]), job, pathlib.Path(scratch), train.identity(job, "random", "random", adapter.count(net)[0]))
+        entries = ledger.read(pathlib.Path(scratch) / "metrics.jsonl")
     lines = [e for e in entries if e["event"] == "step"][WARM_UP:]
     results = ledger.summary(entries)
     return {"step seconds": [e["seconds"] for e in lines], "rows": job.per_device_train_batch_size * job.gradient_accumulation_steps,
@@ -100,8 +99,11 @@ def theirs(kind, steps):
     """The seed recipe (NF4, r=8, 8-bit AdamW, checkpointing, response-only loss) in TRL + PEFT, or in Unsloth."""
     import torch
 
-    batch, accumulation = CONFIGS[kind]
+    size = next((int(word) for word in kind.split("-") if word.isdigit()), 4)
+    batch, accumulation = size, STEP // size
     if kind.startswith("unsloth"):
+        if "eager" in kind:
+            os.environ["UNSLOTH_COMPILE_DISABLE"] = "1"
         import unsloth  # noqa: F401 - must come before transformers
 
     import tokenizers
@@ -130,7 +132,7 @@ def theirs(kind, steps):
             torch.cuda.synchronize()
             times.append(time.monotonic())
 
-    args = SFTConfig(output_dir="/tmp/trl", per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, max_steps=steps, warmup_steps=5,
+    args = SFTConfig(output_dir=tempfile.mkdtemp(), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, max_steps=steps, warmup_steps=5,
                      learning_rate=2e-5, optim="adamw_8bit", weight_decay=0.01, lr_scheduler_type="linear", seed=3407, report_to="none", save_strategy="no",
                      max_length=1024, bf16=True, logging_steps=1, gradient_checkpointing=not kind.startswith("unsloth"),
                      gradient_checkpointing_kwargs={"use_reentrant": False}, dataset_kwargs={"skip_prepare_dataset": True}, packing=False, disable_tqdm=True)
@@ -138,8 +140,7 @@ def theirs(kind, steps):
     torch.cuda.reset_peak_memory_stats()
     trainer.train()
     seconds = [b - a for a, b in zip(times, times[1:], strict=False)][WARM_UP - 1:]
-    size = batch * accumulation
-    return {"step seconds": seconds, "rows": size, "samples/s": size * len(seconds) / sum(seconds), "tokens/s": size * tokens * len(seconds) / sum(seconds),
+    return {"step seconds": seconds, "rows": STEP, "samples/s": STEP * len(seconds) / sum(seconds), "tokens/s": STEP * tokens * len(seconds) / sum(seconds),
             "load s": loaded}
 
 
@@ -149,6 +150,7 @@ def main():
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--cap", type=float, default=0.0, help="GiB of memory to pretend the card has")
     parser.add_argument("--set", default="", help="overrides of a params file")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds after which a kind is given up")
     parser.add_argument("--child", action="store_true")
     args = parser.parse_args()
     if args.child:
@@ -171,14 +173,21 @@ def main():
     print(f"{'kind':18} {'samples/s':>9} {'tokens/s':>9} {'step s':>7} {'peak GiB':>8} {'reserved':>8} {'compile s':>9} {'padding':>7} {'MFU':>6}", flush=True)
     for kind in args.kinds:
         begun = time.monotonic()
-        done = subprocess.run([sys.executable, __file__, "--child", "--steps", str(args.steps), "--cap", str(args.cap), "--set", args.set, kind],
-                              capture_output=True, text=True)
-        line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
+        command = [sys.executable, __file__, "--child", "--steps", str(args.steps), "--cap", str(args.cap), "--set", args.set, kind]
+        with tempfile.TemporaryFile("w+", errors="replace") as log:
+            try:
+                subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=args.limit)
+                ended = "failed"
+            except subprocess.TimeoutExpired:
+                ended = "given up"
+            log.seek(0)
+            said = log.read()
         if out := os.environ.get("OUT"):
-            (pathlib.Path(out) / f"{pathlib.Path(kind).stem}.txt").write_text(done.stdout[-20000:] + done.stderr[-20000:])
+            (pathlib.Path(out) / f"{pathlib.Path(kind).stem}.txt").write_text(said[-40000:])
+        line = next((line for line in said.splitlines() if line.startswith("RESULT ")), None)
         if not line:
-            reason = [t for t in (done.stderr or done.stdout).strip().splitlines() if t.strip()][-1:]
-            print(f"{kind:18} failed after {time.monotonic() - begun:.0f} s: {reason[0][:200] if reason else done.returncode}", flush=True)
+            reason = [t for t in said.strip().splitlines() if t.strip()][-1:]
+            print(f"{kind:18} {ended} after {time.monotonic() - begun:.0f} s: {reason[0][:200] if reason else 'it said nothing'}", flush=True)
             continue
         r = json.loads(line[7:])
         print(f"{kind:18} {r['samples/s']:9.1f} {r['tokens/s']:9,.0f} {statistics.median(r['step seconds']):7.3f} {r['peak GiB']:8.1f} {r['reserved GiB']:8.1f} "
