@@ -1,7 +1,7 @@
-"""Our packed, compiled path beside the plain recipe on one NVIDIA GPU: same batches step by step, and each in its own order to the end.
+"""Our packed, compiled path beside the plain recipe: same batches step by step, and each in its own order to the end.
 
     make prepare PARAMS=params/h100.yaml SET="base_model=bundled:gemma-3-270m dataset=..." RUN=agreement
-    python tests/benchmarks/agreement.py runs/agreement [steps]
+    python tests/benchmarks/agreement.py runs/agreement [steps]       # on a CPU with torch_compile=false: packed, not compiled
 
 Plain is transformers' own forward with labels and attention mask, PEFT's float32 adapter under bfloat16 autocast,
 torch.optim.AdamW; in the last comparison transformers.Trainer, which shuffles as it likes. Prints the largest relative
@@ -18,7 +18,7 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
-from lib import adapter, base, batches, evaluate, ledger, model, params, plan, prepared, train
+from lib import adapter, base, batches, device, evaluate, ledger, model, params, plan, prepared, train
 
 
 def plain_model(folder, job):
@@ -40,14 +40,14 @@ def plain_steps(net, rows, job, steps):
         width = padded.input_ids.shape[1]
         labels = torch.tensor([r + [-100] * (width - len(r)) for r in found["labels"]], device=net.device)
         mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in found["input_ids"]], device=net.device)
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast(net.device.type, torch.bfloat16):
             loss = net(input_ids=padded.input_ids.to(net.device), attention_mask=mask, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, job.max_grad_norm)
         optimizer.param_groups[0]["lr"] = plan.learning_rate(step, steps, job)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses
 
 
@@ -55,7 +55,7 @@ def trainer(net, rows, job, steps):
     args = transformers.TrainingArguments(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=job.per_device_train_batch_size, max_steps=steps, seed=job.seed,
         gradient_accumulation_steps=job.gradient_accumulation_steps, learning_rate=job.learning_rate, weight_decay=job.weight_decay,
-        optim="adamw_torch", warmup_steps=job.warmup_steps, lr_scheduler_type=job.lr_scheduler_type, max_grad_norm=job.max_grad_norm, bf16=True,
+        optim="adamw_torch", warmup_steps=job.warmup_steps, lr_scheduler_type=job.lr_scheduler_type, max_grad_norm=job.max_grad_norm, bf16=True, use_cpu=not torch.cuda.is_available(),
         logging_steps=50, save_strategy="no", report_to="none", disable_tqdm=True)
     collate = transformers.DataCollatorForSeq2Seq(transformers.AutoTokenizer.from_pretrained(base.folder(job)), padding=True)
     transformers.Trainer(net, args, train_dataset=rows.select_columns(["input_ids", "labels"]), data_collator=collate).train()
@@ -79,7 +79,7 @@ def main(run, steps):
     trainer(net, rows, job, steps)
     shuffled, _ = evaluate.response_loss(net, held_out)
     apart = [abs(a - b) / b for a, b in zip(ours, theirs, strict=True)]
-    print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}, transformers {transformers.__version__}; {job.base_model}, real weights, "
+    print(f"\n{device.name()}, torch {torch.__version__}, transformers {transformers.__version__}; {job.base_model}, real weights, "
           f"{len(rows):,} rows, {steps} steps of {plan.rows_a_step(job)}, learning rate {job.learning_rate:g}")
     print("step    ours    plain   apart")
     for n in sorted({0, 1, 2, *range(9, steps, max(1, steps // 10)), steps - 1}):
