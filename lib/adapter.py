@@ -85,8 +85,8 @@ def save(model: Any, weights: dict[str, torch.Tensor], folder: pathlib.Path, job
     temporary = folder.with_name(".adapter.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(str(temporary), state_dict={**model.state_dict(), **weights})
-    weights = temporary / "adapter_model.safetensors"
-    save_file({saved_name(model, n): w for n, w in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    file = temporary / "adapter_model.safetensors"
+    save_file({saved_name(model, n): w for n, w in load_file(file).items()}, file, metadata={"format": "pt"})
     config = files.read_json(temporary / "adapter_config.json", "adapter configuration")
     # PEFT writes the local folder the base was loaded from, which means nothing on another machine
     files.write_json(temporary / "adapter_config.json", {**config, "base_model_name_or_path": job.base_model, "revision": job.base_revision or None})

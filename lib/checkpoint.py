@@ -29,7 +29,8 @@ class Masters:
 
     def __init__(self, model: Any, job: Params):
         self.live = adapter.trainable(model)
-        self.flat = torch.cat([p.detach().float().flatten() for p in self.live.values()])
+        place = next(iter(self.live.values())).device  # of a base spread over cards, the first adapter's
+        self.flat = torch.cat([p.detach().to(place, torch.float32).flatten() for p in self.live.values()])
         self.flat.grad = torch.zeros_like(self.flat)
         self.weights, self.gradients = self._views(self.flat), self._views(self.flat.grad)
         # of the loss: float16 gradients vanish below 6e-8; dynamic, as in torch.amp.GradScaler
@@ -48,7 +49,7 @@ class Masters:
     def take_gradients(self) -> None:
         found = [n for n, p in self.live.items() if p.grad is not None]
         if found:
-            torch._foreach_add_([self.gradients[n] for n in found], [self.live[n].grad for n in found])
+            torch._foreach_add_([self.gradients[n] for n in found], [self.live[n].grad.to(self.flat.device) for n in found])
         self.drop_live_gradients()
 
     def drop_live_gradients(self) -> None:

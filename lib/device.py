@@ -1,10 +1,12 @@
 """What computes: the card in use or the processor, its memory, its peak rate, and the precision that suits it."""
 
+import contextlib
 import functools
 import os
 import re
 import resource
 import sys
+from collections.abc import Iterator
 
 import torch
 
@@ -52,6 +54,20 @@ def precision(job: Params | None = None) -> tuple[torch.dtype, str]:
 def peak_flops() -> float:
     """Operations a second of the card in use in 16 bit, by its datasheet; 0 where it is not known."""
     return next((rate for name, rate in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", card()[0])), 0.0)
+
+
+@contextlib.contextmanager
+def memory_for(what: str, advice: str) -> Iterator[None]:
+    """Where the card has not enough memory inside the block: a UserError that says for what, and what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(f"{what}: {'. '.join(str(error).split('. ')[:2])}", advice) from None
+
+
+def out_of_memory(what: str, advice: str) -> UserError:
+    return UserError(f"{name()}{card()[0] and f' ({card()[1]:.1f} GB)'} has not enough memory for {what}.\n"
+                     f"End what else uses the card (`nvidia-smi` lists it), or {advice}.")
 
 
 def memory_gib() -> tuple[float, str]:

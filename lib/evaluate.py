@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lib import batches, files, parallel
+from lib import batches, device, files, parallel
 from lib.loss import token_losses
 
 PROMPTS = (
@@ -30,19 +30,21 @@ def response_loss(model: Any, data: Any, rows_at_once: int = 8, bar: Any = iter)
     """
     if not len(data):
         return None, 0
-    was_training = model.training
+    was_training, sums = model.training, None
     model.eval()
     try:
-        total, tokens = _sums(model, data, rows_at_once, bar)
+        sums = _sums(model, data, rows_at_once, bar)
     except torch.OutOfMemoryError:
-        if rows_at_once == 1 or parallel.world() > 1:  # the others are in the middle of it
-            raise
-        print(f"held-out loss: {rows_at_once} rows at once do not fit, trying {rows_at_once // 2}", flush=True)
-        torch.cuda.empty_cache()
-        return response_loss(model, data, rows_at_once // 2, bar)
+        pass  # tried again outside, since the exception keeps the failed attempt's tensors alive
     finally:
         model.train(was_training)
-    return total / tokens, int(tokens)
+    if sums:
+        return sums[0] / sums[1], int(sums[1])
+    if rows_at_once == 1 or parallel.world() > 1:  # the others are in the middle of it
+        raise device.out_of_memory(f"the held-out loss, {rows_at_once} rows at once", "lower max_seq_length")
+    print(f"held-out loss: {rows_at_once} rows at once do not fit, trying {rows_at_once // 2}", flush=True)
+    torch.cuda.empty_cache()
+    return response_loss(model, data, rows_at_once // 2, bar)
 
 
 def _sums(model: Any, data: Any, rows_at_once: int, bar: Any) -> tuple[float, float]:
@@ -64,7 +66,7 @@ def answers(model: Any, tokenizer: Any, new_tokens: int, prompts: tuple[str, ...
     texts = [tokenizer.apply_chat_template([{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True) for p in prompts]
     batch = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt").to(model.device)
     stop = tokenizer.convert_tokens_to_ids(["<eos>", "<end_of_turn>"])
-    with torch.inference_mode():
+    with torch.inference_mode(), device.memory_for(f"{len(prompts)} answers", "lower sample_tokens"):
         out = model.generate(**batch, max_new_tokens=new_tokens, do_sample=False, use_cache=True, eos_token_id=stop,
                              pad_token_id=tokenizer.pad_token_id, top_k=None, top_p=None)
     model.train(was_training)

@@ -73,10 +73,12 @@ class FusedAltUp(Gemma3nTextAltUp):
     """transformers' prediction as four multiply-adds: its matrix product of 4 x 4 a token has a kernel ten times slower than memory."""
 
     def predict(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.training:  # held-out rows come in larger batches, and four float32 copies of those streams are gigabytes
+            return super().predict(hidden_states)
         count, clip = self.config.altup_num_inputs, self.config.altup_coef_clip
         weight = self.prediction_coefs.weight
         modalities = self.compute_router_modalities(hidden_states[self.config.altup_active_idx])
-        coefs = torch.nn.functional.linear(modalities, weight.clamp(-clip, clip) if clip and self.training else weight)
+        coefs = torch.nn.functional.linear(modalities, weight.clamp(-clip, clip) if clip else weight)
         coefs = coefs.unflatten(-1, (count, count)).float().permute(2, 3, 0, 1)[..., None]  # (to, from, 1, tokens, 1)
         wide = hidden_states.float()
         return ((coefs * wide[None]).sum(1) + wide).type_as(hidden_states)
@@ -87,8 +89,8 @@ def fuse(model: Any) -> int:
     weights, or a rank that is no multiple of 8 (rows must stay 16-byte aligned) keep peft's own code. Move or copy the model before,
     not after: that would part what is joined."""
     count = 0
-    for layer in [m for m in model.modules() if type(m) is Gemma3nTextAltUp]:
-        layer.__class__ = FusedAltUp
+    for altup in [m for m in model.modules() if type(m) is Gemma3nTextAltUp]:
+        altup.__class__ = FusedAltUp
     for layer in [m for m in model.modules() if type(m) is Linear]:
         base, (a, b) = layer.base_layer, (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
         if type(base) is not torch.nn.Linear or base.bias is not None or layer.lora_dropout["default"].__class__ is not torch.nn.Identity \
@@ -128,7 +130,8 @@ def compiled(model: Any) -> Iterator[None]:
 
 def forward_backward(model: Any, batch: Batch, fused: bool = False, scale: float = 1.0) -> torch.Tensor:
     """The weighted sum of a micro-batch's losses; its gradients, times `scale`, are left in the parameters."""
-    loss = (token_losses(model, batch, fused) * batch.weights).sum()
+    losses = token_losses(model, batch, fused)
+    loss = (losses * batch.weights.to(losses.device)).sum()
     (loss * scale).backward()
     return loss.detach()
 

@@ -78,7 +78,9 @@ def forget_earlier(checkpoints: pathlib.Path) -> None:
         shutil.rmtree(old)
 
 
-def take_best(checkpoints: pathlib.Path, masters: Masters, identity: dict[str, Any]) -> None:
-    """The best weights into the masters."""
-    if not resume(checkpoints / "best", masters, identity):
+def take_best(checkpoints: pathlib.Path, masters: Masters, identity: dict[str, Any]) -> int:
+    """The best weights into the masters; returns their step, 0 where they cannot be read back."""
+    step = resume(checkpoints / "best", masters, identity)
+    if not step:
         print("the best weights cannot be read back; these are the last ones", flush=True)
+    return step

@@ -103,18 +103,33 @@ def utilisation(entries: list[dict[str, Any]]) -> float | None:
     return asked / possible if possible else None
 
 
+def _of_last_machine(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
+    """The last session that trained, or began; the lines of all sessions on as many cards of that kind; the names of other machines."""
+    starts = {e["session"]: e for e in entries if e["event"] == "session"}
+    trained = {e["session"] for e in entries if e["event"] == "step"}
+    machine = {n: (s.get("devices"), s.get("device")) for n, s in starts.items() if n in trained or not trained}
+    if not machine:
+        return {}, entries, []
+    last = machine[max(machine)]
+    others = sorted({f"{devices} x {name}" for devices, name in machine.values() if (devices, name) != last})
+    return starts[max(machine)], [e for e in entries if machine.get(e["session"]) == last], others
+
+
 def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """The `train` section of results.json: losses in nats a trained token, rates over the steps that really ran.
 
     loss_mean weighs each step once; loss_first and loss_last are means over the first and last tenth (at least one
     logged line), since one step of 16 rows is noisy. Rates count real tokens, not padding, and time inside steps, without
-    the first logged line of a session; those `_with_warm_up` count that line too, and what compiling took.
+    the first logged line of a session; those `_with_warm_up` count that line too, and what compiling took. Rates and memory
+    are of the sessions on the machine that the last step ran on: a mean over a T4 and an H100 belongs to neither.
+    best_step is the one whose weights early stopping kept, None where it kept the last.
     """
-    passed, every, warm = steps(entries), [e for e in entries if e["event"] == "step"], _warm(entries)
+    passed, best, every = steps(entries), kept(entries, "best"), [e for e in entries if e["event"] == "step"]
     evals = {e["when"]: e["eval_loss"] for e in kept(entries, "eval")}
     tenth = max(1, len(passed) // 10)
-    compiling = sum(e["seconds"] for e in entries if e["event"] == "compiled")
-    seconds = sum(e["seconds"] for e in every)
+    start, alike, others = _of_last_machine(entries)
+    here, warm = [e for e in alike if e["event"] == "step"], _warm(alike)
+    compiling, compiling_here = (sum(e["seconds"] for e in part if e["event"] == "compiled") for part in (entries, alike))
 
     def mean(part: list[dict[str, Any]]) -> float | None:
         return sum(e["loss"] * e["steps"] for e in part) / sum(e["steps"] for e in part) if part else None
@@ -123,7 +138,6 @@ def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
         time = sum(e["seconds"] for e in part) + more
         return sum(e[what] for e in part) / time if time else None
 
-    start = next((e for e in entries if e["event"] == "session"), {})
     return {
         "steps": passed[-1]["step"] if passed else 0, "epochs": passed[-1]["epoch"] if passed else 0.0,
         "sessions": len({e["session"] for e in entries if e["event"] == "session"}),
@@ -131,11 +145,12 @@ def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
         "loss_first": mean(passed[:tenth]), "loss_last": mean(passed[-tenth:]), "loss_mean": mean(passed),
         "eval_loss_before": evals.get("before"), "eval_loss_after": evals.get("after"),
         "samples_per_second": rate(warm, "rows"), "tokens_per_second": rate(warm, "tokens"),
-        "samples_per_second_with_warm_up": rate(every, "rows", compiling), "tokens_per_second_with_warm_up": rate(every, "tokens", compiling),
+        "samples_per_second_with_warm_up": rate(here, "rows", compiling_here),
+        "tokens_per_second_with_warm_up": rate(here, "tokens", compiling_here),
         "compile_seconds": round(compiling, 3),
         "padding_share": 1 - sum(e["tokens"] for e in every) / sum(e["padded"] for e in every) if every else None,
-        "flops_utilisation": utilisation(entries), "device": start.get("device"), "devices": start.get("devices"),
+        "flops_utilisation": utilisation(alike), "device": start.get("device"), "devices": start.get("devices"), "earlier_devices": others,
         "trainable_parameters": start.get("trainable_parameters"), "total_parameters": start.get("total_parameters"),
-        "peak_memory_gib": max((e["memory_gib"] for e in every), default=None), "memory_of": start.get("memory_of"),
-        "seconds": round(seconds, 3),
+        "peak_memory_gib": max((e["memory_gib"] for e in here), default=None), "memory_of": start.get("memory_of"),
+        "best_step": best[-1]["step"] if best else None, "seconds": round(sum(e["seconds"] for e in every), 3),
     }

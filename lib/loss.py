@@ -91,9 +91,13 @@ def parts(model: Any) -> tuple[Any, torch.Tensor, float | None]:
 
 
 def token_losses(model: Any, batch: Batch, fused: bool = False) -> torch.Tensor:
-    """Cross entropy of each trained position of a batch, in nats, in the order of `batch.where`."""
+    """Cross entropy of each trained position of a batch, in nats, in the order of `batch.where`.
+
+    Of a base spread over cards the hidden states lie on another one than the output layer, which shares the word embedding's weight.
+    """
     body, weight, softcap = parts(model)
     packed = {} if batch.bounds is None else {"position_ids": batch.position_ids, "bounds": batch.bounds}
     hidden = body(input_ids=batch.input_ids, use_cache=False, **packed).last_hidden_state
     head = _FusedHeadLoss if fused else _FrozenHeadLoss
-    return head.apply(hidden.flatten(0, 1)[batch.where].to(weight.dtype), weight, batch.targets, softcap)
+    trained = hidden.flatten(0, 1)[batch.where.to(hidden.device)].to(weight)
+    return head.apply(trained, weight, batch.targets.to(weight.device), softcap)

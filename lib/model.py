@@ -14,7 +14,7 @@ from packaging.version import Version
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lib import adapter, device, files, merge, placement
+from lib import adapter, base, device, files, merge, placement
 from lib.params import Params, UserError
 
 transformers.utils.logging.disable_progress_bar()
@@ -102,19 +102,27 @@ def check_options(job: Params) -> None:
 def load(folder: pathlib.Path, job: Params) -> Any:
     """The base with a fresh adapter, ready to train; UserError when the adapter is not exactly what the architecture asks for."""
     check_options(job)
-    if backend(job)[0] == "unsloth":
-        model = _unsloth(folder, job)
-    else:
-        model = adapter.add(load_model(folder, job), job)
-        if job.gradient_checkpointing:
-            # saving the random state waits for the GPU, and cannot be recorded into a CUDA graph; only dropout draws inside a layer
-            model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": job.lora_dropout > 0})
-        if placement.sharded(folder, job):
-            placement.shard(model)
-        if device.precision(job)[0] == torch.float16:  # Unsloth keeps float32 of its own around a Gemma 3n on such a card
-            _float32_around_4_bit(model)
+    with _memory_for_base(folder):
+        model = _unsloth(folder, job) if backend(job)[0] == "unsloth" else _transformers(folder, job)
     adapter.check(model, job)
     return model
+
+
+def _transformers(folder: pathlib.Path, job: Params) -> Any:
+    model = adapter.add(load_model(folder, job), job)
+    if job.gradient_checkpointing:
+        # saving the random state waits for the GPU, and cannot be recorded into a CUDA graph; only dropout draws inside a layer
+        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": job.lora_dropout > 0})
+    if placement.sharded(folder, job):
+        placement.shard(model)
+    if device.precision(job)[0] == torch.float16:  # Unsloth keeps float32 of its own around a Gemma 3n on such a card
+        _float32_around_4_bit(model)
+    return model
+
+
+def _memory_for_base(folder: pathlib.Path) -> contextlib.AbstractContextManager:
+    size = sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e9
+    return device.memory_for(f"the base, {size:.1f} GB on disk", "set load_in_4bit: true and offload_embedding: true, or take a smaller base")
 
 
 def load_model(folder: pathlib.Path, job: Params) -> Any:
@@ -216,13 +224,16 @@ def _float32_around_4_bit(model: Any) -> None:
 def _unsloth(folder: pathlib.Path, job: Params) -> Any:
     whole, text = _checked(folder)
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it counts its users over the network
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(base.CACHE / "unsloth"))  # else in the working folder
     from unsloth import FastModel
 
     checkpointing = "unsloth" if job.gradient_checkpointing else False
     model, _ = FastModel.from_pretrained(
         str(folder), dtype=device.precision(job)[0], max_seq_length=job.max_seq_length, load_in_4bit=job.load_in_4bit,
         quantization_config=quantization(job), random_state=job.seed, use_gradient_checkpointing=checkpointing, text_only=True,
-        offload_embedding=job.offload_embedding)
+        offload_embedding=False)
+    if job.offload_embedding:  # not by Unsloth, which leaves the table on the card under torchrun
+        placement.offload_embedding(model)
     model.part_of_multimodal = text is not whole
     return FastModel.get_peft_model(
         model, finetune_vision_layers=False, finetune_language_layers=True, finetune_attention_modules=job.finetune_attention_modules,
@@ -233,7 +244,8 @@ def _unsloth(folder: pathlib.Path, job: Params) -> Any:
 def load_merged(folder: pathlib.Path) -> Any:
     """A merged 16-bit folder, to answer beside its GGUF."""
     device.threads()
-    model = _read(folder, dtype=device.precision()[0], device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else None)
+    with _memory_for_base(folder):
+        model = _read(folder, dtype=device.precision()[0], device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else None)
     return model.requires_grad_(False).eval()
 
 

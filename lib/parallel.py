@@ -3,6 +3,7 @@
     torchrun --nproc_per_node=2 -m lib.parallel runs/NAME          # what the train notebook does for num_gpus: 2
 
 On machines that share the run's folder, the same command on each, with --nnodes=2 --node_rank=0 (then 1) --master_addr=HOST.
+It leaves checkpoints; `make train` with the run's parameters then finds all steps done and writes the adapter.
 """
 
 import contextlib
@@ -149,6 +150,8 @@ def main() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
+        if not launched and rank() == 0:
+            record.lock(folder)  # who launched the others holds it
         job = params.load(folder / (JOB if launched else "params.yaml"))
         if job.per_device_train_batch_size == "auto":
             raise UserError("per_device_train_batch_size: auto is settled by the train notebook. Started by hand, the ranks need a number.")

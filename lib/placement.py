@@ -30,8 +30,22 @@ def device_map(folder: pathlib.Path, job: Params) -> Any:
     """transformers' device_map: the card; all visible ones in turn where one is too small; main memory for what is sharded later."""
     if not torch.cuda.is_available() or sharded(folder, job):
         return None
-    alone = parallel.world() == 1  # a rank's neighbours need their cards themselves
-    return "balanced" if alone and _too_large(folder, job) and torch.cuda.device_count() > 1 else {"": torch.cuda.current_device()}
+    # a rank's neighbours need their cards themselves
+    if parallel.world() > 1 or not _too_large(folder, job) or torch.cuda.device_count() == 1:
+        return {"": torch.cuda.current_device()}
+    if job.torch_compile:
+        raise UserError(f"torch_compile needs the whole base on one card, and {device.name()} ({device.card()[1]:.0f} GB) is too small for it. "
+                        f"Set torch_compile: false.")
+    return "balanced"
+
+
+def sharded_now(model: Any) -> bool:
+    return any(hasattr(p, "to_local") for p in model.parameters())
+
+
+def spread(model: Any) -> bool:
+    """Whether the weights lie on several cards."""
+    return len({p.device for p in model.parameters() if p.is_cuda}) > 1
 
 
 def shard(model: Any) -> None:
@@ -76,7 +90,7 @@ class Offloaded(torch.nn.Module):
         super().__init__()
         self.device, self.scale = table.weight.device, float(table.embed_scale)
         # not a parameter: nothing may move it with the model
-        self.__dict__["table"] = table.weight.data.to("cpu").pin_memory() if torch.cuda.is_available() else table.weight.data
+        self.__dict__["table"] = table.weight.data.to("cpu").pin_memory() if table.weight.is_cuda else table.weight.data
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         rows = torch.nn.functional.embedding(input_ids.to("cpu"), self.table)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lib import adapter, batches, device, files, fused, packed, parallel, plan
+from lib import adapter, batches, checkpoint, device, files, fused, loss, packed, parallel, placement, plan
 from lib.params import FIELDS, Params, UserError
 
 SPARE = 0.05  # of a card's memory, left for fragmentation and the desktop
@@ -37,7 +37,7 @@ def estimate(model: Any, sizes: plan.Sizes, job: Params) -> dict[str, float]:
     positions = plan.shape(sizes, job).tokens if job.packing else len(rows) * int(sizes.lengths[rows].max())
     loaded = sum(p.numel() * p.element_size() for p in model.parameters() if p.device == model.device)
     state = adapter.count(model)[0] * (8 + (2 if job.optim == "adamw_8bit" else 8))
-    logits = 12 * text.vocab_size * 512
+    logits = 10 * text.vocab_size * loss.CHUNK[model.device.type]  # in 2 bytes, in 4, and their softmax
     return {"weights": loaded / 2**30, "masters and optimizer": state / 2**30, "activations": (2 * kept * positions + logits) / 2**30}
 
 
@@ -51,7 +51,8 @@ def probe(model: Any, data: Any, sizes: plan.Sizes, job: Params) -> tuple[float,
     columns = data.select_columns(["input_ids", "labels"])[rows]
     batch = batches.of(columns, plan.shape(sizes, job) if job.packing else None, 1 / max(1, int(sizes.trained[rows].sum())))
     model.train()
-    if cuda:  # the peaks of an earlier candidate, or of loading, are not this one's
+    if cuda:  # the memory and the peaks of an earlier candidate, or of loading, are not this one's
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -104,40 +105,60 @@ def check(model: Any, data: Any, held_out: int, job: Params, folder: pathlib.Pat
         raise UserError(plan.NO_ROWS)
     if job.early_stopping_patience and not held_out:
         raise UserError("early_stopping_patience needs held-out rows, and there are none. Set validation_size, or early_stopping_patience: 0.")
-    checkpoint = adapter.count(model)[0] * (4 + (2 if job.optim == "adamw_8bit" else 8))
-    files.require_disk(folder, checkpoint * (job.save_total_limit + 1 + (job.early_stopping_patience > 0)), "the checkpoints")
-    if job.per_device_train_batch_size == "auto":
-        if settled := _settled(folder):  # a session before; where the order of rows depends on it, it must stay
-            found = fitting(model, data, sizes, (a for a in alternatives(job, devices) if a.per_device_train_batch_size == settled))
-        elif torch.cuda.is_available():
-            found = fitting(model, data, sizes, alternatives(job, devices))
-        else:  # main memory is not what limits a micro-batch; this many keep the cores busy
-            small = next(a for a in alternatives(job, devices) if a.per_device_train_batch_size <= DEFAULT_ROWS)
-            found = small, probe(model, data, sizes, small)
+    kept = adapter.count(model)[0] * (4 + (2 if job.optim == "adamw_8bit" else 8))
+    files.require_disk(folder, kept * (job.save_total_limit + 1 + (job.early_stopping_patience > 0)), "the checkpoints")
+    settled = _settled(folder) if job.per_device_train_batch_size == "auto" else 0
+    if settled:  # by a session before; where the order of rows depends on it, it must stay
+        rows = DEFAULT_ROWS * job.gradient_accumulation_steps
+        job = job.model_copy(update={"per_device_train_batch_size": settled, "gradient_accumulation_steps": rows // settled})
+        devices = parallel.gpus(job)
+    if devices > 1 and placement.spread(model):
+        # here the base lies over all cards, there each holds a share of it: the one says nothing of the other
+        if job.per_device_train_batch_size == "auto":
+            raise UserError("per_device_train_batch_size: auto cannot be tried for a base sharded over the GPUs. Set a number, 1 to begin with.")
+        probed = None
     else:
-        found = fitting(model, data, sizes, iter([job]))
-    if not found:
-        raise UserError(_what_would_fit(model, data, sizes, job, devices))
-    job, (seconds, positions) = found
+        job, probed = _probed(model, data, sizes, job, devices, settled)
     if job.gradient_accumulation_steps % devices:
-        raise UserError(f"gradient_accumulation_steps is {job.gradient_accumulation_steps}, which {devices} GPUs cannot share out evenly. "
-                        f"Set a multiple of {devices} (with a smaller per_device_train_batch_size for the same rows a step), or num_gpus: 1.")
+        cure = (f"This run's checkpoints insist on micro-batches of {settled} rows: set num_gpus: 1, or start over with FORCE=1." if settled else
+                f"Set a multiple of {devices} (with a smaller per_device_train_batch_size for the same rows a step), or num_gpus: 1.")
+        raise UserError(f"gradient_accumulation_steps is {job.gradient_accumulation_steps}, which {devices} GPUs cannot share out evenly. {cure}")
     fixed, guess = plan.shape(sizes, job) if job.packing else None, estimate(model, sizes, job)
     figures = plan.figures(sizes, held_out, job, fixed)
     whole = plan.positions(sizes, plan.epoch_steps(sizes.lengths, 0, job), fixed) * figures["steps in all"] / figures["steps an epoch"]
+    positions = minutes = "not probed, the base is sharded"
+    if probed:
+        seconds, positions = probed
+        minutes = seconds / positions * whole / devices / 60
     peak, of = device.memory_gib()
     return job, {**figures, "GPUs": devices if torch.cuda.is_available() else 0, "micro-batch, rows": job.per_device_train_batch_size,
                  "largest micro-batch, positions": positions, "memory estimated, GiB": sum(guess.values()),
-                 **{f"  of it {k}": v for k, v in guess.items()}, f"memory probed, {of} peak GiB": peak,
-                 "memory of the card, GiB": device.card()[1] * 1e9 / 2**30 or None, "a checkpoint, MB": checkpoint / 1e6,
-                 f"time estimated{', before compiling makes it shorter' * job.torch_compile}, minutes": seconds / positions * whole / devices / 60}
+                 **{f"  of it {k}": v for k, v in guess.items()}, f"memory probed, {of} peak GiB": peak if probed else "not probed",
+                 "memory of the card, GiB": device.card()[1] * 1e9 / 2**30 or None, "a checkpoint, MB": kept / 1e6,
+                 f"time estimated{', before compiling makes it shorter' * job.torch_compile}, minutes": minutes}
+
+
+def _probed(model: Any, data: Any, sizes: plan.Sizes, job: Params, devices: int, settled: int) -> tuple[Params, tuple[float, int]]:
+    """The job with a micro-batch that fits, and its probe; UserError where none does."""
+    if job.per_device_train_batch_size != "auto":
+        found = fitting(model, data, sizes, iter([job]))
+    elif torch.cuda.is_available():
+        found = fitting(model, data, sizes, alternatives(job, devices))
+    else:  # main memory is not what limits a micro-batch; this many keep the cores busy
+        small = next(a for a in alternatives(job, devices) if a.per_device_train_batch_size <= DEFAULT_ROWS)
+        found = small, probe(model, data, sizes, small)
+    if found:
+        return found
+    if settled:
+        raise UserError(f"this run's checkpoints insist on micro-batches of {settled} rows, which do not fit {device.name()} "
+                        f"({device.card()[1]:.1f} GB). Continue on a card like the one it began on, or start over with FORCE=1.")
+    raise UserError(_what_would_fit(model, data, sizes, job, devices))
 
 
 def _settled(folder: pathlib.Path) -> int:
     """The micro-batch that the newest checkpoint insists on; 0 without one."""
-    for path in sorted((folder / "checkpoints").glob("step-*/checkpoint.json"), reverse=True):
-        return files.read_json(path, "checkpoint record").get("micro_batch", 0)
-    return 0
+    found = checkpoint.newest_checkpoint(folder / "checkpoints")
+    return found[1].get("micro_batch", 0) if found else 0
 
 
 def _what_would_fit(model: Any, data: Any, sizes: plan.Sizes, job: Params, devices: int) -> str:

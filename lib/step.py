@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lib import batches, fused, packed, parallel, plan
+from lib import batches, device, fused, packed, parallel, placement, plan
 from lib.batches import Batch
 from lib.checkpoint import Masters
 from lib.params import Params
@@ -64,7 +64,11 @@ def micro_batch(model: Any, masters: Masters, job: Params, example: Callable[[],
             loss = fused.forward_backward(model, batch.to(model.device), scale=masters.scale)
         masters.take_gradients()
         return loss
-    return eager
+
+    def gathering(batch: Batch) -> torch.Tensor:  # the others wait for this rank inside a layer, where no word reaches them
+        with device.memory_for("a step of a sharded base", "start over with a smaller per_device_train_batch_size"):
+            return eager(batch)
+    return gathering if placement.sharded_now(model) else eager
 
 
 def run_step(take: Callable[[Batch], torch.Tensor], masters: Masters, step: int, current: dict[str, Any], job: Params,

@@ -88,12 +88,14 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
         held_out.measure("before", step)
     elif held_out.due(step, total):  # the session before had no time for it
         held_out.during(step, masters, checkpoints, identity)
-    loader = load_steps(data, sizes, step, job, fixed)
-    model.train()
-    begun = time.monotonic()
-    take = micro_batch(model, masters, job, lambda: next(load_steps(data, sizes, step, job, fixed))["batches"][0][1])
-    if job.torch_compile:
-        note("compiled", seconds=round(time.monotonic() - begun, 3))
+    loader, take = load_steps(data, sizes, step, job, fixed), None
+    # not train() alone: Unsloth's generate turns gradient checkpointing off, and only its for_training() turns it on again
+    getattr(model, "for_training", model.train)()
+    if step < total and not held_out.patience_spent():
+        begun = time.monotonic()
+        take = micro_batch(model, masters, job, lambda: next(load_steps(data, sizes, step, job, fixed))["batches"][0][1])
+        if job.torch_compile:
+            note("compiled", seconds=round(time.monotonic() - begun, 3))
     started, line, recent = time.monotonic(), {"steps": 0}, collections.deque(parallel.agree(ledger.losses() if writes else None), maxlen=20)
     vocabulary = model.config.get_text_config().vocab_size
     bar = tqdm(total=total, initial=step, desc="training", unit="step", file=sys.stdout, mininterval=2, ncols=100, disable=not writes)
@@ -136,7 +138,8 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
     if job.early_stopping_patience:
         if step < total and writes:
             print(f"stopped early: no better held-out loss in the last {job.early_stopping_patience} evals", flush=True)
-        take_best(checkpoints, masters, identity)
+        if best := take_best(checkpoints, masters, identity):
+            note("best", step=best)
     held_out.measure("after", step)
     return masters
 

@@ -4,6 +4,7 @@
 """
 
 import json
+import weakref
 
 import datasets
 import numpy as np
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lib import adapter, evaluate
 from lib.chat import IGNORED
-from lib.params import Params
+from lib.params import Params, UserError
 
 PROMPTS = ("Press.", "My friend cut her hand and the blood will not stop. What should we do now, and who do we call?",
            "Is it safe to move the patient?")
@@ -99,8 +100,25 @@ def test_rows_that_do_not_fit_at_once_are_halved(tiny, rows, monkeypatch, capsys
     assert net.training
     assert capsys.readouterr().out.count("rows at once do not fit") == 2
     monkeypatch.setattr(evaluate, "token_losses", lambda net, batch: limited(net, batch, 0))
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(UserError, match=r"not enough memory for the held-out loss, 1 rows at once(.|\n)*nvidia-smi"):
         evaluate.response_loss(net, rows)
+
+
+def test_a_failed_attempt_at_the_held_out_loss_gives_its_memory_back(tiny, rows, monkeypatch):
+    """Before the next one begins: its tensors must not live on in a traceback."""
+    alive, real = [], evaluate.token_losses
+
+    def limited(net, batch):
+        assert not [kept for kept in (r() for r in alive) if kept is not None]
+        taken = torch.zeros(8)
+        alive.append(weakref.ref(taken))
+        if len(batch.input_ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(net, batch)
+
+    monkeypatch.setattr(evaluate, "token_losses", limited)
+    evaluate.response_loss(tiny[0].eval(), rows)
+    assert len(alive) > 3
 
 
 def test_batches_have_every_row_once_longest_first():

@@ -232,6 +232,21 @@ def test_every_layer_of_gemma3n_is_joined():
 # the loss in one piece
 
 
+def test_altup_is_transformers_own_outside_of_training():
+    """And the same up to rounding in training, clipped coefficients included."""
+    net = gemma3n()
+    plain = next(m for m in net.modules() if type(m) is fused.Gemma3nTextAltUp)
+    with torch.no_grad():
+        plain.prediction_coefs.weight.mul_(500 / plain.prediction_coefs.weight.abs().max())
+    plain.config.altup_coef_clip = 120.0
+    ours, streams = copy.deepcopy(plain), draw(plain.config.altup_num_inputs, 2, 7, plain.config.hidden_size)
+    ours.__class__ = fused.FusedAltUp
+    assert torch.equal(ours.eval().predict(streams), plain.eval().predict(streams))
+    found = ours.train().predict(streams)
+    assert relative(found, plain.train().predict(streams)) < 1e-5, "plain clips its weight in place"
+    assert relative(found, ours.eval().predict(streams)) > 0.1, "there must be something to clip"
+
+
 @pytest.mark.parametrize("softcap", [None, 30.0, 2.0])
 @pytest.mark.parametrize("uncompiled", [True, False], ids=["expression", "function"])
 def test_the_fused_loss_equals_the_plain_one(monkeypatch, softcap, uncompiled):

@@ -40,6 +40,24 @@ def test_steps_run_twice_after_a_kill_count_once_and_the_last_value_wins():
     assert found["seconds"] == 5.0, "the time of repeated steps was spent all the same"
 
 
+def test_a_run_continued_on_another_machine_names_the_last_and_its_rates():
+    """Losses are of all steps; samples a second and memory of a T4 and an H100 together would be of neither."""
+    def on(session, step, devices, device, rate):
+        return {**start(session, step), "devices": devices, "device": device, "flops_per_token": 1e9, "flops_per_trained_token": 0.0, "peak_flops": rate}
+
+    entries = [on(1, 0, 1, "T4", 1e12), *(line(1, n, seconds=8.0, memory_gib=9.0) for n in range(1, 5)),
+               {"event": "compiled", "session": 2, "seconds": 90.0}, on(2, 4, 1, "H100", 1e13), *(line(2, n) for n in range(5, 9)),
+               on(3, 8, 2, "H100", 1e13), *(line(3, n, seconds=0.5) for n in range(9, 11)), on(4, 10, 1, "H100", 1e13), *(line(4, n) for n in range(11, 13))]
+    found = ledger.summary(entries)
+    assert (found["device"], found["devices"], found["earlier_devices"]) == ("H100", 1, ["1 x T4", "2 x H100"])
+    assert found["samples_per_second"] == pytest.approx(16.0)
+    assert found["samples_per_second_with_warm_up"] == pytest.approx(6 * 16 / (6 + 90))
+    assert (found["peak_memory_gib"], found["flops_utilisation"]) == (1.5, pytest.approx(100 * 1e9 / 1e13))
+    assert (found["steps"], found["sessions"], found["seconds"], found["compile_seconds"]) == (12, 4, 4 * 8 + 4 + 1 + 2, 90.0)
+    nothing_left = ledger.summary([*entries, on(5, 12, 8, "B200", 1e15)])
+    assert nothing_left == {**found, "sessions": 5}, "a session that found all steps done has no rates"
+
+
 def test_a_line_of_several_steps_weighs_as_many():
     found = ledger.summary([start(1), line(1, 10, loss=1.0, steps=10), line(1, 12, loss=4.0, steps=2)])
     assert found["loss_mean"] == pytest.approx((10 * 1.0 + 2 * 4.0) / 12)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from test_packed import needs_cuda
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3nAudioConfig, Gemma3nForCausalLM, Gemma3nTextConfig
 
-from lib import adapter, base, batches, checkpoint, device, loss, merge, model, parallel, placement
+from lib import adapter, base, batches, checkpoint, device, fused, loss, merge, model, parallel, placement
 from lib.params import Params, UserError
 
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -813,6 +813,33 @@ def test_weights_put_aside_return_to_where_each_lay(tiny_gemma3n):
         assert (p.device, torch.equal(p, values)) == (place, True)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_base_over_two_cards_trains_as_on_one(tiny_gemma3n, monkeypatch):
+    """Loss, gradients taken into the masters, weights published, answers to the held-out rows."""
+    job, row = a_job(precision="fp32", num_gpus=1), [{"input_ids": IDS[0].tolist(), "labels": [-100] * 5 + IDS[0].tolist()[5:]}]
+
+    def trained():
+        net = model.load(tiny_gemma3n, job)
+        masters = checkpoint.Masters(net, job)
+        for _ in range(2):
+            loss_now = fused.forward_backward(net.train(), batches.padded(row).to(net.device))
+            masters.take_gradients()
+            masters.step(masters.norm(), 1e-3, 1.0)
+        return net, loss_now, {n: w.cpu() for n, w in masters.weights.items()}
+
+    one, loss_one, weights = trained()
+    assert not placement.spread(one)
+    monkeypatch.setattr(placement, "_too_large", lambda *_: True)
+    two, loss_two, found = trained()
+    assert placement.spread(two)
+    assert float(loss_two) == pytest.approx(float(loss_one), rel=1e-5)
+    assert all(torch.allclose(found[n], w, atol=1e-5) for n, w in weights.items())
+    with placement.aside(two):
+        pass
+    again = checkpoint.Masters(two, job)  # as after ranks have trained
+    assert all(torch.allclose(again.weights[n].cpu(), w, atol=1e-5) for n, w in weights.items())
+
+
 @pytest.mark.parametrize("changes", [{"load_in_4bit": True}, PACKED])
 def test_what_cannot_be_sharded_is_refused(machine, tmp_path, monkeypatch, changes):
     machine(**H100)
@@ -939,7 +966,7 @@ class Unsloth(types.ModuleType):
     def __getattr__(self, name):
         if name != "FastModel":
             raise AttributeError(name)
-        self.calls["statistics"] = os.environ.get("UNSLOTH_DISABLE_STATISTICS")
+        self.calls["statistics"], self.calls["writes"] = (os.environ.get(f"UNSLOTH_{n}") for n in ("DISABLE_STATISTICS", "COMPILE_LOCATION"))
         return types.SimpleNamespace(from_pretrained=self.note_read, get_peft_model=self.note_adapter)
 
     def note_read(self, *args, **kwargs):
@@ -953,7 +980,7 @@ class Unsloth(types.ModuleType):
 
 @pytest.mark.parametrize(("there", "changes", "dtype", "checkpointing"), [
     (T4, {}, torch.float16, "unsloth"), (L4, {"gradient_checkpointing": False, "lora_r": 4, "seed": 7, "use_rslora": True, "lora_dropout": 0.1,
-                                             "max_seq_length": 512, "finetune_mlp_modules": False}, torch.bfloat16, False)])
+                                             "max_seq_length": 512, "finetune_mlp_modules": False, "offload_embedding": False}, torch.bfloat16, False)])
 def test_unsloth_is_asked_for_the_same_job(tiny_gemma3n, machine, monkeypatch, there, changes, dtype, checkpointing):
     """Text layers only, our seed, our list of what is not quantised, checkpointing as the job says, and nobody counted over the network."""
     job = a_job(load_in_4bit=True, **changes)
@@ -963,22 +990,45 @@ def test_unsloth_is_asked_for_the_same_job(tiny_gemma3n, machine, monkeypatch, t
     monkeypatch.setattr(model, "_float32_around_4_bit", lambda net: pytest.fail("Unsloth has its own way with float16"))
     monkeypatch.setenv("UNSLOTH_DISABLE_STATISTICS", "")
     monkeypatch.delenv("UNSLOTH_DISABLE_STATISTICS")
+    monkeypatch.setenv("UNSLOTH_COMPILE_LOCATION", "")
+    monkeypatch.delenv("UNSLOTH_COMPILE_LOCATION")
     machine(**there)
     assert model.load(tiny_gemma3n, job) is made
-    assert stand_in.calls["statistics"] == "1", "set before the package is imported"
+    assert (stand_in.calls["statistics"], stand_in.calls["writes"]) == ("1", str(base.CACHE / "unsloth")), "set before the package is imported"
+    assert isinstance(made.get_base_model().model.embed_tokens_per_layer, placement.Offloaded) is job.offload_embedding
     args, kwargs = stand_in.calls["read"]
     assert args == (str(tiny_gemma3n),)
     four_bit = kwargs.pop("quantization_config")
     assert (four_bit.load_in_4bit, four_bit.bnb_4bit_quant_type, four_bit.bnb_4bit_use_double_quant) == (True, "nf4", True)
     assert (four_bit.bnb_4bit_compute_dtype, four_bit.llm_int8_skip_modules) == (dtype, model.KEEP_16_BIT)
     assert kwargs == {"dtype": dtype, "max_seq_length": job.max_seq_length, "load_in_4bit": True, "random_state": job.seed,
-                      "use_gradient_checkpointing": checkpointing, "text_only": True, "offload_embedding": job.offload_embedding}
+                      "use_gradient_checkpointing": checkpointing, "text_only": True, "offload_embedding": False}
     args, kwargs = stand_in.calls["adapter"]
     assert args == (made,)
     assert kwargs == {
         "finetune_vision_layers": False, "finetune_language_layers": True, "finetune_attention_modules": True,
         "finetune_mlp_modules": job.finetune_mlp_modules, "r": job.lora_r, "lora_alpha": 8, "lora_dropout": job.lora_dropout, "bias": "none",
         "use_rslora": job.use_rslora, "random_state": job.seed, "use_gradient_checkpointing": checkpointing}
+
+
+def test_a_card_too_small_for_the_base(tiny_gemma3n, machine, monkeypatch):
+    """Whoever loads it: the card, the size, what helps, and no page of torch's."""
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB. GPU 0 has a total capacity of 14.7 GiB. " + "Of it " * 200)
+
+    for by in ("from_pretrained", "note_read"):
+        with monkeypatch.context() as patch:
+            patch.setattr(model.AutoModelForCausalLM, "from_pretrained", full)
+            patch.setattr(Unsloth, "note_read", full)
+            patch.setitem(sys.modules, "unsloth", Unsloth(None))
+            machine(**T4)
+            with pytest.raises(UserError, match=r"Tesla T4 \(15.6 GB\) has not enough memory for the base, 0.1 GB on disk: CUDA out of memory. "
+                                                r"Tried to allocate 4.00 GiB.\n.*nvidia-smi.*offload_embedding: true, or take a smaller base"):
+                model.load(tiny_gemma3n, a_job(backend="unsloth" if by == "note_read" else "transformers", load_in_4bit=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(model.AutoModelForCausalLM, "from_pretrained", full)
+        with pytest.raises(UserError, match="not enough memory for the base"):
+            model.load_merged(tiny_gemma3n)
 
 
 def test_an_adapter_of_unsloth_is_checked_too(tiny_gemma3n, machine, monkeypatch):

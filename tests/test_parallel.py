@@ -3,6 +3,7 @@
     python -m pytest tests/test_parallel.py
 """
 
+import fcntl
 import json
 import os
 import pathlib
@@ -125,6 +126,21 @@ def test_two_nodes(folder, alone, tmp_path):
     said = [node.communicate(timeout=240)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
     same_training(run, alone)
+
+
+def test_ranks_started_by_hand_wait_for_no_one_who_has_the_run(folder, tmp_path, monkeypatch, capsys):
+    run = copy(folder, tmp_path / "run", job_of(folder))
+    monkeypatch.setattr(sys, "argv", ["parallel", str(run)])
+    monkeypatch.setattr(parallel.dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(model, "load", lambda *_: pytest.fail("the run is another's"))
+    fd = os.open(run, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    with pytest.raises(SystemExit) as ended:
+        parallel.main()
+    os.close(fd)
+    assert ended.value.code == 1
+    assert "run `run` is in use" in capsys.readouterr().out
+    assert not (run / "metrics.jsonl").exists()
 
 
 def test_an_interrupted_pair_is_continued_by_one(folder, alone, tmp_path):

@@ -3,12 +3,14 @@
     python -m pytest tests/test_preflight.py
 """
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 from test_train import HELD_OUT, ROWS, a_job, small_model
 
-from lib import adapter, device, files, fused, plan, preflight
+from lib import adapter, checkpoint, device, files, fused, parallel, plan, preflight
 from lib.params import UserError
 
 SIZES = plan.sizes(ROWS)
@@ -88,11 +90,69 @@ def test_auto_shares_out_among_the_devices(monkeypatch, tmp_path):
 
 def test_auto_keeps_the_micro_batch_of_a_packed_run(monkeypatch, tmp_path):
     """Free memory may differ the next time; the order of packed rows depends on the micro-batch."""
-    (tmp_path / "checkpoints/step-000002").mkdir(parents=True)
-    (tmp_path / "checkpoints/step-000002/checkpoint.json").write_text('{"step": 2, "micro_batch": 2}')
+    settled_on(tmp_path, 2)
     a_card(monkeypatch, 10_000)
     job, _ = preflight.check(small_model(a_job()), ROWS, 5, a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=2), tmp_path)
     assert (job.per_device_train_batch_size, job.gradient_accumulation_steps) == (2, 4)
+
+
+def settled_on(folder, rows):
+    """Checkpoints of a packed run: a good one of that micro-batch, and a torn one after it."""
+    masters = checkpoint.Masters(small_model(a_job()), a_job())
+    masters.step(1.0, 0.0, 1.0)
+    checkpoint.save_checkpoint(folder / "checkpoints", 2, masters, {"micro_batch": rows}, 5)
+    (folder / "checkpoints/step-000003").mkdir()
+    (folder / "checkpoints/step-000003/checkpoint.json").write_text('{"step": 3, "micro_ba')
+
+
+def test_a_settled_micro_batch_on_two_gpus(monkeypatch, tmp_path):
+    """One step of one micro-batch cannot be shared: `auto` takes one card, and two asked for are refused with the reason."""
+    settled_on(tmp_path, 8)
+    gpus = parallel.gpus
+    a_card(monkeypatch, 10_000)
+    monkeypatch.setattr(parallel, "gpus", gpus)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    job = a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=2)
+    settled, told = preflight.check(small_model(job), ROWS, 5, job, tmp_path)
+    assert (settled.per_device_train_batch_size, settled.gradient_accumulation_steps, told["GPUs"]) == (8, 1, 1)
+    with pytest.raises(UserError, match="which 2 GPUs cannot share out evenly. This run's checkpoints insist on micro-batches of 8 rows: set num_gpus: 1"):
+        preflight.check(small_model(job), ROWS, 5, job.model_copy(update={"num_gpus": 2}), tmp_path)
+
+
+def test_a_settled_micro_batch_on_a_smaller_card(monkeypatch, tmp_path):
+    settled_on(tmp_path, 8)
+    a_card(monkeypatch, 130)
+    job = a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=2)
+    with pytest.raises(UserError, match="insist on micro-batches of 8 rows, which do not fit A100"):
+        preflight.check(small_model(job), ROWS, 5, job, tmp_path)
+
+
+def test_a_base_over_several_cards_is_not_probed(monkeypatch, tmp_path):
+    """The ranks will shard it, and one process that has all of it would measure something else."""
+    tried = a_card(monkeypatch, 10_000)
+    monkeypatch.setattr(preflight.parallel, "gpus", lambda job: 2)
+    monkeypatch.setattr(preflight.placement, "spread", lambda net: True)
+    job, told = preflight.check(small_model(a_job()), ROWS, 5, a_job(), tmp_path)
+    assert (job, tried, told["time estimated, minutes"]) == (a_job(), [], "not probed, the base is sharded")
+    with pytest.raises(UserError, match="auto cannot be tried for a base sharded"):
+        preflight.check(small_model(a_job()), ROWS, 5, a_job(per_device_train_batch_size="auto"), tmp_path)
+
+
+def test_a_failed_probe_gives_its_memory_back(monkeypatch):
+    """Before the next candidate is tried: else that one is judged by what the first still holds."""
+    tried, taken = a_card(monkeypatch, 130), []
+    limited = fused.forward_backward
+
+    def holding(net, batch, *args, **options):
+        assert not [r for r in taken if r() is not None]
+        mine = torch.zeros(8)
+        taken.append(weakref.ref(mine))
+        return limited(net, batch, *args, **options)
+
+    monkeypatch.setattr(fused, "forward_backward", holding)
+    job = a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=2)
+    assert preflight.fitting(small_model(job), ROWS, SIZES, preflight.alternatives(job, 1))[0].per_device_train_batch_size == 4
+    assert len(tried) == 3
 
 
 def test_what_does_not_fit_names_the_setting_that_does(monkeypatch, tmp_path):

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
 
-from lib import adapter, batches, checkpoint, device, evaluate, fused, ledger, machine, parallel, plan, stops, train
+from lib import adapter, batches, checkpoint, device, evaluate, fused, ledger, machine, parallel, placement, plan, stops, train
 from lib.chat import IGNORED
 from lib.held_out import HeldOut
 from lib.params import ROOT, Params, UserError
@@ -420,6 +420,34 @@ def test_an_undisturbed_run(tmp_path, uninterrupted):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_training_mode_is_what_the_base_calls_it(tmp_path, uninterrupted):
+    """Unsloth's generate turns gradient checkpointing off in every layer, train() leaves it off, and for_training() turns it on."""
+    net, job = small_model(a_job()), a_job(gradient_checkpointing=True)
+    net.gradient_checkpointing_enable({"use_reentrant": False})
+    layers = [m for m in net.modules() if hasattr(m, "gradient_checkpointing")]
+    assert layers
+
+    def checkpointing(on):
+        for layer in layers:
+            layer.gradient_checkpointing = on
+        return net.train(on)
+
+    net.for_training = lambda: checkpointing(True)
+    checkpointing(False)  # what the answers before training leave behind
+    train.train(net, ROWS, HELD_OUT, job, tmp_path, train.identity(job, "data-1", "base-1", adapter.count(net)[0]))
+    assert all(layer.gradient_checkpointing for layer in layers)
+
+
+def test_nothing_is_compiled_for_no_step(tmp_path, monkeypatch, uninterrupted):
+    """A run whose steps are done, killed before its last held-out loss, would pay 100 s for nothing."""
+    session(tmp_path)
+    ledger_file = tmp_path / "metrics.jsonl"
+    ledger_file.write_text("".join(line for line in ledger_file.read_text().splitlines(keepends=True) if '"after"' not in line))
+    monkeypatch.setattr(train, "micro_batch", lambda *_: pytest.fail("built for nothing"))
+    found = same_run(tmp_path, session(tmp_path), uninterrupted)
+    assert found["eval_loss_after"] is not None
+
+
 def test_max_steps_beyond_an_epoch_goes_on_with_the_next(tmp_path):
     session(tmp_path, a_job(max_steps=8))
     lines = ledger.steps(ledger.read(tmp_path / "metrics.jsonl"))
@@ -466,6 +494,21 @@ def test_ranks_finish_their_step_together(monkeypatch):
     done = take_step(net, masters, job, of_rows([0, 1], [2]), 3, lambda: (True, False, False))
     untouched = small_model(job).train()
     assert done == take_step(untouched, train.Masters(untouched, job), job, of_rows([0, 1], [2]), 3)._replace(stop="interrupted")
+
+
+def test_out_of_memory_with_a_sharded_base_ends_the_rank(monkeypatch):
+    """The other ranks wait for its part of the next layer: a sum to which it would add its trouble is never reached."""
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    net, job = small_model(a_job()).train(), a_job()
+    masters = train.Masters(net, job)
+    monkeypatch.setattr(fused, "token_losses", full)
+    assert take_step(net, masters, job, of_rows([0, 1], [2])).stop == "memory"
+    monkeypatch.setattr(placement, "sharded_now", lambda _: True)
+    monkeypatch.setattr(parallel, "add", lambda *_: pytest.fail("waits for ever"))
+    with pytest.raises(UserError, match="not enough memory for a step of a sharded base"):
+        take_step(net, masters, job, of_rows([0, 1], [2]))
 
 
 def test_running_out_of_memory_keeps_the_last_whole_step(tmp_path, monkeypatch, uninterrupted):
@@ -743,6 +786,7 @@ def test_early_stopping_stops_and_restores_the_best(tmp_path, stopped_early):
     wanted = session(tmp_path, a_job(max_steps=best, lr_scheduler_type="constant"))
     assert all(torch.equal(weights[n], w) for n, w in wanted.weights.items())
     assert evals(folder)[-1] == ("after", max(during), during[best])
+    assert ledger.summary(ledger.read(folder / "metrics.jsonl"))["best_step"] == best
     assert [p.name for p in (folder / "checkpoints" / "best").iterdir()] == [f"step-{best:06d}"]
     last = load_file(folder / "checkpoints" / f"step-{max(during):06d}" / "adapter.safetensors")
     assert any(not torch.equal(weights[n], w) for n, w in last.items()), "the best must not be the last"

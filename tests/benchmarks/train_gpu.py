@@ -103,7 +103,7 @@ def theirs(kind, steps):
     batch, accumulation = size, STEP // size
     if kind.startswith("unsloth"):
         if "eager" in kind:
-            os.environ["UNSLOTH_COMPILE_DISABLE"] = "1"
+            os.environ |= {"UNSLOTH_COMPILE_DISABLE": "1", "UNSLOTH_BLOCK_COMPILE": "0"}
         import unsloth  # noqa: F401 - must come before transformers
 
     import tokenizers
@@ -116,7 +116,7 @@ def theirs(kind, steps):
     job = params.Params()
     loaded = time.monotonic()
     if kind.startswith("unsloth"):
-        net = model._unsloth(BASE, job.model_copy(update={"backend": "unsloth"}))
+        net = model._unsloth(BASE, job.model_copy(update={"backend": "unsloth", "offload_embedding": False}))
     else:
         net = transformers.AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16, device_map={"": 0}, quantization_config=model.quantization(job))
         net = get_peft_model(net, LoraConfig(r=8, lora_alpha=8, target_modules=adapter.targets(job), task_type="CAUSAL_LM"))
