@@ -122,7 +122,7 @@ def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
     logged line), since one step of 16 rows is noisy. Rates count real tokens, not padding, and time inside steps, without
     the first logged line of a session; those `_with_warm_up` count that line too, and what compiling took. Rates and memory
     are of the sessions on the machine that the last step ran on: a mean over a T4 and an H100 belongs to neither.
-    best_step is the one whose weights early stopping kept, None where it kept the last.
+    best_step is the one whose weights early stopping kept, earlier_devices are the other machines; each only where there is one.
     """
     passed, best, every = steps(entries), kept(entries, "best"), [e for e in entries if e["event"] == "step"]
     evals = {e["when"]: e["eval_loss"] for e in kept(entries, "eval")}
@@ -149,8 +149,9 @@ def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
         "tokens_per_second_with_warm_up": rate(here, "tokens", compiling_here),
         "compile_seconds": round(compiling, 3),
         "padding_share": 1 - sum(e["tokens"] for e in every) / sum(e["padded"] for e in every) if every else None,
-        "flops_utilisation": utilisation(alike), "device": start.get("device"), "devices": start.get("devices"), "earlier_devices": others,
+        "flops_utilisation": utilisation(alike), "device": start.get("device"), "devices": start.get("devices"),
+        **({"earlier_devices": others} if others else {}),
         "trainable_parameters": start.get("trainable_parameters"), "total_parameters": start.get("total_parameters"),
         "peak_memory_gib": max((e["memory_gib"] for e in here), default=None), "memory_of": start.get("memory_of"),
-        "best_step": best[-1]["step"] if best else None, "seconds": round(sum(e["seconds"] for e in every), 3),
+        **({"best_step": best[-1]["step"]} if best else {}), "seconds": round(sum(e["seconds"] for e in every), 3),
     }

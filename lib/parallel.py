@@ -6,6 +6,7 @@ On machines that share the run's folder, the same command on each, with --nnodes
 It leaves checkpoints; `make train` with the run's parameters then finds all steps done and writes the adapter.
 """
 
+import codecs
 import contextlib
 import datetime
 import os
@@ -105,14 +106,15 @@ def launch(folder: pathlib.Path, job: Params, processes: int) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "lib.parallel", str(folder)]
     # a session of its own: Ctrl-C in a terminal would have torchrun kill the ranks before they have saved
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1, start_new_session=True,
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), LAUNCHER: str(os.getpid())})
+    text = codecs.getincrementaldecoder("utf-8")("replace")
     try:
         while process.poll() is None:
             try:
-                for line in process.stdout:
+                while part := process.stdout.read1():  # as it comes: a progress bar ends its lines with \r, to be written over
                     if not (folder / END).exists():  # what follows is torchrun's report of ranks that said themselves why they ended
-                        print(line, end="", flush=True)
+                        print(text.decode(part), end="", flush=True)
                 process.wait()
             except KeyboardInterrupt:
                 (folder / INTERRUPT).touch()

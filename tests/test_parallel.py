@@ -97,7 +97,7 @@ def test_two_processes_train_what_one_does(folder, alone, tmp_path, capfd):
     assert [p.name for p in run.glob(".*")] == [parallel.TRAINED], "else what the processes told each other is gone"
     trained, last = load_file(run / parallel.TRAINED), weights(run)
     assert all(torch.equal(trained[n], last[n]) for n in last)
-    assert "training" in capfd.readouterr().out
+    assert "\rtraining" in capfd.readouterr().out, "a progress bar is written over, not down the notebook"
 
 
 def test_a_sharded_base_trains_the_same(folder, alone, tmp_path, capfd):
