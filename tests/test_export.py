@@ -210,7 +210,7 @@ def test_q8_0_is_complete_and_answers(run):
     made = steps["gguf"]
     assert made["architecture"] == "gemma3n"
     assert made["types"]["Q8_0"] > 300
-    assert made["bytes"] < 55e6
+    assert made["bytes"] < 56e6
     assert (made["eos_id"], made["eot_id"]) == (1, 6)
     prompts = ["What should I do first for a deep cut?", "Cool a burn?"]
     said, answers = export.verify_gguf(folder / "gguf" / "tiny-q8_0.gguf", folder / "merged", prompts, max_tokens=8)

@@ -1,0 +1,72 @@
+"""Our quantised files beside those of llama.cpp's own quantiser: the type of every tensor, and every byte.
+
+    python -m venv /tmp/llama && CMAKE_ARGS="-DLLAVA_BUILD=OFF" /tmp/llama/bin/pip install llama-cpp-python==0.3.36
+    python tests/benchmarks/quantisers.py /tmp/llama/bin/python
+
+llama-cpp-python compiles llama.cpp (cmake and a C++ compiler, about half an hour on two cores), for this comparison
+alone: the pipeline itself compiles nothing. Models: the bundled Gemma 3 270M and the tests' tiny Gemma 3n, in bf16.
+Ends with an error when a tensor has another type, or bytes that differ.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import subprocess  # noqa: E402
+
+import gguf  # noqa: E402
+import numpy as np  # noqa: E402
+import tiny_gemma3n  # noqa: E402
+
+from lib import bundled, export, gguf_file, quantise  # noqa: E402
+
+THEIRS = """
+import sys, llama_cpp
+params = llama_cpp.llama_model_quantize_default_params()
+params.ftype = int(sys.argv[3])
+sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), params))
+"""
+
+
+def compare(ours, theirs):
+    """{tensors, same type, same bytes, largest difference of a number} of two GGUF files; tensors in any order."""
+    one, two = (({t.name: t for t in gguf_file.read(path).tensors}, np.memmap(path, mode="r")) for path in (ours, theirs))
+    assert one[0].keys() == two[0].keys()
+    kinds, equal, largest = 0, 0, 0.0
+    for name in one[0]:
+        a, b = ((file[1][t.offset:t.offset + t.rows * t.row_bytes], t) for file in (one, two) for t in (file[0][name],))
+        kinds += a[1].kind == b[1].kind
+        equal += a[1].kind == b[1].kind and np.array_equal(a[0], b[0])
+        if a[1].kind == b[1].kind and not np.array_equal(a[0], b[0]):
+            numbers = [gguf.dequantize(np.array(x[0]), gguf.GGMLQuantizationType[x[1].kind]).view(np.float32) for x in (a, b)]
+            largest = max(largest, float(np.abs(numbers[0] - numbers[1]).max()))
+    return {"tensors": len(one[0]), "same type": kinds, "same bytes": equal, "largest difference": largest}
+
+
+def main(python):
+    alike = True
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        tiny = tiny_gemma3n.build(scratch / "tiny")
+        export.missing_shared_kv(tiny)
+        for name, folder in (("Gemma 3 270M", bundled.materialize(ROOT / ".cache")), ("tiny Gemma 3n", tiny)):
+            source = scratch / f"{folder.name}-bf16.gguf"
+            export.to_gguf(folder, source, "bf16")
+            for kind in quantise.PACKED:
+                ours, theirs = scratch / "ours.gguf", scratch / "theirs.gguf"
+                quantise.quantise(source, ours, kind)
+                number = int(gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"])
+                subprocess.run([python, "-c", THEIRS, source, theirs, str(number)], check=True, capture_output=True)
+                found = compare(ours, theirs) | {"bytes": (ours.stat().st_size, theirs.stat().st_size)}
+                meta = [gguf_file.read(path).metadata for path in (ours, theirs)]
+                found["same metadata"] = meta[0] == meta[1]
+                print(f"{name}, {kind}: {found}", flush=True)
+                alike &= found["tensors"] == found["same type"] == found["same bytes"] and found["same metadata"]
+    sys.exit(0 if alike else "not alike")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
