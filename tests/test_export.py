@@ -280,7 +280,8 @@ def test_metadata_names_base_data_and_training(tmp_path):
     assert (found["base_model.0.name"], found["base_model.0.version"]) == ("google/gemma-3n-E4B-it", "abc")
     assert [found.get(f"dataset.{n}.{key}") for n in (0, 1) for key in ("name", "version")] == ["bundled:first-aid", None, "a/b", "c" * 40]
     (tmp_path / "results.json").write_text(json.dumps({"train": {"steps": 22, "eval_loss_before": None, "eval_loss_after": 2.9}}))
-    found = export.metadata(job.model_copy(update={"base_revision": "v1"}), run)
+    found = export.metadata(job.model_copy(update={"base_revision": "v1", "base_model": str(tmp_path)}), run)
+    assert str(tmp_path) not in json.dumps(found)
     assert found["description"].endswith("held-out response loss not measured.")
     assert found["base_model.0.version"] == "v1"
 
