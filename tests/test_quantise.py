@@ -134,6 +134,7 @@ def test_sizes_are_predicted_from_the_configuration_alone(base, whole):
     # the published Q8_0 of E4B; it has the 262,144 tokens of text, and today's converter writes 262,400
     assert abs(structure.predicted_bytes(Gemma3nTextConfig(), "q8_0") / 7_353_292_256 - 1) < 1e-3
     assert abs(structure.predicted_bytes(Gemma3nTextConfig(vocab_size=262_144), "q8_0") / 7_353_292_256 - 1) < 1e-6
+    assert {t.rows for t in structure.planned_tensors(Gemma3nTextConfig()) if t.name in quantise.EMBEDDINGS} == {262_400}
     with pytest.raises(UserError, match="no such architecture"):
         structure.gguf_names([], 1, "gemma9")
 

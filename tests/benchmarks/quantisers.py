@@ -4,7 +4,7 @@
     python tests/benchmarks/quantisers.py /tmp/llama/bin/python
 
 llama-cpp-python compiles llama.cpp (cmake and a C++ compiler, about half an hour on two cores), for this comparison
-alone: the pipeline itself compiles nothing. Models: the bundled Gemma 3 270M and the tests' tiny Gemma 3n, in bf16.
+alone: the pipeline itself compiles nothing. Models: the bundled Gemma 3 270M and the tests' tiny Gemma 3n, in both halves.
 Ends with an error when a tensor has another type, or bytes that differ.
 """
 
@@ -53,18 +53,18 @@ def main(python):
         tiny = tiny_gemma3n.build(scratch / "tiny")
         export.missing_shared_kv(tiny)
         for name, folder in (("Gemma 3 270M", bundled.materialize(ROOT / ".cache")), ("tiny Gemma 3n", tiny)):
-            source = scratch / f"{folder.name}-bf16.gguf"
-            export.to_gguf(folder, source, "bf16")
-            for kind in quantise.PACKED:
-                ours, theirs = scratch / "ours.gguf", scratch / "theirs.gguf"
-                quantise.quantise(source, ours, kind)
-                number = int(gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"])
-                subprocess.run([python, "-c", THEIRS, source, theirs, str(number)], check=True, capture_output=True)
-                found = compare(ours, theirs) | {"bytes": (ours.stat().st_size, theirs.stat().st_size)}
-                meta = [gguf_file.read(path).metadata for path in (ours, theirs)]
-                found["same metadata"] = meta[0] == meta[1]
-                print(f"{name}, {kind}: {found}", flush=True)
-                alike &= found["tensors"] == found["same type"] == found["same bytes"] and found["same metadata"]
+            for half in quantise.HALVES:
+                source = scratch / f"{folder.name}-{half}.gguf"
+                export.to_gguf(folder, source, half)
+                for kind in quantise.PACKED:
+                    ours, theirs = scratch / "ours.gguf", scratch / "theirs.gguf"
+                    quantise.quantise(source, ours, kind)
+                    number = int(gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"])
+                    subprocess.run([python, "-c", THEIRS, source, theirs, str(number)], check=True, capture_output=True)
+                    metadata = [gguf_file.read(path).metadata for path in (ours, theirs)]
+                    found = compare(ours, theirs) | {"same metadata": metadata[0] == metadata[1], "bytes": [p.stat().st_size for p in (ours, theirs)]}
+                    print(f"{name}, {half} -> {kind}: {found}", flush=True)
+                    alike &= found["tensors"] == found["same type"] == found["same bytes"] and found["same metadata"]
     sys.exit(0 if alike else "not alike")
 
 
