@@ -196,8 +196,8 @@ def disk_needed(stage: str, job: Params) -> int:
         return fixed + 6 * sources.text_size(job) + (base + 260 * 2**20 if bundled else 0)
     if stage == "train":
         return fixed * (job.save_total_limit + 1)
-    shares = [{"q8_0": 0.54}.get(kind, 1.0) for kind in job.gguf_types]
-    return fixed + int(base * (1 + sum(shares) + max(shares)))
+    shares = [{"q8_0": 0.54, "q6_k": 0.45, "q5_k_m": 0.4, "q4_k_m": 0.35, "q4_0": 0.33}.get(kind, 1.0) for kind in job.gguf_types]
+    return fixed + int(base * (2 + sum(shares)))  # the merged folder, and the 16-bit GGUF from which the others are made
 
 
 def run_stage(run: Run, stage: str, job: Params, force: bool) -> None:
