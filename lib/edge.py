@@ -2,7 +2,7 @@
 
     rows = edge.measure({"q8_0": run / "gguf" / "model-q8_0.gguf"})
     show.table(edge.table(rows))
-    python -m lib.edge FILE THREADS          # one measurement, as JSON
+    python -m lib.edge FILE THREADS REPEATS          # one measurement, as JSON
 """
 
 import json
@@ -30,7 +30,7 @@ RULE = f"fits in: the smallest of {', '.join(map(str, DEVICES))} GB that holds t
 TEXT = "Press firmly on the wound with a clean cloth. Call your local emergency number. Keep the person warm and watch the breathing. "
 
 
-def measure(ggufs: dict[str, Path], threads: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+def measure(ggufs: dict[str, Path], threads: tuple[int, ...] = (), repeats: int = REPEATS) -> list[dict[str, Any]]:
     """A row for each file {format: path} and each number of threads: 1 and all this process may use, if `threads` is empty.
 
     bytes of the file; load_seconds (from the page cache, as the file has just been read); memory_bytes, the most that was
@@ -43,10 +43,10 @@ def measure(ggufs: dict[str, Path], threads: tuple[int, ...] = ()) -> list[dict[
     rows = []
     for kind, path in ggufs.items():
         for count in threads or sorted({1, cores()}):
-            print(f"{kind}, {count} thread{'s' * (count > 1)}: load, {PROMPT} tokens in, {DECODED} out, {REPEATS} times", flush=True)
+            print(f"{kind}, {count} thread{'s' * (count > 1)}: load, {PROMPT} tokens in, {DECODED} out, {repeats} times", flush=True)
             # a process's peak is never forgotten, and this one has held the 16-bit model
-            done = subprocess.run([sys.executable, "-P", "-m", "lib.edge", Path(path).resolve(), str(count)], capture_output=True, text=True,
-                                  errors="replace", check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
+            done = subprocess.run([sys.executable, "-P", "-m", "lib.edge", Path(path).resolve(), str(count), str(repeats)], capture_output=True,
+                                  text=True, errors="replace", check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
             if done.returncode:
                 raise UserError(f"{files.shown(Path(path))} could not be measured with {count} threads (exit status {done.returncode}): "
                                 f"{done.stderr.strip()[-300:]} Expected a complete GGUF, and memory for it: export again, or close other programs.")
@@ -75,7 +75,7 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
              "fits in": f"{row['fits_gb']} GB" if row["fits_gb"] else f"more than {DEVICES[-1]} GB"} for row in rows]
 
 
-def one(path: str, threads: int) -> dict[str, Any]:
+def one(path: str, threads: int, repeats: int) -> dict[str, Any]:
     """Measure one file in this process, which should be fresh."""
     before = memory()
     with llama.load(path, n_ctx=CONTEXT, n_threads=threads) as engine:
@@ -83,7 +83,7 @@ def one(path: str, threads: int) -> dict[str, Any]:
         if len(ids) < PROMPT:
             raise UserError(f"the prompt is {len(ids)} tokens to this file's tokenizer, expected {PROMPT}.")
         answers, begin, others = [], time.monotonic(), other_work()
-        while len(answers) < REPEATS and (not answers or time.monotonic() - begin < PATIENCE):
+        while len(answers) < repeats and (not answers or time.monotonic() - begin < PATIENCE):
             answers.append(engine.complete(ids, max_tokens=DECODED, ignore_eos=True))
         others = max(0.0, (other_work() - others) / (time.monotonic() - begin))
         peak, private = (None if was is None else now - was for now, was in zip(memory(), before, strict=True))
@@ -111,6 +111,6 @@ def other_work() -> float:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(one(sys.argv[1], int(sys.argv[2]))))
+        print(json.dumps(one(sys.argv[1], *map(int, sys.argv[2:]))))
     except UserError as error:
         sys.exit(str(error))
