@@ -172,11 +172,17 @@ def test_positions_are_trained_tokens_of_distinct_held_out_rows(run, small):
 
 def test_rows_beyond_reach_and_runs_without_held_out_rows(run, small, tmp_path, monkeypatch):
     merged, _, truth, data = run
-    begin = min(where[0] for where in truth.positions)
-    monkeypatch.setattr(parity, "REACH", begin + 1)
-    assert all(where == [] or where[-1] <= begin for where in parity.choose(data, merged, 1)[1])
-    monkeypatch.setattr(parity, "REACH", 3)  # no answer begins within three tokens
-    _, _, texts, source = parity.choose(data, merged, 1)
+    reach = truth.positions[0][-1]
+    monkeypatch.setattr(parity, "REACH", reach)
+    rows, positions, *_ = parity.choose(data, merged, 1)
+    assert rows
+    assert all(0 < len(where) <= 4 and where[-1] < reach for where in positions)
+    split(tmp_path, "validation", [], chat.load(merged))
+    split(tmp_path, "test", [], chat.load(merged))
+    monkeypatch.undo()
+    rows, positions, texts, source = parity.choose(tmp_path, merged, 1)
+    assert len(rows) == len(positions)
+    assert len(rows) > 0
     assert source.startswith("the bundled first-aid set")
     assert len(texts) == parity.TEXTS
 
