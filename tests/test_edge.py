@@ -3,6 +3,7 @@
 python -m pytest tests/test_edge.py
 """
 
+import collections
 import os
 import subprocess
 import sys
@@ -50,6 +51,11 @@ def test_work_of_others_is_told_and_own_work_is_not():
             pass
         return (edge.other_work() - others) / seconds
 
+    with pytest.MonkeyPatch.context() as patch:
+        times = collections.namedtuple("times", "user system idle iowait guest")(10.0, 2.0, 50.0, 4.0, 1.0)  # guest is in user
+        patch.setattr(edge.psutil, "cpu_times", lambda: times)
+        patch.setattr(edge.time, "process_time", lambda: 3.0)
+        assert edge.other_work() == 10 + 2 - 3
     alone = watched(0.7)
     code = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
     children = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
