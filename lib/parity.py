@@ -23,8 +23,8 @@ REACH = 256  # positions are among a row's first so many tokens: all before one 
 TIE = 0.5  # nats between the two likeliest tokens: below it a 16-bit model that rounds otherwise may choose the other one
 
 # What a sound file may differ by: mean KL at most; perplexity at most so many times the 16-bit model's, at least its inverse; greedy
-# agreement at least. Behind each what files of a Gemma 3 270M showed (the demo's, trained 22 steps; 128 positions, the worst of
-# three draws, one or two for 6 and 16 bits). Larger models should lose less. 16 bits have room for a reference that itself computed in bfloat16 (`reference`).
+# agreement at least. Behind each what files of a Gemma 3 270M showed (the demo's, trained 22 steps; 128 positions, the worst of up to
+# three draws). Larger models should lose less. 16 bits have room for a reference that itself computed in bfloat16 (`reference`).
 BOUNDS = {
     "f16": (3e-3, 1.02, 0.88),  # 0.0000068, 1.000, 0.99
     "bf16": (3e-3, 1.02, 0.88),  # 0.000056, 1.001, 0.98
