@@ -20,7 +20,7 @@ import psutil
 from lib import files, llama
 from lib.params import ROOT, UserError
 
-CONTEXT, PROMPT, DECODED, REPEATS = 1024, 256, 64, 3  # tokens, tokens, tokens, times
+CONTEXT, PROMPT, DECODED, REPEATS = 1024, 256, 48, 3  # tokens, tokens, tokens, times
 PATIENCE = 120  # seconds: a file so slow is not measured again, and `repeats` says so
 DEVICES = (2, 4, 8, 16)  # GiB of memory that phones, small computers and laptops are sold with
 # An assumption, not a measurement: about what a desktop Linux with a browser closed, or Android with nothing in front, keeps for
