@@ -17,6 +17,7 @@ import re
 import secrets
 import subprocess
 import sys
+import time
 
 import xllamacpp
 
@@ -70,8 +71,10 @@ def load(gguf_path, n_ctx=1024, n_threads=None, lora=None):
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = n_threads or -1
     params.ui, params.fit_params, params.cache_ram_mib = False, False, 0
     params.api_keys = [secrets.token_hex(16)]
+    begin = time.monotonic()
     try:
         engine = Engine(xllamacpp.Server(params), path, params.api_keys[0])
+        engine.load_seconds = time.monotonic() - begin
     except RuntimeError as error:
         raise UserError(f"llama.cpp loads {path} with 256 tokens of context but not with n_ctx={n_ctx}: {error} "
                         "Expected enough free memory: lower n_ctx.") from error
@@ -85,7 +88,7 @@ class Engine:
     """A loaded GGUF. Greedy, and nothing is cached between calls, so the same prompt gives the same text."""
 
     def __init__(self, server, path, key):
-        self.server, self.path, self.key = server, path, key
+        self.server, self.path, self.key, self.load_seconds = server, path, key, None
 
     def tokenize(self, text, add_special=False, parse_special=True):
         """Token ids (list of int); add_special puts <bos> first, parse_special reads "<end_of_turn>" as one token."""
@@ -97,20 +100,30 @@ class Engine:
         self._require_template()
         return self._call(self._post, "/apply-template", {"messages": messages})["prompt"]
 
-    def complete(self, prompt, max_tokens=128, stop=()):
-        """Continue a str (<bos> is put first, control tokens are read) or a list of ids (taken as it is).
+    def complete(self, prompt, max_tokens=128, stop=(), ignore_eos=False):
+        """Continue a str (<bos> is put first, control tokens are read) or a list of ids (taken as it is); ignore_eos: to max_tokens.
 
         Returns text, tokens (generated), prompt_tokens, stop ("stop": end token or one of `stop`; "length"),
         tokens_per_second and prompt_tokens_per_second (llama.cpp's own clock).
         """
-        body = {"prompt": prompt, "max_tokens": max_tokens, "stop": list(stop), **GREEDY}
+        body = {"prompt": prompt, "max_tokens": max_tokens, "stop": list(stop), "ignore_eos": ignore_eos, **GREEDY}
         return _summary(self._call(self.server.handle_completions, body))
 
-    def next_tokens(self, prompt, count=1000):
-        """{token id: log-probability} of the likeliest tokens after a prompt (as `complete` takes it)."""
-        body = {"prompt": prompt, "max_tokens": 1, "n_probs": count, **GREEDY}
+    def next_tokens(self, prompt, count=1000, reuse=False):
+        """{token id: log-probability}, the likeliest first, of what follows a prompt (as `complete` takes it).
+
+        They are the model's own, before temperature or sampling. `reuse` keeps what the call before computed of the same
+        beginning: several times faster, and other roundings (a batch of one is another kernel): mean KL 2e-6 in F16,
+        1e-3 in Q8_0 on Gemma 3 270M. The same calls in the same order give the same numbers either way.
+        """
+        # llama.cpp tells no probabilities when the token it chose ends inside a UTF-8 character, so it must choose a letter
+        body = {"prompt": prompt, "max_tokens": 1, "n_probs": count, **GREEDY, "cache_prompt": reuse, "logit_bias": [[self._letter, 1e3]]}
         answer = self._call(self.server.handle_completions, body)
         return {token["id"]: token["logprob"] for token in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]}
+
+    @functools.cached_property
+    def _letter(self):
+        return self.tokenize("a")[0]
 
     def chat(self, messages, max_tokens=128):
         """Answer [{"role", "content"}, ...] by the GGUF's chat template; returns what `complete` returns."""

@@ -241,11 +241,12 @@ def _unsloth(folder: pathlib.Path, job: Params) -> Any:
         use_rslora=job.use_rslora, random_state=job.seed, use_gradient_checkpointing=checkpointing)
 
 
-def load_merged(folder: pathlib.Path) -> Any:
-    """A merged 16-bit folder, to answer beside its GGUF."""
+def load_merged(folder: pathlib.Path, dtype: torch.dtype | None = None) -> Any:
+    """A merged 16-bit folder, to answer beside its GGUF; computes in `dtype`, or in what suits the machine."""
     device.threads()
+    place = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
     with _memory_for_base(folder):
-        model = _read(folder, dtype=device.precision()[0], device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else None)
+        model = _read(folder, dtype=dtype or device.precision()[0], device_map=place)
     return model.requires_grad_(False).eval()
 
 

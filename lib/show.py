@@ -168,6 +168,19 @@ def loss_figure(entries: list[dict[str, Any]]) -> Any:
     return figure
 
 
+def edge_figure(rows: list[dict[str, Any]]) -> Any:
+    """Decoded tokens a second of each GGUF, a bar a number of threads, with the memory it took; rows are `edge.measure`'s."""
+    figure, axes = _axes(7, 0.6 + 0.3 * len(rows))
+    counts = sorted({row["threads"] for row in rows})
+    bars = axes.barh([f"{row['format']}, {row['threads']} thread{'s' * (row['threads'] > 1)}" for row in rows],
+                     [row["decode_tokens_per_second"] for row in rows], color=[(SECOND, ACCENT)[row["threads"] == counts[-1]] for row in rows])
+    axes.bar_label(bars, [f"{row['decode_tokens_per_second']:.3g} ({row['memory_bytes'] / 2**20:,.0f} MiB)" for row in rows], color=INK, padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.set_xlabel("decoded tokens a second (and memory)", color=INK)
+    return figure
+
+
 def figure(drawn: Any) -> Any:
     """A figure as a PNG image, to end a notebook cell with: small whatever the number of points."""
     from IPython.display import Image
