@@ -110,6 +110,27 @@ class Engine:
         body = {"messages": messages, "max_tokens": max_tokens, **GREEDY}
         return _summary(self._call(self.server.handle_chat_completions, body))
 
+    def stream(self, messages, write, max_tokens=128):
+        """`chat`, with each piece of text given to `write` as it comes; returns "stop" (it ended by itself) or "length"."""
+        self._require_template()
+        failed, ended = [], []
+
+        def take(chunk):  # what is raised in here, a Ctrl-C too, would be lost: it is kept, and True ends the generation
+            try:
+                self._call(lambda: chunk)
+                for choice in chunk["choices"]:
+                    write(choice["delta"].get("content") or "")
+                    ended.append(choice["finish_reason"])
+            except BaseException as error:
+                failed.append(error)
+            return bool(failed)
+
+        body = {"messages": messages, "max_tokens": max_tokens, "stream": True, **GREEDY}
+        self._call(lambda: self.server.handle_chat_completions(body, take) or {})
+        if failed:
+            raise failed[0]
+        return ended[-1]
+
     def _require_template(self):
         with open(self.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             if view.find(b"tokenizer.chat_template", 0, 1 << 26) < 0:  # llama.cpp would silently use ChatML
