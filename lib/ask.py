@@ -22,7 +22,7 @@ def answer(folder: pathlib.Path, question: str, write: Callable[[str], None]) ->
     context, longest = deploy.limits(job)
     write(f"{files.shown(gguf)}\n" + f"{STAND_IN}\n" * job.base_model.startswith("bundled:") + "\n")
     with llama.load(gguf, n_ctx=context) as engine:
-        ended = engine.stream([{"role": "system", "content": system}, {"role": "user", "content": question}], write, longest)
+        ended = engine.stream(turns.with_system([{"role": "user", "content": question}], system), write, longest)
     write(f"\n[cut after {longest} tokens: it did not end by itself]" * (ended == "length") + f"\n\n{DISCLAIMER}\n")
 
 

@@ -70,6 +70,7 @@ def load(gguf_path, n_ctx=1024, n_threads=None):
     params.api_keys = [secrets.token_hex(16)]
     try:
         engine = Engine(xllamacpp.Server(params), path, params.api_keys[0])
+        engine._http("/slots")  # answered from its loop: a server that is closed before its loop has begun never closes
     except RuntimeError as error:
         raise UserError(f"llama.cpp loads {path} with 256 tokens of context but not with n_ctx={n_ctx}: {error} "
                         "Expected enough free memory: lower n_ctx.") from error
@@ -88,12 +89,12 @@ class Engine:
     def tokenize(self, text, add_special=False, parse_special=True):
         """Token ids (list of int); add_special puts <bos> first, parse_special reads "<end_of_turn>" as one token."""
         options = {"add_special": add_special, "parse_special": parse_special}
-        return self._call(self._post, "/tokenize", {"content": text, **options})["tokens"]
+        return self._call(self._http, "/tokenize", {"content": text, **options})["tokens"]
 
     def template(self, messages):
         """The prompt (str) by the GGUF's chat template; tokenising it must not add another <bos> if it has one."""
         self._require_template()
-        return self._call(self._post, "/apply-template", {"messages": messages})["prompt"]
+        return self._call(self._http, "/apply-template", {"messages": messages})["prompt"]
 
     def complete(self, prompt, max_tokens=128, stop=()):
         """Continue a str (<bos> is put first, control tokens are read) or a list of ids (taken as it is).
@@ -137,10 +138,10 @@ class Engine:
                 raise UserError(f"{self.path} has no chat template. Expected tokenizer.chat_template in the GGUF: "
                                 "export from a folder whose tokenizer has one, or use complete().")
 
-    def _post(self, route, body):
+    def _http(self, route, body=None):
         connection = http.client.HTTPConnection(self.server.listening_address.removeprefix("http://"), timeout=60)
         with contextlib.closing(connection):  # http.client, unlike urllib, never goes through a proxy
-            connection.request("POST", route, json.dumps(body), {"Authorization": f"Bearer {self.key}"})
+            connection.request("POST" if body else "GET", route, json.dumps(body) if body else None, {"Authorization": f"Bearer {self.key}"})
             return json.load(connection.getresponse())
 
     def _call(self, function, *arguments):

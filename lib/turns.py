@@ -36,8 +36,7 @@ def read_modelfile(text: str) -> dict[str, str]:
 def ollama_prompt(text: str, messages: list[dict[str, str]]) -> str:
     """What Ollama sends the model by a Modelfile: SYSTEM unless the messages bring their own, neighbours of one role joined."""
     said, joined = read_modelfile(text), []
-    if said.get("system") and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": said["system"]}, *messages]
+    messages = with_system(messages, said["system"])
     for message in messages:
         if joined and joined[-1]["Role"] == message["role"]:
             joined[-1]["Content"] += "\n\n" + message["content"]
@@ -76,22 +75,25 @@ def check(model_dir: pathlib.Path, ollama: str, localai: str, gguf: pathlib.Path
         if tokenizer.id(stop) is None or f"Cool it.{stop}" not in answered:
             raise UserError(f"An answer of this base does not end in {stop}, but so: {answered[-40:]!r}\n{_WANTED}")
     compared = {}
+
+    def compare(server, system, conversations, prompt):
+        for messages in conversations:
+            _compare(server, prompt(messages), _expected(tokenizer, with_system(messages, system)))
+        compared[server] = len(conversations)
+
+    compare("Ollama", said["system"], CONVERSATIONS, lambda messages: ollama_prompt(ollama, messages))
+    compare("LocalAI", fields["system_prompt"], [*CONVERSATIONS, PADDED], lambda messages: localai_prompt(localai, messages))
+    compare("LocalAI, completion", fields["system_prompt"], CONVERSATIONS[:1], lambda messages: localai_completion(localai, messages[0]["content"]))
     with llama.load(gguf) as engine:
-        for server, system, conversations, prompt in (
-                ("Ollama", said["system"], CONVERSATIONS, lambda turns: ollama_prompt(ollama, turns)),
-                ("LocalAI", fields["system_prompt"], [*CONVERSATIONS, PADDED], lambda turns: localai_prompt(localai, turns)),
-                ("LocalAI, completion", fields["system_prompt"], CONVERSATIONS[:1], lambda turns: localai_completion(localai, turns[0]["content"])),
-                ("llama.cpp", said["system"], [*CONVERSATIONS, PADDED], lambda turns: engine.template(_with_system(turns, said["system"])))):
-            for messages in conversations:
-                _compare(server, prompt(messages), _expected(tokenizer, _with_system(messages, system)))
-            compared[server] = len(conversations)
+        compare("llama.cpp", said["system"], [*CONVERSATIONS, PADDED], lambda messages: engine.template(with_system(messages, said["system"])))
     return compared
 
 
 _WANTED = "Expected a base with Gemma's turns, as Gemma 3 and Gemma 3n have. No file for a server was written."
 
 
-def _with_system(messages: list[dict[str, str]], system: str) -> list[dict[str, str]]:
+def with_system(messages: list[dict[str, str]], system: str) -> list[dict[str, str]]:
+    """A conversation with a system text before it, unless it has one."""
     return messages if messages[0]["role"] == "system" else [{"role": "system", "content": system}, *messages]
 
 

@@ -4,6 +4,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"strings"
 	"text/template"
@@ -46,10 +47,14 @@ func main() {
 		}
 		cases[i].Output, cases[i].Error = out.String(), err != nil
 	}
-	encoder := json.NewEncoder(os.Stdout)
-	encoder.SetEscapeHTML(false)
-	encoder.SetIndent("", " ")
-	if err := encoder.Encode(cases); err != nil {
-		panic(err)
+	fmt.Print("[\n")
+	for i, made := range cases { // one a line
+		var line strings.Builder
+		encoder := json.NewEncoder(&line)
+		encoder.SetEscapeHTML(false)
+		if err := encoder.Encode(made); err != nil {
+			panic(err)
+		}
+		fmt.Print(strings.TrimSpace(line.String()), map[bool]string{true: ",\n", false: "\n]\n"}[i+1 < len(cases)])
 	}
 }
