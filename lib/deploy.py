@@ -79,10 +79,13 @@ def write(folder: pathlib.Path, gguf: pathlib.Path, job: Params) -> dict[str, in
 
 
 def base_name(job: Params) -> str:
-    """The base as others know it: the hub id; of a local folder the last part of its path."""
-    if job.base_model == "bundled:gemma-3-270m":
-        return "google/gemma-3-270m"  # what the bundled file was quantised from
-    return pathlib.Path(job.base_model).name if (ROOT / job.base_model).exists() else job.base_model
+    """The base as others know it; the bundled file was quantised from the hub's google/gemma-3-270m."""
+    return "google/gemma-3-270m" if job.base_model == "bundled:gemma-3-270m" else shared_name(job.base_model)
+
+
+def shared_name(name: str) -> str:
+    """A hub id or bundled name as it is; of a path only the last part, as the files are read elsewhere."""
+    return pathlib.Path(name).name if not name.startswith("bundled:") and (ROOT / name).exists() else name
 
 
 def notice(job: Params) -> str:
@@ -129,16 +132,16 @@ def localai_yaml(gguf_name: str, job: Params, name: str, system: str = SYSTEM) -
 
 
 def commands(gguf_name: str, job: Params, lora: str = "") -> str:
-    """llama.cpp command lines for a GGUF, and for a GGUF adapter `lora` on its base's GGUF, as a block for a shell."""
+    """llama.cpp command lines for a GGUF, for a GGUF adapter `lora` on its base's GGUF, or for both, as a block for a shell."""
     context, answer = limits(job)
     options, question = f"--ctx-size {context} --predict {answer} --temp 0", turns.CONVERSATIONS[0][0]["content"]
-    body = {"messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]}
-    told = f'--system-prompt "$SYSTEM" {options}'
-    lines = [f"SYSTEM={shlex.quote(SYSTEM)}",
-             f"llama-cli --model {gguf_name} {told}                    # a conversation",
-             f"llama-cli --model {gguf_name} {told} --single-turn --prompt {shlex.quote(question)}",
-             f"llama-server --model {gguf_name} {options} --port 8080  # over HTTP; the system text comes with the messages:",
-             f"curl -s localhost:8080/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"]
+    told, body = f'--system-prompt "$SYSTEM" {options}', {"messages": turns.with_system(turns.CONVERSATIONS[0], SYSTEM)}
+    lines = [f"SYSTEM={shlex.quote(SYSTEM)}"]
+    if gguf_name:
+        lines += ["# a conversation, one answer, a server", f"llama-cli --model {gguf_name} {told}",
+                  f"llama-cli --model {gguf_name} {told} --single-turn --prompt {shlex.quote(question)}",
+                  f"llama-server --model {gguf_name} {options} --port 8080",
+                  f"curl -s localhost:8080/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"]
     if lora:
-        lines.append(f"llama-cli --model BASE.gguf --lora {lora} {told}  # BASE.gguf: {base_name(job)} itself as GGUF")
+        lines += [f"# the adapter on a GGUF of {base_name(job)} itself", f"llama-cli --model BASE.gguf --lora {lora} {told}"]
     return "\n".join(lines)

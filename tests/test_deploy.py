@@ -192,7 +192,7 @@ def test_a_path_of_this_machine_is_in_no_file(tmp_path):
 
 def test_options_of_the_llama_cpp_commands_are_llama_cpps():
     block = deploy.commands("a.gguf", JOB, "lora.gguf")
-    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
+    lines = [shlex.split(line, comments=True) for line in block.splitlines() if line[0] != "#"]
     assert [line[0].partition("=")[0] for line in lines] == ["SYSTEM", "llama-cli", "llama-cli", "llama-server", "curl", "llama-cli"]
     options = {word for line in lines if line[0].startswith("llama-") for word in line if word.startswith("--")}
     assert {"--model", "--lora", "--system-prompt"} <= options
@@ -202,6 +202,7 @@ def test_options_of_the_llama_cpp_commands_are_llama_cpps():
     body = json.loads(lines[4][lines[4].index("-d") + 1])
     assert body["messages"][0] == {"role": "system", "content": deploy.SYSTEM} == {"role": "system", "content": lines[0][0].partition("=")[2]}
     assert "--lora" not in deploy.commands("a.gguf", JOB)
+    assert deploy.commands("", JOB, "l.gguf").count("\nllama-") == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
