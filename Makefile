@@ -1,6 +1,6 @@
-# Every target is one visible command. Variables: PARAMS, RUN, SET, FORCE, PYTHON.
+# Every target is one visible command. Variables: PARAMS, RUN, SET, FORCE, Q, PYTHON.
 .DEFAULT_GOAL := help
-.PHONY: help setup run prepare train export report test lint clean
+.PHONY: help setup run prepare train export report ask test lint clean
 PYTHON ?= python3
 PARAMS ?= params/cpu.yaml
 # the full set where an NVIDIA card answers, else the same pins without what needs one
@@ -26,6 +26,10 @@ export: setup  ## export, after what is missing before it
 
 report: setup  ## write report.html again from a run's records
 	.venv/bin/python -m lib.runs report $(OPTIONS)
+
+# value: a $ in the question is text, not a variable of make
+ask: setup  ## answer Q="..." from a run's first GGUF (RUN), with the disclaimer
+	.venv/bin/python -m lib.runs ask $(OPTIONS) --question='$(subst ','\'',$(value Q))'
 
 test: setup  ## all tests
 	.venv/bin/python -m pytest

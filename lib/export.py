@@ -1,4 +1,4 @@
-"""From an adapter to files people run: merged 16-bit folder, checked GGUF, Modelfile.
+"""From an adapter to files people run: merged 16-bit folder, checked GGUF.
 
     merge_adapter(base, run / "adapter", run / "merged")
     missing_shared_kv(run / "merged", base)
@@ -16,26 +16,9 @@ from lib import DISCLAIMER, convert, files, gguf_file, llama, quantise, structur
 from lib.merge import merge_adapter, missing_shared_kv, shard_of, text_config  # noqa: F401 - the notebook's names
 from lib.params import GGUF_TYPES, ROOT, UserError
 
-SYSTEM = ("You are a first-aid assistant that works offline. " + DISCLAIMER)
 TEXTS = ("Call 112 now; press firmly for 15 minutes.", "  two  spaces\n\n\nlines\tand a tab\n",
          "Fièvre à 39,5 °C – 漢字 😀", "<start_of_turn>user\nMy hand is burnt.<end_of_turn>\n<start_of_turn>model\n",
          "* **Cool** the burn: `20 min`")
-
-# Gemma has no system turn: its own template puts the system text before the first user message, and so does this one.
-GEMMA_TEMPLATE = """{{- $system := .System }}
-{{- range $i, $_ := .Messages }}
-{{- $last := eq (len (slice $.Messages $i)) 1 }}
-{{- if eq .Role "user" }}<start_of_turn>user
-{{ if $system }}{{ $system }}
-
-{{ $system = "" }}{{ end }}{{ .Content }}<end_of_turn>
-{{ if $last }}<start_of_turn>model
-{{ end }}
-{{- else if eq .Role "assistant" }}<start_of_turn>model
-{{ .Content }}{{ if not $last }}<end_of_turn>
-{{ end }}
-{{- end }}
-{{- end }}"""
 
 
 def to_gguf(model_dir, out_file, outtype="q8_0", metadata=None):
@@ -135,19 +118,6 @@ def chat_template(folder, settings):
 def describe_artifacts(run_dir):
     """[{path relative to the run, bytes, sha256}] of adapter/, merged/ and gguf/."""
     return files.describe(Path(run_dir), ["adapter", "merged", "gguf"])
-
-
-def write_modelfile(gguf_file, out, system=SYSTEM, template=GEMMA_TEMPLATE, stop="<end_of_turn>"):
-    """Write an Ollama Modelfile beside the GGUF, with the turn format trained on, its stop token and the disclaimer."""
-    path, out = Path(gguf_file), Path(out)
-    if '"""' in system + template:
-        raise UserError('The system text or template holds """, which ends a Modelfile string. Write it without.')
-    if path.parent.resolve() != out.parent.resolve():
-        raise UserError(f"{files.shown(out)} is not beside {files.shown(path)}. "
-                        "Expected the same folder: FROM is relative.")
-    files.atomic_write(out, f'FROM ./{path.name}\nTEMPLATE """{template}"""\nPARAMETER stop "{stop}"\n'
-                            f'SYSTEM """{system}"""\n')
-    return out
 
 
 def verify_gguf(gguf_file, model_dir, prompts, max_tokens=32, texts=TEXTS):

@@ -75,6 +75,7 @@ def load(gguf_path, n_ctx=1024, n_threads=None, lora=None):
     try:
         engine = Engine(xllamacpp.Server(params), path, params.api_keys[0])
         engine.load_seconds = time.monotonic() - begin
+        engine._http("/slots")  # answered from its loop: a server that is closed before its loop has begun never closes
     except RuntimeError as error:
         raise UserError(f"llama.cpp loads {path} with 256 tokens of context but not with n_ctx={n_ctx}: {error} "
                         "Expected enough free memory: lower n_ctx.") from error
@@ -93,12 +94,12 @@ class Engine:
     def tokenize(self, text, add_special=False, parse_special=True):
         """Token ids (list of int); add_special puts <bos> first, parse_special reads "<end_of_turn>" as one token."""
         options = {"add_special": add_special, "parse_special": parse_special}
-        return self._call(self._post, "/tokenize", {"content": text, **options})["tokens"]
+        return self._call(self._http, "/tokenize", {"content": text, **options})["tokens"]
 
     def template(self, messages):
         """The prompt (str) by the GGUF's chat template; tokenising it must not add another <bos> if it has one."""
         self._require_template()
-        return self._call(self._post, "/apply-template", {"messages": messages})["prompt"]
+        return self._call(self._http, "/apply-template", {"messages": messages})["prompt"]
 
     def complete(self, prompt, max_tokens=128, stop=(), ignore_eos=False):
         """Continue a str (<bos> is put first, control tokens are read) or a list of ids (taken as it is); ignore_eos: to max_tokens.
@@ -131,16 +132,37 @@ class Engine:
         body = {"messages": messages, "max_tokens": max_tokens, **GREEDY}
         return _summary(self._call(self.server.handle_chat_completions, body))
 
+    def stream(self, messages, write, max_tokens=128):
+        """`chat`, with each piece of text given to `write` as it comes; returns "stop" (it ended by itself) or "length"."""
+        self._require_template()
+        failed, ended = [], []
+
+        def take(chunk):  # what is raised in here, a Ctrl-C too, would be lost: it is kept, and True ends the generation
+            try:
+                self._call(lambda: chunk)
+                for choice in chunk["choices"]:
+                    write(choice["delta"].get("content") or "")
+                    ended.append(choice["finish_reason"])
+            except BaseException as error:
+                failed.append(error)
+            return bool(failed)
+
+        body = {"messages": messages, "max_tokens": max_tokens, "stream": True, **GREEDY}
+        self._call(lambda: self.server.handle_chat_completions(body, take) or {})
+        if failed:
+            raise failed[0]
+        return ended[-1]
+
     def _require_template(self):
         with open(self.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             if view.find(b"tokenizer.chat_template", 0, 1 << 26) < 0:  # llama.cpp would silently use ChatML
                 raise UserError(f"{self.path} has no chat template. Expected tokenizer.chat_template in the GGUF: "
                                 "export from a folder whose tokenizer has one, or use complete().")
 
-    def _post(self, route, body):
+    def _http(self, route, body=None):
         connection = http.client.HTTPConnection(self.server.listening_address.removeprefix("http://"), timeout=60)
         with contextlib.closing(connection):  # http.client, unlike urllib, never goes through a proxy
-            connection.request("POST", route, json.dumps(body), {"Authorization": f"Bearer {self.key}"})
+            connection.request("POST" if body else "GET", route, json.dumps(body) if body else None, {"Authorization": f"Bearer {self.key}"})
             return json.load(connection.getresponse())
 
     def _call(self, function, *arguments):

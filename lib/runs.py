@@ -244,11 +244,12 @@ def check_source(run: Run, job: Params) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.runs", description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=["run", *STAGES, "report"])
+    parser.add_argument("command", choices=["run", *STAGES, "report", "ask"])
     parser.add_argument("--params", default="params/cpu.yaml", metavar="FILE")
     parser.add_argument("--run", default="", metavar="NAME")
     parser.add_argument("--set", default="", metavar='"K=V K=V"', dest="overrides")
     parser.add_argument("--force", action="store_true")
+    parser.add_argument("--question", default="", metavar="TEXT", help="what to ask the run's first GGUF (command ask)")
     options = parser.parse_args(argv)
     _Stopper.install()
     folder = None
@@ -257,6 +258,11 @@ def main(argv: list[str] | None = None) -> int:
         folder = record.folder_for(job, options.params, options.run)
         if options.command == "report":
             return _report(folder)
+        if options.command == "ask":
+            from lib import ask  # llama.cpp, 100 MB, which no other command needs here
+
+            ask.answer(folder, options.question, lambda text: print(text, end="", flush=True))
+            return 0
         for key, value in params.parse_overrides(options.overrides).items():
             print(f"override: {key} = {value!r}")
         wanted = STAGES if options.command == "run" else STAGES[:STAGES.index(options.command) + 1]

@@ -24,6 +24,29 @@ def tiny_gemma3n(tmp_path_factory):
     return maker.build(tmp_path_factory.mktemp("tiny_gemma3n"))
 
 
+@pytest.fixture(scope="session")
+def tiny_run(tiny_gemma3n, tmp_path_factory):
+    """A run folder with a finished export of the tiny Gemma 3n (a random adapter, not merged), one for the session: copy before changing."""
+    import shutil
+
+    import tiny_gemma3n as maker
+
+    from lib import deploy, export, files, params, record
+
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    shutil.copytree(tiny_gemma3n, folder / "merged")
+    export.missing_shared_kv(folder / "merged")
+    maker.random_adapter(tiny_gemma3n, folder / "adapter")
+    export.to_gguf(folder / "merged", folder / "gguf" / "tiny-q8_0.gguf")
+    job = params.load("params/cpu.yaml", "max_seq_length=64")
+    deploy.write(folder, folder / "gguf" / "tiny-q8_0.gguf", job)
+    files.atomic_write(folder / "params.yaml", params.dump(job))
+    stages = {stage: {"status": "finished", "attempts": [{}], "artifacts": [], "inputs": {}} for stage in record.STAGES}
+    stages["export"]["artifacts"] = files.describe(folder, ["merged", "gguf"])
+    files.write_json(folder / "run.json", {"run": "tiny", "fingerprints": {}, "stages": stages})
+    return folder
+
+
 @pytest.fixture
 def two_threads():
     """Arithmetic on two threads, whatever the machine has."""

@@ -15,7 +15,7 @@ from lib import params, runs
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TARGETS = ("run", "prepare", "train", "export", "report", "test", "lint", "setup", "clean", "help")
+TARGETS = ("run", "prepare", "train", "export", "report", "ask", "test", "lint", "setup", "clean", "help")
 
 
 def commands():
@@ -41,7 +41,7 @@ def test_each_command_of_the_readme_is_one_make_accepts_with_parameters_that_exi
         words = shlex.split(line)
         given = dict(itertools.pairwise(words))
         params.load(given["--params"], given.get("--set", ""))
-        assert words[words.index("lib.runs") + 1] in ("run", "prepare", "train", "export", "report")
+        assert words[words.index("lib.runs") + 1] in ("run", "prepare", "train", "export", "report", "ask")
 
 
 def test_parameter_table_is_generated():

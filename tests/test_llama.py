@@ -26,6 +26,28 @@ def test_complete_is_greedy_repeatable_and_silent(gguf_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.timeout(60)  # it used to wait for ever
+def test_a_file_that_is_loaded_and_not_used_is_closed_again(gguf_path):
+    with llama.load(gguf_path, n_ctx=256):
+        pass
+    with pytest.raises(ZeroDivisionError), llama.load(gguf_path, n_ctx=256):
+        raise ZeroDivisionError
+
+
+def test_stream_gives_the_text_of_chat_as_it_comes_and_keeps_what_is_raised(tiny_run):
+    messages, pieces = [{"role": "user", "content": "Cool a burn?"}], []
+    with llama.load(tiny_run / "gguf" / "tiny-q8_0.gguf", n_ctx=256) as engine:
+        whole = engine.chat(messages, max_tokens=12)
+        assert engine.stream(messages, pieces.append, max_tokens=12) == whole["stop"]
+        assert len([piece for piece in pieces if piece]) > 3
+        assert "".join(pieces) == whole["text"]
+        with pytest.raises(KeyboardInterrupt):
+            engine.stream(messages, lambda text: (_ for _ in ()).throw(KeyboardInterrupt), max_tokens=12)
+        with pytest.raises(UserError, match="exceeds the available context size"):
+            engine.stream([{"role": "user", "content": "wound " * 400}], pieces.append)
+        assert engine.chat(messages, max_tokens=12)["text"] == whole["text"], "it works on after that"
+
+
 def test_requests_llama_cpp_refuses_are_user_errors(gguf_path):
     with llama.load(gguf_path, n_ctx=256) as engine:
         with pytest.raises(UserError, match="no chat template"):

@@ -78,6 +78,18 @@ def build(folder, seed=0):
     return folder
 
 
+def random_adapter(base, folder, seed=1):
+    """Write a LoRA adapter (r=4, language layers) whose B is not zero, as PEFT saves it; returns the folder."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    model = Gemma3nForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    config = LoraConfig(r=4, lora_alpha=4, target_modules=r".*layers\.\d+\.(?:self_attn\.(?:q|o)_proj|mlp\.(?:gate|up|down)_proj)",
+                        task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(folder)
+    return folder
+
+
 def build_tokenizer(folder):
     """Train the 2,048-piece byte-fallback BPE and write tokenizer.model, tokenizer.json and tokenizer_config.json."""
     stems = [stem + ending for stem in WORDS for ending in ("", "s", "ed", "ing", "ly", "'s")]
