@@ -31,15 +31,16 @@ import sys, xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path, params.n_ctx, params.n_parallel, params.verbosity = sys.argv[1], 256, 1, 1
 params.ui = params.fit_params = params.warmup = False
+params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path=path) for path in sys.argv[2:]]
 answer = xllamacpp.Server(params).handle_completions({"prompt": "a", "max_tokens": 1})
 sys.exit(answer["error"]["message"] if "error" in answer else 0)
 """
 
 
 @functools.cache
-def probe(path, size, mtime_ns):
-    """None if llama.cpp loads the file and decodes a token, else its reason. Size and time only key the cache."""
-    child = subprocess.run([sys.executable, "-c", PROBE, path], check=False, capture_output=True, text=True,
+def probe(*stats):
+    """None if llama.cpp loads a GGUF, and an adapter on it, and decodes a token; else its reason. (path, size, mtime) of each."""
+    child = subprocess.run([sys.executable, "-c", PROBE, *(path for path, *_ in stats)], check=False, capture_output=True, text=True,
                            errors="replace", env={**os.environ, "GGML_NO_BACKTRACE": "1"})
     if child.returncode == 0:
         return None
@@ -50,20 +51,21 @@ def probe(path, size, mtime_ns):
 
 
 @contextlib.contextmanager
-def load(gguf_path, n_ctx=1024, n_threads=None):
-    """Yield an Engine; n_ctx in tokens (llama.cpp rounds up to 256), n_threads None = physical cores.
+def load(gguf_path, n_ctx=1024, n_threads=None, lora=None):
+    """Yield an Engine; n_ctx in tokens (llama.cpp rounds up to 256), n_threads None = physical cores, lora: a GGUF adapter.
 
     UserError, with llama.cpp's reason, for a file it refuses or crashes on. The first time a child loads it too: 1.5 s.
     """
-    path = pathlib.Path(gguf_path)
-    if not path.is_file():
-        raise UserError(f"No GGUF file at {path}. Expected the path of a .gguf file: run the export first.")
-    stat = path.stat()
-    if reason := probe(str(path), stat.st_size, stat.st_mtime_ns):
-        raise UserError(f"llama.cpp does not load {path} ({stat.st_size:,} bytes): {reason}. "
+    path, paths = pathlib.Path(gguf_path), [pathlib.Path(given) for given in (gguf_path, lora) if given]
+    if missing := [given for given in paths if not given.is_file()]:
+        raise UserError(f"No GGUF file at {missing[0]}. Expected the path of a .gguf file: run the export first.")
+    stats = [(str(given), given.stat().st_size, given.stat().st_mtime_ns) for given in paths]
+    if reason := probe(*stats):
+        raise UserError(f"llama.cpp does not load {' with '.join(f'{name} ({size:,} bytes)' for name, size, _ in stats)}: {reason}. "
                         "Expected a complete GGUF of a known architecture: export or copy it again.")
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.n_parallel = str(path), n_ctx, 1
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path=str(given)) for given in paths[1:]]
     params.verbosity = -1  # silence: it logs to file descriptor 2, past sys.stderr
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = n_threads or -1
     params.ui, params.fit_params, params.cache_ram_mib = False, False, 0
@@ -103,6 +105,12 @@ class Engine:
         """
         body = {"prompt": prompt, "max_tokens": max_tokens, "stop": list(stop), **GREEDY}
         return _summary(self._call(self.server.handle_completions, body))
+
+    def next_tokens(self, prompt, count=1000):
+        """{token id: log-probability} of the likeliest tokens after a prompt (as `complete` takes it)."""
+        body = {"prompt": prompt, "max_tokens": 1, "n_probs": count, **GREEDY}
+        answer = self._call(self.server.handle_completions, body)
+        return {token["id"]: token["logprob"] for token in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]}
 
     def chat(self, messages, max_tokens=128):
         """Answer [{"role", "content"}, ...] by the GGUF's chat template; returns what `complete` returns."""
