@@ -13,10 +13,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lib import adapter, choices
 from lib.params import Params, UserError
 
-pytestmark = pytest.mark.usefixtures("two_threads")
-ITEMS = [{"id": f"q{n}", "topic": ("burns", "bites")[n % 2], "question": " ".join(["what stops the blood"] * (1 + 3 * n)) + "?",
+ITEMS = [{"id": f"q{n}", "topic": ("burns", "bites")[n % 2], "question": " ".join(["what stops the blood"] * (1 + 5 * (n % 3)) + ["now"] * n) + "?",
           "options": {key: text for key, text in zip("ABCDE", ("press", "wait for help", "rinse with water", "walk", "sit"), strict=True)
                       if key < "ABCDE"[2 + n % 3]}, "answer_letter": "AB"[n % 2]} for n in range(8)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Two wait for each other far longer where the machine has other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +40,7 @@ def tiny(tiny_gemma3n):
 
 
 def asked(tokenizer):
-    pairs = [(item, order) for item in ITEMS for order in choices.orders(item, 1, 0)]
+    pairs = [(item, list(item["options"])) for item in ITEMS[:5]]
     return choices.tokenise(tokenizer, [choices.question(*pair) for pair in pairs], [len(order) for _, order in pairs])
 
 
@@ -48,8 +56,8 @@ def test_prompts_end_where_the_letter_begins(tiny):
     text = choices.question(ITEMS[0], ["A", "B"])
     assert prompts[0] == tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True)["input_ids"]
     assert all(ids.count(tokenizer.bos_token_id) == 1 for ids in prompts)
-    assert tokenizer.convert_ids_to_tokens(wanted[4]) == list("ABCD")
-    assert [len(letters) for letters in wanted[::2]] == [len(item["options"]) for item in ITEMS]
+    assert tokenizer.convert_ids_to_tokens(wanted[2]) == list("ABCD")
+    assert [len(letters) for letters in wanted] == [2, 3, 4, 2, 3]
 
 
 def test_a_tokenizer_that_joins_the_letter_to_what_is_before_it_is_refused(tiny):
@@ -108,10 +116,10 @@ def test_scores_do_not_depend_on_what_is_asked_together_nor_on_memory(tiny, monk
         return body(input_ids=input_ids, **more)
 
     monkeypatch.setitem(choices.TOKENS_AT_ONCE, "cpu", 10**6)
-    monkeypatch.setattr(choices, "parts", lambda net: (functools.partial(limited, 5), weight, softcap))
+    monkeypatch.setattr(choices, "parts", lambda net: (functools.partial(limited, 2), weight, softcap))
     for one, other in zip(choices.model_scores(net, prompts, wanted, lambda _: None), together, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
-    assert sizes[:3] == [16, 8, 4]
+    assert sizes[:2] == [5, 2]
     monkeypatch.setattr(choices, "parts", lambda net: (functools.partial(limited, 0), weight, softcap))
     with pytest.raises(torch.OutOfMemoryError):
         choices.model_scores(net, prompts, wanted, lambda _: None)

@@ -3,6 +3,7 @@
     python -m pytest tests/test_exam.py
 """
 
+import contextlib
 import json
 import shutil
 
@@ -12,13 +13,21 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from lib import chat, choices, exam, export, files, params, prepared, record
+from lib import chat, choices, device, exam, export, files, params, prepared, record
 
-pytestmark = pytest.mark.usefixtures("two_threads")
 TARGETS = r".*layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
 ITEMS = [{"id": f"q{n}", "topic": "", "question": "what stops the blood" + " now" * n, "options": {"A": "press", "B": "wait", "C": "walk"},
-          "answer_letter": "ABC"[n % 3]} for n in range(5)]
+          "answer_letter": "ABC"[n % 3]} for n in range(3)]
 TURNS = [[{"role": "user", "content": "what stops the blood"}, {"role": "assistant", "content": "press" + " hard and keep the press" * n}] for n in (1, 2)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Two wait for each other far longer where the machine has other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +62,7 @@ def exported(tiny_gemma3n, tmp_path_factory):
 @pytest.fixture
 def runs(exported, tmp_path, monkeypatch):
     shutil.copytree(exported, tmp_path / "runs")
+    monkeypatch.setattr(device, "threads", lambda: 1)
     monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path / "runs"))
     return tmp_path / "runs"
 
@@ -101,13 +111,15 @@ def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_sto
     assert list(pairs) == [("base", "adapter"), ("base", "merged"), ("base", "f16"), ("merged", "f16")]
     assert pairs["base", "merged"]["perplexity_ratio"] == pytest.approx(merged["held_out"]["perplexity"] / base["held_out"]["perplexity"], rel=1e-4)
     assert "perplexity_ratio" not in pairs["base", "f16"]
-    for text in ("5 items, of which guessing gets 33.3%", "base -> merged", "(McNemar, exact); perplexity x", "exam.json", "Educational use only"):
+    for text in ("3 items, of which guessing gets 33.3%", "base -> merged", "(McNemar, exact); perplexity x", "exam.json", "Educational use only"):
         assert text in out
 
     (runs / "other.jsonl").write_text(json.dumps(ITEMS[0]) + "\n")  # another exam keeps the first one's results
-    monkeypatch.setattr(choices, "take", lambda items, tokenizer, score, *more: real(
-        items, tokenizer, lambda prompts, wanted, tick: [[-1.0] * len(w) for w in wanted], *more))
-    monkeypatch.setattr(exam, "_held_out", lambda *_: None)
+    @contextlib.contextmanager
+    def fake():
+        yield (lambda prompts, wanted, tick: [[-1.0] * len(w) for w in wanted]), None
+
+    monkeypatch.setattr(exam, "_models", lambda *_: iter([("base", ["made of"], fake)]))
     assert ask(runs, capsys, "--shuffles", "0", file="other.jsonl")[0] == 0
     both = json.loads((runs / "small/exam.json").read_text())
     assert both[str(runs / "exam.jsonl")] == entry
