@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import functools
 import json
 import shutil
 
@@ -13,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from lib import chat, choices, device, exam, export, files, params, prepared, record
+from lib import chat, choices, device, exam, export, files, llama, params, prepared, record
 
 TARGETS = r".*layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
 ITEMS = [{"id": f"q{n}", "topic": "", "question": "what stops the blood" + " now" * n, "options": {"A": "press", "B": "wait", "C": "walk"},
@@ -63,6 +64,7 @@ def exported(tiny_gemma3n, tmp_path_factory):
 def runs(exported, tmp_path, monkeypatch):
     shutil.copytree(exported, tmp_path / "runs")
     monkeypatch.setattr(device, "threads", lambda: 1)
+    monkeypatch.setattr(llama, "load", functools.partial(llama.load, n_threads=1))
     monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path / "runs"))
     return tmp_path / "runs"
 
