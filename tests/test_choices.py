@@ -144,7 +144,7 @@ def test_options_are_followed_through_the_shuffle(tiny):
         return [[-1.0 if n == right[text] else -2.0 - n for n in range(len(letters))] for text, letters in zip(texts, wanted, strict=True)]
 
     results = choices.take(ITEMS, tokenizer, knows, shuffles=3, seed=7)
-    assert all(r["right"] and r["scores"][r["answer"]] == -1 and all(s["chosen"] == r["answer"] for s in r["shuffled"]) for r in results)
+    assert all(r["right"] and r["scores"][r["answer"]] == -1 and all(s["chosen"] == r["answer"] and s["scores"][r["answer"]] == -1 for s in r["shuffled"]) for r in results)
     found = choices.summary(results)
     assert [o["accuracy"] for o in found["orders"]] == [1, 1, 1, 1]
     assert all(share["chosen"] == share["right"] for o in found["orders"] for share in o["letters"].values())

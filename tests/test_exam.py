@@ -116,16 +116,38 @@ def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_sto
     for text in ("3 items, of which guessing gets 33.3%", "base -> merged", "(McNemar, exact); perplexity x", "exam.json", "Educational use only"):
         assert text in out
 
-    (runs / "other.jsonl").write_text(json.dumps(ITEMS[0]) + "\n")  # another exam keeps the first one's results
+
+def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_theirs(runs, capsys, monkeypatch):
+    asked, made_of = [], ["weights"]
+
     @contextlib.contextmanager
     def fake():
+        asked.append(1)
         yield (lambda prompts, wanted, tick: [[-1.0] * len(w) for w in wanted]), None
 
-    monkeypatch.setattr(exam, "_models", lambda *_: iter([("base", ["made of"], fake)]))
-    assert ask(runs, capsys, "--shuffles", "0", file="other.jsonl")[0] == 0
-    both = json.loads((runs / "small/exam.json").read_text())
-    assert both[str(runs / "exam.jsonl")] == entry
-    assert both[str(runs / "other.jsonl")]["models"]["base"]["orders"][1:] == []
+    monkeypatch.setattr(exam, "_models", lambda *_: iter([("base", made_of, fake)]))
+
+    def again(file="exam.jsonl", *words):
+        asked.clear()
+        assert ask(runs, capsys, *words, file=file)[0] == 0
+        return json.loads((runs / "small/exam.json").read_text())[str(runs / file)], bool(asked)
+
+    first, fresh = again()
+    assert fresh
+    assert again() == (first, False)
+    (runs / "other.jsonl").write_text(json.dumps(ITEMS[0]) + "\n")
+    other, fresh = again("other.jsonl", "--shuffles", "0")
+    assert fresh
+    assert other["models"]["base"]["orders"][1:] == []
+    assert again() == (first, False)
+    assert again("exam.jsonl", "--shuffles", "2")[1]
+    (runs / "exam.jsonl").write_text("".join(json.dumps(item | {"answer_letter": "A"}) + "\n" for item in ITEMS))
+    assert again("exam.jsonl", "--shuffles", "2")[1]
+    made_of[0] = "other weights"
+    assert again("exam.jsonl", "--shuffles", "2")[1]
+    monkeypatch.setattr(exam, "_method", lambda: ["other code"])
+    assert again("exam.jsonl", "--shuffles", "2")[1]
+    assert again("exam.jsonl", "--shuffles", "2")[1] is False
 
 
 def test_what_cannot_be_examined_says_so_and_leaves_nothing(runs, capsys, monkeypatch):
