@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+import numpy as np
 import torch
 
 from lib import batches, device, files, parallel
@@ -56,6 +57,21 @@ def _sums(model: Any, data: Any, rows_at_once: int, bar: Any) -> tuple[float, fl
                 sums += torch.stack([losses.double().sum(), torch.tensor(len(losses), device=model.device)])
     parallel.add(sums)
     return tuple(sums.tolist())
+
+
+def row_losses(model: Any, data: Any, rows_at_once: int = 8, bar: Any = iter) -> np.ndarray:
+    """(rows, 2) of a split, in its order: the row's summed cross entropy in nats, and its trained tokens. In one process."""
+    found = np.zeros((len(data), 2))
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for group in bar(groups(data["length"][:], rows_at_once)):
+            batch = batches.of(data[group])
+            losses = token_losses(model, batch.to(model.device)).double().cpu().numpy()
+            row = (batch.where // batch.input_ids.shape[1]).numpy()
+            found[group] = np.stack([np.bincount(row, values, len(group)) for values in (losses, None)], axis=1)
+    model.train(was_training)
+    return found
 
 
 def answers(model: Any, tokenizer: Any, new_tokens: int, prompts: tuple[str, ...] = PROMPTS) -> list[str]:

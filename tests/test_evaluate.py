@@ -68,6 +68,16 @@ def test_response_loss_does_not_depend_on_the_batch(tiny, rows):
         assert evaluate.response_loss(net, rows, rows_at_once=size) == (pytest.approx(expected, rel=1e-5), tokens)
 
 
+def test_row_losses_are_those_of_each_row_alone_in_the_order_of_the_rows(tiny, rows):
+    net, _ = tiny
+    alone = [evaluate.response_loss(net.train(), rows.select([n])) for n in range(len(rows))]
+    for size in (1, 3, 100):
+        found = evaluate.row_losses(net, rows, size)
+        assert net.training
+        assert found[:, 1].tolist() == [tokens for _, tokens in alone]
+        assert (found[:, 0] / found[:, 1]).tolist() == pytest.approx([loss for loss, _ in alone], rel=1e-5)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_training_mode_is_off_while_measuring_and_restored(tiny, rows, training):
     """Dropout of 0.5 would show."""
