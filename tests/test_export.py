@@ -205,7 +205,7 @@ def test_adapters_that_do_not_fit_are_refused(tiny_gemma3n, trained, tmp_path):
         export.merge_adapter(quantised, good, tmp_path / "merged")
 
 
-def test_q8_0_is_complete_and_answers(run):
+def test_q8_0_is_complete(run):
     folder, steps = run
     assert steps["kv"] == {"from_base": 0, "placeholder": 45}
     made = steps["gguf"]
@@ -213,12 +213,6 @@ def test_q8_0_is_complete_and_answers(run):
     assert made["types"]["Q8_0"] > 300
     assert made["bytes"] < 56e6
     assert (made["eos_id"], made["eot_id"]) == (1, 6)
-    prompts = ["What should I do first for a deep cut?", "Cool a burn?"]
-    said, answers = export.verify_gguf(folder / "gguf" / "tiny-q8_0.gguf", folder / "merged", prompts, max_tokens=8)
-    assert (said["texts"], said["prompts"]) == (len(export.TEXTS), 2)
-    assert len(answers) == 2
-    assert said["tokens"] > 0
-    assert said["tokens_per_second"] > 0
 
 
 def test_gguf_without_shared_kv_is_refused_before_llama_cpp_sees_it(tiny_gemma3n, tmp_path):
@@ -242,16 +236,6 @@ def test_damaged_gguf_is_refused(run, tmp_path):
             export.check_gguf(tmp_path / "short.gguf", folder)
     with pytest.raises(UserError, match="license.name is 'gemma'"):
         export.check_gguf(good, folder, {"general.license.name": "mit"})
-
-
-def test_other_tokens_in_the_gguf_are_refused(run, tmp_path):
-    """llama.cpp loads a file with a wrong piece and answers; only comparing ids shows it."""
-    tokenizer = AutoTokenizer.from_pretrained(run[0] / "merged")
-    piece = max(tokenizer.tokenize("bleeding wound"), key=len).encode()
-    size = len(piece).to_bytes(8, "little")
-    bad = patched(run[0] / "gguf" / "tiny-q8_0.gguf", tmp_path / "bad.gguf", size + piece, size + piece[:-1] + b"~")
-    with pytest.raises(UserError, match="tokenises"):
-        export.verify_gguf(bad, run[0] / "merged", ["Hi"], max_tokens=4, texts=["bleeding wound"])
 
 
 def test_converter_failure_shows_its_last_lines(run, tmp_path):
