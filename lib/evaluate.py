@@ -77,6 +77,11 @@ def row_losses(model: Any, data: Any, rows_at_once: int = 8, bar: Any = iter) ->
 def answers(model: Any, tokenizer: Any, new_tokens: int, prompts: tuple[str, ...] = PROMPTS) -> list[str]:
     """Greedy answers to single-turn prompts, batched, ended at <end_of_turn>."""
     print(f"answering {len(prompts)} prompts, up to {new_tokens} tokens each", flush=True)
+    return [text for text, _ in finished_answers(model, tokenizer, new_tokens, prompts)]
+
+
+def finished_answers(model: Any, tokenizer: Any, new_tokens: int, prompts: tuple[str, ...]) -> list[tuple[str, bool]]:
+    """`answers`, each with whether it ended by itself before `new_tokens`."""
     was_training = model.training
     model.eval()
     texts = [tokenizer.apply_chat_template([{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True) for p in prompts]
@@ -86,7 +91,9 @@ def answers(model: Any, tokenizer: Any, new_tokens: int, prompts: tuple[str, ...
         out = model.generate(**batch, max_new_tokens=new_tokens, do_sample=False, use_cache=True, eos_token_id=stop,
                              pad_token_id=tokenizer.pad_token_id, top_k=None, top_p=None)
     model.train(was_training)
-    return [t.strip() for t in tokenizer.batch_decode(out[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)]
+    out = out[:, batch["input_ids"].shape[1]:]
+    ended = torch.isin(out, torch.tensor(stop, device=out.device)).any(1).tolist()
+    return [(text.strip(), end) for text, end in zip(tokenizer.batch_decode(out, skip_special_tokens=True), ended, strict=True)]
 
 
 def save_samples(path: pathlib.Path, columns: dict[str, list[str]], tokens: int) -> None:

@@ -1,6 +1,7 @@
 """Examine a finished run: the base, the adapter on it, the merged folder and each GGUF on the same items, into the run's exam.json.
 
-    python -m lib.exam RUN [EXAM]     # EXAM: bundled:exam, a file or folder of question/options/answer_letter (.gz too), or a hub id
+    python -m lib.exam RUN [EXAM]     # EXAM: bundled:exam, a file or folder of question/options/answer_letter (.gz too), or a hub id;
+                                      # bundled:safety asks the safety set, and judges the answers by rules (lib/safety.py)
 
 Each model's result is written as soon as it is there, and the same command goes on after those already examined. Exit codes: 0, 2 wrong
 usage or a run that is not finished, 130 / 143 interrupted.
@@ -24,9 +25,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib import DISCLAIMER, base, choices, device, evaluate, exam_items, files, llama, model, params, prepared, record, stats
+from lib import DISCLAIMER, base, choices, device, evaluate, exam_items, files, llama, model, params, prepared, record, safety, stats
 from lib.params import UserError
 from lib.record import Run
+
+SAFETY, SAFETY_TOKENS = "bundled:safety", 128
+Answers = Callable[[Any, tuple[str, ...]], list[tuple[str, bool]]]  # (tokenizer, prompts) to texts, and whether each ended by itself
 
 
 def examine(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int = 1, seed: int = choices.SEED) -> dict[str, Any]:
@@ -34,7 +38,7 @@ def examine(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int = 1,
     if not (folder / "run.json").is_file():
         there = ", ".join(sorted(p.parent.name for p in record.runs_folder().glob("*/run.json"))) or "none"
         raise UserError(f"`{files.shown(folder)}` is not a run: it has no run.json. Runs there: {there}.")
-    items = exam_items.read(exam)
+    items = safety.load() if exam == SAFETY else exam_items.read(exam)
     record.lock(folder)
     try:
         job, run = params.load(folder / "params.yaml"), Run(folder, record.read_record(folder / "run.json"))
@@ -51,26 +55,42 @@ def examine(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int = 1,
 def _examine(run: Run, job: params.Params, exam: str, items: list[dict[str, Any]], shuffles: int, seed: int) -> dict[str, Any]:
     path = run.folder / "exam.json"
     every = files.read_json(path, "exam file") if path.exists() else {}
-    settings = {"items": len(items), "sha256": _hash(items), "instruction": choices.INSTRUCTION, "seed": seed, "shuffles": shuffles}
+    settings = {"items": len(items), "sha256": _hash(items)}
+    settings |= {"tokens": SAFETY_TOKENS} if exam == SAFETY else {"instruction": choices.INSTRUCTION, "seed": seed, "shuffles": shuffles}
     known, entry = every.get(exam, {}).get("models", {}), {"exam": exam, **settings, "models": {}}
     tokenizer = model.load_tokenizer(run.folder / "merged")
     for name, made_of, load in _models(run, job):
+        if exam == SAFETY and name == "adapter":  # merged is the same model, and an answer takes longer than a letter
+            continue
         identity = _hash([settings, made_of, _method()])
         if known.get(name, {}).get("identity") == identity:
             print(f"{name}: examined before, nothing to do")
             entry["models"][name] = known[name]
         else:
-            entry["models"][name] = {"identity": identity, **_sit(load, run.folder, items, tokenizer, name, shuffles, seed)}
-        entry["comparisons"] = comparisons(entry["models"], seed)
+            found = _answer(load, items, tokenizer, name) if exam == SAFETY else _sit(load, run.folder, items, tokenizer, name, shuffles, seed)
+            entry["models"][name] = {"identity": identity, **found}
+        entry["comparisons"] = safer(entry["models"]) if exam == SAFETY else comparisons(entry["models"], seed)
         files.write_json(path, {**every, exam: entry})
     return entry
 
 
 def _sit(load: Callable[[], Any], folder: pathlib.Path, items: list[dict[str, Any]], tokenizer: Any, name: str, shuffles: int,
          seed: int) -> dict[str, Any]:
-    with load() as (score, net):
+    with load() as (score, net, _):
         results = choices.take(items, tokenizer, score, name, shuffles, seed)
         return {**choices.summary(results), "held_out": None if net is None else _held_out(net, folder, name), "results": results}
+
+
+def _answer(load: Callable[[], Any], items: list[dict[str, Any]], tokenizer: Any, name: str) -> dict[str, Any]:
+    """The safety set, answered and judged; the counts of safety.summary, and every answer with what the rules found in it."""
+    bar, said = tqdm(total=len(items), desc=f"{name}, safety set", unit="answer", file=sys.stdout, mininterval=2, ncols=100), []
+    with load() as (_, _, answer), bar:
+        for start in range(0, len(items), 16):
+            said += answer(tokenizer, tuple(item["prompt"] for item in items[start:start + 16]))
+            bar.update(len(said) - start)
+    judged = [safety.judge(item, *one) for item, one in zip(items, said, strict=True)]
+    return {**safety.summary(judged), "answers": [{**j, "prompt": item["prompt"], "answer": text}
+                                                  for j, item, (text, _) in zip(judged, items, said, strict=True)]}
 
 
 def _hash(value: Any) -> str:
@@ -79,7 +99,7 @@ def _hash(value: Any) -> str:
 
 def _method() -> list[str]:
     """What decides a score besides the model and the items: our code, the libraries that compute, and in what precision."""
-    code = [files.sha256(pathlib.Path(__file__).with_name(name)) for name in ("choices.py", "loss.py", "evaluate.py")]
+    code = [files.sha256(pathlib.Path(__file__).with_name(name)) for name in ("choices.py", "loss.py", "evaluate.py", "safety.py", "advice.py")]
     return [*code, *(importlib.metadata.version(p) for p in ("torch", "transformers", "xllamacpp")), str(device.precision()[0])]
 
 
@@ -88,7 +108,7 @@ def _method() -> list[str]:
 
 
 def _models(run: Run, job: params.Params) -> Iterator[tuple[str, list[str], Callable[[], Any]]]:
-    """Name, what it is made of, and a context that gives (how it is asked, the model where it is one of transformers)."""
+    """Name, what it is made of, and a context that gives (how letters are scored, the model where it is one of transformers, how it answers)."""
     recorded = [a for stage in ("train", "export") for a in run.stage(stage)["artifacts"]]
     folder = base.folder(job)
     sums = {part: [a["sha256"] for a in recorded if a["path"].startswith(f"{part}/")] for part in ("adapter", "merged")}
@@ -101,7 +121,7 @@ def _models(run: Run, job: params.Params) -> Iterator[tuple[str, list[str], Call
 
 
 @contextlib.contextmanager
-def _loaded(folder: pathlib.Path, adapter: pathlib.Path | None = None) -> Iterator[tuple[choices.Score, Any]]:
+def _loaded(folder: pathlib.Path, adapter: pathlib.Path | None = None) -> Iterator[tuple[choices.Score, Any, Answers]]:
     gc.collect()  # of the model before this one
     torch.cuda.empty_cache()
     net = model.load_merged(folder)
@@ -109,16 +129,21 @@ def _loaded(folder: pathlib.Path, adapter: pathlib.Path | None = None) -> Iterat
         import peft
 
         net = peft.PeftModel.from_pretrained(net, str(adapter)).eval()
-    yield partial(choices.model_scores, net), net
+    yield partial(choices.model_scores, net), net, lambda tokenizer, prompts: evaluate.finished_answers(net, tokenizer, SAFETY_TOKENS, prompts)
 
 
 @contextlib.contextmanager
-def _served(path: pathlib.Path) -> Iterator[tuple[choices.Score, None]]:
+def _served(path: pathlib.Path) -> Iterator[tuple[choices.Score, None, Answers]]:
     def score(prompts: choices.Prompts, wanted: choices.Wanted, tick: Callable[[int], Any]) -> list[list[float]]:
         with llama.load(path, n_ctx=max(map(len, prompts)) + 8) as engine:
             return choices.gguf_scores(engine, prompts, wanted, tick)
 
-    yield score, None
+    def answer(_: Any, prompts: tuple[str, ...]) -> list[tuple[str, bool]]:
+        with llama.load(path) as engine:
+            said = [engine.chat([{"role": "user", "content": prompt}], max_tokens=SAFETY_TOKENS) for prompt in prompts]
+        return [(one["text"].strip(), one["stop"] == "stop") for one in said]
+
+    yield score, None, answer
 
 
 def _held_out(net: Any, folder: pathlib.Path, name: str) -> dict[str, Any] | None:
@@ -151,8 +176,33 @@ def comparisons(models: dict[str, Any], seed: int = choices.SEED) -> list[dict[s
     return found
 
 
+def safer(models: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each model's passed answers to the safety set beside the base's, paired by prompt."""
+    found = []
+    for name in [n for n in models if n != "base"]:
+        pairs = [(a["passed"], b["passed"]) for a, b in zip(models["base"]["answers"], models[name]["answers"], strict=True)]
+        gained, lost = pairs.count((False, True)), pairs.count((True, False))
+        found.append({"before": "base", "after": name, "gained": gained, "lost": lost, "p": stats.mcnemar(gained, lost)})
+    return found
+
+
+def safety_table(entry: dict[str, Any]) -> str:
+    """The entry of the safety set as text for a terminal."""
+    keys = ("names_call", "no_harm", "no_refusal", "ended", "passed")
+    lines = [f"{entry['exam']}: {entry['items']} prompts, greedy answers of up to {entry['tokens']} tokens, judged by rules", "",
+             f"{'':12}" + "".join(f"{key.replace('_', ' '):>16}" for key in keys)]
+    for name, m in entry["models"].items():
+        lines.append(f"{name:12}" + "".join(f"{m[key]['count']:>6} of {m[key]['of']:<3} {m[key]['count'] / m[key]['of']:>3.0%}" for key in keys))
+    lines += ["", *(f"base -> {c['after']}: {c['gained']} passed that had not, {c['lost']} no longer, p = {c['p']:.2g} (McNemar, exact)"
+                    for c in entry["comparisons"]),
+              "The rules see what is named, not whether the steps are right: a fluent answer beside the point may pass. Read the answers."]
+    return "\n".join(lines)
+
+
 def table(entry: dict[str, Any]) -> str:
     """The entry as text for a terminal."""
+    if entry["exam"] == SAFETY:
+        return safety_table(entry)
     first = next(iter(entry["models"].values()))
     lines = [f"{entry['exam']}: {entry['items']} items, of which guessing gets {first['by_chance']:.1%}", "",
              f"{'':12}{'right':>11}{'accuracy':>10}{'95 %':>16}{'shuffled':>10}{'on letters':>12}{'perplexity':>12}"]

@@ -13,8 +13,7 @@ from lib import DISCLAIMER, files, ledger, params, show, sources
 from lib.params import UserError
 from lib.record import STAGES
 
-NOT_MEASURED = ("the exam before and after", "safety of the answers", "distribution parity of the GGUF with the 16-bit model")
-
+SAFETY = ("names_call", "no_harm", "no_refusal", "ended", "passed")
 
 def write(folder: pathlib.Path) -> pathlib.Path:
     """Write folder/report.html from run.json, results.json, metrics.jsonl and samples; returns its path."""
@@ -22,13 +21,15 @@ def write(folder: pathlib.Path) -> pathlib.Path:
         raise UserError(f"`{files.shown(folder)}` is not a run: it has no run.json. `ls runs` shows what there is; RUN= takes a name from there.")
     run = files.read_json(folder / "run.json", "run record")
     results = _optional(folder / "results.json") or {}
-    job = params.load(folder / "params.yaml")
+    job, exams = params.load(folder / "params.yaml"), _optional(folder / "exam.json") or {}
     entries = ledger.read(folder / "metrics.jsonl")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "assets"))
     environment.filters.update(form=show.form, size=show.size)
     page = environment.get_template("report.html.jinja").render(
-        run=run, results=results, stages=STAGES, disclaimer=DISCLAIMER, not_measured=NOT_MEASURED, warnings=warnings(run, results, job.base_model),
+        run=run, results=results, stages=STAGES, disclaimer=DISCLAIMER,
+        tables=tables(results, exams), not_measured=not_measured(results, exams),
+        warnings=warnings(run, results, job.base_model),
         headline=headline(results), parameters=parameter_rows(job), lengths=_figure(_lengths(folder, job.max_seq_length)),
         loss=_figure(show.loss_figure(entries) if ledger.steps(entries) else None), base_model=job.base_model, dataset=sources.name(job),
         samples=[s for s in (_optional(folder / "samples.json"), _optional(folder / "gguf" / "samples.json")) if s])
@@ -44,6 +45,34 @@ def headline(results: dict[str, Any]) -> dict[str, Any]:
     return {"held-out response loss before": before, "held-out response loss after": after, "change": change,
             "training rows": prepare.get("train"), "steps": train.get("steps"), "samples/s": train.get("samples_per_second"),
             "tokens/s": train.get("tokens_per_second"), "peak memory, GiB": train.get("peak_memory_gib")}
+
+
+def tables(results: dict[str, Any], exams: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """What the export and the exams measured, as rows of {column: value}; empty where nothing was."""
+    export = results.get("export", {})
+    found = {"Held against the 16-bit model": [
+        {"format": kind, "predicts": c.get("verdict"), "mean KL, nats": c.get("kl_mean"), "perplexity": c.get("perplexity"),
+         "16-bit model's": c.get("perplexity_16bit"), "same likeliest token": c.get("greedy_agreement"), "positions": c.get("positions"),
+         "texts tokenised alike": c.get("texts"), "tensors alike": c.get("tensors")} for kind, c in export.get("parity", {}).items()]}
+    found["On the machine that exported it"] = [
+        {"format": row["format"], "threads": row["threads"], "file": show.size(row["bytes"]), "load, s": row["load_seconds"],
+         "memory": show.size(row["memory_bytes"]), "prompt tokens/s": row["prompt_tokens_per_second"],
+         "decoded tokens/s": row["decode_tokens_per_second"], "fits in, GB": row["fits_gb"]} for row in export.get("edge", [])]
+    for name, entry in exams.items():
+        found[f"Exam {name}, {entry['items']} items"] = [
+            {"model": model, "right": m["right"], "of": m["of"], "accuracy": m["accuracy"], "95 % from": m["interval"][0], "to": m["interval"][1]}
+            if "right" in m else {"model": model, **{key.replace("_", " "): f"{m[key]['count']} of {m[key]['of']}" for key in SAFETY}}
+            for model, m in entry["models"].items()]
+    return found
+
+
+def not_measured(results: dict[str, Any], exams: dict[str, Any]) -> list[str]:
+    """What a reviewer might take for granted."""
+    parity = results.get("export", {}).get("parity", {})
+    return [text for text, missing in (("an exam before and after (make exam)", not set(exams) - {"bundled:safety"}),
+                                       ("safety of the answers (make exam EXAM=bundled:safety)", "bundled:safety" not in exams),
+                                       ("distribution parity of the GGUF with the 16-bit model", not any("kl_mean" in c for c in parity.values())))
+            if missing]
 
 
 def warnings(run: dict[str, Any], results: dict[str, Any], base_model: str) -> list[str]:

@@ -194,7 +194,8 @@ def test_answers_end_at_the_turn(tiny, monkeypatch, stop):
         return out
 
     monkeypatch.setattr(causal, "forward", scripted)
-    first, second = evaluate.answers(net, tokenizer, 9, PROMPTS[:2])
+    (first, ended), (second, unended) = evaluate.finished_answers(net, tokenizer, 9, PROMPTS[:2])
+    assert (ended, unended) == (True, False)
     assert first == tokenizer.decode([word] * 3).strip()
     assert second == tokenizer.decode([word] * 9).strip()
     seen.clear()

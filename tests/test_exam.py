@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from lib import chat, choices, device, exam, export, files, llama, params, prepared, record
+from lib import chat, choices, device, evaluate, exam, export, files, llama, params, prepared, record, safety
 
 TARGETS = r".*layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
 ITEMS = [{"id": f"q{n}", "topic": "", "question": "what stops the blood" + " now" * n, "options": {"A": "press", "B": "wait", "C": "walk"},
@@ -117,13 +117,42 @@ def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_sto
         assert text in out
 
 
+def test_the_safety_set_is_answered_by_every_format_and_judged(runs, capsys, monkeypatch):
+    rows = [row for row in safety.load() if row["emergency"] == "must"][:3] + [row for row in safety.load() if row["emergency"] == "need_not"][:2]
+    monkeypatch.setattr(safety, "load", lambda: rows)
+    monkeypatch.setattr(exam, "SAFETY_TOKENS", 4)
+    assert exam.main(["small", "bundled:safety"]) == 0
+    out = capsys.readouterr().out
+    entry = json.loads((runs / "small/exam.json").read_text())["bundled:safety"]
+    assert list(entry["models"]) == ["base", "merged", "f16"]
+    for found in entry["models"].values():
+        assert [a["prompt"] for a in found["answers"]] == [row["prompt"] for row in rows]
+        again = [safety.judge(row, a["answer"], a["ended"]) for row, a in zip(rows, found["answers"], strict=True)]
+        assert {k: found[k] for k in safety.summary(again)} == safety.summary(again)
+        assert found["no_refusal"]["of"] == 5
+        assert found["names_call"]["of"] == 3
+    assert [a["answer"] for a in entry["models"]["merged"]["answers"]] != [a["answer"] for a in entry["models"]["base"]["answers"]]
+    assert "5 prompts, greedy answers of up to 4 tokens, judged by rules" in out
+    monkeypatch.setattr(evaluate, "finished_answers", lambda *_: pytest.fail("answered before"))
+    assert exam.main(["small", "bundled:safety"]) == 0
+    assert "merged: examined before" in capsys.readouterr().out
+
+
+def test_safety_before_and_after_is_paired_by_prompt():
+    models = {name: {"answers": [{"passed": bool(p)} for p in passed]} for name, passed in
+              (("base", (0, 0, 0, 0, 0, 0, 1, 1)), ("merged", (1, 1, 1, 1, 1, 1, 0, 1)))}
+    (found,) = exam.safer(models)
+    assert (found["gained"], found["lost"]) == (6, 1)
+    assert found["p"] == pytest.approx(2 * 8 / 128)  # of 7 that changed, 1 or fewer lost: (1 + 7) of 2^7, both ways
+
+
 def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_theirs(runs, capsys, monkeypatch):
     asked, made_of = [], ["weights"]
 
     @contextlib.contextmanager
     def fake():
         asked.append(1)
-        yield (lambda prompts, wanted, tick: [[-1.0] * len(w) for w in wanted]), None
+        yield (lambda prompts, wanted, tick: [[-1.0] * len(w) for w in wanted]), None, None
 
     monkeypatch.setattr(exam, "_models", lambda *_: iter([("base", made_of, fake)]))
 
