@@ -86,7 +86,7 @@ def test_what_cannot_be_asked_is_one_message_and_code_2(run, capsys, harm, quest
 @pytest.mark.parametrize("question", [
     "It's \"bad\", isn't it?", "$HOME $(ls) `ls` ${Q} costs $5 $$", "a # b; c && d | e > f", "--force", "50 % \\n * ~ !x", "Fièvre à 39,5 °C?", ""])
 def test_a_question_passes_make_and_shell_unharmed(question):
-    shown = subprocess.run(["make", "-n", "-o", "setup", "ask", "RUN=demo", f"Q={question}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(["make", "--no-print-directory", "-n", "-o", "setup", "ask", "RUN=demo", f"Q={question}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     command = shown.strip().splitlines()[-1]
     assert command.startswith(".venv/bin/python -m lib.runs ask --params 'params/cpu.yaml' --run 'demo' ")
     words = subprocess.run(["sh", "-c", command.replace(".venv/bin/python -m lib.runs", "printf '%s\\0'", 1)], capture_output=True, text=True).stdout
