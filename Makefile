@@ -34,8 +34,9 @@ ask: setup  ## answer Q="..." from a run's first GGUF (RUN), with the disclaimer
 exam: setup  ## examine a finished run in every format: RUN=name EXAM=my.jsonl (or a hub id; the bundled one)
 	.venv/bin/python -m lib.exam '$(RUN)' '$(or $(EXAM),bundled:exam)'
 
+# two files at a time; threads that wait must not spin, or two processes on two cores are slower than one
 test: setup  ## all tests
-	.venv/bin/python -m pytest
+	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## ruff over code and notebooks
 	.venv/bin/python -m ruff check .
