@@ -174,7 +174,9 @@ def main() -> None:
         # not 0 unless all ranks have agreed to end: torchrun then ends those that wait for this one
         agreed = isinstance(error, stops.SessionOver) or isinstance(error, KeyboardInterrupt) and error.args
         sys.exit(0 if agreed else 1)
-    dist.destroy_process_group()
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # all is written; at the interpreter's end a thread of gloo's that is still there now and then aborts the process
 
 
 if __name__ == "__main__":
