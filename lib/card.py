@@ -126,7 +126,8 @@ def _sections(results: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
     parity = results.get("parity") or export.get("parity") or {}
     titles = {"exam": "Multiple-choice exam, same harness for all", "safety": "Safety set: answers judged by rules",
               "parity": "Each GGUF in llama.cpp, beside the 16-bit model", "edge": "On the machine that exported it"}
-    found = {**{key: results.get(key, {}) for key in titles}, "parity": parity}
+    edge = results.get("edge") or {f"{row['format']}, {row['threads']} threads": row for row in export.get("edge", [])}
+    found = {**{key: results.get(key, {}) for key in titles}, "parity": parity, "edge": edge}
     rest = {key: value for key, value in results.items() if key not in ("prepare", "train", "export", *titles) and isinstance(value, dict)}
     return [("Held-out answers, before and after", loss), *((titles.get(key, key), _table(value)) for key, value in {**found, **rest}.items())]
 

@@ -131,13 +131,17 @@ def test_every_number_is_the_recorded_one(run):
     made = {a["path"]: a for a in results["export"]["artifacts"]}["gguf/demo-q8_0.gguf"]
     assert rows(text, "Files")["demo-q8_0.gguf"][1:] == [f"{made['bytes']:,}", made["sha256"]]
     assert "adapter_model.safetensors" not in text
-    assert rows(card.card(run, "adapter"), "Files").keys() == {"file", "adapter_config.json", "adapter_model.safetensors"}
+    assert rows(card.card(run, "adapter"), "Files").keys() == {"file", "adapter_config.json", "adapter_model.safetensors", "NOTICE", "ask.py"}
+    measured = rows(text, "On the machine that exported it")
+    assert measured[""] == [f"{row['format']}, {row['threads']} threads" for row in results["export"]["edge"]]
+    assert measured["decode tokens per second"] == [f"{row['decode_tokens_per_second']:.4g}" for row in results["export"]["edge"]]
     edit(run, "results.json", lambda r: r["train"].update(steps=4711, eval_loss_after=1.2345))
     text = card.card(run, "gguf")
     assert (rows(text, "Recipe")["steps"], rows(text, "Held-out answers, before and after")["response loss, nats a token"][1]) == (["4,711"], "1.234")
 
 
 def test_what_was_not_recorded_says_so(run):
+    edit(run, "results.json", lambda r: [r["export"].pop(key) for key in ("turns", "edge")])
     text = card.card(run, "gguf")
     for title in ("Multiple-choice exam, same harness for all", "Safety set: answers judged by rules", "On the machine that exported it"):
         assert section(text, title).strip() == "Not measured."
