@@ -167,7 +167,6 @@ def compare(before: list[dict[str, Any]], after: list[dict[str, Any]], seed: int
     """The same items before and after: difference of accuracy with its bootstrap interval, items gained and lost, McNemar's exact p."""
     if [r["id"] for r in before] != [r["id"] for r in after]:
         raise ValueError("the two were not examined on the same items")
-    change = [int(b["right"]) - int(a["right"]) for a, b in zip(before, after, strict=True)]
-    gained, lost = change.count(1), change.count(-1)
-    return {"difference": sum(change) / len(change), "interval": list(stats.mean_interval(change, seed)), "gained": gained, "lost": lost,
-            "p": stats.mcnemar(gained, lost)}
+    was, now = ([r["right"] for r in results] for results in (before, after))
+    change = [int(b) - int(a) for a, b in zip(was, now, strict=True)]
+    return {"difference": sum(change) / len(change), "interval": list(stats.mean_interval(change, seed)), **stats.changes(was, now)}

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import os
 import re
 import resource
 import sys
@@ -80,6 +79,6 @@ def memory_gib() -> tuple[float, str]:
 
 def threads() -> int:
     """Cores for torch: what this process may use, not what the machine has."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = machine.cores()
     torch.set_num_threads(cores)
     return cores

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from lib import files, llama
+from lib import files, llama, machine
 from lib.params import ROOT, UserError
 
 CONTEXT, PROMPT, DECODED, REPEATS = 1024, 256, 48, 3  # tokens, tokens, tokens, times
@@ -42,7 +42,7 @@ def measure(ggufs: dict[str, Path], threads: tuple[int, ...] = (), repeats: int 
     """
     rows = []
     for kind, path in ggufs.items():
-        for count in threads or sorted({1, cores()}):
+        for count in threads or sorted({1, machine.cores()}):
             print(f"{kind}, {count} thread{'s' * (count > 1)}: load, {PROMPT} tokens in, {DECODED} out, {repeats} times", flush=True)
             # a process's peak is never forgotten, and this one has held the 16-bit model
             done = subprocess.run([sys.executable, "-P", "-m", "lib.edge", Path(path).resolve(), str(count), str(repeats)], capture_output=True,
@@ -53,11 +53,6 @@ def measure(ggufs: dict[str, Path], threads: tuple[int, ...] = (), repeats: int 
             found = json.loads(done.stdout.splitlines()[-1])
             rows.append({"format": kind, "bytes": Path(path).stat().st_size, "threads": count, **found, "fits_gb": fits(found["memory_bytes"])})
     return rows
-
-
-def cores() -> int:
-    """What this process may use, not what the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fits(memory: int) -> int | None:

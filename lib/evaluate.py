@@ -1,6 +1,8 @@
 """Held-out response loss and the fixed prompts that are answered before and after training."""
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,16 @@ def groups(lengths: list[int], rows: int) -> list[list[int]]:
     return [order[n:n + rows] for n in range(0, len(order), rows)]
 
 
+@contextlib.contextmanager
+def _not_training(model: Any) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 def response_loss(model: Any, data: Any, rows_at_once: int = 8, bar: Any = iter) -> tuple[float | None, int]:
     """Mean cross entropy in nats a trained token over a split, and the number of those tokens; (None, 0) of an empty split.
 
@@ -31,14 +43,10 @@ def response_loss(model: Any, data: Any, rows_at_once: int = 8, bar: Any = iter)
     """
     if not len(data):
         return None, 0
-    was_training, sums = model.training, None
-    model.eval()
-    try:
+    sums = None
+    # tried again outside, since the exception keeps the failed attempt's tensors alive
+    with contextlib.suppress(torch.OutOfMemoryError), _not_training(model):
         sums = _sums(model, data, rows_at_once, bar)
-    except torch.OutOfMemoryError:
-        pass  # tried again outside, since the exception keeps the failed attempt's tensors alive
-    finally:
-        model.train(was_training)
     if sums:
         return sums[0] / sums[1], int(sums[1])
     if rows_at_once == 1 or parallel.world() > 1:  # the others are in the middle of it
@@ -62,15 +70,12 @@ def _sums(model: Any, data: Any, rows_at_once: int, bar: Any) -> tuple[float, fl
 def row_losses(model: Any, data: Any, rows_at_once: int = 8, bar: Any = iter) -> np.ndarray:
     """(rows, 2) of a split, in its order: the row's summed cross entropy in nats, and its trained tokens. In one process."""
     found = np.zeros((len(data), 2))
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
+    with _not_training(model), torch.inference_mode():
         for group in bar(groups(data["length"][:], rows_at_once)):
             batch = batches.of(data[group])
             losses = token_losses(model, batch.to(model.device)).double().cpu().numpy()
             row = (batch.where // batch.input_ids.shape[1]).numpy()
             found[group] = np.stack([np.bincount(row, values, len(group)) for values in (losses, None)], axis=1)
-    model.train(was_training)
     return found
 
 
@@ -82,15 +87,12 @@ def answers(model: Any, tokenizer: Any, new_tokens: int, prompts: tuple[str, ...
 
 def finished_answers(model: Any, tokenizer: Any, new_tokens: int, prompts: tuple[str, ...]) -> list[tuple[str, bool]]:
     """`answers`, each with whether it ended by itself before `new_tokens`."""
-    was_training = model.training
-    model.eval()
     texts = [tokenizer.apply_chat_template([{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True) for p in prompts]
     batch = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt").to(model.device)
     stop = tokenizer.convert_tokens_to_ids(["<eos>", "<end_of_turn>"])
-    with torch.inference_mode(), device.memory_for(f"{len(prompts)} answers", "lower sample_tokens"):
+    with _not_training(model), torch.inference_mode(), device.memory_for(f"{len(prompts)} answers", "lower sample_tokens"):
         out = model.generate(**batch, max_new_tokens=new_tokens, do_sample=False, use_cache=True, eos_token_id=stop,
                              pad_token_id=tokenizer.pad_token_id, top_k=None, top_p=None)
-    model.train(was_training)
     out = out[:, batch["input_ids"].shape[1]:]
     ended = torch.isin(out, torch.tensor(stop, device=out.device)).any(1).tolist()
     return [(text.strip(), end) for text, end in zip(tokenizer.batch_decode(out, skip_special_tokens=True), ended, strict=True)]

