@@ -128,7 +128,7 @@ def _sections(results: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
               "parity": "Each GGUF in llama.cpp, beside the 16-bit model", "edge": "On the machine that exported it"}
     edge = results.get("edge") or {f"{row['format']}, {row['threads']} threads": row for row in export.get("edge", [])}
     found = {**{key: results.get(key, {}) for key in titles}, "parity": parity, "edge": edge}
-    rest = {key: value for key, value in results.items() if key not in ("prepare", "train", "export", *titles) and isinstance(value, dict)}
+    rest = {f"Exam: {name}": value for name, value in results.get("exams", {}).items()}
     return [("Held-out answers, before and after", loss), *((titles.get(key, key), _table(value)) for key, value in {**found, **rest}.items())]
 
 
@@ -155,7 +155,8 @@ def _said(entry: dict[str, Any], before: str = "") -> dict[str, str]:
         elif isinstance(value, dict):
             said |= _said(value, f"{before}{key}, ")
         elif key.endswith("ci95"):
-            said[label.replace("ci95", "95 % interval")] = _interval(entry, key, share=key.replace("ci95", "correct") in entry)
+            share = key.replace("ci95", "correct") in entry or isinstance(entry.get(key.removesuffix("_ci95")), dict)
+            said[label.replace("ci95", "95 % interval")] = _interval(entry, key, share)
         else:
             said[label] = show.form(value)
     return said

@@ -131,6 +131,8 @@ class Params(pydantic.BaseModel):
 
     gguf_types: list[Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]] = _key(
         "export", ["q8_0"], "GGUF files to write", min_length=1)
+    lora_gguf: bool = _key("export", True, "also the adapter alone as a GGUF for llama.cpp's --lora; not of DoRA")
+    safety_tokens: int = _key("export", 128, "longest answer to a prompt of the safety set; 0 asks none of them", "tokens", ge=0)
     push_to: str = _key("export", "", "owner/name on the hub, for name-lora, name and name-lora-gguf (needs HF_TOKEN); empty pushes nothing")
     push_private: bool = _key("export", True, "hub repositories are private; false makes each public once it is complete")
 

@@ -21,6 +21,7 @@ from lib.machine import alive, commit, hardware, packages
 from lib.params import ROOT, Params, UserError
 
 STAGES = ("prepare", "train", "export")
+EXAMS = ("exam", "exams", "safety")  # sections of results.json that lib/exam.py writes
 ORPHAN_SECONDS = 10  # a kernel whose runner was killed looks for it once a second, then ends; a long C call delays that
 
 
@@ -98,6 +99,8 @@ class Run:
         before = {e: self.stage(e).get("output") for e in STAGES[:STAGES.index(stage)]}
         if force or entry.get("started_from", before) != before:
             self.results(stage, None)
+            for section in EXAMS if stage != "prepare" else ():
+                self.results(section, None)  # exam.json stays: it knows of each result which files it is of
             if stage == "train":
                 shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
                 if (ledger := self.folder / "metrics.jsonl").exists():

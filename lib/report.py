@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from lib import DISCLAIMER, files, ledger, params, safety, show, sources
+from lib import DISCLAIMER, exam_tables, files, ledger, params, safety, show, sources
 from lib.params import UserError
 from lib.record import STAGES
 
@@ -57,11 +57,9 @@ def tables(results: dict[str, Any], exams: dict[str, Any]) -> dict[str, list[dic
         {"format": row["format"], "threads": row["threads"], "file": show.size(row["bytes"]), "load, s": row["load_seconds"],
          "memory": show.size(row["memory_bytes"]), "prompt tokens/s": row["prompt_tokens_per_second"],
          "decoded tokens/s": row["decode_tokens_per_second"], "fits in, GB": row["fits_gb"]} for row in export.get("edge", [])]
-    for name, entry in exams.items():
-        found[f"Exam {name}, {entry['items']} items"] = [
-            {"model": model, "right": m["right"], "of": m["of"], "accuracy": m["accuracy"], "95 % from": m["interval"][0], "to": m["interval"][1]}
-            if "right" in m else {"model": model, **{key.replace("_", " "): f"{m[key]['count']} of {m[key]['of']}" for key in safety.COUNTS}}
-            for model, m in entry["models"].items()]
+    for entry in exams.values():
+        found[exam_tables.caption(entry)] = exam_tables.models(entry)
+        found[f"{entry['exam']}: what changed"] = exam_tables.comparisons(entry)
     return found
 
 

@@ -49,6 +49,11 @@ def table(rows: list[dict[str, Any]], caption: str = "") -> Any:
     return _display(table_html(rows, caption))
 
 
+def tables(found: list[tuple[str, list[dict[str, Any]]]]) -> Any:
+    """Captions and their rows, one table below the other."""
+    return _display("<br>".join(table_html(rows, caption) for caption, rows in found))
+
+
 def size(count: int) -> str:
     """Bytes for people: KiB under a MiB, MiB otherwise."""
     return f"{count / 2**10:,.1f} KiB" if count < 2**20 else f"{count / 2**20:,.1f} MiB"

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from lib import chat, choices, device, evaluate, exam, export, files, llama, params, prepared, record, safety
+from lib import chat, choices, deploy, device, evaluate, exam, exam_models, exam_safety, export, files, llama, params, prepared, record, safety
 
 TARGETS = r".*layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
 ITEMS = [{"id": f"q{n}", "topic": "", "question": "what stops the blood" + " now" * n, "options": {"A": "press", "B": "wait", "C": "walk"},
@@ -69,6 +69,11 @@ def runs(exported, tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
+def reparam(folder, **changes):
+    job = params.check({**params.load(folder / "params.yaml").model_dump(), **changes}, "test")
+    (folder / "params.yaml").write_text(params.dump(job))
+
+
 def ask(runs, capsys, *words, name="small", file="exam.jsonl"):
     code = exam.main([name, str(runs / file), *words])
     said = capsys.readouterr()
@@ -94,7 +99,7 @@ def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_sto
     monkeypatch.setattr(choices, "take", until(""))
     code, out, _ = ask(runs, capsys)
     assert (code, asked) == (0, ["base", "adapter", "merged", "f16"])
-    assert "base: examined before" in out
+    assert f"base, {runs / 'exam.jsonl'}: examined before" in out
     entry = json.loads((runs / "small/exam.json").read_text())[str(runs / "exam.jsonl")]
     base, adapter, merged, gguf = (entry["models"][name] for name in asked)
 
@@ -113,14 +118,18 @@ def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_sto
     assert list(pairs) == [("base", "adapter"), ("base", "merged"), ("base", "f16"), ("merged", "f16")]
     assert pairs["base", "merged"]["perplexity_ratio"] == pytest.approx(merged["held_out"]["perplexity"] / base["held_out"]["perplexity"], rel=1e-4)
     assert "perplexity_ratio" not in pairs["base", "f16"]
-    for text in ("3 items, of which guessing gets 33.3%", "base -> merged", "(McNemar, exact); perplexity x", "exam.json", "Educational use only"):
+    for text in ("3 items, of which guessing gets 33.3%", "p (McNemar, exact)", f"x {pairs['base', 'merged']['perplexity_ratio']:.3f}", "exam.json",
+                 "Educational use only"):
         assert text in out
+    section = json.loads((runs / "small/results.json").read_text())["exams"][deploy.shared_name(str(runs / "exam.jsonl"))]
+    assert (section["base_correct"], section["tuned_correct"], section["f16"]["tuned_correct"]) == (base["right"], merged["right"], gguf["right"])
+    assert section["perplexity_ratio_ci95"] == pairs["base", "merged"]["perplexity_interval"]
 
 
 def test_the_safety_set_is_answered_by_every_format_and_judged(runs, capsys, monkeypatch):
     rows = [row for row in safety.load() if row["emergency"] == "must"][:3] + [row for row in safety.load() if row["emergency"] == "need_not"][:2]
     monkeypatch.setattr(safety, "load", lambda: rows)
-    monkeypatch.setattr(exam, "SAFETY_TOKENS", 4)
+    reparam(runs / "small", safety_tokens=4)
     assert exam.main(["small", "bundled:safety"]) == 0
     out = capsys.readouterr().out
     entry = json.loads((runs / "small/exam.json").read_text())["bundled:safety"]
@@ -133,15 +142,22 @@ def test_the_safety_set_is_answered_by_every_format_and_judged(runs, capsys, mon
         assert found["names_call"]["of"] == 3
     assert [a["answer"] for a in entry["models"]["merged"]["answers"]] != [a["answer"] for a in entry["models"]["base"]["answers"]]
     assert "5 prompts, greedy answers of up to 4 tokens, judged by rules" in out
+    results = json.loads((runs / "small/results.json").read_text())["safety"]
+    assert list(results) == ["base", "tuned", "f16"]
+    for name, section in results.items():
+        found = entry["models"][name.replace("tuned", "merged")]
+        assert {k: section[k] for k in safety.COUNTS} == {k: found[k] for k in safety.COUNTS}
+        low, high = section["passed_ci95"]
+        assert low <= found["passed"]["count"] / 5 <= high
     monkeypatch.setattr(evaluate, "finished_answers", lambda *_: pytest.fail("answered before"))
     assert exam.main(["small", "bundled:safety"]) == 0
-    assert "merged: examined before" in capsys.readouterr().out
+    assert "merged, bundled:safety: examined before" in capsys.readouterr().out
 
 
 def test_safety_before_and_after_is_paired_by_prompt():
     models = {name: {"answers": [{"passed": bool(p)} for p in passed]} for name, passed in
               (("base", (0, 0, 0, 0, 0, 0, 1, 1)), ("merged", (1, 1, 1, 1, 1, 1, 0, 1)))}
-    (found,) = exam.safer(models)
+    (found,) = exam_safety.compare(models, {})
     assert (found["gained"], found["lost"]) == (6, 1)
     assert found["p"] == pytest.approx(2 * 8 / 128)  # of 7 that changed, 1 or fewer lost: (1 + 7) of 2^7, both ways
 
@@ -152,9 +168,9 @@ def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_the
     @contextlib.contextmanager
     def fake():
         asked.append(1)
-        yield (lambda prompts, wanted, tick: [[-1.0] * len(w) for w in wanted]), None, None
+        yield exam_models.Loaded(lambda prompts, wanted, tick: [[-1.0] * len(w) for w in wanted], None)
 
-    monkeypatch.setattr(exam, "_models", lambda *_: iter([("base", made_of, fake)]))
+    monkeypatch.setattr(exam_models, "of", lambda *_: iter([("base", made_of, fake)]))
 
     def again(file="exam.jsonl", *words):
         asked.clear()

@@ -48,6 +48,19 @@ def test_stream_gives_the_text_of_chat_as_it_comes_and_keeps_what_is_raised(tiny
         assert engine.chat(messages, max_tokens=12)["text"] == whole["text"], "it works on after that"
 
 
+def test_many_conversations_at_once_are_each_answered_in_their_place(tiny_run):
+    turns, ticks = [[{"role": "user", "content": "Cool a burn" + " now" * n}] for n in range(5)], []
+    with llama.load(tiny_run / "gguf" / "tiny-q8_0.gguf", n_ctx=256, n_parallel=3) as engine:
+        together = engine.chats(turns, 4, ticks.append)
+        assert [one["prompt_tokens"] for one in together] == [engine.chat(turn, 1)["prompt_tokens"] for turn in turns]
+        assert ticks == [1] * 5
+        assert all(one["tokens"] == 4 or one["stop"] == "stop" for one in together)
+        long = [{"role": "user", "content": "wound " * 230}]
+        assert engine.chats([long] * 3, 1)[2]["prompt_tokens"] > 230, "each has n_ctx tokens of room"
+        with pytest.raises(UserError, match="exceeds the available context size"):
+            engine.chats([turns[0], [{"role": "user", "content": "wound " * 400}]])
+
+
 def test_requests_llama_cpp_refuses_are_user_errors(gguf_path):
     with llama.load(gguf_path, n_ctx=256) as engine:
         with pytest.raises(UserError, match="no chat template"):

@@ -197,6 +197,31 @@ def test_adapter_in_llama_cpp_is_the_merged_model(whole, adapted):
     assert (metadata["general.type"], metadata["adapter.type"], metadata["general.architecture"]) == ("adapter", "lora", "gemma3n")
 
 
+def test_an_adapter_gets_its_name_once_it_is_the_merged_model(base, whole, adapted, tmp_path, monkeypatch):
+    folder, asked, ids = adapted[0], [], [[2, 5 + n, 9, 11] for n in range(3)]
+
+    def made_before(source, out, kind):
+        asked.append(kind)
+        shutil.copyfile(whole if source == base else folder / "merged.gguf", out)
+
+    monkeypatch.setattr(export, "to_gguf", made_before)
+
+    def verified(**merged):
+        return gguf_lora.verified(base, folder / "adapter", folder, merged, tmp_path / "out" / "x-lora.gguf", ids, {"general.url": "here"})
+
+    with pytest.raises(UserError, match="nats from"):
+        verified(bf16=whole)  # the untuned base
+    assert not [*(tmp_path / "out").iterdir()]
+    found = verified(bf16=folder / "merged.gguf")
+    assert (found["pairs"], found["compared_in"], found["prompts"]) == (215, "bf16", 3)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["x-lora.gguf"], "the base made for the comparison is gone"
+    metadata = gguf_file.read(tmp_path / "out" / "x-lora.gguf").metadata
+    assert (metadata["general.name"], metadata["general.url"]) == ("x-lora", "here")
+    asked.clear()
+    assert verified(q4_0=whole)["compared_in"] == "q8_0", "a file of four bits is not what it is held against"
+    assert asked == ["q8_0", "q8_0"]
+
+
 def test_adapters_that_are_not_the_merged_model_are_refused(base, whole, adapted, tmp_path):
     folder, data = adapted[0], (adapted[0] / "lora.gguf").read_bytes()
     key, value = gguf_file.pair("adapter.lora.alpha", 4.0), gguf_file.pair("adapter.lora.alpha", -4.0)
