@@ -128,7 +128,9 @@ def _sections(results: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
               "parity": "Each GGUF in llama.cpp, beside the 16-bit model", "edge": "On the machine that exported it"}
     edge = results.get("edge") or {f"{row['format']}, {row['threads']} threads": row for row in export.get("edge", [])}
     found = {**{key: results.get(key, {}) for key in titles}, "parity": parity, "edge": edge}
+    known = ("prepare", "train", "export", "exams", *titles)
     rest = {f"Exam: {name}": value for name, value in results.get("exams", {}).items()}
+    rest |= {key: value for key, value in results.items() if key not in known and isinstance(value, dict)}
     return [("Held-out answers, before and after", loss), *((titles.get(key, key), _table(value)) for key, value in {**found, **rest}.items())]
 
 

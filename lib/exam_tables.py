@@ -48,12 +48,21 @@ def comparisons(entry: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def shown(entries: dict[str, dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Captions and rows of every exam: the models, what changed, and topics where there are any."""
+    found = []
+    for name, entry in entries.items():
+        found += [(caption(entry), models(entry)), (f"{name}: what changed", comparisons(entry))]
+        found += [(f"{name}: right answers by topic", rows)] if (rows := topics(entry)) else []
+    return found
+
+
 def topics(entry: dict[str, Any], names: Iterable[str] = ("base", "merged")) -> list[dict[str, Any]]:
-    """A row a topic, right answers of the models named; those with the most items first."""
+    """A row a topic of ten items or more (fewer say nothing), right answers of the models named; those with the most items first."""
     found = {name: entry["models"][name].get("topics", {}) for name in names if name in entry["models"]}
     first = next(iter(found.values()), {})
     return [{"topic": topic, **{name: f"{of[topic]['right']} of {of[topic]['of']}" for name, of in found.items()}}
-            for topic in sorted(first, key=lambda t: (-first[t]["of"], t))]
+            for topic in sorted(first, key=lambda t: (-first[t]["of"], t)) if first[topic]["of"] >= 10]
 
 
 def differing(entries: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

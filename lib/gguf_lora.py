@@ -1,6 +1,6 @@
 """A PEFT LoRA adapter as a GGUF for llama.cpp's `--lora`: the base stays one file, and adapters of some MB go beside it.
 
-    verified("base", "adapter", "merged", {"q8_0": "merged-q8_0.gguf"}, "adapter-lora.gguf", prompts)     # the two below, in one
+    verified("base", "runs/mine", {"q8_0": "runs/mine/gguf/mine-q8_0.gguf"}, prompts)     # the two below, in one
     adapter_to_gguf("base", "adapter", "adapter-lora.gguf")
     compare("base-q8_0.gguf", "adapter-lora.gguf", "merged-q8_0.gguf", prompts)
     # llama-cli -m base-q8_0.gguf --lora adapter-lora.gguf
@@ -50,20 +50,22 @@ def adapter_to_gguf(base_dir, adapter_dir, out_file, metadata=None):
             "sha256": files.sha256(out), "seconds": round(time.monotonic() - begin, 1)}
 
 
-def verified(base_dir, adapter_dir, merged_dir, merged_ggufs, out_file, prompts, metadata=None):
-    """`adapter_to_gguf`, named only after `compare`, on a GGUF of the base that is made for this alone.
+def verified(base_dir, run_folder, merged_ggufs, prompts, metadata=None):
+    """`adapter_to_gguf` of a run into gguf/<run>-lora.gguf, named only after `compare`, on a GGUF of the base that is made for this alone.
 
     merged_ggufs: {type: path}; where none of them is of 8 bits or more, a Q8_0 is made of the merged folder too, since what four bits
-    lose hides an adapter. Returns both results.
+    lose hides an adapter. metadata as `export.to_ggufs` takes it. Returns both results.
     """
-    out, kind = Path(out_file), next((kind for kind in ("f16", "bf16", "q8_0") if kind in merged_ggufs), "")
+    run, kind = Path(run_folder), next((kind for kind in ("f16", "bf16", "q8_0") if kind in merged_ggufs), "")
+    out = run / "gguf" / f"{run.name}-lora.gguf"
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".lora-", suffix=".tmp", dir=out.parent) as scratch:
         draft, base, merged = (Path(scratch) / name for name in (out.name, "base.gguf", "merged.gguf"))
-        written = adapter_to_gguf(base_dir, adapter_dir, draft, {"general.name": out.stem, **(metadata or {})})
+        fields = {f"general.{key}": value for key, value in {**(metadata or {}), "name": out.stem}.items()}
+        written = adapter_to_gguf(base_dir, run / "adapter", draft, fields)
         export.to_gguf(base_dir, base, kind or "q8_0")
         if not kind:
-            export.to_gguf(merged_dir, merged, "q8_0")
+            export.to_gguf(run / "merged", merged, "q8_0")
         found = compare(base, draft, merged_ggufs[kind] if kind else merged, prompts)
         os.replace(draft, out)
     return {**written, **found, "compared_in": kind or "q8_0"}

@@ -1,7 +1,6 @@
 """Is a GGUF the model that was trained? Its tokens, its numbers and its predictions, held against the 16-bit folder.
 
-    truth = parity.reference(run / "data", run / "merged", net, seed=3407)
-    figures, answers = parity.check("model-q4_0.gguf", "q4_0", run / "merged", truth, evaluate.PROMPTS)
+    checks, answers, truth = parity.check_all(run, {"q4_0": "model-q4_0.gguf"}, seed=3407, max_tokens=32)
 """
 
 import json
@@ -15,7 +14,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from lib import chat, files, gguf_weights, llama, loss, merge, model, prepared, sources
+from lib import chat, evaluate, files, gguf_weights, llama, loss, merge, model, prepared, sources
 from lib.params import UserError
 
 ROWS, POSITIONS, TEXTS, TOP = 32, 128, 500, 1000
@@ -78,6 +77,23 @@ def reference(data_folder: Path, model_dir: Path, net: Any, seed: int) -> Refere
             logits = softcap * torch.tanh(logits / softcap) if softcap else logits
             found.append(torch.log_softmax(logits, -1).cpu().numpy())
     return Reference(rows, positions, np.concatenate(found), texts, source, str(weight.dtype).removeprefix("torch."))
+
+
+def check_all(run_folder: Path, ggufs: dict[str, Path], seed: int, max_tokens: int) -> tuple[dict[str, Any], dict[str, list[str]], Reference]:
+    """`check` of each {type: path} of a run: {type: figures}, every model's answers to the fixed prompts, what they were held against."""
+    folder = Path(run_folder) / "merged"
+    net = model.load_merged(folder)
+    answers, checks = {"16-bit model": evaluate.answers(net, model.load_tokenizer(folder), max_tokens)}, {}
+    truth = reference(Path(run_folder) / "data", folder, net, seed)
+    del net  # llama.cpp needs the memory
+    for kind, path in ggufs.items():
+        checks[kind], answers[f"llama.cpp, {kind}"] = check(path, kind, folder, truth, evaluate.PROMPTS, max_tokens)
+    return checks, answers, truth
+
+
+def prompts(truth: Reference, count: int = 8) -> list[list[int]]:
+    """Token ids of rows up to where an answer's token is to be predicted."""
+    return [ids[:where[0]] for ids, where in zip(truth.rows, truth.positions, strict=True)][:count]
 
 
 def choose(data_folder: Path, model_dir: Path, seed: int) -> tuple[list[list[int]], list[list[int]], list[str], str]:

@@ -288,6 +288,12 @@ def finish(run: Run, stage: str, results: dict[str, Any], artifacts: list[str], 
         files.unlock(run.folder)  # the kernel may stay open for hours, and the next notebook needs the run
 
 
+def seconds(run: Run, stage: str) -> float:
+    """Since the open attempt at a stage began."""
+    begun = datetime.datetime.fromisoformat(run.stage(stage)["attempts"][-1]["start"])
+    return (datetime.datetime.now(datetime.UTC) - begun).total_seconds()
+
+
 def artifact_hash(folder: pathlib.Path, name: str) -> str:
     """One sha256 over the paths and hashes of everything under folder/name."""
     return hashlib.sha256(json.dumps([[a["path"], a["sha256"]] for a in files.describe(folder, [name])]).encode()).hexdigest()

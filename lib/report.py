@@ -57,10 +57,7 @@ def tables(results: dict[str, Any], exams: dict[str, Any]) -> dict[str, list[dic
         {"format": row["format"], "threads": row["threads"], "file": show.size(row["bytes"]), "load, s": row["load_seconds"],
          "memory": show.size(row["memory_bytes"]), "prompt tokens/s": row["prompt_tokens_per_second"],
          "decoded tokens/s": row["decode_tokens_per_second"], "fits in, GB": row["fits_gb"]} for row in export.get("edge", [])]
-    for entry in exams.values():
-        found[exam_tables.caption(entry)] = exam_tables.models(entry)
-        found[f"{entry['exam']}: what changed"] = exam_tables.comparisons(entry)
-    return found
+    return {**found, **dict(exam_tables.shown(exams))}
 
 
 def not_measured(results: dict[str, Any], exams: dict[str, Any]) -> list[str]:

@@ -37,10 +37,12 @@ def job(tiny_gemma3n, tmp_path_factory):
     rows += [rows[0], {**rows[1], "id": "no-answer", "answer": ""}, {**rows[2], "id": "evil", "question": f"Is {EVIL} safe?", "answer": f"No, nobody should open this: {EVIL}"}]
     rows += [{"id": "long", "topic": "", "question": "Why is that?", "answer": "It is because of this, and that is all. " * 90}]
     (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    exam = (ROOT / "lib" / "assets" / "exam.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "exam.jsonl").write_text("\n".join(exam[::30]) + "\n", encoding="utf-8")
     path = folder / "tiny.yaml"
     path.write_text(f"base_model: {tiny_gemma3n}\ndataset: {folder / 'rows.jsonl'}\nload_in_4bit: false\noptim: adamw_torch\nmax_seq_length: 512\n"
                     "validation_size: 0.2\nlearning_rate: 1.0e-3\nmax_steps: 4\nwarmup_steps: 0\nsave_steps: 2\nsample_tokens: 8\n"
-                    "per_device_train_batch_size: 2\ngradient_accumulation_steps: 2\n"
+                    f"per_device_train_batch_size: 2\ngradient_accumulation_steps: 2\nexam: [{folder / 'exam.jsonl'}]\nsafety_tokens: 2\n"
                     "skip_rules: [html]  # the row that tries to be markup must reach the page\n")
     return path
 
@@ -113,8 +115,27 @@ def test_results_add_up_and_come_from_the_ledger(run):
     assert train["trainable_parameters"] > 0
     parity = results["export"]["parity"]["q8_0"]
     assert parity["tokens"] > 0
+    assert results["export"]["lora"]["apart"] < results["export"]["lora"]["apart_without"]
     listed = {a["path"]: a for a in results["export"]["artifacts"]}
+    assert "gguf/tiny-lora.gguf" in listed
     assert listed["gguf/tiny-q8_0.gguf"]["sha256"] == hashlib.sha256((folder / "gguf" / "tiny-q8_0.gguf").read_bytes()).hexdigest()
+
+
+def test_every_format_was_examined_and_the_safety_set_answered(run):
+    folder, _ = run
+    results, entries = (json.loads((folder / name).read_text()) for name in ("results.json", "exam.json"))
+    exam, safety = (entries[name]["models"] for name in entries)
+    assert list(exam) == ["base", "adapter", "merged", "q8_0"]
+    assert list(safety) == ["base", "merged", "q8_0"]
+    assert results["exam"]["items"] == 4
+    assert results["exam"]["tuned_correct"] == sum(r["right"] for r in exam["merged"]["results"])
+    assert results["exam"]["tuned_perplexity"] < results["exam"]["base_perplexity"]
+    for name, key in (("base", "base"), ("merged", "tuned"), ("q8_0", "q8_0")):
+        assert len(safety[name]["answers"]) == 82
+        assert results["safety"][key]["passed"]["count"] == sum(a["passed"] for a in safety[name]["answers"])
+    card = (folder / "gguf" / "README.md").read_text(encoding="utf-8")
+    assert f"{results['exam']['q8_0']['tuned_correct']} of 4" in card
+    assert "of 82" in card
 
 
 def test_terminal_shows_stage_step_loss_and_time_left(run):
@@ -128,10 +149,13 @@ def test_same_command_again_does_nothing_and_a_changed_export_runs_alone(run, jo
     folder, _ = run
     printed = make("run", job, folder.parent, "--run", "tiny")
     assert printed.count("nothing to do") == 3
-    printed = make("run", job, folder.parent, "--run", "tiny", "--set", "gguf_types=[f16]")
+    printed = make("run", job, folder.parent, "--run", "tiny", "--set", "gguf_types=[f16] safety_tokens=0 lora_gguf=false")
     assert printed.count("nothing to do") == 2
     assert "export: `gguf_types` changed" in printed
     assert (folder / "gguf" / "tiny-f16.gguf").exists()
+    assert "merged, " in printed
+    assert printed.count("examined before, nothing to do") == 3, "base, adapter and merged are the same; f16 is new"
+    assert "safety" not in json.loads((folder / "results.json").read_text()), "nobody asked"
 
 
 def test_report_shows_this_run(run):
@@ -160,7 +184,7 @@ def test_running_all_cells_in_jupyter_with_params_file_is_the_same_job(run, job,
 
 def test_the_bundled_model_and_data(tmp_path):
     folder = tmp_path / "demo"
-    make("run", "params/cpu.yaml", tmp_path, "--run", "demo", "--set", "max_rows=60 max_steps=2 sample_tokens=6")
+    make("run", "params/cpu.yaml", tmp_path, "--run", "demo", "--set", "max_rows=60 max_steps=2 sample_tokens=6 exam=[] safety_tokens=0 lora_gguf=false")
     results = json.loads((folder / "results.json").read_text())
     assert results["train"]["total_parameters"] == 268_098_176 + results["train"]["trainable_parameters"]
     assert results["train"]["steps"] == 2

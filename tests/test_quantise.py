@@ -198,7 +198,8 @@ def test_adapter_in_llama_cpp_is_the_merged_model(whole, adapted):
 
 
 def test_an_adapter_gets_its_name_once_it_is_the_merged_model(base, whole, adapted, tmp_path, monkeypatch):
-    folder, asked, ids = adapted[0], [], [[2, 5 + n, 9, 11] for n in range(3)]
+    folder, run, asked, ids = adapted[0], tmp_path / "x", [], [[2, 5 + n, 9, 11] for n in range(3)]
+    shutil.copytree(folder / "adapter", run / "adapter")
 
     def made_before(source, out, kind):
         asked.append(kind)
@@ -207,15 +208,15 @@ def test_an_adapter_gets_its_name_once_it_is_the_merged_model(base, whole, adapt
     monkeypatch.setattr(export, "to_gguf", made_before)
 
     def verified(**merged):
-        return gguf_lora.verified(base, folder / "adapter", folder, merged, tmp_path / "out" / "x-lora.gguf", ids, {"general.url": "here"})
+        return gguf_lora.verified(base, run, merged, ids, {"url": "here", "name": "x"})
 
     with pytest.raises(UserError, match="nats from"):
         verified(bf16=whole)  # the untuned base
-    assert not [*(tmp_path / "out").iterdir()]
+    assert not [*(run / "gguf").iterdir()]
     found = verified(bf16=folder / "merged.gguf")
     assert (found["pairs"], found["compared_in"], found["prompts"]) == (215, "bf16", 3)
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["x-lora.gguf"], "the base made for the comparison is gone"
-    metadata = gguf_file.read(tmp_path / "out" / "x-lora.gguf").metadata
+    assert [p.name for p in (run / "gguf").iterdir()] == ["x-lora.gguf"], "the base made for the comparison is gone"
+    metadata = gguf_file.read(run / "gguf" / "x-lora.gguf").metadata
     assert (metadata["general.name"], metadata["general.url"]) == ("x-lora", "here")
     asked.clear()
     assert verified(q4_0=whole)["compared_in"] == "q8_0", "a file of four bits is not what it is held against"
