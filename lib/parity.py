@@ -65,7 +65,7 @@ def reference(data_folder: Path, model_dir: Path, net: Any, seed: int) -> Refere
     """
     rows, positions, texts, source = choose(data_folder, model_dir, seed)
     folder = Path(model_dir)
-    needed = 2.2 * sum(path.stat().st_size for path in set(merge.shard_of(folder).values()))
+    needed = 2.2 * merge.bytes_of(folder)
     room = torch.cuda.mem_get_info()[0] if net.device.type == "cuda" else psutil.virtual_memory().available
     net = model.load_merged(folder, torch.float32) if needed < room else net
     body, weight, softcap = loss.parts(net)

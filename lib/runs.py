@@ -183,12 +183,19 @@ def check_machine(stages: Sequence[str], job: Params, folder: pathlib.Path) -> N
                 f"This job trains with {' and '.join(f'{k}={getattr(job, k)}'.lower() for k in needs)}, which needs an NVIDIA GPU; "
                 f"none answers here (nvidia-smi).\nWithout one use PARAMS=params/cpu.yaml. `make prepare` works here with any params file.")
     files.require_disk(folder, sum(disk_needed(stage, job) for stage in stages), f"{', '.join(stages)} of {job.base_model}")
+    if {"train", "export"} & set(stages) and not machine.gpus() and (size := _base_size(job)):
+        files.require_memory(size, f"{job.base_model}, which train and export load,")
+
+
+def _base_size(job: Params) -> int:
+    """Bytes of a base that is here; 0 of one on the hub."""
+    local = ROOT / job.base_model
+    return 575 * 2**20 if job.base_model.startswith("bundled:") else files.size_of(local) if local.is_dir() else 0
 
 
 def disk_needed(stage: str, job: Params) -> int:
     """Bytes a stage may write, from the base's size where it is known before anything is downloaded [estimate]."""
-    bundled, local = job.base_model.startswith("bundled:"), ROOT / job.base_model
-    base = 575 * 2**20 if bundled else files.size_of(local) if local.is_dir() else 16 * 2**30
+    bundled, base = job.base_model.startswith("bundled:"), _base_size(job) or 16 * 2**30
     fixed = 256 * 2**20  # executed notebook, tokens, adapter and optimizer state of a few million numbers
     if stage == "prepare":
         # cleaned chunks, tokens and their cache, and the splits: measured at a million rows, five times the text

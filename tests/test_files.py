@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from lib import files
@@ -87,6 +88,13 @@ def test_too_small_a_disk_is_said_in_gib(tmp_path, monkeypatch):
     files.require_disk(tmp_path, 2**30, "a model")
     with pytest.raises(UserError, match=r"(?s)a model: it needs about 1\.5 GiB, 1\.0 GiB are free.*MEDRESCUE_RUNS"):
         files.require_disk(tmp_path, 3 * 2**29, "a model")
+
+
+def test_memory_too_small_says_how_much(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**30}))
+    files.require_memory(2**30, "a model")
+    with pytest.raises(UserError, match=r"Not enough memory for a model: it needs about 1.5 GiB, 1.0 GiB are free.\n.*smaller base_model"):
+        files.require_memory(3 * 2**29, "a model")
 
 
 def test_paths_are_shown_from_the_repository():

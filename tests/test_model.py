@@ -14,6 +14,7 @@ import shutil
 import sys
 import types
 
+import psutil
 import pytest
 import torch
 import transformers
@@ -510,6 +511,11 @@ def test_other_warnings_of_a_plain_folder_are_heard(tiny_gemma3n, tmp_path, hear
 
 def test_a_merged_multimodal_folder_answers_too(multimodal, heard, monkeypatch):
     monkeypatch.setattr(device, "threads", lambda: 1)
+    with monkeypatch.context() as little:
+        little.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**20}))
+        if not torch.cuda.is_available():
+            with pytest.raises(UserError, match="Not enough memory for .*multimodal.* GiB are free"):
+                model.load_merged(multimodal)
     net = model.load_merged(multimodal)
     assert (type(net), net.training, heard) == (Gemma3nForCausalLM, False, [])
     assert not adapter.trainable(net)

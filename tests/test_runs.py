@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 
+import psutil
 import pytest
 import standin
 
@@ -410,6 +411,14 @@ def test_all_stages_must_fit_at_the_start(here, monkeypatch, capsys):
     needs = [runs.disk_needed(stage, params.load("params/job.yaml")) for stage in record.STAGES]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": max(needs) + 1}))
     assert "prepare, train, export" in refused(capsys, "run", "--params", "params/job.yaml")
+
+
+def test_a_small_memory_is_an_error_before_training_and_export_but_not_before_prepare(here, monkeypatch, capsys):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**20}))
+    bundled = ("--params", "params/job.yaml", "--set", "base_model=bundled:gemma-3-270m")
+    for command in ("run", "train", "export"):
+        assert "Not enough memory for bundled:gemma-3-270m, which train and export load," in refused(capsys, command, *bundled)
+    runs.check_machine(["prepare"], params.load("params/job.yaml", "base_model=bundled:gemma-3-270m"), here.root)
 
 
 def test_a_gpu_job_without_a_gpu_names_the_way_out(here, monkeypatch, capsys):
