@@ -1,4 +1,5 @@
-"""Training rows that repeat what the model will be measured on: runs of words they share with held-out rows or exam items, and near copies."""
+"""Training rows that repeat what the model will be measured on: runs of words they share with held-out rows,
+exam items or prompts of the safety set, and near copies."""
 
 import functools
 import json
@@ -30,14 +31,14 @@ def find(hashes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return at[hashes[np.minimum(at, len(hashes) - 1)] == wanted] if len(hashes) else at[:0]
 
 
-def contaminated(found: Iterable[tuple[int, np.ndarray]], hashes: np.ndarray, exam: np.ndarray) -> tuple[dict[int, int], int]:
+def contaminated(found: Iterable[tuple[int, np.ndarray]], hashes: np.ndarray, always: np.ndarray) -> tuple[dict[int, int], int]:
     """Of (training row, places of its runs in `hashes`): {row: the first place that counts}, and how many runs are common phrases.
 
-    A run of the exam always counts, one of held-out rows unless it is a common phrase.
+    A run of `always` (exam, safety set) counts in any case, one of held-out rows unless it is a common phrase.
     """
     rows = [(row, at) for row, at in found if len(at)]
     counts = np.bincount(np.concatenate([at for _, at in rows]), minlength=len(hashes)) if rows else np.zeros(len(hashes), int)
-    common = (counts > COMMON) & ~np.isin(hashes, exam)
+    common = (counts > COMMON) & ~np.isin(hashes, always)
     return {row: int(rare[0]) for row, at in rows if len(rare := at[~common[at]])}, int(common.sum())
 
 
@@ -71,14 +72,14 @@ def chunk_owners(path: pathlib.Path, at: np.ndarray, size: int, wanted: np.ndarr
 
 
 def chunk_overlaps(path: pathlib.Path, at: np.ndarray, size: int, scratch: pathlib.Path, threshold: float) -> tuple[list[Any], list[tuple[int, int]]]:
-    """(place in `at`, places of its runs among the held-out ones) of rows that have some; (place in `at`, number of the exam item it nearly is)."""
+    """(place in `at`, places of its runs among the held-out ones) of rows that have some; (place in `at`, number of the item it nearly is)."""
     import rensa
 
     hashes = np.load(scratch / "held_out.npy", mmap_mode="r")
     _, texts = texts_of(path, at)
     numbers: dict[str, int] = {}
     found = [(n, places) for n, messages in enumerate(texts) if len(places := find(hashes, grams(spoken(messages), size, numbers)))]
-    items, index = _exam_index(scratch / "exam.json", (scratch / "exam.json").stat().st_mtime_ns, threshold)
+    items, index = _index(scratch / "measured.json", (scratch / "measured.json").stat().st_mtime_ns, threshold)
     close: list[tuple[int, int]] = []
     if items and texts:
         parts = [(n, set(clean.words(text))) for n, messages in enumerate(texts) for text in _asked_and_answered(messages)]
@@ -101,8 +102,8 @@ def exam_texts(item: dict[str, Any]) -> list[str]:
 
 
 @functools.cache
-def _exam_index(path: pathlib.Path, stamp: int, threshold: float) -> tuple[list[tuple[int, set[str]]], Any]:
-    """(number of its item, words) of every exam text, and an index of them; `stamp` tells one run's file from another's."""
+def _index(path: pathlib.Path, stamp: int, threshold: float) -> tuple[list[tuple[int, set[str]]], Any]:
+    """(number of its item, words) of every text of exam and safety set, and an index of them; `stamp` tells one run's file from another's."""
     import rensa
 
     items = [(n, set(clean.words(text))) for n, texts in enumerate(json.loads(path.read_text(encoding="utf-8"))) for text in texts]

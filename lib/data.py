@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lib import chat, chunks, clean, contamination, duplicates, files, sources, workers
+from lib import chat, chunks, clean, contamination, duplicates, files, safety, sources, workers
 from lib.chunks import EXAMPLES, short, texts_of
 from lib.duplicates import REASONS, SAME_REASONS, Decisions
 from lib.params import Params, UserError
@@ -212,37 +212,40 @@ def deduplicate(rows: Rows) -> None:
 
 @timed
 def decontaminate(rows: Rows) -> None:
-    """Drop training rows that overlap with held-out rows or with the exam."""
+    """Drop training rows that overlap with held-out rows, the exam or the safety set."""
     _note_decided(rows, ("contaminated",), _leaks(rows) if rows.job.decontaminate else {})
 
 
 def _leaks(rows: Rows) -> dict[int, dict[str, str]]:
     """Drop contaminated training rows; for each, whose words it repeats, and for the first ones which."""
-    size, texts = rows.job.decontaminate, [contamination.exam_texts(item) for item in rows.exam]
-    exam_runs = [np.unique(np.concatenate([contamination.grams(clean.words(text), size, {}) for text in item])) for item in texts]
-    exam = np.unique(np.concatenate([np.empty(0, np.uint64), *exam_runs]))
+    size, asked = rows.job.decontaminate, safety.load()
+    measured = [(f"exam {item['id']}", contamination.exam_texts(item)) for item in rows.exam]
+    measured += [(f"safety set {row['id']}", [row["prompt"]]) for row in asked]
+    names, texts = [name for name, _ in measured], [own for _, own in measured]
+    own_runs = [np.unique(np.concatenate([contamination.grams(clean.words(text), size, {}) for text in own])) for own in texts]
+    always = np.unique(np.concatenate([np.empty(0, np.uint64), *own_runs]))
     parts = [(path, start, np.flatnonzero(sides > 0), np.flatnonzero(sides == 0)) for path, start, sides in _sides(rows)]
     held = [(path, at, size) for path, _, at, _ in parts if len(at)]
-    hashes = np.unique(np.concatenate([exam, *workers.ordered(rows.pool, contamination.chunk_runs, held)]))
+    hashes = np.unique(np.concatenate([always, *workers.ordered(rows.pool, contamination.chunk_runs, held)]))
     np.save(rows.scratch / "held_out.npy", hashes)
-    files.write_json(rows.scratch / "exam.json", texts)
-    overlaps, close, bar = [], {}, progress("overlap with held-out rows and exam", total=len(parts), unit="chunk")
+    files.write_json(rows.scratch / "measured.json", texts)
+    overlaps, close, bar = [], {}, progress("overlap with what it is measured on", total=len(parts), unit="chunk")
     for (_, start, _, at), (found, near) in zip(parts, workers.ordered(rows.pool, contamination.chunk_overlaps, (
             (path, at, size, rows.scratch, rows.job.near_duplicate_threshold) for path, _, _, at in parts)), strict=True):
         overlaps += [(int(start + at[n]), places) for n, places in found]
         close |= {int(start + at[n]): item for n, item in near}
         bar.update()
     bar.close()
-    leaks, common = contamination.contaminated(overlaps, hashes, exam)
-    rows.facts |= {"exam_items": len(texts), "held_out_and_exam_runs": len(hashes), "runs_that_are_common_phrases": common,
-                   "rows_near_exam_items": len(close)}
+    leaks, common = contamination.contaminated(overlaps, hashes, always)
+    rows.facts |= {"exam_items": len(rows.exam), "safety_prompts": len(asked), "held_out_exam_and_safety_runs": len(hashes),
+                   "runs_that_are_common_phrases": common, "rows_near_exam_items_or_safety_prompts": len(close)}
     wanted = hashes[np.unique(np.array(list(leaks.values()), np.int64))]
     owners: dict[int, str] = {}
-    for n, runs in enumerate(exam_runs):
-        owners = dict.fromkeys(contamination.find(wanted, runs).tolist(), f"exam {rows.exam[n]['id']}") | owners
+    for name, runs in zip(names, own_runs, strict=True):
+        owners = dict.fromkeys(contamination.find(wanted, runs).tolist(), name) | owners
     for found in workers.ordered(rows.pool, contamination.chunk_owners, ((*part, wanted) for part in held)) if len(wanted) else []:
         owners = found | owners
-    because = {row: {"by": f"exam {rows.exam[item]['id']}", "shared": "nearly the whole item"} for row, item in close.items()}
+    because = {row: {"by": names[item], "shared": "nearly the whole item"} for row, item in close.items()}
     because |= {row: {"by": owners[int(np.searchsorted(wanted, hashes[place]))]} for row, place in leaks.items()}
     for row in sorted(leaks)[:EXAMPLES]:
         path, start = next((p, s) for p, s in reversed(rows.parts) if s <= row)

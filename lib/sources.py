@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lib import files, formats, shapes
+from lib import files, formats, safety, shapes
 from lib.params import ROOT, Params, Source, UserError
 from lib.shapes import BadRow
 
@@ -82,7 +82,7 @@ def text_size(job: Params) -> int:
 
 
 def fingerprint(job: Params) -> str:
-    """sha256 over the sources, and the exam they are held against: local files' bytes, or hub id and revision (which fixes its content)."""
+    """sha256 over the sources, and the exam and safety set they are held against: local files' bytes, or hub id and revision (which fixes it)."""
     digest = hashlib.sha256()
     for part in parts(job):
         paths = local_files(part.dataset)
@@ -92,6 +92,8 @@ def fingerprint(job: Params) -> str:
             digest.update(f"{part.dataset}@{part.revision}".encode())
     for exam in job.exam if job.decontaminate else []:
         digest.update(" ".join([files.sha256(path) for path in local_files(exam)] or [exam]).encode())
+    if job.decontaminate:
+        digest.update(files.sha256(safety.SET).encode())
     return digest.hexdigest()
 
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from lib import formats, params, sources
+from lib import formats, params, safety, sources
 from lib.params import UserError
 
 
@@ -221,7 +221,7 @@ def test_rows_after_max_rows_are_not_looked_at(tmp_path):
     assert len(Read(tmp_path / "d.jsonl", max_rows=1)) == 1
 
 
-def test_the_fingerprint_is_of_the_bytes_and_of_a_hub_sets_revision(tmp_path):
+def test_the_fingerprint_is_of_the_bytes_and_of_a_hub_sets_revision(tmp_path, monkeypatch):
     def printed(dataset, **more):
         return sources.fingerprint(params.check({"dataset": dataset, **more}, "test"))
 
@@ -231,6 +231,10 @@ def test_the_fingerprint_is_of_the_bytes_and_of_a_hub_sets_revision(tmp_path):
     jsonl(path, *numbered(3))
     assert before != printed(str(path))
     assert printed("owner/name") != printed("owner/name", dataset_revision="v1")
+    held, off = printed(str(path)), printed(str(path), decontaminate=0)
+    monkeypatch.setattr(safety, "SET", jsonl(tmp_path / "safety.jsonl", {"prompt": "another"}))
+    assert held != printed(str(path)), "another safety set may drop other rows"
+    assert off == printed(str(path), decontaminate=0)
 
 
 def test_the_bundled_sets_are_read():
