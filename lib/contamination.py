@@ -96,9 +96,13 @@ def _asked_and_answered(messages: list[dict[str, str]]) -> list[str]:
 
 
 def exam_texts(item: dict[str, Any]) -> list[str]:
-    """An exam item as training rows may hold it: its question, the question with the right answer, and both with the options between."""
-    question, answer = item["question"], item["options"][item["answer_letter"]]
-    return [question, f"{question} {answer}", *_asked_and_answered(shapes.messages(item))]
+    """An exam item as training rows may hold it: its question, the question with the right answer, both with the options between; and where
+    the question has a context, the same without it.
+    """
+    answer, texts = item["options"][item["answer_letter"]], []
+    for question in dict.fromkeys((item["question"], item.get("stem", item["question"]))):
+        texts += [question, f"{question} {answer}", *_asked_and_answered(shapes.messages({**item, "question": question}))]
+    return texts
 
 
 @functools.cache

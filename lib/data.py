@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lib import chat, chunks, clean, contamination, duplicates, files, safety, sources, workers
+from lib import chat, chunks, clean, contamination, duplicates, exam_items, files, safety, sources, workers
 from lib.chunks import EXAMPLES, short, texts_of
 from lib.duplicates import REASONS, SAME_REASONS, Decisions
 from lib.params import Params, UserError
@@ -108,7 +108,7 @@ def begin(job: Params, folder: pathlib.Path) -> Rows:
     chunks.CACHE.mkdir(parents=True, exist_ok=True)
     chunks.prune()
     hub = any(not sources.local_files(part.dataset) for part in sources.parts(job))
-    exam = sources.exam_items(job) if job.decontaminate else []
+    exam = [item for name in job.exam for item in exam_items.read(name)] if job.decontaminate else []
     pool = workers.start(small=not hub and sources.size(job) < SMALL or 0 < job.max_rows <= CHUNK_ROWS)
     return Rows(job, scratch, pool, open(scratch / "dropped.jsonl", "w", encoding="utf-8"), exam=exam)
 

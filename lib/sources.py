@@ -5,7 +5,6 @@ A row is {"id": str, "topic": str, "messages": [{"role": "user"|"assistant"|"sys
 
 import contextlib
 import hashlib
-import itertools
 import pathlib
 import re
 from collections.abc import Callable, Iterator
@@ -108,7 +107,7 @@ def read(job: Params, dropped: Callable[[str, str, str], None], tick: Callable[[
     for number, (part, stem) in enumerate(zip(parts(job), _stems(job), strict=True)):
         paths, count = local_files(part.dataset), 0
         for path in paths or [None]:
-            raw = formats.rows(path, part.columns, lambda done, base=base: tick(base + done)) if path else _hub_rows(part, commits)
+            raw = formats.rows(path, part.columns, lambda done, base=base: tick(base + done)) if path else hub_rows(part, commits)
             for where, values in raw:
                 try:
                     row = _to_row(values, part, stem, count)
@@ -136,23 +135,6 @@ def read(job: Params, dropped: Callable[[str, str, str], None], tick: Callable[[
             raise UserError(f"dataset `{part.dataset}` has no rows.")
 
 
-def exam_items(job: Params) -> list[dict[str, Any]]:
-    """The multiple-choice items of `exam`: {"id", "question", "options", "answer_letter", "topic"}."""
-    items = []
-    for dataset in job.exam:
-        part, paths, before = Source(dataset=dataset), local_files(dataset), len(items)
-        for where, values in itertools.chain(*(formats.rows(path, {}) for path in paths), [] if paths else _hub_rows(part, None, "test")):
-            try:
-                item = {"id": str(_named(values).get("id") or where), "topic": str(values.get("topic") or ""), **shapes.choice(values)}
-                _encodable(item["id"], item["topic"], item["question"], *item["options"], *item["options"].values())
-            except BadRow as error:
-                raise UserError(f"exam: {where}: {error}\nExpected rows of question, options and answer_letter.") from None
-            items.append(item)
-        if len(items) == before:
-            raise UserError(f"exam `{dataset}` has no rows.")
-    return items
-
-
 def _stems(job: Params) -> list[str]:
     """What the ids of rows begin with, by source: all of them in a list, whose sources may use the same ones."""
     if isinstance(job.dataset, str):
@@ -166,29 +148,14 @@ def _share(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 
-def _named(values: Any) -> dict[str, Any]:
-    if isinstance(values, BadRow):
-        raise values
-    if not isinstance(values, dict):
-        raise BadRow(f"expected an object with named fields, found {type(values).__name__}.")
-    return values
-
-
-def _encodable(*texts: str) -> None:
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError:
-        raise BadRow("its text has half of a character pair (a lone surrogate), which is not Unicode text. Write the character whole.") from None
-
-
 def _to_row(values: Any, part: Source, stem: str, number: int) -> dict[str, Any]:
-    values = _named(values)
+    values = shapes.named(values)
     turns = shapes.messages(shapes.renamed(values, part.columns) if part.columns else values)
     row_id = values.get(part.columns.get("id", "id"))
     topic = values.get(part.columns.get("topic", "topic"))
     own = f"{'' if stem else 'row-'}{number:07d}" if row_id in (None, "") else row_id
     row = {"id": f"{stem}{own}", "topic": str(topic or ""), "messages": turns}
-    _encodable(row["id"], row["topic"], *(turn["content"] for turn in turns))
+    shapes.encodable(row["id"], row["topic"], *(turn["content"] for turn in turns))
     return row
 
 
@@ -196,7 +163,9 @@ def _to_row(values: Any, part: Source, stem: str, number: int) -> dict[str, Any]
 # hub
 
 
-def _hub_rows(part: Source, commits: dict[str, str | None] | None, split: str = "train") -> Iterator[tuple[str, Any]]:
+def hub_rows(part: Source, commits: dict[str, str | None] | None, split: str = "train",
+             configuration: str | None = None) -> Iterator[tuple[str, Any]]:
+    """(where, values) of the rows of a hub set; UserError when it cannot be had. `commits` takes the commit that its revision is."""
     import datasets
     import huggingface_hub
 
@@ -204,7 +173,7 @@ def _hub_rows(part: Source, commits: dict[str, str | None] | None, split: str = 
         with contextlib.suppress(huggingface_hub.errors.OfflineModeIsEnabled):
             # asked first: a hub that does not answer or has it not is known at once; `datasets` tries for half a minute, then reads what it has
             huggingface_hub.HfApi().dataset_info(part.dataset, revision=part.revision or None, timeout=10)
-        builder = datasets.load_dataset_builder(part.dataset, revision=part.revision or None)
+        builder = datasets.load_dataset_builder(part.dataset, configuration, revision=part.revision or None)
         if builder.__module__.endswith(".cache") and (commit := _cached_commit(part)):  # without network it takes the commit loaded last
             builder = type(builder)(dataset_name=builder.dataset_name, config_name=builder.config.name, version=str(builder.config.version),
                                     hash=commit, repo_id=part.dataset)
@@ -213,7 +182,8 @@ def _hub_rows(part: Source, commits: dict[str, str | None] | None, split: str = 
         if split not in data:
             raise ValueError(f"it has no split `{split}`, only {', '.join(data)}")
     except Exception as error:  # behind it lie a network, a server and libraries with errors of their own
-        raise UserError(f"hub dataset `{part.dataset}`{f' at {part.revision}' if part.revision else ''} could not be loaded: {_plain(error)}\n"
+        which = "".join([f", configuration {configuration}" if configuration else "", f" at {part.revision}" if part.revision else ""])
+        raise UserError(f"hub dataset `{part.dataset}`{which} could not be loaded: {_plain(error)}\n"
                         f"Check the id, the revision and the network; a private one needs HF_TOKEN in the environment. What was loaded before is "
                         f'read without network under HF_HUB_OFFLINE=1, and a local file always: SET="dataset=path/to/file.jsonl", or '
                         f"dataset=bundled:first-aid.") from None

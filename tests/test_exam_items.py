@@ -7,6 +7,7 @@ import gzip
 import json
 
 import datasets
+import huggingface_hub
 import pytest
 
 from lib import exam_items
@@ -35,7 +36,7 @@ def test_a_compressed_file_context_and_what_is_not_named(tmp_path):
     path = tmp_path / "exam.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps({"question": " q ", "context": "seen", "options": ["x", "y"], "answer": 1}).encode()))
     assert exam_items.read(str(path)) == [
-        {"id": f"{path}, line 1", "topic": "", "question": "seen\n\nq", "options": {"A": "x", "B": "y"}, "answer_letter": "B"}]
+        {"id": f"{path}, line 1", "topic": "", "question": "seen\n\nq", "stem": "q", "options": {"A": "x", "B": "y"}, "answer_letter": "B"}]
 
 
 @pytest.mark.parametrize(("row", "said"), [
@@ -67,6 +68,17 @@ def test_ids_that_are_twice_there_are_named_with_both_lines(tmp_path):
         exam_items.read(path)
 
 
+def test_a_folder_is_read_whole_in_every_form_it_has(tmp_path):
+    folder = tmp_path / "exam"
+    folder.mkdir()
+    lines(folder, {"question": "q", "choices": ["ice", "water"], "answer": 1}, GOOD | {"id": 7}, name="a.jsonl")
+    datasets.Dataset.from_list([{"question": "q", "options": {"A": "ice", "B": "water", "C": None}, "answer": "water"}]).to_parquet(folder / "b.parquet")
+    items = exam_items.read(str(folder))
+    assert [(item["id"], item["options"], item["answer_letter"]) for item in items] == [
+        (f"{folder}/a.jsonl, line 1", {"A": "ice", "B": "water"}, "B"), ("7", GOOD["options"], "B"),
+        (f"{folder}/b.parquet, row 1", {"A": "ice", "B": "water"}, "B")]
+
+
 def test_no_items_no_json_and_no_file_are_errors(tmp_path):
     with pytest.raises(UserError, match="has no items"):
         exam_items.read(lines(tmp_path))
@@ -92,7 +104,7 @@ ROWS = {
         "pqa_labeled", "train", {"pubid": 21645374, "question": "Does it help?", "context": {
             "contexts": ["We asked.", "It did."], "labels": ["BACKGROUND", "RESULTS"], "meshes": ["Humans"], "reasoning_required_pred": ["m"],
             "reasoning_free_pred": ["m"]}, "long_answer": "It helps.", "final_decision": "maybe"},
-        {"id": "21645374", "topic": "", "question": "We asked.\nIt did.\n\nDoes it help?", "options": {"A": "yes", "B": "no", "C": "maybe"},
+        {"id": "21645374", "topic": "", "question": "We asked.\nIt did.\n\nDoes it help?", "stem": "Does it help?", "options": {"A": "yes", "B": "no", "C": "maybe"},
          "answer_letter": "C"}),
     "cais/mmlu": (
         "anatomy", "test", {"question": "Which bone?", "subject": "anatomy", "choices": ["Ulna", "Radius", "Tibia", "Femur"], "answer": 3},
@@ -103,8 +115,8 @@ ROWS = {
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """`datasets.load_dataset` reads folders of this machine in the place of the hub's repositories: parquet files and a card naming them."""
-    real = datasets.load_dataset
+    """`datasets` reads folders of this machine in the place of the hub's repositories: parquet files and a card naming them."""
+    real = datasets.load_dataset_builder
     for name, (configuration, split, row, _) in ROWS.items():
         folder, names = tmp_path / name, exam_items.MMLU if configuration in exam_items.MMLU else [configuration or "default"]
         folder.mkdir(parents=True)
@@ -112,7 +124,9 @@ def hub(tmp_path, monkeypatch):
             datasets.Dataset.from_list([row | ({"subject": each} if "subject" in row else {})]).to_parquet(folder / f"{each}.parquet")
         (folder / "README.md").write_text("---\nconfigs:\n" + "".join(
             f"- config_name: {each}\n  data_files:\n  - split: {split}\n    path: {each}.parquet\n" for each in names) + "---\n")
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, *args, **more: real(str(tmp_path / name), *args, cache_dir=str(tmp_path / "c"), **more))
+    monkeypatch.setattr(datasets, "load_dataset_builder",
+                        lambda name, configuration, revision: real(str(tmp_path / name), configuration, cache_dir=str(tmp_path / "c")))
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, **more: None)
     return tmp_path
 
 
@@ -132,5 +146,5 @@ def test_other_columns_or_no_answer_are_errors_and_so_is_a_hub_that_is_away(hub)
     with pytest.raises(UserError, match=r"cais/mmlu \(anatomy\), test row 1: its answer is -1"):
         exam_items.read("cais/mmlu")
     (hub / "cais/mmlu/README.md").unlink()
-    with pytest.raises(UserError, match=r"exam cais/mmlu \(anatomy\), test: could not be loaded"):
+    with pytest.raises(UserError, match=r"hub dataset `cais/mmlu`, configuration anatomy could not be loaded"):
         exam_items.read("cais/mmlu")
