@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lib import clean, duplicates, shapes
-from lib.chunks import texts_of
+from lib import clean, duplicates, files, safety, shapes, workers
+from lib.chunks import EXAMPLES, texts_of
+from lib.rows import Rows, progress, with_sides
 
 COMMON = 10  # a run of words found in more training rows is a turn of phrase, not a leak (Brown et al. 2020, appendix C)
 
@@ -115,3 +116,45 @@ def _index(path: pathlib.Path, stamp: int, threshold: float) -> tuple[list[tuple
     sketches = rensa.RMinHash.from_token_sets([sorted(words) or [""] for _, words in items], duplicates.HASHES, duplicates.SEED) if items else []
     index.insert_pairs(list(enumerate(sketches)))
     return items, index
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# over all chunks
+
+
+def drop_leaks(rows: Rows) -> dict[int, dict[str, str]]:
+    """Drop contaminated training rows; for each, whose words it repeats, and for the first ones which."""
+    size, asked = rows.job.decontaminate, safety.load()
+    measured = [(f"exam {item['id']}", exam_texts(item)) for item in rows.exam]
+    measured += [(f"safety set {row['id']}", [row["prompt"]]) for row in asked]
+    names, texts = [name for name, _ in measured], [own for _, own in measured]
+    own_runs = [np.unique(np.concatenate([grams(clean.words(text), size, {}) for text in own])) for own in texts]
+    always = np.unique(np.concatenate([np.empty(0, np.uint64), *own_runs]))
+    parts = [(path, start, np.flatnonzero(sides > 0), np.flatnonzero(sides == 0)) for path, start, sides in with_sides(rows)]
+    held = [(path, at, size) for path, _, at, _ in parts if len(at)]
+    hashes = np.unique(np.concatenate([always, *workers.ordered(rows.pool, chunk_runs, held)]))
+    np.save(rows.scratch / "held_out.npy", hashes)
+    files.write_json(rows.scratch / "measured.json", texts)
+    overlaps, close, bar = [], {}, progress("overlap with what it is measured on", total=len(parts), unit="chunk")
+    for (_, start, _, at), (found, near) in zip(parts, workers.ordered(rows.pool, chunk_overlaps, (
+            (path, at, size, rows.scratch, rows.job.near_duplicate_threshold) for path, _, _, at in parts)), strict=True):
+        overlaps += [(int(start + at[n]), places) for n, places in found]
+        close |= {int(start + at[n]): item for n, item in near}
+        bar.update()
+    bar.close()
+    leaks, common = contaminated(overlaps, hashes, always)
+    rows.facts |= {"exam_items": len(rows.exam), "safety_prompts": len(asked), "held_out_exam_and_safety_runs": len(hashes),
+                   "runs_that_are_common_phrases": common, "rows_near_exam_items_or_safety_prompts": len(close)}
+    wanted = hashes[np.unique(np.array(list(leaks.values()), np.int64))]
+    owners: dict[int, str] = {}
+    for name, runs in zip(names, own_runs, strict=True):
+        owners = dict.fromkeys(find(wanted, runs).tolist(), name) | owners
+    for found in workers.ordered(rows.pool, chunk_owners, ((*part, wanted) for part in held)) if len(wanted) else []:
+        owners = found | owners
+    because = {row: {"by": names[item], "shared": "nearly the whole item"} for row, item in close.items()}
+    because |= {row: {"by": owners[int(np.searchsorted(wanted, hashes[place]))]} for row, place in leaks.items()}
+    for row in sorted(leaks)[:EXAMPLES]:
+        path, start = next((p, s) for p, s in reversed(rows.parts) if s <= row)
+        because[row]["shared"] = shared(texts_of(path, np.array([row - start]))[1][0], size, hashes[leaks[row]])
+    rows.made.drop(np.array(sorted(because), np.int64), "contaminated")
+    return because
