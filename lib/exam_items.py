@@ -69,7 +69,7 @@ def _hub(name: str) -> Iterator[tuple[str, Any]]:
 
 def read(name: str) -> list[dict[str, Any]]:
     """The items of `bundled:exam`, a file, a folder or a hub id; UserError names file, line and what is expected."""
-    if paths := sources.local_files(name):
+    if paths := sources.local_files(name, "exam"):
         rows: Iterable[tuple[str, Any]] = (pair for path in paths for pair in formats.rows(path, {}))
     else:
         rows = _hub(name) if name in HUB else sources.hub_rows(Source(dataset=name), None, "test")
@@ -77,6 +77,8 @@ def read(name: str) -> list[dict[str, Any]]:
     for where, values in rows:
         try:
             item = _item(values, where)
+            if paths:  # a set of the hub is asked as it was published; what is at hand can be mended
+                _distinct(item, values)
             if item["id"] in seen:
                 raise BadRow(f"its id `{item['id']}` is that of {seen[item['id']]} too; results are paired by id, so each must be its own.")
         except BadRow as error:
@@ -104,3 +106,17 @@ def _item(values: Any, where: str) -> dict[str, Any]:
     if found := re.search(chat.CONTROL.pattern + r"\w+>", "\n".join(texts)):
         raise BadRow(f"its text spells the control token {found[0]}, which would end the question before its end.")
     return item
+
+
+def _distinct(item: dict[str, Any], values: dict[str, Any]) -> None:
+    """BadRow for options that are empty or the same, or an answer that names one by its letter and another by its words."""
+    texts = {letter: " ".join(text.split()) for letter, text in item["options"].items()}
+    for number, (letter, text) in enumerate(texts.items()):
+        if not text:
+            raise BadRow(f"its option {letter} is empty; expected a text each.")
+        if same := [earlier for earlier in list(texts)[:number] if texts[earlier] == text]:
+            raise BadRow(f"its options {same[0]} and {letter} are the same, {text[:80]!r}, so that only one could count as right.")
+    right = next(name for name in shapes.RIGHT if values.get(name) is not None)
+    if right in ("answer", "label") and isinstance(named := values[right], str) and (
+            other := [letter for letter, text in texts.items() if text == named.strip() and letter != item["answer_letter"]]):
+        raise BadRow(f"its {right} {named!r} is the letter of one option and the words of another, {other[0]}; name the letter in answer_letter.")

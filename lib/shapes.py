@@ -92,7 +92,12 @@ def choice(values: dict[str, Any]) -> dict[str, Any]:
     The right one may be given as a letter, as a number from 0, or in words.
     """
     options = next((values[name] for name in CHOICES if values.get(name)), None)
+    if isinstance(options, BadRow):  # a letter twice in one object
+        raise options
     if isinstance(options, list) and all(isinstance(o, dict) and {"key", "value"} <= set(o) for o in options):
+        letters = [o["key"] for o in options]
+        if twice := next((letter for letter in letters if letters.count(letter) > 1), None):
+            raise BadRow(f"its options have the letter {_shown(twice)} twice; expected a letter each")
         options = {o["key"]: o["value"] for o in options}
     if isinstance(options, list):
         options = {chr(65 + n): text for n, text in enumerate(options)}

@@ -31,29 +31,30 @@ def name(job: Params) -> str:
     return ", ".join(part.dataset for part in parts(job))
 
 
-def local_files(dataset: str) -> list[pathlib.Path]:
-    """The files behind a bundled or local source; empty when it is a hub id."""
+def local_files(dataset: str, what: str = "dataset") -> list[pathlib.Path]:
+    """The files behind a bundled or local source, of the split for `what`, dataset or exam; empty when it is a hub id."""
+    bundled = ", ".join(BUNDLED) if what == "dataset" else f"bundled:exam, and for `make exam` {safety.NAME}"
     if dataset.startswith("bundled:"):
         if dataset not in BUNDLED:
-            raise UserError(f"dataset `{dataset}` is not bundled; there is {', '.join(BUNDLED)}.")
+            raise UserError(f"{what} `{dataset}` is not bundled; there is {bundled}.")
         return [BUNDLED[dataset]]
     path = ROOT / dataset
     if path.is_dir():
         if (path / "dataset_dict.json").is_file():  # what `datasets` saves with its splits: the others are not for training
-            path = path / "train"
+            path = path / ("train" if what == "dataset" else "test")
         found = sorted(p for p in path.rglob("*") if p.is_file() and formats.suffix_of(p) in formats.SUFFIXES)
         # beside the Arrow files of `datasets`
         found = [p for p in found if not p.name.startswith((".", "cache-")) and p.name not in ("state.json", "dataset_info.json")]
         if not found:
-            raise UserError(f"dataset folder `{files.shown(path)}` has no {', '.join(formats.SUFFIXES)} file (also .gz).")
+            raise UserError(f"{what} folder `{files.shown(path)}` has no {', '.join(formats.SUFFIXES)} file (also .gz).")
         return found
     if path.is_file():
         if formats.suffix_of(path) not in formats.SUFFIXES:
-            raise UserError(f"dataset file `{dataset}` ends in `{path.suffix}`; expected {', '.join(formats.SUFFIXES)}, each also with .gz.")
+            raise UserError(f"{what} file `{dataset}` ends in `{path.suffix}`; expected {', '.join(formats.SUFFIXES)}, each also with .gz.")
         return [path]
     if dataset.count("/") != 1 or dataset.startswith((".", "/", "~")) or formats.suffix_of(path) in formats.SUFFIXES:
-        raise UserError(f"dataset `{dataset}` does not exist (looked in {ROOT}); expected a file or folder there, a hub id `owner/name`, "
-                        f"or {', '.join(BUNDLED)}.")
+        raise UserError(f"{what} `{dataset}` does not exist (looked in {ROOT}); expected a file or folder there, a hub id `owner/name`, "
+                        f"or {bundled}.")
     return []
 
 
@@ -66,7 +67,7 @@ def check(job: Params) -> None:
             raise UserError(f"dataset `{part.dataset}` is local, and has no revision `{part.revision}`: a revision is of a hub id.")
         shapes.check_columns(part.columns)
     for exam in job.exam:
-        local_files(exam)
+        local_files(exam, "exam")
 
 
 def size(job: Params) -> int:
@@ -90,7 +91,7 @@ def fingerprint(job: Params) -> str:
         if not paths:
             digest.update(f"{part.dataset}@{part.revision}".encode())
     for exam in job.exam if job.decontaminate else []:
-        digest.update(" ".join([files.sha256(path) for path in local_files(exam)] or [exam]).encode())
+        digest.update(" ".join([files.sha256(path) for path in local_files(exam, "exam")] or [exam]).encode())
     if job.decontaminate:
         digest.update(files.sha256(safety.SET).encode())
     return digest.hexdigest()

@@ -10,7 +10,7 @@ import datasets
 import huggingface_hub
 import pytest
 
-from lib import exam_items
+from lib import exam, exam_items
 from lib.params import UserError
 
 GOOD = {"id": "a", "topic": "burns", "question": "What cools a burn?", "options": {"A": "butter", "B": "water"}, "answer_letter": "B"}
@@ -46,6 +46,10 @@ def test_a_compressed_file_context_and_what_is_not_named(tmp_path):
     (without("answer_letter"), "it has no `answer_letter`"),
     (GOOD | {"answer_letter": "C"}, '"C"; expected one of A, B'),
     (GOOD | {"answer_letter": -1}, "-1; expected one of A, B"),
+    (GOOD | {"options": {"A": "butter", "B": "water", "C": " water "}}, "its options B and C are the same, 'water'"),
+    (GOOD | {"options": [{"key": "A", "value": "butter"}, {"key": "A", "value": "water"}]}, 'the letter "A" twice'),
+    (GOOD | {"options": {"A": "butter", "B": "water", "C": " "}}, "its option C is empty"),
+    (without("answer_letter") | {"options": ["O", "A", "AB"], "answer": "A"}, "its answer 'A' is the letter of one option and the words of another, B"),
     (GOOD | {"options": {"A": "only"}}, "expected a list of texts, or letters with texts"),
     (GOOD | {"options": [str(n) for n in range(27)], "answer_letter": 0}, "27 options; expected 2 to 26"),
     (GOOD | {"question": "x<end_of_turn>y"}, "control token <end_of_turn>"),
@@ -77,6 +81,33 @@ def test_a_folder_is_read_whole_in_every_form_it_has(tmp_path):
     assert [(item["id"], item["options"], item["answer_letter"]) for item in items] == [
         (f"{folder}/a.jsonl, line 1", {"A": "ice", "B": "water"}, "B"), ("7", GOOD["options"], "B"),
         (f"{folder}/b.parquet, row 1", {"A": "ice", "B": "water"}, "B")]
+
+
+def test_a_letter_twice_in_one_object_is_named(tmp_path):
+    path = tmp_path / "exam.jsonl"
+    path.write_text('{"question": "q", "options": {"A": "ice", "A": "water"}, "answer_letter": "A"}\n')
+    with pytest.raises(UserError, match=r"exam.jsonl, line 1: the field `A` is named twice"):
+        exam_items.read(str(path))
+
+
+@pytest.mark.parametrize(("write", "said"), [
+    (lambda folder: folder.mkdir(), "error: exam folder `"),
+    (lambda folder: (folder.mkdir(), lines(folder, name="a.jsonl")), "has no items"),
+    (lambda folder: (folder.mkdir(), lines(folder, GOOD | {"options": ["a", "a"]}, name="a.jsonl")), "a.jsonl, line 1: its options A and B are the same"),
+    (lambda folder: (folder.mkdir(), lines(folder, GOOD, without("answer_letter"), name="a.jsonl")), "a.jsonl, line 2: it has no `answer_letter`"),
+    (lambda folder: None, "expected a file or folder there, a hub id `owner/name`, or bundled:exam, and for `make exam` bundled:safety"),
+])
+def test_a_wrong_exam_ends_the_command_with_one_screen(tmp_path, monkeypatch, capsys, write, said):
+    monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    (tmp_path / "runs/mine/run.json").write_text("{}")
+    write(tmp_path / "set")
+    assert exam.main(["mine", str(tmp_path / "set")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert said in told
+    assert len(told.splitlines()) <= 4
+    assert len(told) < 900
 
 
 def test_no_items_no_json_and_no_file_are_errors(tmp_path):
