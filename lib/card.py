@@ -60,7 +60,7 @@ def card(folder: pathlib.Path, part: str, repos: dict[str, str] | None = None) -
     environment.filters.update(cell=_cell, size=show.size)
     text = environment.get_template("model_card.md.jinja").render(
         part=part, what=PARTS[part], parts=PARTS, run=run, job=job, prepare=results.get("prepare", {}), base=deploy.base_name(job),
-        stand_in=job.base_model.startswith("bundled:"), warnings=warnings, sources=_sources(data),
+        stand_in=job.base_model.startswith("bundled:"), warnings=warnings, sources=_sources(data), safety_set="safety_prompts" in data,
         recipe=_recipe(job, train, run), sections=_sections(results), artifacts=artifacts, names=names, gguf=gguf, compared=export.get("turns", {}),
         commands=deploy.commands(gguf, job, lora) if gguf or lora else "", repos={p: r for p, r in (repos or {}).items() if p != part},
         disclaimer=DISCLAIMER, system=deploy.SYSTEM, question=turns.CONVERSATIONS[0][0]["content"])

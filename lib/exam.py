@@ -16,7 +16,7 @@ import signal
 import sys
 from typing import Any
 
-from lib import DISCLAIMER, device, exam_choices, exam_items, exam_models, exam_safety, exam_tables, files, model, params, record, safety
+from lib import DISCLAIMER, advice, device, exam_choices, exam_items, exam_models, exam_safety, exam_tables, files, model, params, record, safety
 from lib.params import Params, UserError
 from lib.record import Run
 
@@ -74,7 +74,7 @@ def _hash(value: Any) -> str:
 
 def _method() -> list[str]:
     """What decides a score besides the model and the items: our code, the libraries that compute, and in what precision."""
-    code = [files.sha256(pathlib.Path(__file__).with_name(f"{name}.py")) for name in METHOD]
+    code = [files.sha256(pathlib.Path(__file__).with_name(f"{name}.py")) for name in METHOD] + [files.sha256(advice.RULES)]
     return [*code, *(importlib.metadata.version(p) for p in ("torch", "transformers", "xllamacpp")), str(device.precision()[0])]
 
 

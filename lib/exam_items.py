@@ -1,6 +1,7 @@
 """Multiple-choice items: the bundled exam, a local file or folder of the choice shape, or a known set of the hub.
 
-An item is {"id", "topic", "question", "options": {letter: text}, "answer_letter"}; "question" holds the context, where there is one.
+An item is {"id", "topic", "question", "options": {letter: text}, "answer_letter"}. Where there is a context, "question" begins with it, and
+"stem" is the question alone, as training rows may hold it.
 """
 
 import re
@@ -52,17 +53,10 @@ HUB: dict[str, tuple[tuple[str | None, ...], str, Callable[[dict[str, Any]], dic
 
 
 def _hub(name: str) -> Iterator[tuple[str, Any]]:
-    import datasets
-
     configurations, split, convert = HUB[name]
     for configuration in configurations:
         where = f"{name}{f' ({configuration})' if configuration else ''}, {split}"
-        try:
-            data = datasets.load_dataset(name, configuration, split=split)
-        except Exception as error:  # behind it lie a network, a server and libraries with errors of their own
-            raise UserError(f"exam {where}: could not be loaded: {sources._plain(error)}\nCheck the network; what was loaded before is read without "
-                            f"it under HF_HUB_OFFLINE=1, and a local file always.") from None
-        for number, row in enumerate(data, 1):
+        for number, (_, row) in enumerate(sources.hub_rows(Source(dataset=name), None, split, configuration), 1):
             try:
                 yield f"{where} row {number}", convert(row)
             except (KeyError, TypeError) as error:
@@ -75,16 +69,16 @@ def _hub(name: str) -> Iterator[tuple[str, Any]]:
 
 def read(name: str) -> list[dict[str, Any]]:
     """The items of `bundled:exam`, a file, a folder or a hub id; UserError names file, line and what is expected."""
-    if name in HUB:
-        rows: Iterable[tuple[str, Any]] = _hub(name)
-    elif paths := sources.local_files(name):
-        rows = (pair for path in paths for pair in formats.rows(path, {}))
+    if paths := sources.local_files(name, "exam"):
+        rows: Iterable[tuple[str, Any]] = (pair for path in paths for pair in formats.rows(path, {}))
     else:
-        rows = sources._hub_rows(Source(dataset=name), None, "test")
+        rows = _hub(name) if name in HUB else sources.hub_rows(Source(dataset=name), None, "test")
     items, seen = [], {}
     for where, values in rows:
         try:
             item = _item(values, where)
+            if paths:  # a set of the hub is asked as it was published; what is at hand can be mended
+                _distinct(item, values)
             if item["id"] in seen:
                 raise BadRow(f"its id `{item['id']}` is that of {seen[item['id']]} too; results are paired by id, so each must be its own.")
         except BadRow as error:
@@ -97,18 +91,32 @@ def read(name: str) -> list[dict[str, Any]]:
 
 
 def _item(values: Any, where: str) -> dict[str, Any]:
-    values = sources._named(values)
+    values = shapes.named(values)
     for key, names in (("question", ("question",)), ("options", shapes.CHOICES), ("answer_letter", shapes.RIGHT)):
         if all(str("" if values.get(name) is None else values[name]).strip() in ("", "nan") for name in names):
             raise BadRow(f"it has no `{key}`; its fields are {', '.join(map(str, values)) or '(none)'}.")
     item = shapes.choice(values)
-    context = str(values.get("context") or "").strip()
-    item |= {"id": where if values.get("id") is None else str(values["id"]), "topic": str(values.get("topic") or ""),
-             "question": "\n\n".join(filter(None, (context, item["question"].strip())))}
+    context, stem = (text.strip() for text in (shapes.as_text(values.get("context")), item["question"]))
+    item |= {"id": shapes.as_text(values.get("id")) or where, "topic": shapes.as_text(values.get("topic"))}
+    item |= {"question": f"{context}\n\n{stem}", "stem": stem} if context else {"question": stem}
     texts = [item["question"], *item["options"].values()]
-    sources._encodable(item["id"], item["topic"], *item["options"], *texts)
+    shapes.encodable(item["id"], item["topic"], *item["options"], *texts)
     if len(item["options"]) > 26:
         raise BadRow(f"it has {len(item['options'])} options; expected 2 to 26, a letter each.")
     if found := re.search(chat.CONTROL.pattern + r"\w+>", "\n".join(texts)):
         raise BadRow(f"its text spells the control token {found[0]}, which would end the question before its end.")
     return item
+
+
+def _distinct(item: dict[str, Any], values: dict[str, Any]) -> None:
+    """BadRow for options that are empty or the same, or an answer that names one by its letter and another by its words."""
+    texts = {letter: " ".join(text.split()) for letter, text in item["options"].items()}
+    for number, (letter, text) in enumerate(texts.items()):
+        if not text:
+            raise BadRow(f"its option {letter} is empty; expected a text each.")
+        if same := [earlier for earlier in list(texts)[:number] if texts[earlier] == text]:
+            raise BadRow(f"its options {same[0]} and {letter} are the same, {text[:80]!r}, so that only one could count as right.")
+    right = next(name for name in shapes.RIGHT if values.get(name) is not None)
+    if right in ("answer", "label") and isinstance(named := values[right], str) and (
+            other := [letter for letter, text in texts.items() if text == named.strip() and letter != item["answer_letter"]]):
+        raise BadRow(f"its {right} {named!r} is the letter of one option and the words of another, {other[0]}; name the letter in answer_letter.")

@@ -80,8 +80,8 @@ class Params(pydantic.BaseModel):
     near_duplicates: Literal["drop", "keep"] = _key("prepare", "drop", "rows much like an earlier one; kept ones stay on its side of the split")
     near_duplicate_threshold: float = _key("prepare", 0.85, "Jaccard similarity of three-word shingles from which rows count as near duplicates",
                                            "share", ge=0.8, le=1)
-    decontaminate: int = _key("prepare", 13, "training rows that share so many words in a row with held-out rows or the exam are dropped; 0 is off",
-                              "words", ge=0, le=100)
+    decontaminate: int = _key("prepare", 13, "training rows that share so many words in a row with held-out rows, exam or safety set are dropped; "
+                                            "0 is off", "words", ge=0, le=100)
     validation_size: float = _key("prepare", 0.02, "share of question groups held out for the loss shown", "share", ge=0, lt=0.5)
     test_size: float = _key("prepare", 0.02, "share of question groups never looked at in training", "share", ge=0, lt=0.5)
     seed: int = _key("prepare", 3407, "split, data order and LoRA initialisation", ge=0, lt=2**32)

@@ -23,7 +23,7 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
 
-from lib import files, machine, params, record, sources
+from lib import files, machine, params, record, safety, sources
 from lib.params import ROOT, Params, UserError
 from lib.record import STAGES, Run
 
@@ -243,9 +243,9 @@ def check_source(run: Run, job: Params) -> None:
     """A run whose data file changed since it was prepared is not continued in silence."""
     recorded = run.data["fingerprints"].get("dataset")
     if recorded and run.stage("prepare")["status"] == "finished" and recorded != (present := sources.fingerprint(job)):
-        raise UserError(f"the data or the exam ({', '.join([sources.name(job), *job.exam])}) has changed since run `{run.folder.name}` "
-                        f"was prepared (sha256 {recorded[:12]}, now "
-                        f"{present[:12]}).\n"
+        held = ", ".join([sources.name(job), *job.exam, safety.NAME])
+        raise UserError(f"the data or what it is held against ({held}) has changed since run `{run.folder.name}` was prepared "
+                        f"(sha256 {recorded[:12]}, now {present[:12]}).\n"
                         f"Choose a new name with RUN=, or start this run over with `make run FORCE=1` and the same PARAMS and RUN.")
 
 

@@ -23,6 +23,23 @@ class BadRow(Exception):
         super().__init__(text.encode(errors="backslashreplace").decode())  # what it quotes may be what cannot be printed
 
 
+def named(values: Any) -> dict[str, Any]:
+    """A row as its file gave it, known to have named fields; BadRow otherwise."""
+    if isinstance(values, BadRow):
+        raise values
+    if not isinstance(values, dict):
+        raise BadRow(f"expected an object with named fields, found {type(values).__name__}.")
+    return values
+
+
+def encodable(*texts: str) -> None:
+    """BadRow for texts that no file and no tokenizer takes."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise BadRow("its text has half of a character pair (a lone surrogate), which is not Unicode text. Write the character whole.") from None
+
+
 def renamed(values: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
     """The row with the data's columns under our field names, as `columns` (ours: theirs) says.
 
@@ -75,7 +92,12 @@ def choice(values: dict[str, Any]) -> dict[str, Any]:
     The right one may be given as a letter, as a number from 0, or in words.
     """
     options = next((values[name] for name in CHOICES if values.get(name)), None)
+    if isinstance(options, BadRow):  # a letter twice in one object
+        raise options
     if isinstance(options, list) and all(isinstance(o, dict) and {"key", "value"} <= set(o) for o in options):
+        letters = [o["key"] for o in options]
+        if twice := next((letter for letter in letters if letters.count(letter) > 1), None):
+            raise BadRow(f"its options have the letter {_shown(twice)} twice; expected a letter each")
         options = {o["key"]: o["value"] for o in options}
     if isinstance(options, list):
         options = {chr(65 + n): text for n, text in enumerate(options)}
@@ -92,12 +114,12 @@ def choice(values: dict[str, Any]) -> dict[str, Any]:
         letter = named if named in options else next((k for k, v in options.items() if v.strip() == named), None)
     if letter is None:
         raise BadRow(f"its answer is {_shown(right)}; expected one of {', '.join(options)}, its number from 0, or its words")
-    return {"question": _text(values.get("question")), "options": options, "answer_letter": letter}
+    return {"question": as_text(values.get("question")), "options": options, "answer_letter": letter}
 
 
 def _exchange(values: dict[str, Any], asked: list[Any], answer: Any) -> list[dict[str, str]]:
-    question = "\n\n".join(text for part in asked if (text := _text(part).strip()))
-    return [*_system(values), {"role": "user", "content": question}, {"role": "assistant", "content": _text(answer)}]
+    question = "\n\n".join(text for part in asked if (text := as_text(part).strip()))
+    return [*_system(values), {"role": "user", "content": question}, {"role": "assistant", "content": as_text(answer)}]
 
 
 def _system(values: dict[str, Any]) -> list[dict[str, str]]:
@@ -109,10 +131,11 @@ def _turn(turn: Any, role_key: str, text_key: str) -> dict[str, str]:
     role = ROLES.get(turn.get(role_key)) if isinstance(turn, dict) and isinstance(turn.get(role_key), str) else None
     if role is None or text_key not in turn:
         raise BadRow(f"a turn is {_shown(turn)}; expected {role_key} (one of {', '.join(ROLES)}) and {text_key}.")
-    return {"role": role, "content": _text(turn[text_key])}
+    return {"role": role, "content": as_text(turn[text_key])}
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A field as text; BadRow where it holds something else."""
     if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in value):
         return "\n".join(part["text"] for part in value)  # OpenAI's content parts
     if value is None or value != value:  # NaN is what pandas writes for nothing

@@ -5,13 +5,12 @@ A row is {"id": str, "topic": str, "messages": [{"role": "user"|"assistant"|"sys
 
 import contextlib
 import hashlib
-import itertools
 import pathlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lib import files, formats, shapes
+from lib import files, formats, safety, shapes
 from lib.params import ROOT, Params, Source, UserError
 from lib.shapes import BadRow
 
@@ -32,29 +31,30 @@ def name(job: Params) -> str:
     return ", ".join(part.dataset for part in parts(job))
 
 
-def local_files(dataset: str) -> list[pathlib.Path]:
-    """The files behind a bundled or local source; empty when it is a hub id."""
+def local_files(dataset: str, what: str = "dataset") -> list[pathlib.Path]:
+    """The files behind a bundled or local source, of the split for `what`, dataset or exam; empty when it is a hub id."""
+    bundled = ", ".join(BUNDLED) if what == "dataset" else f"bundled:exam, and for `make exam` {safety.NAME}"
     if dataset.startswith("bundled:"):
         if dataset not in BUNDLED:
-            raise UserError(f"dataset `{dataset}` is not bundled; there is {', '.join(BUNDLED)}.")
+            raise UserError(f"{what} `{dataset}` is not bundled; there is {bundled}.")
         return [BUNDLED[dataset]]
     path = ROOT / dataset
     if path.is_dir():
         if (path / "dataset_dict.json").is_file():  # what `datasets` saves with its splits: the others are not for training
-            path = path / "train"
+            path = path / ("train" if what == "dataset" else "test")
         found = sorted(p for p in path.rglob("*") if p.is_file() and formats.suffix_of(p) in formats.SUFFIXES)
         # beside the Arrow files of `datasets`
         found = [p for p in found if not p.name.startswith((".", "cache-")) and p.name not in ("state.json", "dataset_info.json")]
         if not found:
-            raise UserError(f"dataset folder `{files.shown(path)}` has no {', '.join(formats.SUFFIXES)} file (also .gz).")
+            raise UserError(f"{what} folder `{files.shown(path)}` has no {', '.join(formats.SUFFIXES)} file (also .gz).")
         return found
     if path.is_file():
         if formats.suffix_of(path) not in formats.SUFFIXES:
-            raise UserError(f"dataset file `{dataset}` ends in `{path.suffix}`; expected {', '.join(formats.SUFFIXES)}, each also with .gz.")
+            raise UserError(f"{what} file `{dataset}` ends in `{path.suffix}`; expected {', '.join(formats.SUFFIXES)}, each also with .gz.")
         return [path]
     if dataset.count("/") != 1 or dataset.startswith((".", "/", "~")) or formats.suffix_of(path) in formats.SUFFIXES:
-        raise UserError(f"dataset `{dataset}` does not exist (looked in {ROOT}); expected a file or folder there, a hub id `owner/name`, "
-                        f"or {', '.join(BUNDLED)}.")
+        raise UserError(f"{what} `{dataset}` does not exist (looked in {ROOT}); expected a file or folder there, a hub id `owner/name`, "
+                        f"or {bundled}.")
     return []
 
 
@@ -67,7 +67,7 @@ def check(job: Params) -> None:
             raise UserError(f"dataset `{part.dataset}` is local, and has no revision `{part.revision}`: a revision is of a hub id.")
         shapes.check_columns(part.columns)
     for exam in job.exam:
-        local_files(exam)
+        local_files(exam, "exam")
 
 
 def size(job: Params) -> int:
@@ -82,7 +82,7 @@ def text_size(job: Params) -> int:
 
 
 def fingerprint(job: Params) -> str:
-    """sha256 over the sources, and the exam they are held against: local files' bytes, or hub id and revision (which fixes its content)."""
+    """sha256 over the sources, and the exam and safety set they are held against: local files' bytes, or hub id and revision (which fixes it)."""
     digest = hashlib.sha256()
     for part in parts(job):
         paths = local_files(part.dataset)
@@ -91,7 +91,9 @@ def fingerprint(job: Params) -> str:
         if not paths:
             digest.update(f"{part.dataset}@{part.revision}".encode())
     for exam in job.exam if job.decontaminate else []:
-        digest.update(" ".join([files.sha256(path) for path in local_files(exam)] or [exam]).encode())
+        digest.update(" ".join([files.sha256(path) for path in local_files(exam, "exam")] or [exam]).encode())
+    if job.decontaminate:
+        digest.update(files.sha256(safety.SET).encode())
     return digest.hexdigest()
 
 
@@ -106,7 +108,7 @@ def read(job: Params, dropped: Callable[[str, str, str], None], tick: Callable[[
     for number, (part, stem) in enumerate(zip(parts(job), _stems(job), strict=True)):
         paths, count = local_files(part.dataset), 0
         for path in paths or [None]:
-            raw = formats.rows(path, part.columns, lambda done, base=base: tick(base + done)) if path else _hub_rows(part, commits)
+            raw = formats.rows(path, part.columns, lambda done, base=base: tick(base + done)) if path else hub_rows(part, commits)
             for where, values in raw:
                 try:
                     row = _to_row(values, part, stem, count)
@@ -134,23 +136,6 @@ def read(job: Params, dropped: Callable[[str, str, str], None], tick: Callable[[
             raise UserError(f"dataset `{part.dataset}` has no rows.")
 
 
-def exam_items(job: Params) -> list[dict[str, Any]]:
-    """The multiple-choice items of `exam`: {"id", "question", "options", "answer_letter", "topic"}."""
-    items = []
-    for dataset in job.exam:
-        part, paths, before = Source(dataset=dataset), local_files(dataset), len(items)
-        for where, values in itertools.chain(*(formats.rows(path, {}) for path in paths), [] if paths else _hub_rows(part, None, "test")):
-            try:
-                item = {"id": str(_named(values).get("id") or where), "topic": str(values.get("topic") or ""), **shapes.choice(values)}
-                _encodable(item["id"], item["topic"], item["question"], *item["options"], *item["options"].values())
-            except BadRow as error:
-                raise UserError(f"exam: {where}: {error}\nExpected rows of question, options and answer_letter.") from None
-            items.append(item)
-        if len(items) == before:
-            raise UserError(f"exam `{dataset}` has no rows.")
-    return items
-
-
 def _stems(job: Params) -> list[str]:
     """What the ids of rows begin with, by source: all of them in a list, whose sources may use the same ones."""
     if isinstance(job.dataset, str):
@@ -164,29 +149,14 @@ def _share(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 
-def _named(values: Any) -> dict[str, Any]:
-    if isinstance(values, BadRow):
-        raise values
-    if not isinstance(values, dict):
-        raise BadRow(f"expected an object with named fields, found {type(values).__name__}.")
-    return values
-
-
-def _encodable(*texts: str) -> None:
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError:
-        raise BadRow("its text has half of a character pair (a lone surrogate), which is not Unicode text. Write the character whole.") from None
-
-
 def _to_row(values: Any, part: Source, stem: str, number: int) -> dict[str, Any]:
-    values = _named(values)
+    values = shapes.named(values)
     turns = shapes.messages(shapes.renamed(values, part.columns) if part.columns else values)
     row_id = values.get(part.columns.get("id", "id"))
     topic = values.get(part.columns.get("topic", "topic"))
     own = f"{'' if stem else 'row-'}{number:07d}" if row_id in (None, "") else row_id
     row = {"id": f"{stem}{own}", "topic": str(topic or ""), "messages": turns}
-    _encodable(row["id"], row["topic"], *(turn["content"] for turn in turns))
+    shapes.encodable(row["id"], row["topic"], *(turn["content"] for turn in turns))
     return row
 
 
@@ -194,7 +164,9 @@ def _to_row(values: Any, part: Source, stem: str, number: int) -> dict[str, Any]
 # hub
 
 
-def _hub_rows(part: Source, commits: dict[str, str | None] | None, split: str = "train") -> Iterator[tuple[str, Any]]:
+def hub_rows(part: Source, commits: dict[str, str | None] | None, split: str = "train",
+             configuration: str | None = None) -> Iterator[tuple[str, Any]]:
+    """(where, values) of the rows of a hub set; UserError when it cannot be had. `commits` takes the commit that its revision is."""
     import datasets
     import huggingface_hub
 
@@ -202,7 +174,7 @@ def _hub_rows(part: Source, commits: dict[str, str | None] | None, split: str = 
         with contextlib.suppress(huggingface_hub.errors.OfflineModeIsEnabled):
             # asked first: a hub that does not answer or has it not is known at once; `datasets` tries for half a minute, then reads what it has
             huggingface_hub.HfApi().dataset_info(part.dataset, revision=part.revision or None, timeout=10)
-        builder = datasets.load_dataset_builder(part.dataset, revision=part.revision or None)
+        builder = datasets.load_dataset_builder(part.dataset, configuration, revision=part.revision or None)
         if builder.__module__.endswith(".cache") and (commit := _cached_commit(part)):  # without network it takes the commit loaded last
             builder = type(builder)(dataset_name=builder.dataset_name, config_name=builder.config.name, version=str(builder.config.version),
                                     hash=commit, repo_id=part.dataset)
@@ -211,7 +183,8 @@ def _hub_rows(part: Source, commits: dict[str, str | None] | None, split: str = 
         if split not in data:
             raise ValueError(f"it has no split `{split}`, only {', '.join(data)}")
     except Exception as error:  # behind it lie a network, a server and libraries with errors of their own
-        raise UserError(f"hub dataset `{part.dataset}`{f' at {part.revision}' if part.revision else ''} could not be loaded: {_plain(error)}\n"
+        which = "".join([f", configuration {configuration}" if configuration else "", f" at {part.revision}" if part.revision else ""])
+        raise UserError(f"hub dataset `{part.dataset}`{which} could not be loaded: {_plain(error)}\n"
                         f"Check the id, the revision and the network; a private one needs HF_TOKEN in the environment. What was loaded before is "
                         f'read without network under HF_HUB_OFFLINE=1, and a local file always: SET="dataset=path/to/file.jsonl", or '
                         f"dataset=bundled:first-aid.") from None

@@ -240,3 +240,10 @@ def test_cards_lie_beside_the_weights_of_the_parts_there_are(run):
 def test_commands_in_the_card_are_whole_shell_lines(run):
     for line in re.search(r"SYSTEM=.*?(?=\n```)", card.card(run, "gguf"), re.DOTALL)[0].splitlines():
         assert shlex.split(line) or line.startswith("#")
+
+
+def test_a_run_prepared_before_the_safety_set_counted_does_not_claim_it(run):
+    edit(run, "data/data_card.json", lambda d: d.pop("safety_prompts", None))
+    assert "repeat held-out rows or exam items were looked for by runs of 13 words" in section(card.card(run, "adapter"), "Base and data")
+    edit(run, "data/data_card.json", lambda d: d.update(safety_prompts=82))
+    assert "repeat held-out rows, exam items or safety prompts were looked for" in section(card.card(run, "adapter"), "Base and data")

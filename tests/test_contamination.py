@@ -45,3 +45,6 @@ def test_an_exam_item_is_known_in_every_form_training_rows_have_it():
     item = {"question": "Which is right?", "options": {"A": "Ice", "B": "Cool water"}, "answer_letter": "B"}
     assert contamination.exam_texts(item) == ["Which is right?", "Which is right? Cool water", "Which is right?\n\nA) Ice\nB) Cool water",
                                               "Which is right?\n\nA) Ice\nB) Cool water Cool water"]
+    with_context = contamination.exam_texts(item | {"question": "It burns.\n\nWhich is right?", "stem": "Which is right?"})
+    assert with_context[4:] == contamination.exam_texts(item), "rows hold the question without its context too"
+    assert with_context[:2] == ["It burns.\n\nWhich is right?", "It burns.\n\nWhich is right? Cool water"]

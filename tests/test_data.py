@@ -11,7 +11,7 @@ import random
 import numpy as np
 import pytest
 
-from lib import chat, chunks, data, duplicates, files, params, prepared, workers
+from lib import chat, chunks, clean, data, duplicates, files, params, prepared, safety, workers
 from lib.params import UserError
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
@@ -165,6 +165,25 @@ def test_training_rows_that_repeat_exam_or_held_out_rows_go(bundled_base, cache,
     _, results = prepare(job(tmp_path / "f.jsonl", exam=[]), bundled_base, tmp_path / "last")
     listed = {r["id"]: r["by"] for r in map(json.loads, (tmp_path / "last/data/dropped.jsonl").read_text().splitlines())}
     assert listed["copy"] == held["id"]
+
+
+def test_training_rows_that_repeat_a_safety_prompt_go(bundled_base, cache, tmp_path):
+    asked = safety.load()
+    long = next(row for row in asked if len(clean.words(row["prompt"])) > 20)
+    nearly = next(row for row in asked if row is not long and 14 < len(clean.words(row["prompt"])) <= 25)
+    swapped = " ".join([*nearly["prompt"].split()[::-1]])  # no run of words in common, but the same words
+    rows = [*made_up(30), {"id": "run", "question": "Someone wrote to us.", "answer": "They said: " + " ".join(long["prompt"].split()[:14]) + "."},
+            {"id": "less", "question": "Someone else wrote.", "answer": "They said: " + " ".join(long["prompt"].split()[:9]) + "."},
+            {"id": "near", "question": swapped, "answer": "Call your local emergency number."}]
+    path, settings = jsonl(tmp_path / "d.jsonl", rows), {"validation_size": 0.0, "test_size": 0.0}
+    got, results = prepare(job(path, **settings), bundled_base, tmp_path / "run")
+    listed = {r["id"]: (r["reason"], r["by"]) for r in map(json.loads, (tmp_path / "run/data/dropped.jsonl").read_text().splitlines())}
+    assert listed == {"run": ("contaminated", f"safety set {long['id']}"), "near": ("contaminated", f"safety set {nearly['id']}")}
+    assert (results["dropped"], results["rows_kept"]) == ({"contaminated": 2}, 31)
+    assert (got.facts["safety_prompts"], got.facts["exam_items"]) == (len(asked), 0)
+    shown = data.card(got, results, "")["dropped"]["contaminated"]["examples"]
+    assert shown[0]["shared"] in " ".join(clean.words(long["prompt"])[:14])
+    assert prepare(job(path, **settings, decontaminate=0), bundled_base, tmp_path / "off")[1]["dropped"] == {}
 
 
 def test_no_row_left_is_an_error_with_the_drop_table(bundled_base, cache, tmp_path):

@@ -7,9 +7,10 @@ import gzip
 import json
 
 import datasets
+import huggingface_hub
 import pytest
 
-from lib import exam_items
+from lib import exam, exam_items
 from lib.params import UserError
 
 GOOD = {"id": "a", "topic": "burns", "question": "What cools a burn?", "options": {"A": "butter", "B": "water"}, "answer_letter": "B"}
@@ -35,7 +36,7 @@ def test_a_compressed_file_context_and_what_is_not_named(tmp_path):
     path = tmp_path / "exam.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps({"question": " q ", "context": "seen", "options": ["x", "y"], "answer": 1}).encode()))
     assert exam_items.read(str(path)) == [
-        {"id": f"{path}, line 1", "topic": "", "question": "seen\n\nq", "options": {"A": "x", "B": "y"}, "answer_letter": "B"}]
+        {"id": f"{path}, line 1", "topic": "", "question": "seen\n\nq", "stem": "q", "options": {"A": "x", "B": "y"}, "answer_letter": "B"}]
 
 
 @pytest.mark.parametrize(("row", "said"), [
@@ -45,6 +46,10 @@ def test_a_compressed_file_context_and_what_is_not_named(tmp_path):
     (without("answer_letter"), "it has no `answer_letter`"),
     (GOOD | {"answer_letter": "C"}, '"C"; expected one of A, B'),
     (GOOD | {"answer_letter": -1}, "-1; expected one of A, B"),
+    (GOOD | {"options": {"A": "butter", "B": "water", "C": " water "}}, "its options B and C are the same, 'water'"),
+    (GOOD | {"options": [{"key": "A", "value": "butter"}, {"key": "A", "value": "water"}]}, 'the letter "A" twice'),
+    (GOOD | {"options": {"A": "butter", "B": "water", "C": " "}}, "its option C is empty"),
+    (without("answer_letter") | {"options": ["O", "A", "AB"], "answer": "A"}, "its answer 'A' is the letter of one option and the words of another, B"),
     (GOOD | {"options": {"A": "only"}}, "expected a list of texts, or letters with texts"),
     (GOOD | {"options": [str(n) for n in range(27)], "answer_letter": 0}, "27 options; expected 2 to 26"),
     (GOOD | {"question": "x<end_of_turn>y"}, "control token <end_of_turn>"),
@@ -65,6 +70,44 @@ def test_ids_that_are_twice_there_are_named_with_both_lines(tmp_path):
     path = lines(tmp_path, GOOD, GOOD | {"id": "b"}, GOOD)
     with pytest.raises(UserError, match=r"exam.jsonl, line 3: its id `a` is that of .*exam.jsonl, line 1 too"):
         exam_items.read(path)
+
+
+def test_a_folder_is_read_whole_in_every_form_it_has(tmp_path):
+    folder = tmp_path / "exam"
+    folder.mkdir()
+    lines(folder, {"question": "q", "choices": ["ice", "water"], "answer": 1}, GOOD | {"id": 7}, name="a.jsonl")
+    datasets.Dataset.from_list([{"question": "q", "options": {"A": "ice", "B": "water", "C": None}, "answer": "water"}]).to_parquet(folder / "b.parquet")
+    items = exam_items.read(str(folder))
+    assert [(item["id"], item["options"], item["answer_letter"]) for item in items] == [
+        (f"{folder}/a.jsonl, line 1", {"A": "ice", "B": "water"}, "B"), ("7", GOOD["options"], "B"),
+        (f"{folder}/b.parquet, row 1", {"A": "ice", "B": "water"}, "B")]
+
+
+def test_a_letter_twice_in_one_object_is_named(tmp_path):
+    path = tmp_path / "exam.jsonl"
+    path.write_text('{"question": "q", "options": {"A": "ice", "A": "water"}, "answer_letter": "A"}\n')
+    with pytest.raises(UserError, match=r"exam.jsonl, line 1: the field `A` is named twice"):
+        exam_items.read(str(path))
+
+
+@pytest.mark.parametrize(("write", "said"), [
+    (lambda folder: folder.mkdir(), "error: exam folder `"),
+    (lambda folder: (folder.mkdir(), lines(folder, name="a.jsonl")), "has no items"),
+    (lambda folder: (folder.mkdir(), lines(folder, GOOD | {"options": ["a", "a"]}, name="a.jsonl")), "a.jsonl, line 1: its options A and B are the same"),
+    (lambda folder: (folder.mkdir(), lines(folder, GOOD, without("answer_letter"), name="a.jsonl")), "a.jsonl, line 2: it has no `answer_letter`"),
+    (lambda folder: None, "expected a file or folder there, a hub id `owner/name`, or bundled:exam, and for `make exam` bundled:safety"),
+])
+def test_a_wrong_exam_ends_the_command_with_one_screen(tmp_path, monkeypatch, capsys, write, said):
+    monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    (tmp_path / "runs/mine/run.json").write_text("{}")
+    write(tmp_path / "set")
+    assert exam.main(["mine", str(tmp_path / "set")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert said in told
+    assert len(told.splitlines()) <= 4
+    assert len(told) < 900
 
 
 def test_no_items_no_json_and_no_file_are_errors(tmp_path):
@@ -92,7 +135,7 @@ ROWS = {
         "pqa_labeled", "train", {"pubid": 21645374, "question": "Does it help?", "context": {
             "contexts": ["We asked.", "It did."], "labels": ["BACKGROUND", "RESULTS"], "meshes": ["Humans"], "reasoning_required_pred": ["m"],
             "reasoning_free_pred": ["m"]}, "long_answer": "It helps.", "final_decision": "maybe"},
-        {"id": "21645374", "topic": "", "question": "We asked.\nIt did.\n\nDoes it help?", "options": {"A": "yes", "B": "no", "C": "maybe"},
+        {"id": "21645374", "topic": "", "question": "We asked.\nIt did.\n\nDoes it help?", "stem": "Does it help?", "options": {"A": "yes", "B": "no", "C": "maybe"},
          "answer_letter": "C"}),
     "cais/mmlu": (
         "anatomy", "test", {"question": "Which bone?", "subject": "anatomy", "choices": ["Ulna", "Radius", "Tibia", "Femur"], "answer": 3},
@@ -103,8 +146,8 @@ ROWS = {
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """`datasets.load_dataset` reads folders of this machine in the place of the hub's repositories: parquet files and a card naming them."""
-    real = datasets.load_dataset
+    """`datasets` reads folders of this machine in the place of the hub's repositories: parquet files and a card naming them."""
+    real = datasets.load_dataset_builder
     for name, (configuration, split, row, _) in ROWS.items():
         folder, names = tmp_path / name, exam_items.MMLU if configuration in exam_items.MMLU else [configuration or "default"]
         folder.mkdir(parents=True)
@@ -112,7 +155,9 @@ def hub(tmp_path, monkeypatch):
             datasets.Dataset.from_list([row | ({"subject": each} if "subject" in row else {})]).to_parquet(folder / f"{each}.parquet")
         (folder / "README.md").write_text("---\nconfigs:\n" + "".join(
             f"- config_name: {each}\n  data_files:\n  - split: {split}\n    path: {each}.parquet\n" for each in names) + "---\n")
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, *args, **more: real(str(tmp_path / name), *args, cache_dir=str(tmp_path / "c"), **more))
+    monkeypatch.setattr(datasets, "load_dataset_builder",
+                        lambda name, configuration, revision: real(str(tmp_path / name), configuration, cache_dir=str(tmp_path / "c")))
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, **more: None)
     return tmp_path
 
 
@@ -132,5 +177,5 @@ def test_other_columns_or_no_answer_are_errors_and_so_is_a_hub_that_is_away(hub)
     with pytest.raises(UserError, match=r"cais/mmlu \(anatomy\), test row 1: its answer is -1"):
         exam_items.read("cais/mmlu")
     (hub / "cais/mmlu/README.md").unlink()
-    with pytest.raises(UserError, match=r"exam cais/mmlu \(anatomy\), test: could not be loaded"):
+    with pytest.raises(UserError, match=r"hub dataset `cais/mmlu`, configuration anatomy could not be loaded"):
         exam_items.read("cais/mmlu")

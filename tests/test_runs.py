@@ -353,7 +353,7 @@ def test_a_changed_data_file_is_refused_even_when_training_is_forced(done):
     for words in (["run"], ["train", "--force"]):
         code, out, err = done.make_run(*words)
         assert code == 2
-        assert "(rows.jsonl, bundled:exam) has changed since run `job` was prepared" in err
+        assert "(rows.jsonl, bundled:exam, bundled:safety) has changed since run `job` was prepared" in err
         assert "FORCE=1" in err
     (done.root / "train.py").write_text("raise ValueError('stop here')")
     assert done.make_run("run", "--force")[0] == 1

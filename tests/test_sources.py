@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from lib import formats, params, sources
+from lib import formats, params, safety, sources
 from lib.params import UserError
 
 
@@ -221,7 +221,7 @@ def test_rows_after_max_rows_are_not_looked_at(tmp_path):
     assert len(Read(tmp_path / "d.jsonl", max_rows=1)) == 1
 
 
-def test_the_fingerprint_is_of_the_bytes_and_of_a_hub_sets_revision(tmp_path):
+def test_the_fingerprint_is_of_the_bytes_and_of_a_hub_sets_revision(tmp_path, monkeypatch):
     def printed(dataset, **more):
         return sources.fingerprint(params.check({"dataset": dataset, **more}, "test"))
 
@@ -231,13 +231,16 @@ def test_the_fingerprint_is_of_the_bytes_and_of_a_hub_sets_revision(tmp_path):
     jsonl(path, *numbered(3))
     assert before != printed(str(path))
     assert printed("owner/name") != printed("owner/name", dataset_revision="v1")
+    held, off = printed(str(path)), printed(str(path), decontaminate=0)
+    monkeypatch.setattr(safety, "SET", jsonl(tmp_path / "safety.jsonl", {"prompt": "another"}))
+    assert held != printed(str(path)), "another safety set may drop other rows"
+    assert off == printed(str(path), decontaminate=0)
 
 
 def test_the_bundled_sets_are_read():
     rows = Read("bundled:first-aid")
     assert len(rows) >= 320
     assert all(len(r["messages"]) == 2 and r["topic"] for r in rows)
-    assert all(item["answer_letter"] in item["options"] for item in sources.exam_items(params.Params()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -498,32 +501,6 @@ def test_skip_bad_lines_is_for_all_sources_together(tmp_path):
 def test_rows_that_an_open_quote_took_in_are_never_passed_over(tmp_path):
     (tmp_path / "d.csv").write_bytes(HEAD + b'"open,b\n' + b"a,b\n" * 50 + b'"c",d\n')
     assert "line 2: a quote opens in this row" in refused(tmp_path / "d.csv", skip_bad_lines=10)
-
-
-@pytest.mark.parametrize(("name", "content", "expected"), [
-    ("d.jsonl", b'{"question": "a"}\n', "line 1: its options are null"),
-    ("d.jsonl", b"[1]\n", "line 1: expected an object with named fields"),
-    ("d.jsonl", b"{\n", "line 1: not JSON"),
-    ("d.jsonl", b'{"question": "\\ud800", "options": ["a", "b"], "answer": 0}\n', "line 1: its text has half of a character pair"),
-    ("d.jsonl", b'{"question": "a", "options": ["a", "b"], "answer": "c"}\n', 'line 1: its answer is "c"'),
-    ("d.jsonl", b"\n", "has no rows"),
-    ("d.parquet", b"x", "not a parquet file"),
-])
-def test_an_exam_that_cannot_be_read_says_where(tmp_path, name, content, expected):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError) as error:
-        sources.exam_items(params.check({"exam": [str(tmp_path / name)]}, "test"))
-    assert expected in str(error.value)
-    assert name in str(error.value)
-
-
-def test_exam_items_are_of_all_sets_in_any_form(tmp_path):
-    jsonl(tmp_path / "a.jsonl", {"question": Q, "choices": ["ice", "water"], "answer": 1}, {"id": "own", "question": Q, "options": {"A": "ice", "B": "water"}, "answer_idx": "B", "topic": "t"})
-    (tmp_path / "b.parquet").write_bytes(columnar("parquet", [{"question": Q, "options": ["ice", "water"], "answer": "water"}]))
-    items = sources.exam_items(params.check({"exam": [str(tmp_path / "a.jsonl"), str(tmp_path / "b.parquet")]}, "test"))
-    assert [{k: item[k] for k in ("question", "options", "answer_letter")} for item in items] == [{"question": Q, "options": {"A": "ice", "B": "water"}, "answer_letter": "B"}] * 3
-    assert (items[1]["id"], items[1]["topic"]) == ("own", "t")
-    assert len({item["id"] for item in items}) == 3
 
 
 # ---------------------------------------------------------------------------------------------------------------------
