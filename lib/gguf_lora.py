@@ -63,12 +63,21 @@ def verified(base_dir, run_folder, merged_ggufs, prompts, metadata=None):
         draft, base, merged = (Path(scratch) / name for name in (out.name, "base.gguf", "merged.gguf"))
         fields = {f"general.{key}": value for key, value in {**(metadata or {}), "name": out.stem}.items()}
         written = adapter_to_gguf(base_dir, run / "adapter", draft, fields)
-        export.to_gguf(base_dir, base, kind or "q8_0")
+        export.to_gguf(_whole(base_dir, Path(scratch) / "base"), base, kind or "q8_0")
         if not kind:
             export.to_gguf(run / "merged", merged, "q8_0")
         found = compare(base, draft, merged_ggufs[kind] if kind else merged, prompts)
         os.replace(draft, out)
     return {**written, **found, "compared_in": kind or "q8_0"}
+
+
+def _whole(base_dir, folder):
+    """A folder of links to a base's files, with what llama.cpp asks of a Gemma 3n and a base saved by transformers lacks."""
+    folder.mkdir()
+    for path in Path(base_dir).iterdir():
+        (folder / path.name).symlink_to(path.resolve())
+    merge.missing_shared_kv(folder)
+    return folder
 
 
 def compare(base_gguf, lora_gguf, merged_gguf, prompts):

@@ -23,7 +23,7 @@ EVIL = "<script>alert('row')</script>"
 def make(command, params, folder, *more, check=0):
     """Run the runner as `make` does, with its runs under `folder`; returns what it printed."""
     done = subprocess.run([sys.executable, "-m", "lib.runs", command, "--params", str(params), *more], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "MEDRESCUE_RUNS": str(folder), "OMP_NUM_THREADS": "2"})
+                          env={**os.environ, "MEDRESCUE_RUNS": str(folder), "OMP_NUM_THREADS": "1"})  # two workers test at a time
     assert done.returncode == check, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -169,7 +169,7 @@ def test_running_all_cells_in_jupyter_with_params_file_is_the_same_job(run, job,
     from nbclient import NotebookClient
 
     monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path))
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for stage in ("prepare", "train"):
         content = nbformat.read(ROOT / "notebooks" / f"{stage}.ipynb", as_version=4)
         cell = next(c for c in content.cells if "parameters" in c.metadata.get("tags", []))

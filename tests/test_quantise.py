@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3nTextConfig, Gemma3TextConfig
 
-from lib import export, gguf_file, gguf_lora, llama, params, quantise, structure
+from lib import export, gguf_file, gguf_lora, llama, merge, params, quantise, structure
 from lib.params import UserError
 
 PARTS = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate", "up_proj": "ffn_up",
@@ -197,18 +197,20 @@ def test_adapter_in_llama_cpp_is_the_merged_model(whole, adapted):
     assert (metadata["general.type"], metadata["adapter.type"], metadata["general.architecture"]) == ("adapter", "lora", "gemma3n")
 
 
-def test_an_adapter_gets_its_name_once_it_is_the_merged_model(base, whole, adapted, tmp_path, monkeypatch):
-    folder, run, asked, ids = adapted[0], tmp_path / "x", [], [[2, 5 + n, 9, 11] for n in range(3)]
+def test_an_adapter_gets_its_name_once_it_is_the_merged_model(tiny_gemma3n, whole, adapted, tmp_path, monkeypatch):
+    untouched, folder, run, asked, ids = tiny_gemma3n, adapted[0], tmp_path / "x", [], [[2, 5 + n, 9, 11] for n in range(3)]
     shutil.copytree(folder / "adapter", run / "adapter")
 
     def made_before(source, out, kind):
         asked.append(kind)
-        shutil.copyfile(whole if source == base else folder / "merged.gguf", out)
+        added = source == run / "merged" or set(merge.shard_of(source)) - set(merge.shard_of(untouched))
+        assert added, "llama.cpp refuses a Gemma 3n without them"
+        shutil.copyfile(folder / "merged.gguf" if source == run / "merged" else whole, out)
 
     monkeypatch.setattr(export, "to_gguf", made_before)
 
     def verified(**merged):
-        return gguf_lora.verified(base, run, merged, ids, {"url": "here", "name": "x"})
+        return gguf_lora.verified(untouched, run, merged, ids, {"url": "here", "name": "x"})
 
     with pytest.raises(UserError, match="nats from"):
         verified(bf16=whole)  # the untuned base
