@@ -14,6 +14,7 @@ from lib.params import Params
 from lib.record import Run
 
 PROMPTS_AT_ONCE = 16
+PARTS = (".safetensors", ".json", ".model", ".jinja")  # cards, notices and scripts beside them are no part of a model
 # (tokenizer, prompts, longest answer in tokens, how many more are done) to texts, and whether each ended by itself
 Answer = Callable[[Any, list[str], int, Callable[[int], Any]], list[tuple[str, bool]]]
 
@@ -29,7 +30,7 @@ class Loaded(NamedTuple):
 def of(run: Run, job: Params, artifacts: list[dict[str, Any]]) -> Iterator[tuple[str, list[str], Callable[[], Any]]]:
     """Name, hashes of what it is made of, and a context that gives it `Loaded`; `artifacts` are {path, sha256} of the run."""
     folder = base.folder(job)
-    sums = {part: [a["sha256"] for a in artifacts if a["path"].startswith(f"{part}/") and not a["path"].endswith("/README.md")]
+    sums = {part: [a["sha256"] for a in artifacts if a["path"].startswith(f"{part}/") and a["path"].endswith(PARTS)]
             for part in ("adapter", "merged")}
     yield "base", [base.fingerprint(folder)], partial(_loaded, folder)
     yield "adapter", [base.fingerprint(folder), *sums["adapter"]], partial(_loaded, folder, run.folder / "adapter")
