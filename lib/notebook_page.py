@@ -1,0 +1,49 @@
+"""An executed notebook as a page: text, tables and figures as they were, code folded away, nothing that runs or is fetched.
+
+    notebook_page.write(run.folder, "train")      # train.html beside train.ipynb
+"""
+
+import pathlib
+import re
+from typing import Any
+
+from lib import files, pages
+from lib.params import UserError
+
+TAGS = set("a b blockquote br caption code details div em h1 h2 h3 h4 hr i img li ol p pre small span strong sub summary sup table tbody td tfoot th "
+           "thead tr ul".split())
+STYLES = {"background", "border-radius", "color", "font-family", "font-size", "line-height", "margin", "overflow-wrap", "text-align", "vertical-align", "white-space"}
+BADGE = re.compile(r"\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\) ?")  # a picture from the network
+
+
+def write(folder: pathlib.Path, stage: str) -> pathlib.Path:
+    """Write folder/<stage>.html from folder/<stage>.ipynb; returns its path."""
+    import jinja2
+    import markupsafe
+    import nbformat
+    import nh3
+    from nbconvert import HTMLExporter
+
+    path = folder / f"{stage}.ipynb"
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat has kinds of its own, beside ValueError and OSError
+        raise UserError(f"executed notebook `{files.shown(path)}` is not readable ({str(error).splitlines()[0][:200]}).") from None
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = BADGE.sub("", cell.source)
+        # glued values are data for scrapbook, not something to see
+        cell.outputs = [o for o in cell.get("outputs", []) if not any("scrapbook" in kind for kind in o.get("data", {}))]
+    exporter = HTMLExporter(template_name="classic", template_file="notebook_cells.html.jinja", exclude_anchor_links=True,
+                            extra_loaders=[jinja2.FileSystemLoader(pages.ASSETS)])
+    body, _ = exporter.from_notebook_node(notebook)
+    clean = nh3.clean(body, tags=TAGS, attributes={"*": {"class", "style", "title"}, "a": {"href"}, "div": {"tabindex"}, "img": {"src", "alt"}, "td": {"colspan"}, "th": {"colspan"}},
+                      attribute_filter=_kept, url_schemes={"http", "https", "data"}, filter_style_properties=STYLES)
+    return pages.write(folder / f"{stage}.html", "notebook.html.jinja", run=folder.name, stage=stage, body=markupsafe.Markup(clean))
+
+
+def _kept(tag: str, attribute: str, value: str) -> Any:
+    """A picture only from the page itself, a link only as one a reader may follow, and no style that loads."""
+    if (attribute == "src" and not value.startswith("data:image/")) or (attribute == "href" and value.startswith("data:")) or "url(" in value.lower() and attribute == "style":
+        return None
+    return value
