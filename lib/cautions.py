@@ -81,7 +81,7 @@ def _training(train: dict[str, Any], entries: list[dict[str, Any]]) -> list[str]
 
 def _data(prepare: dict[str, Any], job: Params | None) -> list[str]:
     found, dropped = [], prepare.get("dropped", {})
-    if flagged := prepare.get("changed", {}).get("dangerous_advice_flagged", 0) - dropped.get("dangerous_advice", 0):
+    if (flagged := prepare.get("changed", {}).get("dangerous_advice_flagged", 0) - dropped.get("dangerous_advice", 0)) > 0:
         found.append(f"{flagged} rows of the data give outdated or harmful first-aid advice and were kept (dangerous_advice: flag)")
     if cut := prepare.get("truncated"):
         found.append(f"{cut:,} answers were cut to fit max_seq_length")

@@ -34,7 +34,7 @@ def write(folder: pathlib.Path, stage: str) -> pathlib.Path:
             cell.source = BADGE.sub("", cell.source)
         # glued values are data for scrapbook, not something to see
         cell.outputs = [o for o in cell.get("outputs", []) if not any("scrapbook" in kind for kind in o.get("data", {}))]
-    exporter = HTMLExporter(template_name="classic", template_file="notebook_cells.html.jinja", exclude_anchor_links=True,
+    exporter = HTMLExporter(template_name="classic", template_file="notebook_cells.html.jinja", exclude_anchor_links=True, exclude_output_prompt=True,
                             extra_loaders=[jinja2.FileSystemLoader(pages.ASSETS)])
     body, _ = exporter.from_notebook_node(notebook)
     clean = nh3.clean(body, tags=TAGS, attributes={"*": {"class", "style", "title"}, "a": {"href"}, "div": {"tabindex"}, "img": {"src", "alt"}, "td": {"colspan"}, "th": {"colspan"}},

@@ -38,7 +38,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
         not_measured=not_measured(results, told["exams"]), funnel=funnel(results.get("prepare", {})),
         lengths=lengths and figures.both(lambda width: figures.lengths(lengths, job.max_seq_length, width), "Histogram of row lengths in tokens"),
         length_words=lengths and f"Median {sorted(lengths)[len(lengths) // 2]:,}, longest {max(lengths):,} tokens; the dashed line is max_seq_length, {job.max_seq_length:,}.",
-        curves=figures.both(lambda width: figures.curves(entries, width), "Loss, learning rate and memory over optimizer steps")
+        answers=answers(told["samples"]), curves=figures.both(lambda width: figures.curves(entries, width), "Loss, learning rate and memory over optimizer steps")
         if ledger.steps(entries) else "", sessions=[e for e in entries if e["event"] == "session"],
         exam_tables=exam_tables(told["exams"]), artifacts=artifacts(folder, run, results), parity=show.parity_table(results.get("export", {}).get("parity", {})),
         edge=show.edge_table(results.get("export", {}).get("edge", [])), parameters=parameter_rows(job))
@@ -60,7 +60,7 @@ def headline(results: dict[str, Any], exams: dict[str, Any]) -> list[dict[str, A
     found = [loss, *_examined(exams)]
     rows, steps, epochs = prepare.get("train"), train.get("steps"), train.get("epochs")
     found.append({"name": "trained on", "value": None if steps is None or rows is None else f"{rows:,} rows",
-                  "note": "" if steps is None else f"{steps:,} steps, {show.form(epochs)} epochs, {train.get('sessions', 1)} session{'s' * (train.get('sessions', 1) != 1)}"})
+                  "note": "" if steps is None else f"{steps:,} steps, {show.form(epochs)} epoch{'s' * (epochs != 1)}, {train.get('sessions', 1)} session{'s' * (train.get('sessions', 1) != 1)}"})
     speed = train.get("samples_per_second")
     found.append({"name": "training speed", "value": None if speed is None else f"{show.form(speed)} samples/s",
                   "note": "" if speed is None else f"{show.form(train.get('tokens_per_second'))} tokens/s on {train.get('devices') or 1} × {train.get('device') or 'not recorded'}"})
@@ -138,6 +138,15 @@ def funnel(prepare: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**row, "share": row["left"] / read if read else 0.0, "lost": -row["rows"] / read if read and row["rows"] < 0 else 0.0} for row in rows]
 
 
+def answers(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each prompt {prompt, said: [{name, tokens, text}]}: the models of all samples side by side."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for sample in samples:
+        for n, prompt in enumerate(sample["prompts"]):
+            found.setdefault(prompt, []).extend({"name": name, "tokens": sample["tokens"], "text": texts[n]} for name, texts in sample["answers"].items())
+    return [{"prompt": prompt, "said": said} for prompt, said in found.items()]
+
+
 def exam_tables(exams: dict[str, Any]) -> list[dict[str, Any]]:
     """Of each exam {title, rows, changes}: a row a model, and what changed from one to another."""
     found = []
@@ -169,11 +178,13 @@ def artifacts(folder: pathlib.Path, run: dict[str, Any], results: dict[str, Any]
     rows = []
     for path, one in sorted(recorded.items()):
         there = folder / path
-        state = ("here" if there.stat().st_size == one["bytes"] else "another size than recorded") if there.is_file() else f"pruned {one['pruned'][:10]}" if one.get("pruned") else "not here"
+        state = f"pruned {one['pruned'][:10]}" if one.get("pruned") else "not here"
+        if there.is_file():
+            state = "here" if there.stat().st_size == one["bytes"] else "another size than recorded"
         kind = next((kind for kind in parity if path.endswith(f"-{kind}.gguf")), None)
         told = parity.get(kind, {})
-        rows.append({"file": path, "size": show.size(one["bytes"]), "sha256": one["sha256"][:16], "on disk": state,
-                     "against the 16-bit model": told.get("verdict", "not measured") + (f" (KL {show.form(told['kl_mean'])})" if "kl_mean" in told else "") if path.endswith(".gguf") else ""})
+        verdict = "" if not path.endswith(".gguf") else told.get("verdict", "not measured") + (f" (KL {show.form(told['kl_mean'])})" if "kl_mean" in told else "")
+        rows.append({"path": path, "size": show.size(one["bytes"]), "sha256": one["sha256"][:16], "state": state, "verdict": verdict, "large": one["bytes"] >= 2**20})
     return rows
 
 

@@ -60,6 +60,17 @@ def size(count: int) -> str:
     return f"{count / 2**10:,.1f} KiB" if count < 2**20 else f"{count / 2**20:,.1f} MiB"
 
 
+def aligned(rows: list[dict[str, Any]]) -> str:
+    """A list of like-keyed dicts as text for a terminal, in columns; numbers to the right."""
+    if not rows:
+        return ""
+    columns = [[key, *(form(row[key]) for row in rows)] for key in rows[0]]
+    right = [any(isinstance(row[key], int | float) for row in rows) for key in rows[0]]
+    widths = [max(map(len, column)) for column in columns]
+    return "\n".join("  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)).rstrip()
+                     for line in zip(*columns, strict=True))
+
+
 def parity_table(checks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """{format: what `parity.check` found} for people; what a run of an earlier version did not measure is None."""
     return [{"format": kind, "predicts": one.get("verdict"), "mean KL, nats": one.get("kl_mean"), "perplexity": one.get("perplexity"),
