@@ -4,7 +4,6 @@
 """
 
 import datetime
-import math
 import pathlib
 from typing import Any
 
@@ -59,8 +58,9 @@ def headline(results: dict[str, Any], exams: dict[str, Any]) -> list[dict[str, A
                  "note": f"{(after - before) / before:+.1%}, {prepare.get('validation', '?')} validation rows; 95 % interval: {', '.join(ends) or 'not measured'}"}
     found = [loss, *_examined(exams)]
     rows, steps, epochs = prepare.get("train"), train.get("steps"), train.get("epochs")
-    found.append({"name": "trained on", "value": None if steps is None or rows is None else f"{rows:,} rows",
-                  "note": "" if steps is None else f"{steps:,} steps, {show.form(epochs)} epoch{'s' * (epochs != 1)}, {train.get('sessions', 1)} session{'s' * (train.get('sessions', 1) != 1)}"})
+    sessions = train.get("sessions", 1)
+    found.append({"name": "trained for", "value": None if steps is None else f"{steps:,} steps",
+                  "note": "" if steps is None else f"{show.form(epochs)} epoch{'s' * (epochs != 1)} of {show.form(rows)} rows, {sessions} session{'s' * (sessions != 1)}"})
     speed = train.get("samples_per_second")
     found.append({"name": "training speed", "value": None if speed is None else f"{show.form(speed)} samples/s",
                   "note": "" if speed is None else f"{show.form(train.get('tokens_per_second'))} tokens/s on {train.get('devices') or 1} × {train.get('device') or 'not recorded'}"})

@@ -68,10 +68,10 @@ class Browser:
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
     def tab(self):
-        """Press Tab; what has the focus then, as 'tag.class text'."""
+        """Press Tab; what has the focus then, as 'TAG text', marked data-seen."""
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
-        return self.js("(e => e.tagName + ' ' + (e.getAttribute('aria-label') || e.getAttribute('href') || e.textContent.slice(0, 60)))(document.activeElement)")
+        return self.js("(e => (e.dataset.seen = 1, e.tagName) + ' ' + (e.getAttribute('aria-label') || e.getAttribute('href') || e.textContent.slice(0, 60)))(document.activeElement)")
 
     def screenshot(self, path, whole=True):
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]))
