@@ -74,8 +74,8 @@ def _training(train: dict[str, Any], entries: list[dict[str, Any]]) -> list[str]
     if after and last and after > OVERFIT * last:
         found.append(f"overfit: the training loss ends at {last:.3f}, the held-out loss at {after:.3f}: rows are being learnt by heart")
     if train.get("sessions", 1) > 1:
-        times = f"{train['sessions'] - 1} time{'s' * (train['sessions'] > 2)}"
-        found.append(f"training was resumed {times}: {train['sessions']} sessions, {train.get('steps_repeated', 0)} steps were run again after an interruption")
+        found.append(f"training was resumed {train['sessions'] - 1} time{'s' * (train['sessions'] > 2)}: {train['sessions']} sessions, "
+                     f"{train.get('steps_repeated', 0)} steps were run again after an interruption")
     return found
 
 
@@ -90,8 +90,9 @@ def _data(prepare: dict[str, Any], job: Params | None) -> list[str]:
     same, near = (dropped.get(key, 0) for key in ("exact_duplicate", "near_duplicate"))
     if same + near:
         found.append(f"the data repeat themselves: {same:,} exact and {near:,} near duplicates were dropped")
-    if job and (kept := [text for text, off in (("exact duplicates", "exact_duplicate" in job.skip_rules), ("near duplicates", job.near_duplicates == "keep"),
-                                                ("training rows that share text with held-out rows or the exam", not job.decontaminate)) if off]):
+    off = {} if job is None else {"exact duplicates": "exact_duplicate" in job.skip_rules, "near duplicates": job.near_duplicates == "keep",
+                                  "training rows that share text with held-out rows or the exam": not job.decontaminate}
+    if kept := [text for text, is_off in off.items() if is_off]:
         found.append(f"by this job's parameters {' and '.join(kept)} were kept: held-out numbers may flatter")
     return found
 

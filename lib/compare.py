@@ -11,6 +11,7 @@ import numpy as np
 
 from lib import figures, ledger, pages, prepared, record, report, safety, shelf, show, stats
 from lib.cautions import warnings
+from lib.headline import TUNED
 from lib.params import UserError
 from lib.record import STAGES
 
@@ -28,7 +29,7 @@ def _exam(told: dict[str, Any], safe: bool) -> float | None:
 
 
 def _tuned(entry: dict[str, Any]) -> str | None:
-    return next((name for name in report.TUNED if name in entry.get("models", {})), None)
+    return next((name for name in TUNED if name in entry.get("models", {})), None)
 
 
 def _train(key: str) -> Callable[[dict[str, Any]], float | None]:
@@ -78,7 +79,8 @@ def write(folders: list[pathlib.Path], metric: str = "eval_loss_after") -> tuple
         for told in runs:
             told["name"] = "/".join(told["folder"].parts[-2:])
     notes += [text for told in runs for text in mismatches(told)]
-    cautions = {told["name"]: warnings(told["run"], told["results"], told["job"].base_model, told["job"], told["entries"], told["exams"]) for told in runs}
+    cautions = {told["name"]: warnings(told["run"], told["results"], told["job"].base_model, told["job"], told["entries"], told["exams"])
+                for told in runs}
     notes += [f"{name}: {text}" for name, texts in cautions.items() for text in texts if text.startswith("the base's weights are random")]
     groups, (rows, missing) = held_out_groups(runs), table(runs)
     best, tests = best_by(runs, groups, metric), paired(runs)
@@ -86,7 +88,7 @@ def write(folders: list[pathlib.Path], metric: str = "eval_loss_after") -> tuple
     if not best:
         words = [f"best by {METRICS[metric][0]}: not measured in any run"]
     if len(groups) > 1:
-        notes.insert(0, "these runs hold out different rows, so their held-out losses do not compare: " + " | ".join(", ".join(group) for group in groups))
+        notes.insert(0, f"these runs hold out different rows, so their held-out losses do not compare: {' | '.join(map(', '.join, groups))}")
     top = record.runs_folder()
     top.mkdir(parents=True, exist_ok=True)
     drawn = [(told["name"], told["entries"]) for told in runs if ledger.steps(told["entries"])]
@@ -101,7 +103,11 @@ def write(folders: list[pathlib.Path], metric: str = "eval_loss_after") -> tuple
     text = [show.aligned([{key: "-" if value is None else value for key, value in row.items() if key not in SECONDARY} for row in rows])]
     if changed := differing(runs):
         text.append(show.aligned([{key: value if len(value) < 40 else value[:38] + "…" for key, value in row.items()} for row in changed]))
-    text += [show.aligned(tests)] * bool(tests) + ["\n".join([*notes, *[f"not measured in any of them: {', '.join(missing)}"] * bool(missing), *words])]
+    if tests:
+        text.append(show.aligned(tests))
+    if missing:
+        notes.append(f"not measured in any of them: {', '.join(missing)}")
+    text.append("\n".join([*notes, *words]))
     return "\n\n".join(text), path
 
 
@@ -182,7 +188,7 @@ def best_by(runs: list[dict[str, Any]], groups: list[list[str]], metric: str) ->
         known = {told["name"]: value(told) for told in runs if told["name"] in group and value(told) is not None}
         if known and (len(known) > 1 or len(groups) == 1):
             name = (min if less else max)(known, key=known.__getitem__)
-            found.append((name, f" ({show.form(known[name])}), among {', '.join(known)}" if held and len(groups) > 1 else f" ({show.form(known[name])})"))
+            found.append((name, f" ({show.form(known[name])})" + f", among {', '.join(known)}" * (held and len(groups) > 1)))
     return found
 
 
@@ -203,9 +209,9 @@ def paired(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             change = stats.changes(*right)
             low, high = stats.mean_interval([int(b) - int(a) for a, b in zip(*right, strict=True)])
             share = (sum(right[1]) - sum(right[0])) / len(right[0])
-            found.append({**row, "difference": f"{share:+.1%}", "95 %": f"{low:+.1%} to {high:+.1%}", "gained": change["gained"], "lost": change["lost"], "p": change["p"]})
-            rows = [m.get("held_out") for m in (before, after)]
-            if all(rows) and not any(f["what"].startswith("perplexity") and f["after"] == other["name"] for f in found) and same_held_out(first, other):
+            found.append({**row, "difference": f"{share:+.1%}", "95 %": f"{low:+.1%} to {high:+.1%}", **change})
+            rows, once = [m.get("held_out") for m in (before, after)], {f["after"] for f in found if f["what"].startswith("perplexity")}
+            if all(rows) and other["name"] not in once and same_held_out(first, other):
                 ratio, (low, high) = stats.perplexity_ratio(*(np.array(r["losses"]) for r in rows))
                 found.append({**row, "what": f"perplexity, {rows[0]['rows']} {rows[0]['split']} rows", "difference": f"× {ratio:.3f}",
                               "95 %": f"{low:.3f} to {high:.3f}", "gained": "-", "lost": "-", "p": None})

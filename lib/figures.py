@@ -15,7 +15,7 @@ from lib.show import ACCENT, INK, SECOND
 
 WIDE, NARROW = 10.6, 3.7  # inches, so that 10 points are 13 pixels on the page, and on a telephone
 POINTS = 600  # a line has no more: of a longer one, each point is the mean of several steps
-LINES = ("#1b6fb3", "#b3541e", "#1f6f50", "#8a4fa3", "#a8325a", "#6b6a12", "#0f7c86", "#5b6770")  # of runs; the page has them as --c1 ... for its theme
+LINES = ("#1b6fb3", "#b9581f", "#24745a", "#8a4fa3", "#a8325a", "#6b6a12", "#0f7c86", "#646f78")  # of runs; in a page --c1 ... for its theme
 DASHES = ("-", "--", "-.", ":")
 
 

@@ -12,7 +12,8 @@ from lib.params import UserError
 
 TAGS = set("a b blockquote br caption code details div em h1 h2 h3 h4 hr i img li ol p pre small span strong sub summary sup table tbody td tfoot th "
            "thead tr ul".split())
-STYLES = {"background", "border-radius", "color", "font-family", "font-size", "line-height", "margin", "overflow-wrap", "text-align", "vertical-align", "white-space"}
+STYLES = set("background border-radius color font-family font-size line-height margin overflow-wrap text-align vertical-align white-space".split())
+ATTRIBUTES = {"*": {"class", "style", "title"}, "a": {"href"}, "div": {"tabindex"}, "img": {"src", "alt"}, "td": {"colspan"}, "th": {"colspan"}}
 BADGE = re.compile(r"\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\) ?")  # a picture from the network
 
 
@@ -37,13 +38,12 @@ def write(folder: pathlib.Path, stage: str) -> pathlib.Path:
     exporter = HTMLExporter(template_name="classic", template_file="notebook_cells.html.jinja", exclude_anchor_links=True, exclude_output_prompt=True,
                             extra_loaders=[jinja2.FileSystemLoader(pages.ASSETS)])
     body, _ = exporter.from_notebook_node(notebook)
-    clean = nh3.clean(body, tags=TAGS, attributes={"*": {"class", "style", "title"}, "a": {"href"}, "div": {"tabindex"}, "img": {"src", "alt"}, "td": {"colspan"}, "th": {"colspan"}},
-                      attribute_filter=_kept, url_schemes={"http", "https", "data"}, filter_style_properties=STYLES)
+    clean = nh3.clean(body, tags=TAGS, attributes=ATTRIBUTES, attribute_filter=_kept, url_schemes={"http", "https", "data"},
+                      filter_style_properties=STYLES)
     return pages.write(folder / f"{stage}.html", "notebook.html.jinja", run=folder.name, stage=stage, body=markupsafe.Markup(clean))
 
 
 def _kept(tag: str, attribute: str, value: str) -> Any:
     """A picture only from the page itself, a link only as one a reader may follow, and no style that loads."""
-    if (attribute == "src" and not value.startswith("data:image/")) or (attribute == "href" and value.startswith("data:")) or "url(" in value.lower() and attribute == "style":
-        return None
-    return value
+    loads = {"src": not value.startswith("data:image/"), "href": value.startswith("data:"), "style": "url(" in value.lower()}
+    return None if loads.get(attribute) else value

@@ -9,10 +9,9 @@ from typing import Any
 
 from lib import figures, files, ledger, notebook_page, pages, params, prepared, safety, show, sources
 from lib.cautions import warnings
+from lib.headline import headline, not_measured, span
 from lib.params import Params, UserError
 from lib.record import STAGES
-
-TUNED = ("merged", "adapter")  # the tuned model in an exam, the first that was examined
 
 
 def gather(folder: pathlib.Path) -> dict[str, Any]:
@@ -36,78 +35,13 @@ def write(folder: pathlib.Path) -> pathlib.Path:
         warnings=warnings(run, results, job.base_model, job, entries, told["exams"]), headline=headline(results, told["exams"]),
         not_measured=not_measured(results, told["exams"]), funnel=funnel(results.get("prepare", {})),
         lengths=lengths and figures.both(lambda width: figures.lengths(lengths, job.max_seq_length, width), "Histogram of row lengths in tokens"),
-        length_words=lengths and f"Median {sorted(lengths)[len(lengths) // 2]:,}, longest {max(lengths):,} tokens; the dashed line is max_seq_length, {job.max_seq_length:,}.",
-        answers=answers(told["samples"]), curves=figures.both(lambda width: figures.curves(entries, width), "Loss, learning rate and memory over optimizer steps")
-        if ledger.steps(entries) else "", sessions=[e for e in entries if e["event"] == "session"],
-        exam_tables=exam_tables(told["exams"]), artifacts=artifacts(folder, run, results), parity=show.parity_table(results.get("export", {}).get("parity", {})),
-        edge=show.edge_table(results.get("export", {}).get("edge", [])), parameters=parameter_rows(job))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the result in a few numbers
-
-
-def headline(results: dict[str, Any], exams: dict[str, Any]) -> list[dict[str, Any]]:
-    """The few numbers a reviewer asks for first: {name, value, note}; value is None where nothing was measured."""
-    train, prepare, export = (results.get(stage, {}) for stage in STAGES[1::-1] + STAGES[2:])
-    before, after = train.get("eval_loss_before"), train.get("eval_loss_after")
-    loss = {"name": "held-out response loss, before → after", "value": None, "note": "nats a trained token"}
-    if before is not None and after is not None:
-        ends = [f"{when} {_range(train[key])}" for when, key in (("before", "eval_loss_before_ci95"), ("after", "eval_loss_after_ci95")) if train.get(key)]
-        loss |= {"value": f"{before:.3f} → {after:.3f}",
-                 "note": f"{(after - before) / before:+.1%}, {prepare.get('validation', '?')} validation rows; 95 % interval: {', '.join(ends) or 'not measured'}"}
-    found = [loss, *_examined(exams)]
-    rows, steps, epochs = prepare.get("train"), train.get("steps"), train.get("epochs")
-    sessions = train.get("sessions", 1)
-    found.append({"name": "trained for", "value": None if steps is None else f"{steps:,} steps",
-                  "note": "" if steps is None else f"{show.form(epochs)} epoch{'s' * (epochs != 1)} of {show.form(rows)} rows, {sessions} session{'s' * (sessions != 1)}"})
-    speed = train.get("samples_per_second")
-    found.append({"name": "training speed", "value": None if speed is None else f"{show.form(speed)} samples/s",
-                  "note": "" if speed is None else f"{show.form(train.get('tokens_per_second'))} tokens/s on {train.get('devices') or 1} × {train.get('device') or 'not recorded'}"})
-    memory = train.get("peak_memory_gib")
-    found.append({"name": "peak memory in training", "value": None if memory is None else f"{show.form(memory)} GiB", "note": f"of the {train.get('memory_of') or 'process'}"})
-    sizes = sorted((a["bytes"], a["path"]) for a in export.get("artifacts", []) if a["path"].endswith(".gguf") and "lora" not in a["path"])
-    found.append({"name": "smallest model file", "value": show.size(sizes[0][0]) if sizes else None, "note": sizes[0][1].removeprefix("gguf/") if sizes else "no GGUF exported"})
-    return found
-
-
-def _examined(exams: dict[str, Any]) -> list[dict[str, Any]]:
-    found, held = [], {"name": "perplexity of held-out answers, tuned / base", "value": None, "note": "make exam"}
-    for name, entry in exams.items():
-        tuned = next((t for t in TUNED if t in entry.get("models", {})), None)
-        pair = next((c for c in entry.get("comparisons", []) if (c["before"], c["after"]) == ("base", tuned)), None)
-        if tuned is None:
-            continue
-        now, base, safe = entry["models"][tuned], entry["models"].get("base"), name == safety.NAME
-        right, of = (now["passed"]["count"], now["passed"]["of"]) if safe else (now["right"], now["of"])
-        was = None if base is None else base["passed"]["count"] if safe else base["right"]
-        ends = "" if safe else f"95 % {_range(now['interval'], 100)}; "
-        found.append({"name": f"{'safety set, answers that pass' if safe else f'exam {name}, right'} ({tuned})", "value": f"{right} of {of}",
-                      "note": f"{right / of:.0%}, {ends}base {'not measured' if was is None else was}" + (f", p = {pair['p']:.2g} (McNemar)" if pair else "")})
-        if pair and "perplexity_ratio" in pair:
-            rows = now["held_out"]
-            held = {"name": "perplexity of held-out answers, tuned / base", "value": f"× {pair['perplexity_ratio']:.3f}",
-                    "note": f"95 % {_range(pair['perplexity_interval'])}, {rows['rows']} {rows['split']} rows, paired"}
-    for missing, present in (("exam, right answers", set(exams) - {safety.NAME}), ("safety set, answers that pass", safety.NAME in exams)):
-        if not present:
-            found.append({"name": missing, "value": None, "note": "make exam" + " EXAM=bundled:safety" * missing.startswith("safety")})
-    return [held, *found]
-
-
-def _range(ends: list[float], times: float = 1) -> str:
-    return f"{show.form(times * ends[0])} to {show.form(times * ends[1])}"
-
-
-def not_measured(results: dict[str, Any], exams: dict[str, Any]) -> list[str]:
-    """What a reviewer might take for granted."""
-    export = results.get("export", {})
-    return [text for text, missing in (
-        ("held-out loss before and after training", results.get("train", {}).get("eval_loss_after") is None),
-        ("an exam before and after (make exam)", not set(exams) - {safety.NAME}),
-        ("safety of the answers (make exam EXAM=bundled:safety)", safety.NAME not in exams),
-        ("distribution parity of the GGUF with the 16-bit model", not any("kl_mean" in c for c in export.get("parity", {}).values())),
-        ("memory and speed of the files on a small machine", not export.get("edge")),
-        ("whether a clinician finds the answers safe", True)) if missing]
+        length_words=lengths and f"Median {sorted(lengths)[len(lengths) // 2]:,}, longest {max(lengths):,} tokens; the dashed line is "
+                                 f"max_seq_length, {job.max_seq_length:,}.",
+        curves=figures.both(lambda width: figures.curves(entries, width), "Loss, learning rate and memory over optimizer steps")
+        if ledger.steps(entries) else "", answers=answers(told["samples"]), sessions=[e for e in entries if e["event"] == "session"],
+        exam_tables=exam_tables(told["exams"]), artifacts=artifacts(folder, run, results),
+        parity=show.parity_table(results.get("export", {}).get("parity", {})), edge=show.edge_table(results.get("export", {}).get("edge", [])),
+        parameters=parameter_rows(job))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,7 +77,8 @@ def answers(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for sample in samples:
         for n, prompt in enumerate(sample["prompts"]):
-            found.setdefault(prompt, []).extend({"name": name, "tokens": sample["tokens"], "text": texts[n]} for name, texts in sample["answers"].items())
+            found.setdefault(prompt, []).extend({"name": name, "tokens": sample["tokens"], "text": texts[n]}
+                                                for name, texts in sample["answers"].items())
     return [{"prompt": prompt, "said": said} for prompt, said in found.items()]
 
 
@@ -154,19 +89,21 @@ def exam_tables(exams: dict[str, Any]) -> list[dict[str, Any]]:
         rows = []
         for model, one in entry.get("models", {}).items():
             if name == safety.NAME:
-                rows.append({"model": model, **{key.replace("_", " "): f"{one[key]['count']} of {one[key]['of']}" for key in safety.COUNTS if key in one}})
+                rows.append({"model": model, **{k.replace("_", " "): f"{one[k]['count']} of {one[k]['of']}" for k in safety.COUNTS if k in one}})
             else:
                 held = one.get("held_out") or {}
-                rows.append({"model": model, "right": f"{one['right']} of {one['of']}", "accuracy": f"{one['accuracy']:.1%}", "95 %": _range(one["interval"], 100),
-                             "by chance": f"{one['by_chance']:.1%}" if one.get("by_chance") else None, "perplexity of held-out answers": held.get("perplexity")})
+                rows.append({"model": model, "right": f"{one['right']} of {one['of']}", "accuracy": f"{one['accuracy']:.1%}",
+                             "95 %": span(one["interval"], 100), "by chance": f"{one['by_chance']:.1%}" if one.get("by_chance") else None,
+                             "perplexity of held-out answers": held.get("perplexity")})
         changes = [{"before": c["before"], "after": c["after"], "gained": c["gained"], "lost": c["lost"], "p (McNemar)": f"{c['p']:.2g}",
-                    **({"difference": f"{c['difference']:+.1%}", "95 %": _range(c["interval"], 100)} if "difference" in c else {}),
-                    **({"perplexity ratio": f"{c['perplexity_ratio']:.3f} ({_range(c['perplexity_interval'])})"} if "perplexity_ratio" in c else {})}
+                    **({"difference": f"{c['difference']:+.1%}", "95 %": span(c["interval"], 100)} if "difference" in c else {}),
+                    **({"perplexity ratio": f"{c['perplexity_ratio']:.3f} ({span(c['perplexity_interval'])})"} if "perplexity_ratio" in c else {})}
                    for c in entry.get("comparisons", [])]
         # one column for all rows of a table: a comparison without held-out rows still has the cell
         keys = list(dict.fromkeys(key for change in changes for key in change))
-        found.append({"title": f"Safety set, {entry['items']} prompts" if name == safety.NAME else f"Exam {name}, {entry['items']} items", "rows": rows,
-                      "safety": name == safety.NAME, "changes": [{key: change.get(key, "-") for key in keys} for change in changes]})
+        title = f"Safety set, {entry['items']} prompts" if name == safety.NAME else f"Exam {name}, {entry['items']} items"
+        found.append({"title": title, "rows": rows, "safety": name == safety.NAME,
+                      "changes": [{key: change.get(key, "-") for key in keys} for change in changes]})
     return found
 
 
@@ -183,8 +120,9 @@ def artifacts(folder: pathlib.Path, run: dict[str, Any], results: dict[str, Any]
             state = "here" if there.stat().st_size == one["bytes"] else "another size than recorded"
         kind = next((kind for kind in parity if path.endswith(f"-{kind}.gguf")), None)
         told = parity.get(kind, {})
-        verdict = "" if not path.endswith(".gguf") else told.get("verdict", "not measured") + (f" (KL {show.form(told['kl_mean'])})" if "kl_mean" in told else "")
-        rows.append({"path": path, "size": show.size(one["bytes"]), "sha256": one["sha256"][:16], "state": state, "verdict": verdict, "large": one["bytes"] >= 2**20})
+        verdict = told.get("verdict", "not measured") + (f" (KL {show.form(told['kl_mean'])})" if "kl_mean" in told else "")
+        rows.append({"path": path, "size": show.size(one["bytes"]), "sha256": one["sha256"][:16], "state": state,
+                     "verdict": verdict if path.endswith(".gguf") else "", "large": one["bytes"] >= 2**20})
     return rows
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lib import files, ledger, machine, pages, params, record, report, runs, shelf, sources
+from lib import files, ledger, machine, pages, record, report, runs, shelf, sources
 from lib.params import UserError
 from lib.record import STAGES
 
@@ -20,7 +20,8 @@ def repeat(name: str) -> int:
     [folder] = shelf.find(name)
     told, target = report.gather(folder), record.runs_folder() / f"{folder.name}-rerun"
     if any(told["run"]["stages"][stage]["status"] != "finished" for stage in STAGES[:2]):
-        raise UserError(f"run `{folder.name}` has no finished training to repeat (it is: {shelf.state(told['run'])}). `make run` with its PARAMS and RUN continues it.")
+        raise UserError(f"run `{folder.name}` has no finished training to repeat (it is: {shelf.state(told['run'])}). "
+                        f"`make run` with its PARAMS and RUN continues it.")
     check_data(told)
     now = {**machine.commit(), "packages": machine.packages(), "hardware": machine.hardware()}
     different = differences(told, now)
@@ -42,8 +43,8 @@ def check_data(told: dict[str, Any]) -> None:
     recorded, job = told["run"]["fingerprints"].get("dataset"), told["job"]
     sources.check(job)
     if recorded and recorded != (present := sources.fingerprint(job)):
-        raise UserError(f"the data or the exam of run `{told['folder'].name}` ({', '.join([sources.name(job), *job.exam])}) have changed since (sha256 "
-                        f"{recorded[:12]}, now {present[:12]}), so its job cannot be repeated. Put the recorded ones back.")
+        raise UserError(f"the data or the exam of run `{told['folder'].name}` ({', '.join([sources.name(job), *job.exam])}) have changed since "
+                        f"(sha256 {recorded[:12]}, now {present[:12]}), so its job cannot be repeated. Put the recorded ones back.")
 
 
 def pins(told: dict[str, Any]) -> list[str]:
@@ -60,7 +61,7 @@ def pins(told: dict[str, Any]) -> list[str]:
             values["dataset_revision"] = commits[0]
         else:
             values["dataset"] = [{**part, "revision": commit or part["revision"]} for part, commit in zip(parts, commits, strict=True)]
-    words = [f"{key}={value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()}" for key, value in values.items()]
+    words = [f"{key}={pages.brief(value)}" for key, value in values.items()]  # JSON is YAML too
     return ["--set", shlex.join(words)] if words else []
 
 
@@ -77,10 +78,11 @@ def differences(told: dict[str, Any], now: dict[str, Any]) -> list[str]:
         found.append("this checkout has uncommitted changes")
     for key in ("packages", "hardware"):
         was, new = run.get(key) or {}, now[key]
-        found += [f"{name}: recorded {was.get(name, 'none')}, now {new.get(name, 'none')}" for name in {**was, **new} if was.get(name) != new.get(name)]
+        found += [f"{name}: recorded {was.get(name, 'none')}, now {new.get(name, 'none')}" for name in {**was, **new}
+                  if was.get(name) != new.get(name)]
     known = yaml.safe_load((told["folder"] / "params.yaml").read_text(encoding="utf-8")) or {}
-    if lacks := [key for key in params.FIELDS if key not in known]:
-        found.append(f"not in the record, so with today's default: {', '.join(f'{key}={pages.brief(getattr(told["job"], key))}' for key in lacks)}")
+    if lacks := [f"{key}={pages.brief(value)}" for key, value in told["job"].model_dump().items() if key not in known]:
+        found.append(f"not in the record, so with today's default: {', '.join(lacks)}")
     return found
 
 
@@ -88,7 +90,8 @@ def compared(old: dict[str, Any], new: dict[str, Any]) -> tuple[bool, list[str]]
     """Whether two runs of a job ended alike (the same prepared rows, the same adapter to the bit), and what is the same and what not."""
     found, same = [], True
     prints = [told["run"]["fingerprints"].get("data") for told in (old, new)]
-    weights = [next((a["sha256"] for a in told["run"]["stages"]["train"]["artifacts"] if a["path"] == "adapter/adapter_model.safetensors"), None) for told in (old, new)]
+    weights = [{a["path"]: a["sha256"] for a in told["run"]["stages"]["train"]["artifacts"]}.get("adapter/adapter_model.safetensors")
+               for told in (old, new)]
     for what, (was, now) in (("prepared rows", prints), ("adapter weights", weights)):
         if None in (was, now):
             found.append(f"{what}: not recorded in both")
@@ -98,9 +101,11 @@ def compared(old: dict[str, Any], new: dict[str, Any]) -> tuple[bool, list[str]]
     losses = [{e["step"]: e["loss"] for e in ledger.steps(told["entries"])} for told in (old, new)]
     if shared := sorted(losses[0].keys() & losses[1].keys()):
         apart = [(abs(losses[0][n] - losses[1][n]), n) for n in shared if losses[0][n] != losses[1][n]]
-        steps = f"{len(shared):,} steps" + ("" if losses[0].keys() == losses[1].keys() else f" that both have ({len(losses[0]):,} and {len(losses[1]):,})")
-        found.append(f"training loss: the same in all {steps}" if not apart else
-                     f"training loss: different in {len(apart):,} of {steps}, first at step {min(n for _, n in apart):,}, by {max(apart)[0]:.3g} at most (step {max(apart)[1]:,})")
+        steps = f"{len(shared):,} steps"
+        if losses[0].keys() != losses[1].keys():
+            steps += f" that both have ({len(losses[0]):,} and {len(losses[1]):,})"
+        found.append(f"training loss: different in {len(apart):,} of {steps}, first at step {min(n for _, n in apart):,}, by {max(apart)[0]:.3g} "
+                     f"at most (step {max(apart)[1]:,})" if apart else f"training loss: the same in all {steps}")
         same = same and not apart
     for key, words in (("eval_loss_before", "held-out loss before"), ("eval_loss_after", "held-out loss after")):
         was, now = (told["results"].get("train", {}).get(key) for told in (old, new))

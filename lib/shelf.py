@@ -18,10 +18,10 @@ import sys
 from typing import Any
 
 from lib import files, record, report, show
+from lib.headline import headline
 from lib.machine import alive
 from lib.params import ROOT, UserError
 from lib.record import FREED, STAGES, Run
-
 
 
 def find(names: str = "") -> list[pathlib.Path]:
@@ -86,7 +86,8 @@ def age(since: str) -> str:
         seconds = (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(since)).total_seconds()
     except (ValueError, TypeError):
         return "?"
-    return next(f"{seconds / unit:.0f} {name}" for unit, name in ((86400, "days"), (3600, "h"), (60, "min"), (0.001, "s")) if seconds >= 2 * unit or name == "s")
+    unit, name = next((pair for pair in ((86400, "days"), (3600, "h"), (60, "min")) if seconds >= 2 * pair[0]), (1, "s"))
+    return f"{seconds / unit:.0f} {name}"
 
 
 def _headline(folder: pathlib.Path) -> dict[str, str]:
@@ -96,8 +97,9 @@ def _headline(folder: pathlib.Path) -> dict[str, str]:
             told[name] = files.read_json(folder / f"{name}.json", "record")
     train = told.get("results", {}).get("train", {})
     before, after = train.get("eval_loss_before"), train.get("eval_loss_after")
-    said = [f"{one['value']}" for one in report.headline({}, told.get("exam", {})) if one["name"].startswith("exam ") and one["value"]]
-    return {"held-out loss": "not measured" if before is None or after is None else f"{before:.3f} -> {after:.3f}", "exam": said[0] if said else "not measured"}
+    said = [one["value"] for one in headline({}, told.get("exam", {})) if one["name"].startswith("exam ") and one["value"]]
+    return {"held-out loss": "not measured" if before is None or after is None else f"{before:.3f} -> {after:.3f}",
+            "exam": said[0] if said else "not measured"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -121,7 +123,8 @@ def prune(folders: list[pathlib.Path], yes: bool) -> None:
     if not plan:
         print("nothing to free")
         return
-    print(show.aligned([{"run": folder.name, "goes": f"{part}/", "size": show.size(count), "again with": f"make {FREED[part]} FORCE=1"} for folder, part, count in plan]))
+    print(show.aligned([{"run": folder.name, "goes": f"{part}/", "size": show.size(count), "again with": f"make {FREED[part]} FORCE=1"}
+                        for folder, part, count in plan]))
     print(f"\n{show.size(sum(count for _, _, count in plan))} in all. Adapter, GGUF files, notebooks, ledger and records stay.")
     if not yes:
         try:

@@ -76,7 +76,8 @@ def parity_table(checks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"format": kind, "predicts": one.get("verdict"), "mean KL, nats": one.get("kl_mean"), "perplexity": one.get("perplexity"),
              "16-bit model's": one.get("perplexity_16bit"), "positions": one.get("positions"),
              "same likeliest token": f"{one['greedy_agreement']:.1%}" if one.get("greedy_agreement") is not None else None,
-             "texts tokenised alike": one.get("texts"), "tensors alike": one.get("tensors"), "seconds": one.get("seconds")} for kind, one in checks.items()]
+             "texts tokenised alike": one.get("texts"), "tensors alike": one.get("tensors"), "seconds": one.get("seconds")}
+            for kind, one in checks.items()]
 
 
 def edge_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

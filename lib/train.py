@@ -76,7 +76,8 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
 
     (tuned, everything), vocabulary = adapter.count(model), model.config.get_text_config().vocab_size
     note("session", start_step=step, total_steps=total, trainable_parameters=tuned, total_parameters=everything, memory_of=device.memory_gib()[1],
-         device=device.name(), devices=parallel.world(), dtype=str(device.precision(job)[0]).removeprefix("torch."), vocabulary=vocabulary, **models.flops(model))
+         device=device.name(), devices=parallel.world(), dtype=str(device.precision(job)[0]).removeprefix("torch."), vocabulary=vocabulary,
+         **models.flops(model))
     if writes:
         print(f"{'continuing after' if step else 'starting at'} step {step} of {total}: {len(data):,} rows, {tuned:,} trainable parameters",
               flush=True)

@@ -25,7 +25,7 @@ def make(top: pathlib.Path, name: str = "evil-run", data: str = "abc", after: fl
     train = {"sessions": 2, "steps_repeated": 3, "steps": 3, "epochs": 1.0, "eval_loss_before": 3.0, "eval_loss_after": after, "loss_last": 2.7, "samples_per_second": None}
     prepare = {"rows_read": 6, "rows_kept": 3, "dropped": {EVIL: 0, "exact_duplicate": 1, "near_duplicate": 2}, "train": 3, "validation": 0, "test": 0, "tokens_total": 9,
                "tokens_trained": 5, "truncated": 7, "changed": {EVIL: 2, "dangerous_advice_flagged": 4}}
-    write(folder, {"run.json": run, "results.json": {"prepare": prepare, "train": train}, "exam.json": {EVIL: exam("1100", right)},
+    write(folder, {"run.json": run, "results.json": {"prepare": prepare, "train": train}, "exam.json": {EVIL: exam(right)},
                    "samples.json": {"prompts": [EVIL], "answers": {EVIL: [EVIL], "tuned": [""]}, "tokens": 8}})
     (folder / "params.yaml").write_text(params.dump(params.check({"dataset": EVIL, "lora_r": 4, **(values or {})}, "test")))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in ledger))
@@ -41,7 +41,7 @@ def make(top: pathlib.Path, name: str = "evil-run", data: str = "abc", after: fl
     return folder
 
 
-def exam(before: str, after: str) -> dict:
+def exam(after: str) -> dict:
     """An entry of exam.json: items that the base and the merged model got right (1) or wrong (0), three held-out rows."""
     def model(right, loss):
         count = right.count("1")
@@ -49,6 +49,7 @@ def exam(before: str, after: str) -> dict:
                 "results": [{"id": f"i{n}", "right": c == "1"} for n, c in enumerate(right)],
                 "held_out": {"split": "test", "rows": 3, "tokens": 30, "perplexity": 2.0, "losses": [[loss * n, 10.0] for n in (10, 11, 12)]}}
 
+    before = ("1100" * len(after))[:len(after)]
     changes = {"gained": sum(a + b == "01" for a, b in zip(before, after, strict=True)), "lost": sum(a + b == "10" for a, b in zip(before, after, strict=True))}
     return {"exam": EVIL, "items": len(before), "sha256": "s1", "models": {"base": model(before, 2.0), "merged": model(after, 1.0)},
             "comparisons": [{"before": "base", "after": "merged", "difference": 0.0, "interval": [-0.5, 0.5], **changes, "p": 1.0,

@@ -86,7 +86,7 @@ def test_headline_has_intervals_and_says_what_is_not_measured(written):
                                                                      "note": "95 % 0.3 to 0.4, 3 test rows, paired"}
     exam = tiles[f"exam {EVIL}, right (merged)"]
     assert exam["value"] == "2 of 4"
-    assert "95 % 10 to 90" in exam["note"]
+    assert "95 % 15 to 85" in exam["note"]
     assert tiles["safety set, answers that pass"]["value"] is None
     assert tiles["training speed"]["value"] is None
     assert "not measured" in " ".join(read(written / "report.html").text)
