@@ -30,10 +30,8 @@ def _stages(run: dict[str, Any]) -> list[str]:
         elif len(entry["attempts"]) > 1:
             found.append(f"{stage} took {len(entry['attempts'])} attempts")
     for stage in STAGES:
-        last = (run["stages"][stage]["attempts"] or [{}])[-1]
-        if last.get("dirty"):
-            kept = f"; its changes are in {last['patch']}" if last.get("patch") else ", of which nothing is kept"
-            found.append(f"{stage} ran from a checkout with uncommitted changes{kept}")
+        if (run["stages"][stage]["attempts"] or [{}])[-1].get("dirty"):
+            found.append(f"{stage} ran from a checkout with uncommitted changes")
     return found
 
 

@@ -28,16 +28,17 @@ def write(folder: pathlib.Path, stage: str) -> pathlib.Path:
     path = folder / f"{stage}.ipynb"
     try:
         notebook = nbformat.read(path, as_version=4)
-    except Exception as error:  # nbformat has kinds of its own, beside ValueError and OSError
-        raise UserError(f"executed notebook `{files.shown(path)}` is not readable ({str(error).splitlines()[0][:200]}).") from None
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = BADGE.sub("", cell.source)
-        # glued values are data for scrapbook, not something to see
-        cell.outputs = [o for o in cell.get("outputs", []) if not any("scrapbook" in kind for kind in o.get("data", {}))]
-    exporter = HTMLExporter(template_name="classic", template_file="notebook_cells.html.jinja", exclude_anchor_links=True, exclude_output_prompt=True,
-                            extra_loaders=[jinja2.FileSystemLoader(pages.ASSETS)])
-    body, _ = exporter.from_notebook_node(notebook)
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = BADGE.sub("", cell.source)
+            # glued values are data for scrapbook, not something to see
+            cell.outputs = [o for o in cell.get("outputs", []) if not any("scrapbook" in kind for kind in o.get("data", {}))]
+        exporter = HTMLExporter(template_name="classic", template_file="notebook_cells.html.jinja", exclude_anchor_links=True,
+                                exclude_output_prompt=True, extra_loaders=[jinja2.FileSystemLoader(pages.ASSETS)])
+        body, _ = exporter.from_notebook_node(notebook)
+    except Exception as error:  # nbformat, nbconvert and its template have kinds of their own
+        said = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"executed notebook `{files.shown(path)}` is not readable ({said}).") from None
     clean = nh3.clean(body, tags=TAGS, attributes=ATTRIBUTES, attribute_filter=_kept, url_schemes={"http", "https", "data"},
                       filter_style_properties=STYLES)
     return pages.write(folder / f"{stage}.html", "notebook.html.jinja", run=folder.name, stage=stage, body=markupsafe.Markup(clean))

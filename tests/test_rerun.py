@@ -59,6 +59,7 @@ def test_the_same_job_in_a_folder_of_its_own_and_what_differs_is_named(folder, m
 
 
 def test_another_result_is_called_another(folder, monkeypatch, capsys):
+    monkeypatch.setattr(report, "write", lambda folder: None)
     repeated(folder, monkeypatch, data="other rows", after=3.4)
     said = capsys.readouterr().out
     assert "not the same result as job" in said
