@@ -1,12 +1,22 @@
 """A run in a few numbers, with their intervals, and what was not measured: from results.json and exam.json alone."""
 
+import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from lib import safety, show, stats
+from lib import files, safety, show, stats
+from lib.deploy import shared_name
 from lib.record import STAGES
 
 TUNED = ("merged", "adapter")  # the tuned model in an exam, the first that was examined
+
+
+def examined(folder: pathlib.Path, results: dict[str, Any]) -> dict[str, Any]:
+    """The entries of exam.json that results.json has the counts of: others are of weights that were made again since."""
+    path = folder / "exam.json"
+    entries = files.read_json(path, "exam file") if path.is_file() else {}
+    known = {results.get("exam", {}).get("exam"), *results.get("exams", {})}
+    return {name: entry for name, entry in entries.items() if ("safety" in results if name == safety.NAME else shared_name(name) in known)}
 
 
 def headline(results: dict[str, Any], exams: dict[str, Any]) -> list[dict[str, Any]]:

@@ -7,9 +7,9 @@ import datetime
 import pathlib
 from typing import Any
 
-from lib import figures, files, ledger, notebook_page, pages, params, prepared, safety, show, sources
+from lib import exam_tables, figures, files, ledger, notebook_page, pages, params, prepared, show, sources
 from lib.cautions import warnings
-from lib.headline import headline, not_measured, span
+from lib.headline import examined, headline, not_measured
 from lib.params import Params, UserError
 from lib.record import STAGES
 
@@ -18,8 +18,9 @@ def gather(folder: pathlib.Path) -> dict[str, Any]:
     """All records of a run: run, results, job, exams, entries (of the ledger), samples, rerun; empty where there is none."""
     if not (folder / "run.json").is_file():
         raise UserError(f"`{files.shown(folder)}` is not a run: it has no run.json. `make runs` lists what there is; RUN= takes a name from there.")
-    return {"folder": folder, "run": files.read_json(folder / "run.json", "run record"), "results": _optional(folder / "results.json"),
-            "job": params.load(folder / "params.yaml"), "exams": _optional(folder / "exam.json"), "entries": ledger.read(folder / "metrics.jsonl"),
+    results = _optional(folder / "results.json")
+    return {"folder": folder, "run": files.read_json(folder / "run.json", "run record"), "results": results,
+            "job": params.load(folder / "params.yaml"), "exams": examined(folder, results), "entries": ledger.read(folder / "metrics.jsonl"),
             "rerun": _optional(folder / "rerun.json"),
             "samples": [s for s in (_optional(folder / "samples.json"), _optional(folder / "gguf" / "samples.json")) if s]}
 
@@ -39,7 +40,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
                                  f"max_seq_length, {job.max_seq_length:,}.",
         curves=figures.both(lambda width: figures.curves(entries, width), "Loss, learning rate and memory over optimizer steps")
         if ledger.steps(entries) else "", answers=answers(told["samples"]), sessions=[e for e in entries if e["event"] == "session"],
-        exam_tables=exam_tables(told["exams"]), artifacts=artifacts(folder, run, results),
+        exam_tables=exam_tables.shown(told["exams"]), differing=exam_tables.differing(told["exams"]), artifacts=artifacts(folder, run, results),
         parity=show.parity_table(results.get("export", {}).get("parity", {})), edge=show.edge_table(results.get("export", {}).get("edge", [])),
         parameters=parameter_rows(job))
 
@@ -80,31 +81,6 @@ def answers(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
             found.setdefault(prompt, []).extend({"name": name, "tokens": sample["tokens"], "text": texts[n]}
                                                 for name, texts in sample["answers"].items())
     return [{"prompt": prompt, "said": said} for prompt, said in found.items()]
-
-
-def exam_tables(exams: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each exam {title, rows, changes}: a row a model, and what changed from one to another."""
-    found = []
-    for name, entry in exams.items():
-        rows = []
-        for model, one in entry.get("models", {}).items():
-            if name == safety.NAME:
-                rows.append({"model": model, **{k.replace("_", " "): f"{one[k]['count']} of {one[k]['of']}" for k in safety.COUNTS if k in one}})
-            else:
-                held = one.get("held_out") or {}
-                rows.append({"model": model, "right": f"{one['right']} of {one['of']}", "accuracy": f"{one['accuracy']:.1%}",
-                             "95 %": span(one["interval"], 100), "by chance": f"{one['by_chance']:.1%}" if one.get("by_chance") else None,
-                             "perplexity of held-out answers": held.get("perplexity")})
-        changes = [{"before": c["before"], "after": c["after"], "gained": c["gained"], "lost": c["lost"], "p (McNemar)": f"{c['p']:.2g}",
-                    **({"difference": f"{c['difference']:+.1%}", "95 %": span(c["interval"], 100)} if "difference" in c else {}),
-                    **({"perplexity ratio": f"{c['perplexity_ratio']:.3f} ({span(c['perplexity_interval'])})"} if "perplexity_ratio" in c else {})}
-                   for c in entry.get("comparisons", [])]
-        # one column for all rows of a table: a comparison without held-out rows still has the cell
-        keys = list(dict.fromkeys(key for change in changes for key in change))
-        title = f"Safety set, {entry['items']} prompts" if name == safety.NAME else f"Exam {name}, {entry['items']} items"
-        found.append({"title": title, "rows": rows, "safety": name == safety.NAME,
-                      "changes": [{key: change.get(key, "-") for key in keys} for change in changes]})
-    return found
 
 
 def artifacts(folder: pathlib.Path, run: dict[str, Any], results: dict[str, Any]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ import sys
 from typing import Any
 
 from lib import files, record, report, show
-from lib.headline import headline
+from lib.headline import examined, headline
 from lib.machine import alive
 from lib.params import ROOT, UserError
 from lib.record import FREED, STAGES, Run
@@ -91,13 +91,13 @@ def age(since: str) -> str:
 
 
 def _headline(folder: pathlib.Path) -> dict[str, str]:
-    told: dict[str, Any] = {}
-    for name in ("results", "exam"):
-        with contextlib.suppress(UserError):
-            told[name] = files.read_json(folder / f"{name}.json", "record")
-    train = told.get("results", {}).get("train", {})
+    results, exams = {}, {}
+    with contextlib.suppress(UserError):  # of a run that has none yet, or whose are torn
+        results = files.read_json(folder / "results.json", "results file")
+        exams = examined(folder, results)
+    train = results.get("train", {})
     before, after = train.get("eval_loss_before"), train.get("eval_loss_after")
-    said = [one["value"] for one in headline({}, told.get("exam", {})) if one["name"].startswith("exam ") and one["value"]]
+    said = [one["value"] for one in headline({}, exams) if one["name"].startswith("exam ") and one["value"]]
     return {"held-out loss": "not measured" if before is None or after is None else f"{before:.3f} -> {after:.3f}",
             "exam": said[0] if said else "not measured"}
 

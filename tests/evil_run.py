@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from lib import params
+from lib import deploy, params
 
 EVIL = '<script>alert("x")</script><img src=http://evil.example/x onerror=alert(1)>'
 
@@ -25,7 +25,7 @@ def make(top: pathlib.Path, name: str = "evil-run", data: str = "abc", after: fl
     train = {"sessions": 2, "steps_repeated": 3, "steps": 3, "epochs": 1.0, "eval_loss_before": 3.0, "eval_loss_after": after, "loss_last": 2.7, "samples_per_second": None}
     prepare = {"rows_read": 6, "rows_kept": 3, "dropped": {EVIL: 0, "exact_duplicate": 1, "near_duplicate": 2}, "train": 3, "validation": 0, "test": 0, "tokens_total": 9,
                "tokens_trained": 5, "truncated": 7, "changed": {EVIL: 2, "dangerous_advice_flagged": 4}}
-    write(folder, {"run.json": run, "results.json": {"prepare": prepare, "train": train}, "exam.json": {EVIL: exam(right)},
+    write(folder, {"run.json": run, "results.json": {"prepare": prepare, "train": train, "exam": {"exam": deploy.shared_name(EVIL)}}, "exam.json": {EVIL: exam(right)},
                    "samples.json": {"prompts": [EVIL], "answers": {EVIL: [EVIL], "tuned": [""]}, "tokens": 8}})
     (folder / "params.yaml").write_text(params.dump(params.check({"dataset": EVIL, "lora_r": 4, **(values or {})}, "test")))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in ledger))
@@ -45,7 +45,8 @@ def exam(after: str) -> dict:
     """An entry of exam.json: items that the base and the merged model got right (1) or wrong (0), three held-out rows."""
     def model(right, loss):
         count = right.count("1")
-        return {"right": count, "of": len(right), "accuracy": count / len(right), "interval": [0.1, 0.9], "by_chance": 0.25,
+        return {"right": count, "of": len(right), "accuracy": count / len(right), "interval": [0.1, 0.9], "by_chance": 0.25, "letter_mass": 0.5,
+                "topics": {}, "orders": [{"order": "as written", "accuracy": 0.5, "letters": {"A": {"chosen": 1.0, "right": 0.25}}}],
                 "results": [{"id": f"i{n}", "right": c == "1"} for n, c in enumerate(right)],
                 "held_out": {"split": "test", "rows": 3, "tokens": 30, "perplexity": 2.0, "losses": [[loss * n, 10.0] for n in (10, 11, 12)]}}
 
