@@ -139,7 +139,7 @@ class Run:
 def pruned(run: dict[str, Any], part: str) -> str:
     """When `make prune` freed a part of a run, by its record; empty where it did not, or the part was made again since."""
     attempts = run["stages"][FREED[part]]["attempts"]
-    began = attempts[-1]["start"] if attempts else ""
+    began = attempts[-1].get("start", "") if attempts else ""
     return max((p["at"] for p in run.get("pruned", []) if p["path"] == part and p["at"] >= began), default="")
 
 
