@@ -40,7 +40,7 @@ def headline(results: dict[str, Any], exams: dict[str, Any]) -> list[dict[str, A
                                                    f"{train.get('device') or 'not recorded'}"})
     memory = train.get("peak_memory_gib")
     found.append({"name": "peak memory in training", "value": None if memory is None else f"{show.form(memory)} GiB",
-                  "note": f"of the {train.get('memory_of') or 'process'}"})
+                  "note": "" if memory is None else f"of the {train.get('memory_of') or 'process'}"})
     sizes = sorted((a["bytes"], a["path"]) for a in export.get("artifacts", []) if a["path"].endswith(".gguf") and "lora" not in a["path"])
     found.append({"name": "smallest model file", "value": show.size(sizes[0][0]) if sizes else None,
                   "note": sizes[0][1].removeprefix("gguf/") if sizes else "no GGUF exported"})

@@ -7,6 +7,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -85,12 +86,12 @@ def start():
     """A browser with an empty profile, ended with the block."""
     theirs, to = os.pipe()
     back, answers = os.pipe()
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         # the debugging pipe is descriptors 3 and 4, and a shell can put them there
         command = f'exec "$0" "$@" 3<&{theirs} 4>&{answers}'
         process = subprocess.Popen(["bash", "-c", command, CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run",
                                     "--disable-background-networking", "--disable-component-update", f"--user-data-dir={home}", "about:blank"],
-                                   pass_fds=(theirs, answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                                   pass_fds=(theirs, answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         os.close(theirs)
         os.close(answers)
         try:
@@ -99,7 +100,7 @@ def start():
             browser.session = browser.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
             yield browser
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # its helpers too
             process.wait()
             for end in (to, back):
                 os.close(end)
