@@ -107,6 +107,8 @@ class Run:
                 shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
                 if (ledger := self.folder / "metrics.jsonl").exists():
                     os.replace(ledger, self.folder / f"metrics.attempt{number}.jsonl")
+        for freed in [p for p in self.data.get("pruned", []) if FREED[p["path"]] == stage]:
+            freed.setdefault("again", now())
         entry.update(status="running", artifacts=[], started_from=before)
         entry["attempts"].append({"by": by, "start": now(), "end": None, "exit": None, "cell": None, "pid": os.getpid(),
                                   "host": socket.gethostname(), **commit()})
@@ -138,9 +140,7 @@ class Run:
 
 def pruned(run: dict[str, Any], part: str) -> str:
     """When `make prune` freed a part of a run, by its record; empty where it did not, or the part was made again since."""
-    attempts = run["stages"][FREED[part]]["attempts"]
-    began = attempts[-1].get("start", "") if attempts else ""
-    return max((p["at"] for p in run.get("pruned", []) if p["path"] == part and p["at"] >= began), default="")
+    return max((p["at"] for p in run.get("pruned", []) if p["path"] == part and "again" not in p), default="")
 
 
 def open_run(folder: pathlib.Path, job: Params, force_from: str = "") -> Run:
