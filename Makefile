@@ -1,6 +1,6 @@
-# Every target is one visible command. Variables: PARAMS, RUN, SET, FORCE, Q, EXAM, PYTHON.
+# Every target is one visible command. Variables: PARAMS, RUN, RUNS, SET, FORCE, Q, EXAM, METRIC, YES, PYTHON.
 .DEFAULT_GOAL := help
-.PHONY: help setup run prepare train export report ask exam test lint clean
+.PHONY: help setup run prepare train export report runs compare rerun prune ask exam test lint clean
 PYTHON ?= python3
 PARAMS ?= params/cpu.yaml
 # the full set where an NVIDIA card answers, else the same pins without what needs one
@@ -26,6 +26,18 @@ export: setup  ## export, after what is missing before it
 
 report: setup  ## write report.html again from a run's records
 	.venv/bin/python -m lib.runs report $(OPTIONS)
+
+runs: setup  ## what there is: state, age, held-out loss, size on disk
+	.venv/bin/python -m lib.shelf runs
+
+compare: setup  ## runs beside each other, RUNS="a b c" or all; METRIC says which is best
+	.venv/bin/python -m lib.shelf compare --runs '$(RUNS)' --metric '$(or $(METRIC),eval_loss_after)'
+
+rerun: setup  ## the job of RUN again from its record, as RUN-rerun; says whether the result is the same
+	.venv/bin/python -m lib.shelf rerun --runs '$(RUN)'
+
+prune: setup  ## free checkpoints and merged weights of finished runs (RUNS); shows them and asks, YES=1 does not
+	.venv/bin/python -m lib.shelf prune --runs '$(RUNS)' $(if $(YES),--yes)
 
 # value: a $ in the question is text, not a variable of make
 ask: setup  ## answer Q="..." from a run's first GGUF (RUN), with the disclaimer

@@ -47,3 +47,9 @@ def fingerprint(path: pathlib.Path) -> str:
             data.seek(max(0, size - 2**20))
             found.update(data.read())
     return found.hexdigest()[:16]
+
+
+def recorded(path: pathlib.Path) -> dict[str, str]:
+    """For a run's record: the fingerprint of a base, and of one from the hub the commit that its folder is named by."""
+    found = {"base": fingerprint(path)}
+    return {**found, "base_commit": path.name} if path.parent.name == "snapshots" else found

@@ -1,7 +1,7 @@
 """What a GGUF needs and how fast it is on this processor, through llama.cpp: each file alone in a fresh process.
 
     rows = edge.measure({"q8_0": run / "gguf" / "model-q8_0.gguf"})
-    show.table(edge.table(rows))
+    show.table(show.edge_table(rows))
     python -m lib.edge FILE THREADS REPEATS          # one measurement, as JSON
 """
 
@@ -58,16 +58,6 @@ def measure(ggufs: dict[str, Path], threads: tuple[int, ...] = (), repeats: int 
 def fits(memory: int) -> int | None:
     """The smallest of DEVICES that holds so many bytes beside RESERVE; None when none does."""
     return next((size for size in DEVICES if memory + RESERVE <= size * 2**30), None)
-
-
-def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows for people."""
-    return [{"format": row["format"], "file, MiB": row["bytes"] / 2**20, "threads": row["threads"], "load, s": row["load_seconds"],
-             "memory, MiB": row["memory_bytes"] / 2**20,
-             "of it private, MiB": None if row["private_bytes"] is None else row["private_bytes"] / 2**20,
-             "prompt tokens/s": row["prompt_tokens_per_second"], "decoded tokens/s": row["decode_tokens_per_second"], "repeats": row["repeats"],
-             "cores busy with other work": row["other_cores"],
-             "fits in": f"{row['fits_gb']} GB" if row["fits_gb"] else f"more than {DEVICES[-1]} GB"} for row in rows]
 
 
 def one(path: str, threads: int, repeats: int) -> dict[str, Any]:

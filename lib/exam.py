@@ -93,6 +93,9 @@ def examine(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int = 1)
             if not done:
                 raise UserError(f"run `{folder.name}` cannot be examined: {stage} is {trouble or run.stage(stage)['status']}. "
                                 f"Finish it with `make export` and its PARAMS and RUN.")
+        if when := record.pruned(run.data, "merged"):
+            raise UserError(f"run `{folder.name}` cannot be examined: its merged/ was pruned {when[:10]}. `make export FORCE=1` with its PARAMS "
+                            f"and RUN makes it again.")
         artifacts = [a for stage in ("train", "export") for a in run.stage(stage)["artifacts"]]
         return take(run, job, [exam], artifacts, shuffles)[exam]
     finally:

@@ -82,7 +82,7 @@ def _found(judged: dict[str, Any]) -> str:
 
 def text(entry: dict[str, Any]) -> str:
     """The entry for a terminal."""
-    return "\n\n".join([caption(entry), *(_aligned(rows) for rows in (models(entry), comparisons(entry)) if rows)])
+    return "\n\n".join([caption(entry), *(show.aligned(rows) for rows in (models(entry), comparisons(entry)) if rows)])
 
 
 def sections(entries: dict[str, dict[str, Any]], main: str = "") -> dict[str, dict[str, Any]]:
@@ -126,9 +126,3 @@ def _share(count: dict[str, int]) -> str:
 def _range(ends: Iterable[float], sign: str = "") -> str:
     low, high = ends
     return f"{100 * low:{sign}.1f} to {100 * high:{sign}.1f}"
-
-
-def _aligned(rows: list[dict[str, Any]]) -> str:
-    lines = [list(rows[0]), *([show.form(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)

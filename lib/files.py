@@ -98,8 +98,8 @@ def describe(folder: pathlib.Path, names: list[str]) -> list[dict[str, Any]]:
 
 
 def damaged(folder: pathlib.Path, artifacts: list[dict[str, Any]]) -> str:
-    """The first recorded artefact that is missing or differs, with how; empty when all are as recorded."""
-    for item in artifacts:
+    """The first recorded artefact that is missing or differs, with how; empty when all are as recorded, or were freed by `make prune`."""
+    for item in [a for a in artifacts if not a.get("pruned")]:
         path = folder / item["path"]
         if not path.is_file():
             return f"{item['path']} is missing"

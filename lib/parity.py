@@ -237,10 +237,3 @@ def within(figures: dict[str, Any], kind: str, shown: str) -> None:
 def verdict(kl: float) -> str:
     """What a mean KL says to people, by FAITHFUL; a file within BOUNDS may still be a much worse model, as 4 bits of a small one are."""
     return next((words for limit, words in FAITHFUL if kl <= limit), "much worse than the 16-bit model: read its answers before you ship it")
-
-
-def table(checks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """{format: figures of `check`} for people."""
-    return [{"format": kind, "mean KL, nats": one["kl_mean"], "perplexity": one["perplexity"], "16-bit model's": one["perplexity_16bit"],
-             "same likeliest token": f"{one['greedy_agreement']:.1%} of {one['positions']}", "predicts": one["verdict"],
-             "texts tokenised alike": one["texts"], "tensors alike": one["tensors"], "seconds": one["seconds"]} for kind, one in checks.items()]

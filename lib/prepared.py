@@ -1,6 +1,7 @@
 """The prepared splits on disk: Arrow files in the layout of datasets.save_to_disk, written as they come."""
 
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -72,3 +73,13 @@ def load(folder: pathlib.Path, split: str) -> Any:
         raise UserError(f"`{files.shown(folder / split)}` cannot be read: {str(error).splitlines()[0][:200]}\n"
                         f"Make it again with `make prepare FORCE=1`.") from None
     return data
+
+
+def content(folder: pathlib.Path, split: str) -> str | None:
+    """sha256 over the tokens and labels of a split, in order; None where it is not there, or is empty."""
+    if not (folder / split).is_dir() or not len(data := load(folder, split)):
+        return None
+    digest = hashlib.sha256()
+    for batch in data.select_columns(["input_ids", "labels"]).iter(256):
+        digest.update(json.dumps([batch["input_ids"], batch["labels"]]).encode())
+    return digest.hexdigest()

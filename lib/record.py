@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from lib import files, params
-from lib.machine import alive, commit, hardware, packages
+from lib.machine import alive, changes, commit, hardware, packages
 from lib.params import ROOT, Params, UserError
 
 STAGES = ("prepare", "train", "export")
 EXAMS = ("exam", "exams", "safety")  # sections of results.json that lib/exam.py writes
+FREED = {"checkpoints": "train", "merged": "export"}  # folders that `make prune` may free, and the stage that makes each again
+PATCH_BYTES = 2**20  # a larger difference from the commit is not kept
 ORPHAN_SECONDS = 10  # a kernel whose runner was killed looks for it once a second, then ends; a long C call delays that
 
 
@@ -105,9 +107,14 @@ class Run:
                 shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
                 if (ledger := self.folder / "metrics.jsonl").exists():
                     os.replace(ledger, self.folder / f"metrics.attempt{number}.jsonl")
+        for freed in [p for p in self.data.get("pruned", []) if FREED[p["path"]] == stage]:
+            freed.setdefault("again", now())
         entry.update(status="running", artifacts=[], started_from=before)
         entry["attempts"].append({"by": by, "start": now(), "end": None, "exit": None, "cell": None, "pid": os.getpid(),
                                   "host": socket.gethostname(), **commit()})
+        if entry["attempts"][-1]["dirty"] and 0 < len(patch := changes().encode()) <= PATCH_BYTES:
+            entry["attempts"][-1]["patch"] = name = f"changes-{hashlib.sha256(patch).hexdigest()[:12]}.patch"
+            files.atomic_write(self.folder / name, patch)
         self.data["packages"], self.data["hardware"] = packages(), hardware()
         self.save()
 
@@ -129,6 +136,11 @@ class Run:
             return False, ""
         trouble = files.damaged(self.folder, self.stage(stage)["artifacts"])
         return not trouble, trouble
+
+
+def pruned(run: dict[str, Any], part: str) -> str:
+    """When `make prune` freed a part of a run, by its record; empty where it did not, or the part was made again since."""
+    return max((p["at"] for p in run.get("pruned", []) if p["path"] == part and "again" not in p), default="")
 
 
 def open_run(folder: pathlib.Path, job: Params, force_from: str = "") -> Run:

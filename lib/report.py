@@ -1,122 +1,119 @@
-"""report.html: one self-contained page a run, made from its records alone.
+"""report.html: one self-contained page a run, made from its records alone, and a page for each executed notebook beside it.
 
     make report RUN=name
 """
 
-import json
+import datetime
 import pathlib
 from typing import Any
 
-import jinja2
-
-from lib import DISCLAIMER, exam_tables, files, ledger, params, safety, show, sources
-from lib.params import UserError
+from lib import exam_tables, figures, files, ledger, notebook_page, pages, params, prepared, show, sources
+from lib.cautions import warnings
+from lib.headline import examined, headline, not_measured
+from lib.params import Params, UserError
 from lib.record import STAGES
 
 
-def write(folder: pathlib.Path) -> pathlib.Path:
-    """Write folder/report.html from run.json, results.json, metrics.jsonl and samples; returns its path."""
+def gather(folder: pathlib.Path) -> dict[str, Any]:
+    """All records of a run: run, results, job, exams, entries (of the ledger), samples, rerun; empty where there is none."""
     if not (folder / "run.json").is_file():
-        raise UserError(f"`{files.shown(folder)}` is not a run: it has no run.json. `ls runs` shows what there is; RUN= takes a name from there.")
-    run = files.read_json(folder / "run.json", "run record")
-    results = _optional(folder / "results.json") or {}
-    job, exams = params.load(folder / "params.yaml"), _optional(folder / "exam.json") or {}
-    entries = ledger.read(folder / "metrics.jsonl")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "assets"))
-    environment.filters.update(form=show.form, size=show.size)
-    page = environment.get_template("report.html.jinja").render(
-        run=run, results=results, stages=STAGES, disclaimer=DISCLAIMER,
-        tables=tables(results, exams), not_measured=not_measured(results, exams),
-        warnings=warnings(run, results, job.base_model),
-        headline=headline(results), parameters=parameter_rows(job), lengths=_figure(_lengths(folder, job.max_seq_length)),
-        loss=_figure(show.loss_figure(entries) if ledger.steps(entries) else None), base_model=job.base_model, dataset=sources.name(job),
-        samples=[s for s in (_optional(folder / "samples.json"), _optional(folder / "gguf" / "samples.json")) if s])
-    files.atomic_write(folder / "report.html", page)
-    return folder / "report.html"
+        raise UserError(f"`{files.shown(folder)}` is not a run: it has no run.json. `make runs` lists what there is; RUN= takes a name from there.")
+    results = _optional(folder / "results.json")
+    return {"folder": folder, "run": files.read_json(folder / "run.json", "run record"), "results": results,
+            "job": params.load(folder / "params.yaml"), "exams": examined(folder, results), "entries": ledger.read(folder / "metrics.jsonl"),
+            "rerun": _optional(folder / "rerun.json"),
+            "samples": [s for s in (_optional(folder / "samples.json"), _optional(folder / "gguf" / "samples.json")) if s]}
 
 
-def headline(results: dict[str, Any]) -> dict[str, Any]:
-    """The few numbers a reviewer asks for first; None where nothing was measured."""
-    train, prepare = results.get("train", {}), results.get("prepare", {})
-    before, after = train.get("eval_loss_before"), train.get("eval_loss_after")
-    change = None if before is None or after is None else f"{(after - before) / before:+.1%}"
-    return {"held-out response loss before": before, "held-out response loss after": after, "change": change,
-            "training rows": prepare.get("train"), "steps": train.get("steps"), "samples/s": train.get("samples_per_second"),
-            "tokens/s": train.get("tokens_per_second"), "peak memory, GiB": train.get("peak_memory_gib")}
+def write(folder: pathlib.Path) -> pathlib.Path:
+    """Write folder/report.html, and <stage>.html of each executed notebook; returns the report's path."""
+    told = gather(folder)
+    run, results, job, entries = (told[key] for key in ("run", "results", "job", "entries"))
+    notebooks = {stage: notebook_page.write(folder, stage).name for stage in STAGES if (folder / f"{stage}.ipynb").is_file()}
+    lengths = _lengths(folder)
+    return pages.write(
+        folder / "report.html", "report.html.jinja", **told, stages=stages(run), notebooks=notebooks, dataset=sources.name(job),
+        warnings=warnings(run, results, job.base_model, job, entries, told["exams"]), headline=headline(results, told["exams"]),
+        not_measured=not_measured(results, told["exams"]), funnel=funnel(results.get("prepare", {})),
+        lengths=lengths and figures.both(lambda width: figures.lengths(lengths, job.max_seq_length, width), "Histogram of row lengths in tokens"),
+        length_words=lengths and f"Median {sorted(lengths)[len(lengths) // 2]:,}, longest {max(lengths):,} tokens; the dashed line is "
+                                 f"max_seq_length, {job.max_seq_length:,}.",
+        curves=figures.both(lambda width: figures.curves(entries, width), "Loss, learning rate and memory over optimizer steps")
+        if ledger.steps(entries) else "", answers=answers(told["samples"]), sessions=[e for e in entries if e["event"] == "session"],
+        exam_tables=exam_tables.shown(told["exams"]), differing=exam_tables.differing(told["exams"]), artifacts=artifacts(folder, run, results),
+        parity=show.parity_table(results.get("export", {}).get("parity", {})), edge=show.edge_table(results.get("export", {}).get("edge", [])),
+        parameters=parameter_rows(job))
 
 
-def tables(results: dict[str, Any], exams: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """What the export and the exams measured, as rows of {column: value}; empty where nothing was."""
-    export = results.get("export", {})
-    found = {"Held against the 16-bit model": [
-        {"format": kind, "predicts": c.get("verdict"), "mean KL, nats": c.get("kl_mean"), "perplexity": c.get("perplexity"),
-         "16-bit model's": c.get("perplexity_16bit"), "same likeliest token": c.get("greedy_agreement"), "positions": c.get("positions"),
-         "texts tokenised alike": c.get("texts"), "tensors alike": c.get("tensors")} for kind, c in export.get("parity", {}).items()]}
-    found["On the machine that exported it"] = [
-        {"format": row["format"], "threads": row["threads"], "file": show.size(row["bytes"]), "load, s": row["load_seconds"],
-         "memory": show.size(row["memory_bytes"]), "prompt tokens/s": row["prompt_tokens_per_second"],
-         "decoded tokens/s": row["decode_tokens_per_second"], "fits in, GB": row["fits_gb"]} for row in export.get("edge", [])]
-    return {**found, **dict(exam_tables.shown(exams))}
+# ---------------------------------------------------------------------------------------------------------------------
+# tables
 
 
-def not_measured(results: dict[str, Any], exams: dict[str, Any]) -> list[str]:
-    """What a reviewer might take for granted."""
+def stages(run: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"stage": stage, "attempts": len(entry["attempts"]), "status": entry["status"], "seconds": _seconds(entry["attempts"]),
+             **{key: (entry["attempts"] or [{}])[-1].get(key) for key in ("start", "end", "commit", "dirty", "patch")}}
+            for stage, entry in ((stage, run["stages"][stage]) for stage in STAGES)]
+
+
+def _seconds(attempts: list[dict[str, Any]]) -> int | None:
+    """Of all attempts that ended."""
+    times = [[datetime.datetime.fromisoformat(a[key]) for key in ("start", "end")] for a in attempts if a.get("start") and a.get("end")]
+    return round(sum((end - start).total_seconds() for start, end in times)) if times else None
+
+
+def funnel(prepare: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows read, dropped by each reason, kept: {step, rows, left, share}; they add up."""
+    if not prepare:
+        return []
+    read = left = prepare["rows_read"]
+    rows = [{"step": "read", "rows": read, "left": left}]
+    for reason, count in prepare["dropped"].items():
+        left -= count
+        rows.append({"step": reason.replace("_", " "), "rows": -count, "left": left})
+    return [{**row, "share": row["left"] / read if read else 0.0, "lost": -row["rows"] / read if read and row["rows"] < 0 else 0.0} for row in rows]
+
+
+def answers(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each prompt {prompt, said: [{name, tokens, text}]}: the models of all samples side by side."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for sample in samples:
+        for n, prompt in enumerate(sample["prompts"]):
+            found.setdefault(prompt, []).extend({"name": name, "tokens": sample["tokens"], "text": texts[n]}
+                                                for name, texts in sample["answers"].items())
+    return [{"prompt": prompt, "said": said} for prompt, said in found.items()]
+
+
+def artifacts(folder: pathlib.Path, run: dict[str, Any], results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every file the run recorded, whether it is here, and of a GGUF what was verified; hashes are not computed again."""
+    recorded = {a["path"]: a for stage in STAGES[1:] for a in run["stages"][stage]["artifacts"]}
+    recorded = {a["path"]: {**a, **recorded.get(a["path"], {})} for a in results.get("export", {}).get("artifacts", [])} | recorded
     parity = results.get("export", {}).get("parity", {})
-    return [text for text, missing in (("an exam before and after (make exam)", not set(exams) - {safety.NAME}),
-                                       ("safety of the answers (make exam EXAM=bundled:safety)", safety.NAME not in exams),
-                                       ("distribution parity of the GGUF with the 16-bit model", not any("kl_mean" in c for c in parity.values())))
-            if missing]
+    rows = []
+    for path, one in sorted(recorded.items()):
+        there = folder / path
+        state = f"pruned {one['pruned'][:10]}" if one.get("pruned") else "not here"
+        if there.is_file():
+            state = "here" if there.stat().st_size == one["bytes"] else "another size than recorded"
+        kind = next((kind for kind in parity if path.endswith(f"-{kind}.gguf")), None)
+        told = parity.get(kind, {})
+        verdict = told.get("verdict", "not measured") + (f" (KL {show.form(told['kl_mean'])})" if "kl_mean" in told else "")
+        rows.append({"path": path, "size": show.size(one["bytes"]), "sha256": one["sha256"][:16], "state": state,
+                     "verdict": verdict if path.endswith(".gguf") else "", "large": one["bytes"] >= 2**20})
+    return rows
 
 
-def warnings(run: dict[str, Any], results: dict[str, Any], base_model: str) -> list[str]:
-    """What a reviewer must know before believing a number."""
-    found, train = [], results.get("train", {})
-    for stage in STAGES:
-        entry = run["stages"][stage]
-        if entry["status"] != "finished":
-            last = entry["attempts"][-1] if entry["attempts"] else {}
-            found.append(f"{stage} is {entry['status']}" + (f": {last['exit']}" if last.get("exit") else ""))
-        elif len(entry["attempts"]) > 1:
-            found.append(f"{stage} took {len(entry['attempts'])} attempts")
-        if entry["attempts"] and entry["attempts"][-1].get("dirty"):
-            found.append(f"{stage} ran from a checkout with uncommitted changes")
-    if base_model.startswith("bundled:"):
-        found.append("the base is the small Gemma 3 270M, dequantised from a Q4_K_M file, not Gemma 3n: the run shows the pipeline; its "
-                     "answers are often wrong and must not be followed")
-    prepare = results.get("prepare", {})
-    if flagged := prepare.get("changed", {}).get("dangerous_advice_flagged", 0) - prepare.get("dropped", {}).get("dangerous_advice", 0):
-        found.append(f"{flagged} rows of the data give outdated or harmful first-aid advice and were kept (dangerous_advice: flag)")
-    if cut := prepare.get("truncated"):
-        found.append(f"{cut} answers were cut to fit max_seq_length")
-    if train.get("sessions", 1) > 1:
-        found.append(f"training was resumed: {train['sessions']} sessions, {train['steps_repeated']} steps were run again after an interruption")
-    if (train.get("eval_loss_after") or 0) > (train.get("eval_loss_before") or float("inf")):
-        found.append("the held-out loss is higher after training than before")
-    return found
-
-
-def parameter_rows(job: params.Params) -> list[dict[str, Any]]:
-    changed = params.changed(job)
-    values = job.model_dump()
-    return [{"key": k, "value": json.dumps(values[k]), "default": json.dumps(params.FIELDS[k].default), "changed": k in changed}
-            for k in [*changed, *(k for k in values if k not in changed)]]
+def parameter_rows(job: Params) -> list[dict[str, Any]]:
+    """Every parameter, those that differ from the defaults first: {parameter, value, default, meaning, changed}."""
+    changed, values = params.changed(job), job.model_dump()
+    return [{"parameter": key, "value": pages.brief(values[key]), "default": pages.brief(params.FIELDS[key].get_default(call_default_factory=True)),
+             "meaning": params.FIELDS[key].description, "changed": key in changed} for key in [*changed, *(k for k in values if k not in changed)]]
 
 
 def _optional(path: pathlib.Path) -> Any:
-    return files.read_json(path, "record") if path.is_file() else None
+    return files.read_json(path, "record") if path.is_file() else {}
 
 
-def _lengths(folder: pathlib.Path, cut: int) -> Any:
-    from lib import prepared
-
+def _lengths(folder: pathlib.Path) -> list[int]:
     if not (folder / "data" / "train").is_dir():
-        return None
-    lengths = [n for split in prepared.SPLITS for n in prepared.load(folder / "data", split)["length"][:]]
-    return show.lengths_figure(lengths, cut) if lengths else None
-
-
-def _figure(figure: Any) -> Any:
-    import markupsafe
-
-    return markupsafe.Markup(show.svg(figure)) if figure is not None else None
+        return []
+    return [n for split in prepared.SPLITS for n in prepared.load(folder / "data", split)["length"][:]]

@@ -212,7 +212,9 @@ def run_stage(run: Run, stage: str, job: Params, force: bool) -> None:
     entry = run.stage(stage)
     done, trouble = run.finished(stage)
     if done and not force:
-        print(f"{stage}: finished {entry['attempts'][-1]['end']}, nothing to do")
+        freed = sorted({f"{a['path'].split('/')[0]}/" for a in entry["artifacts"] if a.get("pruned")})
+        print(f"{stage}: finished {entry['attempts'][-1]['end']}, nothing to do"
+              + f" ({', '.join(freed)} was pruned; FORCE=1 makes it again)" * bool(freed))
         return
     if trouble:
         print(f"{stage}: was finished, but {trouble}; running it again")

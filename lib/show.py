@@ -14,6 +14,7 @@ from lib.chat import IGNORED
 
 TRAINED = "background:#1f6f50;color:#fff;border-radius:2px"
 INK, ACCENT, SECOND = "#5b6770", "#1f6f50", "#b3541e"  # readable on white and on near-black
+VARIABLES = {INK: "--dim", ACCENT: "--green", SECOND: "--rust"}  # what a page calls them: there they follow its theme
 
 
 def _display(markup: str) -> Any:
@@ -57,6 +58,38 @@ def tables(found: list[tuple[str, list[dict[str, Any]]]]) -> Any:
 def size(count: int) -> str:
     """Bytes for people: KiB under a MiB, MiB otherwise."""
     return f"{count / 2**10:,.1f} KiB" if count < 2**20 else f"{count / 2**20:,.1f} MiB"
+
+
+def aligned(rows: list[dict[str, Any]]) -> str:
+    """A list of like-keyed dicts as text for a terminal, in columns; numbers to the right."""
+    if not rows:
+        return ""
+    columns = [[key, *(form(row[key]) for row in rows)] for key in rows[0]]
+    right = [any(isinstance(row[key], int | float) for row in rows) for key in rows[0]]
+    widths = [max(map(len, column)) for column in columns]
+    return "\n".join("  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)).rstrip()
+                     for line in zip(*columns, strict=True))
+
+
+def parity_table(checks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """{format: what `parity.check` found} for people; what a run of an earlier version did not measure is None."""
+    return [{"format": kind, "predicts": one.get("verdict"), "mean KL, nats": one.get("kl_mean"), "perplexity": one.get("perplexity"),
+             "16-bit model's": one.get("perplexity_16bit"), "positions": one.get("positions"),
+             "same likeliest token": f"{one['greedy_agreement']:.1%}" if one.get("greedy_agreement") is not None else None,
+             "texts tokenised alike": one.get("texts"), "tensors alike": one.get("tensors"), "seconds": one.get("seconds")}
+            for kind, one in checks.items()]
+
+
+def edge_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`edge.measure`'s rows for people; a run of an earlier version lacks some."""
+    def mib(row: dict[str, Any], key: str) -> float | None:
+        return None if row.get(key) is None else row[key] / 2**20
+
+    return [{"format": row["format"], "file, MiB": mib(row, "bytes"), "threads": row.get("threads"), "load, s": row.get("load_seconds"),
+             "memory, MiB": mib(row, "memory_bytes"), "of it private, MiB": mib(row, "private_bytes"),
+             "prompt tokens/s": row.get("prompt_tokens_per_second"), "decoded tokens/s": row.get("decode_tokens_per_second"),
+             "repeats": row.get("repeats"), "cores busy with other work": row.get("other_cores"),
+             "fits in": "more than 16 GB" if row.get("fits_gb", 0) is None else f"{row['fits_gb']} GB" if "fits_gb" in row else None} for row in rows]
 
 
 def pairs(values: dict[str, Any], caption: str = "") -> Any:
@@ -196,8 +229,13 @@ def figure(drawn: Any) -> Any:
 
 
 def svg(figure: Any) -> str:
-    """A figure as inline SVG, without matplotlib's date and XML heading."""
+    """A figure as inline SVG in the page's own colours: no date, no XML heading, text as text."""
+    import matplotlib
+
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ids", "font.family": "sans-serif"}):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     markup = text.getvalue()
+    for colour, variable in VARIABLES.items():
+        markup = markup.replace(colour, f"var({variable}, {colour})")
     return markup[markup.index("<svg"):]

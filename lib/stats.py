@@ -32,6 +32,14 @@ def changes(before: list[bool], after: list[bool]) -> dict[str, float]:
     return {"gained": gained, "lost": lost, "p": mcnemar(gained, lost)}
 
 
+def holm(ps: list[float]) -> list[float]:
+    """Each p corrected for how many tests there are (Holm, 1979), in the order given."""
+    found, highest = [0.0] * len(ps), 0.0
+    for rank, n in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        found[n] = highest = max(highest, min(1.0, (len(ps) - rank) * ps[n]))
+    return found
+
+
 def mean_interval(differences: list[float], seed: int = 0) -> tuple[float, float]:
     """95 % bootstrap interval (percentiles) of the mean of paired differences, one an item."""
     sums = _resampled(np.asarray(differences, np.float64)[:, None], seed)[:, 0]

@@ -74,9 +74,10 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
             ledger.write(event, **values)
             report(event, values)
 
-    tuned, everything = adapter.count(model)
+    (tuned, everything), vocabulary = adapter.count(model), model.config.get_text_config().vocab_size
     note("session", start_step=step, total_steps=total, trainable_parameters=tuned, total_parameters=everything, memory_of=device.memory_gib()[1],
-         device=device.name(), devices=parallel.world(), dtype=str(device.precision(job)[0]).removeprefix("torch."), **models.flops(model))
+         device=device.name(), devices=parallel.world(), dtype=str(device.precision(job)[0]).removeprefix("torch."), vocabulary=vocabulary,
+         **models.flops(model))
     if writes:
         print(f"{'continuing after' if step else 'starting at'} step {step} of {total}: {len(data):,} rows, {tuned:,} trainable parameters",
               flush=True)
@@ -97,7 +98,6 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
         if job.torch_compile:
             note("compiled", seconds=round(time.monotonic() - begun, 3))
     started, line, recent = time.monotonic(), {"steps": 0}, collections.deque(parallel.agree(ledger.losses() if writes else None), maxlen=20)
-    vocabulary = model.config.get_text_config().vocab_size
     bar = tqdm(total=total, initial=step, desc="training", unit="step", file=sys.stdout, mininterval=2, ncols=100, disable=not writes)
     with signals, bar, models.neftune(model, job.neftune_noise_alpha), contextlib.closing(loader):
         while step < total and not held_out.patience_spent():

@@ -69,7 +69,7 @@ def test_work_of_others_is_told_and_own_work_is_not():
 
 def test_table_and_figure_say_what_was_measured():
     rows = [ROW, ROW | {"threads": 2, "decode_tokens_per_second": 50.0, "memory_bytes": 15 * GIB + 1, "fits_gb": None, "private_bytes": None}]
-    first, second = edge.table(rows)
+    first, second = show.edge_table(rows)
     assert (first["fits in"], second["fits in"]) == ("2 GB", "more than 16 GB")
     assert (first["memory, MiB"], first["of it private, MiB"], second["of it private, MiB"]) == (500, 100, None)
     assert "not measured" in show.table_html([second])

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lib import chat, export, gguf_file, gguf_weights, llama, model, parity, prepared
+from lib import chat, export, gguf_file, gguf_weights, llama, model, parity, prepared, show
 from lib.params import UserError
 
 PROMPTS = ("Call an ambulance?", "Cool the burn")
@@ -81,7 +81,7 @@ def test_a_sound_file_passes_with_figures_for_the_record(run):
     assert figures["verdict"] == "as the 16-bit model"
     assert 0.003 < figures["largest_block_error"]["Q8_0"] < 0.0045
     assert len(answers) == 2
-    [shown] = parity.table({"q8_0": figures})
+    [shown] = show.parity_table({"q8_0": figures})
     assert shown["predicts"] == figures["verdict"]
     assert [parity.verdict(kl)[:5] for kl in (0.01, 0.011, 0.1, 0.11, math.nan)] == ["as th", "close", "close", "much ", "much "]
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 import standin
 
-from lib import files, params, record
+from lib import files, machine, params, record
 from lib.params import Params, UserError
 from lib.record import STAGES
 
@@ -271,3 +271,60 @@ def test_the_holder_is_named_and_a_dead_one_is_waited_for(folder, monkeypatch):
 def test_the_stand_in_notebooks_name_real_parameters():
     for line in standin.KEYS.values():
         assert line.split(":")[0] in params.FIELDS
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the checkout a run came from
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository with one commit that the records take for the pipeline's own."""
+    top = tmp_path / "checkout"
+    top.mkdir()
+    (top / "code.py").write_text("a = 1\n")
+    for words in (["init", "-q"], ["add", "code.py"], ["-c", "user.name=n", "-c", "user.email=e@x", "commit", "-qm", "one"]):
+        subprocess.run(["git", *words], cwd=top, check=True)
+    monkeypatch.setattr(machine, "ROOT", top)
+    return top
+
+
+def test_a_dirty_checkout_leaves_its_difference_in_the_run_and_git_takes_it_back(folder, checkout):
+    (checkout / "code.py").write_text("a = 2\n")
+    (checkout / "untracked.txt").write_text("password = 12345678")
+    run = record.open_run(folder, Params())
+    run.begin("prepare", "make")
+    last = run.stage("prepare")["attempts"][-1]
+    assert last["dirty"] is True
+    patch = (folder / last["patch"]).read_text()
+    assert "+a = 2" in patch
+    assert "password" not in patch, "only what git tracks"
+    subprocess.run(["git", "checkout", "-q", "code.py"], cwd=checkout, check=True)
+    subprocess.run(["git", "apply", str(folder / last["patch"])], cwd=checkout, check=True)
+    assert (checkout / "code.py").read_text() == "a = 2\n"
+
+
+def test_a_clean_one_an_untracked_file_and_too_large_a_difference_leave_none(folder, checkout, monkeypatch):
+    run = record.open_run(folder, Params())
+    run.begin("prepare", "make")
+    assert "patch" not in run.stage("prepare")["attempts"][-1]
+    (checkout / "untracked.txt").write_text("x")
+    run.begin("prepare", "make")
+    assert run.stage("prepare")["attempts"][-1]["dirty"] is True
+    assert "patch" not in run.stage("prepare")["attempts"][-1]
+    (checkout / "code.py").write_text("a = 2\n" * 100)
+    monkeypatch.setattr(record, "PATCH_BYTES", 100)
+    run.begin("prepare", "make")
+    assert "patch" not in run.stage("prepare")["attempts"][-1]
+    assert not list(folder.glob("*.patch"))
+
+
+def test_a_secret_in_a_tracked_file_is_masked(folder, checkout, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "a-secret-of-mine")
+    (checkout / "code.py").write_text(f"login('a-secret-of-mine')\nother = 'hf_{'Ab1' * 11}'\n")
+    run = record.open_run(folder, Params())
+    run.begin("prepare", "make")
+    patch = (folder / run.stage("prepare")["attempts"][-1]["patch"]).read_text()
+    assert "login('(HF_TOKEN)')" in patch
+    assert "other = '(a token)'" in patch
+    assert "a-secret" not in "".join(p.read_text() for p in folder.iterdir() if p.is_file())

@@ -1,41 +1,35 @@
-"""report.html from records: offline, escaped, honest about what is missing.
+"""report.html from records: offline, escaped, honest about what is missing; notebooks as pages; the examples rendered.
 
     python -m pytest tests/test_report.py
 """
 
 import json
+import pathlib
+import re
+import shutil
 
+import evil_run
 import pytest
+from evil_run import EVIL
 from page import Reader
 
-from lib import DISCLAIMER, params, report
+from lib import DISCLAIMER, cautions, params, report
 from lib.params import UserError
 
-EVIL = '<script>alert("x")</script><img src=http://evil.example/x onerror=alert(1)>'
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A run whose every text tries to be markup, trained in two sessions from a dirty checkout, not exported."""
-    top = tmp_path / "evil-run"
-    top.mkdir()
-    attempt = {"by": "make", "start": "2026-01-01T00:00:00+00:00", "end": "2026-01-01T00:01:00+00:00", "exit": "ok", "cell": None, "pid": 1, "host": "h",
-               "commit": "0123456789abcdef", "dirty": True}
-    stages = {s: {"status": "finished", "attempts": [attempt], "artifacts": [], "inputs": {}} for s in ("prepare", "train")}
-    stages["export"] = {"status": "failed", "attempts": [{**attempt, "exit": f"ValueError: {EVIL}"}], "artifacts": [], "inputs": {}}
-    (top / "run.json").write_text(json.dumps({"run": "evil-run", "created": "2026-01-01", "stages": stages, "fingerprints": {"data": "abc"},
-                                              "packages": {"torch": "2.13.0"}, "hardware": {"cpu": EVIL, "cores": 2, "gpus": []}}))
-    (top / "params.yaml").write_text(params.dump(params.check({"dataset": EVIL, "lora_r": 4}, "test")))
-    ledger = [{"event": "session", "session": 1, "start_step": 0}, {"event": "session", "session": 2, "start_step": 1},
-              *({"event": "step", "session": 1, "step": n, "steps": 1, "loss": 3.0 - n / 10, "epoch": 1.0} for n in (1, 2, 3)),
-              {"event": "eval", "session": 2, "when": "before", "step": 0, "eval_loss": 3.0}]
-    (top / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in ledger))
-    (top / "samples.json").write_text(json.dumps({"prompts": [EVIL], "answers": {EVIL: [EVIL], "tuned": [""]}, "tokens": 8}))
-    train = {"sessions": 2, "steps_repeated": 3, "steps": 3, "eval_loss_before": 3.0, "eval_loss_after": 3.5, "samples_per_second": None}
-    prepare = {"rows_read": 3, "rows_kept": 3, "dropped": {EVIL: 0}, "train": 3, "validation": 0, "test": 0, "tokens_total": 9, "tokens_trained": 5,
-               "truncated": 7, "changed": {EVIL: 2, "dangerous_advice_flagged": 4}}
-    (top / "results.json").write_text(json.dumps({"prepare": prepare, "train": train}))
-    return top
+    return evil_run.make(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The same run with its pages; not to be changed."""
+    folder = evil_run.make(tmp_path_factory.mktemp("runs"))
+    report.write(folder)
+    return folder
 
 
 def read(path):
@@ -44,34 +38,120 @@ def read(path):
     return page
 
 
-def test_nothing_is_fetched_and_nothing_from_data_is_markup(folder):
-    page = read(report.write(folder))
-    assert not {"script", "img", "link", "iframe", "object"} & set(page.tags)
-    assert all(link.startswith("#") or link in ("prepare.ipynb", "train.ipynb", "export.ipynb") for link in page.links), page.links
-    styles = (folder / "report.html").read_text().split("<style")[1:]
+def offline(page, *links):
+    assert not {"script", "iframe", "object", "form"} & set(page.tags)
+    for link in page.links:
+        assert link.startswith(("#", "data:")) or link in links, link
+
+
+def test_nothing_is_fetched_and_nothing_from_data_is_markup(written):
+    page = read(written / "report.html")
+    offline(page, "train.html", "train.ipynb")
+    assert "img" not in page.tags
+    styles = (written / "report.html").read_text().split("<style")[1:]
     assert not [s for s in styles if "@import" in s.split("</style>")[0] or "url(" in s.split("</style>")[0]]
-    assert sum(EVIL in text for text in page.text) >= 5, "the text itself must be readable"
+    assert sum(EVIL in text for text in page.text) >= 8, "the text itself must be readable"
 
 
-def test_warnings_come_first_and_say_what_is_wrong(folder):
-    text = " ".join(read(report.write(folder)).text)
-    for expected in ("export is failed: ValueError", "uncommitted changes", "resumed: 2 sessions, 3 steps were run again", "higher after training", "4 rows of the data give outdated or harmful", "7 answers were cut",
-                     DISCLAIMER):
+def test_a_notebook_page_keeps_text_and_tables_and_nothing_that_runs_or_loads(written, folder):
+    page = read(written / "train.html")
+    offline(page, "report.html", "train.ipynb")
+    assert "evil.example" not in " ".join(page.links)
+    text = (written / "train.html").read_text()
+    for gone in ("alert(2)", "onerror=alert(1)>\"", "url(", "scrapbook"):
+        assert gone not in text.split("</style>")[-1], gone
+    assert "<b>kept</b>" in text
+    assert EVIL in "".join(page.text), "what was printed is there as text"
+    assert re.search(r"<details><summary>code</summary>.*print", text, re.DOTALL), "the code is there, folded away"
+    (folder / "train.ipynb").write_text('{"cells": [')
+    with pytest.raises(UserError, match="train.ipynb. is not readable"):
+        report.write(folder)
+
+
+def test_warnings_come_first_and_say_what_is_wrong(written):
+    text = " ".join(read(written / "report.html").text)
+    for expected in ("export is failed: ValueError", "uncommitted changes", "resumed 1 time: 2 sessions, 3 steps were run again", "higher after training",
+                     "4 rows of the data give outdated or harmful", "7 answers were cut", "1 exact and 2 near duplicates", "overfit: the training loss ends at 2.700", DISCLAIMER):
         assert expected in text, expected
-    assert text.index("Read first") < text.index("held-out response loss before")
-    assert "not measured" in text, "a missing number is said to be missing"
+    assert text.index("Read first") < text.index("held-out response loss")
     assert "+16.7%" in text
 
 
+def test_headline_has_intervals_and_says_what_is_not_measured(written):
+    told = report.gather(written)
+    tiles = {one["name"]: one for one in report.headline(told["results"], told["exams"])}
+    assert tiles["held-out response loss, before → after"]["value"] == "3.000 → 3.500"
+    assert "95 % interval: not measured" in tiles["held-out response loss, before → after"]["note"]
+    assert tiles["perplexity of held-out answers, tuned / base"] == {"name": "perplexity of held-out answers, tuned / base", "value": "× 0.370",
+                                                                     "note": "95 % 0.3 to 0.4, 3 test rows, paired"}
+    exam = tiles[f"exam {EVIL}, right (merged)"]
+    assert exam["value"] == "2 of 4"
+    assert "95 % 15 to 85" in exam["note"]
+    assert tiles["safety set, answers that pass"]["value"] is None
+    assert tiles["training speed"]["value"] is None
+    assert "not measured" in " ".join(read(written / "report.html").text)
+    missing = report.not_measured(told["results"], told["exams"])
+    assert "whether a clinician finds the answers safe" in missing
+    assert not [m for m in missing if m.startswith("an exam")], "it was examined"
+    assert [m for m in missing if m.startswith("safety")]
+
+
+def test_the_funnel_adds_up(folder):
+    rows = report.funnel(report.gather(folder)["results"]["prepare"])
+    assert [row["left"] for row in rows] == [6, 6, 5, 3]
+    assert rows[-1]["lost"] == pytest.approx(2 / 6)
+
+
+def test_random_weights_harmful_answers_and_a_worse_exam_are_warned_of():
+    run = {"stages": {s: {"status": "finished", "attempts": [{}]} for s in ("prepare", "train", "export")}}
+    assert cautions.warnings(run, {}, "x") == []
+    [said] = cautions.warnings(run, {"train": {"eval_loss_before": 12.9, "eval_loss_after": 12.1}}, "x")
+    assert "random, or broken" in said
+    assert cautions.warnings(run, {"train": {"eval_loss_before": 7.6, "eval_loss_after": 7.0}}, "x") == []
+    [said] = cautions.warnings(run, {"train": {"eval_loss_before": 7.6}}, "x", entries=[{"event": "session", "session": 1, "start_step": 0, "vocabulary": 2048}])
+    assert "2,048" in said
+    exams = {"bundled:safety": {"models": {"base": {"no_harm": {"count": 1, "of": 9}}, "q8_0": {"no_harm": {"count": 7, "of": 9}}}, "comparisons": []},
+             "e": {"models": {}, "comparisons": [{"before": "base", "after": "merged", "gained": 0, "lost": 8, "p": 0.008}]}}
+    assert [s[:22] for s in cautions.warnings(run, {}, "x", exams=exams)] == ["q8_0: 2 of 9 answers t", "merged does worse than"]
+    dropped = {"prepare": {"dropped": {"dangerous_advice": 6}, "changed": {}}}
+    assert cautions.warnings(run, dropped, "x") == [], "rows that were dropped were not kept"
+    kept = params.check({"near_duplicates": "keep", "decontaminate": 0}, "test")
+    assert "held-out numbers may flatter" in cautions.warnings(run, {}, "x", job=kept)[0]
+    evals = [{"event": "session", "session": 1, "start_step": 0}, *({"event": "eval", "session": 1, "when": "w", "step": n, "eval_loss": loss} for n, loss in ((0, 3.0), (5, 2.0), (9, 2.4)))]
+    assert "lowest at step 5 (2.000)" in cautions.warnings(run, {}, "x", entries=evals)[0]
+
+
+def test_artefacts_say_whether_they_are_here_pruned_or_changed(folder):
+    run = json.loads((folder / "run.json").read_text())
+    run["stages"]["train"]["artifacts"] = [{"path": p, "bytes": 3, "sha256": "a" * 64, **more} for p, more in (("here", {}), ("gone", {}), ("other", {}), ("freed", {"pruned": "2026-02-03T04:05:06"}))]
+    (folder / "here").write_text("abc")
+    (folder / "other").write_text("abcd")
+    states = {row["path"]: row["state"] for row in report.artifacts(folder, run, {})}
+    assert states == {"freed": "pruned 2026-02-03", "gone": "not here", "here": "here", "other": "another size than recorded"}
+
+
 def test_a_run_that_only_began_has_a_page(folder):
-    for name in ("metrics.jsonl", "results.json", "samples.json"):
+    for name in ("metrics.jsonl", "results.json", "samples.json", "exam.json", "train.ipynb"):
         (folder / name).unlink()
     assert "not measured" in " ".join(read(report.write(folder)).text)
+
+
+@pytest.mark.parametrize("name", ["demo", "e4b-h100"])
+def test_examples_of_earlier_versions_have_small_whole_pages(name, tmp_path):
+    shutil.copytree(ROOT / "runs" / "examples" / name, tmp_path / name)
+    path = report.write(tmp_path / name)
+    pages = sorted(tmp_path.glob("*/*.html"))
+    assert len(pages) == 1 + len(list(tmp_path.glob("*/*.ipynb")))
+    for page in pages:
+        assert page.stat().st_size < 3e6
+        links = read(page).links
+        assert not [link for link in links if link.startswith("http") and page == path], links
+    assert "2.952" in path.read_text() or name != "demo"
 
 
 def test_not_a_run_and_a_torn_record_are_errors(folder, tmp_path):
     with pytest.raises(UserError, match=r"is not a run: it has no run.json"):
         report.write(tmp_path)
     (folder / "results.json").write_text('{"prepare": ')
-    with pytest.raises(UserError, match=r"results.json.* is not readable JSON|is not readable JSON"):
+    with pytest.raises(UserError, match=r"is not readable JSON"):
         report.write(folder)

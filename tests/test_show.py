@@ -72,3 +72,15 @@ def test_counts_with_examples_are_escaped_and_the_funnel_adds_up(capsys):
     steps = show.funnel({"rows_read": 10, "rows_kept": 5, "dropped": {"near_duplicate": 3, "empty": 2}, "train": 3, "validation": 1, "test": 1}).data
     assert [steps.index(t) for t in ("read", "near_duplicate", "empty", "3 train, 1 validation, 1 test")] == sorted(
         steps.index(t) for t in ("read", "near_duplicate", "empty", "3 train, 1 validation, 1 test"))
+
+
+def test_parity_and_edge_of_earlier_versions_have_gaps_and_no_errors():
+    [row] = show.parity_table({"q8_0": {"tensors": 236, "texts": 50}})
+    assert (row["tensors alike"], row["mean KL, nats"], row["same likeliest token"]) == (236, None, None)
+    [row] = show.edge_table([{"format": "q8_0", "bytes": 2**20}])
+    assert (row["file, MiB"], row["fits in"], row["memory, MiB"]) == (1.0, None, None)
+
+
+def test_text_tables_align():
+    assert show.aligned([{"run": "a", "loss": 1.5}, {"run": "longer", "loss": 12}]).splitlines() == ["run     loss", "a        1.5", "longer    12"]
+    assert show.aligned([]) == ""
