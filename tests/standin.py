@@ -47,7 +47,8 @@ class Tree:
     def make(cls, root):
         shutil.copytree(ROOT / "lib", root / "lib", ignore=shutil.ignore_patterns("__pycache__", "assets"))
         (root / "lib/assets").mkdir()
-        shutil.copy(ROOT / "lib/assets/exam.jsonl", root / "lib/assets")  # what a job's data are held against
+        for name in ("exam.jsonl", "safety.jsonl"):  # what a job's data are held against
+            shutil.copy(ROOT / "lib/assets" / name, root / "lib/assets")
         # the page is another module's concern, and slow to draw
         (root / "lib/report.py").write_text("def write(folder):\n    return folder / 'report.html'\n")
         (root / "params").mkdir()
