@@ -265,7 +265,7 @@ def read(params_file: str | pathlib.Path) -> dict[str, Any]:
     """The keys and values of a file as they stand, not checked."""
     path = ROOT / params_file
     if not path.is_file():
-        have = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "params").glob("*.yaml")))
+        have = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "params").glob("*.yaml") if p.name != "sweep.yaml"))
         raise UserError(f"params file `{params_file}` does not exist (looked in {ROOT}).\n"
                         f"At hand: {have}. Use PARAMS=params/cpu.yaml or write your own.")
     try:

@@ -11,11 +11,11 @@ import subprocess
 
 import pytest
 
-from lib import params, runs
+from lib import params, runs, sweep
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TARGETS = ("run", "prepare", "train", "export", "report", "ask", "test", "lint", "setup", "clean", "help")
+TARGETS = ("run", "prepare", "train", "export", "report", "ask", "sweep", "test", "lint", "setup", "clean", "help")
 
 
 def commands():
@@ -36,6 +36,9 @@ def test_the_readme_names_every_kind_of_command():
 def test_each_command_of_the_readme_is_one_make_accepts_with_parameters_that_exist(command):
     dry = subprocess.run(["make", "-n", "-o", "setup", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True)
     assert dry.returncode == 0, dry.stderr
+    if "lib.sweep" in dry.stdout:
+        given = shlex.split(dry.stdout.splitlines()[-1])
+        assert sweep.trials(sweep.read(given[given.index("--params") + 1]), "params/sweep.yaml")
     line = next((text for text in dry.stdout.splitlines() if "lib.runs" in text), "")
     if line:
         words = shlex.split(line)
@@ -71,7 +74,7 @@ def test_make_help_lists_every_target_and_is_the_default():
     for target in TARGETS:
         assert f"make {target}" in text
     makefile = (ROOT / "Makefile").read_text()
-    assert len(makefile.splitlines()) <= 60
+    assert len(makefile.splitlines()) <= 80
     assert "runs" not in re.search(r"^clean:.*\n\t(.*)", makefile, re.MULTILINE)[1], "make clean must never touch runs"
 
 

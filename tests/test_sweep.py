@@ -6,7 +6,7 @@
 import importlib.util
 import json
 import os
-import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,13 +119,14 @@ def test_the_example_is_valid_and_short():
     assert len(sweep.trials(sweep.read("params/sweep.yaml"), "params/sweep.yaml")) > 1
 
 
-def test_without_ray_one_screen_says_what_to_install(tmp_path):
-    code = "import sys; sys.modules['ray'] = None; from lib import sweep; sys.exit(sweep.main(['--params', 'params/sweep.yaml']))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=params.ROOT, capture_output=True, text=True, env={**os.environ, "MEDRESCUE_RUNS": str(tmp_path)})
-    assert done.returncode == 2
-    assert "pip install -r requirements-sweep.txt" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) < 6
+def test_without_ray_one_screen_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "lib.sweep_ray", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert sweep.main(["--params", "params/sweep.yaml"]) == 2
+    printed = capsys.readouterr().err
+    assert "pip install -r requirements-sweep.txt" in printed
+    assert len(printed.splitlines()) < 6
     assert not any(tmp_path.iterdir())
 
 
@@ -225,14 +226,14 @@ def _train(tree, name):
 def test_a_trial_whose_parent_is_gone_stops_with_a_true_record_and_is_waited_for(tree):
     words = ["lib.trial", "train", "--params", "params/job.yaml", "--run", "t", "--set", "max_steps=40 eval_steps=3"]
     first = _start(tree, *words)
-    standin.wait_for(lambda: (tree.root / "runs/t/session-1").exists(), "the first session")
+    standin.wait_for(lambda: (tree.root / "runs/t/session-1").exists(), "the first session", 300)
     first.stdin.close()  # what the kernel does when the parent is killed
     second = _start(tree, *words[:-1], "max_steps=40 eval_steps=3")  # at once, while the first still saves
-    assert first.wait(60) == 128 + signal.SIGTERM
-    standin.wait_for(lambda: (tree.root / "runs/t/session-2").exists(), "the second session")
+    assert first.wait(200) == 128 + signal.SIGTERM
+    standin.wait_for(lambda: (tree.root / "runs/t/session-2").exists(), "the second session", 300)
     assert _train(tree, "t")["attempts"][0]["exit"].startswith("stopped by SIGTERM")
     (tree.root / "runs/t/stop").touch()
-    assert second.wait(60) == 1
+    assert second.wait(200) == 1
     assert "SessionOver" in _train(tree, "t")["attempts"][1]["exit"]
 
 
@@ -247,14 +248,14 @@ def test_a_sweep_stops_the_worse_ones_early_survives_a_killed_trial_and_driver_a
     secret = {"HF_TOKEN": "hf_" + "planted" * 5, "TMPDIR": str(tree.root / "tmp")}
     (tree.root / "tmp").mkdir()
     driver = _start(tree, "lib.sweep", "--params", "params/few.yaml", **secret)
-    kernel = standin.wait_for(lambda: next(tree.root.glob("runs/*/session-1"), None), "a trial that trains", 120)
+    kernel = standin.wait_for(lambda: next(tree.root.glob("runs/*/session-1"), None), "a trial that trains", 400)
     standin.wait_for(lambda: kernel.read_text(), "its kernel")
     os.kill(int(kernel.read_text()), signal.SIGKILL)
-    standin.wait_for(lambda: (kernel.parent / "session-2").exists(), "the killed trial, continued", 120)
+    standin.wait_for(lambda: (kernel.parent / "session-2").exists(), "the killed trial, continued", 400)
     driver.kill()
     driver.communicate()
     driver = _start(tree, "lib.sweep", "--params", "params/few.yaml", **secret)
-    out, err = driver.communicate(timeout=300)
+    out, err = driver.communicate(timeout=500)
     assert driver.returncode == 0, out + err
     assert "Traceback" not in out + err
     words = [next(line for line in out.splitlines() if line[2:].strip().startswith(name) and "learning_rate" not in line) for name in names]
@@ -270,7 +271,7 @@ def test_a_sweep_stops_the_worse_ones_early_survives_a_killed_trial_and_driver_a
             assert why["evals"] * 3 == why["at_step"] < 9
     before = {p: p.stat().st_mtime_ns for p in (tree.root / "runs").rglob("*")}
     again = _start(tree, "lib.sweep", "--params", "params/few.yaml", **secret)
-    out, err = again.communicate(timeout=120)
+    out, err = again.communicate(timeout=400)
     assert again.returncode == 0, out + err
     assert "4 of them done before" in out
     assert before == {p: p.stat().st_mtime_ns for p in (tree.root / "runs").rglob("*") if p in before or p.name != "report.html"}
@@ -281,9 +282,9 @@ def test_a_sweep_stops_the_worse_ones_early_survives_a_killed_trial_and_driver_a
 @needs_ray
 def test_sigterm_lets_the_trials_save_and_more_cores_than_there_are_is_an_error(tree):
     driver = _start(tree, "lib.sweep", "--params", "params/few.yaml", "--set", "weight_decay=0.1")
-    standin.wait_for(lambda: next(tree.root.glob("runs/*/session-1"), None), "a trial that trains", 120)
+    standin.wait_for(lambda: next(tree.root.glob("runs/*/session-1"), None), "a trial that trains", 400)
     driver.terminate()
-    out, err = driver.communicate(timeout=120)
+    out, err = driver.communicate(timeout=400)
     assert driver.returncode == 128 + signal.SIGTERM, out + err
     assert "the same command continues" in out
     began = [p.parent.name for p in tree.root.glob("runs/*/session-1")]
@@ -293,7 +294,7 @@ def test_sigterm_lets_the_trials_save_and_more_cores_than_there_are_is_an_error(
     path = tree.root / "params/few.yaml"
     path.write_text(path.read_text() + "cores_per_trial: 1000\n")
     greedy = _start(tree, "lib.sweep", "--params", "params/few.yaml")
-    out, err = greedy.communicate(timeout=120)
+    out, err = greedy.communicate(timeout=400)
     assert greedy.returncode == 2
     assert "cores_per_trial is 1000, and no machine of the sweep has more" in err
 
@@ -302,8 +303,52 @@ def test_sigterm_lets_the_trials_save_and_more_cores_than_there_are_is_an_error(
 # launch files
 
 
-def test_the_launch_files_parse_and_name_what_exists():
-    launch = params.ROOT / "params/launch"
-    subprocess.run(["bash", "-n", str(launch / "slurm.sh")], check=True)
-    assert os.access(launch / "slurm.sh", os.X_OK)
-    pathlib.Path(launch / "sky.yaml").read_text()
+LAUNCH = params.ROOT / "params/launch"
+RUNNER = """#!/usr/bin/env bash
+echo "$*" >> calls
+trap 'echo saved >> calls; exit 143' TERM
+for _ in $(seq "$STEPS"); do sleep 0.1; done
+"""
+
+
+def _slurm(folder, *words, **env):
+    """The Slurm script in a folder of stand-ins: the runner notes its words, scontrol and srun theirs."""
+    for name, text in ((".venv/bin/python", RUNNER), (".venv/bin/ray", RUNNER), ("bin/scontrol", '#!/bin/sh\necho "scontrol $*" >> calls\necho first\n'),
+                       ("bin/srun", '#!/bin/sh\necho "srun $*" >> calls\n'), ("bin/sleep", '#!/bin/sh\nexec /bin/sleep 0.1\n')):
+        (path := folder / name).parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    return subprocess.Popen(["bash", str(LAUNCH / "slurm.sh"), *words], cwd=folder, start_new_session=True,
+                            env={"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "7", "STEPS": "1", **env})
+
+
+def test_the_slurm_script_runs_the_runner_saves_before_its_time_is_up_and_queues_again(tmp_path):
+    assert _slurm(tmp_path, "run", "--params", "params/h100.yaml").wait(60) == 0
+    assert (tmp_path / "calls").read_text() == "-m lib.runs run --params params/h100.yaml\n"
+    (tmp_path / "calls").unlink()
+    job = _slurm(tmp_path, "sweep", "--params", "params/sweep.yaml", STEPS="600")
+    standin.wait_for((tmp_path / "calls").exists, "the sweep")
+    job.terminate()
+    assert job.wait(60) == 143
+    assert (tmp_path / "calls").read_text().splitlines() == ["-m lib.sweep --params params/sweep.yaml", "saved", "scontrol requeue 7"]
+    assert _slurm(tmp_path).wait(60) == 1, "no words: the usage"
+
+
+def test_the_slurm_script_starts_ray_over_the_nodes_and_passes_shellcheck(tmp_path):
+    assert _slurm(tmp_path, "sweep", "--params", "s.yaml", SLURM_JOB_NUM_NODES="3", SLURM_JOB_NODELIST="n[1-3]").wait(60) == 0
+    calls = (tmp_path / "calls").read_text()
+    assert "srun --nodes=1 --ntasks=1 --overlap -w first .venv/bin/ray start --head --node-ip-address first --port 20007" in calls
+    assert "srun --nodes=2 --ntasks-per-node=1 --overlap --exclude first .venv/bin/ray start --address first:20007" in calls
+    assert "-m lib.sweep --params s.yaml" in calls
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    subprocess.run(["shellcheck", str(LAUNCH / "slurm.sh")], check=True)
+
+
+def test_skypilot_reads_the_task(tmp_path):
+    if importlib.util.find_spec("sky") is None:
+        pytest.skip("skypilot is not installed")
+    code = "import sys, sky; task = sky.Task.from_yaml(sys.argv[1]); print(sorted(task.envs), task.num_nodes)"
+    done = subprocess.run([sys.executable, "-c", code, str(LAUNCH / "sky.yaml")], capture_output=True, text=True, cwd=params.ROOT,
+                          env={**os.environ, "HOME": str(tmp_path), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"})
+    assert done.stdout.splitlines()[-1:] == ["['PARAMS', 'SET', 'TARGET'] 1"], done.stderr
