@@ -20,8 +20,9 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from lib import files, ledger, machine, params, record, stops, sweep
+from lib import files, ledger, machine, record, stops, sweep
 from lib.params import ROOT, UserError
+from lib.sweep_file import Sweep, Trial, text
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 120  # for a trial stopped early to end by its stop file, after the step it is in
@@ -40,7 +41,7 @@ class Follower(tune.Trainable):
         self.reported, self.process = 0, None
         if trial["over"]:
             return
-        self.errors = tempfile.TemporaryFile()  # a pipe that nobody reads would fill up
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the runner; a pipe that nobody reads would fill up
         env = {**os.environ, "MEDRESCUE_RUNS": str(self.folder.parent), "OMP_NUM_THREADS": str(trial["cores"]), "PYTHONUNBUFFERED": "1"}
         # its own session: what is sent to the worker's process group is not for it
         self.process = subprocess.Popen([sys.executable, "-m", "lib.trial", *trial["words"]], cwd=ROOT, env=env, start_new_session=True,
@@ -84,7 +85,7 @@ class Follower(tune.Trainable):
 class Asha(ASHAScheduler):
     """Ray's ASHA on the held-out loss; a decision to stop is on disk before it is carried out."""
 
-    def __init__(self, of: sweep.Sweep):
+    def __init__(self, of: Sweep):
         super().__init__(time_attr="evals", metric="eval_loss", mode="min", max_t=LAST_EVAL, grace_period=of.grace_evals,
                          reduction_factor=of.reduction_factor)
 
@@ -120,7 +121,7 @@ class Lines(tune.Callback):
         self._print(trial, (trial.last_result or {}).get("refused") or "ended")
 
 
-def _start(temporary: str, of: sweep.Sweep) -> None:
+def _start(temporary: str, of: Sweep) -> None:
     """Ray on this machine, or the cluster at RAY_ADDRESS; UserError where a trial would wait for ever."""
     address = os.environ.get("RAY_ADDRESS", "")
     here = {} if address else {"include_dashboard": False, "_temp_dir": temporary, "num_cpus": machine.cores(), "object_store_memory": 80 * 2**20}
@@ -135,7 +136,7 @@ def _start(temporary: str, of: sweep.Sweep) -> None:
             raise UserError(f"{what} is {wanted:g}, and no machine of the sweep has more than {most:g}. Set it to {most:g} or less.")
 
 
-def run(of: sweep.Sweep, found: list[sweep.Trial]) -> int:
+def run(of: Sweep, found: list[Trial]) -> int:
     """Run what is not over yet; returns the signal that ended it, 0 without one."""
     got: list[int] = []
 
@@ -154,7 +155,7 @@ def run(of: sweep.Sweep, found: list[sweep.Trial]) -> int:
             _start(temporary, of)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # after Ray, which sets one of its own
                 signal.signal(number, leave if number == signal.SIGUSR1 else note)
-            configs = [{"folder": str(t.folder), "words": t.words, "text": sweep.text(t.values), "eval_steps": t.job.eval_steps,
+            configs = [{"folder": str(t.folder), "words": t.words, "text": text(t.values), "eval_steps": t.job.eval_steps,
                         "cores": of.cores_per_trial, "over": sweep.state(t.folder, of).word in ("finished", "stopped early")} for t in found]
             tune.Tuner(
                 tune.with_resources(Follower, {"cpu": of.cores_per_trial, "gpu": of.gpus_per_trial}),

@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from lib import params, runs, sweep
+from lib import params, runs, sweep_file
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ def test_each_command_of_the_readme_is_one_make_accepts_with_parameters_that_exi
     assert dry.returncode == 0, dry.stderr
     if "lib.sweep" in dry.stdout:
         given = shlex.split(dry.stdout.splitlines()[-1])
-        assert sweep.trials(sweep.read(given[given.index("--params") + 1]), "params/sweep.yaml")
+        assert sweep_file.trials(sweep_file.read(given[given.index("--params") + 1]), "params/sweep.yaml")
     line = next((text for text in dry.stdout.splitlines() if "lib.runs" in text), "")
     if line:
         words = shlex.split(line)

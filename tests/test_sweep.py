@@ -14,7 +14,7 @@ import sys
 import pytest
 import standin
 
-from lib import files, params, record, sweep
+from lib import files, params, record, sweep, sweep_file
 from lib.params import UserError
 
 GOOD = "base: params/cpu.yaml\nset: {max_steps: 20, eval_steps: 5}\ngrid: {learning_rate: [1.0e-3, 1.0e-4], lora_r: [4, 8]}\nmetric: eval_loss_after\ndirection: min\n"
@@ -27,7 +27,7 @@ def made(tmp_path, monkeypatch):
 
     def make(text, overrides=""):
         (path := tmp_path / "try.yaml").write_text(text)
-        return sweep.trials(sweep.read(str(path)), str(path), overrides)
+        return sweep_file.trials(sweep_file.read(str(path)), str(path), overrides)
     return make
 
 
@@ -116,7 +116,7 @@ def test_a_sweep_file_is_no_params_file_and_says_so():
 def test_the_example_is_valid_and_short():
     path = params.ROOT / "params/sweep.yaml"
     assert len(path.read_text().splitlines()) <= 25
-    assert len(sweep.trials(sweep.read("params/sweep.yaml"), "params/sweep.yaml")) > 1
+    assert len(sweep_file.trials(sweep_file.read("params/sweep.yaml"), "params/sweep.yaml")) > 1
 
 
 def test_without_ray_one_screen_says_what_to_install(tmp_path, monkeypatch, capsys):
@@ -150,7 +150,7 @@ def _folder(path, status, evals, exit="ok"):
 
 
 def test_states_and_the_table_come_from_the_run_folders(tmp_path, made, capsys):
-    of = sweep.Sweep(base="params/cpu.yaml", grid={"lora_r": [4]}, metric="eval_loss_after", direction="min")
+    of = sweep_file.Sweep(base="params/cpu.yaml", grid={"lora_r": [4]}, metric="eval_loss_after", direction="min")
     folders = [_folder(tmp_path / "a", "finished", [3.0, 2.0]), _folder(tmp_path / "b", "finished", [3.0, 1.5]),
                _folder(tmp_path / "c", "interrupted", [4.0]), _folder(tmp_path / "d", "interrupted", [4.5]), _folder(tmp_path / "e", "failed", [], "Diverged: inf"), tmp_path / "f"]
     (folders[2] / sweep.RECORD).write_text("{}")
@@ -159,10 +159,10 @@ def test_states_and_the_table_come_from_the_run_folders(tmp_path, made, capsys):
     assert states[1][1:4] == (2, 1.5, 1.5)
     assert states[2][1:4] == (1, 4.0, None), "a trial stopped early has no final number"
     assert sweep.best(states, of) == 1
-    fast = sweep.Sweep(base="params/cpu.yaml", grid={"lora_r": [4]}, metric="samples_per_second", direction="min")
+    fast = sweep_file.Sweep(base="params/cpu.yaml", grid={"lora_r": [4]}, metric="samples_per_second", direction="min")
     assert sweep.best([sweep.state(f, fast) for f in folders], fast) == 0
     assert sweep.state(folders[2], of.model_copy(update={"early_stop": False})).word == "interrupted", "without early_stop it is continued"
-    found = [sweep.Trial(f, {"lora_r": n}, made(GOOD)[0].job, []) for n, f in enumerate(folders)]
+    found = [sweep_file.Trial(f, {"lora_r": n}, made(GOOD)[0].job, []) for n, f in enumerate(folders)]
     assert sweep.end(found[:4], of, "make sweep") is True
     assert "1 of 4 trials are not done" in capsys.readouterr().out
     assert sweep.end(found, of, "make sweep") is False, "a failed trial is a failure"
@@ -243,7 +243,7 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 @needs_ray
 def test_a_sweep_stops_the_worse_ones_early_survives_a_killed_trial_and_driver_and_is_not_run_twice(tree):
     names = [t.removesuffix("\n") for t in subprocess.run(
-        [sys.executable, "-c", "from lib import sweep; [print(t.folder.name) for t in sweep.trials(sweep.read('params/few.yaml'), 'params/few.yaml')]"],
+        [sys.executable, "-c", "from lib import sweep_file; [print(t.folder.name) for t in sweep_file.trials(sweep_file.read('params/few.yaml'), 'params/few.yaml')]"],
         cwd=tree.root, text=True, capture_output=True, check=True).stdout.splitlines()]
     secret = {"HF_TOKEN": "hf_" + "planted" * 5, "TMPDIR": str(tree.root / "tmp")}
     (tree.root / "tmp").mkdir()
