@@ -150,7 +150,9 @@ def run(of: Sweep, found: list[Trial]) -> int:
         raise KeyboardInterrupt
 
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # for the workers
-    with tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True) as temporary:
+    # Ray's sockets lie 62 characters below its folder, and the path of a socket has 107 at most
+    place = tempfile.gettempdir() if len(tempfile.gettempdir()) < 30 else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="sweep-", dir=place, ignore_cleanup_errors=True) as temporary:
         try:
             _start(temporary, of)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # after Ray, which sets one of its own

@@ -6,10 +6,12 @@
 import importlib.util
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import standin
@@ -237,16 +239,22 @@ def test_a_trial_whose_parent_is_gone_stops_with_a_true_record_and_is_waited_for
     assert "SessionOver" in _train(tree, "t")["attempts"][1]["exit"]
 
 
+@pytest.fixture
+def short():
+    """A temporary folder whose path leaves room for Ray's sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield pathlib.Path(folder)
+
+
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (requirements-sweep.txt)")
 
 
 @needs_ray
-def test_a_sweep_stops_the_worse_ones_early_survives_a_killed_trial_and_driver_and_is_not_run_twice(tree):
+def test_a_sweep_stops_the_worse_ones_early_survives_a_killed_trial_and_driver_and_is_not_run_twice(tree, short):
     names = [t.removesuffix("\n") for t in subprocess.run(
         [sys.executable, "-c", "from lib import sweep_file; [print(t.folder.name) for t in sweep_file.trials(sweep_file.read('params/few.yaml'), 'params/few.yaml')]"],
         cwd=tree.root, text=True, capture_output=True, check=True).stdout.splitlines()]
-    secret = {"HF_TOKEN": "hf_" + "planted" * 5, "TMPDIR": str(tree.root / "tmp")}
-    (tree.root / "tmp").mkdir()
+    secret = {"HF_TOKEN": "hf_" + "planted" * 5, "TMPDIR": str(short)}
     driver = _start(tree, "lib.sweep", "--params", "params/few.yaml", **secret)
     kernel = standin.wait_for(lambda: next(tree.root.glob("runs/*/session-1"), None), "a trial that trains", 400)
     standin.wait_for(lambda: kernel.read_text(), "its kernel")
@@ -275,7 +283,7 @@ def test_a_sweep_stops_the_worse_ones_early_survives_a_killed_trial_and_driver_a
     assert again.returncode == 0, out + err
     assert "4 of them done before" in out
     assert before == {p: p.stat().st_mtime_ns for p in (tree.root / "runs").rglob("*") if p in before or p.name != "report.html"}
-    found = subprocess.run(["grep", "-rlF", secret["HF_TOKEN"], str(tree.root)], capture_output=True, text=True).stdout
+    found = subprocess.run(["grep", "-rlaF", secret["HF_TOKEN"], str(tree.root), str(short)], capture_output=True, text=True).stdout
     assert found == "", "the token is in no file"
 
 
