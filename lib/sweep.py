@@ -7,6 +7,7 @@ Exit codes: 0, 1 a trial failed, 2 wrong usage, 130 / 143 interrupted.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import pathlib
 import shlex
@@ -119,7 +120,8 @@ def main(argv: list[str] | None = None) -> int:
         done = [t for t in found if state(t.folder, sweep).word in ("finished", "stopped early")]
         print(f"sweep: {len(found)} trials of {sweep.base}" + (f", {len(done)} of them done before" if done else ""), flush=True)
         number = sweep_ray.run(sweep, found) if len(done) < len(found) else 0
-        settle(found)
+        with contextlib.suppress(UserError):  # one that still saves is shown as running
+            settle(found)
         whole = end(found, sweep, command)
         return 128 + number if number else int(not whole)
     except UserError as error:

@@ -26,6 +26,7 @@ from lib.sweep_file import Sweep, Trial, text
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 120  # for a trial stopped early to end by its stop file, after the step it is in
+STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LAST_EVAL = 10**9  # no trial gets so far: ASHA's own limit is not ours
 
 
@@ -144,7 +145,7 @@ def run(of: Sweep, found: list[Trial]) -> int:
         got.append(number)
         if len(got) > 1:
             raise SystemExit(128 + number)
-        signal.raise_signal(signal.SIGUSR1)  # Tune's own: it ends the experiment; until it listens, the next line but one
+        signal.raise_signal(signal.SIGUSR1)  # Tune ends the experiment by it; before Tune listens, `leave` does
 
     def leave(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -155,8 +156,10 @@ def run(of: Sweep, found: list[Trial]) -> int:
     with tempfile.TemporaryDirectory(prefix="sweep-", dir=place, ignore_cleanup_errors=True) as temporary:
         try:
             _start(temporary, of)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # after Ray, which sets one of its own
-                signal.signal(number, leave if number == signal.SIGUSR1 else note)
+            signal.signal(signal.SIGUSR1, leave)
+            for number in STOPPERS:  # after Ray, which sets one of its own
+                if signal.getsignal(number) != signal.SIG_IGN:  # nohup asked for that
+                    signal.signal(number, note)
             configs = [{"folder": str(t.folder), "words": t.words, "text": text(t.values), "eval_steps": t.job.eval_steps,
                         "cores": of.cores_per_trial, "over": sweep.state(t.folder, of).word in ("finished", "stopped early")} for t in found]
             tune.Tuner(
@@ -167,7 +170,10 @@ def run(of: Sweep, found: list[Trial]) -> int:
                                           failure_config=tune.FailureConfig(max_failures=of.retries)),
             ).fit()
         except KeyboardInterrupt:
-            pass
+            got = got or [signal.SIGINT]
         finally:
+            for number in STOPPERS:
+                if signal.getsignal(number) == note:
+                    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             ray.shutdown()
     return got[0] if got else 0
