@@ -1,6 +1,7 @@
 """The part of a sweep that is Ray's: trials as actors that follow an ordinary run, ASHA, resources, killed workers and nodes."""
 
 import contextlib
+import logging
 import os
 import pathlib
 import signal
@@ -98,6 +99,10 @@ class Asha(ASHAScheduler):
         return decision
 
 
+def _last_line(trial: Any) -> str:
+    return str(trial.get_error() or "its worker is gone").strip().splitlines()[-1][:150]
+
+
 class Lines(tune.Callback):
     """A line in the terminal for each thing that happens to a trial."""
 
@@ -113,10 +118,10 @@ class Lines(tune.Callback):
             self._print(trial, f"step {result['at_step']}, held-out loss {result['eval_loss']:.4f}")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._print(trial, "was killed; it continues from its last checkpoint")
+        self._print(trial, f"was killed ({_last_line(trial)}); it continues from its last checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._print(trial, "was killed once too often (retries)")
+        self._print(trial, f"was killed once more than `retries` ({_last_line(trial)})")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._print(trial, (trial.last_result or {}).get("refused") or "ended")
@@ -126,6 +131,7 @@ def _start(temporary: str, of: Sweep) -> None:
     """Ray on this machine, or the cluster at RAY_ADDRESS; UserError where a trial would wait for ever."""
     address = os.environ.get("RAY_ADDRESS", "")
     here = {} if address else {"include_dashboard": False, "_temp_dir": temporary, "num_cpus": machine.cores(), "object_store_memory": 80 * 2**20}
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a killed trial is a line of ours, not a traceback
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", configure_logging=True, **here)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -167,6 +173,7 @@ def run(of: Sweep, found: list[Trial]) -> int:
                 param_space={"trial": tune.grid_search(configs)},
                 tune_config=tune.TuneConfig(scheduler=Asha(of) if of.early_stop else FIFOScheduler(), time_budget_s=of.max_minutes * 60 or None),
                 run_config=tune.RunConfig(name="tune", storage_path=temporary, verbose=0, callbacks=[Lines()],
+                                          checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the run folder is the checkpoint
                                           failure_config=tune.FailureConfig(max_failures=of.retries)),
             ).fit()
         except KeyboardInterrupt:
