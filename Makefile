@@ -1,6 +1,6 @@
 # Every target is one visible command. Variables: PARAMS, RUN, RUNS, SET, FORCE, Q, EXAM, METRIC, YES, PYTHON.
 .DEFAULT_GOAL := help
-.PHONY: help setup run prepare train export report runs compare rerun prune ask exam test lint clean
+.PHONY: help setup run prepare train export report runs compare rerun prune sweep ask exam test lint clean
 PYTHON ?= python3
 PARAMS ?= params/cpu.yaml
 # the full set where an NVIDIA card answers, else the same pins without what needs one
@@ -45,6 +45,9 @@ ask: setup  ## answer Q="..." from a run's first GGUF (RUN), with the disclaimer
 
 exam: setup  ## examine a finished run in every format: RUN=name EXAM=my.jsonl (or a hub id; the bundled one)
 	.venv/bin/python -m lib.exam '$(RUN)' '$(or $(EXAM),bundled:exam)'
+
+sweep: setup  ## many runs of one sweep file through Ray: PARAMS=params/sweep.yaml; the same command continues
+	.venv/bin/python -m lib.sweep $(OPTIONS)
 
 # two files at a time; threads that wait must not spin, or two processes on two cores are slower than one
 test: setup  ## all tests

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import re
 import resource
 import sys
@@ -78,7 +79,8 @@ def memory_gib() -> tuple[float, str]:
 
 
 def threads() -> int:
-    """Cores for torch: what this process may use, not what the machine has."""
-    cores = machine.cores()
+    """Cores for torch: what this process may use, not what the machine has; fewer where OMP_NUM_THREADS says so."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")  # of a sweep's trial, or a scheduler's job, that has a part of the cores
+    cores = min(machine.cores(), int(asked)) if asked.isdigit() and int(asked) else machine.cores()
     torch.set_num_threads(cores)
     return cores

@@ -11,6 +11,7 @@ import re
 import shlex
 import types
 import typing
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import annotated_types
@@ -223,13 +224,17 @@ def type_name(key: str) -> str:
     return " ".join([words, " and ".join(low_high)]).strip()
 
 
+def nearest(key: Any, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+    return f"did you mean `{near[0]}`?" if near else "README.md lists them all"
+
+
 def check(values: dict[str, Any], where: str) -> Params:
     """Validate raw values against the schema; UserError names each wrong key, its value and the expected form."""
     wrong = []
     for key in values:
         if key not in FIELDS:
-            near = difflib.get_close_matches(str(key), FIELDS, n=1, cutoff=0.5)
-            wrong.append(f"unknown parameter `{key}`; " + (f"did you mean `{near[0]}`?" if near else "README.md lists them all"))
+            wrong.append(f"unknown parameter `{key}`; {nearest(key, FIELDS)}")
     if not wrong:
         try:
             return Params(**values)
@@ -251,9 +256,18 @@ def _entry(error: pydantic.ValidationError, key: str) -> str:
 
 def load(params_file: str | pathlib.Path, overrides: str = "") -> Params:
     """Read a params file (relative to the repository's root, or absolute) and apply `k=v k=v` overrides."""
+    values = read(params_file)
+    if "base" in values:  # no parameter of ours
+        raise UserError(f"{params_file} is a sweep, many jobs in one file: `make sweep PARAMS={params_file}`.")
+    where = str(params_file) + (f' + SET="{overrides}"' if overrides else "")
+    return check({**values, **parse_overrides(overrides)}, where)
+
+
+def read(params_file: str | pathlib.Path) -> dict[str, Any]:
+    """The keys and values of a file as they stand, not checked."""
     path = ROOT / params_file
     if not path.is_file():
-        have = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "params").glob("*.yaml")))
+        have = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "params").glob("*.yaml") if p.name != "sweep.yaml"))
         raise UserError(f"params file `{params_file}` does not exist (looked in {ROOT}).\n"
                         f"At hand: {have}. Use PARAMS=params/cpu.yaml or write your own.")
     try:
@@ -263,8 +277,7 @@ def load(params_file: str | pathlib.Path, overrides: str = "") -> Params:
     values = _parse_yaml(text, str(params_file))
     if not isinstance(values, dict | types.NoneType):
         raise UserError(f"{params_file}: expected lines of `key: value`, found {type(values).__name__}.")
-    where = str(params_file) + (f' + SET="{overrides}"' if overrides else "")
-    return check({**(values or {}), **parse_overrides(overrides)}, where)
+    return values or {}
 
 
 def parse_overrides(text: str) -> dict[str, Any]:

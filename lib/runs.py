@@ -176,12 +176,9 @@ def execute(source: pathlib.Path, target: pathlib.Path, values: dict[str, Any], 
 
 def check_machine(stages: Sequence[str], job: Params, folder: pathlib.Path) -> None:
     """UserError when this machine cannot run the stages: no GPU for a job that needs one, too little disk."""
-    if "train" in stages and not machine.gpus():
-        needs = [k for k, v in (("load_in_4bit", True), ("optim", "adamw_8bit"), ("torch_compile", True)) if getattr(job, k) == v]
-        if needs:
-            raise UserError(
-                f"This job trains with {' and '.join(f'{k}={getattr(job, k)}'.lower() for k in needs)}, which needs an NVIDIA GPU; "
-                f"none answers here (nvidia-smi).\nWithout one use PARAMS=params/cpu.yaml. `make prepare` works here with any params file.")
+    if "train" in stages and (needs := needs_gpu(job)) and not machine.gpus():
+        raise UserError(f"This job trains with {needs}, which needs an NVIDIA GPU; none answers here (nvidia-smi).\n"
+                        f"Without one use PARAMS=params/cpu.yaml. `make prepare` works here with any params file.")
     files.require_disk(folder, sum(disk_needed(stage, job) for stage in stages), f"{', '.join(stages)} of {job.base_model}")
     if {"train", "export"} & set(stages) and not machine.gpus() and (size := _base_size(job)):
         files.require_memory(size, f"{job.base_model}, which train and export load,")
@@ -191,6 +188,12 @@ def _base_size(job: Params) -> int:
     """Bytes of a base that is here; 0 of one on the hub."""
     local = ROOT / job.base_model
     return 575 * 2**20 if job.base_model.startswith("bundled:") else files.size_of(local) if local.is_dir() else 0
+
+
+def needs_gpu(job: Params) -> str:
+    """What of the job needs an NVIDIA GPU, in words; empty where nothing does."""
+    wanted = (("load_in_4bit", True), ("optim", "adamw_8bit"), ("torch_compile", True))
+    return " and ".join(f"{k}={v}".lower() for k, v in wanted if getattr(job, k) == v)
 
 
 def disk_needed(stage: str, job: Params) -> int:

@@ -11,11 +11,11 @@ import subprocess
 
 import pytest
 
-from lib import params, runs
+from lib import params, runs, sweep_file
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TARGETS = ("run", "prepare", "train", "export", "report", "runs", "compare", "rerun", "prune", "ask", "test", "lint", "setup", "clean", "help")
+TARGETS = ("run", "prepare", "train", "export", "report", "runs", "compare", "rerun", "prune", "ask", "sweep", "test", "lint", "setup", "clean", "help")
 
 
 def commands():
@@ -36,6 +36,9 @@ def test_the_readme_names_every_kind_of_command():
 def test_each_command_of_the_readme_is_one_make_accepts_with_parameters_that_exist(command):
     dry = subprocess.run(["make", "-n", "-o", "setup", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True)
     assert dry.returncode == 0, dry.stderr
+    if "lib.sweep" in dry.stdout:
+        given = shlex.split(dry.stdout.splitlines()[-1])
+        assert sweep_file.trials(sweep_file.read(given[given.index("--params") + 1]), "params/sweep.yaml")
     line = next((text for text in dry.stdout.splitlines() if "lib.runs" in text), "")
     if line:
         words = shlex.split(line)

@@ -118,7 +118,7 @@ def test_every_key_is_described_and_has_a_stage():
         assert params.type_name(key), key
 
 
-@pytest.mark.parametrize("path", sorted((params.ROOT / "params").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted(p for p in (params.ROOT / "params").glob("*.yaml") if p.name != "sweep.yaml"), ids=lambda p: p.name)
 def test_presets_are_valid_short_and_list_only_what_differs(path):
     job, lines = params.load(path), path.read_text().splitlines()
     assert len(lines) <= 25
