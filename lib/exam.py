@@ -42,7 +42,7 @@ def take(run: Run, job: Params, exams: list[str], artifacts: list[dict[str, Any]
     entries = {exam: {"exam": exam, "items": len(items[exam]), "sha256": _hash(items[exam]), **how[exam], "models": {}} for exam in exams}
     tokenizer, method = model.load_tokenizer(run.folder / "merged"), _method()
     for name, made_of, load in exam_models.of(run, job, artifacts):
-        identity = {exam: _hash([{k: v for k, v in entry.items() if k != "models"}, made_of, method]) for exam, entry in entries.items()}
+        identity = {exam: _hash([{k: v for k, v in entry.items() if k not in ("models", "of")}, made_of, method]) for exam, entry in entries.items()}
         known = {exam: every.get(exam, {}).get("models", {}).get(name, {}) for exam in exams}
         wanted = [exam for exam in exams if name not in _harness(exam).SKIPPED]
         todo = [exam for exam in wanted if known[exam].get("identity") != identity[exam]]
@@ -50,6 +50,9 @@ def take(run: Run, job: Params, exams: list[str], artifacts: list[dict[str, Any]
             if exam not in todo:
                 print(f"{name}, {exam}: examined before, nothing to do")
                 entries[exam]["models"][name] = known[exam]
+        if name == "merged":
+            for entry in entries.values():
+                entry["of"] = _hash(made_of)
         if todo:
             with load() as loaded:
                 for exam in todo:
@@ -59,7 +62,9 @@ def take(run: Run, job: Params, exams: list[str], artifacts: list[dict[str, Any]
     for exam, entry in entries.items():
         entry["comparisons"] = _harness(exam).compare(entry["models"], how[exam])
     files.write_json(path, {**every, **entries})
-    for section, values in exam_tables.sections({**every, **entries}, next(iter(job.exam), "")).items():
+    # results of an adapter that was trained over since stay in exam.json, and are not shown as this one's
+    current = {exam: entry for exam, entry in every.items() if entry.get("of") in {e["of"] for e in entries.values()}}
+    for section, values in exam_tables.sections({**current, **entries}, next(iter(job.exam), "")).items():
         run.results(section, values)
     return entries
 

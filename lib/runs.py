@@ -23,7 +23,7 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
 
-from lib import files, machine, params, record, safety, sources
+from lib import files, machine, params, push, record, safety, sources
 from lib.params import ROOT, Params, UserError
 from lib.record import STAGES, Run
 
@@ -180,6 +180,8 @@ def check_machine(stages: Sequence[str], job: Params, folder: pathlib.Path) -> N
         raise UserError(f"This job trains with {needs}, which needs an NVIDIA GPU; none answers here (nvidia-smi).\n"
                         f"Without one use PARAMS=params/cpu.yaml. `make prepare` works here with any params file.")
     files.require_disk(folder, sum(disk_needed(stage, job) for stage in stages), f"{', '.join(stages)} of {job.base_model}")
+    if "export" in stages and job.push_to:  # before hours are spent
+        push.ready(job.push_to)
     if {"train", "export"} & set(stages) and not machine.gpus() and (size := _base_size(job)):
         files.require_memory(size, f"{job.base_model}, which train and export load,")
 
