@@ -63,7 +63,7 @@ def take(run: Run, job: Params, exams: list[str], artifacts: list[dict[str, Any]
         entry["comparisons"] = _harness(exam).compare(entry["models"], how[exam])
     files.write_json(path, {**every, **entries})
     # results of an adapter that was trained over since stay in exam.json, and are not shown as this one's
-    current = {exam: entry for exam, entry in every.items() if entry.get("of") in {e["of"] for e in entries.values()}}
+    current = {exam: entry for exam, entry in every.items() if entry.get("of") in {e.get("of") for e in entries.values()}}
     for section, values in exam_tables.sections({**current, **entries}, next(iter(job.exam), "")).items():
         run.results(section, values)
     return entries
