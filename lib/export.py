@@ -46,7 +46,7 @@ def to_ggufs(model_dir, outs, metadata=None):
     whole, results, begin = first.with_name(f".{first.name}.16bit.tmp"), [], time.monotonic()
     try:
         print(f"converting {weights / 2**30:.1f} GiB of weights", flush=True)
-        convert.to_16bit(folder, whole)
+        fields |= convert.to_16bit(folder, whole)
         fields["tokenizer.ggml.eot_token_id"] = check_gguf(whole, folder)["eot_id"]  # llama.cpp goes by its text, others by this key
         for kind, out in outs.items():
             draft = out.with_name(f".{out.name}.draft")

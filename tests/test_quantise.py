@@ -4,6 +4,7 @@ python -m pytest tests/test_quantise.py
 """
 
 import errno
+import json
 import os
 import shutil
 from collections import Counter
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3nTextConfig, Gemma3TextConfig
 
-from lib import export, gguf_file, gguf_lora, llama, merge, params, quantise, structure
+from lib import convert, export, gguf_file, gguf_lora, gguf_weights, llama, merge, params, quantise, structure
 from lib.params import UserError
 
 PARTS = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate", "up_proj": "ffn_up",
@@ -143,6 +145,26 @@ def test_pieces_and_threads_change_no_byte(whole, made, tmp_path, monkeypatch):
     monkeypatch.setattr(quantise, "PIECE", 50_000)
     quantise.quantise(whole, tmp_path / "pieces.gguf", "q4_0", threads=3)
     assert (tmp_path / "pieces.gguf").read_bytes() == made["q4_0"]["path"].read_bytes()  # and metadata that is set already
+
+
+def test_embeddings_that_go_past_the_converter_are_the_folders(base, whole, tmp_path, monkeypatch):
+    """As at Gemma 3n E4B's size. As there, the table of words is longer than the per-layer one, which is padded."""
+    monkeypatch.setattr(convert, "LARGE", 1 << 18)
+    monkeypatch.setattr(convert, "PIECE", 1 << 20)
+    folder = shutil.copytree(base, tmp_path / "longer")
+    tensors, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+    word = next(name for name in tensors if name.endswith("embed_tokens.weight"))
+    save_file(tensors | {word: torch.cat([tensors[word], tensors[word][:8]])}, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 8}))
+    fields = convert.to_16bit(folder, tmp_path / "whole.gguf")
+    last = sorted(gguf_file.read(tmp_path / "whole.gguf").tensors, key=lambda tensor: tensor.offset)[-2:]
+    assert {(tensor.name, tensor.rows) for tensor in last} == {(name, 2056) for name in quantise.EMBEDDINGS}
+    quantise.quantise(tmp_path / "whole.gguf", tmp_path / "bf16.gguf", "bf16", fields)
+    assert gguf_weights.compare(tmp_path / "bf16.gguf", "bf16", folder)["worst"] == {"BF16": 0, "F32": 0}
+    ours, usual = (gguf_file.read(path) for path in (tmp_path / "bf16.gguf", whole))
+    assert [t.name for t in ours.tensors] == [t.name for t in usual.tensors]
+    assert ours.metadata["general.size_label"] == usual.metadata["general.size_label"]  # the converter's own
+    assert {path.name for path in tmp_path.iterdir()} == {"longer", "whole.gguf", "bf16.gguf"}
 
 
 def test_what_cannot_be_quantised_is_refused_and_leaves_nothing(whole, made, tmp_path, monkeypatch):
