@@ -3,6 +3,7 @@
     make compare RUNS="a b c" METRIC=eval_loss_after      # all runs without RUNS; the first named is what the others are tested against
 """
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from lib import figures, ledger, pages, prepared, record, report, safety, shelf, show, stats
 from lib.cautions import warnings
-from lib.headline import TUNED
+from lib.headline import right, smallest, tuned
 from lib.params import UserError
 from lib.record import STAGES
 
@@ -22,14 +23,10 @@ LINES = 8  # curves in one figure that an eye can tell apart
 def _exam(told: dict[str, Any], safe: bool) -> float | None:
     """Share of right (or passed) answers of the tuned model in the first exam."""
     for name, entry in told["exams"].items():
-        if (name == safety.NAME) == safe and (tuned := _tuned(entry)):
-            one = entry["models"][tuned]
-            return one["passed"]["count"] / one["passed"]["of"] if safe else one["accuracy"]
+        if (name == safety.NAME) == safe and (model := tuned(entry)):
+            count, of = right(entry, model)
+            return count / of
     return None
-
-
-def _tuned(entry: dict[str, Any]) -> str | None:
-    return next((name for name in TUNED if name in entry.get("models", {})), None)
 
 
 def _train(key: str) -> Callable[[dict[str, Any]], float | None]:
@@ -37,8 +34,8 @@ def _train(key: str) -> Callable[[dict[str, Any]], float | None]:
 
 
 def _gguf(told: dict[str, Any]) -> float | None:
-    sizes = [a["bytes"] for a in told["results"].get("export", {}).get("artifacts", []) if a["path"].endswith(".gguf") and "lora" not in a["path"]]
-    return min(sizes) / 2**20 if sizes else None
+    file = smallest(told["results"])
+    return file[0] / 2**20 if file else None
 
 
 def _decoded(told: dict[str, Any]) -> float | None:
@@ -83,7 +80,7 @@ def write(folders: list[pathlib.Path], metric: str = "eval_loss_after") -> tuple
                 for told in runs}
     notes += [f"{name}: {text}" for name, texts in cautions.items() for text in texts if text.startswith("the base's weights are random")]
     groups, (rows, missing) = held_out_groups(runs), table(runs)
-    best, tests = best_by(runs, groups, metric), paired(runs)
+    best, tests, changed = best_by(runs, groups, metric), paired(runs), differing(runs)
     words = [f"best by {METRICS[metric][0]}: {name}{among}" for name, among in best]
     if not best:
         words = [f"best by {METRICS[metric][0]}: not measured in any run"]
@@ -96,12 +93,12 @@ def write(folders: list[pathlib.Path], metric: str = "eval_loss_after") -> tuple
     shown = drawn[:LINES]
     path = pages.write(
         top / "compare.html", "compare.html.jinja", names=[told["name"] for told in runs], links=_links(runs, top), notes=notes, best=words,
-        winners={name for name, _ in best}, rows=rows, parameters=differing(runs), tests=tests,
+        winners={name for name, _ in best}, rows=rows, parameters=changed, tests=tests,
         curves=figures.both(lambda width: figures.overlay(shown, width), "Training and held-out loss of the runs over rows seen") if shown else "",
         drawn=len(shown), of=len(drawn), reference=runs[0]["name"],
         cautions=cautions, missing=missing)
     text = [show.aligned([{key: "-" if value is None else value for key, value in row.items() if key not in SECONDARY} for row in rows])]
-    if changed := differing(runs):
+    if changed:
         text.append(show.aligned([{key: value if len(value) < 40 else value[:38] + "…" for key, value in row.items()} for row in changed]))
     if tests:
         text.append(show.aligned(tests))
@@ -176,8 +173,13 @@ def same_held_out(one: dict[str, Any], other: dict[str, Any]) -> bool:
     prints = [told["run"]["fingerprints"].get("data") for told in (one, other)]
     if prints[0] and prints[0] == prints[1]:
         return True
-    contents = [[prepared.content(told["folder"] / "data", split) for split in ("validation", "test")] for told in (one, other)]
+    contents = [_held_out(told["folder"]) for told in (one, other)]
     return None not in contents[0] and contents[0] == contents[1]
+
+
+@functools.cache  # every pair of runs asks
+def _held_out(folder: pathlib.Path) -> list[str | None]:
+    return [prepared.content(folder / "data", split) for split in ("validation", "test")]
 
 
 def best_by(runs: list[dict[str, Any]], groups: list[list[str]], metric: str) -> list[tuple[str, str]]:
@@ -200,15 +202,15 @@ def paired(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found, first = [], runs[0]
     for other in runs[1:]:
         for name, entry in other["exams"].items():
-            was, models = first["exams"].get(name, {}), [_tuned(e) for e in (first["exams"].get(name, {}), entry)]
+            was, models = first["exams"].get(name, {}), [tuned(e) for e in (first["exams"].get(name, {}), entry)]
             if None in models or was.get("sha256") != entry.get("sha256"):
                 continue
             before, after = (e["models"][m] for e, m in zip((was, entry), models, strict=True))
             row = {"before": first["name"], "after": other["name"], "what": name}
-            right = [[a["passed"] for a in m["answers"]] if name == safety.NAME else [r["right"] for r in m["results"]] for m in (before, after)]
-            change = stats.changes(*right)
-            low, high = stats.mean_interval([int(b) - int(a) for a, b in zip(*right, strict=True)])
-            share = (sum(right[1]) - sum(right[0])) / len(right[0])
+            each = [[a["passed"] for a in m["answers"]] if name == safety.NAME else [r["right"] for r in m["results"]] for m in (before, after)]
+            change = stats.changes(*each)
+            low, high = stats.mean_interval([int(b) - int(a) for a, b in zip(*each, strict=True)])
+            share = (sum(each[1]) - sum(each[0])) / len(each[0])
             found.append({**row, "difference": f"{share:+.1%}", "95 %": f"{low:+.1%} to {high:+.1%}", **change})
             rows, once = [m.get("held_out") for m in (before, after)], {f["after"] for f in found if f["what"].startswith("perplexity")}
             if all(rows) and other["name"] not in once and same_held_out(first, other):

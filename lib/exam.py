@@ -20,7 +20,6 @@ from lib import DISCLAIMER, advice, device, exam_choices, exam_items, exam_model
 from lib.params import Params, UserError
 from lib.record import Run
 
-SAFETY_TOKENS = 128  # where the job itself asked for no safety set
 METHOD = ("choices", "exam_choices", "loss", "evaluate", "safety", "advice")  # our code that decides a score
 
 
@@ -37,7 +36,8 @@ def take(run: Run, job: Params, exams: list[str], artifacts: list[dict[str, Any]
     path = run.folder / "exam.json"
     every = files.read_json(path, "exam file") if path.exists() else {}
     items = {exam: safety.load() if exam == safety.NAME else exam_items.read(exam) for exam in exams}
-    how = {exam: exam_safety.settings(job.safety_tokens or SAFETY_TOKENS) if exam == safety.NAME else exam_choices.settings(shuffles)
+    tokens = job.safety_tokens or params.FIELDS["safety_tokens"].default  # of a job that asked for no safety set itself
+    how = {exam: exam_safety.settings(tokens) if exam == safety.NAME else exam_choices.settings(shuffles)
            for exam in exams}
     entries = {exam: {"exam": exam, "items": len(items[exam]), "sha256": _hash(items[exam]), **how[exam], "models": {}} for exam in exams}
     tokenizer, method = model.load_tokenizer(run.folder / "merged"), _method()
@@ -86,10 +86,7 @@ def _method() -> list[str]:
 def examine(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int = 1) -> dict[str, Any]:
     """`take` of one exam, of a finished run that nobody else holds; UserError unless it is exported."""
     if not (folder / "run.json").is_file():
-        there = ", ".join(sorted(p.parent.name for p in record.runs_folder().glob("*/run.json"))) or "none"
-        raise UserError(f"`{files.shown(folder)}` is not a run: it has no run.json. Runs there: {there}.")
-    if exam != safety.NAME:
-        exam_items.read(exam)  # a wrong file is an error before the run is touched
+        raise UserError(f"`{files.shown(folder)}` is not a run: it has no run.json. Runs there: {record.names()}.")
     record.lock(folder)
     try:
         job, run = params.load(folder / "params.yaml"), Run(folder, record.read_record(folder / "run.json"))

@@ -1,6 +1,7 @@
-"""Figures of the pages: inline SVG in the page's own colours, drawn once for wide screens and once for narrow ones.
+"""Figures of notebooks and pages; on a page as inline SVG in its own colours, drawn once for wide screens and once for narrow ones.
 
     figures.both(lambda width: figures.curves(entries, width), "Training loss of each step")
+    show.figure(figures.curves(entries, figures.CELL))
 """
 
 import re
@@ -13,7 +14,7 @@ import numpy as np
 from lib import ledger, show
 from lib.show import ACCENT, INK, SECOND
 
-WIDE, NARROW = 10.6, 3.7  # inches, so that 10 points are 13 pixels on the page, and on a telephone
+WIDE, NARROW, CELL = 10.6, 3.7, 7  # inches: 10 points are 13 pixels on the page, and on a telephone; of a notebook's cell
 POINTS = 600  # a line has no more: of a longer one, each point is the mean of several steps
 LINES = ("#1b6fb3", "#b9581f", "#24745a", "#8a4fa3", "#a8325a", "#6b6a12", "#0f7c86", "#646f78")  # of runs; in a page --c1 ... for its theme
 DASHES = ("-", "--", "-.", ":")
@@ -105,6 +106,25 @@ def lengths(values: list[int], cut: int, width: float = WIDE) -> Any:
     axes.axvline(cut, color=SECOND, linestyle="--")
     axes.set_xlabel("tokens a row", color=INK)
     axes.set_ylabel("rows", color=INK)
+    return figure
+
+
+def length_words(values: list[int], cut: int) -> str:
+    """What stands beside the histogram."""
+    return f"Median {sorted(values)[len(values) // 2]:,}, longest {max(values):,} tokens; the dashed line is max_seq_length, {cut:,}."
+
+
+def edge(rows: list[dict[str, Any]]) -> Any:
+    """Decoded tokens a second of each GGUF, a bar a number of threads, with the memory it took; rows are `edge.measure`'s."""
+    figure, [axes] = _panels(CELL, [0.6 + 0.3 * len(rows)])
+    axes.grid(False)
+    counts = sorted({row["threads"] for row in rows})
+    bars = axes.barh([f"{row['format']}, {row['threads']} thread{'s' * (row['threads'] > 1)}" for row in rows],
+                     [row["decode_tokens_per_second"] for row in rows], color=[(SECOND, ACCENT)[row["threads"] == counts[-1]] for row in rows])
+    axes.bar_label(bars, [f"{row['decode_tokens_per_second']:.3g} ({row['memory_bytes'] / 2**20:,.0f} MiB)" for row in rows], color=INK, padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.set_xlabel("decoded tokens a second (and memory)", color=INK)
     return figure
 
 

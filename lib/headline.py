@@ -6,7 +6,6 @@ from typing import Any
 
 from lib import files, safety, show, stats
 from lib.deploy import shared_name
-from lib.record import STAGES
 
 TUNED = ("merged", "adapter")  # the tuned model in an exam, the first that was examined
 
@@ -19,9 +18,26 @@ def examined(folder: pathlib.Path, results: dict[str, Any]) -> dict[str, Any]:
     return {name: entry for name, entry in entries.items() if ("safety" in results if name == safety.NAME else shared_name(name) in known)}
 
 
+def tuned(entry: dict[str, Any]) -> str | None:
+    """The tuned model in an exam's entry, the first of TUNED that was examined."""
+    return next((name for name in TUNED if name in entry.get("models", {})), None)
+
+
+def right(entry: dict[str, Any], model: str) -> tuple[int, int]:
+    """How many answers of a model are right, or pass the safety set, and of how many."""
+    one = entry["models"][model]
+    return (one["passed"]["count"], one["passed"]["of"]) if entry["exam"] == safety.NAME else (one["right"], one["of"])
+
+
+def smallest(results: dict[str, Any]) -> tuple[int, str] | None:
+    """Bytes and path of the smallest GGUF of a model, an adapter's not counted."""
+    return min(((a["bytes"], a["path"]) for a in results.get("export", {}).get("artifacts", [])
+                if a["path"].endswith(".gguf") and "lora" not in a["path"]), default=None)
+
+
 def headline(results: dict[str, Any], exams: dict[str, Any]) -> list[dict[str, Any]]:
     """The few numbers a reviewer asks for first: {name, value, note}; value is None where nothing was measured."""
-    train, prepare, export = (results.get(stage, {}) for stage in STAGES[1::-1] + STAGES[2:])
+    train, prepare = results.get("train", {}), results.get("prepare", {})
     before, after = train.get("eval_loss_before"), train.get("eval_loss_after")
     loss = {"name": "held-out response loss, before → after", "value": None, "note": "nats a trained token"}
     if before is not None and after is not None:
@@ -41,28 +57,26 @@ def headline(results: dict[str, Any], exams: dict[str, Any]) -> list[dict[str, A
     memory = train.get("peak_memory_gib")
     found.append({"name": "peak memory in training", "value": None if memory is None else f"{show.form(memory)} GiB",
                   "note": "" if memory is None else f"of the {train.get('memory_of') or 'process'}"})
-    sizes = sorted((a["bytes"], a["path"]) for a in export.get("artifacts", []) if a["path"].endswith(".gguf") and "lora" not in a["path"])
-    found.append({"name": "smallest model file", "value": show.size(sizes[0][0]) if sizes else None,
-                  "note": sizes[0][1].removeprefix("gguf/") if sizes else "no GGUF exported"})
+    file = smallest(results)
+    found.append({"name": "smallest model file", "value": show.size(file[0]) if file else None,
+                  "note": file[1].removeprefix("gguf/") if file else "no GGUF exported"})
     return found
 
 
 def _examined(exams: dict[str, Any]) -> list[dict[str, Any]]:
     found, held = [], {"name": "perplexity of held-out answers, tuned / base", "value": None, "note": "make exam"}
     for name, entry in exams.items():
-        tuned = next((t for t in TUNED if t in entry.get("models", {})), None)
-        pair = next((c for c in entry.get("comparisons", []) if (c["before"], c["after"]) == ("base", tuned)), None)
-        if tuned is None:
+        if (model := tuned(entry)) is None:
             continue
-        now, base, safe = entry["models"][tuned], entry["models"].get("base"), name == safety.NAME
-        right, of = (now["passed"]["count"], now["passed"]["of"]) if safe else (now["right"], now["of"])
-        was = None if base is None else base["passed"]["count"] if safe else base["right"]
-        ends = f"95 % {span(stats.wilson(right, of), 100)}; "
-        found.append({"name": f"{'safety set, answers that pass' if safe else f'exam {name}, right'} ({tuned})", "value": f"{right} of {of}",
-                      "note": f"{right / of:.0%}, {ends}base {'not measured' if was is None else was}"
+        pair = next((c for c in entry.get("comparisons", []) if (c["before"], c["after"]) == ("base", model)), None)
+        count, of = right(entry, model)
+        was = right(entry, "base")[0] if "base" in entry["models"] else "not measured"
+        ends = f"95 % {span(stats.wilson(count, of), 100)}; "
+        what = "safety set, answers that pass" if name == safety.NAME else f"exam {name}, right"
+        found.append({"name": f"{what} ({model})", "value": f"{count} of {of}", "note": f"{count / of:.0%}, {ends}base {was}"
                               + (f", p = {pair['p']:.2g} (McNemar)" if pair else "")})
         if pair and "perplexity_ratio" in pair:
-            rows = now["held_out"]
+            rows = entry["models"][model]["held_out"]
             held = {"name": "perplexity of held-out answers, tuned / base", "value": f"× {pair['perplexity_ratio']:.3f}",
                     "note": f"95 % {span(pair['perplexity_interval'])}, {rows['rows']} {rows['split']} rows, paired"}
     for missing, present in (("exam, right answers", set(exams) - {safety.NAME}), ("safety set, answers that pass", safety.NAME in exams)):

@@ -35,6 +35,11 @@ def runs_folder() -> pathlib.Path:
     return (ROOT / (os.environ.get("MEDRESCUE_RUNS") or "runs")).resolve()
 
 
+def names() -> str:
+    """The runs there are, for a message."""
+    return ", ".join(sorted(path.parent.name for path in runs_folder().glob("*/run.json"))) or "none"
+
+
 def folder_for(job: Params, params_file: str, name: str = "") -> pathlib.Path:
     """runs/<name>, or runs/<params file stem>-<hash>; a name is one plain path component."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", pathlib.PurePath(params_file or "notebook").stem).strip("-.") or "run"

@@ -36,8 +36,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
         warnings=warnings(run, results, job.base_model, job, entries, told["exams"]), headline=headline(results, told["exams"]),
         not_measured=not_measured(results, told["exams"]), funnel=funnel(results.get("prepare", {})),
         lengths=lengths and figures.both(lambda width: figures.lengths(lengths, job.max_seq_length, width), "Histogram of row lengths in tokens"),
-        length_words=lengths and f"Median {sorted(lengths)[len(lengths) // 2]:,}, longest {max(lengths):,} tokens; the dashed line is "
-                                 f"max_seq_length, {job.max_seq_length:,}.",
+        length_words=lengths and figures.length_words(lengths, job.max_seq_length),
         curves=figures.both(lambda width: figures.curves(entries, width), "Loss, learning rate and memory over optimizer steps")
         if ledger.steps(entries) else "", answers=answers(told["samples"]), sessions=[e for e in entries if e["event"] == "session"],
         exam_tables=exam_tables.shown(told["exams"]), differing=exam_tables.differing(told["exams"]), artifacts=artifacts(folder, run, results),

@@ -32,8 +32,8 @@ def find(names: str = "") -> list[pathlib.Path]:
     for name in dict.fromkeys(names.split()):
         folder = next((f for f in (top / name, ROOT / name) if (f / "run.json").is_file()), None)
         if folder is None:
-            there = ", ".join(sorted(p.parent.name for p in top.glob("*/run.json"))) or "none"
-            raise UserError(f"`{name}` is not a run: neither `{files.shown(top / name)}` nor `{name}` has a run.json. Runs there: {there}.")
+            raise UserError(f"`{name}` is not a run: neither `{files.shown(top / name)}` nor `{name}` has a run.json. "
+                            f"Runs there: {record.names()}.")
         found.append(folder)
     return found
 

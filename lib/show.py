@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from lib import ledger
 from lib.chat import IGNORED
 
 TRAINED = "background:#1f6f50;color:#fff;border-radius:2px"
@@ -161,62 +160,6 @@ def answers(prompts: Any, columns: dict[str, list[str]]) -> Any:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # figures
-
-
-def _axes(width: float, height: float) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("agg")  # figures are drawn to files; a notebook shows them as the value of its cell
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.subplots()
-    axes.patch.set_alpha(0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=INK)
-    for side in axes.spines.values():
-        side.set_color(INK)
-    return figure, axes
-
-
-def lengths_figure(lengths: list[int], cut: int) -> Any:
-    """Histogram of row lengths in tokens, with the longest row and the cut."""
-    figure, axes = _axes(7, 2.4)
-    axes.hist(lengths, bins=min(40, max(1, max(lengths) - min(lengths) + 1)), color=ACCENT)
-    axes.set_xlabel(f"tokens a row (median {np.median(lengths):.0f}, longest {max(lengths):,}; cut at {cut:,})", color=INK)
-    axes.set_ylabel("rows", color=INK)
-    axes.axvline(cut, color=SECOND, linestyle="--")
-    return figure
-
-
-def loss_figure(entries: list[dict[str, Any]]) -> Any:
-    """Training loss of each logged step, held-out loss whenever measured, a line where a session resumed; from the ledger."""
-    figure, axes = _axes(7, 3)
-    steps = ledger.steps(entries)
-    evals, sessions = ledger.kept(entries, "eval"), [e for e in entries if e["event"] == "session"]
-    x, y = [e["step"] for e in steps], [e["loss"] for e in steps]
-    axes.plot(x, y, color=ACCENT, linewidth=1, alpha=0.7, label="training, each step")
-    axes.plot([e["step"] for e in evals], [e["eval_loss"] for e in evals], "o--", color=SECOND, label="held-out")
-    for entry in sessions[1:]:
-        axes.axvline(entry["start_step"], color=INK, linestyle=":", linewidth=1)
-    axes.set_xlabel("step" + (f" ({len(sessions) - 1} resumed sessions, dotted)" if len(sessions) > 1 else ""), color=INK)
-    axes.set_ylabel("loss, nats a trained token", color=INK)
-    axes.legend(frameon=False, labelcolor=INK)
-    return figure
-
-
-def edge_figure(rows: list[dict[str, Any]]) -> Any:
-    """Decoded tokens a second of each GGUF, a bar a number of threads, with the memory it took; rows are `edge.measure`'s."""
-    figure, axes = _axes(7, 0.6 + 0.3 * len(rows))
-    counts = sorted({row["threads"] for row in rows})
-    bars = axes.barh([f"{row['format']}, {row['threads']} thread{'s' * (row['threads'] > 1)}" for row in rows],
-                     [row["decode_tokens_per_second"] for row in rows], color=[(SECOND, ACCENT)[row["threads"] == counts[-1]] for row in rows])
-    axes.bar_label(bars, [f"{row['decode_tokens_per_second']:.3g} ({row['memory_bytes'] / 2**20:,.0f} MiB)" for row in rows], color=INK, padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.2)
-    axes.set_xlabel("decoded tokens a second (and memory)", color=INK)
-    return figure
 
 
 def figure(drawn: Any) -> Any:

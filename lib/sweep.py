@@ -14,7 +14,7 @@ import sys
 import time
 from typing import NamedTuple
 
-from lib import compare, files, ledger, record, sweep_file
+from lib import compare, files, ledger, record, show, sweep_file
 from lib.params import UserError
 from lib.sweep_file import Sweep, Trial
 
@@ -73,13 +73,12 @@ def best(states: list[State], sweep: Sweep) -> int | None:
 def table(found: list[Trial], states: list[State], sweep: Sweep) -> str:
     """The trials as lines of text, the best marked."""
     varied, first = list(dict.fromkeys(k for t in found for k in t.values)), best(states, sweep)
-    rows = [["", "run", *varied, "state", "step", "held-out loss", sweep.metric]]
+    rows = []
     for n, (trial, of) in enumerate(zip(found, states, strict=True)):
-        numbers = ["-" if v is None else f"{v:.4g}" for v in (of.loss, of.value)]
-        rows.append(["*" if n == first else "", trial.folder.name, *(str(trial.values.get(k, "-")) for k in varied), of.word,
-                     str(of.step if of.step is not None else "-"), *numbers])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+        numbers = {key: "-" if value is None else f"{value:.4g}" for key, value in (("held-out loss", of.loss), (sweep.metric, of.value))}
+        rows.append({"": "*" if n == first else "", "run": trial.folder.name, **{key: str(trial.values.get(key, "-")) for key in varied},
+                     "state": of.word, "step": str(of.step if of.step is not None else "-"), **numbers})
+    return show.aligned(rows)
 
 
 def end(found: list[Trial], sweep: Sweep, command: str) -> bool:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from lib import edge, show
+from lib import edge, figures, show
 from lib.params import UserError
 
 GIB = 2**30
@@ -73,9 +73,9 @@ def test_table_and_figure_say_what_was_measured():
     assert (first["fits in"], second["fits in"]) == ("2 GB", "more than 16 GB")
     assert (first["memory, MiB"], first["of it private, MiB"], second["of it private, MiB"]) == (500, 100, None)
     assert "not measured" in show.table_html([second])
-    markup = show.svg(show.edge_figure(rows))
+    markup = show.svg(figures.edge(rows))
     assert len(markup) > 1000
-    axes = show.edge_figure(rows).axes[0]
+    axes = figures.edge(rows).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [30.0, 50.0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["q8_0, 1 thread", "q8_0, 2 threads"]
     assert [text.get_text() for text in axes.texts] == ["30 (500 MiB)", "50 (15,360 MiB)"]

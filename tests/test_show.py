@@ -5,7 +5,7 @@
 
 from page import Reader
 
-from lib import show
+from lib import figures, show
 
 EVIL = '<script>alert("x")</script><img src=http://evil.example/x onerror=alert(1)>'
 
@@ -35,10 +35,10 @@ def test_tables_and_tokens_escape_and_mark(bundled_base):
 def test_figures_are_images():
     entries = [{"event": "session", "session": 1, "start_step": 0}, {"event": "session", "session": 2, "start_step": 1},
                *({"event": "step", "session": 1, "step": n, "loss": 3.0 - n} for n in (1, 2)), {"event": "eval", "step": 0, "eval_loss": 3.0}]
-    image = show.figure(show.loss_figure(entries))
+    image = show.figure(figures.curves(entries, figures.CELL))
     assert image.data.startswith(b"\x89PNG")
-    assert show.svg(show.lengths_figure([5, 9, 9, 12], 512)).startswith("<svg")
-    assert show.figure(show.lengths_figure([7], 512)).data
+    assert show.svg(figures.lengths([5, 9, 9, 12], 512)).startswith("<svg")
+    assert show.figure(figures.lengths([7], 512)).data
 
 
 def test_a_job_shows_what_differs_first_and_escapes_it(tmp_path, capsys):
