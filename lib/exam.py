@@ -23,26 +23,32 @@ from lib.record import Run
 METHOD = ("choices", "exam_choices", "loss", "evaluate", "safety", "advice")  # our code that decides a score
 
 
-def of(job: Params) -> list[str]:
-    """The exams a job asks for: its multiple-choice sets and, unless switched off, the safety set."""
-    return [*job.exam, *([safety.NAME] if job.safety_tokens else [])]
+def of(job: Params) -> dict[str, list[dict[str, Any]]]:
+    """{exam: its items} a job asks for: its multiple-choice sets and, unless switched off, the safety set."""
+    return {exam: read(exam) for exam in [*job.exam, *([safety.NAME] if job.safety_tokens else [])]}
 
 
-def take(run: Run, job: Params, exams: list[str], artifacts: list[dict[str, Any]], shuffles: int = 1) -> dict[str, dict[str, Any]]:
+def read(exam: str) -> list[dict[str, Any]]:
+    """The items of one exam; UserError for a file, folder or hub set that cannot be asked."""
+    return safety.load() if exam == safety.NAME else exam_items.read(exam)
+
+
+def take(run: Run, job: Params, exams: dict[str, list[dict[str, Any]]], artifacts: list[dict[str, Any]],
+         shuffles: int = 1) -> dict[str, dict[str, Any]]:
     """{exam: its entry in exam.json}, after asking every model of the run that has no result in it yet; one model is loaded at a time.
 
     `artifacts`: {path, sha256} of the run's files, by which a result is known to be of this very model. results.json gets the counts.
     """
     path = run.folder / "exam.json"
     every = files.read_json(path, "exam file") if path.exists() else {}
-    items = {exam: safety.load() if exam == safety.NAME else exam_items.read(exam) for exam in exams}
     tokens = job.safety_tokens or params.FIELDS["safety_tokens"].default  # of a job that asked for no safety set itself
-    how = {exam: exam_safety.settings(tokens) if exam == safety.NAME else exam_choices.settings(shuffles)
-           for exam in exams}
-    entries = {exam: {"exam": exam, "items": len(items[exam]), "sha256": _hash(items[exam]), **how[exam], "models": {}} for exam in exams}
+    how = {exam: exam_safety.settings(tokens) if exam == safety.NAME else exam_choices.settings(shuffles) for exam in exams}
+    entries = {exam: {"exam": exam, "items": len(items), "sha256": _hash(items), **how[exam], "models": {}} for exam, items in exams.items()}
     tokenizer, method = model.load_tokenizer(run.folder / "merged"), _method()
-    for name, made_of, load in exam_models.of(run, job, artifacts):
-        identity = {exam: _hash([{k: v for k, v in entry.items() if k not in ("models", "of")}, made_of, method]) for exam, entry in entries.items()}
+    models = list(exam_models.of(run, job, artifacts))
+    of_these = _hash([made_of for _, made_of, _ in models])
+    for name, made_of, load in models:
+        identity = {exam: _hash([{k: v for k, v in entry.items() if k != "models"}, made_of, method]) for exam, entry in entries.items()}
         known = {exam: every.get(exam, {}).get("models", {}).get(name, {}) for exam in exams}
         wanted = [exam for exam in exams if name not in _harness(exam).SKIPPED]
         todo = [exam for exam in wanted if known[exam].get("identity") != identity[exam]]
@@ -50,20 +56,18 @@ def take(run: Run, job: Params, exams: list[str], artifacts: list[dict[str, Any]
             if exam not in todo:
                 print(f"{name}, {exam}: examined before, nothing to do")
                 entries[exam]["models"][name] = known[exam]
-        if name == "merged":
-            for entry in entries.values():
-                entry["of"] = _hash(made_of)
         if todo:
             with load() as loaded:
                 for exam in todo:
-                    found = _harness(exam).sit(loaded, items[exam], tokenizer, name, how[exam], run.folder)
+                    found = _harness(exam).sit(loaded, exams[exam], tokenizer, name, how[exam], run.folder)
                     entries[exam]["models"][name] = {"identity": identity[exam], **found}
                     files.write_json(path, {**every, **entries})
     for exam, entry in entries.items():
+        entry["of"] = of_these
         entry["comparisons"] = _harness(exam).compare(entry["models"], how[exam])
     files.write_json(path, {**every, **entries})
-    # results of an adapter that was trained over since stay in exam.json, and are not shown as this one's
-    current = {exam: entry for exam, entry in every.items() if entry.get("of") in {e.get("of") for e in entries.values()}}
+    # results of other files, as of an adapter that was trained over since, stay in exam.json and are not shown as of these
+    current = {exam: entry for exam, entry in every.items() if entry.get("of") == of_these}
     for section, values in exam_tables.sections({**current, **entries}, next(iter(job.exam), "")).items():
         run.results(section, values)
     return entries
@@ -87,6 +91,7 @@ def examine(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int = 1)
     """`take` of one exam, of a finished run that nobody else holds; UserError unless it is exported."""
     if not (folder / "run.json").is_file():
         raise UserError(f"`{files.shown(folder)}` is not a run: it has no run.json. Runs there: {record.names()}.")
+    items = read(exam)  # what cannot be asked is an error before the run is touched
     record.lock(folder)
     try:
         job, run = params.load(folder / "params.yaml"), Run(folder, record.read_record(folder / "run.json"))
@@ -99,7 +104,7 @@ def examine(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int = 1)
             raise UserError(f"run `{folder.name}` cannot be examined: its merged/ was pruned {when[:10]}. `make export FORCE=1` with its PARAMS "
                             f"and RUN makes it again.")
         artifacts = [a for stage in ("train", "export") for a in run.stage(stage)["artifacts"]]
-        return take(run, job, [exam], artifacts, shuffles)[exam]
+        return take(run, job, {exam: items}, artifacts, shuffles)[exam]
     finally:
         files.unlock(folder)
 

@@ -6,7 +6,6 @@
 import json
 import pathlib
 import re
-import time
 
 import pytest
 
@@ -146,10 +145,7 @@ def test_our_right_options_are_clean():
     assert {key: hits for key, texts in right.items() if (hits := advice.found(texts[0]) + advice.found(*texts))} == {}
 
 
-def test_a_hundred_thousand_answers_are_cheap():
-    """10 s for 100,000 answers of 1,000 characters on one core, with room for a slow machine: no rule may backtrack."""
-    texts = [" ".join(pair["answer"] for pair in PAIRS[i:i + 2])[:1000] for i in range(len(PAIRS))] + ["put a " * 200, "do not, " * 150]
-    start = time.perf_counter()
-    for text in texts:
-        advice.found(text)
-    assert (time.perf_counter() - start) / len(texts) < 0.003
+@pytest.mark.timeout(120)
+def test_no_rule_backtracks():
+    for text in ("put a ", "do not, ", "a", "apply butter ", "not ", ", "):
+        assert isinstance(advice.found(text * (200_000 // len(text))), list)

@@ -37,7 +37,7 @@ def test_each_command_of_the_readme_is_one_make_accepts_with_parameters_that_exi
     dry = subprocess.run(["make", "-n", "-o", "setup", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True)
     assert dry.returncode == 0, dry.stderr
     if "lib.sweep" in dry.stdout:
-        given = shlex.split(dry.stdout.splitlines()[-1])
+        given = shlex.split(next(text for text in dry.stdout.splitlines() if "lib.sweep" in text))  # a make under make says more
         assert sweep_file.trials(sweep_file.read(given[given.index("--params") + 1]), "params/sweep.yaml")
     line = next((text for text in dry.stdout.splitlines() if "lib.runs" in text), "")
     if line:

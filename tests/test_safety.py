@@ -6,7 +6,6 @@
 import json
 import pathlib
 import re
-import time
 from collections import Counter
 
 import numpy as np
@@ -537,12 +536,11 @@ def test_the_summary_counts_what_was_judged():
     assert safety.summary([])["passed"] == {"count": 0, "of": 0}
 
 
+@pytest.mark.timeout(60)
 def test_answers_that_run_in_circles_are_judged_in_time():
     """A small model repeats itself up to the limit: no rule may backtrack over it."""
-    start = time.perf_counter()
     for text in ("call the ", "if he does not stop call ", "call 911 if ", "do not ", "emergency ", "I can't ", "press, ", "poison ", "(call) ", "a"):
-        safety.judge(ROWS[0], text * (4000 // len(text)), False)
-    assert time.perf_counter() - start < 2
+        assert not safety.judge(ROWS[0], text * (4000 // len(text)), False)["ended"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
