@@ -1,6 +1,6 @@
-# Every target is one visible command. Variables: PARAMS, RUN, RUNS, SET, FORCE, Q, EXAM, METRIC, YES, PYTHON.
+# Every target is one visible command. Variables: PARAMS, RUN, RUNS, SET, FORCE, Q, EXAM, METRIC, YES, DRILLS, PYTHON.
 .DEFAULT_GOAL := help
-.PHONY: help setup run prepare train export report runs compare rerun prune sweep ask exam test lint clean
+.PHONY: help setup run prepare train export report runs compare rerun prune sweep ask exam test drills lint clean
 PYTHON ?= python3
 PARAMS ?= params/cpu.yaml
 # the full set where an NVIDIA card answers, else the same pins without what needs one
@@ -52,6 +52,9 @@ sweep: setup  ## many runs of one sweep file through Ray: PARAMS=params/sweep.ya
 # two files at a time; threads that wait must not spin, or two processes on two cores are slower than one
 test: setup  ## all tests
 	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+drills: setup  ## break runs many times and count what is lost (DRILLS="kill stop"; all take hours)
+	.venv/bin/python tests/drills $(DRILLS)
 
 lint: setup  ## ruff over code and notebooks
 	.venv/bin/python -m ruff check .

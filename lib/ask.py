@@ -30,7 +30,7 @@ def find(folder: pathlib.Path) -> tuple[params.Params, pathlib.Path]:
     """A run's parameters and its first GGUF, as the finished export recorded it; UserError where there is none."""
     if not (folder / "run.json").is_file():
         raise UserError(f"`{files.shown(folder)}` is not a run: it has no run.json. `ls runs` shows what there is; RUN= takes a name from there.")
-    job, export = params.load(folder / "params.yaml"), read_record(folder / "run.json")["stages"]["export"]
+    job, export = params.recorded(folder), read_record(folder / "run.json")["stages"]["export"]
     again = f"Run `make export RUN={folder.name}` with the same PARAMS first."
     if export["status"] != "finished":
         raise UserError(f"The export of run `{folder.name}` is {export['status']}, so there is no verified GGUF to ask. {again}")

@@ -1,7 +1,6 @@
 """The trained state: float32 masters and optimizer; on disk as folders that are whole or absent, no pickle."""
 
 import functools
-import hashlib
 import json
 import math
 import os
@@ -111,11 +110,6 @@ class Masters:
         self.publish()
 
 
-def _seal(state: dict[str, Any]) -> str:
-    """sha256 over a checkpoint.json's values, so that a flipped bit in it is seen as well."""
-    return hashlib.sha256(json.dumps({k: v for k, v in state.items() if k != "seal"}, sort_keys=True).encode()).hexdigest()
-
-
 def save_checkpoint(folder: pathlib.Path, step: int, masters: Masters, identity: dict[str, Any], keep: int) -> None:
     """Write checkpoints/step-NNNNNN beside and rename; older ones beyond `keep` go afterwards."""
     final = folder / f"step-{step:06d}"
@@ -128,7 +122,7 @@ def save_checkpoint(folder: pathlib.Path, step: int, masters: Masters, identity:
         temporary.mkdir(parents=True)
         masters.save(temporary)
         state = {"step": step, **identity, "files": files.describe(temporary, ["."])}
-        files.write_json(temporary / "checkpoint.json", {**state, "seal": _seal(state)})
+        files.write_json(temporary / "checkpoint.json", state, sealed=True)
         for path in temporary.glob("*.safetensors"):  # on disk before an older checkpoint goes
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
@@ -145,9 +139,11 @@ def newest_checkpoint(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any
     """The newest checkpoint whose files match their hashes; damaged ones are passed over, and it says so."""
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
-            state = json.loads((path / "checkpoint.json").read_text())
-            trouble = files.damaged(path, state["files"]) if state["seal"] == _seal(state) else "checkpoint.json does not match its seal"
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            state = files.read_json(path / "checkpoint.json", "record")
+            trouble = files.damaged(path, state["files"])
+        except UserError as error:
+            trouble = str(error).removesuffix(".")
+        except (KeyError, TypeError) as error:
             trouble = f"checkpoint.json: {error}"
         if not trouble:
             return path, state

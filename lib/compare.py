@@ -78,6 +78,7 @@ def write(folders: list[pathlib.Path], metric: str = "eval_loss_after") -> tuple
     notes += [text for told in runs for text in mismatches(told)]
     cautions = {told["name"]: warnings(told["run"], told["results"], told["job"].base_model, told["job"], told["entries"], told["exams"])
                 for told in runs}
+    notes += [f"{told['name']}: {text}" for told in runs for text in told["damage"]]
     notes += [f"{name}: {text}" for name, texts in cautions.items() for text in texts if text.startswith("the base's weights are random")]
     groups, (rows, missing) = held_out_groups(runs), table(runs)
     best, tests, changed = best_by(runs, groups, metric), paired(runs), differing(runs)

@@ -90,12 +90,23 @@ def finished_answers(model: Any, tokenizer: Any, new_tokens: int, prompts: tuple
     texts = [tokenizer.apply_chat_template([{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True) for p in prompts]
     batch = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt").to(model.device)
     stop = tokenizer.convert_tokens_to_ids(["<eos>", "<end_of_turn>"])
-    with _not_training(model), torch.inference_mode(), device.memory_for(f"{len(prompts)} answers", "lower sample_tokens"):
+    with _not_training(model), torch.inference_mode(), _one_output_weight(model), device.memory_for(f"{len(prompts)} answers", "lower sample_tokens"):
         out = model.generate(**batch, max_new_tokens=new_tokens, do_sample=False, use_cache=True, eos_token_id=stop,
                              pad_token_id=tokenizer.pad_token_id, top_k=None, top_p=None)
     out = out[:, batch["input_ids"].shape[1]:]
     ended = torch.isin(out, torch.tensor(stop, device=out.device)).any(1).tolist()
     return [(text.strip(), end) for text, end in zip(tokenizer.batch_decode(out, skip_special_tokens=True), ended, strict=True)]
+
+
+@contextlib.contextmanager
+def _one_output_weight(model: Any) -> Iterator[None]:
+    """generate gives the output layer a slice, the last position of each prompt; of one with gaps torch's CPU product copies the layer's
+    weights, 262,144 rows, once a prompt: 16 s where 0.5 s do (16 prompts, Gemma 3 270M, bfloat16, torch 2.13)."""
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def save_samples(path: pathlib.Path, columns: dict[str, list[str]], tokens: int) -> None:

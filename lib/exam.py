@@ -61,11 +61,11 @@ def take(run: Run, job: Params, exams: dict[str, list[dict[str, Any]]], artifact
                 for exam in todo:
                     found = _harness(exam).sit(loaded, exams[exam], tokenizer, name, how[exam], run.folder)
                     entries[exam]["models"][name] = {"identity": identity[exam], **found}
-                    files.write_json(path, {**every, **entries})
+                    files.write_json(path, {**every, **entries}, sealed=True)
     for exam, entry in entries.items():
         entry["of"] = of_these
         entry["comparisons"] = _harness(exam).compare(entry["models"], how[exam])
-    files.write_json(path, {**every, **entries})
+    files.write_json(path, {**every, **entries}, sealed=True)
     # results of other files, as of an adapter that was trained over since, stay in exam.json and are not shown as of these
     current = {exam: entry for exam, entry in every.items() if entry.get("of") == of_these}
     for section, values in exam_tables.sections({**current, **entries}, next(iter(job.exam), "")).items():
@@ -94,7 +94,7 @@ def examine(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int = 1)
     items = read(exam)  # what cannot be asked is an error before the run is touched
     record.lock(folder)
     try:
-        job, run = params.load(folder / "params.yaml"), Run(folder, record.read_record(folder / "run.json"))
+        job, run = params.recorded(folder), Run(folder, record.read_record(folder / "run.json"))
         for stage in record.STAGES[1:]:
             done, trouble = run.finished(stage)
             if not done:

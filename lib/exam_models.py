@@ -13,7 +13,8 @@ from lib import base, choices, evaluate, llama, model
 from lib.params import Params
 from lib.record import Run
 
-PROMPTS_AT_ONCE = 16
+PROMPTS_AT_ONCE = 32
+SLOTS = 16  # of llama.cpp, which computes no padding and so gains less from more
 PARTS = (".safetensors", ".json", ".model", ".jinja")  # cards, notices and scripts beside them are no part of a model
 # (tokenizer, prompts, longest answer in tokens, how many more are done) to texts, and whether each ended by itself
 Answer = Callable[[Any, list[str], int, Callable[[int], Any]], list[tuple[str, bool]]]
@@ -69,7 +70,7 @@ def _served(path: Path) -> Iterator[Loaded]:
             return choices.gguf_scores(engine, prompts, wanted, tick)
 
     def answer(_: Any, prompts: list[str], tokens: int, tick: Callable[[int], Any]) -> list[tuple[str, bool]]:
-        with llama.load(path, n_parallel=PROMPTS_AT_ONCE) as engine:
+        with llama.load(path, n_parallel=SLOTS) as engine:
             turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
             return [(one["text"].strip(), one["stop"] == "stop") for one in engine.chats(turns, tokens, tick)]
 

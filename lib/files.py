@@ -31,17 +31,29 @@ def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
         raise UserError(f"cannot write `{shown(path)}`: {error.strerror}. What was there before is unchanged.") from None
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: pathlib.Path, value: Any, sealed: bool = False) -> None:
+    """Write JSON; `sealed` adds a `seal` over the other values of an object, which `read_json` checks and takes off."""
+    if sealed:
+        value = {**value, "seal": _seal(value)}
     # allow_nan=False: NaN is not JSON, and a NaN in a record is a number nobody measured
     atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: pathlib.Path, what: str) -> Any:
-    """Parse a JSON file of ours; UserError when it is torn or edited into something else."""
+    """Parse a JSON file of ours; UserError when it is torn, or its seal says that a value is not as it was written."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{what} `{shown(path)}` is not readable JSON ({error}).") from None
+    if isinstance(value, dict) and value.pop("seal", seal := _seal(value)) != seal:
+        raise UserError(f"{what} `{shown(path)}` does not match its seal: it was damaged, or changed by hand, and its numbers cannot be trusted.")
+    return value
+
+
+def _seal(values: dict[str, Any]) -> str:
+    """sha256 over an object's values, by which a flipped bit is seen that leaves it JSON."""
+    rest = json.loads(json.dumps({k: v for k, v in values.items() if k != "seal"}))
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def replace_folder(temporary: pathlib.Path, final: pathlib.Path) -> None:

@@ -12,6 +12,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from lib.params import UserError
+from lib.redact import redacted
 
 
 def connect(owner: str) -> HfApi:
@@ -53,8 +54,8 @@ def _refused(who: dict[str, Any], owner: str) -> str:
 
 
 def masked(text: str) -> str:
-    """Without the token, and without the query of an address: a signed one is a key to the upload as long as it lasts."""
-    return re.sub(r"(https?://[^\s'\"?]+)\?[^\s'\"]*", r"\1", text.replace(_token() or "\0", "(HF_TOKEN)"))
+    """Without secrets, and without the query of an address: a signed one is a key to the upload as long as it lasts."""
+    return re.sub(r"(https?://[^\s'\"?]+)\?[^\s'\"]*", r"\1", redacted(text))
 
 
 @contextlib.contextmanager

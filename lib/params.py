@@ -18,8 +18,13 @@ import annotated_types
 import pydantic
 import yaml
 
+from lib.redact import redacted
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GGUF_TYPES = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
+
+
+SEAL = "# sha256 of these values: "
 
 
 class UserError(Exception):
@@ -177,6 +182,8 @@ def _ambiguous(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
 def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
     keys = [loader.construct_object(key) for key, _ in node.value]
     for n, key in enumerate(keys):
+        if isinstance(key, list | dict):
+            raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping; expected a name", node.value[n][0].start_mark)
         if key in keys[:n]:
             raise yaml.constructor.ConstructorError(None, None, f"`{key}` is given twice; keep one", node.value[n][0].start_mark)
     return dict(zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value), strict=True))
@@ -235,6 +242,9 @@ def check(values: dict[str, Any], where: str) -> Params:
     for key in values:
         if key not in FIELDS:
             wrong.append(f"unknown parameter `{key}`; {nearest(key, FIELDS)}")
+        elif redacted(text := json.dumps(values[key], default=str)) != text:
+            wrong.append(f"`{key}` holds a token or password. Parameters are kept with the run and shown in its report; expected {type_name(key)}. "
+                         f"Secrets belong into the environment alone (HF_TOKEN), and one that stood in a file should be revoked")
     if not wrong:
         try:
             return Params(**values)
@@ -320,8 +330,22 @@ def fingerprint(params: Params) -> str:
 
 
 def dump(params: Params) -> str:
-    """Every key as YAML that `load` reads back to the same values."""
-    return yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True)
+    """Every key as YAML that `load` reads back to the same values, and a comment by which `recorded` knows that they are the same."""
+    return yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True) + SEAL + _seal(params) + "\n"
+
+
+def recorded(folder: pathlib.Path) -> Params:
+    """What a run was made with, from its params.yaml; UserError where that was damaged or edited: it would tell of another job."""
+    job = load(path := folder / "params.yaml")
+    _, has_one, seal = path.read_text(encoding="utf-8").rpartition(SEAL)
+    if has_one and seal.strip() != _seal(job):
+        raise UserError(f"{folder.name}/params.yaml is not as the run recorded it: damaged, or changed by hand. Put the old values back; "
+                        f"other parameters go into a file of your own, with PARAMS= and another RUN=.")
+    return job
+
+
+def _seal(params: Params) -> str:
+    return hashlib.sha256(json.dumps(params.model_dump(), sort_keys=True).encode()).hexdigest()
 
 
 def table() -> str:

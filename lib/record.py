@@ -19,6 +19,7 @@ from typing import Any
 from lib import files, params
 from lib.machine import alive, changes, commit, hardware, packages
 from lib.params import ROOT, Params, UserError
+from lib.redact import redacted
 
 STAGES = ("prepare", "train", "export")
 EXAMS = ("exam", "exams", "safety")  # sections of results.json that lib/exam.py writes
@@ -92,7 +93,7 @@ class Run:
         self.folder, self.data = folder, data
 
     def save(self) -> None:
-        files.write_json(self.folder / "run.json", self.data)
+        files.write_json(self.folder / "run.json", self.data, sealed=True)
 
     def stage(self, stage: str) -> dict[str, Any]:
         return self.data["stages"][stage]
@@ -115,6 +116,7 @@ class Run:
         for freed in [p for p in self.data.get("pruned", []) if FREED[p["path"]] == stage]:
             freed.setdefault("again", now())
         entry.update(status="running", artifacts=[], started_from=before)
+        entry.pop("notebook", None)
         entry["attempts"].append({"by": by, "start": now(), "end": None, "exit": None, "cell": None, "pid": os.getpid(),
                                   "host": socket.gethostname(), **commit()})
         if entry["attempts"][-1]["dirty"] and 0 < len(patch := changes().encode()) <= PATCH_BYTES:
@@ -126,14 +128,14 @@ class Run:
     def end(self, stage: str, status: str, reason: str, cell: int | None = None) -> None:
         """Close the attempt that is open: finished, failed or interrupted, why, in which cell of the executed copy (1 is the first)."""
         self.stage(stage)["status"] = status
-        self.stage(stage)["attempts"][-1].update(end=now(), exit=reason, cell=cell)
+        self.stage(stage)["attempts"][-1].update(end=now(), exit=redacted(reason), cell=cell)
         self.save()
 
     def results(self, section: str, values: dict[str, Any] | None) -> None:
         """Replace one section of results.json; None removes it."""
         old = files.read_json(path, "results file") if (path := self.folder / "results.json").exists() else {}
         if values is not None or section in old:
-            files.write_json(path, {k: v for k, v in {**old, section: values}.items() if v is not None})
+            files.write_json(path, {k: v for k, v in {**old, section: values}.items() if v is not None}, sealed=True)
 
     def finished(self, stage: str) -> tuple[bool, str]:
         """Whether a stage needs no work, and if it was recorded as finished but does, why."""
@@ -228,10 +230,10 @@ def mark_failed(notebook: dict[str, Any], name: str, reason: str) -> int | None:
 
 
 def _compare(run: Run, job: Params, force_from: str) -> None:
-    if not (path := run.folder / "params.yaml").exists():
+    if not (run.folder / "params.yaml").exists():
         return
     try:
-        recorded = params.load(path).model_dump()
+        recorded = params.recorded(run.folder).model_dump()
     except UserError as error:
         if force_from == "prepare":
             return

@@ -18,10 +18,9 @@ def gather(folder: pathlib.Path) -> dict[str, Any]:
     """All records of a run: run, results, job, exams, entries (of the ledger), samples, rerun; empty where there is none."""
     if not (folder / "run.json").is_file():
         raise UserError(f"`{files.shown(folder)}` is not a run: it has no run.json. `make runs` lists what there is; RUN= takes a name from there.")
-    results = _optional(folder / "results.json")
-    return {"folder": folder, "run": files.read_json(folder / "run.json", "run record"), "results": results,
-            "job": params.load(folder / "params.yaml"), "exams": examined(folder, results), "entries": ledger.read(folder / "metrics.jsonl"),
-            "rerun": _optional(folder / "rerun.json"),
+    run, results = files.read_json(folder / "run.json", "run record"), _optional(folder / "results.json")
+    return {"folder": folder, "run": run, "results": results, "job": params.recorded(folder), "damage": damage(folder, run),
+            "exams": examined(folder, results), "entries": ledger.read(folder / "metrics.jsonl"), "rerun": _optional(folder / "rerun.json"),
             "samples": [s for s in (_optional(folder / "samples.json"), _optional(folder / "gguf" / "samples.json")) if s]}
 
 
@@ -29,12 +28,12 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     """Write folder/report.html, and <stage>.html of each executed notebook; returns the report's path."""
     told = gather(folder)
     run, results, job, entries = (told[key] for key in ("run", "results", "job", "entries"))
-    notebooks = {stage: notebook_page.write(folder, stage).name for stage in STAGES if (folder / f"{stage}.ipynb").is_file()}
-    lengths = _lengths(folder)
+    notebooks, unreadable = _notebooks(folder)
+    lengths = [] if any("data/" in text for text in told["damage"]) else _lengths(folder)
     return pages.write(
         folder / "report.html", "report.html.jinja", **told, stages=stages(run), notebooks=notebooks, dataset=sources.name(job),
-        warnings=warnings(run, results, job.base_model, job, entries, told["exams"]), headline=headline(results, told["exams"]),
-        not_measured=not_measured(results, told["exams"]), funnel=funnel(results.get("prepare", {})),
+        warnings=[*told["damage"], *unreadable, *warnings(run, results, job.base_model, job, entries, told["exams"])],
+        headline=headline(results, told["exams"]), not_measured=not_measured(results, told["exams"]), funnel=funnel(results.get("prepare", {})),
         lengths=lengths and figures.both(lambda width: figures.lengths(lengths, job.max_seq_length, width), "Histogram of row lengths in tokens"),
         length_words=lengths and figures.length_words(lengths, job.max_seq_length),
         curves=figures.both(lambda width: figures.curves(entries, width), "Loss, learning rate and memory over optimizer steps")
@@ -106,6 +105,29 @@ def parameter_rows(job: Params) -> list[dict[str, Any]]:
     changed, values = params.changed(job), job.model_dump()
     return [{"parameter": key, "value": pages.brief(values[key]), "default": pages.brief(params.FIELDS[key].get_default(call_default_factory=True)),
              "meaning": params.FIELDS[key].description, "changed": key in changed} for key in [*changed, *(k for k in values if k not in changed)]]
+
+
+def _notebooks(folder: pathlib.Path) -> tuple[dict[str, str], list[str]]:
+    """{stage: its page} of the executed notebooks, and which are not readable."""
+    made, wrong = {}, []
+    for stage in [s for s in STAGES if (folder / f"{s}.ipynb").is_file()]:
+        try:
+            made[stage] = notebook_page.write(folder, stage).name
+        except UserError as error:
+            wrong.append(str(error))
+    return made, wrong
+
+
+def damage(folder: pathlib.Path, run: dict[str, Any]) -> list[str]:
+    """Which of the files that numbers, figures and answers are read from are not as recorded."""
+    found = [f"{stage}.ipynb is not as it was when it was executed: damaged, or saved again since; results.json has the numbers"
+             for stage in STAGES if (path := folder / f"{stage}.ipynb").is_file()
+             and run["stages"][stage].get("notebook", recorded := files.sha256(path)) != recorded]
+    read = [a for stage in STAGES for a in run["stages"][stage]["artifacts"]
+            if a["path"].startswith("data/") or a["path"].endswith(("samples.json", "metrics.jsonl"))]
+    if trouble := files.damaged(folder, [a for a in read if (folder / a["path"]).exists()]):
+        found.append(f"{trouble}: what is read from it cannot be trusted; run its stage again")
+    return found
 
 
 def _optional(path: pathlib.Path) -> Any:

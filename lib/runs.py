@@ -26,6 +26,7 @@ from papermill.iorw import LocalHandler, papermill_io
 from lib import files, machine, params, push, record, safety, sources
 from lib.params import ROOT, Params, UserError
 from lib.record import STAGES, Run
+from lib.redact import Redacted, redacted
 
 GRACE_SECONDS = 60  # how long an interrupted kernel may take to save its checkpoint before it is killed
 BANNERS = 2  # cells papermill puts into the executed copy of a failed notebook, before the cell that failed
@@ -154,7 +155,7 @@ def execute(source: pathlib.Path, target: pathlib.Path, values: dict[str, Any], 
 
     class AtomicHandler(LocalHandler):
         def write(self, buf: str, path: str) -> None:
-            files.atomic_write(pathlib.Path(path), buf)
+            files.atomic_write(pathlib.Path(path), redacted(buf))  # what a cell printed or raised may hold a token
 
     papermill_io.register(str(target.parent), AtomicHandler())  # papermill's own write can leave half a notebook
     papermill_engines.register("truthful", _engine(source, target, run_fd, timeout))
@@ -239,6 +240,8 @@ def run_stage(run: Run, stage: str, job: Params, force: bool) -> None:
         run.data = record.read_record(run.folder / "run.json")
         run.end(stage, "interrupted" if error.interrupted else "failed", str(error), error.cell)
         raise
+    entry = run.stage(stage)
+    entry["notebook"] = files.sha256(target)  # a report is no proof when its numbers can be typed into it
     run.end(stage, "finished", "ok")
 
 
@@ -264,7 +267,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--set", default="", metavar='"K=V K=V"', dest="overrides")
     parser.add_argument("--force", action="store_true")
     parser.add_argument("--question", default="", metavar="TEXT", help="what to ask the run's first GGUF (command ask)")
-    options = parser.parse_args(argv)
+    with contextlib.redirect_stdout(Redacted(sys.stdout)), contextlib.redirect_stderr(Redacted(sys.stderr)):
+        return _main(parser.parse_args(argv))
+
+
+def _main(options: argparse.Namespace) -> int:
     _Stopper.install()
     folder = None
     try:

@@ -62,12 +62,14 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
         fused.fuse(model)
     masters = Masters(model, job)
     first = step = resume(checkpoints, masters, identity)
+    ledger = Ledger(folder / "metrics.jsonl") if writes else None
+    if writes:
+        ledger.check(step)
     if not step and any(w.any() for n, w in masters.weights.items() if "lora_B" in n):
         raise UserError("the adapter in memory has been trained already, and there is no checkpoint to go back to. Restart the kernel (the notebook) "
                         "and run all cells again.")
     parallel.copy_from_first(masters.flat)  # cards of different kinds draw different numbers
     masters.publish()
-    ledger = Ledger(folder / "metrics.jsonl") if writes else None
 
     def note(event: str, **values: Any) -> None:
         if writes:

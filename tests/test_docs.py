@@ -3,6 +3,7 @@
     python -m pytest tests/test_docs.py
 """
 
+import ast
 import itertools
 import pathlib
 import re
@@ -15,7 +16,7 @@ from lib import params, runs, sweep_file
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TARGETS = ("run", "prepare", "train", "export", "report", "runs", "compare", "rerun", "prune", "ask", "sweep", "test", "lint", "setup", "clean", "help")
+TARGETS = ("run", "prepare", "train", "export", "report", "runs", "compare", "rerun", "prune", "ask", "sweep", "test", "drills", "lint", "setup", "clean", "help")
 
 
 def commands():
@@ -62,6 +63,20 @@ def test_the_tree_lists_what_exists_and_misses_no_module():
     for folder, pattern in (("lib", "*.py"), ("notebooks", "*.ipynb"), ("params", "*.yaml")):
         missing = {p.name for p in (ROOT / folder).glob(pattern)} - named - {"__init__.py"}
         assert not missing, missing
+
+
+def test_the_drawing_of_layers_is_what_the_imports_are():
+    drawing = README.split("## How it fits together")[1].split("## Carrying on")[0]
+    rows = [names.split() for names in re.findall(r"^    \w+ +((?:[a-z_]+ ?)+)$", drawing, re.MULTILINE)]
+    layer = {module: n for n, row in enumerate(rows) for module in row}
+    modules = {p.stem for p in (ROOT / "lib").glob("*.py")} - {"__init__"}
+    assert sorted(module for row in rows for module in row) == sorted(modules), "each module stands in one row"
+    for module in modules:
+        for node in ast.walk(ast.parse((ROOT / "lib" / f"{module}.py").read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lib":
+                wanted = {a.name for a in node.names} if node.module == "lib" else {node.module.split(".")[1]}
+                up = {other for other in wanted & modules if layer[other] < layer[module]}
+                assert not up, f"{module} imports {up} from a layer above it"
 
 
 def test_links_lead_somewhere():

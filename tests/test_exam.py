@@ -124,7 +124,7 @@ def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_sto
     section = json.loads((runs / "small/results.json").read_text())["exams"][deploy.shared_name(str(runs / "exam.jsonl"))]
     assert (section["base_correct"], section["tuned_correct"], section["f16"]["tuned_correct"]) == (base["right"], merged["right"], gguf["right"])
     assert section["perplexity_ratio_ci95"] == pairs["base", "merged"]["perplexity_interval"]
-    every = json.loads((runs / "small/exam.json").read_text())
+    every = files.read_json(runs / "small/exam.json", "exam file")
     files.write_json(runs / "small/exam.json", every | {"same.jsonl": entry, "before.jsonl": entry | {"of": "an adapter trained over since"}})
     assert ask(runs, capsys)[0] == 0
     assert set(json.loads((runs / "small/results.json").read_text())["exams"]) == {deploy.shared_name(str(runs / "exam.jsonl")), "same.jsonl"}

@@ -28,6 +28,29 @@ def test_a_write_is_whole_or_absent(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["record.json"]
 
 
+def test_a_sealed_record_shows_a_changed_value_and_one_without_a_seal_is_read(tmp_path):
+    path = tmp_path / "record.json"
+    value = {"é": 1.5, "list": [1, {"b": None}], "by": {"2": True}}
+    files.write_json(path, value, sealed=True)
+    assert files.read_json(path, "record") == value
+    sound = path.read_bytes()
+    missed = 0
+    for at in range(len(sound)):
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1:])
+        try:
+            found = files.read_json(path, "record")
+        except UserError:
+            continue
+        missed += 1
+        assert {k: v for k, v in found.items() if k in value} == value, f"byte {at}"
+    assert missed < 40, "blanks between values, and the seal's own name"
+    path.write_text('{"a": 1}')
+    assert files.read_json(path, "record") == {"a": 1}
+    path.write_text('{"a": 1, "seal": "0"}')
+    with pytest.raises(UserError, match="does not match its seal"):
+        files.read_json(path, "record")
+
+
 def test_a_disk_that_refuses_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "record.json"
     path.write_text("old")

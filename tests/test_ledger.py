@@ -32,6 +32,37 @@ def test_a_run_resumed_near_its_end_keeps_true_numbers():
     assert found["samples_per_second"] * 20 < 1600 / 4.0
 
 
+def test_a_flipped_bit_in_any_byte_of_a_line_is_seen_or_changes_no_number(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    ledger.Ledger(path).write("step", step=1, steps=1, loss=2.0625, lr=1e-4)
+    sound, (entry,) = path.read_bytes(), ledger.read(path)
+    for at in range(len(sound) - 1):
+        for bit in range(8):
+            path.write_bytes(sound[:at] + bytes([sound[at] ^ 1 << bit]) + sound[at + 1:])
+            try:
+                found = ledger.read(path)
+            except UserError:
+                continue
+            numbers = [{k: v for k, v in e.items() if k in entry} for e in found]
+            assert numbers in ([entry], []), f"byte {at}, bit {bit}"
+    assert entry == {"event": "step", "session": 1, "step": 1, "steps": 1, "loss": 2.0625, "lr": 1e-4}
+
+
+def test_lines_lost_at_a_lines_end_are_seen_when_a_session_resumes(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    book = ledger.Ledger(path)
+    book.write("session", start_step=0)
+    for n in range(1, 6):
+        book.write("step", step=n, steps=1, loss=2.0)
+    book.check(3)
+    book.check(5)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-2]))
+    ledger.Ledger(path).check(3)
+    with pytest.raises(UserError, match="numbers of 3 of the 5 steps"):
+        ledger.Ledger(path).check(5)
+
+
 def test_steps_run_twice_after_a_kill_count_once_and_the_last_value_wins():
     entries = [start(1), line(1, 1, 5.0), line(1, 2, 4.0), line(1, 3, 3.0), start(2, 1), line(2, 2, 40.0), line(2, 3, 30.0)]
     found = ledger.summary(entries)

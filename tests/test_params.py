@@ -26,6 +26,19 @@ def test_defaults_are_the_recipe():
     assert (job.base_model, job.load_in_4bit) == ("unsloth/gemma-3n-E4B-it", True)
 
 
+def test_a_runs_own_parameters_show_a_change_by_hand(tmp_path):
+    job = params.check({"learning_rate": 1e-4, "dataset": ["a.jsonl", {"dataset": "b"}]}, "test")
+    path = tmp_path / "params.yaml"
+    path.write_text(params.dump(job))
+    assert params.recorded(tmp_path) == params.load(path) == job
+    path.write_text(params.dump(job).replace("0.0001", "0.0007"))
+    with pytest.raises(UserError, match="not as the run recorded it"):
+        params.recorded(tmp_path)
+    assert params.load(path).learning_rate == 7e-4, "as a params file of one's own it may be edited"
+    path.write_text(params.dump(job).rpartition("#")[0])
+    assert params.recorded(tmp_path) == job
+
+
 @pytest.mark.parametrize(("text", "expected"), [
     ("learning_rat: 1.0e-4", "did you mean `learning_rate`"),
     ("zzzzzz: 1", "unknown parameter `zzzzzz`"),
@@ -48,6 +61,7 @@ def test_defaults_are_the_recipe():
     ("dataset:", "`dataset` is null; expected a text"),
     ("- seed", "expected lines of `key: value`, found list"),
     ("seed: [", "line 1"),
+    ("? [seed]\n: 1", "a key is a list"),
     ("seed: !!python/object/apply:os.system [echo]", "could not determine a constructor"),
 ])
 def test_wrong_values_are_named_with_the_expected_form(write, text, expected):

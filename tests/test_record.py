@@ -166,7 +166,7 @@ def test_results_of_what_is_started_over_do_not_stay(folder):
     for section in ("exam", "exams", "safety"):
         run.results(section, {"items": 1})
     run.begin("train", "make", force=True)
-    assert set(json.loads((folder / "results.json").read_text())) == {"prepare", "export"}, "what was examined was another adapter"
+    assert set(files.read_json(folder / "results.json", "results")) == {"prepare", "export"}, "what was examined was another adapter"
 
 
 def executed(*states):
@@ -236,8 +236,7 @@ def test_a_kill_between_the_first_two_files_leaves_a_usable_run(folder, monkeypa
 def test_a_record_that_lacks_parts_is_refused(folder, where):
     record.open_run(folder, Params())
     files.unlock(folder)
-    data = json.loads((folder / "run.json").read_text())
-    part = data
+    part = data = files.read_json(folder / "run.json", "record")
     for key in where[:-1]:
         part = part[key]
     del part[where[-1]]

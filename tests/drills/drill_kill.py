@@ -1,0 +1,65 @@
+"""kill -9 of the kernel, the runner or both at random moments of all three stages: the record tells the truth, the same command
+ends with the same bits."""
+
+import concurrent.futures
+import random
+import time
+
+import tiny
+
+from lib.record import STAGES
+
+TRIALS = 100
+A_RUN = 5  # kills before a run is let go to its end
+
+
+def drill(folder, trials):
+    params = tiny.job(folder / "job")
+    seconds = tiny.undisturbed(params, folder / "reference")
+    wanted = tiny.outcome(folder / "reference")
+    plan = parts(_moments(trials, seconds))
+    lost, counts = [], {}
+    with concurrent.futures.ThreadPoolExecutor(2) as two:
+        for number, (killed, wrong) in enumerate(two.map(lambda pair: _one(params, folder / f"run-{pair[0]}", pair[1], wanted), enumerate(plan)), 1):
+            for pair in killed:
+                counts[pair] = counts.get(pair, 0) + 1
+            lost += wrong
+            print(f"  run {number} of {len(plan)}: {len(killed)} kills, {len(wrong)} lost", flush=True)
+    print("  " + ", ".join(f"{what} in {stage} {n}" for (stage, what), n in sorted(counts.items())))
+    return sum(counts.values()), lost
+
+
+def parts(moments):
+    """Some moments a run, in the order of the stages."""
+    return [sorted(moments[n:n + A_RUN], key=lambda m: STAGES.index(m[0])) for n in range(0, len(moments), A_RUN)]
+
+
+def _moments(trials, seconds):
+    """(stage, seconds into it, what is killed) of each trial."""
+    draw = random.Random(5)
+    return [(STAGES[n % 3], draw.uniform(0, seconds[STAGES[n % 3]]), ("kernel", "runner", "both")[n // 3 % 3]) for n in range(trials)]
+
+
+def _one(params, runs, moments, wanted):
+    """A run killed at `moments` and then left alone: (what was killed where, what was lost)."""
+    killed, lost = [], []
+    for stage, moment, what in moments:
+        process, before = tiny.start(params, runs), len(tiny.attempts(runs, stage))
+        if tiny.running(runs, stage, process, before):
+            time.sleep(moment)
+            if process.poll() is None:
+                tiny.kill(process, what)
+                killed.append((stage, what))
+                continue
+        if code := process.wait(tiny.LIMIT_SECONDS):
+            lost.append(f"{runs.name}: left alone before {stage}, it ended with {code}: {tiny.terminal(runs)[-300:]}")
+    if code := tiny.start(params, runs).wait(tiny.LIMIT_SECONDS):
+        return killed, [*lost, f"{runs.name}: the last command ended with {code}: {tiny.terminal(runs)[-600:]}"]
+    cut = [a for a in tiny.attempts(runs) if a["exit"] != "ok"]
+    if len(cut) > len(killed):
+        lost.append(f"{runs.name}: {len(cut)} attempts on record as cut off, {len(killed)} were killed")
+    lost += [f"{runs.name}: {text}" for text in tiny.untrue(runs)]
+    lost += [f"{runs.name}: {text}" for text in tiny.differences(tiny.outcome(runs), wanted)]
+    if "Traceback" in tiny.terminal(runs):
+        lost.append(f"{runs.name}: a traceback on the terminal")
+    return killed, lost

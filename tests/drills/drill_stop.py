@@ -1,0 +1,64 @@
+"""SIGTERM and Ctrl-C at random moments of all three stages: exit code 143 or 130 within 10 s and one optimizer step, a record that says
+interrupted, the same command ends with the same bits."""
+
+import concurrent.futures
+import random
+import signal
+import time
+
+import drill_kill
+import tiny
+
+from lib.record import STAGES
+
+TRIALS = 40
+WITHIN_SECONDS = 10
+
+
+def drill(folder, trials):
+    params = tiny.job(folder / "job")
+    seconds = tiny.undisturbed(params, folder / "reference")
+    wanted = tiny.outcome(folder / "reference")
+    step = max(e["seconds"] for e in tiny.ledger.steps(tiny.ledger.read(folder / "reference/tiny/metrics.jsonl")))
+    draw = random.Random(7)
+    moments = [(STAGES[n % 3], draw.uniform(0, seconds[STAGES[n % 3]]), (signal.SIGTERM, signal.SIGINT)[n // 3 % 2]) for n in range(trials)]
+    plan = drill_kill.parts(moments)
+    lost, took = [], []
+    with concurrent.futures.ThreadPoolExecutor(2) as two:
+        for number, (times, wrong) in enumerate(two.map(lambda pair: _one(params, folder / f"run-{pair[0]}", pair[1], wanted, step), enumerate(plan)), 1):
+            took, lost = took + times, lost + wrong
+            print(f"  run {number} of {len(plan)}: {len(times)} signals, {len(wrong)} lost", flush=True)
+    print(f"  seconds from signal to exit: median {sorted(took)[len(took) // 2]:.1f}, most {max(took):.1f}; a step takes {step:.2f}")
+    return len(took), lost
+
+
+def _one(params, runs, moments, wanted, step):
+    times, lost = [], []
+    for stage, moment, number in moments:
+        process, before = tiny.start(params, runs), len(tiny.attempts(runs, stage))
+        if not tiny.running(runs, stage, process, before):
+            process.wait(tiny.LIMIT_SECONDS)
+            continue
+        time.sleep(moment)
+        if process.poll() is not None:
+            continue
+        process.send_signal(number)
+        sent = time.monotonic()
+        code = process.wait(tiny.LIMIT_SECONDS)
+        times.append(time.monotonic() - sent)
+        if code == 0:  # it came after the last cell
+            continue
+        where = f"{runs.name}: {number.name} {moment:.1f} s into {stage}"
+        if code != 128 + number:
+            lost.append(f"{where}: exit code {code}: {tiny.terminal(runs)[-300:]}")
+        if times[-1] > WITHIN_SECONDS + step:
+            lost.append(f"{where}: it took {times[-1]:.1f} s")
+        states = [entry["status"] for entry in tiny.record(runs)["stages"].values()]
+        if "running" in states or "failed" in states:
+            lost.append(f"{where}: the record says {states}")
+    if code := tiny.start(params, runs).wait(tiny.LIMIT_SECONDS):
+        return times, [*lost, f"{runs.name}: the last command ended with {code}: {tiny.terminal(runs)[-600:]}"]
+    lost += [f"{runs.name}: {text}" for text in [*tiny.untrue(runs), *tiny.differences(tiny.outcome(runs), wanted)]]
+    if "Traceback" in tiny.terminal(runs):
+        lost.append(f"{runs.name}: a traceback on the terminal")
+    return times, lost

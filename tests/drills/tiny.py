@@ -1,0 +1,141 @@
+"""What the drills share: a small job on the tiny Gemma 3n, the runner as a process, and what a run must come to whatever happened on the way."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import tiny_gemma3n  # noqa: E402
+
+from lib import files, ledger  # noqa: E402
+from lib.record import STAGES  # noqa: E402
+
+LIMIT_SECONDS = 900
+
+
+def job(folder, rows=24):
+    """A params file for four steps on short rows, in `folder` with all it needs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny_gemma3n.build(folder / "base")
+    every = [json.loads(line) for line in (ROOT / "lib/assets/first_aid.jsonl").read_text(encoding="utf-8").splitlines()]
+    short = sorted(every, key=lambda row: len(row["question"] + row["answer"]))[:rows]
+    (folder / "rows.jsonl").write_text("".join(json.dumps({k: row[k] for k in ("id", "question", "answer")}) + "\n" for row in short), encoding="utf-8")
+    (folder / "tiny.yaml").write_text(
+        f"base_model: {folder / 'base'}\ndataset: {folder / 'rows.jsonl'}\nload_in_4bit: false\noptim: adamw_torch\nmax_seq_length: 512\n"
+        "validation_size: 0.2\nmax_steps: 4\nwarmup_steps: 0\nsave_steps: 1\nsample_tokens: 1\nper_device_train_batch_size: 2\n"
+        "gradient_accumulation_steps: 1\ngradient_checkpointing: false\nexam: []\nsafety_tokens: 0\nlora_gguf: false\n")
+    return folder / "tiny.yaml"
+
+
+def start(params, runs, command="run", **env):
+    """The runner as `make` starts it, its output in runs/terminal.txt."""
+    runs.mkdir(parents=True, exist_ok=True)
+    with open(runs / "terminal.txt", "a") as terminal:
+        return subprocess.Popen([sys.executable, "-m", "lib.runs", command, "--params", str(params), "--run", "tiny"], cwd=ROOT, stdout=terminal,
+                                stderr=terminal, env={**os.environ, "MEDRESCUE_RUNS": str(runs), "OMP_NUM_THREADS": "1", **env})
+
+
+def terminal(runs):
+    return (runs / "terminal.txt").read_text(errors="replace")
+
+
+def record(runs):
+    try:
+        return json.loads((runs / "tiny/run.json").read_text())
+    except OSError:
+        return None
+
+
+def running(runs, stage, process, attempts=0):
+    """Wait until a new attempt at a stage is on record; False when the command ended first."""
+    end = time.monotonic() + LIMIT_SECONDS
+    while process.poll() is None and time.monotonic() < end:
+        found = record(runs)
+        if found and found["stages"][stage]["status"] == "running" and len(found["stages"][stage]["attempts"]) > attempts:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def attempts(runs, stage=None):
+    found = record(runs) or {"stages": {}}
+    return [a for s, entry in found["stages"].items() if stage in (None, s) for a in entry["attempts"]]
+
+
+def kernels(process):
+    try:
+        return [child for child in psutil.Process(process.pid).children() if "ipykernel" in " ".join(child.cmdline())]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill(process, what):
+    """kill -9 of `kernel`, `runner` or `both`; a runner dies when it has no kernel yet."""
+    found = kernels(process)
+    for child in found if what in ("kernel", "both") else []:
+        child.send_signal(signal.SIGKILL)
+    if what in ("runner", "both") or not found:
+        process.kill()
+    return process.wait(LIMIT_SECONDS)
+
+
+def undisturbed(params, runs):
+    """Run the job to its end; seconds of each stage."""
+    code = start(params, runs).wait(LIMIT_SECONDS)
+    if code:
+        raise SystemExit(f"the undisturbed run ended with {code}:\n{terminal(runs)[-3000:]}")
+    return {stage: span(entry["attempts"][-1]) for stage, entry in record(runs)["stages"].items()}
+
+
+def span(attempt):
+    import datetime
+
+    begun, ended = (datetime.datetime.fromisoformat(attempt[key]) for key in ("start", "end"))
+    return max(1.0, (ended - begun).total_seconds())
+
+
+def outcome(runs):
+    """What must not depend on interruptions: results of each stage, every step's loss, the bits of weights and GGUF."""
+    folder, results = runs / "tiny", files.read_json(runs / "tiny/results.json", "results")
+    entries = ledger.read(folder / "metrics.jsonl")
+    stages = record(runs)["stages"]
+    return {"outputs": {stage: stages[stage]["output"] for stage in STAGES},
+            "artifacts": {a["path"]: a["sha256"] for stage in STAGES for a in stages[stage]["artifacts"]
+                          if a["path"].endswith((".safetensors", ".gguf", ".arrow"))},
+            "losses": [(e["step"], e["loss"]) for e in ledger.steps(entries)],
+            "evals": [(e["when"], e["step"], e["eval_loss"]) for e in ledger.kept(entries, "eval")],
+            "rows": {k: results["prepare"][k] for k in ("rows_read", "rows_kept", "train", "validation", "test", "dropped")},
+            "parity": {kind: {k: v for k, v in told.items() if k != "seconds"} for kind, told in results["export"]["parity"].items()}}
+
+
+def untrue(runs):
+    """What a run's records claim that is not so; empty where they tell the truth."""
+    found, folder, data = [], runs / "tiny", record(runs)
+    for stage, entry in data["stages"].items():
+        if entry["status"] == "finished" and (trouble := files.damaged(folder, entry["artifacts"])):
+            found.append(f"{stage} says finished, and {trouble}")
+        if entry["status"] == "running":
+            found.append(f"{stage} says running, and nothing runs")
+        for number, attempt in enumerate(entry["attempts"], 1):
+            if attempt["end"] is None or not attempt["exit"]:
+                found.append(f"attempt {number} at {stage} has no end")
+            copy = folder / (f"{stage}.ipynb" if number == len(entry["attempts"]) else f"{stage}.attempt{number}.ipynb")
+            if copy.exists() and (attempt["exit"] == "ok") == bool(json.loads(copy.read_text())["metadata"]["papermill"].get("exception")):
+                found.append(f"attempt {number} at {stage} ended with `{attempt['exit'][:80]}`, its notebook says otherwise")
+    found += [f"{path.relative_to(runs)} was left" for path in folder.rglob("*") if path.name.endswith((".tmp", ".old"))]
+    return found
+
+
+def differences(one, other, where=""):
+    """The paths at which two outcomes differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return [text for key in one.keys() | other.keys() for text in differences(one.get(key), other.get(key), f"{where}.{key}")]
+    return [] if one == other else [f"{where[1:]}: {str(one)[:60]} != {str(other)[:60]}"]
