@@ -49,9 +49,8 @@ exam: setup  ## examine a finished run in every format: RUN=name EXAM=my.jsonl (
 sweep: setup  ## many runs of one sweep file through Ray: PARAMS=params/sweep.yaml; the same command continues
 	.venv/bin/python -m lib.sweep $(OPTIONS)
 
-# two files at a time; threads that wait must not spin, or two processes on two cores are slower than one
 test: setup  ## all tests
-	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 drills: setup  ## break runs many times and count what is lost (DRILLS="kill stop"; all take hours)
 	.venv/bin/python tests/drills $(DRILLS)

@@ -36,47 +36,41 @@ def _not_training(model: Any) -> Iterator[None]:
 
 
 def response_loss(model: Any, data: Any, rows_at_once: int = 8, bar: Any = iter) -> tuple[float | None, int]:
-    """Mean cross entropy in nats a trained token over a split, and the number of those tokens; (None, 0) of an empty split.
+    """Mean cross entropy in nats a trained token over a split, and the number of those tokens; (None, 0) of an empty split."""
+    loss, tokens = row_losses(model, data, rows_at_once, bar).sum(axis=0)
+    return (loss / tokens, int(tokens)) if tokens else (None, 0)
+
+
+def row_losses(model: Any, data: Any, rows_at_once: int = 8, bar: Any = iter) -> np.ndarray:
+    """(rows, 2) of a split, in its order: the row's summed cross entropy in nats, and its trained tokens.
 
     Under torchrun the ranks share the rows, and each gets the whole result. Where the card has no room for so many rows at
     once, beside a recorded step for example, half as many are tried.
     """
-    if not len(data):
-        return None, 0
-    sums = None
+    found = None
     # tried again outside, since the exception keeps the failed attempt's tensors alive
     with contextlib.suppress(torch.OutOfMemoryError), _not_training(model):
-        sums = _sums(model, data, rows_at_once, bar)
-    if sums:
-        return sums[0] / sums[1], int(sums[1])
+        found = _row_losses(model, data, rows_at_once, bar)
+    if found is not None:
+        return found
     if rows_at_once == 1 or parallel.world() > 1:  # the others are in the middle of it
         raise device.out_of_memory(f"the held-out loss, {rows_at_once} rows at once", "lower max_seq_length")
     print(f"held-out loss: {rows_at_once} rows at once do not fit, trying {rows_at_once // 2}", flush=True)
     torch.cuda.empty_cache()
-    return response_loss(model, data, rows_at_once // 2, bar)
+    return row_losses(model, data, rows_at_once // 2, bar)
 
 
-def _sums(model: Any, data: Any, rows_at_once: int, bar: Any) -> tuple[float, float]:
-    sums, every = torch.zeros(2, dtype=torch.float64, device=model.device), groups(data["length"][:], rows_at_once)  # losses, tokens
+def _row_losses(model: Any, data: Any, rows_at_once: int, bar: Any) -> np.ndarray:
+    found, every = torch.zeros(len(data), 2, dtype=torch.float64, device=model.device), groups(data["length"][:], rows_at_once)
     with torch.no_grad():  # not inference_mode: weights that FSDP gathers in it could not serve training
         for n in bar(range(parallel.rank(), len(every) + -len(every) % parallel.world(), parallel.world())):
-            losses = token_losses(model, batches.of(data[every[min(n, len(every) - 1)]]).to(model.device))
+            batch = batches.of(data[every[min(n, len(every) - 1)]]).to(model.device)
+            losses = token_losses(model, batch).double()
             if n < len(every):  # ranks with nothing left keep the others company
-                sums += torch.stack([losses.double().sum(), torch.tensor(len(losses), device=model.device)])
-    parallel.add(sums)
-    return tuple(sums.tolist())
-
-
-def row_losses(model: Any, data: Any, rows_at_once: int = 8, bar: Any = iter) -> np.ndarray:
-    """(rows, 2) of a split, in its order: the row's summed cross entropy in nats, and its trained tokens. In one process."""
-    found = np.zeros((len(data), 2))
-    with _not_training(model), torch.inference_mode():
-        for group in bar(groups(data["length"][:], rows_at_once)):
-            batch = batches.of(data[group])
-            losses = token_losses(model, batch.to(model.device)).double().cpu().numpy()
-            row = (batch.where // batch.input_ids.shape[1]).numpy()
-            found[group] = np.stack([np.bincount(row, values, len(group)) for values in (losses, None)], axis=1)
-    return found
+                row = torch.tensor(every[n], device=model.device)[batch.where // batch.input_ids.shape[1]]
+                found.index_add_(0, row, torch.stack([losses, torch.ones_like(losses)], dim=1))
+    parallel.add(found)
+    return found.cpu().numpy()
 
 
 def answers(model: Any, tokenizer: Any, new_tokens: int, prompts: tuple[str, ...] = PROMPTS) -> list[str]:

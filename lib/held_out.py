@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lib import evaluate, parallel
+from lib import evaluate, parallel, stats
 from lib.checkpoint import Masters, resume, save_checkpoint
 from lib.params import Params
 from lib.stops import Diverged
@@ -38,12 +38,14 @@ class HeldOut:
                 yield group
 
         begun = time.monotonic()
-        loss, tokens = evaluate.response_loss(self.model, self.data, rows_at_once=32 if self.job.torch_compile else 8, bar=bar)
+        rows = evaluate.row_losses(self.model, self.data, rows_at_once=32 if self.job.torch_compile else 8, bar=bar)
+        loss, tokens = float(rows[:, 0].sum() / rows[:, 1].sum()), int(rows[:, 1].sum())
         if not math.isfinite(loss):
             raise Diverged(f"the held-out loss at step {step} is {loss}: the weights have gone bad. Earlier checkpoints are kept. "
                            f"A lower learning_rate, or more warmup_steps, is the usual cure.")
         self.known[when, step] = loss
-        self.note("eval", when=when, step=step, eval_loss=loss, tokens=tokens, seconds=round(time.monotonic() - begun, 3))
+        self.note("eval", when=when, step=step, eval_loss=loss, ci95=stats.loss_interval(rows), tokens=tokens,
+                  seconds=round(time.monotonic() - begun, 3))
         return loss
 
     def due(self, step: int, total: int) -> bool:

@@ -138,7 +138,8 @@ def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
     logged line), since one step of 16 rows is noisy. Rates count real tokens, not padding, and time inside steps, without
     the first logged line of a session; those `_with_warm_up` count that line too, and what compiling took. Rates and memory
     are of the sessions on the machine that the last step ran on: a mean over a T4 and an H100 belongs to neither.
-    best_step is the one whose weights early stopping kept, earlier_devices are the other machines; each only where there is one.
+    The held-out losses' 95 % intervals are over its rows. best_step is the one whose weights early stopping kept, earlier_devices are
+    the other machines; each only where there is one.
     """
     passed, best, every = steps(entries), kept(entries, "best"), [e for e in entries if e["event"] == "step"]
     evals = {e["when"]: e["eval_loss"] for e in kept(entries, "eval")}
@@ -160,6 +161,7 @@ def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
         "steps_repeated": sum(e["steps"] for e in every) - sum(e["steps"] for e in passed),
         "loss_first": mean(passed[:tenth]), "loss_last": mean(passed[-tenth:]), "loss_mean": mean(passed),
         "eval_loss_before": evals.get("before"), "eval_loss_after": evals.get("after"),
+        **{f"eval_loss_{e['when']}_ci95": e["ci95"] for e in kept(entries, "eval") if e["when"] != "during" and "ci95" in e},
         "samples_per_second": rate(warm, "rows"), "tokens_per_second": rate(warm, "tokens"),
         "samples_per_second_with_warm_up": rate(here, "rows", compiling_here),
         "tokens_per_second_with_warm_up": rate(here, "tokens", compiling_here),

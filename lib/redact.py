@@ -1,5 +1,7 @@
 """Text without secrets: what goes into a run's folder or onto a terminal passes through here."""
 
+import html
+import json
 import os
 import re
 from typing import Any
@@ -13,7 +15,9 @@ def redacted(text: str) -> str:
     """Without the values of environment variables that are named like secrets, and without what looks like a token of a known service."""
     for name, value in os.environ.items():
         if NAMED.search(name) and len(value := value.strip()) >= LEAST:
-            text = text.replace(value, f"({name})")
+            # as it is, and as it stands in JSON (a notebook), in a page, in a traceback
+            for form in {value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], html.escape(value), repr(value)[1:-1]}:
+                text = text.replace(form, f"({name})")
     return KNOWN.sub("(a token)", text)
 
 

@@ -13,8 +13,9 @@ import pathlib
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import papermill
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -77,12 +78,12 @@ def _oom_kills() -> int:
     return int((re.findall(r"^oom_kill (\d+)$", path.read_text(), re.M) or [0])[0]) if path.exists() else 0
 
 
-def _cause(error: BaseException) -> tuple[str, str]:
-    """Name and text of what ended a notebook without an exception of its own."""
+def _cause(error: BaseException, said: BinaryIO) -> tuple[str, str]:
+    """Name and text of what ended a notebook without an exception of its own; `said`: what its kernel wrote past us."""
     if _Stopper.signal is not None:
         return "Interrupted", f"the run was stopped by {_Stopper.name()}"
     if _Stopper.kernel is None:
-        return "KernelNotStarted", str(error) or type(error).__name__
+        return "KernelNotStarted", f"{str(error) or type(error).__name__}{_last(said)}"
     if isinstance(error, CellTimeoutError):
         return "TimedOut", str(error).splitlines()[0]
     if not isinstance(error, DeadKernelError):
@@ -92,8 +93,15 @@ def _cause(error: BaseException) -> tuple[str, str]:
         memory = "; the system's out-of-memory killer did act during this run" if _oom_kills() > _Stopper.oom_before else ""
         return "KernelDied", f"the kernel was killed (signal 9): by hand, or by the system because memory ran out{memory}"
     if code is not None and code < 0:
-        return "KernelDied", f"the kernel crashed ({signal.Signals(-code).name})"
+        return "KernelDied", f"the kernel crashed ({signal.Signals(-code).name}){_last(said)}"
     return "KernelDied", "the kernel exited" + ("" if code is None else f" with code {code}")
+
+
+def _last(said: BinaryIO) -> str:
+    """The last line a kernel wrote, where there is one."""
+    said.seek(0)
+    lines = said.read().decode(errors="replace").strip().splitlines()
+    return f"; its last line was: {redacted(lines[-1])[:300]}" if lines else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -130,16 +138,19 @@ def _engine(source: pathlib.Path, target: pathlib.Path, run_fd: int, timeout: in
                             shutdown_kernel="immediate",  # all is on disk by then, and ipykernel's own end now and then prints a traceback
                             extra_arguments=["--log-level=50"])  # not what ipykernel says about local TCP, or of being stopped
             paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-            try:
-                client.execute(env={**os.environ, files.FD_VARIABLE: str(run_fd), "PYTHONPATH": paths}, cwd=str(ROOT), pass_fds=(run_fd,))
-            except BaseException as error:
-                if number := record.mark_failed(nb_man.nb, *_cause(error)):
-                    nb_man.cell_complete(nb_man.nb.cells[number - 1])
-            finally:
-                signal.alarm(0)
-                _Stopper.kernel = None
-                if client.km:  # stopped while it started: nbclient leaves it running
-                    client._cleanup_kernel()
+            # the kernel's own output, beside what it sends us, may hold a token: not onto the terminal, and into no named file
+            with tempfile.TemporaryFile() as said:
+                try:
+                    client.execute(env={**os.environ, files.FD_VARIABLE: str(run_fd), "PYTHONPATH": paths}, cwd=str(ROOT), pass_fds=(run_fd,),
+                                   stdout=said, stderr=said)
+                except BaseException as error:
+                    if number := record.mark_failed(nb_man.nb, *_cause(error, said)):
+                        nb_man.cell_complete(nb_man.nb.cells[number - 1])
+                finally:
+                    signal.alarm(0)
+                    _Stopper.kernel = None
+                    if client.km:  # stopped while it started: nbclient leaves it running
+                        client._cleanup_kernel()
 
     return Engine
 

@@ -46,6 +46,12 @@ def mean_interval(differences: list[float], seed: int = 0) -> tuple[float, float
     return _middle(sums / len(differences))
 
 
+def loss_interval(rows: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of a mean loss a token: rows are drawn whole. (rows, 2): summed loss in nats and trained tokens."""
+    sums = _resampled(rows, seed)
+    return _middle(sums[:, 0] / sums[:, 1])
+
+
 def perplexity_ratio(before: np.ndarray, after: np.ndarray, seed: int = 0) -> tuple[float, tuple[float, float]]:
     """Perplexity after / before, and its 95 % bootstrap interval: items are drawn whole, with their tokens and both their losses.
 

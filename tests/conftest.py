@@ -3,6 +3,12 @@ import os
 import pathlib
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import reads it: no test asks the network for anything
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # each worker, with all it starts, on a core of its own: threads of torch and llama.cpp wait by spinning, and where two processes
+    # share cores most of the time is spent so
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # some tests compute on two threads all the same
 
 import pytest  # noqa: E402
 

@@ -90,6 +90,12 @@ def test_draws_in_pieces_are_as_many(monkeypatch):
     assert stats._resampled(np.ones((2**14, 1)), 0).tolist() == [[2**14]] * 1001
 
 
+def test_loss_interval_draws_rows_whole_and_weighs_them_by_their_tokens():
+    assert stats.loss_interval(np.array([[20.0, 10], [60.0, 30]])) == pytest.approx((2.0, 2.0)), "each token alike: no doubt"
+    # of two rows: both, or one of them twice; a row of 30 tokens at 1 and one of 10 at 3
+    assert stats.loss_interval(np.array([[30.0, 30], [30.0, 10]])) == pytest.approx((1.0, 3.0))
+
+
 def test_perplexity_ratio_weighs_items_by_their_tokens():
     """exp(sum of losses after / tokens) / exp(the same before); an item of one token moves it little, however bad it became."""
     before = np.array([[30.0, 10], [200.0, 100], [3.0, 1]])

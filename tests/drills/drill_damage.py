@@ -147,6 +147,6 @@ def _command(job, copy, wanted):
     if "Traceback" in said:
         return f"LOST: a traceback: {said[-300:]}"
     if code:
-        return "detected" if code == 2 and "error: " in said else f"LOST: the command ended with {code}: {said[-300:]}"
+        return "detected" if code in (1, 2) and ("error: " in said or "failed in" in said) else f"LOST: the command ended with {code}: {said[-300:]}"
     trouble = tiny.differences(tiny.outcome(copy), wanted)
     return f"LOST: {trouble}" if trouble else "mended by the command"

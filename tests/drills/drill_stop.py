@@ -1,7 +1,6 @@
 """SIGTERM and Ctrl-C at random moments of all three stages: exit code 143 or 130 within 10 s and one optimizer step, a record that says
 interrupted, the same command ends with the same bits."""
 
-import concurrent.futures
 import random
 import signal
 import time
@@ -21,21 +20,20 @@ def drill(folder, trials):
     wanted = tiny.outcome(folder / "reference")
     step = max(e["seconds"] for e in tiny.ledger.steps(tiny.ledger.read(folder / "reference/tiny/metrics.jsonl")))
     draw = random.Random(7)
-    moments = [(STAGES[n % 3], draw.uniform(0, seconds[STAGES[n % 3]]), (signal.SIGTERM, signal.SIGINT)[n // 3 % 2]) for n in range(trials)]
+    moments = [(STAGES[n % 3], draw.uniform(0, seconds[STAGES[n % 3]]), (signal.SIGTERM, signal.SIGINT)[n // 3 % 2]) for n in range(trials + trials // 6)]
     plan = drill_kill.parts(moments)
     lost, took = [], []
-    with concurrent.futures.ThreadPoolExecutor(2) as two:
-        for number, (times, wrong) in enumerate(two.map(lambda pair: _one(params, folder / f"run-{pair[0]}", pair[1], wanted, step), enumerate(plan)), 1):
-            took, lost = took + times, lost + wrong
-            print(f"  run {number} of {len(plan)}: {len(times)} signals, {len(wrong)} lost", flush=True)
+    for number, (times, wrong) in enumerate(tiny.side_by_side(lambda core, n, part: _one(core, params, folder / f"run-{n}", part, wanted, step), plan), 1):
+        took, lost = took + times, lost + wrong
+        print(f"  run {number} of {len(plan)}: {len(times)} signals, {len(wrong)} lost", flush=True)
     print(f"  seconds from signal to exit: median {sorted(took)[len(took) // 2]:.1f}, most {max(took):.1f}; a step takes {step:.2f}")
     return len(took), lost
 
 
-def _one(params, runs, moments, wanted, step):
+def _one(core, params, runs, moments, wanted, step):
     times, lost = [], []
     for stage, moment, number in moments:
-        process, before = tiny.start(params, runs), len(tiny.attempts(runs, stage))
+        process, before = tiny.start(params, runs, core=core), len(tiny.attempts(runs, stage))
         if not tiny.running(runs, stage, process, before):
             process.wait(tiny.LIMIT_SECONDS)
             continue
@@ -56,7 +54,7 @@ def _one(params, runs, moments, wanted, step):
         states = [entry["status"] for entry in tiny.record(runs)["stages"].values()]
         if "running" in states or "failed" in states:
             lost.append(f"{where}: the record says {states}")
-    if code := tiny.start(params, runs).wait(tiny.LIMIT_SECONDS):
+    if code := tiny.start(params, runs, core=core).wait(tiny.LIMIT_SECONDS):
         return times, [*lost, f"{runs.name}: the last command ended with {code}: {tiny.terminal(runs)[-600:]}"]
     lost += [f"{runs.name}: {text}" for text in [*tiny.untrue(runs), *tiny.differences(tiny.outcome(runs), wanted)]]
     if "Traceback" in tiny.terminal(runs):
