@@ -136,6 +136,20 @@ def test_batches_have_every_row_once_longest_first():
     assert evaluate.groups(lengths, 2) == [[1, 3], [0, 4], [2]]
 
 
+def test_the_output_layer_never_gets_a_slice_with_gaps(tiny):
+    """torch's CPU product would copy its weights once a prompt."""
+    net, tokenizer = tiny
+    seen = []
+    hook = net.get_output_embeddings().register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].is_contiguous()))
+    try:
+        evaluate.answers(net, tokenizer, 3, PROMPTS)
+    finally:
+        hook.remove()
+    assert len(seen) == 3
+    assert all(seen)
+    assert not net.get_output_embeddings()._forward_pre_hooks
+
+
 def test_answers_of_a_batch_equal_single_ones(tiny):
     """Padded on the left, under a mask, greedy: the same tokens as alone, for prompts of very different length."""
     net, tokenizer = tiny

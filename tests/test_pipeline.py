@@ -126,7 +126,7 @@ def test_results_add_up_and_come_from_the_ledger(run):
 
 def test_every_format_was_examined_and_the_safety_set_answered(run):
     folder, _ = run
-    results, entries = (json.loads((folder / name).read_text()) for name in ("results.json", "exam.json"))
+    results, entries = (files.read_json(folder / name, name) for name in ("results.json", "exam.json"))
     exam, safety = (entries[name]["models"] for name in entries)
     assert list(exam) == ["base", "adapter", "merged", "q8_0"]
     assert list(safety) == ["base", "merged", "q8_0"]

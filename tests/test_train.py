@@ -738,7 +738,7 @@ def test_ctrl_c_does_not_wait_for_a_held_out_loss(tmp_path, monkeypatch, uninter
 
 
 def test_ctrl_c_in_a_held_out_loss_ends_it_there(tmp_path, monkeypatch, uninterrupted):
-    job, real, groups = a_job(eval_steps=2), evaluate._sums, []
+    job, real, groups = a_job(eval_steps=2), evaluate._row_losses, []
     session(tmp_path / "whole", job)
 
     def interrupted_at_the_second(model, data, rows, bar):
@@ -750,12 +750,12 @@ def test_ctrl_c_in_a_held_out_loss_ends_it_there(tmp_path, monkeypatch, uninterr
                 yield n
         return real(model, data, 1, counted if (tmp_path / "stopped/checkpoints/step-000004").exists() else bar)
 
-    monkeypatch.setattr(evaluate, "_sums", interrupted_at_the_second)
+    monkeypatch.setattr(evaluate, "_row_losses", interrupted_at_the_second)
     assert len(HELD_OUT) > 3, "more groups of one row would follow"
     with pytest.raises(KeyboardInterrupt, match="held-out loss after step 4; its checkpoint is saved"):
         session(tmp_path / "stopped", job)
     assert len(groups) == 2
-    monkeypatch.setattr(evaluate, "_sums", real)
+    monkeypatch.setattr(evaluate, "_row_losses", real)
     same_run(tmp_path / "stopped", session(tmp_path / "stopped", job), uninterrupted)
     assert [e[:2] for e in evals(tmp_path / "stopped")] == [e[:2] for e in evals(tmp_path / "whole")]
 

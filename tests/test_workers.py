@@ -19,8 +19,16 @@ from lib.params import UserError
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _two_cores():
+    """Processes even where the tests have one core: with one, all is done in the process that tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers.machine, "cores", lambda: 2)
+        yield
+
+
 @pytest.fixture(scope="module")
-def pool():
+def pool(_two_cores):
     made = workers.start(small=False)
     yield made
     workers.stop(made)
@@ -61,13 +69,15 @@ def test_an_error_of_a_worker_is_raised_with_its_own_words(pool, where):
         next(results)
 
 
-def test_little_work_starts_no_process():
+def test_little_work_or_one_core_starts_no_process(monkeypatch):
     assert workers.start(small=True) is None
+    monkeypatch.setattr(workers.machine, "cores", lambda: 1)
+    assert workers.start(small=False) is None
 
 
 def test_workers_of_a_killed_parent_end(tmp_path):
     script = tmp_path / "parent.py"
-    script.write_text("import os, sys, time\nfrom lib import workers\nif __name__ == '__main__':\n    pool = workers.start(False)\n"
+    script.write_text("import os, sys, time\nfrom lib import workers\nworkers.machine.cores = lambda: 2\nif __name__ == '__main__':\n    pool = workers.start(False)\n"
                       "    print(*[f.result() for f in [pool.submit(os.getpid) for _ in range(20)]], flush=True)\n    time.sleep(600)\n")
     parent = subprocess.Popen([sys.executable, str(script)], cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     children = {int(p) for p in parent.stdout.readline().split()}
