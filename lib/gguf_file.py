@@ -107,10 +107,15 @@ def _parse(data):
     for _ in range(tensor_count):
         name, at = _string(data, at)
         dimensions = struct.unpack_from("<I", data, at)[0]
+        if not 1 <= dimensions <= 4:
+            raise ValueError(f"a tensor of {dimensions} dimensions")
         *shape, kind, offset = struct.unpack_from(f"<{dimensions}QIQ", data, at + 4)
         at += 4 + 8 * dimensions + 12
         tensors.append(Tensor(name, tuple(shape), gguf.GGMLQuantizationType(kind).name, offset))
-    begin = padded(at, metadata.get("general.alignment", ALIGNMENT))
+    alignment = metadata.get("general.alignment", ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise ValueError(f"an alignment of {alignment!r}")
+    begin = padded(at, alignment)
     return Header(metadata, pairs, [tensor._replace(offset=begin + tensor.offset) for tensor in tensors])
 
 
@@ -128,10 +133,12 @@ def _value(data, at, kind):
         return struct.unpack_from("<" + NUMBERS[kind], data, at)[0], at + struct.calcsize("<" + NUMBERS[kind])
     inner, count = struct.unpack_from("<IQ", data, at)
     values, at = [], at + 12
-    if inner not in (STRING, ARRAY):
+    if inner == ARRAY:
+        raise ValueError("an array of arrays")
+    if inner != STRING:
         array = np.frombuffer(data, "<" + NUMBERS[inner], count, at)
         return array.tolist(), at + array.nbytes
     for _ in range(count):
-        value, at = _value(data, at, inner)
+        value, at = _string(data, at)
         values.append(value)
     return values, at

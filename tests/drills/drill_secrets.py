@@ -24,30 +24,23 @@ WAYS = {
     "exit": f"sys.exit({EVERYTHING})",
     "killed after it": f"print({EVERYTHING}, flush=True); time.sleep(1); os.kill(os.getpid(), 9)",
 }
-TRIALS = 2 * len(WAYS) + 2 * len(PLANTED)
+CASES = [(way, stage) for way in WAYS for stage in ("prepare", "train")] + [(name, key) for name in PLANTED for key in ("base_model", "dataset")]
+TRIALS = len(CASES)
 
 
 def drill(folder, trials):
-    lost, done = [], 0
-    for number, (way, code) in enumerate(WAYS.items()):
-        tree = Tree.make(folder / f"way-{number}")
-        for stage in ("prepare", "train"):
-            source = tree.root / f"{stage}.py"
-            was = source.read_text()
-            source.write_text(f"{code}\n{was}")
-            _, out, err = _run(tree, stage)
-            source.write_text(was)
-            lost += [f"{way} in {stage}: {text}" for text in _found(tree, out + err)]
-            done += 1
-    tree = Tree.make(folder / "parameters")
-    for name, value in PLANTED.items():
-        for key in ("base_model", "dataset"):
-            code, out, err = _run(tree, "run", "--set", f"{key}='{value}'")
-            lost += [f"{name} as {key}: {text}" for text in _found(tree, out + err)]
-            if code != 2 or tree.run.exists():
-                lost.append(f"{name} as {key}: it was not refused ({code})")
-            done += 1
-    return done, lost
+    lost, every = [], CASES[::max(1, len(CASES) // trials)]
+    for number, (what, where) in enumerate(every):
+        tree = Tree.make(folder / f"case-{number}")
+        if what in WAYS:
+            source = tree.root / f"{where}.py"
+            source.write_text(f"{WAYS[what]}\n{source.read_text()}")
+            code, out, err = _run(tree, where)
+        else:
+            code, out, err = _run(tree, "run", "--set", f"{where}='{PLANTED[what]}'")
+            lost += [f"{what} as {where}: it was not refused ({code})"] * (code != 2 or tree.run.exists())
+        lost += [f"{what}, {where}: {text}" for text in _found(tree, out + err)]
+    return len(every), lost
 
 
 def _run(tree, *words):
