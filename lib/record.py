@@ -175,8 +175,9 @@ def open_run(folder: pathlib.Path, job: Params, force_from: str = "") -> Run:
                                "stages": {s: {"status": "pending", "attempts": [], "artifacts": [], "inputs": {}} for s in STAGES}})
         run.save()  # before params.yaml: a folder with a file but no record is refused
         files.atomic_write(folder / "params.yaml", params.dump(job))
-        for torn in filter(pathlib.Path.is_file, folder.glob(".*.tmp")):  # of a process killed while it wrote; only we write here now
-            torn.unlink()
+        # of a process killed while it wrote; only we write here now. In gguf/ they would be taken for part of the result
+        for torn in [*filter(pathlib.Path.is_file, folder.glob(".*.tmp")), *(folder / "gguf").glob(".*")]:
+            shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
     return run
 
 

@@ -217,6 +217,17 @@ def test_what_a_killed_write_left_is_swept(folder):
     assert sorted(os.listdir(folder)) == [".adapter.tmp", "params.yaml", "run.json"]
 
 
+def test_what_a_killed_conversion_left_is_no_part_of_the_export(folder):
+    """A killed export's scratch folder lies in gguf/, of which every file is recorded and pushed."""
+    finished(folder)
+    (folder / "gguf/.convert-x1/merged").mkdir(parents=True)
+    (folder / "gguf/.convert-x1/merged/model.safetensors").write_text("16 GB")
+    (folder / "gguf/.job-q8_0.gguf.draft").write_text("half")
+    (folder / "gguf/job-q8_0.gguf").write_text("whole")
+    record.open_run(folder, Params())
+    assert [p.name for p in (folder / "gguf").iterdir()] == ["job-q8_0.gguf"]
+
+
 def test_a_kill_between_the_first_two_files_leaves_a_usable_run(folder, monkeypatch):
     real = files.atomic_write
 

@@ -9,14 +9,14 @@ import tiny
 from lib.record import STAGES
 
 TRIALS = 100
-A_RUN = 5  # kills before a run is let go to its end
+A_RUN = 6  # moments a run; now and then a stage ends before its moment comes
 
 
 def drill(folder, trials):
     params = tiny.job(folder / "job")
     seconds = tiny.undisturbed(params, folder / "reference")
     wanted = tiny.outcome(folder / "reference")
-    plan = parts(_moments(trials + trials // 6, seconds))  # now and then a stage ends before its moment comes
+    plan = parts(_moments(trials + trials // 3, seconds))
     lost, counts = [], {}
     each = tiny.side_by_side(lambda core, n, part: _one(core, params, folder / f"run-{n}", part, wanted), plan)
     for number, (killed, wrong) in enumerate(each, 1):
@@ -43,6 +43,8 @@ def _one(core, params, runs, moments, wanted):
     """A run killed at `moments` and then left alone: (what was killed where, what was lost)."""
     killed, lost = [], []
     for stage, moment, what in moments:
+        if tiny.finished(runs, stage):
+            continue
         process, before = tiny.start(params, runs, core=core), len(tiny.attempts(runs, stage))
         if tiny.running(runs, stage, process, before):
             time.sleep(moment)

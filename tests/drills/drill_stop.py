@@ -20,7 +20,7 @@ def drill(folder, trials):
     wanted = tiny.outcome(folder / "reference")
     step = max(e["seconds"] for e in tiny.ledger.steps(tiny.ledger.read(folder / "reference/tiny/metrics.jsonl")))
     draw = random.Random(7)
-    moments = [(STAGES[n % 3], draw.uniform(0, seconds[STAGES[n % 3]]), (signal.SIGTERM, signal.SIGINT)[n // 3 % 2]) for n in range(trials + trials // 6)]
+    moments = [(STAGES[n % 3], draw.uniform(0, seconds[STAGES[n % 3]]), (signal.SIGTERM, signal.SIGINT)[n // 3 % 2]) for n in range(trials + trials // 3)]
     plan = drill_kill.parts(moments)
     lost, took = [], []
     for number, (times, wrong) in enumerate(tiny.side_by_side(lambda core, n, part: _one(core, params, folder / f"run-{n}", part, wanted, step), plan), 1):
@@ -33,6 +33,8 @@ def drill(folder, trials):
 def _one(core, params, runs, moments, wanted, step):
     times, lost = [], []
     for stage, moment, number in moments:
+        if tiny.finished(runs, stage):
+            continue
         process, before = tiny.start(params, runs, core=core), len(tiny.attempts(runs, stage))
         if not tiny.running(runs, stage, process, before):
             process.wait(tiny.LIMIT_SECONDS)

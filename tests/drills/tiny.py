@@ -89,6 +89,11 @@ def running(runs, stage, process, attempts=0):
     return False
 
 
+def finished(runs, stage):
+    found = record(runs)
+    return bool(found) and found["stages"][stage]["status"] == "finished"
+
+
 def attempts(runs, stage=None):
     found = record(runs) or {"stages": {}}
     return [a for s, entry in found["stages"].items() if stage in (None, s) for a in entry["attempts"]]
