@@ -19,6 +19,7 @@ from typing import Any
 from lib import DISCLAIMER, advice, device, exam_choices, exam_items, exam_models, exam_safety, exam_tables, files, model, params, record, safety
 from lib.params import Params, UserError
 from lib.record import Run
+from lib.redact import terminal
 
 METHOD = ("choices", "exam_choices", "loss", "evaluate", "safety", "advice")  # our code that decides a score
 
@@ -40,7 +41,7 @@ def take(run: Run, job: Params, exams: dict[str, list[dict[str, Any]]], artifact
     `artifacts`: {path, sha256} of the run's files, by which a result is known to be of this very model. results.json gets the counts.
     """
     path = run.folder / "exam.json"
-    every = files.read_json(path, "exam file") if path.exists() else {}
+    every = files.read_or_set_aside(path, "exam file")
     tokens = job.safety_tokens or params.FIELDS["safety_tokens"].default  # of a job that asked for no safety set itself
     how = {exam: exam_safety.settings(tokens) if exam == safety.NAME else exam_choices.settings(shuffles) for exam in exams}
     entries = {exam: {"exam": exam, "items": len(items), "sha256": _hash(items), **how[exam], "models": {}} for exam, items in exams.items()}
@@ -129,4 +130,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with terminal():
+        sys.exit(main())

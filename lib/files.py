@@ -45,9 +45,22 @@ def read_json(path: pathlib.Path, what: str) -> Any:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{what} `{shown(path)}` is not readable JSON ({error}).") from None
-    if isinstance(value, dict) and value.pop("seal", seal := _seal(value)) != seal:
+    if isinstance(value, dict) and "seal" in value and value.pop("seal") != _seal(value):
         raise UserError(f"{what} `{shown(path)}` does not match its seal: it was damaged, or changed by hand, and its numbers cannot be trusted.")
     return value
+
+
+def read_or_set_aside(path: pathlib.Path, what: str) -> dict[str, Any]:
+    """`read_json`; {} where there is no file, or a damaged one, which gets another name: what can be made again must not stop a run."""
+    if not path.exists():
+        return {}
+    try:
+        return read_json(path, what)
+    except UserError as error:
+        aside = path.with_name(f"{path.stem}.damaged{path.suffix}")
+        os.replace(path, aside)
+        print(f"{error} It is now {aside.name}; what it held is made again by its stages, with FORCE=1 where they are finished.")
+        return {}
 
 
 def _seal(values: dict[str, Any]) -> str:

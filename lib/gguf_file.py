@@ -7,6 +7,7 @@ The `gguf` package reads the same, but makes an array of each of Gemma's 262,144
 2-core CPU where this takes half a second.
 """
 
+import math
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ class Tensor(NamedTuple):
 
     @property
     def rows(self) -> int:
-        return int(np.prod(self.shape[1:]))
+        return math.prod(self.shape[1:])  # numpy's would wrap
 
     @property
     def row_bytes(self) -> int:
@@ -58,7 +59,7 @@ def read(path):
         if path.stat().st_size < needed:
             raise ValueError(f"{path.stat().st_size:,} bytes, its tensors need {needed:,}")
         return header
-    except (ValueError, KeyError, struct.error, OSError) as error:
+    except (ValueError, KeyError, OverflowError, struct.error, OSError) as error:
         raise UserError(f"{files.shown(path)} is not a whole GGUF file ({error}). Convert or copy it again.") from None
 
 

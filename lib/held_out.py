@@ -44,8 +44,10 @@ class HeldOut:
             raise Diverged(f"the held-out loss at step {step} is {loss}: the weights have gone bad. Earlier checkpoints are kept. "
                            f"A lower learning_rate, or more warmup_steps, is the usual cure.")
         self.known[when, step] = loss
-        self.note("eval", when=when, step=step, eval_loss=loss, ci95=stats.loss_interval(rows), tokens=tokens,
-                  seconds=round(time.monotonic() - begun, 3))
+        seconds = round(time.monotonic() - begun, 3)
+        shown = when != "during" and len(rows) > 1 and parallel.rank() == 0
+        interval = {"ci95": stats.loss_interval(rows)} if shown else {}
+        self.note("eval", when=when, step=step, eval_loss=loss, tokens=tokens, seconds=seconds, **interval)
         return loss
 
     def due(self, step: int, total: int) -> bool:

@@ -18,13 +18,11 @@ import annotated_types
 import pydantic
 import yaml
 
-from lib.redact import redacted
+from lib.redact import holds_secret
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+SEAL = "# sha256 of the lines above: "
 GGUF_TYPES = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
-
-
-SEAL = "# sha256 of these values: "
 
 
 class UserError(Exception):
@@ -135,7 +133,7 @@ class Params(pydantic.BaseModel):
         "train", "none", "a tracker that also gets every line of the ledger", free=True)
     sample_tokens: int = _key("train", 96, "length of the fixed prompts' answers, before and after", "tokens", ge=1)
 
-    gguf_types: list[Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]] = _key(
+    gguf_types: list[Literal[GGUF_TYPES]] = _key(
         "export", ["q8_0"], "GGUF files to write", min_length=1)
     lora_gguf: bool = _key("export", True, "also the adapter alone as a GGUF for llama.cpp's --lora; not of DoRA")
     safety_tokens: int = _key("export", 128, "longest answer to a prompt of the safety set; 0 asks none of them", "tokens", ge=0)
@@ -242,7 +240,7 @@ def check(values: dict[str, Any], where: str) -> Params:
     for key in values:
         if key not in FIELDS:
             wrong.append(f"unknown parameter `{key}`; {nearest(key, FIELDS)}")
-        elif redacted(text := json.dumps(values[key], default=str)) != text:
+        elif holds_secret(values[key]):
             wrong.append(f"`{key}` holds a token or password. Parameters are kept with the run and shown in its report; expected {type_name(key)}. "
                          f"Secrets belong into the environment alone (HF_TOKEN), and one that stood in a file should be revoked")
     if not wrong:
@@ -331,21 +329,19 @@ def fingerprint(params: Params) -> str:
 
 def dump(params: Params) -> str:
     """Every key as YAML that `load` reads back to the same values, and a comment by which `recorded` knows that they are the same."""
-    return yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True) + SEAL + _seal(params) + "\n"
+    text = yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True)
+    return f"{text}{SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
 def recorded(folder: pathlib.Path) -> Params:
     """What a run was made with, from its params.yaml; UserError where that was damaged or edited: it would tell of another job."""
     job = load(path := folder / "params.yaml")
-    _, has_one, seal = path.read_text(encoding="utf-8").rpartition(SEAL)
-    if has_one and seal.strip() != _seal(job):
+    # of the text, not of the values: a later version may know more parameters
+    text, has_one, seal = path.read_text(encoding="utf-8").rpartition(SEAL)
+    if has_one and seal.strip() != hashlib.sha256(text.encode()).hexdigest():
         raise UserError(f"{folder.name}/params.yaml is not as the run recorded it: damaged, or changed by hand. Put the old values back; "
                         f"other parameters go into a file of your own, with PARAMS= and another RUN=.")
     return job
-
-
-def _seal(params: Params) -> str:
-    return hashlib.sha256(json.dumps(params.model_dump(), sort_keys=True).encode()).hexdigest()
 
 
 def table() -> str:

@@ -133,7 +133,7 @@ class Run:
 
     def results(self, section: str, values: dict[str, Any] | None) -> None:
         """Replace one section of results.json; None removes it."""
-        old = files.read_json(path, "results file") if (path := self.folder / "results.json").exists() else {}
+        old = files.read_or_set_aside(path := self.folder / "results.json", "results file")
         if values is not None or section in old:
             files.write_json(path, {k: v for k, v in {**old, section: values}.items() if v is not None}, sealed=True)
 
@@ -202,9 +202,10 @@ def _correct(run: Run) -> None:
         if run.stage(stage)["attempts"][-1]["by"] == "notebook":
             reason = "its kernel ended before the last cell, or its first cells were run again"
         elif path.exists():
-            notebook = files.read_json(path, "executed notebook")
-            cell = mark_failed(notebook, "Interrupted", reason)
-            files.atomic_write(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+            with contextlib.suppress(UserError, KeyError, TypeError):  # of a damaged copy the record alone tells
+                notebook = files.read_json(path, "executed notebook")
+                cell = mark_failed(notebook, "Interrupted", reason)
+                files.atomic_write(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
         run.end(stage, "interrupted", reason, cell)
         print(f"{stage}: the last attempt was cut off; the record now says so")
 
@@ -268,7 +269,7 @@ def begin(stage: str, namespace: dict[str, Any]) -> tuple[Params, Run]:
     else:
         folder = folder_for(Params(), "", name or "notebook")
         recorded = folder / "params.yaml"
-        job = params.check({**(params.load(recorded).model_dump() if recorded.exists() else {}),
+        job = params.check({**(params.recorded(folder).model_dump() if recorded.exists() else {}),
                             **{k: namespace[k] for k in params.FIELDS if k in namespace}}, "the notebook's parameters cell")
     if os.environ.get(files.FD_VARIABLE):
         lock(folder)

@@ -27,7 +27,7 @@ from papermill.iorw import LocalHandler, papermill_io
 from lib import files, machine, params, push, record, safety, sources
 from lib.params import ROOT, Params, UserError
 from lib.record import STAGES, Run
-from lib.redact import Redacted, redacted
+from lib.redact import redacted, redacted_json, terminal
 
 GRACE_SECONDS = 60  # how long an interrupted kernel may take to save its checkpoint before it is killed
 BANNERS = 2  # cells papermill puts into the executed copy of a failed notebook, before the cell that failed
@@ -166,7 +166,7 @@ def execute(source: pathlib.Path, target: pathlib.Path, values: dict[str, Any], 
 
     class AtomicHandler(LocalHandler):
         def write(self, buf: str, path: str) -> None:
-            files.atomic_write(pathlib.Path(path), redacted(buf))  # what a cell printed or raised may hold a token
+            files.atomic_write(pathlib.Path(path), redacted_json(buf))  # what a cell printed or raised may hold a token
 
     papermill_io.register(str(target.parent), AtomicHandler())  # papermill's own write can leave half a notebook
     papermill_engines.register("truthful", _engine(source, target, run_fd, timeout))
@@ -278,7 +278,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--set", default="", metavar='"K=V K=V"', dest="overrides")
     parser.add_argument("--force", action="store_true")
     parser.add_argument("--question", default="", metavar="TEXT", help="what to ask the run's first GGUF (command ask)")
-    with contextlib.redirect_stdout(Redacted(sys.stdout)), contextlib.redirect_stderr(Redacted(sys.stderr)):
+    with terminal():
         return _main(parser.parse_args(argv))
 
 

@@ -22,6 +22,7 @@ from lib.headline import examined, headline
 from lib.machine import alive
 from lib.params import ROOT, UserError
 from lib.record import FREED, STAGES, Run
+from lib.redact import terminal
 
 
 def find(names: str = "") -> list[pathlib.Path]:
@@ -197,4 +198,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with terminal():
+        sys.exit(main())

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from lib import compare, files, ledger, record, show, sweep_file
 from lib.params import UserError
+from lib.redact import terminal
 from lib.sweep_file import Sweep, Trial
 
 RECORD = "sweep.json"  # in a trial's folder: why the sweep stopped it early
@@ -126,4 +127,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with terminal():
+        sys.exit(main())

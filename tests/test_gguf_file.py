@@ -46,6 +46,8 @@ def array(inner, count, rest=b""):
     (head(gguf_file.pair("general.alignment", "many"))[0], "an alignment of 'many'"),
     (head()[0].replace(struct.pack("<Qc", 1, b"a") + struct.pack("<I", 2), struct.pack("<Qc", 1, b"a") + struct.pack("<I", 0)), "a tensor of 0 dimensions"),
     (head()[0].replace(struct.pack("<QQ", 32, 2), struct.pack("<QQ", 32, 2**40)), "its tensors need"),
+    (head(tensors=[gguf_file.Tensor("a", (32, 2, 2), "Q8_0")])[0].replace(struct.pack("<QQ", 2, 2), struct.pack("<QQ", 2**32, 2**32)), "its tensors need"),
+    (head(array(4, 2**64 - 1))[0], "too large|too big"),
     (head()[0][:-1], "its tensors need"),
     (struct.pack("<4sIQQ", b"GGUF", 3, 2**60, 2**60), "ends inside its header|unpack_from"),
 ])

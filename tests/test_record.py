@@ -169,6 +169,24 @@ def test_results_of_what_is_started_over_do_not_stay(folder):
     assert set(files.read_json(folder / "results.json", "results")) == {"prepare", "export"}, "what was examined was another adapter"
 
 
+def test_a_damaged_results_file_is_set_aside_and_does_not_stop_a_stage(folder, capsys):
+    finished(folder)
+    run = record.open_run(folder, Params())
+    (folder / "results.json").write_text((folder / "results.json").read_text().replace("}", "", 1))
+    run.results("train", {"steps": 4})
+    assert files.read_json(folder / "results.json", "results") == {"train": {"steps": 4}}
+    assert (folder / "results.damaged.json").exists()
+    assert "made again by its stages, with FORCE=1" in capsys.readouterr().out
+
+
+def test_a_damaged_copy_of_a_killed_notebook_does_not_lock_the_run(folder):
+    run = record.open_run(folder, Params())
+    run.begin("prepare", "make")
+    files.unlock(folder)
+    (folder / "prepare.ipynb").write_text('{"cells": [')
+    assert record.open_run(folder, Params()).stage("prepare")["status"] == "interrupted"
+
+
 def executed(*states):
     """An executed copy as papermill leaves it: text, then a code cell for each state."""
     made = [{"cell_type": "markdown" if n == 0 else "code", "source": "", "outputs": [], "metadata": {"papermill": {"status": s, "exception": None}}}

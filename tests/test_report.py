@@ -143,6 +143,12 @@ def test_artefacts_say_whether_they_are_here_pruned_or_changed(folder):
     assert states == {"freed": "pruned 2026-02-03", "gone": "not here", "here": "here", "other": "another size than recorded"}
 
 
+def test_a_run_cut_off_in_training_has_a_page_with_its_curve(folder):
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps({"prepare": results["prepare"]}))
+    assert "Loss, learning rate and memory" in report.write(folder).read_text(encoding="utf-8")
+
+
 def test_a_run_that_only_began_has_a_page(folder):
     for name in ("metrics.jsonl", "results.json", "samples.json", "exam.json", "train.ipynb"):
         (folder / name).unlink()

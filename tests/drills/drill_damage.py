@@ -1,5 +1,5 @@
 """One file of a run cut short, or with a flipped bit or a block of zeros: detected, or harmless; never another number. Of a finished run
-and of one killed in training; every tenth time the command itself is given as well, and must end with an error or with the same bits."""
+and of one killed in training; one time in ten the command itself is given as well, and must end with an error or with the same bits."""
 
 import contextlib
 import io
@@ -42,7 +42,7 @@ def drill(folder, trials):
             verdict = _verdict(state, path, copy, folder / state)
         except Exception as error:  # what the user would see as a traceback
             verdict = f"LOST: {type(error).__name__}: {error}"
-        if verdict == "detected" and n % 10 == 9:
+        if verdict == "detected" and draw.random() < 0.1:
             verdict = _command(job, copy, wanted)
         counts.setdefault(f"{state}, {kind}", []).append(verdict.split(":")[0])
         if verdict.startswith("LOST"):

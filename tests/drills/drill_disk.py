@@ -57,6 +57,8 @@ def _full(params, runs, pattern, draw, wanted):
         while process.poll() is None and not any(runs.glob(pattern)):
             time.sleep(0.005)
         time.sleep(draw.uniform(0, 0.5))
+        if process.poll() is not None:
+            return ["it ended before the disk was full"]
         ballast = runs / "ballast"
         while process.poll() is None:  # what is freed meanwhile is taken too
             _fill(ballast)

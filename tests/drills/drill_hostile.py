@@ -1,5 +1,6 @@
 """Hostile data: turns faked in rows, markup and shell in rows and names, a base and a GGUF whose headers lie, a base that brings code.
-No row gets a control token it was not given by the template, nothing runs, each lie is an error on one screen."""
+No row gets a control token it was not given by the template, nothing runs, no lie crashes a reader or is believed where the
+file is too short for it, and what is refused is refused on one screen."""
 
 import itertools
 import json

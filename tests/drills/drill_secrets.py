@@ -1,6 +1,8 @@
 """Tokens in the environment, printed by a cell, raised in a traceback, put into a parameter or a tracked file: none in any file of the
 run, none on the terminal."""
 
+import html
+import json
 import os
 
 import tiny  # noqa: F401  (the path of lib and of the stand-in)
@@ -15,6 +17,7 @@ WAYS = {
     "printed to stderr": f"print({EVERYTHING}, file=sys.stderr)",
     "written past Python": f"os.write(1, ({EVERYTHING}).encode())",
     "printed in two pieces": "print(os.environ['HF_TOKEN'][:9], end=''); print(os.environ['HF_TOKEN'][9:])",
+    "after a line's end, a tab, a colour": "print('x\\n' + os.environ['HF_TOKEN'] + '\\t' + os.environ['GITHUB_TOKEN'] + '\\x1b[31m' + " + repr(UNNAMED) + ")",
     "shown": f"from IPython.display import HTML, display; display({EVERYTHING}, HTML('<b>' + {EVERYTHING} + '</b>'))",
     "raised": f"raise RuntimeError({EVERYTHING})",
     "raised with a cause": f"try:\n    1 / 0\nexcept ZeroDivisionError as error:\n    raise ValueError({EVERYTHING}) from error",
@@ -51,7 +54,7 @@ def _run(tree, *words):
 
 def _found(tree, said):
     """Where one of them, or a long part of one, is."""
-    parts = [value for whole in [*PLANTED.values(), UNNAMED] for value in (whole, whole.replace('"', '\\"'), whole[5:25])]
+    parts = [value for whole in [*PLANTED.values(), UNNAMED] for value in (whole, json.dumps(whole)[1:-1], json.dumps(json.dumps(whole))[1:-1], html.escape(whole), whole[5:25])]
     found = ["on the terminal"] if any(part in said for part in parts) else []
     for path in (p for p in tree.root.glob("runs/**/*") if p.is_file()):
         content = path.read_bytes()

@@ -46,15 +46,15 @@ def _one(core, params, runs, moments, wanted, step):
         sent = time.monotonic()
         code = process.wait(tiny.LIMIT_SECONDS)
         times.append(time.monotonic() - sent)
-        if code == 0:  # it came after the last cell
-            continue
         where = f"{runs.name}: {number.name} {moment:.1f} s into {stage}"
-        if code != 128 + number:
-            lost.append(f"{where}: exit code {code}: {tiny.terminal(runs)[-300:]}")
         if times[-1] > WITHIN_SECONDS + step:
             lost.append(f"{where}: it took {times[-1]:.1f} s")
         states = [entry["status"] for entry in tiny.record(runs)["stages"].values()]
-        if "running" in states or "failed" in states:
+        if code == 0 and states == ["finished"] * 3:  # it came after the last cell
+            continue
+        if code != 128 + number:
+            lost.append(f"{where}: exit code {code}: {tiny.terminal(runs)[-300:]}")
+        if set(states) - {"finished", "interrupted", "pending"}:
             lost.append(f"{where}: the record says {states}")
     if code := tiny.start(params, runs, core=core).wait(tiny.LIMIT_SECONDS):
         return times, [*lost, f"{runs.name}: the last command ended with {code}: {tiny.terminal(runs)[-600:]}"]

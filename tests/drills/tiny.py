@@ -157,7 +157,12 @@ def untrue(runs):
             if attempt["end"] is None or not attempt["exit"]:
                 found.append(f"attempt {number} at {stage} has no end")
             copy = folder / (f"{stage}.ipynb" if number == len(entry["attempts"]) else f"{stage}.attempt{number}.ipynb")
-            if copy.exists() and (attempt["exit"] == "ok") == bool(json.loads(copy.read_text())["metadata"]["papermill"].get("exception")):
+            # an attempt may be cut off after the last cell: all cells are completed then, and the record says that it did not close
+            if not copy.exists():
+                continue
+            content = json.loads(copy.read_text())
+            whole = all(cell["metadata"].get("papermill", {}).get("status", "completed") == "completed" for cell in content["cells"])
+            if bool(content["metadata"]["papermill"].get("exception")) == (attempt["exit"] == "ok" or whole):
                 found.append(f"attempt {number} at {stage} ended with `{attempt['exit'][:80]}`, its notebook says otherwise")
     found += [f"{path.relative_to(runs)} was left" for path in folder.rglob("*") if path.name.endswith((".tmp", ".old"))]
     return found
