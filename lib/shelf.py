@@ -87,6 +87,8 @@ def age(since: str) -> str:
         seconds = (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(since)).total_seconds()
     except (ValueError, TypeError):
         return "?"
+    if seconds < 0:
+        return "later than now"  # a clock was set back
     unit, name = next((pair for pair in ((86400, "days"), (3600, "h"), (60, "min")) if seconds >= 2 * pair[0]), (1, "s"))
     return f"{seconds / unit:.0f} {name}"
 

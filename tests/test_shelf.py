@@ -3,6 +3,7 @@
     .venv/bin/python -m pytest tests/test_shelf.py
 """
 
+import datetime
 import json
 import os
 import shutil
@@ -101,6 +102,13 @@ def test_prune_shows_asks_and_frees_only_what_can_be_made_again(top, monkeypatch
     capsys.readouterr()
     shelf.main(["prune", "--yes"])
     assert "nothing to free" in capsys.readouterr().out
+
+
+def test_an_age_is_in_its_largest_unit_and_never_below_zero():
+    now = datetime.datetime.now(datetime.UTC)
+    for seconds, said in ((5, "5 s"), (600, "10 min"), (86400 * 3, "3 days"), (-86400 * 400, "later than now")):
+        assert shelf.age((now - datetime.timedelta(seconds=seconds)).isoformat()) == said
+    assert shelf.age("yesterday") == "?"
 
 
 def test_a_run_in_use_or_damaged_keeps_everything(top, monkeypatch, capsys):
