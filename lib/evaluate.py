@@ -37,8 +37,13 @@ def _not_training(model: Any) -> Iterator[None]:
 
 def response_loss(model: Any, data: Any, rows_at_once: int = 8, bar: Any = iter) -> tuple[float | None, int]:
     """Mean cross entropy in nats a trained token over a split, and the number of those tokens; (None, 0) of an empty split."""
-    loss, tokens = row_losses(model, data, rows_at_once, bar).sum(axis=0)
-    return (loss / tokens, int(tokens)) if tokens else (None, 0)
+    return mean_loss(row_losses(model, data, rows_at_once, bar))
+
+
+def mean_loss(rows: np.ndarray) -> tuple[float | None, int]:
+    """The mean over all trained tokens of what `row_losses` gives, and their number; (None, 0) of no rows."""
+    loss, tokens = rows.sum(axis=0)
+    return (float(loss / tokens), int(tokens)) if tokens else (None, 0)
 
 
 def row_losses(model: Any, data: Any, rows_at_once: int = 8, bar: Any = iter) -> np.ndarray:

@@ -39,7 +39,7 @@ class HeldOut:
 
         begun = time.monotonic()
         rows = evaluate.row_losses(self.model, self.data, rows_at_once=32 if self.job.torch_compile else 8, bar=bar)
-        loss, tokens = float(rows[:, 0].sum() / rows[:, 1].sum()), int(rows[:, 1].sum())
+        loss, tokens = evaluate.mean_loss(rows)
         if not math.isfinite(loss):
             raise Diverged(f"the held-out loss at step {step} is {loss}: the weights have gone bad. Earlier checkpoints are kept. "
                            f"A lower learning_rate, or more warmup_steps, is the usual cure.")

@@ -251,8 +251,7 @@ def run_stage(run: Run, stage: str, job: Params, force: bool) -> None:
         run.data = record.read_record(run.folder / "run.json")
         run.end(stage, "interrupted" if error.interrupted else "failed", str(error), error.cell)
         raise
-    entry = run.stage(stage)
-    entry["notebook"] = files.sha256(target)  # a report is no proof when its numbers can be typed into it
+    run.stage(stage)["notebook"] = files.sha256(target)  # a report is no proof when its numbers can be typed into it
     run.end(stage, "finished", "ok")
 
 
