@@ -185,10 +185,10 @@ def test_running_all_cells_in_jupyter_with_params_file_is_the_same_job(run, job,
 
 
 def test_the_bundled_model_and_data(tmp_path):
-    """Up to the adapter: test_bundled and test_export hold the real model's files against llama.cpp."""
     folder = tmp_path / "demo"
-    make("train", "params/cpu.yaml", tmp_path, "--run", "demo", "--set", "max_rows=60 max_steps=2 sample_tokens=6 exam=[]")
+    make("run", "params/cpu.yaml", tmp_path, "--run", "demo", "--set", "max_rows=60 max_steps=2 sample_tokens=6 exam=[] safety_tokens=0 lora_gguf=false")
     results = json.loads((folder / "results.json").read_text())
     assert results["train"]["total_parameters"] == 268_098_176 + results["train"]["trainable_parameters"]
     assert results["train"]["steps"] == 2
+    assert results["export"]["parity"]["q8_0"]["tokens"] > 0
     assert "Gemma 3 270M" in (folder / "report.html").read_text()

@@ -54,13 +54,8 @@ def _one(core, params, runs, moments, wanted):
                 continue
         if code := process.wait(tiny.LIMIT_SECONDS):
             lost.append(f"{runs.name}: left alone before {stage}, it ended with {code}: {tiny.terminal(runs)[-300:]}")
-    if code := tiny.start(params, runs, core=core).wait(tiny.LIMIT_SECONDS):
-        return killed, [*lost, f"{runs.name}: the last command ended with {code}: {tiny.terminal(runs)[-600:]}"]
+    lost += tiny.ending(params, runs, core, wanted)
     cut = [a for a in tiny.attempts(runs) if a["exit"] != "ok"]
     if len(cut) > len(killed):
         lost.append(f"{runs.name}: {len(cut)} attempts on record as cut off, {len(killed)} were killed")
-    lost += [f"{runs.name}: {text}" for text in tiny.untrue(runs)]
-    lost += [f"{runs.name}: {text}" for text in tiny.differences(tiny.outcome(runs), wanted)]
-    if "Traceback" in tiny.terminal(runs):
-        lost.append(f"{runs.name}: a traceback on the terminal")
     return killed, lost

@@ -56,9 +56,4 @@ def _one(core, params, runs, moments, wanted, step):
             lost.append(f"{where}: exit code {code}: {tiny.terminal(runs)[-300:]}")
         if set(states) - {"finished", "interrupted", "pending"}:
             lost.append(f"{where}: the record says {states}")
-    if code := tiny.start(params, runs, core=core).wait(tiny.LIMIT_SECONDS):
-        return times, [*lost, f"{runs.name}: the last command ended with {code}: {tiny.terminal(runs)[-600:]}"]
-    lost += [f"{runs.name}: {text}" for text in [*tiny.untrue(runs), *tiny.differences(tiny.outcome(runs), wanted)]]
-    if "Traceback" in tiny.terminal(runs):
-        lost.append(f"{runs.name}: a traceback on the terminal")
-    return times, lost
+    return times, lost + tiny.ending(params, runs, core, wanted)

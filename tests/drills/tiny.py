@@ -168,6 +168,14 @@ def untrue(runs):
     return found
 
 
+def ending(params, runs, core, wanted):
+    """What is wrong after the same command was given once more and left alone: with its end, the records, the outcome, the terminal."""
+    if code := start(params, runs, core=core).wait(LIMIT_SECONDS):
+        return [f"{runs.name}: the last command ended with {code}: {terminal(runs)[-600:]}"]
+    found = [*untrue(runs), *differences(outcome(runs), wanted), *["a traceback on the terminal"] * ("Traceback" in terminal(runs))]
+    return [f"{runs.name}: {text}" for text in found]
+
+
 def differences(one, other, where=""):
     """The paths at which two outcomes differ."""
     if isinstance(one, dict) and isinstance(other, dict):
