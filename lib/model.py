@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import pathlib
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -24,6 +25,13 @@ OLDEST_TRANSFORMERS = "5.6"
 KEEP_16_BIT = [".*altup.*", ".*per_layer_model_projection", ".*vision_tower.*", ".*audio_tower.*", ".*embed_vision.*",
                ".*embed_audio.*", "lm_head"]
 SMALL_CARD = 40  # GB: below it Unsloth's memory savings count, from there on our compiled path is the faster one
+UNSLOTH = {"UNSLOTH_DISABLE_STATISTICS": "1",  # it counts its users over the network
+           "UNSLOTH_COMPILE_LOCATION": str(base.CACHE / "unsloth"),  # else in the working folder
+           # not one step in 430 s on rows of changing length (H100, torch 2.11); without its compiler the first took 4 s
+           "UNSLOTH_COMPILE_DISABLE": "1", "UNSLOTH_BLOCK_COMPILE": "0",
+           # its generate fails where a card has no bfloat16: keys are float32 there, values float16, and its cache has one type for both
+           "UNSLOTH_DISABLE_FAST_GENERATION": "1"}
+
 
 def load_tokenizer(folder: pathlib.Path) -> Any:
     """The folder's fast tokenizer; UserError without a chat template."""
@@ -150,19 +158,28 @@ def quantization(job: Params) -> Any:
 def _read(folder: pathlib.Path, **options: Any) -> Any:
     """The folder's language model, and nothing else of a multimodal one; UserError when any of its weights is not there."""
     whole, text = _checked(folder)
-    level = transformers.utils.logging.get_verbosity()
     if text is not whole:
         options |= {"config": text, "key_mapping": {r"^(?:model\.)?language_model\.(?:model\.)?": "model."}}
-        transformers.utils.logging.set_verbosity_error()  # it would list the towers' tensors, a page of them, as a warning
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+        with _quiet(text is not whole):
+            model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(folder, error) from None
-    finally:
-        transformers.utils.logging.set_verbosity(level)
     _refuse(folder, found["missing_keys"])
     model.part_of_multimodal = text is not whole
     return model
+
+
+@contextlib.contextmanager
+def _quiet(multimodal: bool) -> Iterator[None]:
+    """transformers lists the towers' tensors, which are not read, as a warning of a page."""
+    level = transformers.utils.logging.get_verbosity()
+    if multimodal:
+        transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(level)
 
 
 def _checked(folder: pathlib.Path) -> tuple[Any, Any]:
@@ -223,15 +240,19 @@ def _float32_around_4_bit(model: Any) -> None:
 
 def _unsloth(folder: pathlib.Path, job: Params) -> Any:
     whole, text = _checked(folder)
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it counts its users over the network
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(base.CACHE / "unsloth"))  # else in the working folder
-    from unsloth import FastModel
+    for name, value in UNSLOTH.items():  # read at its import and later
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "WARNING: Unsloth should be imported before")  # what it patches, it patches now as well
+        from unsloth import FastModel
 
     checkpointing = "unsloth" if job.gradient_checkpointing else False
-    model, _ = FastModel.from_pretrained(
-        str(folder), dtype=device.precision(job)[0], max_seq_length=job.max_seq_length, load_in_4bit=job.load_in_4bit,
-        quantization_config=quantization(job), random_state=job.seed, use_gradient_checkpointing=checkpointing, text_only=True,
-        offload_embedding=False)
+    with _quiet(text is not whole):
+        model, _ = FastModel.from_pretrained(
+            str(folder), dtype=device.precision(job)[0], max_seq_length=job.max_seq_length, load_in_4bit=job.load_in_4bit,
+            quantization_config=quantization(job), random_state=job.seed, use_gradient_checkpointing=checkpointing, text_only=True,
+            offload_embedding=False)
+    model.generation_config.max_length = None  # Unsloth sets it, and each answer would then warn of two limits
     if job.offload_embedding:  # not by Unsloth, which leaves the table on the card under torchrun
         placement.offload_embedding(model)
     model.part_of_multimodal = text is not whole

@@ -10,16 +10,20 @@ from typing import Any
 import torch
 
 from lib import adapter, batches, checkpoint, device, files, fused, loss, packed, parallel, placement, plan
+from lib.model import backend
 from lib.params import FIELDS, Params, UserError
 
 SPARE = 0.05  # of a card's memory, left for fragmentation and the desktop
 DEFAULT_ROWS = FIELDS["per_device_train_batch_size"].default
 
 
-def largest(sizes: plan.Sizes, job: Params) -> list[int]:
-    """The rows of the micro-batch that needs the most memory: most positions, then most trained tokens."""
+def extremes(sizes: plan.Sizes, job: Params) -> tuple[list[int], list[int]]:
+    """The rows of the micro-batches that need the least and the most memory: by positions, then by trained tokens."""
+    def cost(b: list[int]) -> tuple[int, int]:
+        return len(b) * sizes.lengths[b].max() if not job.packing else sizes.lengths[b].sum(), sizes.trained[b].sum()
+
     every = [b for step in plan.epoch_steps(sizes.lengths, 0, job) for b in step]
-    return max(every, key=lambda b: (len(b) * sizes.lengths[b].max() if not job.packing else sizes.lengths[b].sum(), sizes.trained[b].sum()))
+    return min(every, key=cost), max(every, key=cost)
 
 
 def estimate(model: Any, sizes: plan.Sizes, job: Params) -> dict[str, float]:
@@ -33,7 +37,7 @@ def estimate(model: Any, sizes: plan.Sizes, job: Params) -> dict[str, float]:
     streams = getattr(text, "altup_num_inputs", 1)
     layer = (14 + 2 * streams) * text.hidden_size + 5 * mlp
     kept = text.num_hidden_layers * streams * text.hidden_size + layer if job.gradient_checkpointing else text.num_hidden_layers * layer
-    rows = largest(sizes, job)
+    _, rows = extremes(sizes, job)
     positions = plan.shape(sizes, job).tokens if job.packing else len(rows) * int(sizes.lengths[rows].max())
     loaded = sum(p.numel() * p.element_size() for p in model.parameters() if p.device == model.device)
     state = adapter.count(model)[0] * (8 + (2 if job.optim == "adamw_8bit" else 8))
@@ -45,9 +49,9 @@ class DoesNotFit(Exception):
     """The card has not enough memory for one micro-batch."""
 
 
-def probe(model: Any, data: Any, sizes: plan.Sizes, job: Params) -> tuple[float, int]:
-    """(seconds, positions) of a forward and backward of the largest micro-batch; no weight is moved. DoesNotFit when it doesn't."""
-    rows, cuda, was_training = largest(sizes, job), torch.cuda.is_available(), model.training
+def probe(model: Any, data: Any, sizes: plan.Sizes, job: Params, rows: list[int]) -> tuple[float, int]:
+    """(seconds, positions) of a forward and backward of the rows as a micro-batch; no weight is moved. DoesNotFit when it doesn't."""
+    cuda, was_training = torch.cuda.is_available(), model.training
     columns = data.select_columns(["input_ids", "labels"])[rows]
     batch = batches.of(columns, plan.shape(sizes, job) if job.packing else None, 1 / max(1, int(sizes.trained[rows].sum())))
     model.train()
@@ -89,7 +93,7 @@ def fitting(model: Any, data: Any, sizes: plan.Sizes, candidates: Iterator[Param
     """The first of the candidates that fits, with its probe."""
     for job in candidates:
         try:
-            return job, probe(model, data, sizes, job)
+            return job, probe(model, data, sizes, job, extremes(sizes, job)[1])
         except DoesNotFit:
             print(f"micro-batches of {job.per_device_train_batch_size} rows do not fit", flush=True)
     return None
@@ -125,17 +129,33 @@ def check(model: Any, data: Any, held_out: int, job: Params, folder: pathlib.Pat
         raise UserError(f"gradient_accumulation_steps is {job.gradient_accumulation_steps}, which {devices} GPUs cannot share out evenly. {cure}")
     fixed, guess = plan.shape(sizes, job) if job.packing else None, estimate(model, sizes, job)
     figures = plan.figures(sizes, held_out, job, fixed)
-    whole = plan.positions(sizes, plan.epoch_steps(sizes.lengths, 0, job), fixed) * figures["steps in all"] / figures["steps an epoch"]
+    peak, of = device.memory_gib()
     positions = minutes = "not probed, the base is sharded"
     if probed:
-        seconds, positions = probed
-        minutes = seconds / positions * whole / devices / 60
-    peak, of = device.memory_gib()
+        positions = probed[1]
+        short = probed if job.packing else probe(model, data, sizes, job, extremes(sizes, job)[0])
+        minutes = _seconds_an_epoch(short, probed, sizes, job, fixed) * figures["steps in all"] / figures["steps an epoch"] / devices / 60
     return job, {**figures, "GPUs": devices if torch.cuda.is_available() else 0, "micro-batch, rows": job.per_device_train_batch_size,
                  "largest micro-batch, positions": positions, "memory estimated, GiB": sum(guess.values()),
                  **{f"  of it {k}": v for k, v in guess.items()}, f"memory probed, {of} peak GiB": peak if probed else "not probed",
+                 **_of_ranks(job, devices),
                  "memory of the card, GiB": device.card()[1] * 1e9 / 2**30 or None, "a checkpoint, MB": kept / 1e6,
                  f"time estimated{', before compiling makes it shorter' * job.torch_compile}, minutes": minutes}
+
+
+def _of_ranks(job: Params, devices: int) -> dict[str, str]:
+    """Unsloth's checkpointing keeps more on the card in a rank: 12.8 GiB where one process took 9.7 (two H100, 8 rows of 994 tokens)."""
+    several = devices > 1 and backend(job)[0] == "unsloth"
+    return {"memory of each GPU": "a third more than probed, Unsloth offloads less on several"} if several else {}
+
+
+def _seconds_an_epoch(short: tuple[float, int], long: tuple[float, int], sizes: plan.Sizes, job: Params, fixed: plan.Shape | None) -> float:
+    """On one device, by a line through two micro-batches: below some size a card takes as long as launching its kernels does."""
+    (less, few), (more, many) = short, long
+    each = (more - less) / (many - few) if many > few and more > less else more / many
+    start = max(0.0, more - each * many)
+    steps = plan.epoch_steps(sizes.lengths, 0, job)
+    return start * sum(map(len, steps)) + each * plan.positions(sizes, steps, fixed)
 
 
 def _probed(model: Any, data: Any, sizes: plan.Sizes, job: Params, devices: int, settled: int) -> tuple[Params, tuple[float, int]]:
@@ -146,7 +166,7 @@ def _probed(model: Any, data: Any, sizes: plan.Sizes, job: Params, devices: int,
         found = fitting(model, data, sizes, alternatives(job, devices))
     else:  # main memory is not what limits a micro-batch; this many keep the cores busy
         small = next(a for a in alternatives(job, devices) if a.per_device_train_batch_size <= DEFAULT_ROWS)
-        found = small, probe(model, data, sizes, small)
+        found = small, probe(model, data, sizes, small, extremes(sizes, small)[1])
     if found:
         return found
     if settled:

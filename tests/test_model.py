@@ -972,7 +972,7 @@ class Unsloth(types.ModuleType):
     def __getattr__(self, name):
         if name != "FastModel":
             raise AttributeError(name)
-        self.calls["statistics"], self.calls["writes"] = (os.environ.get(f"UNSLOTH_{n}") for n in ("DISABLE_STATISTICS", "COMPILE_LOCATION"))
+        self.calls["settings"] = {name: os.environ.get(name) for name in model.UNSLOTH}
         return types.SimpleNamespace(from_pretrained=self.note_read, get_peft_model=self.note_adapter)
 
     def note_read(self, *args, **kwargs):
@@ -994,13 +994,15 @@ def test_unsloth_is_asked_for_the_same_job(tiny_gemma3n, machine, monkeypatch, t
     stand_in = Unsloth(made)
     monkeypatch.setitem(sys.modules, "unsloth", stand_in)
     monkeypatch.setattr(model, "_float32_around_4_bit", lambda net: pytest.fail("Unsloth has its own way with float16"))
-    monkeypatch.setenv("UNSLOTH_DISABLE_STATISTICS", "")
-    monkeypatch.delenv("UNSLOTH_DISABLE_STATISTICS")
-    monkeypatch.setenv("UNSLOTH_COMPILE_LOCATION", "")
-    monkeypatch.delenv("UNSLOTH_COMPILE_LOCATION")
+    for name in model.UNSLOTH:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("UNSLOTH_COMPILE_DISABLE", "0")  # a user who wants its compiler
     machine(**there)
     assert model.load(tiny_gemma3n, job) is made
-    assert (stand_in.calls["statistics"], stand_in.calls["writes"]) == ("1", str(base.CACHE / "unsloth")), "set before the package is imported"
+    assert stand_in.calls["settings"] == {"UNSLOTH_DISABLE_STATISTICS": "1", "UNSLOTH_COMPILE_LOCATION": str(base.CACHE / "unsloth"),
+                                          "UNSLOTH_COMPILE_DISABLE": "0", "UNSLOTH_BLOCK_COMPILE": "0", "UNSLOTH_DISABLE_FAST_GENERATION": "1"}, \
+        "set before the package is imported, where the user did not"
     assert isinstance(made.get_base_model().model.embed_tokens_per_layer, placement.Offloaded) is job.offload_embedding
     args, kwargs = stand_in.calls["read"]
     assert args == (str(tiny_gemma3n),)

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/train_gpu.py KIND...            # trl, trl-16, unsloth, unsloth-eager, or a params file: params/h100.yaml
     python tests/benchmarks/train_gpu.py --cap 14.7 trl params/t4.yaml       # as on a card of 14.7 GiB
+    python tests/benchmarks/train_gpu.py --cap 14.7 --length 1024 params/t4.yaml       # every row as long as a row may be
 
 Random weights, 16 GB, written to .cache/e4b-random once (40 s); rows of random tokens, lognormal lengths, mean 137, up to
 1,024, about 3/4 of them trained. Speed and memory are real, loss is meaningless. Each kind runs in a process of its own;
@@ -59,11 +60,13 @@ def make_base(folder):
     net.save_pretrained(folder, max_shard_size="4GB")
 
 
-def make_rows(count, longest=1024, seed=0):
+def make_rows(count, longest=1024, seed=0, length=0):
     import datasets
 
     draw = np.random.default_rng(seed)
     lengths = np.clip(draw.lognormal(np.log(137) - 0.32, 0.8, count).astype(int), 16, longest)
+    if length:
+        lengths[:] = length
     rows = []
     for n, length in enumerate(lengths):
         ids = [2, *draw.integers(1000, 200_000, length - 1).tolist()]
@@ -72,14 +75,14 @@ def make_rows(count, longest=1024, seed=0):
     return datasets.Dataset.from_list(rows)
 
 
-def ours(params_file, steps, overrides):
+def ours(params_file, steps, overrides, length):
     import torch
 
     from lib import adapter, ledger, model, params, train
 
     job = params.load(params_file, overrides)
     job = job.model_copy(update={"base_model": str(BASE), "max_steps": steps, "warmup_steps": 0, "num_gpus": 1})
-    rows = make_rows(steps * job.per_device_train_batch_size * job.gradient_accumulation_steps)
+    rows = make_rows(steps * job.per_device_train_batch_size * job.gradient_accumulation_steps, length=length)
     loaded = time.monotonic()
     net = model.load(BASE, job)
     loaded = time.monotonic() - loaded
@@ -95,15 +98,15 @@ def ours(params_file, steps, overrides):
             "padding": results["padding_share"], "MFU": results["flops_utilisation"]}
 
 
-def theirs(kind, steps):
+def theirs(kind, steps, length):
     """The seed recipe (NF4, r=8, 8-bit AdamW, checkpointing, response-only loss) in TRL + PEFT, or in Unsloth."""
     import torch
 
     size = next((int(word) for word in kind.split("-") if word.isdigit()), 4)
     batch, accumulation = size, STEP // size
     if kind.startswith("unsloth"):
-        if "eager" in kind:
-            os.environ |= {"UNSLOTH_COMPILE_DISABLE": "1", "UNSLOTH_BLOCK_COMPILE": "0"}
+        eager = "eager" in kind
+        os.environ |= {"UNSLOTH_COMPILE_DISABLE": str(int(eager)), "UNSLOTH_BLOCK_COMPILE": str(int(not eager))}
         import unsloth  # noqa: F401 - must come before transformers
 
     import tokenizers
@@ -123,7 +126,7 @@ def theirs(kind, steps):
     loaded = time.monotonic() - loaded
     word = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3}, unk_token="<unk>"))
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=word, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>")
-    rows = make_rows(steps * batch * accumulation)
+    rows = make_rows(steps * batch * accumulation, length=length)
     tokens = sum(rows["length"]) / len(rows)
     times = []
 
@@ -149,6 +152,7 @@ def main():
     parser.add_argument("kinds", nargs="+")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--cap", type=float, default=0.0, help="GiB of memory to pretend the card has")
+    parser.add_argument("--length", type=int, default=0, help="tokens of every row, instead of the lognormal lengths")
     parser.add_argument("--set", default="", help="overrides of a params file")
     parser.add_argument("--limit", type=float, default=1800, help="seconds after which a kind is given up")
     parser.add_argument("--child", action="store_true")
@@ -159,7 +163,7 @@ def main():
         if args.cap:
             torch.cuda.set_per_process_memory_fraction(args.cap * 2**30 / torch.cuda.get_device_properties(0).total_memory)
         kind = args.kinds[0]
-        result = ours(kind, args.steps, args.set) if kind.endswith(".yaml") else theirs(kind, args.steps)
+        result = ours(kind, args.steps, args.set, args.length) if kind.endswith(".yaml") else theirs(kind, args.steps, args.length)
         result |= {"peak GiB": torch.cuda.max_memory_allocated() / 2**30, "reserved GiB": torch.cuda.max_memory_reserved() / 2**30}
         print("RESULT " + json.dumps(result))
         return
@@ -173,7 +177,7 @@ def main():
     print(f"{'kind':18} {'samples/s':>9} {'tokens/s':>9} {'step s':>7} {'peak GiB':>8} {'reserved':>8} {'compile s':>9} {'padding':>7} {'MFU':>6}", flush=True)
     for kind in args.kinds:
         begun = time.monotonic()
-        command = [sys.executable, __file__, "--child", "--steps", str(args.steps), "--cap", str(args.cap), "--set", args.set, kind]
+        command = [sys.executable, __file__, "--child", "--steps", str(args.steps), "--cap", str(args.cap), "--length", str(args.length), "--set", args.set, kind]
         with tempfile.TemporaryFile("w+", errors="replace") as log:
             try:
                 subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=args.limit)
