@@ -42,24 +42,49 @@ class StageFailed(Exception):
 
 
 class _Stopper:
-    """What the signal handler knows: the live kernel's process, the signal that came."""
+    """What the signal handler knows: the live kernel's process, the signal that came, what became of it."""
 
     kernel: Any = None
+    in_cell = False  # whether we wait for a cell's reply
     signal: int | None = None
+    heard = False
+    waited = idle = 0
     oom_before = 0
 
     @classmethod
     def handle(cls, number: int, frame: Any) -> None:
         # The kernel has a process group of its own, so the terminal's Ctrl-C never reaches it: pass it on, let the
-        # training loop save its checkpoint, and wait. A second signal, or the alarm, does not wait.
+        # training loop save its checkpoint, and wait. A second signal does not wait.
+        if number == signal.SIGALRM and cls.kernel is not None and cls.signal is not None and cls.waited < GRACE_SECONDS:
+            cls._look_again()
+            return
         if cls.kernel is None or cls.signal is not None:
             cls.signal = cls.signal or number
             raise SystemExit(128 + cls.signal)
-        cls.signal = number
+        cls.signal, cls.heard = number, not cls._ignored()
         cls.kernel.send_signal(signal.SIGINT)
-        signal.alarm(GRACE_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, 1, 1)
         # not print: the handler may have come in the middle of one, and Python refuses to enter its buffer twice
         os.write(2, f"\n{cls.name()}: stopping at the next safe point (once more stops at once)\n".encode())
+
+    @classmethod
+    def _look_again(cls) -> None:
+        """A second later: between cells ipykernel ignores an interruption, and one that meets its own code loses the cell's reply."""
+        ignored = cls._ignored()
+        cls.waited, cls.idle = cls.waited + 1, cls.idle + 1 if ignored and cls.in_cell else 0
+        if cls.idle == 3:
+            raise SystemExit(128 + cls.signal)
+        if not ignored and not cls.heard:
+            cls.heard = True
+            cls.kernel.send_signal(signal.SIGINT)
+
+    @classmethod
+    def _ignored(cls) -> bool:
+        """Whether the kernel ignores SIGINT now, as it does while no cell runs; False where the system does not say."""
+        with contextlib.suppress(OSError, TypeError):
+            ignored = re.search(r"^SigIgn:\s*(\w+)$", pathlib.Path(f"/proc/{cls.kernel.pid}/status").read_text(), re.M)
+            return bool(ignored and int(ignored[1], 16) >> (signal.SIGINT - 1) & 1)
+        return False
 
     @classmethod
     def name(cls) -> str:
@@ -67,7 +92,7 @@ class _Stopper:
 
     @classmethod
     def install(cls) -> None:
-        cls.kernel, cls.signal, cls.oom_before = None, None, _oom_kills()
+        cls.kernel, cls.signal, cls.waited, cls.idle, cls.oom_before = None, None, 0, 0, _oom_kills()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup asked for that
                 signal.signal(number, cls.handle)
@@ -121,10 +146,13 @@ def _engine(source: pathlib.Path, target: pathlib.Path, run_fd: int, timeout: in
                 if _Stopper.signal is not None:  # the signal came between two cells, or the last one lived through it
                     raise KeyboardInterrupt
                 self.nb_man.cell_start(cell, index)
+                _Stopper.in_cell = True
                 try:
                     self.execute_cell(cell, index)
                 except CellExecutionError:
                     self.nb_man.cell_exception(cell, index)
+                finally:
+                    _Stopper.in_cell = False
                 self.nb_man.cell_complete(cell, index)
                 if cell.metadata.papermill["exception"]:
                     return
@@ -147,7 +175,7 @@ def _engine(source: pathlib.Path, target: pathlib.Path, run_fd: int, timeout: in
                     if number := record.mark_failed(nb_man.nb, *_cause(error, said)):
                         nb_man.cell_complete(nb_man.nb.cells[number - 1])
                 finally:
-                    signal.alarm(0)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
                     _Stopper.kernel = None
                     if client.km:  # stopped while it started: nbclient leaves it running
                         client._cleanup_kernel()

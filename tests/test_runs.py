@@ -17,6 +17,7 @@ import standin
 from lib import files, machine, params, record, runs, sources
 from lib.params import UserError
 
+PATIENT = "from lib import runs\nruns.GRACE_SECONDS = 600"
 WAIT = "pathlib.Path('there').write_text(str(os.getpid()))\nwhile True: time.sleep(0.02)\n"
 
 
@@ -199,6 +200,35 @@ def test_a_signal_while_the_kernel_starts(tree):
     assert process.returncode == 143
     assert standin.gone(kernel)
     assert_ended(tree, "prepare", "interrupted", "Interrupted: the run was stopped by SIGTERM", cell=2)
+
+
+def test_a_signal_that_meets_the_kernels_own_code_ends_the_run(tree):
+    """A KeyboardInterrupt there loses the cell's reply: the kernel waits for the next cell, ignoring signals, and we for the reply."""
+    (tree.root / "prepare.py").write_text(
+        "kernel, fingerprints, result = get_ipython().kernel, {}, 'rows'\nreal = kernel.session.send\n"
+        "def send(stream, kind, *args, **kwargs):\n    if kind == 'execute_reply':\n        kernel.session.send = real\n"
+        "        pathlib.Path('there').touch()\n        time.sleep(60)\n    return real(stream, kind, *args, **kwargs)\nkernel.session.send = send\n")
+    process = tree.start("prepare", before=PATIENT)
+    standin.wait_for((tree.root / "there").exists, "the reply")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert_ended(tree, "prepare", "interrupted", "Interrupted: the run was stopped by SIGINT")
+
+
+def test_a_signal_that_the_kernel_ignores_reaches_the_next_cell(tree):
+    """Between two cells ipykernel ignores it."""
+    (tree.root / "prepare.py").write_text(
+        "kernel, result = get_ipython().kernel, 'rows'\nreal = kernel.pre_handler_hook\n"
+        "def hook():\n    kernel.pre_handler_hook = real\n    pathlib.Path('there').touch()\n    time.sleep(2)\n    real()\nkernel.pre_handler_hook = hook\n"
+        "class Slow:\n    def keys(self):\n        pathlib.Path('next').touch()\n        time.sleep(60)\nfingerprints = Slow()\n")
+    process = tree.start("prepare", before=PATIENT)
+    standin.wait_for((tree.root / "there").exists, "the pause between two cells")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert (tree.root / "next").exists()
+    assert_ended(tree, "prepare", "interrupted", "stopped by SIGTERM: KeyboardInterrupt", cell=standin.WORK + 2)
 
 
 def test_an_interrupt_of_the_kernel_alone_is_an_interruption(tree):
@@ -455,7 +485,7 @@ def test_a_signal_in_the_middle_of_a_print_is_passed_on(capfd, monkeypatch):
     """Python refuses to enter a stream's buffer twice: a handler that prints may raise RuntimeError."""
     sent = []
     busy = type("Busy", (), {"write": lambda *_: (_ for _ in ()).throw(RuntimeError("reentrant call")), "flush": lambda *_: None})()
-    monkeypatch.setattr(runs._Stopper, "kernel", type("Kernel", (), {"send_signal": sent.append}))
+    monkeypatch.setattr(runs._Stopper, "kernel", type("Kernel", (), {"send_signal": sent.append, "pid": os.getpid()}))
     monkeypatch.setattr(runs._Stopper, "signal", None)
     monkeypatch.setattr(os.sys, "stdout", busy)
     monkeypatch.setattr(os.sys, "stderr", busy)
