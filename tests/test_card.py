@@ -142,7 +142,8 @@ def test_every_number_is_the_recorded_one(run):
 
 
 def test_what_was_not_recorded_says_so(run):
-    edit(run, "results.json", lambda r: [r["export"].pop(key) for key in ("turns", "edge")])
+    missing = {"export": ("turns", "edge"), "train": ("eval_loss_before_ci95", "eval_loss_after_ci95")}
+    edit(run, "results.json", lambda r: [r[part].pop(key) for part, keys in missing.items() for key in keys])
     text = card.card(run, "gguf")
     for title in ("Multiple-choice exam, same harness for all", "Safety set: answers judged by rules", "On the machine that exported it"):
         assert section(text, title).strip() == "Not measured."
