@@ -1,11 +1,10 @@
 """Our quantised files beside those of llama.cpp's own quantiser: the type of every tensor, and every byte.
 
-    python -m venv /tmp/llama && CMAKE_ARGS="-DLLAVA_BUILD=OFF" /tmp/llama/bin/pip install llama-cpp-python==0.3.36
-    python tests/benchmarks/quantisers.py /tmp/llama/bin/python
+    cmake -B build -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=OFF && cmake --build build --target llama-quantize      # in llama.cpp's sources
+    python tests/benchmarks/quantisers.py build/bin/llama-quantize
 
-llama-cpp-python compiles llama.cpp (cmake and a C++ compiler, about half an hour on two cores), for this comparison
-alone: the pipeline itself compiles nothing. Models: the bundled Gemma 3 270M and the tests' tiny Gemma 3n, in both halves.
-Ends with an error when a tensor has another type, or bytes that differ.
+It is built for this comparison alone: the pipeline itself compiles nothing. Models: the bundled Gemma 3 270M and the tests' tiny
+Gemma 3n, in both halves. Ends with an error when a tensor has another type, or bytes that differ.
 """
 
 import sys
@@ -23,13 +22,6 @@ import tiny_gemma3n  # noqa: E402
 
 from lib import bundled, export, gguf_file, quantise  # noqa: E402
 
-THEIRS = """
-import sys, llama_cpp
-params = llama_cpp.llama_model_quantize_default_params()
-params.ftype = int(sys.argv[3])
-sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), params))
-"""
-
 
 def compare(ours, theirs):
     """{tensors, same type, same bytes, largest difference of a number} of two GGUF files; tensors in any order."""
@@ -46,7 +38,7 @@ def compare(ours, theirs):
     return {"tensors": len(one[0]), "same type": kinds, "same bytes": equal, "largest difference": largest}
 
 
-def main(python):
+def main(llama_quantize):
     alike = True
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
@@ -59,8 +51,7 @@ def main(python):
                 for kind in quantise.PACKED:
                     ours, theirs = scratch / "ours.gguf", scratch / "theirs.gguf"
                     quantise.quantise(source, ours, kind)
-                    number = int(gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"])
-                    subprocess.run([python, "-c", THEIRS, source, theirs, str(number)], check=True, capture_output=True)
+                    subprocess.run([llama_quantize, source, theirs, kind.upper()], check=True, capture_output=True)
                     metadata = [gguf_file.read(path).metadata for path in (ours, theirs)]
                     found = compare(ours, theirs) | {"same metadata": metadata[0] == metadata[1], "bytes": [p.stat().st_size for p in (ours, theirs)]}
                     print(f"{name}, {half} -> {kind}: {found}", flush=True)
