@@ -13,7 +13,7 @@ import pytest
 from evil_run import EVIL
 from page import Reader
 
-from lib import DISCLAIMER, cautions, params, report
+from lib import DISCLAIMER, cautions, params, record, report
 from lib.params import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -167,6 +167,13 @@ def test_examples_of_earlier_versions_have_small_whole_pages(name, tmp_path):
         assert not [link for link in links if link.startswith("http") and page == path], links
     after = json.loads((tmp_path / name / "results.json").read_text())["train"]["eval_loss_after"]
     assert f"→ {after:.3f}" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", sorted(p.parent.name for p in (ROOT / "runs/examples").glob("*/run.json")))
+def test_the_examples_are_as_they_were_recorded(name):
+    """Their records' seals, and the notebooks' and files' hashes, of what lies there."""
+    folder = ROOT / "runs" / "examples" / name
+    assert report.damage(folder, record.read_record(folder / "run.json")) == []
 
 
 def test_not_a_run_and_a_torn_record_are_errors(folder, tmp_path):
