@@ -242,9 +242,9 @@ def _unsloth(folder: pathlib.Path, job: Params) -> Any:
     whole, text = _checked(folder)
     for name, value in UNSLOTH.items():  # read at its import and later
         os.environ.setdefault(name, value)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "WARNING: Unsloth should be imported before")  # what it patches, it patches now as well
-        from unsloth import FastModel
+    # what it patches, it patches now as well; not in a catch_warnings, which would take back the filters that its import adds
+    warnings.filterwarnings("ignore", "WARNING: Unsloth should be imported before")
+    from unsloth import FastModel
 
     checkpointing = "unsloth" if job.gradient_checkpointing else False
     with _quiet(text is not whole):

@@ -49,8 +49,9 @@ class DoesNotFit(Exception):
     """The card has not enough memory for one micro-batch."""
 
 
-def probe(model: Any, data: Any, sizes: plan.Sizes, job: Params, rows: list[int]) -> tuple[float, int]:
-    """(seconds, positions) of a forward and backward of the rows as a micro-batch; no weight is moved. DoesNotFit when it doesn't."""
+def probe(model: Any, data: Any, sizes: plan.Sizes, job: Params, rows: list[int], devices: int = 1) -> tuple[float, int]:
+    """(seconds, positions) of a forward and backward of the rows as a micro-batch; no weight is moved. DoesNotFit when it doesn't,
+    or would not in each process of several."""
     cuda, was_training = torch.cuda.is_available(), model.training
     columns = data.select_columns(["input_ids", "labels"])[rows]
     batch = batches.of(columns, plan.shape(sizes, job) if job.packing else None, 1 / max(1, int(sizes.trained[rows].sum())))
@@ -65,7 +66,7 @@ def probe(model: Any, data: Any, sizes: plan.Sizes, job: Params, rows: list[int]
             with packed.in_use(model) if job.packing else contextlib.nullcontext():
                 float(fused.forward_backward(model, batch.to(model.device)))
             seconds = time.monotonic() - begun
-            if cuda and torch.cuda.max_memory_reserved() > (1 - SPARE) * 1e9 * device.card()[1]:
+            if cuda and torch.cuda.max_memory_reserved() * _of_a_rank(job, devices) > (1 - SPARE) * 1e9 * device.card()[1]:
                 raise DoesNotFit
     except torch.OutOfMemoryError:
         raise DoesNotFit from None
@@ -89,11 +90,11 @@ def alternatives(job: Params, devices: int) -> Iterator[Params]:
             yield job.model_copy(update={"per_device_train_batch_size": size, "gradient_accumulation_steps": rows // size})
 
 
-def fitting(model: Any, data: Any, sizes: plan.Sizes, candidates: Iterator[Params]) -> tuple[Params, tuple[float, int]] | None:
+def fitting(model: Any, data: Any, sizes: plan.Sizes, candidates: Iterator[Params], devices: int = 1) -> tuple[Params, tuple[float, int]] | None:
     """The first of the candidates that fits, with its probe."""
     for job in candidates:
         try:
-            return job, probe(model, data, sizes, job, extremes(sizes, job)[1])
+            return job, probe(model, data, sizes, job, extremes(sizes, job)[1], devices)
         except DoesNotFit:
             print(f"micro-batches of {job.per_device_train_batch_size} rows do not fit", flush=True)
     return None
@@ -133,27 +134,38 @@ def check(model: Any, data: Any, held_out: int, job: Params, folder: pathlib.Pat
     positions = minutes = "not probed, the base is sharded"
     if probed:
         positions = probed[1]
-        short = probed if job.packing else probe(model, data, sizes, job, extremes(sizes, job)[0])
+        short = _shortest(model, data, sizes, job) or probed
         minutes = _seconds_an_epoch(short, probed, sizes, job, fixed) * figures["steps in all"] / figures["steps an epoch"] / devices / 60
     return job, {**figures, "GPUs": devices if torch.cuda.is_available() else 0, "micro-batch, rows": job.per_device_train_batch_size,
                  "largest micro-batch, positions": positions, "memory estimated, GiB": sum(guess.values()),
                  **{f"  of it {k}": v for k, v in guess.items()}, f"memory probed, {of} peak GiB": peak if probed else "not probed",
-                 **_of_ranks(job, devices),
+                 **({"  in each of several processes, about": peak * more} if probed and (more := _of_a_rank(job, devices)) > 1 else {}),
                  "memory of the card, GiB": device.card()[1] * 1e9 / 2**30 or None, "a checkpoint, MB": kept / 1e6,
                  f"time estimated{', before compiling makes it shorter' * job.torch_compile}, minutes": minutes}
 
 
-def _of_ranks(job: Params, devices: int) -> dict[str, str]:
-    """Unsloth's checkpointing keeps more on the card in a rank: 12.8 GiB where one process took 9.7 (two H100, 8 rows of 994 tokens)."""
-    several = devices > 1 and backend(job)[0] == "unsloth"
-    return {"memory of each GPU": "a third more than probed, Unsloth offloads less on several"} if several else {}
+def _of_a_rank(job: Params, devices: int) -> float:
+    """Memory of a process of several beside that of the only one: Unsloth's checkpointing keeps more on the card there, 12.8 GiB where one
+    process took 9.7 (two H100, 8 rows of 994 tokens)."""
+    return 4 / 3 if devices > 1 and backend(job)[0] == "unsloth" else 1.0
+
+
+def _shortest(model: Any, data: Any, sizes: plan.Sizes, job: Params) -> tuple[float, int] | None:
+    """The probe of the shortest micro-batch; None where all are of one shape, or the card has filled up meanwhile."""
+    with contextlib.suppress(DoesNotFit):
+        return None if job.packing else probe(model, data, sizes, job, extremes(sizes, job)[0])
 
 
 def _seconds_an_epoch(short: tuple[float, int], long: tuple[float, int], sizes: plan.Sizes, job: Params, fixed: plan.Shape | None) -> float:
-    """On one device, by a line through two micro-batches: below some size a card takes as long as launching its kernels does."""
+    """On one device, by a line through two micro-batches: below some size a card takes as long as launching its kernels does.
+
+    By the longer one alone where they are too much alike, or a line would start below zero.
+    """
     (less, few), (more, many) = short, long
-    each = (more - less) / (many - few) if many > few and more > less else more / many
-    start = max(0.0, more - each * many)
+    each = (more - less) / (many - few) if many >= 1.5 * few else 0.0
+    if not 0 < each * many <= more:
+        each = more / many
+    start = more - each * many
     steps = plan.epoch_steps(sizes.lengths, 0, job)
     return start * sum(map(len, steps)) + each * plan.positions(sizes, steps, fixed)
 
@@ -161,9 +173,9 @@ def _seconds_an_epoch(short: tuple[float, int], long: tuple[float, int], sizes: 
 def _probed(model: Any, data: Any, sizes: plan.Sizes, job: Params, devices: int, settled: int) -> tuple[Params, tuple[float, int]]:
     """The job with a micro-batch that fits, and its probe; UserError where none does."""
     if job.per_device_train_batch_size != "auto":
-        found = fitting(model, data, sizes, iter([job]))
+        found = fitting(model, data, sizes, iter([job]), devices)
     elif torch.cuda.is_available():
-        found = fitting(model, data, sizes, alternatives(job, devices))
+        found = fitting(model, data, sizes, alternatives(job, devices), devices)
     else:  # main memory is not what limits a micro-batch; this many keep the cores busy
         small = next(a for a in alternatives(job, devices) if a.per_device_train_batch_size <= DEFAULT_ROWS)
         found = small, probe(model, data, sizes, small, extremes(sizes, small)[1])
@@ -184,7 +196,7 @@ def _settled(folder: pathlib.Path) -> int:
 def _what_would_fit(model: Any, data: Any, sizes: plan.Sizes, job: Params, devices: int) -> str:
     rows, (name, size) = job.per_device_train_batch_size, device.card()
     text = f"per_device_train_batch_size={rows} does not fit {name} ({size:.1f} GB) with rows of up to {int(sizes.lengths.max())} tokens."
-    found = fitting(model, data, sizes, alternatives(job, devices)) if rows != "auto" else None
+    found = fitting(model, data, sizes, alternatives(job, devices), devices) if rows != "auto" else None
     if found:
         return (f"{text} This fits, with the same rows a step: per_device_train_batch_size={found[0].per_device_train_batch_size} "
                 f"gradient_accumulation_steps={found[0].gradient_accumulation_steps} (or per_device_train_batch_size=auto).")

@@ -60,7 +60,7 @@ class _Stopper:
             return
         if cls.kernel is None or cls.signal is not None:
             cls.signal = cls.signal or number
-            raise SystemExit(128 + cls.signal)
+            cls._end()
         cls.signal, cls.heard = number, not cls._ignored()
         cls.kernel.send_signal(signal.SIGINT)
         signal.setitimer(signal.ITIMER_REAL, 1, 1)
@@ -73,10 +73,15 @@ class _Stopper:
         ignored = cls._ignored()
         cls.waited, cls.idle = cls.waited + 1, cls.idle + 1 if ignored and cls.in_cell else 0
         if cls.idle == 3:
-            raise SystemExit(128 + cls.signal)
+            cls._end()
         if not ignored and not cls.heard:
             cls.heard = True
             cls.kernel.send_signal(signal.SIGINT)
+
+    @classmethod
+    def _end(cls) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # once: another would meet the code that writes down how it ended
+        raise SystemExit(128 + cls.signal)
 
     @classmethod
     def _ignored(cls) -> bool:

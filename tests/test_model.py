@@ -977,6 +977,9 @@ class Unsloth(types.ModuleType):
 
     def note_read(self, *args, **kwargs):
         self.calls["read"] = args, kwargs
+        self.calls["verbosity"] = transformers.utils.logging.get_verbosity()
+        if self.made is not None:
+            self.made.generation_config.max_length = 32_768
         return self.made, "its tokenizer"
 
     def note_adapter(self, *args, **kwargs):
@@ -1004,6 +1007,7 @@ def test_unsloth_is_asked_for_the_same_job(tiny_gemma3n, machine, monkeypatch, t
                                           "UNSLOTH_COMPILE_DISABLE": "0", "UNSLOTH_BLOCK_COMPILE": "0", "UNSLOTH_DISABLE_FAST_GENERATION": "1"}, \
         "set before the package is imported, where the user did not"
     assert isinstance(made.get_base_model().model.embed_tokens_per_layer, placement.Offloaded) is job.offload_embedding
+    assert made.generation_config.max_length is None, "each answer would warn of two limits"
     args, kwargs = stand_in.calls["read"]
     assert args == (str(tiny_gemma3n),)
     four_bit = kwargs.pop("quantization_config")

@@ -13,7 +13,7 @@ import pytest
 from evil_run import EVIL
 from page import Reader
 
-from lib import DISCLAIMER, cautions, params, record, report
+from lib import DISCLAIMER, cautions, files, ledger, params, record, report
 from lib.params import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -171,9 +171,16 @@ def test_examples_of_earlier_versions_have_small_whole_pages(name, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(p.parent.name for p in (ROOT / "runs/examples").glob("*/run.json")))
 def test_the_examples_are_as_they_were_recorded(name):
-    """Their records' seals, and the notebooks' and files' hashes, of what lies there."""
+    """What carries a seal or a hash (those of the first versions had none) and is not left out."""
     folder = ROOT / "runs" / "examples" / name
-    assert report.damage(folder, record.read_record(folder / "run.json")) == []
+    run = record.read_record(folder / "run.json")
+    assert report.damage(folder, run) == []
+    kept = [a for stage in run["stages"].values() for a in stage["artifacts"] if (folder / a["path"]).exists()]
+    assert not files.damaged(folder, kept)
+    params.recorded(folder)
+    results = files.read_json(folder / "results.json", "results")["train"]
+    by_ledger = ledger.summary(ledger.read(folder / "metrics.jsonl"))
+    assert {k: results[k] for k in ("loss_last", "eval_loss_after", "steps")} == {k: by_ledger[k] for k in ("loss_last", "eval_loss_after", "steps")}
 
 
 def test_not_a_run_and_a_torn_record_are_errors(folder, tmp_path):

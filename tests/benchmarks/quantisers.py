@@ -1,10 +1,11 @@
 """Our quantised files beside those of llama.cpp's own quantiser: the type of every tensor, and every byte.
 
-    cmake -B build -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=OFF && cmake --build build --target llama-quantize      # in llama.cpp's sources
-    python tests/benchmarks/quantisers.py build/bin/llama-quantize
+    cd LLAMA_CPP && cmake -B build -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=OFF && cmake --build build --target llama-quantize
+    python tests/benchmarks/quantisers.py LLAMA_CPP/build/bin/llama-quantize
 
-It is built for this comparison alone: the pipeline itself compiles nothing. Models: the bundled Gemma 3 270M and the tests' tiny
-Gemma 3n, in both halves. Ends with an error when a tensor has another type, or bytes that differ.
+LLAMA_CPP: llama.cpp's sources, b11434 when it was last run. It is built for this comparison alone: the pipeline itself compiles nothing.
+Models: the bundled Gemma 3 270M and the tests' tiny Gemma 3n, in both halves. Ends with an error when a tensor has another type, or
+bytes that differ.
 """
 
 import sys
@@ -51,7 +52,7 @@ def main(llama_quantize):
                 for kind in quantise.PACKED:
                     ours, theirs = scratch / "ours.gguf", scratch / "theirs.gguf"
                     quantise.quantise(source, ours, kind)
-                    subprocess.run([llama_quantize, source, theirs, kind.upper()], check=True, capture_output=True)
+                    subprocess.run([llama_quantize, source, theirs, kind.upper()], check=True, stdout=subprocess.DEVNULL)
                     metadata = [gguf_file.read(path).metadata for path in (ours, theirs)]
                     found = compare(ours, theirs) | {"same metadata": metadata[0] == metadata[1], "bytes": [p.stat().st_size for p in (ours, theirs)]}
                     print(f"{name}, {half} -> {kind}: {found}", flush=True)
