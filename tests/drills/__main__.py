@@ -10,6 +10,7 @@ Exit code 1 where something was lost. `sweep` needs requirements-sweep.txt, `dis
 import argparse
 import importlib
 import pathlib
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ def main():
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--trials", type=int, default=0, help="instead of each drill's own number")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would all that it starts
     lines, lost_at_all = [], 0
     for name in options.names:
         drill = importlib.import_module(f"drill_{name}")
