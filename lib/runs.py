@@ -49,13 +49,14 @@ class _Stopper:
     signal: int | None = None
     heard = False
     waited = idle = 0
+    ending = False
     oom_before = 0
 
     @classmethod
     def handle(cls, number: int, frame: Any) -> None:
         # The kernel has a process group of its own, so the terminal's Ctrl-C never reaches it: pass it on, let the
         # training loop save its checkpoint, and wait. A second signal does not wait.
-        if number == signal.SIGALRM and cls.kernel is not None and cls.signal is not None and cls.waited < GRACE_SECONDS:
+        if number == signal.SIGALRM and cls.kernel is not None and cls.signal is not None and cls.waited < GRACE_SECONDS and not cls.ending:
             cls._look_again()
             return
         if cls.kernel is None or cls.signal is not None:
@@ -81,7 +82,16 @@ class _Stopper:
     @classmethod
     def _end(cls) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)  # once: another would meet the code that writes down how it ended
+        cls.ending = True
         raise SystemExit(128 + cls.signal)
+
+    @classmethod
+    def _swallowed(cls, what: Any) -> None:
+        """Where a signal meets a weak reference's callback, Python prints the exception and goes on: end a moment later instead."""
+        if cls.ending and isinstance(what.exc_value, SystemExit):
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        else:
+            sys.__unraisablehook__(what)
 
     @classmethod
     def _ignored(cls) -> bool:
@@ -97,7 +107,8 @@ class _Stopper:
 
     @classmethod
     def install(cls) -> None:
-        cls.kernel, cls.signal, cls.waited, cls.idle, cls.oom_before = None, None, 0, 0, _oom_kills()
+        cls.kernel, cls.signal, cls.waited, cls.idle, cls.ending, cls.oom_before = None, None, 0, 0, False, _oom_kills()
+        sys.unraisablehook = cls._swallowed
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup asked for that
                 signal.signal(number, cls.handle)

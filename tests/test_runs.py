@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 
 import psutil
 import pytest
@@ -200,6 +201,16 @@ def test_a_signal_while_the_kernel_starts(tree):
     assert process.returncode == 143
     assert standin.gone(kernel)
     assert_ended(tree, "prepare", "interrupted", "Interrupted: the run was stopped by SIGTERM", cell=2)
+
+
+def test_a_signal_that_meets_a_weak_references_callback_ends_the_run():
+    """Python prints what is raised there, with a traceback, and goes on."""
+    code = ("import os, signal, time, weakref\nfrom lib import runs\nruns._Stopper.install()\nclass Thing: pass\nthing = Thing()\n"
+            "def callback(_):\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('not at once')\n"
+            "reference = weakref.ref(thing, callback)\ndel thing\ntime.sleep(60)\nprint('lived on')")
+    done = subprocess.run([sys.executable, "-c", code], cwd=standin.ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (143, "")
+    assert "lived on" not in done.stdout
 
 
 def test_a_signal_that_meets_the_kernels_own_code_ends_the_run(tree):
@@ -416,6 +427,7 @@ def here(fresh, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDRESCUE_RUNS", "runs")
     monkeypatch.setattr(runs, "execute", lambda *_: pytest.fail("a notebook was started"))
     monkeypatch.setattr(machine, "gpus", list)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
     yield tree
     for number, handler in handlers.items():

@@ -172,7 +172,8 @@ def ending(params, runs, core, wanted):
     """What is wrong after the same command was given once more and left alone: with its end, the records, the outcome, the terminal."""
     if code := start(params, runs, core=core).wait(LIMIT_SECONDS):
         return [f"{runs.name}: the last command ended with {code}: {terminal(runs)[-600:]}"]
-    found = [*untrue(runs), *differences(outcome(runs), wanted), *["a traceback on the terminal"] * ("Traceback" in terminal(runs))]
+    traceback = terminal(runs).partition("Traceback")
+    found = [*untrue(runs), *differences(outcome(runs), wanted), *[f"a traceback on the terminal: {traceback[2][:1500]}"] * bool(traceback[1])]
     return [f"{runs.name}: {text}" for text in found]
 
 
