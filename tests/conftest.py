@@ -1,7 +1,9 @@
 """Fixtures shared by the tests; what they make is kept in .cache/ between runs."""
 import os
 import pathlib
+import signal
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would all that a test starts
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import reads it: no test asks the network for anything
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # each worker, with all it starts, on a core of its own: threads of torch and llama.cpp wait by spinning, and where two processes

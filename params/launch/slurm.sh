@@ -37,10 +37,15 @@ if [ "$target" = sweep ]; then
     fi
 fi
 
+job='' stopped='' told=''
+stop() {  # once: a second signal would not let it save
+    stopped=1
+    if [ -n "$job" ] && [ -z "$told" ]; then told=1; kill -TERM "$job"; fi
+}
+trap stop TERM  # before there is a job, or one that came in between would end this script alone
 .venv/bin/python -m "$module" "${words[@]}" &
 job=$!
-stopped=
-trap 'stopped=1; kill -TERM $job' TERM
+if [ -n "$stopped" ]; then stop; fi
 code=0
 wait "$job" || code=$?
 if [ -n "$stopped" ]; then  # the signal ended the first wait, not the job, which is saving
