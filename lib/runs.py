@@ -96,7 +96,7 @@ class _Stopper:
     @classmethod
     def _ignored(cls) -> bool:
         """Whether the kernel ignores SIGINT now, as it does while no cell runs; False where the system does not say."""
-        with contextlib.suppress(OSError, TypeError):
+        with contextlib.suppress(OSError):
             ignored = re.search(r"^SigIgn:\s*(\w+)$", pathlib.Path(f"/proc/{cls.kernel.pid}/status").read_text(), re.M)
             return bool(ignored and int(ignored[1], 16) >> (signal.SIGINT - 1) & 1)
         return False

@@ -1043,6 +1043,19 @@ def test_a_card_too_small_for_the_base(tiny_gemma3n, machine, monkeypatch):
             model.load_merged(tiny_gemma3n)
 
 
+@pytest.mark.parametrize("multimodal", [True, False])
+def test_unsloth_reads_a_multimodal_base_without_a_page_of_its_towers(tiny_gemma3n, machine, monkeypatch, multimodal):
+    stand_in = Unsloth(adapter.add(model.load_model(tiny_gemma3n, a_job()), a_job()))
+    monkeypatch.setitem(sys.modules, "unsloth", stand_in)
+    machine(**L4)
+    text, logging = object(), transformers.utils.logging
+    monkeypatch.setattr(model, "_checked", lambda folder: (object() if multimodal else text, text))
+    before = logging.get_verbosity()
+    model._unsloth(tiny_gemma3n, a_job(backend="unsloth", load_in_4bit=True))
+    assert stand_in.calls["verbosity"] == (logging.ERROR if multimodal else before)
+    assert logging.get_verbosity() == before != logging.ERROR
+
+
 def test_an_adapter_of_unsloth_is_checked_too(tiny_gemma3n, machine, monkeypatch):
     made = adapter.add(model.load_model(tiny_gemma3n, a_job()), a_job(lora_r=4))
     monkeypatch.setitem(sys.modules, "unsloth", Unsloth(made))
