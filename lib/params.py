@@ -18,7 +18,7 @@ import annotated_types
 import pydantic
 import yaml
 
-from lib.redact import holds_secret
+from lib.common.redact import holds_secret
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SEAL = "# sha256 of the lines above: "

@@ -20,14 +20,14 @@ CACHE = pathlib.Path(__file__).parents[1] / ".cache"
 @pytest.fixture(scope="session")
 def bundled_base():
     """Folder of the bundled Gemma 3 270M; its GGUF lies beside it as gemma-3-270m.gguf."""
-    from lib import bundled
+    from lib.model import bundled
     return bundled.materialize(CACHE)
 
 
 @pytest.fixture(scope="session")
 def tiny_gemma3n(tmp_path_factory):
     """Folder of a tiny random Gemma 3n with the true architecture, one for the session: copy before changing."""
-    import tiny_gemma3n as maker
+    from helpers import tiny_gemma3n as maker
 
     return maker.build(tmp_path_factory.mktemp("tiny_gemma3n"))
 
@@ -37,19 +37,21 @@ def tiny_run(tiny_gemma3n, tmp_path_factory):
     """A run folder with a finished export of the tiny Gemma 3n (a random adapter, not merged), one for the session: copy before changing."""
     import shutil
 
-    import tiny_gemma3n as maker
-
-    from lib import deploy, export, files, params, record
+    from helpers import tiny_gemma3n as maker
+    from lib import params
+    from lib.common import files
+    from lib.export import gguf, servers
+    from lib.record import run_record
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     shutil.copytree(tiny_gemma3n, folder / "merged")
-    export.missing_shared_kv(folder / "merged")
+    gguf.missing_shared_kv(folder / "merged")
     maker.random_adapter(tiny_gemma3n, folder / "adapter")
-    export.to_gguf(folder / "merged", folder / "gguf" / "tiny-q8_0.gguf")
+    gguf.to_gguf(folder / "merged", folder / "gguf" / "tiny-q8_0.gguf")
     job = params.load("params/cpu.yaml", "max_seq_length=64")
-    deploy.write(folder, folder / "gguf" / "tiny-q8_0.gguf", job)
+    servers.write(folder, folder / "gguf" / "tiny-q8_0.gguf", job)
     files.atomic_write(folder / "params.yaml", params.dump(job))
-    stages = {stage: {"status": "finished", "attempts": [{}], "artifacts": [], "inputs": {}} for stage in record.STAGES}
+    stages = {stage: {"status": "finished", "attempts": [{}], "artifacts": [], "inputs": {}} for stage in run_record.STAGES}
     stages["export"]["artifacts"] = files.describe(folder, ["merged", "gguf"])
     files.write_json(folder / "run.json", {"run": "tiny", "fingerprints": {}, "stages": stages})
     return folder

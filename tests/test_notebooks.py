@@ -13,7 +13,7 @@ import papermill
 import pytest
 
 from lib import params
-from lib.record import STAGES
+from lib.record.run_record import STAGES
 
 NOTEBOOKS = pathlib.Path(__file__).parents[1] / "notebooks"
 STAGE_KEYS = {"prepare": ("prepare",), "train": ("train",), "export": ("export",)}

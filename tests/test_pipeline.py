@@ -13,8 +13,8 @@ import sys
 import nbformat
 import pytest
 
-from lib import files
-from lib.record import STAGES
+from lib.common import files
+from lib.record.run_record import STAGES
 
 ROOT = pathlib.Path(__file__).parents[1]
 EVIL = "<script>alert('row')</script>"
@@ -32,12 +32,12 @@ def make(command, params, folder, *more, check=0):
 def job(tiny_gemma3n, tmp_path_factory):
     """A params file for the tiny model on 60 rows, three of which must go."""
     folder = tmp_path_factory.mktemp("job")
-    assets = (ROOT / "lib" / "assets" / "first_aid.jsonl").read_text(encoding="utf-8").splitlines()
+    assets = (ROOT / "lib" / "medical" / "first_aid.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [{k: v for k, v in json.loads(line).items() if k != "source"} for line in assets[::8]][:54]
     rows += [rows[0], {**rows[1], "id": "no-answer", "answer": ""}, {**rows[2], "id": "evil", "question": f"Is {EVIL} safe?", "answer": f"No, nobody should open this: {EVIL}"}]
     rows += [{"id": "long", "topic": "", "question": "Why is that?", "answer": "It is because of this, and that is all. " * 90}]
     (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    exam = (ROOT / "lib" / "assets" / "exam.jsonl").read_text(encoding="utf-8").splitlines()
+    exam = (ROOT / "lib" / "medical" / "exam.jsonl").read_text(encoding="utf-8").splitlines()
     (folder / "exam.jsonl").write_text("\n".join(exam[::30]) + "\n", encoding="utf-8")
     path = folder / "tiny.yaml"
     path.write_text(f"base_model: {tiny_gemma3n}\ndataset: {folder / 'rows.jsonl'}\nload_in_4bit: false\noptim: adamw_torch\nmax_seq_length: 512\n"
@@ -100,7 +100,7 @@ def test_executed_notebooks_are_whole_small_and_glued(run):
 
 
 def test_results_add_up_and_come_from_the_ledger(run):
-    from lib import ledger
+    from lib.record import ledger
 
     folder, _ = run
     results = json.loads((folder / "results.json").read_text())

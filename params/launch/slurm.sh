@@ -21,7 +21,7 @@ shift
 
 module=lib.runs words=("$target" "$@")
 if [ "$target" = sweep ]; then
-    module=lib.sweep words=("$@")
+    module=lib.runs.sweep words=("$@")
     if [ "${SLURM_JOB_NUM_NODES:-1}" -gt 1 ]; then
         head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
         port=$((20000 + SLURM_JOB_ID % 20000))

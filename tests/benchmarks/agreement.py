@@ -18,13 +18,17 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
-from lib import adapter, base, batches, device, evaluate, ledger, model, params, plan, prepared, train
+from lib import params
+from lib.data import splits
+from lib.model import adapter, base, device, load
+from lib.record import ledger
+from lib.training import batches, evaluate, loop, plan
 
 
 def plain_model(folder, job):
     torch.manual_seed(job.seed)
     config = LoraConfig(r=job.lora_r, lora_alpha=job.lora_alpha, target_modules=adapter.targets(job), task_type="CAUSAL_LM")
-    return get_peft_model(model.load_model(folder, job), config)
+    return get_peft_model(load.load_model(folder, job), config)
 
 
 def plain_steps(net, rows, job, steps):
@@ -63,11 +67,11 @@ def trainer(net, rows, job, steps):
 
 def main(run, steps):
     job = params.load(run / "params.yaml").model_copy(update={"max_steps": steps, "num_gpus": 1})
-    rows, held_out = prepared.load(run / "data", "train"), prepared.load(run / "data", "validation")
+    rows, held_out = splits.load(run / "data", "train"), splits.load(run / "data", "validation")
     folder = base.folder(job)
-    net = model.load(folder, job)
+    net = load.load(folder, job)
     with tempfile.TemporaryDirectory() as scratch:
-        train.train(net, rows, held_out, job, pathlib.Path(scratch), train.identity(job, "data", "base", adapter.count(net)[0]))
+        loop.train(net, rows, held_out, job, pathlib.Path(scratch), loop.identity(job, "data", "base", adapter.count(net)[0]))
         entries = ledger.read(pathlib.Path(scratch) / "metrics.jsonl")
     results, ours = ledger.summary(entries), [e["loss"] for e in ledger.steps(entries)]
     del net

@@ -18,8 +18,10 @@ import yaml
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from lib import choices, exam_items, model  # noqa: E402
-from lib.params import ROOT  # noqa: E402
+from lib.data import exam_items
+from lib.exam import choices
+from lib.model import load
+from lib.params import ROOT
 
 
 def task(items, folder):
@@ -28,7 +30,7 @@ def task(items, folder):
     (folder / "exam.jsonl").write_text("".join(json.dumps({
         "question": choices.question(i, list(i["options"])), "options": list(choices.LETTERS[:len(i["options"])]),
         "answer": list(i["options"]).index(i["answer_letter"])}) + "\n" for i in items))
-    config = yaml.safe_load((ROOT / "lib/assets/lm_eval/first_aid_exam.yaml").read_text())
+    config = yaml.safe_load((ROOT / "lib/medical/lm_eval/first_aid_exam.yaml").read_text())
     config |= {"task": "some_exam", "dataset_kwargs": {"data_files": {"test": str(folder / "exam.jsonl")}}, "doc_to_text": "{{question}}",
                "doc_to_choice": "{{options}}", "doc_to_target": "answer"}
     (folder / "some_exam.yaml").write_text(yaml.safe_dump(config))
@@ -52,11 +54,11 @@ def main():
     from transformers import AutoModelForCausalLM
 
     items = exam_items.read(options.exam)[:options.items or None]
-    tokenizer = model.load_tokenizer(options.model.resolve())
+    tokenizer = load.load_tokenizer(options.model.resolve())
     net = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).eval()
     with tempfile.TemporaryDirectory() as folder:
         whole = options.exam == "bundled:exam" and not options.items
-        where, name = (str(ROOT / "lib/assets/lm_eval"), "first_aid_exam") if whole else task(items, folder)
+        where, name = (str(ROOT / "lib/medical/lm_eval"), "first_aid_exam") if whole else task(items, folder)
         harness, tasks = HFLM(pretrained=net, tokenizer=tokenizer, batch_size=options.batch), TaskManager(include_path=where)
         for _ in range(options.turns):
             begun = [(time.perf_counter(), time.process_time())]

@@ -30,7 +30,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import Gemma3nConfig, Gemma3nForCausalLM
 
-from lib import adapter, bundled, files, machine, merge, params, structure
+from lib import params
+from lib.common import files, machine
+from lib.export import gguf_names, merge
+from lib.model import adapter, bundled
 
 ROOT = pathlib.Path(__file__).parents[2]
 PUBLISHED = 7_353_292_256  # bytes of the Q8_0 on the hub, whose embeddings have 262,144 rows; today's converter writes 262,400
@@ -94,7 +97,7 @@ def measured(call, limit=None):
     """(what `call`, an expression over lib.export, gave as JSON) of a fresh process and its children."""
     allow = functools.partial(resource.setrlimit, resource.RLIMIT_DATA, (limit, limit)) if limit else None
     begin, most, before = time.monotonic(), [0, 0], resource.getrusage(resource.RUSAGE_CHILDREN)
-    code = f"import json; from lib import export; found = {call}; print(json.dumps(found))"
+    code = f"import json; from lib.export import gguf as export; found = {call}; print(json.dumps(found))"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=allow) as run:
         tree = psutil.Process(run.pid)
         while run.poll() is None:
@@ -155,7 +158,7 @@ def main(scratch):
     text = config.text_config
     for rows in (text.vocab_size, 262_144):
         text.vocab_size = rows
-        size = structure.predicted_bytes(text, "q8_0")
+        size = gguf_names.predicted_bytes(text, "q8_0")
         print(f"  predicted with {rows:,} tokens {size:,}: {size / PUBLISHED - 1:+.5%} of the published {PUBLISHED:,}")
     shutil.rmtree(scratch)
 

@@ -75,7 +75,8 @@ def command(path, name, *more):
 
 
 def main(source, sizes):
-    from lib import chunks, machine
+    from lib.common import machine
+    from lib.data import chunks
 
     print(f"{machine.hardware()['cpu']}, {len(os.sched_getaffinity(0))} cores; "
           + ", ".join(f"{k} {v}" for k, v in machine.packages().items() if k in ("python", "datasets", "tokenizers", "numpy")))

@@ -15,13 +15,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import subprocess  # noqa: E402
+import subprocess
 
-import gguf  # noqa: E402
-import numpy as np  # noqa: E402
-import tiny_gemma3n  # noqa: E402
+import gguf
+import numpy as np
 
-from lib import bundled, export, gguf_file, quantise  # noqa: E402
+from helpers import tiny_gemma3n
+from lib.export import gguf as export
+from lib.export import gguf_file, quantise
+from lib.model import bundled
 
 
 def compare(ours, theirs):

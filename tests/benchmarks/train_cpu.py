@@ -18,7 +18,12 @@ import numpy as np
 import torch
 import transformers
 
-from lib import adapter, base, checkpoint, data, device, machine, model, params, plan, prepared, train
+from lib import params
+from lib.common import machine
+from lib.data import prepare as data
+from lib.data import splits
+from lib.model import adapter, base, device, load
+from lib.training import checkpoint, loop, plan
 
 STEPS = 3
 
@@ -30,17 +35,17 @@ def prepare(job, folder, top):
     data.deduplicate(rows)
     data.decontaminate(rows)
     data.tokenise(rows, folder, top / "data")
-    return prepared.load(top / "data", "train")
+    return splits.load(top / "data", "train")
 
 
 def ours(net, rows, job, seed):
     masters, job = checkpoint.Masters(net, job), job.model_copy(update={"seed": seed})
-    loader = train.load_steps(rows, plan.sizes(rows), 0, job, None)
-    take = train.micro_batch(net, masters, job, None)
+    loader = loop.load_steps(rows, plan.sizes(rows), 0, job, None)
+    take = loop.micro_batch(net, masters, job, None)
     begun, count = time.monotonic(), 0
     for step in range(STEPS):
         current = next(loader)
-        done = train.run_step(take, masters, step, current, job, lambda: (False, False, False))
+        done = loop.run_step(take, masters, step, current, job, lambda: (False, False, False))
         masters.step(done.norm, plan.learning_rate(step, 46, job), job.max_grad_norm)
         count += len(current["rows"])
     loader.close()
@@ -64,7 +69,7 @@ def main(rounds):
     job = params.load("params/cpu.yaml")
     cores = device.threads()
     folder = base.folder(job)
-    tokenizer = model.load_tokenizer(folder)
+    tokenizer = load.load_tokenizer(folder)
     tokenizer.padding_side = "right"
     transformers.utils.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as scratch:
@@ -73,9 +78,9 @@ def main(rounds):
 
         config = LoraConfig(r=job.lora_r, lora_alpha=job.lora_alpha, target_modules=adapter.targets(job), task_type="CAUSAL_LM")
         kinds = {
-            "ours": (adapter.add(model.load_model(folder, job), job), lambda net, seed: ours(net, rows, job, seed)),
-            "Trainer, bf16=True": (get_peft_model(model.load_model(folder, job), config), lambda net, seed: trainer(net, rows, job, seed, True, tokenizer)),
-            "Trainer, all bfloat16": (get_peft_model(model.load_model(folder, job), config, autocast_adapter_dtype=False),
+            "ours": (adapter.add(load.load_model(folder, job), job), lambda net, seed: ours(net, rows, job, seed)),
+            "Trainer, bf16=True": (get_peft_model(load.load_model(folder, job), config), lambda net, seed: trainer(net, rows, job, seed, True, tokenizer)),
+            "Trainer, all bfloat16": (get_peft_model(load.load_model(folder, job), config, autocast_adapter_dtype=False),
                                       lambda net, seed: trainer(net, rows, job, seed, False, tokenizer)),
         }
         rates = {kind: [] for kind in kinds}

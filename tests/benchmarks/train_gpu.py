@@ -78,17 +78,20 @@ def make_rows(count, longest=1024, seed=0, length=0):
 def ours(params_file, steps, overrides, length):
     import torch
 
-    from lib import adapter, ledger, model, params, train
+    from lib import params
+    from lib.model import adapter, load
+    from lib.record import ledger
+    from lib.training import loop
 
     job = params.load(params_file, overrides)
     job = job.model_copy(update={"base_model": str(BASE), "max_steps": steps, "warmup_steps": 0, "num_gpus": 1})
     rows = make_rows(steps * job.per_device_train_batch_size * job.gradient_accumulation_steps, length=length)
     loaded = time.monotonic()
-    net = model.load(BASE, job)
+    net = load.load(BASE, job)
     loaded = time.monotonic() - loaded
     torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as scratch:
-        train.train(net, rows, rows.select([]), job, pathlib.Path(scratch), train.identity(job, "random", "random", adapter.count(net)[0]))
+        loop.train(net, rows, rows.select([]), job, pathlib.Path(scratch), loop.identity(job, "random", "random", adapter.count(net)[0]))
         entries = ledger.read(pathlib.Path(scratch) / "metrics.jsonl")
     lines = [e for e in entries if e["event"] == "step"][WARM_UP:]
     results = ledger.summary(entries)
@@ -114,14 +117,15 @@ def theirs(kind, steps, length):
     from peft import LoraConfig, get_peft_model
     from trl import SFTConfig, SFTTrainer
 
-    from lib import adapter, model, params
+    from lib import params
+    from lib.model import adapter, load
 
     job = params.Params()
     loaded = time.monotonic()
     if kind.startswith("unsloth"):
-        net = model._unsloth(BASE, job.model_copy(update={"backend": "unsloth", "offload_embedding": False}))
+        net = load._unsloth(BASE, job.model_copy(update={"backend": "unsloth", "offload_embedding": False}))
     else:
-        net = transformers.AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16, device_map={"": 0}, quantization_config=model.quantization(job))
+        net = transformers.AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16, device_map={"": 0}, quantization_config=load.quantization(job))
         net = get_peft_model(net, LoraConfig(r=8, lora_alpha=8, target_modules=adapter.targets(job), task_type="CAUSAL_LM"))
     loaded = time.monotonic() - loaded
     word = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3}, unk_token="<unk>"))

@@ -11,8 +11,12 @@ import time
 
 import tiny
 
-from lib import checkpoint, files, ledger, params, record, report
+from lib import params
+from lib.common import files
+from lib.pages import report
 from lib.params import UserError
+from lib.record import ledger, run_record
+from lib.training import checkpoint
 
 TRIALS = 200
 KINDS = {"finished": {"Arrow shard": "data/**/*.arrow", "data records": "data/*.json*", "ledger": "metrics.jsonl", "answers": "samples.json",
@@ -81,7 +85,7 @@ def _damage(path, draw):
 def _verdict(state, path, copy, sound):
     run, name = copy / "tiny", path.relative_to(copy / "tiny").as_posix()
     try:
-        data = record.read_record(run / "run.json")
+        data = run_record.read_record(run / "run.json")
     except UserError:
         return "detected"
     if name == "run.json":
@@ -101,9 +105,9 @@ def _verdict(state, path, copy, sound):
             return "harmless" if params.load(path) == params.load(sound / "tiny/params.yaml") else _page(run, path.name)
         except UserError:
             return "detected"
-    owner = next((s for s in record.STAGES if any(a["path"] == name for a in data["stages"][s]["artifacts"])), None)
+    owner = next((s for s in run_record.STAGES if any(a["path"] == name for a in data["stages"][s]["artifacts"])), None)
     if owner:
-        return "detected" if record.Run(run, data).finished(owner)[1] else "LOST: its stage counts as finished"
+        return "detected" if run_record.Run(run, data).finished(owner)[1] else "LOST: its stage counts as finished"
     if name == "results.json":
         try:
             values = files.read_json(path, "results")

@@ -12,7 +12,7 @@ import subprocess
 
 import tiny
 
-from lib import gguf_file
+from lib.export import gguf_file
 from lib.params import UserError
 
 TRIALS = 240
@@ -60,13 +60,14 @@ def _rows(folder, job, marker, trials):
 
 
 def _tokens(folder, runs):
-    from lib import model, prepared
+    from lib.data import splits
+    from lib.model import load
 
-    tokenizer, lost, rows = model.load_tokenizer(folder / "job/base"), [], 0
+    tokenizer, lost, rows = load.load_tokenizer(folder / "job/base"), [], 0
     control = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special} | {tokenizer.convert_tokens_to_ids(t) for t in ("<start_of_turn>", "<end_of_turn>")}
     start, end = (tokenizer.convert_tokens_to_ids(text) for text in ("<start_of_turn>", "<end_of_turn>"))
-    for split in prepared.SPLITS:
-        for row in prepared.load(runs / "tiny/data", split):
+    for split in splits.SPLITS:
+        for row in splits.load(runs / "tiny/data", split):
             ids, rows = row["input_ids"], rows + 1
             found = sorted(i for i in ids if i in control)
             if found != sorted([tokenizer.bos_token_id, start, start, end, end]):

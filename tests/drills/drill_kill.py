@@ -6,7 +6,7 @@ import time
 
 import tiny
 
-from lib.record import STAGES
+from lib.record.run_record import STAGES
 
 TRIALS = 100
 A_RUN = 6  # moments a run; now and then a stage ends before its moment comes

@@ -10,7 +10,8 @@ import tiny  # noqa: F401  (the path of lib)
 import yaml
 from hypothesis import strategies as st
 
-from lib import params, runs
+from lib import params
+from lib.runs import stages
 
 TRIALS = 300
 LINES, CHARACTERS = 12, 4000  # one screen
@@ -71,7 +72,7 @@ def drill(folder, trials):
         said, code = io.StringIO(), None
         try:
             with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-                code = runs.main(["run", "--params", str(path)])
+                code = stages.main(["run", "--params", str(path)])
         except BaseException as error:
             lost.append(f"{text!r}: {type(error).__name__}: {error}")
         told = said.getvalue()

@@ -6,7 +6,8 @@ import json
 import os
 
 import tiny  # noqa: F401  (the path of lib and of the stand-in)
-from standin import Tree
+
+from helpers.standin import Tree
 
 PLANTED = {"HF_TOKEN": "hf_" + "Planted" * 5, "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "MY_PASSWORD": "correct horse \"battery\"",
            "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "GITHUB_TOKEN": "ghp_" + "a1B2" * 9}

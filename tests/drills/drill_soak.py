@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import tiny  # noqa: F401
-from standin import Tree
+
+from helpers.standin import Tree
 
 TRIALS = 50
 FIRST = 10  # runs until caches are full

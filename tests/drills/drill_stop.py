@@ -8,7 +8,7 @@ import time
 import drill_kill
 import tiny
 
-from lib.record import STAGES
+from lib.record.run_record import STAGES
 
 TRIALS = 40
 WITHIN_SECONDS = 10

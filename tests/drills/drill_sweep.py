@@ -12,7 +12,8 @@ import time
 
 import tiny
 
-from lib import files, ledger
+from lib.common import files
+from lib.record import ledger
 
 TRIALS = 3
 TOKEN = "hf_" + "planted" * 5
@@ -30,7 +31,7 @@ def six(folder):
 
 def start(sweep_file, folder, **env):
     log = open(folder / "sweep.log", "a")  # noqa: SIM115
-    return subprocess.Popen([sys.executable, "-m", "lib.sweep", "--params", str(sweep_file)], cwd=tiny.ROOT, stdout=log, stderr=log,
+    return subprocess.Popen([sys.executable, "-m", "lib.runs.sweep", "--params", str(sweep_file)], cwd=tiny.ROOT, stdout=log, stderr=log,
                             env={**os.environ, "MEDRESCUE_RUNS": str(folder / "runs"), "HF_TOKEN": TOKEN, "TMPDIR": str(folder / "tmp"), **env})
 
 

@@ -15,10 +15,10 @@ import psutil
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import tiny_gemma3n  # noqa: E402
-
-from lib import files, ledger  # noqa: E402
-from lib.record import STAGES  # noqa: E402
+from helpers import tiny_gemma3n
+from lib.common import files
+from lib.record import ledger
+from lib.record.run_record import STAGES
 
 LIMIT_SECONDS = 900
 
@@ -27,7 +27,7 @@ def job(folder, rows=24):
     """A params file for four steps on short rows, in `folder` with all it needs."""
     folder.mkdir(parents=True, exist_ok=True)
     tiny_gemma3n.build(folder / "base")
-    every = [json.loads(line) for line in (ROOT / "lib/assets/first_aid.jsonl").read_text(encoding="utf-8").splitlines()]
+    every = [json.loads(line) for line in (ROOT / "lib/medical/first_aid.jsonl").read_text(encoding="utf-8").splitlines()]
     short = sorted(every, key=lambda row: len(row["question"] + row["answer"]))[:rows]
     (folder / "rows.jsonl").write_text("".join(json.dumps({k: row[k] for k in ("id", "question", "answer")}) + "\n" for row in short), encoding="utf-8")
     (folder / "tiny.yaml").write_text(

@@ -1,0 +1,184 @@
+"""The compiled path: LoRA inside the frozen weight's own matrix products, compiled layers, a micro-batch as one CUDA graph.
+
+Applied to transformers' own model code, for 16-bit bases and packed micro-batches of one fixed shape.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear
+from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextAltUp
+
+from lib.training.batches import Batch
+from lib.training.loss import token_losses
+
+# ---------------------------------------------------------------------------------------------------------------------
+# LoRA without passes of its own. y = x W' + (x A') B' costs a read and a write of y beyond the product with W, and 8-column
+# products run far below the rate of the card. But [x, x A'] [W, B]' is one product whose inner dimension grows by the rank,
+# 2,048 to 2,056 on Gemma 3n, and backward g [W, B] gives both gradients at once. So the narrower of A and B lives in spare
+# columns (rows, where the layer narrows) of W's own storage; the optimizer updates it there.
+
+
+class _Widening(torch.autograd.Function):
+    """For out >= in. `wide` is [W, B] of (out, in + r); `b` is a view of it, passed for its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, wide: torch.Tensor, scale: float) -> torch.Tensor:
+        low = (x @ a.T) * scale
+        ctx.save_for_backward(x, low, a, wide)
+        ctx.scale = scale
+        return torch.cat([x, low], 1) @ wide.T
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, low, a, wide = ctx.saved_tensors
+        both = grad @ wide
+        low_grad = both[:, x.shape[1]:] * ctx.scale
+        # (low' grad)' and not grad' low: for 8 columns cuBLAS picks a kernel of a tenth the speed for the latter
+        return both[:, :x.shape[1]] + low_grad @ a, low_grad.T @ x, (low.T @ grad).T, None, None
+
+
+class _Narrowing(torch.autograd.Function):
+    """For out < in. `tall` is [W; A] of (out + r, in); `a` is a view of it, passed for its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, tall: torch.Tensor, scale: float) -> torch.Tensor:
+        both = x @ tall.T
+        low = both[:, len(b):] * scale
+        ctx.save_for_backward(x, low, b, tall)
+        ctx.scale = scale
+        return both[:, :len(b)] + low @ b.T
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, low, b, tall = ctx.saved_tensors
+        low_grad = (grad @ b) * ctx.scale
+        return torch.cat([grad, low_grad], 1) @ tall, low_grad.T @ x, (low.T @ grad).T, None, None
+
+
+class FusedLinear(Linear):
+    """peft's LoRA layer with the products above; made by `fuse`, never built."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.disable_adapters or self.merged:
+            return super().forward(x)
+        a, b = self.lora_A["default"].weight, self.lora_B["default"].weight
+        product = _Widening if len(b) >= a.shape[1] else _Narrowing
+        return product.apply(x.flatten(0, -2), a, b, self.joined, self.scaling["default"]).unflatten(0, x.shape[:-1])
+
+
+class FusedAltUp(Gemma3nTextAltUp):
+    """transformers' prediction as four multiply-adds: its matrix product of 4 x 4 a token has a kernel ten times slower than memory."""
+
+    def predict(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.training:  # held-out rows come in larger batches, and four float32 copies of those streams are gigabytes
+            return super().predict(hidden_states)
+        count, clip = self.config.altup_num_inputs, self.config.altup_coef_clip
+        weight = self.prediction_coefs.weight
+        modalities = self.compute_router_modalities(hidden_states[self.config.altup_active_idx])
+        coefs = torch.nn.functional.linear(modalities, weight.clamp(-clip, clip) if clip else weight)
+        coefs = coefs.unflatten(-1, (count, count)).float().permute(2, 3, 0, 1)[..., None]  # (to, from, 1, tokens, 1)
+        wide = hidden_states.float()
+        return ((coefs * wide[None]).sum(1) + wide).type_as(hidden_states)
+
+
+def fuse(model: Any) -> int:
+    """Give every plain LoRA layer of a 16-bit base the joined storage; returns how many. Layers with dropout, DoRA, biases, quantised
+    weights, or a rank that is no multiple of 8 (rows must stay 16-byte aligned) keep peft's own code. Move or copy the model before,
+    not after: that would part what is joined."""
+    count = 0
+    for altup in [m for m in model.modules() if type(m) is Gemma3nTextAltUp]:
+        altup.__class__ = FusedAltUp
+    for layer in [m for m in model.modules() if type(m) is Linear]:
+        base, (a, b) = layer.base_layer, (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+        if type(base) is not torch.nn.Linear or base.bias is not None or layer.lora_dropout["default"].__class__ is not torch.nn.Identity \
+                or layer.lora_variant or layer.lora_B["default"].bias is not None or len(a) % 8 or not a.dtype == b.dtype == base.weight.dtype:
+            continue
+        widening = len(b) >= a.shape[1]
+        joined = torch.cat([base.weight.data, b.data], 1) if widening else torch.cat([base.weight.data, a.data], 0)
+        if widening:
+            base.weight.data, b.data = joined[:, :a.shape[1]], joined[:, a.shape[1]:]
+        else:
+            base.weight.data, a.data = joined[:len(b)], joined[len(b):]
+        layer.joined, layer.__class__ = joined, FusedLinear
+        count += 1
+    return count
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# compiled layers, and the whole micro-batch as one launch
+
+
+@contextlib.contextmanager
+def compiled(model: Any) -> Iterator[None]:
+    """Each decoder layer's forward compiled for fixed shapes inside the block; layers of one kind share their code."""
+    layers = [m for m in model.modules() if type(m).__name__.endswith("DecoderLayer")]
+    own = [vars(m).get("forward") for m in layers]  # accelerate's hooks are such
+    with torch._dynamo.config.patch(recompile_limit=64):
+        try:
+            for layer in layers:
+                layer.forward = torch.compile(layer.forward, dynamic=False)
+            yield
+        finally:
+            for layer, before in zip(layers, own, strict=True):
+                vars(layer).pop("forward", None)
+                if before is not None:
+                    layer.forward = before
+
+
+def forward_backward(model: Any, batch: Batch, fused: bool = False, scale: float = 1.0) -> torch.Tensor:
+    """The weighted sum of a micro-batch's losses; its gradients, times `scale`, are left in the parameters."""
+    losses = token_losses(model, batch, fused)
+    loss = (losses * batch.weights.to(losses.device)).sum()
+    (loss * scale).backward()
+    return loss.detach()
+
+
+class Graph:
+    """forward_backward of one fixed shape, recorded once and replayed: thousands of kernels for the price of one launch.
+
+    `after` is recorded too, and must leave no gradient in the parameters. Make it with a batch of the shape; then call it with others.
+    """
+
+    def __init__(self, model: Any, example: Batch, after: Callable[[], None], drop: Callable[[], None]):
+        self.batch, self.graph = Batch(*(t.to(model.device, copy=True) for t in example)), torch.cuda.CUDAGraph()
+        with _constants_on(model.device) as self.constants:  # the recording reads them where they lie
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # compiles, tunes and allocates, none of which can be recorded
+                for _ in range(2):
+                    forward_backward(model, self.batch, fused=True)
+                    drop()
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(self.graph):
+                self.loss = forward_backward(model, self.batch, fused=True)
+                after()
+        drop()
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        for ours, theirs in zip(self.batch, batch, strict=True):
+            ours.copy_(theirs, non_blocking=True)
+        self.graph.replay()
+        return self.loss.clone()
+
+
+@contextlib.contextmanager
+def _constants_on(device: torch.device) -> Iterator[dict[float, torch.Tensor]]:
+    """torch.tensor(number) gives a tensor that already lies on the card. Gemma 3n's forward makes one on the CPU and copies it,
+    and a copy from ordinary memory cannot be recorded."""
+    make, kept = torch.tensor, {}
+
+    def tensor(value: Any, *args: Any, **options: Any) -> torch.Tensor:
+        if args or options or type(value) is not float:
+            return make(value, *args, **options)
+        if value not in kept:
+            kept[value] = make(value, device=device)
+        return kept[value]
+
+    torch.tensor = tensor
+    try:
+        yield kept
+    finally:
+        torch.tensor = make

@@ -1,0 +1,173 @@
+"""Files that are whole or absent, locks that go with their processes.
+
+    .venv/bin/python -m pytest tests/test_files.py
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from lib.common import files
+from lib.params import ROOT, UserError
+
+
+def test_a_write_is_whole_or_absent(tmp_path, monkeypatch):
+    path = tmp_path / "record.json"
+    files.write_json(path, {"é": 1})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"é": 1}
+    seen = []
+    real = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (seen.append((path.read_text(), files.pathlib.Path(a).read_text())), real(a, b)))
+    files.atomic_write(path, "new")
+    assert seen == [('{\n  "é": 1\n}\n', "new")]  # until the rename a reader sees the old file, all of it
+    assert os.listdir(tmp_path) == ["record.json"]
+
+
+def test_a_sealed_record_shows_a_changed_value_and_one_without_a_seal_is_read(tmp_path):
+    path = tmp_path / "record.json"
+    value = {"é": 1.5, "list": [1, {"b": None}], "by": {"2": True}}
+    files.write_json(path, value, sealed=True)
+    assert files.read_json(path, "record") == value
+    sound = path.read_bytes()
+    missed = 0
+    for at in range(len(sound)):
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1:])
+        try:
+            found = files.read_json(path, "record")
+        except UserError:
+            continue
+        missed += 1
+        assert {k: v for k, v in found.items() if k in value} == value, f"byte {at}"
+    assert missed < 40, "blanks between values, and the seal's own name"
+    path.write_text('{"a": 1}')
+    assert files.read_json(path, "record") == {"a": 1}
+    path.write_text('{"a": 1, "seal": "0"}')
+    with pytest.raises(UserError, match="does not match its seal"):
+        files.read_json(path, "record")
+
+
+def test_a_disk_that_refuses_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "record.json"
+    path.write_text("old")
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        files.atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["record.json"]
+
+
+def test_a_number_nobody_measured_is_not_written(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    with pytest.raises(ValueError):
+        files.write_json(path, {"loss": float("nan")})
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe", None])
+def test_torn_json_is_the_users_to_know(tmp_path, content):
+    path = tmp_path / "run.json"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=r"run record `.*run\.json` is not readable JSON"):
+        files.read_json(path, "run record")
+
+
+def test_a_folder_is_replaced_by_a_complete_one(tmp_path):
+    final, temporary = tmp_path / "adapter", tmp_path / ".adapter.tmp"
+    for content in ("first", "second"):
+        temporary.mkdir()
+        (temporary / content).touch()
+        files.replace_folder(temporary, final)
+        assert os.listdir(final) == [content]
+        assert os.listdir(tmp_path) == ["adapter"]
+
+
+def test_every_kind_of_damage_is_named(tmp_path):
+    (tmp_path / "data/deep").mkdir(parents=True)
+    (tmp_path / "data/deep/a").write_text("aaaa")
+    (tmp_path / "b").write_text("bbbb")
+    listed = files.describe(tmp_path, ["data", "b"])
+    assert [(f["path"], f["bytes"]) for f in listed] == [("b", 4), ("data/deep/a", 4)]
+    assert files.damaged(tmp_path, listed) == ""
+    (tmp_path / "b").write_text("bbbx")
+    assert files.damaged(tmp_path, listed) == "b does not match its recorded sha256"
+    (tmp_path / "b").write_text("bb")
+    assert files.damaged(tmp_path, listed) == "b has 2 bytes, recorded 4"
+    (tmp_path / "b").unlink()
+    assert files.damaged(tmp_path, listed) == "b is missing"
+
+
+def test_too_small_a_disk_is_said_in_gib(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2**30}))
+    files.require_disk(tmp_path, 2**30, "a model")
+    with pytest.raises(UserError, match=r"(?s)a model: it needs about 1\.5 GiB, 1\.0 GiB are free.*MEDRESCUE_RUNS"):
+        files.require_disk(tmp_path, 3 * 2**29, "a model")
+
+
+def test_memory_too_small_says_how_much(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**30}))
+    files.require_memory(2**30, "a model")
+    with pytest.raises(UserError, match=r"Not enough memory for a model: it needs about 1.5 GiB, 1.0 GiB are free.\n.*smaller base_model"):
+        files.require_memory(3 * 2**29, "a model")
+
+
+def test_paths_are_shown_from_the_repository():
+    assert files.shown(ROOT / "runs" / "x") == "runs/x"
+    assert files.shown(files.pathlib.Path("/elsewhere/x")) == "/elsewhere/x"
+
+
+def other(code, folder, **options):
+    """Another process of this environment: its last line of output."""
+    code = f"import os, pathlib, sys\nfrom lib.common import files\nfolder = pathlib.Path(sys.argv[1])\n{code}"
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=60, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n")[-2]
+
+
+def test_one_process_has_the_lock_and_may_ask_twice(tmp_path):
+    take = "print(files.lock(folder) is not None)"
+    fd = files.lock(tmp_path)
+    assert files.lock(tmp_path) == fd
+    assert other(take, tmp_path) == "False"
+    files.unlock(tmp_path)
+    files.unlock(tmp_path)
+    assert other(take, tmp_path) == "True"
+    assert files.lock(tmp_path) is not None  # the other process is gone, and with it its lock
+    files.unlock(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_handed_lock_lasts_until_both_have_let_go(tmp_path):
+    """As between runner and kernel; the descriptor of another folder is no key to this one."""
+    same = "print(files.lock(folder) == int(os.environ[files.FD_VARIABLE]))"
+    fd = files.lock(tmp_path)
+    assert other(same, tmp_path, env={**os.environ, files.FD_VARIABLE: str(fd)}, pass_fds=(fd,)) == "True"
+    waiter = subprocess.Popen([sys.executable, "-c", "print('here', flush=True); input()"],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(fd,))
+    assert waiter.stdout.readline() == b"here\n"
+    files.unlock(tmp_path)
+    assert other("print(files.lock(folder) is None)", tmp_path) == "True"
+    waiter.communicate(b"\n")
+    (tmp_path / "other").mkdir()
+    fd = files.lock(tmp_path)
+    assert other(same, tmp_path / "other", env={**os.environ, files.FD_VARIABLE: str(fd)}, pass_fds=(fd,)) == "False"
+    files.unlock(tmp_path)
+
+
+def test_what_cannot_be_locked_is_the_users_to_know(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "absent"):
+        with pytest.raises(UserError, match="cannot lock"):
+            files.lock(path)
+    monkeypatch.setattr(files.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(9, "Bad file descriptor")))  # as NFS does
+    with pytest.raises(UserError, match="MEDRESCUE_RUNS"):
+        files.lock(tmp_path)

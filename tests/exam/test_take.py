@@ -1,0 +1,230 @@
+"""A finished run examined: a tiny Gemma 3n with an adapter, merged, as GGUF, in the record of a run.
+
+    python -m pytest tests/test_exam.py
+"""
+
+import contextlib
+import functools
+import json
+import shutil
+
+import pyarrow as pa
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from lib import params
+from lib.common import files
+from lib.data import chat, splits
+from lib.exam import choices, safety_set
+from lib.exam import models as exam_models
+from lib.exam import take as exam
+from lib.export import gguf as export
+from lib.export import servers
+from lib.medical import safety
+from lib.model import device, llama
+from lib.record import run_record
+from lib.training import evaluate
+
+TARGETS = r".*layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
+ITEMS = [{"id": f"q{n}", "topic": "", "question": "what stops the blood" + " now" * n, "options": {"A": "press", "B": "wait", "C": "walk"},
+          "answer_letter": "ABC"[n % 3]} for n in range(3)]
+TURNS = [[{"role": "user", "content": "what stops the blood"}, {"role": "assistant", "content": "press" + " hard and keep the press" * n}] for n in (1, 2)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Two wait for each other far longer where the machine has other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_gemma3n, tmp_path_factory):
+    """Folder of runs with one, `small`, exported; made once: copy before changing."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    folder.mkdir()
+    torch.manual_seed(1)
+    net = AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.bfloat16)
+    get_peft_model(net, LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, task_type="CAUSAL_LM", init_lora_weights=False)).save_pretrained(
+        folder / "adapter")
+    export.merge_adapter(tiny_gemma3n, folder / "adapter", folder / "merged")
+    export.missing_shared_kv(folder / "merged", tiny_gemma3n)
+    export.to_gguf(folder / "merged", folder / "gguf" / "small-f16.gguf", "f16")
+    rows = [{"id": str(n), "topic": "", "question": "", "answer": "", "input_ids": ids, "labels": labels, "length": len(ids)}
+            for n, (ids, labels) in enumerate(chat.encode(chat.load(tiny_gemma3n), turns) for turns in TURNS)]
+    for name, kept in (("train", rows), ("validation", []), ("test", rows)):
+        split = splits.Split(folder / "data" / name)
+        if kept:
+            split.write(pa.Table.from_pylist(kept, splits.SCHEMA))
+        split.close()
+    job = params.check({"base_model": str(tiny_gemma3n), "dataset": "bundled:first-aid", "gguf_types": ["f16"]}, "test")
+    (folder / "params.yaml").write_text(params.dump(job))
+    made = {"prepare": ["data"], "train": ["adapter"], "export": ["merged", "gguf"]}
+    files.write_json(folder / "run.json", {"run": "small", "created": run_record.now(), "fingerprints": {}, "stages": {
+        stage: {"status": "finished", "attempts": [{"by": "make", "exit": "ok", "end": run_record.now()}], "artifacts": files.describe(folder, names),
+                "inputs": {}} for stage, names in made.items()}})
+    (folder.parent / "exam.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+    return folder.parent
+
+
+@pytest.fixture
+def runs(exported, tmp_path, monkeypatch):
+    shutil.copytree(exported, tmp_path / "runs")
+    monkeypatch.setattr(device, "threads", lambda: 1)
+    monkeypatch.setattr(llama, "load", functools.partial(llama.load, n_threads=1))
+    monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def reparam(folder, **changes):
+    job = params.check({**params.load(folder / "params.yaml").model_dump(), **changes}, "test")
+    (folder / "params.yaml").write_text(params.dump(job))
+
+
+def ask(runs, capsys, *words, name="small", file="exam.jsonl"):
+    code = exam.main([name, str(runs / file), *words])
+    said = capsys.readouterr()
+    assert "Traceback" not in said.out + said.err
+    return code, said.out, said.err
+
+
+def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_stopped(runs, capsys, monkeypatch):
+    real, asked = choices.take, []
+
+    def until(name):
+        def take(items, tokenizer, score, model, *more):
+            if model == name:
+                raise KeyboardInterrupt
+            asked.append(model)
+            return real(items, tokenizer, score, model, *more)
+        return take
+
+    monkeypatch.setattr(choices, "take", until("merged"))
+    code, _, said = ask(runs, capsys)
+    assert (code, asked) == (130, ["base", "adapter"])
+    assert "goes on after the models already examined" in said
+    monkeypatch.setattr(choices, "take", until(""))
+    code, out, _ = ask(runs, capsys)
+    assert (code, asked) == (0, ["base", "adapter", "merged", "f16"])
+    assert f"base, {runs / 'exam.jsonl'}: examined before" in out
+    entry = json.loads((runs / "small/exam.json").read_text())[str(runs / "exam.jsonl")]
+    base, adapter, merged, gguf = (entry["models"][name] for name in asked)
+
+    def scores(found):
+        return [value for r in found["results"] for s in (r, *r["shuffled"]) for value in s["scores"].values()]
+
+    assert len(scores(base)) == len(ITEMS) * 2 * 3
+    # the adapter's products are not rounded as the merged weights are; llama.cpp computes in float16
+    for other in (merged, gguf):
+        assert max(abs(a - b) for a, b in zip(scores(adapter), scores(other), strict=True)) < 0.5
+    assert max(abs(a - b) for a, b in zip(scores(adapter), scores(base), strict=True)) > 1
+    assert base["held_out"]["rows"] == 2
+    assert base["held_out"]["split"] == "test"
+    assert gguf["held_out"] is None
+    pairs = {(c["before"], c["after"]): c for c in entry["comparisons"]}
+    assert list(pairs) == [("base", "adapter"), ("base", "merged"), ("base", "f16"), ("merged", "f16")]
+    assert pairs["base", "merged"]["perplexity_ratio"] == pytest.approx(merged["held_out"]["perplexity"] / base["held_out"]["perplexity"], rel=1e-4)
+    assert "perplexity_ratio" not in pairs["base", "f16"]
+    for text in ("3 items, of which guessing gets 33.3%", "p (McNemar, exact)", f"x {pairs['base', 'merged']['perplexity_ratio']:.3f}", "exam.json",
+                 "Educational use only"):
+        assert text in out
+    section = json.loads((runs / "small/results.json").read_text())["exams"][servers.shared_name(str(runs / "exam.jsonl"))]
+    assert (section["base_correct"], section["tuned_correct"], section["f16"]["tuned_correct"]) == (base["right"], merged["right"], gguf["right"])
+    assert section["perplexity_ratio_ci95"] == pairs["base", "merged"]["perplexity_interval"]
+    every = files.read_json(runs / "small/exam.json", "exam file")
+    files.write_json(runs / "small/exam.json", every | {"same.jsonl": entry, "before.jsonl": entry | {"of": "an adapter trained over since"}})
+    assert ask(runs, capsys)[0] == 0
+    assert set(json.loads((runs / "small/results.json").read_text())["exams"]) == {servers.shared_name(str(runs / "exam.jsonl")), "same.jsonl"}
+
+
+def test_the_safety_set_is_answered_by_every_format_and_judged(runs, capsys, monkeypatch):
+    rows = [row for row in safety.load() if row["emergency"] == "must"][:3] + [row for row in safety.load() if row["emergency"] == "need_not"][:2]
+    monkeypatch.setattr(safety, "load", lambda: rows)
+    reparam(runs / "small", safety_tokens=4)
+    assert exam.main(["small", "bundled:safety"]) == 0
+    out = capsys.readouterr().out
+    entry = json.loads((runs / "small/exam.json").read_text())["bundled:safety"]
+    assert list(entry["models"]) == ["base", "merged", "f16"]
+    for found in entry["models"].values():
+        assert [a["prompt"] for a in found["answers"]] == [row["prompt"] for row in rows]
+        again = [safety.judge(row, a["answer"], a["ended"]) for row, a in zip(rows, found["answers"], strict=True)]
+        assert {k: found[k] for k in safety.summary(again)} == safety.summary(again)
+        assert found["no_refusal"]["of"] == 5
+        assert found["names_call"]["of"] == 3
+    assert [a["answer"] for a in entry["models"]["merged"]["answers"]] != [a["answer"] for a in entry["models"]["base"]["answers"]]
+    assert "5 prompts, greedy answers of up to 4 tokens, judged by rules" in out
+    results = json.loads((runs / "small/results.json").read_text())["safety"]
+    assert list(results) == ["base", "tuned", "f16"]
+    for name, section in results.items():
+        found = entry["models"][name.replace("tuned", "merged")]
+        assert {k: section[k] for k in safety.COUNTS} == {k: found[k] for k in safety.COUNTS}
+        low, high = section["passed_ci95"]
+        assert low <= found["passed"]["count"] / 5 <= high
+    monkeypatch.setattr(evaluate, "finished_answers", lambda *_: pytest.fail("answered before"))
+    assert exam.main(["small", "bundled:safety"]) == 0
+    assert "merged, bundled:safety: examined before" in capsys.readouterr().out
+
+
+def test_safety_before_and_after_is_paired_by_prompt():
+    models = {name: {"answers": [{"passed": bool(p)} for p in passed]} for name, passed in
+              (("base", (0, 0, 0, 0, 0, 0, 1, 1)), ("merged", (1, 1, 1, 1, 1, 1, 0, 1)))}
+    (found,) = safety_set.compare(models, {})
+    assert (found["gained"], found["lost"]) == (6, 1)
+    assert found["p"] == pytest.approx(2 * 8 / 128)  # of 7 that changed, 1 or fewer lost: (1 + 7) of 2^7, both ways
+
+
+def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_theirs(runs, capsys, monkeypatch):
+    asked, made_of = [], ["weights"]
+
+    @contextlib.contextmanager
+    def fake():
+        asked.append(1)
+        yield exam_models.Loaded(lambda prompts, wanted, tick: [[-1.0] * len(w) for w in wanted], None)
+
+    monkeypatch.setattr(exam_models, "of", lambda *_: iter([("base", made_of, fake)]))
+
+    def again(file="exam.jsonl", *words):
+        asked.clear()
+        assert ask(runs, capsys, *words, file=file)[0] == 0
+        return json.loads((runs / "small/exam.json").read_text())[str(runs / file)], bool(asked)
+
+    first, fresh = again()
+    assert fresh
+    assert again() == (first, False)
+    (runs / "other.jsonl").write_text(json.dumps(ITEMS[0]) + "\n")
+    other, fresh = again("other.jsonl", "--shuffles", "0")
+    assert fresh
+    assert other["models"]["base"]["orders"][1:] == []
+    assert again() == (first, False)
+    assert again("exam.jsonl", "--shuffles", "2")[1]
+    (runs / "exam.jsonl").write_text("".join(json.dumps(item | {"answer_letter": "A"}) + "\n" for item in ITEMS))
+    assert again("exam.jsonl", "--shuffles", "2")[1]
+    made_of[0] = "other weights"
+    assert again("exam.jsonl", "--shuffles", "2")[1]
+    monkeypatch.setattr(exam, "_method", lambda: ["other code"])
+    assert again("exam.jsonl", "--shuffles", "2")[1]
+    assert again("exam.jsonl", "--shuffles", "2")[1] is False
+
+
+def test_what_cannot_be_examined_says_so_and_leaves_nothing(runs, capsys, monkeypatch):
+    monkeypatch.setattr(choices, "take", lambda *_: pytest.fail("asked"))
+    assert "is not a run: it has no run.json. Runs there: small." in ask(runs, capsys, name="smal")[2]
+    assert "cannot name a run" in ask(runs, capsys, name="../small")[2]
+    (runs / "bad.jsonl").write_text(json.dumps(ITEMS[0] | {"answer_letter": "D"}) + "\n")
+    assert "bad.jsonl, line 1: its answer is \"D\"; expected one of A, B, C" in ask(runs, capsys, file="bad.jsonl")[2]
+    gguf = runs / "small/gguf/small-f16.gguf"
+    data = bytearray(gguf.read_bytes())
+    data[-5] ^= 1
+    gguf.write_bytes(data)
+    assert "export is gguf/small-f16.gguf does not match its recorded sha256" in ask(runs, capsys)[2]
+    written = json.loads((runs / "small/run.json").read_text())
+    written["stages"]["export"].update(status="interrupted")
+    (runs / "small/run.json").write_text(json.dumps(written))
+    code, _, said = ask(runs, capsys)
+    assert code == 2
+    assert "cannot be examined: export is interrupted. Finish it with `make export`" in said
+    assert not (runs / "small/exam.json").exists()
