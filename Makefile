@@ -28,16 +28,16 @@ report: setup  ## write report.html again from a run's records
 	.venv/bin/python -m lib.runs report $(OPTIONS)
 
 runs: setup  ## what there is: state, age, held-out loss, size on disk
-	.venv/bin/python -m lib.runs.listing runs
+	.venv/bin/python -m lib.runs list
 
 compare: setup  ## runs beside each other, RUNS="a b c" or all; METRIC says which is best
-	.venv/bin/python -m lib.runs.listing compare --runs '$(RUNS)' --metric '$(or $(METRIC),eval_loss_after)'
+	.venv/bin/python -m lib.runs compare --runs '$(RUNS)' --metric '$(or $(METRIC),eval_loss_after)'
 
 rerun: setup  ## the job of RUN again from its record, as RUN-rerun; says whether the result is the same
-	.venv/bin/python -m lib.runs.listing rerun --runs '$(RUN)'
+	.venv/bin/python -m lib.runs rerun --runs '$(RUN)'
 
 prune: setup  ## free checkpoints and merged weights of finished runs (RUNS); shows them and asks, YES=1 does not
-	.venv/bin/python -m lib.runs.listing prune --runs '$(RUNS)' $(if $(YES),--yes)
+	.venv/bin/python -m lib.runs prune --runs '$(RUNS)' $(if $(YES),--yes)
 
 # value: a $ in the question is text, not a variable of make
 ask: setup  ## answer Q="..." from a run's first GGUF (RUN), with the disclaimer

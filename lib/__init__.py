@@ -4,6 +4,3 @@ import warnings
 
 # tqdm's advice to install widgets: progress here is plain text on purpose, so that it shows in terminals and stays in notebooks
 warnings.filterwarnings("ignore", message="IProgress not found")
-
-DISCLAIMER = ("Educational use only. This is not medical advice, it may be wrong, and it does not replace a professional. "
-              "In an emergency, call your local emergency number first.")

@@ -7,7 +7,6 @@ import difflib
 import hashlib
 import json
 import pathlib
-import re
 import shlex
 import types
 import typing
@@ -18,18 +17,12 @@ import annotated_types
 import pydantic
 import yaml
 
+from lib.common import strict_yaml
+from lib.common.errors import ROOT, UserError
 from lib.common.redact import holds_secret
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 SEAL = "# sha256 of the lines above: "
 GGUF_TYPES = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
-
-
-class UserError(Exception):
-    """A mistake the user can mend: shown as one screen of text, never as a traceback."""
-
-    def _render_traceback_(self) -> list[str]:  # what IPython shows in a notebook cell instead of a traceback
-        return [f"{type(self).__name__}: {self}"]
 
 
 def _key(stage: str, default: Any, text: str, unit: str = "", free: bool = False, **bounds: Any) -> Any:
@@ -153,55 +146,6 @@ def is_free(key: str) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# reading YAML without its surprises
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML 1.2 numbers and booleans; duplicate keys and the YAML 1.1 words (`no`, `on`, `010`, `1:30`) are errors."""
-
-
-_StrictLoader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("tag:yaml.org,2002:bool", r"true|false|True|False", "tfTF"),
-    ("tag:yaml.org,2002:null", r"null|~|", ["n", "~", ""]),
-    ("tag:yaml.org,2002:int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
-    ("tag:yaml.org,2002:float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
-    ("!ambiguous", r"(?i:yes|no|on|off|y|n)|0[0-9_]+|0[xob][0-9a-fA-F_]+|[0-9]+(?::[0-9]+)+|[0-9]+_[0-9_]+", "yYnNoO0123456789"),
-):
-    _StrictLoader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list(_first))
-
-
-def _ambiguous(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
-    raise yaml.constructor.ConstructorError(
-        None, None, f"`{node.value}` reads as different things in different YAML versions; write true or false, a plain "
-        f'decimal number, or quote it ("{node.value}") if it is a text', node.start_mark)
-
-
-def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for n, key in enumerate(keys):
-        if isinstance(key, list | dict):
-            raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping; expected a name", node.value[n][0].start_mark)
-        if key in keys[:n]:
-            raise yaml.constructor.ConstructorError(None, None, f"`{key}` is given twice; keep one", node.value[n][0].start_mark)
-    return dict(zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value), strict=True))
-
-
-_StrictLoader.add_constructor("!ambiguous", _ambiguous)
-_StrictLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _StrictLoader)  # a SafeLoader underneath: no tag can build an object
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{where}{line}: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not YAML: {error}") from None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # checking
 
 
@@ -282,7 +226,7 @@ def read(params_file: str | pathlib.Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"params file `{params_file}` is not UTF-8 text (byte {error.start}).") from None
-    values = _parse_yaml(text, str(params_file))
+    values = strict_yaml.parse(text, str(params_file))
     if not isinstance(values, dict | types.NoneType):
         raise UserError(f"{params_file}: expected lines of `key: value`, found {type(values).__name__}.")
     return values or {}
@@ -302,7 +246,7 @@ def parse_overrides(text: str) -> dict[str, Any]:
         if key in values:
             raise UserError(f"SET: `{key}` is given twice; keep one")
         try:
-            values[key] = _parse_yaml(value, f"SET: {key}") if value else ""
+            values[key] = strict_yaml.parse(value, f"SET: {key}") if value else ""
         except UserError as error:
             quoted = value[0] in "[{" and value[-1] not in "]}"
             raise UserError(f"{error}" + (f"""; quote a value with blanks in it: SET="{key}='{value} ...'\"""" if quoted else "")) from None

@@ -40,12 +40,12 @@ def tiny_run(tiny_gemma3n, tmp_path_factory):
     from helpers import tiny_gemma3n as maker
     from lib import params
     from lib.common import files
-    from lib.export import gguf, servers
+    from lib.export import gguf, merge, servers
     from lib.record import run_record
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     shutil.copytree(tiny_gemma3n, folder / "merged")
-    gguf.missing_shared_kv(folder / "merged")
+    merge.missing_shared_kv(folder / "merged")
     maker.random_adapter(tiny_gemma3n, folder / "adapter")
     gguf.to_gguf(folder / "merged", folder / "gguf" / "tiny-q8_0.gguf")
     job = params.load("params/cpu.yaml", "max_seq_length=64")

@@ -12,7 +12,7 @@ import subprocess
 import pytest
 
 from lib import params
-from lib.runs import stages
+from lib.runs.run_job import main
 from lib.runs.sweep import sweep_file
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -88,6 +88,6 @@ def test_requirements_are_pinned_and_the_cpu_set_needs_no_gpu():
 
 def test_exit_codes_and_usage_are_in_the_runners_help(capsys):
     with pytest.raises(SystemExit) as stop:
-        stages.main(["--help"])
+        main(["--help"])
     assert stop.value.code == 0
     assert "prepare" in capsys.readouterr().out

@@ -13,6 +13,7 @@ import papermill
 import pytest
 
 from lib import params
+from lib.common import errors
 from lib.record.run_record import STAGES
 
 NOTEBOOKS = pathlib.Path(__file__).parents[1] / "notebooks"
@@ -80,7 +81,7 @@ def test_parameters_cell_is_literal_annotated_and_equal_to_the_schema(notebook):
 def test_papermill_sees_every_parameter(notebook):
     """What it does not see is not among those recorded in the executed copy."""
     name, _ = notebook
-    seen = papermill.inspect_notebook(str(params.ROOT / "notebooks" / f"{name}.ipynb"))
+    seen = papermill.inspect_notebook(str(errors.ROOT / "notebooks" / f"{name}.ipynb"))
     assert set(seen) == {"params_file", "run_name", *(k for k in params.FIELDS if params.stage_of(k) == name)}
 
 

@@ -6,7 +6,8 @@
 import pytest
 
 from lib import params
-from lib.params import UserError
+from lib.common import errors
+from lib.common.errors import UserError
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_every_key_is_described_and_has_a_stage():
         assert params.type_name(key), key
 
 
-@pytest.mark.parametrize("path", sorted(p for p in (params.ROOT / "params").glob("*.yaml") if p.name != "sweep.yaml"), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted(p for p in (errors.ROOT / "params").glob("*.yaml") if p.name != "sweep.yaml"), ids=lambda p: p.name)
 def test_presets_are_valid_short_and_list_only_what_differs(path):
     job, lines = params.load(path), path.read_text().splitlines()
     assert len(lines) <= 25

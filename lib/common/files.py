@@ -8,9 +8,7 @@ import pathlib
 import shutil
 from typing import Any
 
-import psutil
-
-from lib.params import ROOT, UserError
+from lib.common.errors import ROOT, UserError
 
 FD_VARIABLE = "MEDRESCUE_RUN_FD"  # how the runner hands its lock to the kernel it starts
 _locks: dict[str, int] = {}  # locks this process holds: a cell that is run twice must not wait for itself
@@ -155,14 +153,6 @@ def require_disk(folder: pathlib.Path, needed: int, what: str) -> None:
         raise UserError(
             f"Not enough disk for {what}: it needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free at "
             f"`{shown(folder)}`.\nFree some space, or set MEDRESCUE_RUNS to a folder on a larger disk.")
-
-
-def require_memory(needed: int, what: str) -> None:
-    """UserError unless `needed` bytes of main memory are free: what takes more is killed by the system, which says nothing."""
-    free = psutil.virtual_memory().available
-    if free < needed:
-        raise UserError(f"Not enough memory for {what}: it needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free.\n"
-                        f"Close other programs, take a machine with more memory or with a GPU, or a smaller base_model.")
 
 
 def shown(path: pathlib.Path) -> str:

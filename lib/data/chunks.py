@@ -19,10 +19,11 @@ import numpy as np
 import pyarrow as pa
 
 from lib.common import files
-from lib.data import chat, clean, duplicates
-from lib.data.chat import IGNORED
+from lib.common.errors import ROOT, UserError
+from lib.data import chat, clean, duplicates, label_mask
+from lib.data.label_mask import IGNORED
 from lib.data.splits import SCHEMA
-from lib.params import ROOT, Params, UserError
+from lib.params import Params
 
 CACHE, CACHE_LIMIT = ROOT / ".cache" / "prepare", 2**33  # bytes, beyond which what was not used for a day goes
 EXAMPLES = 3  # shown of each rule and reason
@@ -162,7 +163,7 @@ def _tokens(path: pathlib.Path, texts: list[str], base: pathlib.Path, which: str
     old = _cached(store)
     known = dict(zip(old["name"].to_pylist(), zip(old["ids"].to_pylist(), old["labels"].to_pylist(), strict=True), strict=True)) if old else {}
     if missing := {name: json.loads(text) for name, text in zip(names, texts, strict=True) if name not in known}:
-        known |= dict(zip(missing, chat.encode_all(_chat(base, which), missing.values()), strict=True))
+        known |= dict(zip(missing, label_mask.encode_all(_chat(base, which), missing.values()), strict=True))
         ids, labels = ([pair[k] for pair in known.values()] for k in (0, 1))
         _write(store, pa.Table.from_pydict({"name": list(known), "ids": ids, "labels": labels}, TOKENS))
     return [known[name] for name in names]
@@ -175,7 +176,7 @@ def measure_chunk(job: Params, path: pathlib.Path, base: pathlib.Path, which: st
     lengths = [len(ids) for ids, _ in _tokens(path, texts, base, which)]
     over = [(n, json.loads(texts[n])) for n, length in enumerate(lengths) if length > job.max_seq_length]
     return lengths, [(n, table["id"][n].as_py(), f"{lengths[n]:,} tokens | {short(messages)}") for n, messages in over
-                     if job.overlong == "drop" or chat.cut(_chat(base, which), messages, job.max_seq_length) is None]
+                     if job.overlong == "drop" or label_mask.cut(_chat(base, which), messages, job.max_seq_length) is None]
 
 
 def tokenise_chunk(job: Params, path: pathlib.Path, at: np.ndarray, base: pathlib.Path, which: str) -> tuple[Any, dict[str, Any]]:
@@ -188,11 +189,11 @@ def tokenise_chunk(job: Params, path: pathlib.Path, at: np.ndarray, base: pathli
     for row_id, topic, text, (ids, labels) in zip(table["id"].to_pylist(), table["topic"].to_pylist(), texts, tokens, strict=True):
         messages = json.loads(text)
         if len(ids) > job.max_seq_length:
-            long, messages = messages, chat.cut(tokenizer, messages, job.max_seq_length)
+            long, messages = messages, label_mask.cut(tokenizer, messages, job.max_seq_length)
             cut_rows.append({"id": row_id, "before": f"{len(ids):,} tokens, ends: …{long[-1]['content'][-80:]}",
                              "after": f"ends: …{messages[-1]['content'][-80:]}"})
-            ids, labels = chat.encode(tokenizer, messages)
-        if trouble := chat.prove(tokenizer, ids, labels, messages):
+            ids, labels = label_mask.encode(tokenizer, messages)
+        if trouble := label_mask.prove(tokenizer, ids, labels, messages):
             raise UserError(f"row {row_id}: {trouble}.\nThe tokenizer or chat template of `{job.base_model}` cannot be used for training as it is.")
         counts.update(tokens_total=len(ids), tokens_trained=sum(label != IGNORED for label in labels))
         kept.append({"id": row_id, "topic": topic, "question": next(m["content"] for m in messages if m["role"] == "user"),

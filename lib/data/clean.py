@@ -5,31 +5,21 @@ No rule writes words of its own, save the four words that stand for masked perso
 
 import html
 import re
-import unicodedata
 from collections.abc import Callable
 
+from lib.common.errors import UserError
+from lib.common.words import WORDS, normalised, words_of
 from lib.data.chat import CONTROL
+from lib.data.personal import masked
 from lib.medical import advice
-from lib.params import Params, UserError
+from lib.params import Params
 
-WORDS = re.compile(r"\w+")
-UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0e7f]")
 PLACEHOLDERS = set("none|null|nil|nan|na|n/a|n.a|no answer|no response|not available|not applicable|not provided|no data|tbd|tba|todo|"
                    "to be determined|[deleted]|[removed]|undefined|no output|nooutput|<nooutput>|<noinput>".split("|"))
 MOST_CHARACTERS = 1_000_000  # a row of more is over-long for any model this tunes, and is not worked on
 LANGUAGE_CHARACTERS = 200  # measured: of 13,950 English answers one is misread at 200, 300 and 400 alike; the time is that of the length
 TOO_SHORT_TO_TELL = 20  # "CPR", "Ibuprofen" are in no language
 MOST_PASSES = 10  # real texts settle in two; one that does not is markup within markup within markup
-
-
-def normalised(text: str) -> str:
-    """Text for comparing: NFKC, case folded, runs of white space as one blank."""
-    if text.isascii():
-        return " ".join(text.lower().split())
-    before = ""
-    while text != before:  # folding case can undo NFKC: three rounds settle every character
-        before, text = text, unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(text.split())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -140,68 +130,6 @@ def without_reasoning(text: str) -> str:
     return REASONING.sub("", text) if "</" in text else text
 
 
-EMAIL = re.compile(r"\b[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,5}[A-Za-z]{2,24}\b")
-# nine digits close together, or five in one number: without either there is nothing to mask
-DIGITS = re.compile(r"[0-9](?:[ ().+‐-–-]{0,2}[0-9]){8}|[0-9](?:-?[0-9]){4}")
-RECORD = re.compile(
-    r"\b((?:MRN|SSN|(?:medical|health|patient|hospital) (?:record )?(?:id|number|no\b\.?)|(?:NHS|social security|insurance|medicare|aadhaar) "
-    r"(?:number|no\b\.?))[ \t]*+(?:(?:is|was|:|#)[ \t]*+)*)(?:\d{3}[ -]\d{3}[ -]\d{4}|\d{3}[ -]\d{2}[ -]\d{4}|\d{4}[ -]\d{4}[ -]\d{4}|"
-    r"(?=(?:[A-Z-]*\d){5})[A-Z]{0,4}-?\d[\dA-Z]*(?:-[\dA-Z]+)*)\b", re.I | re.A)
-BEFORE, AFTER = r"(?<![\w.,/+-])", r"(?![\w-]|[.,]\d)"
-SSN = re.compile(rf"{BEFORE}\d{{3}}-\d{{2}}-\d{{4}}{AFTER}", re.A)
-# only the groups in which cards are printed: a row of a table has others
-CARD = re.compile(BEFORE + r"(?:3[47]\d\d([ -]?)\d{6}\1\d{5}|(?:4\d|5[0-8]|6\d|2[2-7])\d\d(?:\d{9,15}|([ -])\d{4}\2\d{4}\2\d{4}))" + AFTER, re.A)
-UNIT = r"(?!\s?(?:(?:[mkµμ]?g|mcg|[mdµμ]?[lL]|I?U|units?|mmol|mEq|cells|k?cal|steps)\b|[%°]))"
-US_PHONE = re.compile(
-    BEFORE + r"(?:(?:\+?1[-. ]?)?(?:\([2-9]\d\d\)[ -]?\d{3}[-. ‐-–]\d{4}|[2-9]\d\d[-.‐-–]\d{3}[-.‐-–]\d{4})|(?<!\d )(?:\+?1 )?[2-9]\d\d [2-9]\d\d "
-    r"\d{4}(?! \d))(?:,? ?(?:x|ext\.?|extension) ?\d{1,5})?" + AFTER + UNIT, re.A)
-FOREIGN_PHONE = re.compile(r"(?<![\w+])\+\(?[1-9](?:[ ().-]{0,2}[0-9]){6,14}(?![0-9])")
-US_PUBLIC = {"800", "822", "833", "844", "855", "866", "877", "888", "900"}
-# poison centres without a toll-free number (ES, FR, CH, IT, IE, AT, DE), emergency line of the CDC
-HELP_LINES = re.compile(r"34915620420|33140054848|41442515151|390266101029|35318092166|4314064343|49361730730|49\d+19240|17704887100")
-
-
-def masked(text: str) -> str:
-    """E-mail addresses, phone, card and record numbers as [e-mail], [phone], [card number], [record number].
-
-    A phone number is written as in the United States, or has its country code and is valid (phonenumbers). One that anybody may call is
-    not personal: emergency numbers, poison centres, help lines (toll-free, premium, shared cost, UAN).
-    """
-    if "@" in text:
-        text = EMAIL.sub("[e-mail]", text)
-    if not DIGITS.search(text):
-        return text
-    text = SSN.sub("[record number]", RECORD.sub(r"\1[record number]", text))
-    text = CARD.sub(lambda m: "[card number]" if _luhn(m[0]) else m[0], text)
-    return FOREIGN_PHONE.sub(_foreign_phone, US_PHONE.sub(_us_phone, text))
-
-
-def _luhn(text: str) -> bool:
-    digits = [int(c) for c in text if c.isdigit()]
-    return len(set(digits)) > 1 and sum(d if n % 2 == 0 else sum(divmod(2 * d, 10)) for n, d in enumerate(reversed(digits))) % 10 == 0
-
-
-def _us_phone(match: re.Match[str]) -> str:
-    digits = re.sub(r"\D", "", match[0]).removeprefix("1")
-    return match[0] if digits[:3] in US_PUBLIC or HELP_LINES.fullmatch("1" + digits[:10]) else "[phone]"
-
-
-def _foreign_phone(match: re.Match[str]) -> str:
-    import phonenumbers
-    from phonenumbers import PhoneNumberType as Kind
-
-    for group in reversed(list(re.finditer("[0-9]+", match[0]))):  # another number may follow: again without the last group of digits
-        try:
-            parsed = phonenumbers.parse(match[0][:group.end()], None)
-        except phonenumbers.NumberParseException:
-            break
-        if phonenumbers.is_valid_number(parsed):
-            digits = phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)[1:]
-            public = phonenumbers.number_type(parsed) in (Kind.TOLL_FREE, Kind.PREMIUM_RATE, Kind.SHARED_COST, Kind.UAN, Kind.VOICEMAIL)
-            return match[0] if public or HELP_LINES.fullmatch(digits) else "[phone]" + match[0][group.end():]
-    return match[0]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # rules that drop a row
 
@@ -295,7 +223,7 @@ def clean_row(messages: list[dict[str, str]], job: Params) -> tuple[list[dict[st
         reason = "nested_markup"
     elif on(["placeholder"]) and any(len(a) < 40 and normalised(a).rstrip(".") in PLACEHOLDERS or not WORDS.search(a) for a in answers):
         reason = "placeholder"
-    elif on(["answer_is_question"]) and any(words(q) == words(a) for q, a in zip(questions, answers, strict=True)):
+    elif on(["answer_is_question"]) and any(words_of(q) == words_of(a) for q, a in zip(questions, answers, strict=True)):
         reason = "answer_is_question"
     elif on(["link_list"]) and link_list(raw_answers[-1]):
         reason = "link_list"
@@ -314,12 +242,6 @@ def clean_row(messages: list[dict[str, str]], job: Params) -> tuple[list[dict[st
         if found:
             changed[reason or "dangerous_advice_flagged"] = (found[0][1], f"rule {found[0][0]}")
     return cleaned, reason, changed
-
-
-def words(text: str) -> list[str]:
-    """The words of a text for comparing; of a script without blanks, its characters."""
-    text = normalised(text)
-    return WORDS.findall(text if text.isascii() else UNSPACED.sub(r" \g<0> ", text))
 
 
 def check_language(wanted: str) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from lib.common import files, workers
-from lib.data import clean, duplicates, shapes
+from lib.common.words import words_of
+from lib.data import duplicates, shapes
 from lib.data.chunks import EXAMPLES, texts_of
 from lib.data.rows import Rows, progress, with_sides
 from lib.medical import safety
@@ -52,7 +53,7 @@ def shared(messages: list[dict[str, str]], size: int, run: np.uint64) -> str:
 
 
 def spoken(messages: list[dict[str, str]]) -> list[str]:
-    return [w for m in messages if m["role"] != "system" for w in clean.words(m["content"])]
+    return [w for m in messages if m["role"] != "system" for w in words_of(m["content"])]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -85,7 +86,7 @@ def chunk_overlaps(path: pathlib.Path, at: np.ndarray, size: int, scratch: pathl
     items, index = _index(scratch / "measured.json", (scratch / "measured.json").stat().st_mtime_ns, threshold)
     close: list[tuple[int, int]] = []
     if items and texts:
-        parts = [(n, set(clean.words(text))) for n, messages in enumerate(texts) for text in _asked_and_answered(messages)]
+        parts = [(n, set(words_of(text))) for n, messages in enumerate(texts) for text in _asked_and_answered(messages)]
         sketches = rensa.RMinHash.from_token_sets([sorted(part) or [""] for _, part in parts], duplicates.HASHES, duplicates.SEED)
         for (n, part), sketch in zip(parts, sketches, strict=True):
             close += [(n, items[other][0]) for other in index.query(sketch) if len(part & items[other][1]) >= threshold * len(part | items[other][1])]
@@ -113,7 +114,7 @@ def _index(path: pathlib.Path, stamp: int, threshold: float) -> tuple[list[tuple
     """(number of its item, words) of every text of exam and safety set, and an index of them; `stamp` tells one run's file from another's."""
     import rensa
 
-    items = [(n, set(clean.words(text))) for n, texts in enumerate(json.loads(path.read_text(encoding="utf-8"))) for text in texts]
+    items = [(n, set(words_of(text))) for n, texts in enumerate(json.loads(path.read_text(encoding="utf-8"))) for text in texts]
     index = rensa.RMinHashLSH(threshold, duplicates.HASHES, duplicates.BANDS)
     sketches = rensa.RMinHash.from_token_sets([sorted(words) or [""] for _, words in items], duplicates.HASHES, duplicates.SEED) if items else []
     index.insert_pairs(list(enumerate(sketches)))
@@ -130,7 +131,7 @@ def drop_leaks(rows: Rows) -> dict[int, dict[str, str]]:
     measured = [(f"exam {item['id']}", exam_texts(item)) for item in rows.exam]
     measured += [(f"safety set {row['id']}", [row["prompt"]]) for row in asked]
     names, texts = [name for name, _ in measured], [own for _, own in measured]
-    own_runs = [np.unique(np.concatenate([grams(clean.words(text), size, {}) for text in own])) for own in texts]
+    own_runs = [np.unique(np.concatenate([grams(words_of(text), size, {}) for text in own])) for own in texts]
     always = np.unique(np.concatenate([np.empty(0, np.uint64), *own_runs]))
     parts = [(path, start, np.flatnonzero(sides > 0), np.flatnonzero(sides == 0)) for path, start, sides in with_sides(rows)]
     held = [(path, at, size) for path, _, at, _ in parts if len(at)]

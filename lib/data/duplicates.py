@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.data.clean import normalised, words
+from lib.common.words import normalised, words_of
 from lib.params import Params
 
 HASHES, BANDS = 128, 16  # 16 bands of 8: 99 % of the pairs at 0.85 meet, 24 % of those at 0.6
@@ -46,7 +46,7 @@ def keys(messages: list[dict[str, str]]) -> dict[str, Any]:
 
     The answer key is 0 for a conversation of several exchanges: no single answer of it is a row's answer.
     """
-    turns = [(m["role"], m["content"], words(m["content"])) for m in messages if m["role"] != "system"]
+    turns = [(m["role"], m["content"], words_of(m["content"])) for m in messages if m["role"] != "system"]
     spoken = [word for _, _, part in turns for word in part]
     (_, question, asked), (_, answer, replied) = turns[0], turns[-1]
     later = [key(" ".join(part) or text) for role, text, part in turns[1:] if role == "user"]

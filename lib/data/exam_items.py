@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from lib.common.errors import UserError
 from lib.data import chat, formats, shapes, sources
 from lib.data.shapes import BadRow
-from lib.params import Source, UserError
+from lib.params import Source
 
 EXPECTED = ('Expected rows of question, options and answer_letter, for example {"id": "q1", "question": "...", '
             '"options": {"A": "...", "B": "..."}, "answer_letter": "B"}.')

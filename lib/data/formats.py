@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from lib.common import files
+from lib.common.errors import UserError
 from lib.data import shapes
 from lib.data.shapes import BadRow
-from lib.params import UserError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 BATCH = 1000  # rows of a parquet or Arrow file held at a time

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from lib.common import files, workers
+from lib.common.errors import UserError
 from lib.data import chat, chunks, clean, contamination, duplicates, exam_items, sources
 from lib.data.data_card import card as card
 from lib.data.data_card import summary
 from lib.data.duplicates import SAME_REASONS, Decisions
 from lib.data.rows import Rows, note_decided, progress, require_rows, timed, with_sides
 from lib.data.splits import SPLITS, Split
-from lib.params import Params, UserError
+from lib.params import Params
 
 # in the order in which they are looked for
 READ_REASONS = ("unreadable", "not_sampled", *clean.REASONS)

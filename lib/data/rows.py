@@ -14,10 +14,11 @@ import numpy as np
 from tqdm import tqdm
 
 from lib.common import workers
+from lib.common.errors import UserError
 from lib.data import chunks, sources
 from lib.data.chunks import EXAMPLES, short, texts_of
 from lib.data.duplicates import REASONS, Decisions
-from lib.params import Params, UserError
+from lib.params import Params
 
 STEPS = ("read_and_clean", "measure", "deduplicate", "decontaminate", "tokenise")
 

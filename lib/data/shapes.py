@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from lib.params import UserError
+from lib.common.errors import UserError
 
 PAIRS = (("question", "answer"), ("prompt", "completion"), ("instruction", "output"), ("input", "output"))
 CHATS = (("messages", "role", "content"), ("conversations", "from", "value"))

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from lib.common import files
+from lib.common.errors import ROOT, UserError
 from lib.data import formats, shapes
 from lib.data.shapes import BadRow
 from lib.medical import safety
-from lib.params import ROOT, Params, Source, UserError
+from lib.params import Params, Source
 
 BUNDLED = {name: ROOT / "lib" / "medical" / file for name, file in (("bundled:first-aid", "first_aid.jsonl"), ("bundled:exam", "exam.jsonl"))}
 

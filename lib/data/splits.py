@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from lib.common import files
-from lib.params import UserError
+from lib.common.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 SHARD = 2**28  # bytes of one Arrow file of a split

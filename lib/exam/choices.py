@@ -22,8 +22,8 @@ import torch
 from tqdm import tqdm
 
 from lib.common import stats
+from lib.common.errors import UserError
 from lib.model import llama
-from lib.params import UserError
 from lib.training.loss import parts
 
 INSTRUCTION = "Answer with the letter of the right option alone."

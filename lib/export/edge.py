@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 
 from lib.common import files, machine
+from lib.common.errors import ROOT, UserError
 from lib.model import llama
-from lib.params import ROOT, UserError
 
 CONTEXT, PROMPT, DECODED, REPEATS = 1024, 256, 48, 3  # tokens, tokens, tokens, times
 PATIENCE = 120  # seconds: a file so slow is not measured again, and `repeats` says so

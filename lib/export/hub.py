@@ -11,8 +11,8 @@ import httpx
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
+from lib.common.errors import UserError
 from lib.common.redact import redacted
-from lib.params import UserError
 
 
 def connect(owner: str) -> HfApi:

@@ -1,6 +1,5 @@
 """A LoRA adapter into its 16-bit base, shard by shard in bounded memory, and the tensors that transformers drops."""
 
-import json
 import math
 import os
 import re
@@ -12,7 +11,8 @@ import torch
 from safetensors.torch import load_file, safe_open, save_file
 
 from lib.common import files
-from lib.params import UserError
+from lib.common.errors import UserError
+from lib.model.shards import canonical, read_header, shard_of, text_config
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 SHARED = {"k_proj": 2, "v_proj": 2, "k_norm": 1}  # tensors a KV-shared layer may lack: number of dimensions
@@ -90,41 +90,6 @@ def read_adapter(folder):
     return {name: (half["A"], half["B"]) for name, half in halves.items()}, scale
 
 
-def canonical(name):
-    """A text-model name without its class's prefix: the text class and the multimodal one differ only there."""
-    towers = r"(?!audio|vision|embed_audio|embed_vision|multi_modal)"
-    return re.sub(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?" + towers, "", name)
-
-
-def bytes_of(folder):
-    """Bytes of a folder's weights; UserError as `shard_of`."""
-    return sum(path.stat().st_size for path in set(shard_of(folder).values()))
-
-
-def shard_of(folder):
-    """{tensor name: path of its safetensors file}; UserError when a shard is missing or there is none."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = files.read_json(index, "The index of shards")["weight_map"]
-        shards = {name: folder / shard for name, shard in names.items()}
-        missing = sorted({path.name for path in shards.values() if not path.is_file()})
-    else:
-        shards, missing = {}, [] if list(folder.glob("model*.safetensors")) else ["model.safetensors"]
-        for path in sorted(folder.glob("model*.safetensors")):
-            with safe_open(path, "pt") as file:
-                shards |= dict.fromkeys(file.keys(), path)
-    if missing:
-        raise UserError(f"{files.shown(folder)} has no {', '.join(missing[:3])}. "
-                        "Expected a complete Hugging Face folder with safetensors: download or build the base again.")
-    return shards
-
-
-def read_header(file):
-    """(offset of the data, {tensor: dtype, shape, data_offsets}) of an open safetensors file."""
-    length = int.from_bytes(file.read(8), "little")
-    return 8 + length, json.loads(file.read(length))
-
-
 def add_pair(file, start, entry, name, a, b, scale):
     """Overwrite one weight in an open shard by W + scale * B @ A; returns the largest change."""
     if entry["dtype"] not in DTYPES:
@@ -183,9 +148,3 @@ def missing_shared_kv(model_dir, base_dir=None):
     return dict(count)
 
 
-def text_config(folder):
-    """config.json's language part (dict)."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{files.shown(folder)} has no config.json. Expected a Hugging Face model folder.")
-    config = files.read_json(folder / "config.json", "The model's configuration")
-    return config.get("text_config", config)

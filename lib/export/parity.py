@@ -15,10 +15,10 @@ import torch
 from tqdm import tqdm
 
 from lib.common import files
-from lib.data import chat, sources, splits
-from lib.export import gguf_weights, merge
-from lib.model import llama, load
-from lib.params import UserError
+from lib.common.errors import UserError
+from lib.data import chat, label_mask, sources, splits
+from lib.export import gguf_weights
+from lib.model import llama, load, shards
 from lib.training import evaluate, loss
 
 ROWS, POSITIONS, TEXTS, TOP = 32, 128, 500, 1000
@@ -69,7 +69,7 @@ def reference(data_folder: Path, model_dir: Path, net: Any, seed: int) -> Refere
     """
     rows, positions, texts, source = choose(data_folder, model_dir, seed)
     folder = Path(model_dir)
-    needed = 2.2 * merge.bytes_of(folder)
+    needed = 2.2 * shards.bytes_of(folder)
     room = torch.cuda.mem_get_info()[0] if net.device.type == "cuda" else psutil.virtual_memory().available
     net = load.load_merged(folder, torch.float32) if needed < room else net
     body, weight, softcap = loss.parts(net)
@@ -110,7 +110,7 @@ def choose(data_folder: Path, model_dir: Path, seed: int) -> tuple[list[list[int
     for split in ("validation", "test"):
         held = splits.load(Path(data_folder), split)
         for n in random.permutation(len(held)).tolist() if len(rows) < ROWS else ():
-            if any(label != chat.IGNORED for label in held[n]["labels"][:REACH]):
+            if any(label != label_mask.IGNORED for label in held[n]["labels"][:REACH]):
                 rows.append((held[n]["input_ids"], held[n]["labels"]))
                 used = [*dict.fromkeys([*used, split])]
             if len(rows) == ROWS:
@@ -122,10 +122,10 @@ def choose(data_folder: Path, model_dir: Path, seed: int) -> tuple[list[list[int
         bundled = sources.BUNDLED["bundled:first-aid"].read_text(encoding="utf-8").splitlines()
         few = [json.loads(bundled[n]) for n in random.permutation(len(bundled))[:ROWS]]
         turns = [[{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}] for row in few]
-        rows = chat.encode_all(chat.load(Path(model_dir)), turns)
+        rows = label_mask.encode_all(chat.load(Path(model_dir)), turns)
         texts = [turn["content"] for pair in turns for turn in pair]
         source = "the bundled first-aid set: the run holds out no row that can be used, and may have trained on these"
-    trained = [[n for n, label in enumerate(labels[:REACH]) if label != chat.IGNORED] for _, labels in rows]
+    trained = [[n for n, label in enumerate(labels[:REACH]) if label != label_mask.IGNORED] for _, labels in rows]
     rows, trained = [ids for (ids, _), some in zip(rows, trained, strict=True) if some], [some for some in trained if some]
     share = -(-POSITIONS // len(rows))
     positions = [sorted(random.choice(some, min(share, len(some)), replace=False).tolist()) for some in trained]

@@ -20,9 +20,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from huggingface_hub.utils import validate_repo_id
 
 from lib.common import files
+from lib.common.errors import UserError
+from lib.common.text import format_size
 from lib.export import hub
-from lib.pages import show
-from lib.params import UserError
 
 SUFFIX = {"adapter": "-lora", "merged": "", "gguf": "-lora-gguf"}
 CARD, SUMS = "README.md", "SHA256SUMS"  # sums: for `sha256sum -c`, and the mark by which a repository of ours is known
@@ -139,7 +139,7 @@ def _fill(api: HfApi, repo: str, plan: list[dict[str, Any]], info: Any, private:
             if not (missing := [item for item in batch if not _same(_files(info).get(item["path"]), item)]):
                 continue
             names = ", ".join(item["path"] for item in missing) if len(missing) < 4 else f"{missing[0]['path']} and {len(missing) - 1} more files"
-            log(f"{repo}: sending {names}, {show.size(sum(item['bytes'] for item in missing))}")
+            log(f"{repo}: sending {names}, {format_size(sum(item['bytes'] for item in missing))}")
             operations = [CommitOperationAdd(item["path"], item["source"]) for item in missing]
             with hub.asking(f"Sending {names} to {repo}", left):  # parent_commit: refused when someone else has committed since
                 commit = api.create_commit(repo, operations, commit_message=f"Add {names}", parent_commit=info.sha)

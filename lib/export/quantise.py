@@ -21,8 +21,8 @@ import numpy as np
 import xllamacpp
 
 from lib.common import files
+from lib.common.errors import UserError
 from lib.export import gguf_file
-from lib.params import UserError
 
 HALVES = {"f16": "F16", "bf16": "BF16"}
 PACKED = {"q8_0": "Q8_0", "q6_k": "Q6_K", "q5_k_m": "Q5_K", "q4_k_m": "Q4_K", "q4_0": "Q4_0"}  # the type of most tensors

@@ -11,11 +11,12 @@ import shlex
 
 import yaml
 
-from lib import DISCLAIMER
 from lib.common import files
+from lib.common.errors import ROOT, UserError
 from lib.data.chat import TURN_END
 from lib.export import turns
-from lib.params import ROOT, Params, UserError
+from lib.medical.disclaimer import DISCLAIMER
+from lib.params import Params
 
 SYSTEM = "You are a first-aid assistant that works offline. " + DISCLAIMER
 SNIPPET = pathlib.Path(__file__).with_name("adapter_ask.py")

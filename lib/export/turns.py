@@ -12,10 +12,10 @@ import re
 import jinja2
 import yaml
 
+from lib.common.errors import UserError
 from lib.data import chat
 from lib.export import go_template
 from lib.model import llama
-from lib.params import UserError
 
 SPRIG = {"trim": str.strip, "replace": lambda old, new, text: text.replace(old, new)}
 

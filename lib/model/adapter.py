@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lib.common import files
+from lib.common.errors import UserError
 from lib.model import placement
-from lib.params import Params, UserError
+from lib.params import Params
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 

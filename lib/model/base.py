@@ -4,8 +4,9 @@ import hashlib
 import pathlib
 from typing import Any
 
+from lib.common.errors import ROOT, UserError
 from lib.model import bundled
-from lib.params import ROOT, Params, UserError
+from lib.params import Params
 
 CACHE = ROOT / ".cache"
 

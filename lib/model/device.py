@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import torch
 
 from lib.common import machine
-from lib.params import Params, UserError
+from lib.common.errors import UserError
+from lib.params import Params
 
 # dense 16-bit rates by vendors' datasheets, for the share of them that a run reaches
 PEAK_FLOPS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12,

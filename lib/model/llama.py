@@ -22,7 +22,7 @@ import time
 
 import xllamacpp
 
-from lib.params import UserError
+from lib.common.errors import UserError
 
 GREEDY = {"temperature": 0, "cache_prompt": False}  # a cached prefix changes the batch shapes, so the rounding
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from lib.common.errors import UserError
 from lib.model import device, ranks
-from lib.params import Params, UserError
+from lib.params import Params
 
 
 def _too_large(folder: pathlib.Path, job: Params) -> bool:

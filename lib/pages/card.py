@@ -13,12 +13,15 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
-from lib import DISCLAIMER, params
+from lib import params
 from lib.common import files
+from lib.common.errors import ROOT, UserError
+from lib.common.text import format_size, format_value
 from lib.data import sources
 from lib.export import servers, turns
-from lib.pages import page, report, show
-from lib.params import ROOT, Params, UserError
+from lib.medical.disclaimer import DISCLAIMER
+from lib.pages import page, report
+from lib.params import Params
 
 PARTS = {"adapter": "LoRA adapter", "merged": "merged 16-bit weights", "gguf": "GGUF files for llama.cpp, Ollama and LocalAI"}
 LIBRARY = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
@@ -61,7 +64,7 @@ def card(folder: pathlib.Path, part: str, repos: dict[str, str] | None = None) -
     warnings = [text for text in report.warnings(run, results, job.base_model) if text != "export is running"]
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined,
                                      loader=jinja2.FileSystemLoader(page.TEMPLATES))
-    environment.filters.update(cell=_cell, size=show.size)
+    environment.filters.update(cell=_cell, size=format_size)
     text = environment.get_template("model_card.md.jinja").render(
         part=part, what=PARTS[part], parts=PARTS, run=run, job=job, prepare=results.get("prepare", {}), base=servers.base_name(job),
         stand_in=job.base_model.startswith("bundled:"), warnings=warnings, sources=_sources(data), safety_set="safety_prompts" in data,
@@ -119,13 +122,13 @@ def _recipe(job: Params, train: dict[str, Any], run: dict[str, Any]) -> dict[str
         "device": train.get("device"), "samples/s": train.get("samples_per_second"),
         "peak memory, GiB": train.get("peak_memory_gib"), "training, seconds": train.get("seconds"),
         "software, of the last stage": ", ".join(versions) or "not recorded", "pipeline's commit": commit or "not recorded"}
-    return {key: show.form(value) for key, value in rows.items()}
+    return {key: format_value(value) for key, value in rows.items()}
 
 
 def _sections(results: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
     """Title and table of each kind of result; an empty table is one that was not measured."""
     train, export = results.get("train", {}), results.get("export", {})
-    loss = [["", "base", "tuned"], ["response loss, nats a token", *(show.form(train.get(f"eval_loss_{when}")) for when in ("before", "after"))],
+    loss = [["", "base", "tuned"], ["response loss, nats a token", *(format_value(train.get(f"eval_loss_{when}")) for when in ("before", "after"))],
             ["95 % interval", *(_interval(train, f"eval_loss_{when}_ci95") for when in ("before", "after"))]]
     parity = results.get("parity") or export.get("parity") or {}
     titles = {"exam": "Multiple-choice exam, same harness for all", "safety": "Safety set: answers judged by rules",
@@ -164,15 +167,15 @@ def _said(entry: dict[str, Any], before: str = "") -> dict[str, str]:
             share = key.replace("ci95", "correct") in entry or isinstance(entry.get(key.removesuffix("_ci95")), dict)
             said[label.replace("ci95", "95 % interval")] = _interval(entry, key, share)
         else:
-            said[label] = show.form(value)
+            said[label] = format_value(value)
     return said
 
 
 def _interval(entry: dict[str, Any], key: str, share: bool = False) -> str:
     low, high = entry.get(key) or (None, None)
-    return "not measured" if low is None else f"{low:.1%} to {high:.1%}" if share else f"{show.form(low)} to {show.form(high)}"
+    return "not measured" if low is None else f"{low:.1%} to {high:.1%}" if share else f"{format_value(low)} to {format_value(high)}"
 
 
 def _cell(value: Any) -> str:
     """A value inside a Markdown table: on one line, no bar, no tag."""
-    return " ".join(show.form(value).split()).replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(format_value(value).split()).replace("|", "\\|").replace("<", "&lt;")

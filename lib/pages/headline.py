@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from lib.common import files, stats
+from lib.common.text import format_size, format_value
 from lib.export.servers import shared_name
 from lib.medical import safety
-from lib.pages import show
 
 TUNED = ("merged", "adapter")  # the tuned model in an exam, the first that was examined
 
@@ -50,17 +50,17 @@ def headline(results: dict[str, Any], exams: dict[str, Any]) -> list[dict[str, A
     rows, steps, epochs = prepare.get("train"), train.get("steps"), train.get("epochs")
     sessions = train.get("sessions", 1)
     found.append({"name": "trained for", "value": None if steps is None else f"{steps:,} steps",
-                  "note": "" if steps is None else f"{show.form(epochs)} epoch{'s' * (epochs != 1)} of {show.form(rows)} rows, "
+                  "note": "" if steps is None else f"{format_value(epochs)} epoch{'s' * (epochs != 1)} of {format_value(rows)} rows, "
                                                    f"{sessions} session{'s' * (sessions != 1)}"})
     speed = train.get("samples_per_second")
-    found.append({"name": "training speed", "value": None if speed is None else f"{show.form(speed)} samples/s",
-                  "note": "" if speed is None else f"{show.form(train.get('tokens_per_second'))} tokens/s on {train.get('devices') or 1} × "
+    found.append({"name": "training speed", "value": None if speed is None else f"{format_value(speed)} samples/s",
+                  "note": "" if speed is None else f"{format_value(train.get('tokens_per_second'))} tokens/s on {train.get('devices') or 1} × "
                                                    f"{train.get('device') or 'not recorded'}"})
     memory = train.get("peak_memory_gib")
-    found.append({"name": "peak memory in training", "value": None if memory is None else f"{show.form(memory)} GiB",
+    found.append({"name": "peak memory in training", "value": None if memory is None else f"{format_value(memory)} GiB",
                   "note": "" if memory is None else f"of the {train.get('memory_of') or 'process'}"})
     file = smallest(results)
-    found.append({"name": "smallest model file", "value": show.size(file[0]) if file else None,
+    found.append({"name": "smallest model file", "value": format_size(file[0]) if file else None,
                   "note": file[1].removeprefix("gguf/") if file else "no GGUF exported"})
     return found
 
@@ -89,7 +89,7 @@ def _examined(exams: dict[str, Any]) -> list[dict[str, Any]]:
 
 def span(ends: Iterable[float], times: float = 1) -> str:
     """An interval for people."""
-    low, high = (show.form(times * end) for end in ends)
+    low, high = (format_value(times * end) for end in ends)
     return f"{low} to {high}"
 
 

@@ -8,8 +8,8 @@ import re
 from typing import Any
 
 from lib.common import files
+from lib.common.errors import UserError
 from lib.pages import page
-from lib.params import UserError
 
 TAGS = set("a b blockquote br caption code details div em h1 h2 h3 h4 hr i img li ol p pre small span strong sub summary sup table tbody td tfoot th "
            "thead tr ul".split())

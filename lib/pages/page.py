@@ -6,9 +6,8 @@ from typing import Any
 
 import jinja2
 
-from lib import DISCLAIMER
-from lib.common import files
-from lib.pages import show
+from lib.common import files, text
+from lib.medical.disclaimer import DISCLAIMER
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 
@@ -17,7 +16,7 @@ def write(path: pathlib.Path, template: str, **values: Any) -> pathlib.Path:
     """Render templates/<template> into `path`; returns it."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=jinja2.FileSystemLoader(TEMPLATES),
                                      undefined=jinja2.StrictUndefined)
-    environment.filters.update(form=show.form, size=show.size, brief=brief)
+    environment.filters.update(form=text.format_value, size=text.format_size, brief=brief)
     environment.tests["measure"] = lambda value: isinstance(value, int | float) and not isinstance(value, bool)
     files.atomic_write(path, environment.get_template(template).render(disclaimer=DISCLAIMER, **values))
     return path

@@ -9,12 +9,14 @@ from typing import Any
 
 from lib import params
 from lib.common import files
+from lib.common.errors import UserError
+from lib.common.text import format_size, format_value
 from lib.data import sources, splits
 from lib.exam import tables
 from lib.pages import figures, notebook_page, page, show
 from lib.pages.cautions import warnings
 from lib.pages.headline import examined, headline, not_measured
-from lib.params import Params, UserError
+from lib.params import Params
 from lib.record import ledger
 from lib.record.run_record import STAGES
 
@@ -99,8 +101,8 @@ def artifacts(folder: pathlib.Path, run: dict[str, Any], results: dict[str, Any]
             state = "here" if there.stat().st_size == one["bytes"] else "another size than recorded"
         kind = next((kind for kind in parity if path.endswith(f"-{kind}.gguf")), None)
         told = parity.get(kind, {})
-        verdict = told.get("verdict", "not measured") + (f" (KL {show.form(told['kl_mean'])})" if "kl_mean" in told else "")
-        rows.append({"path": path, "size": show.size(one["bytes"]), "sha256": one["sha256"][:16], "state": state,
+        verdict = told.get("verdict", "not measured") + (f" (KL {format_value(told['kl_mean'])})" if "kl_mean" in told else "")
+        rows.append({"path": path, "size": format_size(one["bytes"]), "sha256": one["sha256"][:16], "state": state,
                      "verdict": verdict if path.endswith(".gguf") else "", "large": one["bytes"] >= 2**20})
     return rows
 

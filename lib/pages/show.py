@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lib.data.chat import IGNORED
+from lib.common.text import format_value
+from lib.data.label_mask import IGNORED
 
 TRAINED = "background:#1f6f50;color:#fff;border-radius:2px"
 INK, ACCENT, SECOND = "#5b6770", "#1f6f50", "#b3541e"  # readable on white and on near-black
@@ -29,20 +30,9 @@ def table_html(rows: list[dict[str, Any]], caption: str = "") -> str:
     head = "".join(f"<th>{html.escape(str(k))}</th>" for k in rows[0])
     body = "".join("<tr>" + "".join(
         f'<td style="text-align:{"right" if isinstance(v, int | float) else "left"};vertical-align:top;white-space:pre-wrap">'
-        f'{html.escape(form(v))}</td>' for v in row.values()) + "</tr>" for row in rows)
+        f'{html.escape(format_value(v))}</td>' for v in row.values()) + "</tr>" for row in rows)
     title = f'<caption style="text-align:left">{html.escape(caption)}</caption>' if caption else ""
     return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def form(value: Any) -> str:
-    """A value for people: 4 significant digits, thousands separated, `not measured` for None."""
-    if value is None:
-        return "not measured"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.3g}" if abs(value) < 0.01 and value else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def table(rows: list[dict[str, Any]], caption: str = "") -> Any:
@@ -52,22 +42,6 @@ def table(rows: list[dict[str, Any]], caption: str = "") -> Any:
 def tables(found: list[tuple[str, list[dict[str, Any]]]]) -> Any:
     """Captions and their rows, one table below the other."""
     return _display("<br>".join(table_html(rows, caption) for caption, rows in found))
-
-
-def size(count: int) -> str:
-    """Bytes for people: KiB under a MiB, MiB otherwise."""
-    return f"{count / 2**10:,.1f} KiB" if count < 2**20 else f"{count / 2**20:,.1f} MiB"
-
-
-def aligned(rows: list[dict[str, Any]]) -> str:
-    """A list of like-keyed dicts as text for a terminal, in columns; numbers to the right."""
-    if not rows:
-        return ""
-    columns = [[key, *(form(row[key]) for row in rows)] for key in rows[0]]
-    right = [any(isinstance(row[key], int | float) for row in rows) for key in rows[0]]
-    widths = [max(map(len, column)) for column in columns]
-    return "\n".join("  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)).rstrip()
-                     for line in zip(*columns, strict=True))
 
 
 def parity_table(checks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

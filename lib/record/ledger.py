@@ -10,7 +10,7 @@ import pathlib
 import zlib
 from typing import Any
 
-from lib.params import UserError
+from lib.common.errors import UserError
 
 
 class Ledger:

@@ -18,9 +18,11 @@ from typing import Any
 
 from lib import params
 from lib.common import files
+from lib.common.errors import ROOT, UserError
 from lib.common.machine import alive, changes, commit, hardware, packages
 from lib.common.redact import redacted
-from lib.params import ROOT, Params, UserError
+from lib.params import Params
+from lib.record.executed import mark_failed
 
 STAGES = ("prepare", "train", "export")
 EXAMS = ("exam", "exams", "safety")  # sections of results.json that lib/exam.py writes
@@ -209,27 +211,6 @@ def _correct(run: Run) -> None:
                 files.atomic_write(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
         run.end(stage, "interrupted", reason, cell)
         print(f"{stage}: the last attempt was cut off; the record now says so")
-
-
-def mark_failed(notebook: dict[str, Any], name: str, reason: str) -> int | None:
-    """Put an error into the first code cell that did not complete; returns its number from 1, None if all did.
-
-    For an end that papermill itself does not see: a kernel or a runner that died, a timeout, a signal.
-    """
-    import nbformat
-
-    error = nbformat.v4.new_output("error", ename=name, evalue=reason, traceback=[f"{name}: {reason}"])
-    for number, cell in enumerate(notebook["cells"], 1):
-        state = cell["metadata"].get("papermill", {"status": "completed"})  # its banners have none
-        if state["status"] in ("pending", "running") and cell["cell_type"] == "code":
-            state.update(status="failed", exception=True)
-            notebook["metadata"]["papermill"]["exception"] = True
-            # another error there is the KeyboardInterrupt of nbclient shutting the kernel down
-            cell["outputs"] = [o for o in cell["outputs"] if o["output_type"] != "error"] + [error]
-        if state["status"] == "failed":
-            return number
-        state["status"] = "completed"  # text before that cell: it cannot fail
-    return None
 
 
 def _compare(run: Run, job: Params, force_from: str) -> None:

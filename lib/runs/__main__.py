@@ -1,7 +1,15 @@
-"""python -m lib.runs: see lib/runs/stages.py."""
+"""python -m lib.runs: a job (lib/runs/run_job.py), or the runs there are (lib/runs/manage.py)."""
 
 import sys
 
-from lib.runs.stages import main
+from lib.common.redact import terminal
 
-sys.exit(main())
+COMMAND = sys.argv[1] if sys.argv[1:] else ""
+
+with terminal():
+    # each imports what the other does not need: a job starts without matplotlib, a list without papermill
+    if COMMAND in ("list", "prune", "compare", "rerun"):
+        from lib.runs import manage as commands
+    else:
+        from lib.runs import run_job as commands
+    sys.exit(commands.main())

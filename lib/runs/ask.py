@@ -6,11 +6,12 @@
 import pathlib
 from collections.abc import Callable
 
-from lib import DISCLAIMER, params
+from lib import params
+from lib.medical.disclaimer import DISCLAIMER
 from lib.common import files
 from lib.export import servers, turns
 from lib.model import llama
-from lib.params import UserError
+from lib.common.errors import UserError
 from lib.record.run_record import read_record
 
 STAND_IN = "This is the small Gemma 3 270M, a stand-in that shows the pipeline. Its answers are often wrong: do not follow them."

@@ -13,12 +13,13 @@ import numpy as np
 from lib.common import stats
 from lib.data import splits
 from lib.medical import safety
+from lib.common.text import aligned_table, format_value
 from lib.pages import figures, page, report, show
 from lib.record import ledger, run_record
 from lib.runs import listing
 from lib.pages.cautions import warnings
 from lib.pages.headline import right, smallest, tuned
-from lib.params import UserError
+from lib.common.errors import UserError
 from lib.record.run_record import STAGES
 
 SECONDARY = ("tokens/s", "seconds in steps", "training loss at the end")  # on the page, not in the terminal
@@ -103,11 +104,11 @@ def write(folders: list[pathlib.Path], metric: str = "eval_loss_after") -> tuple
         curves=figures.both(lambda width: figures.overlay(shown, width), "Training and held-out loss of the runs over rows seen") if shown else "",
         drawn=len(shown), of=len(drawn), reference=runs[0]["name"],
         cautions=cautions, missing=missing)
-    text = [show.aligned([{key: "-" if value is None else value for key, value in row.items() if key not in SECONDARY} for row in rows])]
+    text = [aligned_table([{key: "-" if value is None else value for key, value in row.items() if key not in SECONDARY} for row in rows])]
     if changed:
-        text.append(show.aligned([{key: value if len(value) < 40 else value[:38] + "…" for key, value in row.items()} for row in changed]))
+        text.append(aligned_table([{key: value if len(value) < 40 else value[:38] + "…" for key, value in row.items()} for row in changed]))
     if tests:
-        text.append(show.aligned(tests))
+        text.append(aligned_table(tests))
     if missing:
         notes.append(f"not measured in any of them: {', '.join(missing)}")
     text.append("\n".join([*notes, *words]))
@@ -196,7 +197,7 @@ def best_by(runs: list[dict[str, Any]], groups: list[list[str]], metric: str) ->
         known = {told["name"]: value(told) for told in runs if told["name"] in group and value(told) is not None}
         if known and (len(known) > 1 or len(groups) == 1):
             name = (min if less else max)(known, key=known.__getitem__)
-            found.append((name, f" ({show.form(known[name])})" + f", among {', '.join(known)}" * (held and len(groups) > 1)))
+            found.append((name, f" ({format_value(known[name])})" + f", among {', '.join(known)}" * (held and len(groups) > 1)))
     return found
 
 

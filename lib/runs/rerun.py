@@ -12,8 +12,9 @@ from lib.common import files, machine
 from lib.data import sources
 from lib.pages import page, report
 from lib.record import ledger, run_record
+from lib.runs import run_job
 from lib.runs import listing, stages
-from lib.params import UserError
+from lib.common.errors import UserError
 from lib.record.run_record import STAGES
 
 
@@ -32,7 +33,7 @@ def repeat(name: str) -> int:
     print(f"rerun of {files.shown(folder)} in {files.shown(target)}")
     print("\n".join(f"  {text}" for text in different or ["same commit, packages and machine"]), flush=True)
     command = "run" if told["run"]["stages"]["export"]["status"] == "finished" else "train"
-    code = stages.main([command, "--params", str(folder / "params.yaml"), "--run", target.name, *pins(told)])
+    code = run_job.main([command, "--params", str(folder / "params.yaml"), "--run", target.name, *pins(told)])
     if code:
         return code
     same, results = compared(told, report.gather(target))

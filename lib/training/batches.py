@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lib.data.chat import IGNORED
+from lib.data.label_mask import IGNORED
 from lib.training.plan import Shape
 
 

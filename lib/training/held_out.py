@@ -14,7 +14,8 @@ from lib.common import stats
 from lib.model import ranks
 from lib.params import Params
 from lib.training import evaluate
-from lib.training.checkpoint import Masters, resume, save_checkpoint
+from lib.training.checkpoint import resume, save_checkpoint
+from lib.training.masters import Masters
 from lib.training.stops import Diverged
 
 

@@ -11,13 +11,14 @@ import torch
 from tqdm import tqdm
 
 from lib.common import machine
-from lib.model import adapter, device, ranks
-from lib.model import load as models
-from lib.params import Params, UserError
+from lib.common.errors import UserError
+from lib.model import adapter, device, options, ranks
+from lib.params import Params
 from lib.record.ledger import Ledger
-from lib.training import compiled, plan, stops, trackers
-from lib.training.checkpoint import Masters, resume, save_checkpoint
+from lib.training import checks, compiled, plan, stops, trackers
+from lib.training.checkpoint import resume, save_checkpoint
 from lib.training.held_out import HeldOut, forget_earlier, forget_later, take_best
+from lib.training.masters import Masters
 from lib.training.step import load_steps, micro_batch, run_step
 
 
@@ -34,7 +35,7 @@ def identity(job: Params, data_fingerprint: str, base_fingerprint: str, trainabl
     installed = machine.packages()
     versions = {f"{name} version": ".".join(installed[name].split(".")[:2]) for name in ("torch", "transformers", "peft")}
     return {"data": data_fingerprint, "base": base_fingerprint, "trainable_parameters": trainable, "rows_a_step": plan.rows_a_step(job),
-            "computes in": str(device.precision(job)[0]), "by": models.backend(job)[0],
+            "computes in": str(device.precision(job)[0]), "by": options.backend(job)[0],
             **({"micro_batch": job.per_device_train_batch_size} if exact else {}), **{k: getattr(job, k) for k in keys}, **versions}
 
 
@@ -81,7 +82,7 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
     (tuned, everything), vocabulary = adapter.count(model), model.config.get_text_config().vocab_size
     note("session", start_step=step, total_steps=total, trainable_parameters=tuned, total_parameters=everything, memory_of=device.memory_gib()[1],
          device=device.name(), devices=ranks.world(), dtype=str(device.precision(job)[0]).removeprefix("torch."), vocabulary=vocabulary,
-         **models.flops(model))
+         **checks.flops(model))
     if writes:
         print(f"{'continuing after' if step else 'starting at'} step {step} of {total}: {len(data):,} rows, {tuned:,} trainable parameters",
               flush=True)
@@ -103,11 +104,11 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
             note("compiled", seconds=round(time.monotonic() - begun, 3))
     started, line, recent = time.monotonic(), {"steps": 0}, collections.deque(ranks.agree(ledger.losses() if writes else None), maxlen=20)
     bar = tqdm(total=total, initial=step, desc="training", unit="step", file=sys.stdout, mininterval=2, ncols=100, disable=not writes)
-    with signals, bar, models.neftune(model, job.neftune_noise_alpha), contextlib.closing(loader):
+    with signals, bar, checks.neftune(model, job.neftune_noise_alpha), contextlib.closing(loader):
         while step < total and not held_out.patience_spent():
             begun, current, rate = time.monotonic(), next(loader), plan.learning_rate(step, total, job)
             done = run_step(take, masters, step, current, job, lambda: (
-                signals.got or (folder / ranks.INTERRUPT).exists(), 0 < job.max_minutes <= (time.monotonic() - started) / 60,
+                signals.got or (folder / stops.INTERRUPT).exists(), 0 < job.max_minutes <= (time.monotonic() - started) / 60,
                 (folder / stops.STOP_FILE).exists()))
             if done.loss is not None:
                 if stops.diverged(done, recent, vocabulary):

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lib.data.chat import IGNORED
-from lib.params import Params, UserError
+from lib.common.errors import UserError
+from lib.data.label_mask import IGNORED
+from lib.params import Params
 
 POOL = 8  # steps whose rows are sorted by length together: less padding, still a shuffled epoch
 # a packed micro-batch is filled up to a multiple of this: what a tensor-core tile covers

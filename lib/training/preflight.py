@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from lib.common import files
+from lib.common.errors import UserError
 from lib.model import adapter, device, placement, ranks
-from lib.model.load import backend
-from lib.params import FIELDS, Params, UserError
+from lib.model.options import backend
+from lib.params import FIELDS, Params
 from lib.training import batches, checkpoint, compiled, loss, packed, plan
 
 SPARE = 0.05  # of a card's memory, left for fragmentation and the desktop

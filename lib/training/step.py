@@ -16,7 +16,7 @@ from lib.model import ranks as parallel
 from lib.params import Params
 from lib.training import batches, compiled, packed, plan
 from lib.training.batches import Batch
-from lib.training.checkpoint import Masters
+from lib.training.masters import Masters
 from lib.training.stops import STOPS, Done
 
 

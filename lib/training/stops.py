@@ -5,11 +5,13 @@ import math
 import signal
 from typing import Any, NamedTuple
 
+from lib.common.errors import UserError
 from lib.model import device, ranks
-from lib.params import Params, UserError
+from lib.params import Params
 from lib.training import plan
 
 STOP_FILE = "stop"  # `touch runs/NAME/stop` ends a session as Ctrl-C does
+INTERRUPT = ".interrupt"  # the same, from the process that started the ranks
 STOPS = ("interrupted", "time", "file", "memory")
 
 

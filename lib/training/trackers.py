@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from lib import params
-from lib.params import Params, UserError
+from lib.common.errors import UserError
+from lib.params import Params
 
 PROJECT = "medrescue-tuning"
 MODULES = {"tensorboard": "torch.utils.tensorboard", "trackio": "trackio", "wandb": "wandb"}

@@ -34,6 +34,7 @@ from lib import params
 from lib.common import files, machine
 from lib.export import gguf_names, merge
 from lib.model import adapter, bundled
+from lib.model.shards import shard_of
 
 ROOT = pathlib.Path(__file__).parents[2]
 PUBLISHED = 7_353_292_256  # bytes of the Q8_0 on the hub, whose embeddings have 262,144 rows; today's converter writes 262,400
@@ -97,7 +98,7 @@ def measured(call, limit=None):
     """(what `call`, an expression over lib.export, gave as JSON) of a fresh process and its children."""
     allow = functools.partial(resource.setrlimit, resource.RLIMIT_DATA, (limit, limit)) if limit else None
     begin, most, before = time.monotonic(), [0, 0], resource.getrusage(resource.RUSAGE_CHILDREN)
-    code = f"import json; from lib.export import gguf as export; found = {call}; print(json.dumps(found))"
+    code = f"import json; from lib.export import gguf, merge; found = {call}; print(json.dumps(found))"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=allow) as run:
         tree = psutil.Process(run.pid)
         while run.poll() is None:
@@ -120,7 +121,7 @@ def measured(call, limit=None):
 def compare(base, tuned, out):
     """Merged weights against W + scale * B @ A in float32, rounded; all others of a layer against the base."""
     pairs, scale = merge.read_adapter(tuned)
-    ours, theirs = merge.shard_of(out), merge.shard_of(base)
+    ours, theirs = shard_of(out), shard_of(base)
     checked = 0
     for name in ours:
         module = f"{name.removesuffix('.weight')}"
@@ -148,12 +149,12 @@ def main(scratch):
     config = make_base(base)
     make_adapter(tuned, config)
     print(f"merging into {files.size_of(base) / 1e9:.2f} GB, with at most {LIMIT / 2**30:g} GiB of data")
-    print(" ", measured(f"export.merge_adapter({str(base)!r}, {str(tuned)!r}, {str(out)!r})", LIMIT))
+    print(" ", measured(f"merge.merge_adapter({str(base)!r}, {str(tuned)!r}, {str(out)!r})", LIMIT))
     compare(base, tuned, out)
-    print(" ", measured(f"export.missing_shared_kv({str(out)!r}, {str(base)!r})"))
+    print(" ", measured(f"merge.missing_shared_kv({str(out)!r}, {str(base)!r})"))
     shutil.rmtree(base)
     print("converting, Q8_0 and Q4_K_M")
-    for made in measured(f"export.to_ggufs({str(out)!r}, {{kind: f'{gguf}/e4b-{{kind}}.gguf' for kind in ('q8_0', 'q4_k_m')}})"):
+    for made in measured(f"gguf.to_ggufs({str(out)!r}, {{kind: f'{gguf}/e4b-{{kind}}.gguf' for kind in ('q8_0', 'q4_k_m')}})"):
         print(f"  {made['type']}: {made['bytes']:,} bytes, predicted {made['predicted_bytes']:,} ({made['predicted_bytes'] / made['bytes'] - 1:+.5%}); {made['types']}")
     text = config.text_config
     for rows in (text.vocab_size, 262_144):

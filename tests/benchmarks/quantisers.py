@@ -22,7 +22,7 @@ import numpy as np
 
 from helpers import tiny_gemma3n
 from lib.export import gguf as export
-from lib.export import gguf_file, quantise
+from lib.export import gguf_file, merge, quantise
 from lib.model import bundled
 
 
@@ -46,7 +46,7 @@ def main(llama_quantize):
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         tiny = tiny_gemma3n.build(scratch / "tiny")
-        export.missing_shared_kv(tiny)
+        merge.missing_shared_kv(tiny)
         for name, folder in (("Gemma 3 270M", bundled.materialize(ROOT / ".cache")), ("tiny Gemma 3n", tiny)):
             for half in quantise.HALVES:
                 source = scratch / f"{folder.name}-{half}.gguf"

@@ -23,7 +23,8 @@ from lib.common import machine
 from lib.data import prepare as data
 from lib.data import splits
 from lib.model import adapter, base, device, load
-from lib.training import checkpoint, loop, plan
+from lib.training import loop, plan
+from lib.training.masters import Masters
 
 STEPS = 3
 
@@ -39,7 +40,7 @@ def prepare(job, folder, top):
 
 
 def ours(net, rows, job, seed):
-    masters, job = checkpoint.Masters(net, job), job.model_copy(update={"seed": seed})
+    masters, job = Masters(net, job), job.model_copy(update={"seed": seed})
     loader = loop.load_steps(rows, plan.sizes(rows), 0, job, None)
     take = loop.micro_batch(net, masters, job, None)
     begun, count = time.monotonic(), 0

@@ -12,8 +12,8 @@ import sys
 import psutil
 import pytest
 
-from lib.common import files
-from lib.params import ROOT, UserError
+from lib.common import files, machine
+from lib.common.errors import ROOT, UserError
 
 
 def test_a_write_is_whole_or_absent(tmp_path, monkeypatch):
@@ -115,9 +115,9 @@ def test_too_small_a_disk_is_said_in_gib(tmp_path, monkeypatch):
 
 def test_memory_too_small_says_how_much(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**30}))
-    files.require_memory(2**30, "a model")
+    machine.require_memory(2**30, "a model")
     with pytest.raises(UserError, match=r"Not enough memory for a model: it needs about 1.5 GiB, 1.0 GiB are free.\n.*smaller base_model"):
-        files.require_memory(3 * 2**29, "a model")
+        machine.require_memory(3 * 2**29, "a model")
 
 
 def test_paths_are_shown_from_the_repository():

@@ -10,8 +10,8 @@ import pytest
 
 from lib import params
 from lib.common import redact
+from lib.common.errors import UserError
 from lib.common.redact import redacted
-from lib.params import UserError
 
 HF = "hf_" + "Ab1" * 11
 

@@ -14,7 +14,7 @@ import pytest
 
 from helpers.standin import gone, wait_for
 from lib.common import workers
-from lib.params import UserError
+from lib.common.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 

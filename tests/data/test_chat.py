@@ -8,8 +8,8 @@ import random
 import pytest
 
 from lib import params
-from lib.data import chat, prepare, sources
-from lib.params import UserError
+from lib.common.errors import UserError
+from lib.data import chat, label_mask, prepare, sources
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,9 @@ def independent(gemma, messages):
 def test_ids_and_labels_equal_an_independent_construction(gemma):
     rows, rng = bundled_messages(), random.Random(1)
     several = [[{"role": "system", "content": "Be brief."}] * (n % 2) + [m for r in rng.sample(rows, 1 + n % 3) for m in r] for n in range(30)]
-    for messages, (ids, labels) in zip(rows + several, chat.encode_all(gemma, rows + several), strict=True):
-        assert (ids, labels) == independent(gemma, messages) == chat.encode(gemma, messages)
-        assert chat.prove(gemma, ids, labels, messages) == ""
+    for messages, (ids, labels) in zip(rows + several, label_mask.encode_all(gemma, rows + several), strict=True):
+        assert (ids, labels) == independent(gemma, messages) == label_mask.encode(gemma, messages)
+        assert label_mask.prove(gemma, ids, labels, messages) == ""
 
 
 def test_labels_equal_unsloths_train_on_responses_only(gemma, bundled_base):
@@ -64,17 +64,17 @@ def test_labels_equal_unsloths_train_on_responses_only(gemma, bundled_base):
     import transformers
 
     theirs, rows = transformers.AutoTokenizer.from_pretrained(bundled_base), bundled_messages()[:60]
-    ours = [chat.encode(gemma, messages) for messages in rows]
+    ours = [label_mask.encode(gemma, messages) for messages in rows]
     trainer = type("Trainer", (), {"train_dataset": datasets.Dataset.from_dict({"input_ids": [ids for ids, _ in ours]}), "eval_dataset": None,
                                    "data_collator": None, "tokenizer": theirs, "processing_class": theirs, "args": None})()
-    masked = train_on_responses_only(trainer, instruction_part="<start_of_turn>user\n", response_part=chat.MODEL_TURN).train_dataset
+    masked = train_on_responses_only(trainer, instruction_part="<start_of_turn>user\n", response_part=label_mask.MODEL_TURN).train_dataset
     for (ids, labels), other in zip(ours, masked["labels"], strict=True):
         end = len(ids) - ids[::-1].index(106)  # unsloth trains the line end after the last turn too; nothing of ours follows it
         assert labels[:end] == other[:end]
 
 
 def test_transformers_tokenizer_agrees_and_a_foreign_one_is_refused(gemma, bundled_base, tiny_gemma3n):
-    rows = [(messages, chat.encode(gemma, messages)[0]) for messages in bundled_messages()[:50]]
+    rows = [(messages, label_mask.encode(gemma, messages)[0]) for messages in bundled_messages()[:50]]
     assert chat.same_as_transformers(gemma, bundled_base, rows) == 50
     with pytest.raises(UserError, match="disagree on"):
         chat.same_as_transformers(gemma, tiny_gemma3n, rows)
@@ -89,13 +89,13 @@ def test_transformers_tokenizer_agrees_and_a_foreign_one_is_refused(gemma, bundl
                                     "x <2 y", "👩🏽‍⚕️ first", "🫀", "\u0e01\u0e33 thai", "1. Call.", "𝔘𝔫𝔦", "é", "\u0301combining first"])
 def test_odd_answers_are_trained_whole(gemma, answer):
     messages = row(answer=answer)
-    ids, labels = chat.encode(gemma, messages)
-    assert chat.prove(gemma, ids, labels, messages) == ""
+    ids, labels = label_mask.encode(gemma, messages)
+    assert label_mask.prove(gemma, ids, labels, messages) == ""
 
 
 def test_the_proof_finds_every_kind_of_broken_mask(gemma):
     messages = row("What now?", "Call for help.")
-    ids, labels = chat.encode(gemma, messages)
+    ids, labels = label_mask.encode(gemma, messages)
     end = max(n for n, label in enumerate(labels) if label == 106)
     first = next(n for n, label in enumerate(labels) if label != -100)
     broken = {
@@ -106,32 +106,32 @@ def test_the_proof_finds_every_kind_of_broken_mask(gemma):
         "user token trained": (ids, [*labels[:3], ids[3], *labels[4:]]), "model turn's head trained": (ids, [*labels[:first - 1], *ids[first - 1:end + 1], *labels[end + 1:]]),
         "answer cut away": (ids[:first], labels[:first]), "answer cut short": (ids[:end], labels[:end]), "labels of another length": (ids, labels[:-1]),
     }
-    other, _ = chat.encode(gemma, row("What then?", "Call for help."))
+    other, _ = label_mask.encode(gemma, row("What then?", "Call for help."))
     broken["another question"] = (other, [-100 if label == -100 else t for t, label in zip(other, labels, strict=True)])
     for name, (i, lab) in broken.items():
-        assert chat.prove(gemma, i, lab, messages), name
+        assert label_mask.prove(gemma, i, lab, messages), name
     system = [{"role": "system", "content": "Be brief."}, *messages]
-    assert chat.prove(gemma, ids, labels, system), "the system message is lost"
+    assert label_mask.prove(gemma, ids, labels, system), "the system message is lost"
 
 
 def test_an_answer_trained_in_the_users_turn_is_found(gemma):
     """The user quotes the answer: the same tokens, in the wrong place."""
     messages = row("Call for help.", "Call for help.")
-    ids, labels = chat.encode(gemma, messages)
+    ids, labels = label_mask.encode(gemma, messages)
     n = sum(label != -100 for label in labels)
     wrong = [-100] * len(ids)
     wrong[4:4 + n] = ids[4:4 + n]
     assert ids[4:4 + n] == [label for label in labels if label != -100], "the quotation has the answer's tokens"
-    assert "does not start where the model's turn begins" in chat.prove(gemma, ids, wrong, messages)
+    assert "does not start where the model's turn begins" in label_mask.prove(gemma, ids, wrong, messages)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(gemma):
     bad = gemma._replace(template=gemma.template.replace("(message['content'] | trim)", "(message['content'] | trim) ~ (messages | length)"))
     with pytest.raises(ValueError, match="renders the same turns differently"):
-        chat.encode(bad, row())
+        label_mask.encode(bad, row())
     for broken in (bad, gemma._replace(template="{{ raise_exception('no system messages here') }}")):
         with pytest.raises(UserError, match="cannot be used for training on these rows"):
-            chat.encode_all(broken, [row()])
+            label_mask.encode_all(broken, [row()])
 
 
 def test_a_token_over_the_edge_of_an_answer_is_refused(gemma):
@@ -139,7 +139,7 @@ def test_a_token_over_the_edge_of_an_answer_is_refused(gemma):
     bad = gemma._replace(template=gemma.template.replace("message['role']) + '\\n' -}}", "message['role']) -}}").replace("model\\n' -}}", "model' -}}"))
     assert bad.render(row()).endswith("<start_of_turn>modelA.<end_of_turn>\n")
     with pytest.raises(ValueError, match="straddles the edge"):
-        chat.encode(bad, row(answer="ing"))
+        label_mask.encode(bad, row(answer="ing"))
 
 
 def test_system_message_begins_the_first_users_turn(gemma):
@@ -151,35 +151,35 @@ def test_cut_keeps_whole_sentences_and_the_end_of_turn(gemma):
     answer = "Call for help. " + "Press hard on the wound with both hands. " * 30
     messages = row("It bleeds?", answer)
     for most in (40, 64, 128):
-        shorter = chat.cut(gemma, messages, most)
-        ids, labels = chat.encode(gemma, shorter)
+        shorter = label_mask.cut(gemma, messages, most)
+        ids, labels = label_mask.encode(gemma, shorter)
         assert len(ids) <= most
         assert len(ids) > most - 12, "as much as fits, up to a sentence"
         assert answer.startswith(shorter[-1]["content"])
         assert shorter[-1]["content"].endswith(".")
-        assert chat.prove(gemma, ids, labels, shorter) == ""
+        assert label_mask.prove(gemma, ids, labels, shorter) == ""
 
 
 def test_cut_does_not_end_in_the_number_of_a_list_or_in_its_heading(gemma):
     answer = "Steps:\n" + "\n".join(f"{n}. Press on the wound with both hands" for n in range(1, 40))
     for most in range(40, 140, 7):
-        shorter = chat.cut(gemma, row("It bleeds?", answer), most)
+        shorter = label_mask.cut(gemma, row("It bleeds?", answer), most)
         assert shorter is None or shorter[-1]["content"].endswith("hands")
 
 
 def test_cut_never_takes_the_first_answer_token(gemma):
-    assert chat.cut(gemma, row("word " * 100, "Yes."), 40) is None
-    assert chat.cut(gemma, row("Q?", "one sentence without end " * 50), 40) is None
-    assert chat.cut(gemma, row("Q?", "Short."), 40) == row("Q?", "Short.")
+    assert label_mask.cut(gemma, row("word " * 100, "Yes."), 40) is None
+    assert label_mask.cut(gemma, row("Q?", "one sentence without end " * 50), 40) is None
+    assert label_mask.cut(gemma, row("Q?", "Short."), 40) == row("Q?", "Short.")
 
 
 def test_cut_leaves_out_last_exchanges_first(gemma):
     messages = row("One?", "First answer.") + row("Two? " + "word " * 60, "Second answer.")
-    assert chat.cut(gemma, messages, 40) == row("One?", "First answer.")
+    assert label_mask.cut(gemma, messages, 40) == row("One?", "First answer.")
     long = row("One?", "First answer.") + row("Two?", "Second. " * 60)
-    shorter = chat.cut(gemma, long, 60)
+    shorter = label_mask.cut(gemma, long, 60)
     assert len(shorter) == 4
-    assert len(chat.encode(gemma, shorter)[0]) <= 60
+    assert len(label_mask.encode(gemma, shorter)[0]) <= 60
 
 
 def test_a_folder_without_tokenizer_or_template_says_so(tmp_path, bundled_base):
@@ -208,13 +208,13 @@ def test_data_cannot_fake_a_turn(gemma):
         cleaned, reason, changed = clean.clean_row(messages, job)
         assert reason == ""
         assert "control_token_broken_up" in changed or messages[0]["content"].startswith("&lt;")
-        ids, labels = chat.encode(gemma, cleaned)
-        assert chat.prove(gemma, ids, labels, cleaned) == ""
+        ids, labels = label_mask.encode(gemma, cleaned)
+        assert label_mask.prove(gemma, ids, labels, cleaned) == ""
         assert (ids.count(105), ids.count(106)) == (2, 2)
 
 
 def test_worker_side_and_data_agree_on_what_is_ignored():
     from lib.training import batches
 
-    assert batches.IGNORED == chat.IGNORED == -100
+    assert batches.IGNORED == label_mask.IGNORED == -100
     assert prepare.SPLITS == ("train", "validation", "test")

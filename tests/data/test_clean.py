@@ -14,13 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lib import params
+from lib.common import errors, words
+from lib.common.errors import UserError
+from lib.common.words import words_of
 from lib.data import clean
+from lib.data.personal import masked
 from lib.medical import advice
-from lib.params import UserError
 
 RULE = dict(clean.TEXT_RULES)
 ANY = {"language": "", "dangerous_advice": "ignore"}
-DATA = params.ROOT.parent / "shared" / "data"
+DATA = errors.ROOT.parent / "shared" / "data"
 
 
 def job(**values):
@@ -173,7 +176,7 @@ def test_markup_within_markup_within_markup_drops_the_row_instead_of_running_on(
     ("Aadhaar number 1234 5678 9012", "Aadhaar number [record number]"),
 ])
 def test_personal_data_is_masked(before, after):
-    assert clean.masked(before) == after
+    assert masked(before) == after
     assert cleaned(before) == (after, {"personal_data": (before, after)})
 
 
@@ -185,7 +188,7 @@ def test_personal_data_is_masked(before, after):
     "LOINC 12345-6, SNOMED 22298006", "RefSeq NM_000546.6, rs1234567890", "2125550123 is no number written as one", "+10 mmHg or +5 to +10", "(+) 5551234567", "+999 123 456 789", "K+34 612 34 56 78",
 ])
 def test_what_anybody_may_call_and_what_is_no_personal_number_stays(text):
-    assert clean.masked(text) == text
+    assert masked(text) == text
 
 
 def test_personal_data_is_masked_dropped_or_kept_as_told():
@@ -396,22 +399,22 @@ def test_a_row_is_unchanged_exactly_when_no_rule_is_named(contents, off, with_sy
 @any_of
 @given(st.one_of(any_text, st.text()))
 def test_normalised_texts_are_equal_for_variants_and_stay_as_they_are(text):
-    plain = clean.normalised(text)
-    assert clean.normalised(plain) == plain
+    plain = words.normalised(text)
+    assert words.normalised(plain) == plain
     assert plain == plain.strip()
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
-        assert clean.normalised(unicodedata.normalize(form, text)) == plain, form
-    assert clean.normalised(text.casefold()) == plain
-    assert clean.normalised("\n " + text.replace(" ", " \t\u00a0") + " ") == plain
+        assert words.normalised(unicodedata.normalize(form, text)) == plain, form
+    assert words.normalised(text.casefold()) == plain
+    assert words.normalised("\n " + text.replace(" ", " \t\u00a0") + " ") == plain
 
 
 def test_normalised_settles_every_character():
     for n in range(0x110000):
-        once = clean.normalised(chr(n))
-        assert clean.normalised(once) == once, hex(n)
-    assert clean.normalised("ᾳ\u0308") == clean.normalised(clean.normalised("ᾳ\u0308")), "what folding case takes apart, NFKC puts together again"
-    assert clean.normalised("ＡＢＣ\u00a0Straße ﬁ №") == clean.normalised("abc  STRASSE FI no") == "abc strasse fi no"
-    assert clean.words("BP: 120/80, O₂!") == ["bp", "120", "80", "o2"]
+        once = words.normalised(chr(n))
+        assert words.normalised(once) == once, hex(n)
+    assert words.normalised("ᾳ\u0308") == words.normalised(words.normalised("ᾳ\u0308")), "what folding case takes apart, NFKC puts together again"
+    assert words.normalised("ＡＢＣ\u00a0Straße ﬁ №") == words.normalised("abc  STRASSE FI no") == "abc strasse fi no"
+    assert words_of("BP: 120/80, O₂!") == ["bp", "120", "80", "o2"]
 
 
 SIGNS = ["a", "<", "&", " ", "\n", "- ", "  - ", "?", " ?", "1", "1 ", "12-", "+1 ", "a@", "a.", "Patient: ", "A: ", "### Input ", "<b", "<a ", "<b>", "&amp;", "amp;", "&#38;", "<think>", "</think>", "<!--", "<script>",
@@ -437,7 +440,7 @@ def test_no_text_takes_more_than_linear_time(sign):
 def test_the_known_defects_of_medquad_are_found():
     with gzip.open(DATA / "medquad.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    alike = [r for r in rows if clean.words(r["question"]) == clean.words(r["answer"])]
+    alike = [r for r in rows if words_of(r["question"]) == words_of(r["answer"])]
     assert len(alike) == 5
     assert {reason(r["question"], r["answer"]) for r in alike} == {"answer_is_question"}
     links = [r for r in rows if clean.link_list(r["answer"])]

@@ -10,9 +10,9 @@ import datasets
 import huggingface_hub
 import pytest
 
+from lib.common.errors import UserError
 from lib.data import exam_items
 from lib.exam import take
-from lib.params import UserError
 
 GOOD = {"id": "a", "topic": "burns", "question": "What cools a burn?", "options": {"A": "butter", "B": "water"}, "answer_letter": "B"}
 

@@ -13,10 +13,11 @@ import pytest
 
 from lib import params
 from lib.common import files, workers
-from lib.data import chat, chunks, clean, duplicates, splits
+from lib.common.errors import UserError
+from lib.common.words import words_of
+from lib.data import chat, chunks, duplicates, label_mask, splits
 from lib.data import prepare as data
 from lib.medical import safety
-from lib.params import UserError
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 WORDS = ("the quiet river runs past an old stone bridge where children watch boats drift slowly toward distant mountains while evening light "
@@ -95,7 +96,7 @@ def test_what_is_on_disk_is_what_an_own_reading_and_encoding_gives(bundled_base,
     assert len(kept) == 120
     for row in made_up(120):
         messages = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
-        ids, labels = chat.encode(gemma, messages)
+        ids, labels = label_mask.encode(gemma, messages)
         assert kept[row["id"]] == {"id": row["id"], "topic": "", "question": row["question"], "answer": row["answer"], "input_ids": ids, "labels": labels,
                                    "length": len(ids), "split": kept[row["id"]]["split"]}
     assert results["tokens_total"] == sum(r["length"] for r in kept.values())
@@ -173,8 +174,8 @@ def test_training_rows_that_repeat_exam_or_held_out_rows_go(bundled_base, cache,
 
 def test_training_rows_that_repeat_a_safety_prompt_go(bundled_base, cache, tmp_path):
     asked = safety.load()
-    long = next(row for row in asked if len(clean.words(row["prompt"])) > 20)
-    nearly = next(row for row in asked if row is not long and 14 < len(clean.words(row["prompt"])) <= 25)
+    long = next(row for row in asked if len(words_of(row["prompt"])) > 20)
+    nearly = next(row for row in asked if row is not long and 14 < len(words_of(row["prompt"])) <= 25)
     swapped = " ".join([*nearly["prompt"].split()[::-1]])  # no run of words in common, but the same words
     rows = [*made_up(30), {"id": "run", "question": "Someone wrote to us.", "answer": "They said: " + " ".join(long["prompt"].split()[:14]) + "."},
             {"id": "less", "question": "Someone else wrote.", "answer": "They said: " + " ".join(long["prompt"].split()[:9]) + "."},
@@ -186,7 +187,7 @@ def test_training_rows_that_repeat_a_safety_prompt_go(bundled_base, cache, tmp_p
     assert (results["dropped"], results["rows_kept"]) == ({"contaminated": 2}, 31)
     assert (got.facts["safety_prompts"], got.facts["exam_items"]) == (len(asked), 0)
     shown = data.card(got, results, "")["dropped"]["contaminated"]["examples"]
-    assert shown[0]["shared"] in " ".join(clean.words(long["prompt"])[:14])
+    assert shown[0]["shared"] in " ".join(words_of(long["prompt"])[:14])
     assert prepare(job(path, **settings, decontaminate=0), bundled_base, tmp_path / "off")[1]["dropped"] == {}
 
 

@@ -5,9 +5,9 @@
 
 import pytest
 
+from lib.common.errors import UserError
 from lib.data import shapes
 from lib.data.shapes import BadRow
-from lib.params import UserError
 
 Q, A = "How do I cool a burn?", "Under cool running water."
 USER, MODEL, SYSTEM = ({"role": role, "content": text} for role, text in (("user", Q), ("assistant", A), ("system", "Be brief.")))

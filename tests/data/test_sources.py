@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from lib import params
+from lib.common.errors import UserError
 from lib.data import formats, sources
 from lib.medical import safety
-from lib.params import UserError
 
 
 class Read(list):

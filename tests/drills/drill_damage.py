@@ -13,8 +13,8 @@ import tiny
 
 from lib import params
 from lib.common import files
+from lib.common.errors import UserError
 from lib.pages import report
-from lib.params import UserError
 from lib.record import ledger, run_record
 from lib.training import checkpoint
 

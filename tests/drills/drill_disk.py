@@ -125,7 +125,7 @@ def _clock(params, runs, library, wanted):
     results = tiny.files.read_json(runs / "tiny/results.json", "results")
     if any(e["seconds"] <= 0 for e in tiny.ledger.steps(tiny.ledger.read(runs / "tiny/metrics.jsonl"))) or results["export"]["seconds"] < 0:
         found.append("a duration below zero")
-    listed = subprocess.run([tiny.sys.executable, "-m", "lib.runs.listing", "runs"], cwd=tiny.ROOT, capture_output=True, text=True,
+    listed = subprocess.run([tiny.sys.executable, "-m", "lib.runs", "list"], cwd=tiny.ROOT, capture_output=True, text=True,
                             env={**os.environ, "MEDRESCUE_RUNS": str(runs), **back})
     if listed.returncode or "later than now" not in listed.stdout:
         found.append(f"make runs: {listed.stdout}{listed.stderr[-300:]}")

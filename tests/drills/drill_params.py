@@ -11,7 +11,7 @@ import yaml
 from hypothesis import strategies as st
 
 from lib import params
-from lib.runs import stages
+from lib.runs import run_job
 
 TRIALS = 300
 LINES, CHARACTERS = 12, 4000  # one screen
@@ -72,7 +72,7 @@ def drill(folder, trials):
         said, code = io.StringIO(), None
         try:
             with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-                code = stages.main(["run", "--params", str(path)])
+                code = run_job.main(["run", "--params", str(path)])
         except BaseException as error:
             lost.append(f"{text!r}: {type(error).__name__}: {error}")
         told = said.getvalue()

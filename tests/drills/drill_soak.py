@@ -15,7 +15,7 @@ FIRST = 10  # runs until caches are full
 MEBIBYTES = 8  # what the median of the last runs may be above that of those after FIRST
 LOOP = """
 import contextlib, io, json, sys, psutil
-from lib import runs
+from lib.runs import run_job as runs
 me = psutil.Process()
 for n in range(int(sys.argv[1])):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:

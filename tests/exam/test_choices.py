@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lib.common.errors import UserError
 from lib.exam import choices
 from lib.model import adapter
-from lib.params import Params, UserError
+from lib.params import Params
 
 ITEMS = [{"id": f"q{n}", "topic": ("burns", "bites")[n % 2], "question": " ".join(["what stops the blood"] * (1 + 5 * (n % 3)) + ["now"] * n) + "?",
           "options": {key: text for key, text in zip("ABCDE", ("press", "wait for help", "rinse with water", "walk", "sit"), strict=True)

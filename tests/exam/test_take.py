@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM
 
 from lib import params
 from lib.common import files
-from lib.data import chat, splits
+from lib.data import chat, label_mask, splits
 from lib.exam import choices, safety_set
 from lib.exam import models as exam_models
 from lib.exam import take as exam
 from lib.export import gguf as export
-from lib.export import servers
+from lib.export import merge, servers
 from lib.medical import safety
 from lib.model import device, llama
 from lib.record import run_record
@@ -51,11 +51,11 @@ def exported(tiny_gemma3n, tmp_path_factory):
     net = AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.bfloat16)
     get_peft_model(net, LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, task_type="CAUSAL_LM", init_lora_weights=False)).save_pretrained(
         folder / "adapter")
-    export.merge_adapter(tiny_gemma3n, folder / "adapter", folder / "merged")
-    export.missing_shared_kv(folder / "merged", tiny_gemma3n)
+    merge.merge_adapter(tiny_gemma3n, folder / "adapter", folder / "merged")
+    merge.missing_shared_kv(folder / "merged", tiny_gemma3n)
     export.to_gguf(folder / "merged", folder / "gguf" / "small-f16.gguf", "f16")
     rows = [{"id": str(n), "topic": "", "question": "", "answer": "", "input_ids": ids, "labels": labels, "length": len(ids)}
-            for n, (ids, labels) in enumerate(chat.encode(chat.load(tiny_gemma3n), turns) for turns in TURNS)]
+            for n, (ids, labels) in enumerate(label_mask.encode(chat.load(tiny_gemma3n), turns) for turns in TURNS)]
     for name, kept in (("train", rows), ("validation", []), ("test", rows)):
         split = splits.Split(folder / "data" / name)
         if kept:

@@ -11,9 +11,9 @@ import time
 
 import pytest
 
+from lib.common.errors import UserError
 from lib.export import edge
 from lib.pages import figures, show
-from lib.params import UserError
 
 GIB = 2**30
 ROW = {"format": "q8_0", "bytes": 300 << 20, "threads": 1, "load_seconds": 0.5, "memory_bytes": 500 << 20, "private_bytes": 100 << 20, "repeats": 3,

@@ -13,8 +13,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lib.export import gguf
-from lib.params import Params, UserError
+from lib.common.errors import UserError
+from lib.export import gguf, merge
+from lib.params import Params
 
 TARGETS = r".*layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
 INDEX = "model.safetensors.index.json"
@@ -92,8 +93,8 @@ def run(tiny_gemma3n, trained, tmp_path_factory):
     """A run folder with adapter/, merged/ and gguf/tiny-q8_0.gguf, and what each step returned."""
     folder = tmp_path_factory.mktemp("run")
     shutil.copytree(trained[0], folder / "adapter")
-    steps = {"merge": gguf.merge_adapter(tiny_gemma3n, folder / "adapter", folder / "merged"),
-             "kv": gguf.missing_shared_kv(folder / "merged", tiny_gemma3n),
+    steps = {"merge": merge.merge_adapter(tiny_gemma3n, folder / "adapter", folder / "merged"),
+             "kv": merge.missing_shared_kv(folder / "merged", tiny_gemma3n),
              "gguf": gguf.to_gguf(folder / "merged", folder / "gguf" / "tiny-q8_0.gguf", "q8_0",
                                     {"name": "Tiny", "license.name": "gemma"})}
     return folder, steps
@@ -120,7 +121,7 @@ def test_a_few_lora_steps_reduce_the_loss(trained):
 @pytest.mark.parametrize("rslora", [False, True])
 def test_merge_is_what_peft_merges(tiny_gemma3n, tmp_path, rslora):
     adapter = random_adapter(tiny_gemma3n, tmp_path / "adapter", use_rslora=rslora)
-    result = gguf.merge_adapter(tiny_gemma3n, adapter, tmp_path / "merged")
+    result = merge.merge_adapter(tiny_gemma3n, adapter, tmp_path / "merged")
     model = AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.bfloat16)
     theirs = PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
     ours, base = weights(tmp_path / "merged"), weights(tiny_gemma3n)
@@ -152,7 +153,7 @@ def test_sharded_base_with_its_own_shared_kv_and_multimodal_names(tiny_gemma3n, 
     """The published checkpoint's shape: several shards, an index, language_model in the names, K/V in all layers."""
     base, full = tmp_path / "base", tmp_path / "full"
     shutil.copytree(tiny_gemma3n, full)
-    assert gguf.missing_shared_kv(full) == {"from_base": 0, "placeholder": 45}
+    assert merge.missing_shared_kv(full) == {"from_base": 0, "placeholder": 45}
     shutil.copytree(full, base, ignore=shutil.ignore_patterns("*.safetensors"))
     torch.manual_seed(2)
     extra = load_file(full / "model-shared-kv.safetensors")
@@ -160,24 +161,24 @@ def test_sharded_base_with_its_own_shared_kv_and_multimodal_names(tiny_gemma3n, 
     tensors = {multimodal(name): tensor for name, tensor in (weights(full) | own).items()}
     write_shards(tensors, base)
 
-    assert gguf.merge_adapter(base, trained[0], tmp_path / "merged")["merged"] == 215
+    assert merge.merge_adapter(base, trained[0], tmp_path / "merged")["merged"] == 215
     merged, simple = weights(tmp_path / "merged"), load_file(run[0] / "merged" / "model.safetensors")
     assert merged.keys() == tensors.keys()
     assert all(torch.equal(merged[multimodal(name)], simple[name]) for name in simple)
     assert all(torch.equal(merged[multimodal(name)], own[name]) for name in own)
-    assert gguf.missing_shared_kv(tmp_path / "merged") == {"from_base": 0, "placeholder": 0}
+    assert merge.missing_shared_kv(tmp_path / "merged") == {"from_base": 0, "placeholder": 0}
 
     # as save_pretrained leaves it: the base gives what is missing, and the index names it
     shutil.copytree(tiny_gemma3n, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     write_shards(weights(tiny_gemma3n), tmp_path / "bare")
-    assert gguf.missing_shared_kv(tmp_path / "bare", base) == {"from_base": 45, "placeholder": 0}
+    assert merge.missing_shared_kv(tmp_path / "bare", base) == {"from_base": 45, "placeholder": 0}
     filled = weights(tmp_path / "bare")
     assert all(torch.equal(filled[name], own[name]) for name in own)
     assert json.loads((tmp_path / "bare" / INDEX).read_text())["weight_map"].keys() == filled.keys()
 
     (base / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(UserError, match="model-00002-of-00003"):
-        gguf.merge_adapter(base, trained[0], tmp_path / "merged")
+        merge.merge_adapter(base, trained[0], tmp_path / "merged")
     assert weights(tmp_path / "merged").keys() == tensors.keys(), "a failed merge must leave the earlier one alone"
 
 
@@ -194,7 +195,7 @@ def test_adapters_that_do_not_fit_are_refused(tiny_gemma3n, trained, tmp_path):
              (rank, "r=16"), (more, "lm_head"), (nan, "not finite"), (tmp_path / "none", "No adapter"))
     for folder, said in cases:
         with pytest.raises(UserError, match=said):
-            gguf.merge_adapter(tiny_gemma3n, folder, tmp_path / "merged")
+            merge.merge_adapter(tiny_gemma3n, folder, tmp_path / "merged")
         assert not (tmp_path / "merged").exists()
 
     quantised = tmp_path / "quantised"
@@ -202,7 +203,7 @@ def test_adapters_that_do_not_fit_are_refused(tiny_gemma3n, trained, tmp_path):
     packed = {n: v.to(torch.uint8) if n.endswith("q_proj.weight") else v for n, v in weights(tiny_gemma3n).items()}
     save_file(packed, quantised / "model.safetensors")
     with pytest.raises(UserError, match="stored as U8: the base is quantised"):
-        gguf.merge_adapter(quantised, good, tmp_path / "merged")
+        merge.merge_adapter(quantised, good, tmp_path / "merged")
 
 
 def test_q8_0_is_complete(run):

@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
+from lib.common.errors import UserError
 from lib.export import gguf_file
-from lib.params import UserError
 
 TENSORS = [gguf_file.Tensor("a", (32, 2), "Q8_0"), gguf_file.Tensor("b", (5,), "F32")]
 

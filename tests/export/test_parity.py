@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lib.data import chat, splits
-from lib.export import gguf, gguf_file, gguf_weights, parity
-from lib.model import llama, load
+from lib.common.errors import UserError
+from lib.data import chat, label_mask, splits
+from lib.export import gguf, gguf_file, gguf_names, gguf_weights, merge, parity
+from lib.model import llama, load, shards
 from lib.pages import show
-from lib.params import UserError
 
 PROMPTS = ("Call an ambulance?", "Cool the burn")
 ANSWER = "Press firmly on the wound with a clean cloth, call an ambulance and keep the person warm until help comes."
@@ -25,7 +25,7 @@ ANSWER = "Press firmly on the wound with a clean cloth, call an ambulance and ke
 def split(folder, name, conversations, tokenizer):
     """Write one split as the prepare stage does."""
     rows = [{"id": str(n), "topic": "", "question": q, "answer": a, "input_ids": ids, "labels": labels, "length": len(ids)}
-            for n, ((q, a), (ids, labels)) in enumerate(zip(conversations, chat.encode_all(tokenizer, [
+            for n, ((q, a), (ids, labels)) in enumerate(zip(conversations, label_mask.encode_all(tokenizer, [
                 [{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in conversations]), strict=True))]
     out = splits.Split(folder / name)
     if rows:
@@ -48,7 +48,7 @@ def run(tiny_gemma3n, small, tmp_path_factory):
     """(merged folder, Q8_0 file, reference, data folder) of the tiny Gemma 3n, with K/V in all 35 layers."""
     folder = tmp_path_factory.mktemp("parity")
     shutil.copytree(tiny_gemma3n, folder / "merged")
-    gguf.missing_shared_kv(folder / "merged")
+    merge.missing_shared_kv(folder / "merged")
     gguf.to_gguf(folder / "merged", folder / "tiny-q8_0.gguf", "q8_0")
     tokenizer = chat.load(folder / "merged")
     for name, count in (("train", 0), ("validation", 3), ("test", 4)):
@@ -154,7 +154,7 @@ def test_tensors_from_nowhere_and_a_file_of_another_type_are_refused(run, tmp_pa
     lacking = header._replace(tensors=[tensor for tensor in header.tensors if tensor.name not in shared])
     assert len(lacking.tensors) == 847 - 45
     with pytest.raises(UserError, match=r"45 tensors are missing, for example blk\.20\.attn_k\.weight"):
-        gguf_weights.check_list(lacking, "q8_0", gguf_weights.structure.expected_tensors(bare, gguf_weights.merge.text_config(bare), "gemma3n"), "BF16", "x")
+        gguf_weights.check_list(lacking, "q8_0", gguf_names.expected_tensors(bare, shards.text_config(bare), "gemma3n"), "BF16", "x")
 
 
 def test_positions_are_trained_tokens_of_distinct_held_out_rows(run, small):
@@ -166,7 +166,7 @@ def test_positions_are_trained_tokens_of_distinct_held_out_rows(run, small):
         labels = next(labels for other, labels in held if other == ids)
         assert len(where) == 4 == len(set(where))
         assert where == sorted(where)
-        assert all(labels[n] != chat.IGNORED for n in where)
+        assert all(labels[n] != label_mask.IGNORED for n in where)
     assert truth.logprobs.shape == (16, 2048)
     assert np.allclose(np.exp(truth.logprobs).sum(1), 1, atol=1e-4)
     assert parity.choose(data, merged, 1) == (truth.rows, truth.positions, truth.texts, truth.source)

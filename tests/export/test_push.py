@@ -18,8 +18,8 @@ from huggingface_hub import constants
 
 from helpers import hub_upload
 from lib.common import files
+from lib.common.errors import UserError
 from lib.export import push
-from lib.params import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOKEN = "hf_writes"
@@ -459,11 +459,13 @@ def test_an_interrupt_before_the_first_commit_leaves_nothing_and_says_so(served,
 
 CHILD = """
 import json, pathlib, sys
-from lib import files, params, push
+from lib.common import files
+from lib.common.errors import UserError
+from lib.export import push
 folder = pathlib.Path(sys.argv[1])
 try:
     push.push(folder, "maria/first-aid", files.describe(folder, ["adapter", "merged", "gguf"]), json.loads(sys.argv[2]))
-except params.UserError as error:
+except UserError as error:
     print("UserError:", error)
 """
 

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3nTextConfig, Gemma3TextConfig
 
 from lib import params
+from lib.common.errors import UserError
 from lib.export import convert, gguf_file, gguf_lora, gguf_names, gguf_weights, merge, quantise
 from lib.export import gguf as export
-from lib.model import llama
-from lib.params import UserError
+from lib.model import llama, shards
 
 PARTS = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate", "up_proj": "ffn_up",
          "down_proj": "ffn_down"}
@@ -33,7 +33,7 @@ def base(tiny_gemma3n, tmp_path_factory):
     """The tiny model's folder with every tensor llama.cpp wants."""
     folder = tmp_path_factory.mktemp("base") / "tiny"
     shutil.copytree(tiny_gemma3n, folder)
-    export.missing_shared_kv(folder)
+    merge.missing_shared_kv(folder)
     return folder
 
 
@@ -228,7 +228,7 @@ def test_an_adapter_gets_its_name_once_it_is_the_merged_model(tiny_gemma3n, whol
 
     def made_before(source, out, kind):
         asked.append(kind)
-        added = source == run / "merged" or set(merge.shard_of(source)) - set(merge.shard_of(untouched))
+        added = source == run / "merged" or set(shards.shard_of(source)) - set(shards.shard_of(untouched))
         assert added, "llama.cpp refuses a Gemma 3n without them"
         shutil.copyfile(folder / "merged.gguf" if source == run / "merged" else whole, out)
 

@@ -18,10 +18,11 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lib import DISCLAIMER, params
+from lib import params
+from lib.common.errors import UserError
 from lib.export import servers, turns
+from lib.medical.disclaimer import DISCLAIMER
 from lib.model import llama
-from lib.params import UserError
 
 JOB = params.load("params/cpu.yaml")
 TURN, STOP = "<start_of_turn>", "<end_of_turn>"

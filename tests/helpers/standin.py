@@ -69,7 +69,7 @@ class Tree:
 
     def start(self, *words, before="", params="params/job.yaml", name="job", **env):
         """The runner as a process of its own; `before` is code executed in it first."""
-        code = f"import sys\n{before}\nfrom lib.runs import stages\nsys.exit(stages.main())"
+        code = f"import sys\n{before}\nfrom lib.runs import run_job\nsys.exit(run_job.main())"
         self.started.append(subprocess.Popen([sys.executable, "-c", code, *words, "--params", params, "--run", name], cwd=self.root, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
                                 env={**os.environ, "PYTHONPATH": str(self.root), "MEDRESCUE_RUNS": "", **env}))

@@ -11,7 +11,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lib.data import clean, contamination, duplicates
+from lib.common.words import words_of
+from lib.data import contamination, duplicates
 from lib.medical import advice, safety
 from lib.training import evaluate
 
@@ -554,12 +555,12 @@ def leaks(prompts, size=8):
     trained = {pair["id"]: [pair["question"], f"{pair['question']} {pair['answer']}"] for pair in PAIRS}
     trained |= {item["id"]: contamination.exam_texts(item) for item in EXAM} | {text: [text] for text in evaluate.PROMPTS}
     numbers = {}
-    runs = {key: np.unique(np.concatenate([contamination.grams(clean.words(text), size, numbers) for text in texts])) for key, texts in trained.items()}
-    words = {key: [set(clean.words(text)) for text in texts] for key, texts in trained.items()}
-    sketches = {key: duplicates.signatures([duplicates.shingles(clean.words(text)) for text in texts]) for key, texts in trained.items()}
+    runs = {key: np.unique(np.concatenate([contamination.grams(words_of(text), size, numbers) for text in texts])) for key, texts in trained.items()}
+    words = {key: [set(words_of(text)) for text in texts] for key, texts in trained.items()}
+    sketches = {key: duplicates.signatures([duplicates.shingles(words_of(text)) for text in texts]) for key, texts in trained.items()}
     found = []
     for prompt in prompts:
-        tokens = clean.words(prompt)
+        tokens = words_of(prompt)
         own, mine, sketch = contamination.grams(tokens, size, numbers), set(tokens), duplicates.signatures([duplicates.shingles(tokens)])
         found += [(prompt, key) for key in trained if len(contamination.find(runs[key], own)) or any(len(mine & w) >= 0.5 * len(mine | w) for w in words[key])
                   or ((sketches[key] == sketch).mean(axis=1) >= 0.5).any()]
@@ -578,5 +579,5 @@ def test_a_copy_would_be_found():
 
 def test_no_right_answer_is_one_the_model_was_trained_on():
     numbers = {}
-    trained = np.unique(np.concatenate([contamination.grams(clean.words(pair["answer"]), 13, numbers) for pair in PAIRS]))
-    assert not [row["id"] for row in ROWS if len(contamination.find(trained, contamination.grams(clean.words(row["good"]), 13, numbers)))]
+    trained = np.unique(np.concatenate([contamination.grams(words_of(pair["answer"]), 13, numbers) for pair in PAIRS]))
+    assert not [row["id"] for row in ROWS if len(contamination.find(trained, contamination.grams(words_of(row["good"]), 13, numbers)))]

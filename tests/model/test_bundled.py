@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lib.common import files as whole_files
+from lib.common.errors import UserError
 from lib.model import bundled, llama
-from lib.params import UserError
 
 HAND_WRITTEN = [
     "", " ", "  ", "   ", " " * 40, "\t", "\t\t\t", "\n", "\n\n\n", "\r\n", " \n \t x", "a", " a", "a ",

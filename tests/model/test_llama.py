@@ -4,8 +4,8 @@
 """
 import pytest
 
+from lib.common.errors import UserError
 from lib.model import llama
-from lib.params import UserError
 
 
 @pytest.fixture(scope="module")

@@ -23,11 +23,13 @@ from safetensors.torch import load_file, save_file
 from test_packed import needs_cuda
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3nAudioConfig, Gemma3nForCausalLM, Gemma3nTextConfig
 
+from lib.common.errors import UserError
 from lib.export import merge
-from lib.model import adapter, base, device, load, placement
+from lib.model import adapter, base, device, load, options, placement
 from lib.model import ranks as parallel
-from lib.params import Params, UserError
-from lib.training import batches, checkpoint, compiled, loss
+from lib.params import Params
+from lib.training import batches, checks, compiled, loss
+from lib.training.masters import Masters
 
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
@@ -356,7 +358,7 @@ def test_dora_trains_a_magnitude_for_every_output(tiny_gemma3n):
 def test_nothing_to_train_is_an_error():
     """Said before the base is read, too."""
     job = a_job(finetune_attention_modules=False, finetune_mlp_modules=False)
-    for check in (adapter.targets, load.check_options):
+    for check in (adapter.targets, options.check_options):
         with pytest.raises(UserError, match="both false: nothing would be trained. Set one to true"):
             check(job)
 
@@ -556,7 +558,7 @@ def test_the_adapter_of_a_multimodal_base_loads_into_its_own_class(tiny_gemma3n,
             merged.append({n: t for shard in (tmp_path / "merged").glob("*.safetensors") for n, t in load_file(shard).items()})
         assert all(torch.equal(merged[0][n], merged[1][n]) for n in merged[0])
 
-    adapter.save(net, checkpoint.Masters(net, a_job()).weights, tmp_path / "saved", a_job())
+    adapter.save(net, Masters(net, a_job()).weights, tmp_path / "saved", a_job())
     assert set(load_file(tmp_path / "saved" / "adapter_model.safetensors")) == set(tensors)
 
     plain = load.load(tiny_gemma3n, a_job())
@@ -698,7 +700,7 @@ def test_precision(machine, there, changes, dtype, why):
 @pytest.mark.parametrize(("there", "changes"), [({}, {}), (H100, {}), (T4, {}), ({}, {"load_in_4bit": True})])
 def test_float16_without_a_4_bit_base_is_refused(machine, there, changes):
     machine(**there)
-    for check in (device.precision, load.check_options):
+    for check in (device.precision, options.check_options):
         with pytest.raises(UserError, match=r"precision: fp16 is for a 4-bit base.*Use bf16 or fp32|load_in_4bit needs an NVIDIA GPU"):
             check(a_job(precision="fp16", **changes))
 
@@ -718,7 +720,7 @@ def test_float16_without_a_4_bit_base_is_refused(machine, there, changes):
 ])
 def test_backend(machine, there, changes, who, why):
     machine(**there)
-    found, because = load.backend(a_job(**changes))
+    found, because = options.backend(a_job(**changes))
     assert found == who
     assert why in because
 
@@ -752,7 +754,7 @@ PACKED = {"packing": True, "torch_compile": True, "offload_embedding": False}
 def test_settings_that_do_not_go_together_are_refused_before_anything_is_read(machine, tmp_path, there, changes, said):
     """The message names the setting and what to write instead; load and load_model say the same of a folder that is not there."""
     machine(**there)
-    for check in (load.check_options, lambda job: load.load(tmp_path / "nothing", job), lambda job: load.load_model(tmp_path / "nothing", job)):
+    for check in (options.check_options, lambda job: load.load(tmp_path / "nothing", job), lambda job: load.load_model(tmp_path / "nothing", job)):
         with pytest.raises(UserError, match=said) as caught:
             check(a_job(**changes))
         assert len(str(caught.value)) < 300
@@ -764,7 +766,7 @@ def test_settings_that_do_not_go_together_are_refused_before_anything_is_read(ma
     ({"installed": ()}, {}), (H100, {"use_dora": True, "use_rslora": True}), (L4, {"backend": "unsloth", "load_in_4bit": True})])
 def test_settings_that_go_together(machine, there, changes):
     machine(**there)
-    load.check_options(a_job(**changes))
+    options.check_options(a_job(**changes))
 
 
 def test_the_card_and_its_peak_rate(monkeypatch, tiny):
@@ -776,7 +778,7 @@ def test_the_card_and_its_peak_rate(monkeypatch, tiny):
     try:
         assert device.card() == ("NVIDIA A100-SXM4-80GB #1", 85.1)
         assert device.name() == "NVIDIA A100-SXM4-80GB #1"
-        assert load.flops(tiny[0])["peak_flops"] == 312e12
+        assert checks.flops(tiny[0])["peak_flops"] == 312e12
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         assert device.card()[0], "asked once"
         device.card.cache_clear()
@@ -787,7 +789,7 @@ def test_the_card_and_its_peak_rate(monkeypatch, tiny):
     for name, rate in (("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 NVL", 835), ("NVIDIA H200", 989), ("NVIDIA L4", 121),
                        ("NVIDIA L40S", 362), ("NVIDIA L40", 0), ("Tesla T4", 65), ("NVIDIA A10G", 70), ("NVIDIA GeForce RTX 3060", 0), ("", 0)):
         monkeypatch.setattr(device, "card", lambda name=name: (name, 1.0))
-        assert load.flops(tiny[0])["peak_flops"] == rate * 1e12, name
+        assert checks.flops(tiny[0])["peak_flops"] == rate * 1e12, name
 
 
 @pytest.mark.parametrize(("there", "changes", "ranks", "where"), [
@@ -829,7 +831,7 @@ def test_a_base_over_two_cards_trains_as_on_one(tiny_gemma3n, monkeypatch):
 
     def trained():
         net = load.load(tiny_gemma3n, job)
-        masters = checkpoint.Masters(net, job)
+        masters = Masters(net, job)
         for _ in range(2):
             loss_now = compiled.forward_backward(net.train(), batches.padded(row).to(net.device))
             masters.take_gradients()
@@ -845,7 +847,7 @@ def test_a_base_over_two_cards_trains_as_on_one(tiny_gemma3n, monkeypatch):
     assert all(torch.allclose(found[n], w, atol=1e-5) for n, w in weights.items())
     with placement.aside(two):
         pass
-    again = checkpoint.Masters(two, job)  # as after ranks have trained
+    again = Masters(two, job)  # as after ranks have trained
     assert all(torch.allclose(again.weights[n].cpu(), w, atol=1e-5) for n, w in weights.items())
 
 
@@ -942,7 +944,7 @@ def test_around_4_bit_everything_but_the_tables_is_float32(tiny, tiny_gemma3n, o
         assert (h - w).norm() < 2e-3 * w.norm()
     assert ours.logits.dtype == torch.float16
     assert (ours.logits.float() - theirs.logits).norm() < 5e-3 * theirs.logits.norm()
-    assert 0 <= load.check_cache(half, tiny[1]) < 0.01
+    assert 0 <= checks.check_cache(half, tiny[1]) < 0.01
     (total, gradients), (right, rights) = loss_and_gradients(half), loss_and_gradients(whole)
     assert float(total) == pytest.approx(float(right), rel=2e-3)
     assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients.values())
@@ -1088,16 +1090,16 @@ def test_arithmetic_a_token_agrees_with_a_count_by_hand(tiny_gemma3n, tiny):
     """4 operations a weight of the layers' matrices; the adapter's are not counted, and no tower's."""
     plain = load.load_model(tiny_gemma3n, a_job())
     expected = {"flops_per_token": 4.0 * TINY_LAYERS, "flops_per_trained_token": 4.0 * 2048 * 256, "peak_flops": 0.0}
-    assert load.flops(plain) == expected
-    assert load.flops(tiny[0]) == expected
+    assert checks.flops(plain) == expected
+    assert checks.flops(tiny[0]) == expected
     placement.offload_embedding(plain)
-    assert load.flops(plain) == expected
+    assert checks.flops(plain) == expected
 
 
 def test_arithmetic_of_the_multimodal_class_leaves_its_towers_out(multimodal):
     full = full_class(multimodal)
     assert any("tower" in n and ".layers." in n and hasattr(m, "in_features") for n, m in full.named_modules())
-    assert load.flops(full)["flops_per_token"] == 4.0 * TINY_LAYERS
+    assert checks.flops(full)["flops_per_token"] == 4.0 * TINY_LAYERS
 
 
 def test_arithmetic_of_the_full_size_e4b():
@@ -1107,20 +1109,20 @@ def test_arithmetic_of_the_full_size_e4b():
     layer = 2 * 2048 * 2048 + 3 * 2048 * 16384 + 2 * 2048 * 64 + 2 * 2048 * 256 + 4 * 4 + 4 * 16 + 2048 * 4
     assert 35 * layer + 20 * 2 * 2048 * 512 == 3_904_924_400
     for model_or_wrapped in (net, adapter.add(net, a_job(use_dora=True))):
-        found = load.flops(model_or_wrapped)
+        found = checks.flops(model_or_wrapped)
         assert (found["flops_per_token"], found["flops_per_trained_token"]) == (4.0 * 3_904_924_400, 4.0 * 262_400 * 2048)
 
 
 def test_a_4_bit_weight_costs_the_arithmetic_of_what_it_stands_for(tiny_gemma3n):
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_gemma3n)).requires_grad_(False)
-    before = load.flops(net)
+    before = checks.flops(net)
     for name, module in net.named_modules():
         if name.endswith(("_proj", "linear_left")) and ".layers." in name:
             size = module.weight.shape
             module.weight = torch.nn.Parameter(torch.zeros(size.numel() // 2, 1, dtype=torch.uint8, device="meta"), requires_grad=False)
             module.weight.quant_state = types.SimpleNamespace(shape=size)
-    assert load.flops(net) == before
+    assert checks.flops(net) == before
 
 
 @pytest.fixture(scope="module")
@@ -1136,7 +1138,7 @@ def embedded(net):
 def test_neftune_adds_bounded_seeded_noise_in_training_only(embedder):
     """Uniform up to alpha / sqrt(tokens x width) on each number, other noise each time, the same after the same seed, the same through PEFT."""
     plain, most = embedded(embedder), 5 / math.sqrt(40 * 256)
-    with load.neftune(embedder, 5.0):
+    with checks.neftune(embedder, 5.0):
         embedder.eval()
         assert torch.equal(embedded(embedder), plain)
         embedder.train()
@@ -1155,7 +1157,7 @@ def test_neftune_adds_bounded_seeded_noise_in_training_only(embedder):
 def test_neftune_reaches_the_loss_of_an_adapted_model(float32):
     net, (plain, _) = float32
     torch.manual_seed(0)
-    with load.neftune(net, 20.0):
+    with checks.neftune(net, 20.0):
         noisy, _ = loss_and_gradients(net)
     assert not torch.equal(noisy, plain)
     assert torch.equal(loss_and_gradients(net)[0], plain)
@@ -1166,13 +1168,13 @@ def test_neftune_goes_after_an_exception_and_is_not_there_at_zero(embedder):
     plain = embedded(embedder)
 
     def stop():
-        with load.neftune(embedder, 5.0):
+        with checks.neftune(embedder, 5.0):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         stop()
     assert torch.equal(embedded(embedder), plain)
-    with load.neftune(embedder, 0.0):
+    with checks.neftune(embedder, 0.0):
         assert not embedder.get_input_embeddings()._forward_hooks
         assert torch.equal(embedded(embedder), plain)
 
@@ -1182,7 +1184,7 @@ def test_neftune_goes_after_an_exception_and_is_not_there_at_zero(embedder):
 
 
 def test_cached_and_uncached_logits_agree(tiny):
-    assert 0 <= load.check_cache(*tiny) < 0.05
+    assert 0 <= checks.check_cache(*tiny) < 0.05
 
 
 def test_a_broken_cache_is_found(tiny, monkeypatch):
@@ -1199,7 +1201,7 @@ def test_a_broken_cache_is_found(tiny, monkeypatch):
 
     monkeypatch.setattr(causal, "forward", forgetful)
     with pytest.raises(UserError, match=r"with and without the key/value cache differ by \d+.*Nothing was trained"):
-        load.check_cache(net, tokenizer)
+        checks.check_cache(net, tokenizer)
 
 
 def test_logits_that_are_no_numbers_fail_the_check(tiny, monkeypatch):
@@ -1214,4 +1216,4 @@ def test_logits_that_are_no_numbers_fail_the_check(tiny, monkeypatch):
 
     monkeypatch.setattr(causal, "forward", spoiled)
     with pytest.raises(UserError, match="differ by nan"):
-        load.check_cache(net, tokenizer)
+        checks.check_cache(net, tokenizer)

@@ -12,11 +12,12 @@ import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 
-from lib import DISCLAIMER, params
+from lib import params
 from lib.common import files
+from lib.common.errors import ROOT, UserError
 from lib.export import push, servers
+from lib.medical.disclaimer import DISCLAIMER
 from lib.pages import card
-from lib.params import ROOT, UserError
 from lib.record import run_record
 
 DEMO = ROOT / "runs" / "examples" / "demo"

@@ -13,10 +13,11 @@ import pytest
 from helpers import evil_run
 from helpers.evil_run import EVIL
 from helpers.page import Reader
-from lib import DISCLAIMER, params
+from lib import params
 from lib.common import files
+from lib.common.errors import UserError
+from lib.medical.disclaimer import DISCLAIMER
 from lib.pages import cautions, report
-from lib.params import UserError
 from lib.record import ledger
 from lib.record import run_record as record
 

@@ -4,28 +4,29 @@
 """
 
 from helpers.page import Reader
+from lib.common import text
 from lib.pages import figures, show
 
 EVIL = '<script>alert("x")</script><img src=http://evil.example/x onerror=alert(1)>'
 
 
 def test_numbers_for_people():
-    assert [show.form(v) for v in (None, True, 1234567, 0.00012345, 2.34567, 12345.6, "x", 0.0)] == [
+    assert [text.format_value(v) for v in (None, True, 1234567, 0.00012345, 2.34567, 12345.6, "x", 0.0)] == [
         "not measured", "True", "1,234,567", "0.000123", "2.346", "12,346", "x", "0"]
-    assert (show.size(1500), show.size(3 * 2**20)) == ("1.5 KiB", "3.0 MiB")
+    assert (text.format_size(1500), text.format_size(3 * 2**20)) == ("1.5 KiB", "3.0 MiB")
 
 
 def test_tables_and_tokens_escape_and_mark(bundled_base):
-    from lib.data import chat
+    from lib.data import chat, label_mask
 
     tokenizer = chat.load(bundled_base)
     messages = [{"role": "user", "content": f"Is {EVIL} safe?"}, {"role": "assistant", "content": f"No: {EVIL}"}]
-    ids, labels = chat.encode(tokenizer, messages)
+    ids, labels = label_mask.encode(tokenizer, messages)
     markup = show.tokens_html(tokenizer, ids, labels)
     page = Reader()
     page.feed(markup)
     assert set(page.tags) == {"div", "span", "br"}
-    assert markup.count(show.TRAINED) == sum(label != chat.IGNORED for label in labels)
+    assert markup.count(show.TRAINED) == sum(label != label_mask.IGNORED for label in labels)
     page = Reader()
     page.feed(show.table_html([{EVIL: EVIL, "n": 1}], EVIL))
     assert not {"script", "img"} & set(page.tags)
@@ -81,5 +82,5 @@ def test_parity_and_edge_of_earlier_versions_have_gaps_and_no_errors():
 
 
 def test_text_tables_align():
-    assert show.aligned([{"run": "a", "loss": 1.5}, {"run": "longer", "loss": 12}]).splitlines() == ["run     loss", "a        1.5", "longer    12"]
-    assert show.aligned([]) == ""
+    assert text.aligned_table([{"run": "a", "loss": 1.5}, {"run": "longer", "loss": 12}]).splitlines() == ["run     loss", "a        1.5", "longer    12"]
+    assert text.aligned_table([]) == ""

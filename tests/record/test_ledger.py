@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from lib.params import UserError
+from lib.common.errors import UserError
 from lib.record import ledger
 
 

@@ -12,9 +12,11 @@ import pytest
 
 from helpers import standin
 from lib import params
-from lib.common import files, machine
-from lib.params import Params, UserError
+from lib.common import errors, files, machine
+from lib.common.errors import UserError
+from lib.params import Params
 from lib.record import run_record
+from lib.record.executed import mark_failed
 from lib.record.run_record import STAGES
 
 NOBODY = 2**22 + 1  # above the largest process id of Linux
@@ -64,7 +66,7 @@ def test_a_run_without_a_name_is_named_by_its_file_and_parameters(tmp_path, monk
     assert run_record.folder_for(Params(learning_rate=0.5), "params/my job!.yaml") != plain
     monkeypatch.setenv("MEDRESCUE_RUNS", "elsewhere")  # not the shell's folder: the kernel has another one
     monkeypatch.chdir(tmp_path)
-    assert run_record.runs_folder() == params.ROOT / "elsewhere"
+    assert run_record.runs_folder() == errors.ROOT / "elsewhere"
 
 
 def test_three_notebooks_by_hand_are_one_run_and_give_it_back(folder):
@@ -73,7 +75,7 @@ def test_three_notebooks_by_hand_are_one_run_and_give_it_back(folder):
     assert [len(data["stages"][s]["attempts"]) for s in STAGES] == [1, 1, 1]
     assert data["stages"]["export"]["inputs"] == {"prepare": "a result", "train": "a result"}
     take = "import pathlib, sys\nfrom lib.common import files\nsys.exit(files.lock(pathlib.Path(sys.argv[1])) is None)"
-    taken = subprocess.run([sys.executable, "-c", take, str(folder)], cwd=params.ROOT, timeout=60)
+    taken = subprocess.run([sys.executable, "-c", take, str(folder)], cwd=errors.ROOT, timeout=60)
     assert taken.returncode == 0  # though this process, like an open kernel, lives on
 
 
@@ -219,13 +221,13 @@ def test_a_dead_process_is_corrected_in_record_and_notebook(folder, states, cell
 def test_a_copy_that_papermill_gave_its_banners_is_read_too():
     notebook = executed("completed", "failed", "pending")
     notebook["cells"].insert(0, {"cell_type": "markdown", "source": "An Exception was encountered", "metadata": {"tags": []}})
-    assert run_record.mark_failed(notebook, "Interrupted", "killed") == 3
+    assert mark_failed(notebook, "Interrupted", "killed") == 3
 
 
 def test_the_interrupt_that_shuts_a_kernel_down_is_not_taken_for_the_cause():
     notebook = executed("completed", "running", "pending")
     notebook["cells"][1]["outputs"] = [{"output_type": "stream"}, {"output_type": "error", "ename": "KeyboardInterrupt"}]
-    assert run_record.mark_failed(notebook, "TimedOut", "too slow") == 2
+    assert mark_failed(notebook, "TimedOut", "too slow") == 2
     assert [o.get("ename") for o in notebook["cells"][1]["outputs"]] == [None, "TimedOut"]
 
 

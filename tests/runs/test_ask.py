@@ -9,12 +9,14 @@ import subprocess
 
 import pytest
 
-from lib import DISCLAIMER, params
+from lib import params
+from lib.medical.disclaimer import DISCLAIMER
 from lib.common import files
 from lib.export import servers
 from lib.model import llama
+from lib.runs.run_job import main
 from lib.runs import ask, stages
-from lib.params import ROOT, UserError
+from lib.common.errors import ROOT, UserError
 
 QUESTION = "Cool a burn?"
 
@@ -37,7 +39,7 @@ def test_the_answer_is_llama_cpps_with_the_modelfiles_system_text_then_the_discl
     modelfile.write_text(modelfile.read_text().replace(servers.SYSTEM, "Press firmly on the wound."))
     change(run, artifacts=files.describe(run, ["gguf"]))
     before = files.describe(run, ["."])
-    assert stages.main(["ask", "--run", "tiny", "--question", QUESTION]) == 0
+    assert main(["ask", "--run", "tiny", "--question", QUESTION]) == 0
     assert files.describe(run, ["."]) == before
     out, err = capsys.readouterr()
     with llama.load(run / "gguf" / "tiny-q8_0.gguf", n_ctx=2048) as engine:
@@ -78,7 +80,7 @@ def damage(run):
 ])
 def test_what_cannot_be_asked_is_one_message_and_code_2(run, capsys, harm, question, said):
     harm(run)
-    assert stages.main(["ask", "--run", "tiny", "--question", question]) == 2
+    assert main(["ask", "--run", "tiny", "--question", question]) == 2
     out, err = capsys.readouterr()
     assert err.startswith("error: ")
     assert "Traceback" not in err

@@ -10,7 +10,7 @@ import pytest
 
 from lib.common import stats
 from lib.pages import report
-from lib.runs import compare, listing
+from lib.runs import compare, listing, manage
 
 
 @pytest.fixture
@@ -42,13 +42,13 @@ def test_page_and_text_name_what_differs_and_the_best(runs):
 def test_the_command_ends_with_the_path_alone(runs, capsys):
     runs("a")
     runs("b")
-    assert listing.main(["compare"]) == 0
+    assert manage.main(["compare"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("/compare.html")
-    assert listing.main(["compare", "--runs", "a b", "--metric", "nonsense"]) == 2
+    assert manage.main(["compare", "--runs", "a b", "--metric", "nonsense"]) == 2
     assert "METRIC=nonsense is not known; expected one of eval_loss_after" in capsys.readouterr().err
-    assert listing.main(["compare", "--runs", "a"]) == 2
+    assert manage.main(["compare", "--runs", "a"]) == 2
     assert "expected two or more" in capsys.readouterr().err
-    assert listing.main(["compare", "--runs", "a c"]) == 2
+    assert manage.main(["compare", "--runs", "a c"]) == 2
     assert "`c` is not a run" in capsys.readouterr().err
 
 

@@ -18,8 +18,9 @@ from lib.common import files
 from lib.exam import take
 from lib.pages import report
 from lib.record import run_record
-from lib.runs import listing
-from lib.params import UserError
+from lib.runs.prune import free
+from lib.runs import listing, manage
+from lib.common.errors import UserError
 
 
 def finished(folder, **more):
@@ -81,7 +82,7 @@ def test_prune_shows_asks_and_frees_only_what_can_be_made_again(top, monkeypatch
     folder, other = finished(top / "good"), evil_run.make(top, "unfinished")
     (other / "checkpoints").mkdir()
     monkeypatch.setattr("builtins.input", lambda text: "n")
-    assert listing.main(["prune"]) == 0
+    assert manage.main(["prune"]) == 0
     said = capsys.readouterr().out
     for text in ("unfinished (export failed)", "checkpoints/", "merged/", "nothing was removed"):
         assert text in said
@@ -91,10 +92,10 @@ def test_prune_shows_asks_and_frees_only_what_can_be_made_again(top, monkeypatch
         raise EOFError
 
     monkeypatch.setattr("builtins.input", nobody)
-    listing.main(["prune"])
+    manage.main(["prune"])
     assert (folder / "merged" / "w").exists()
     monkeypatch.setattr("builtins.input", lambda text: "y")
-    listing.main(["prune"])
+    manage.main(["prune"])
     assert sorted(p.name for p in folder.iterdir()) == ["adapter", "gguf", "params.yaml", "run.json"]
     assert (other / "checkpoints").exists()
     run = run_record.Run(folder, data(folder))
@@ -105,7 +106,7 @@ def test_prune_shows_asks_and_frees_only_what_can_be_made_again(top, monkeypatch
     (folder / "gguf" / "w").write_text("other")
     assert run.finished("export")[1], "damage elsewhere is still seen"
     capsys.readouterr()
-    listing.main(["prune", "--yes"])
+    manage.main(["prune", "--yes"])
     assert "nothing to free" in capsys.readouterr().out
 
 
@@ -119,12 +120,12 @@ def test_an_age_is_in_its_largest_unit_and_never_below_zero():
 def test_a_run_in_use_or_damaged_keeps_everything(top, monkeypatch, capsys):
     folder = finished(top / "good")
     (folder / "adapter" / "w").write_text("damaged")
-    assert listing.main(["prune", "--yes"]) == 0
+    assert manage.main(["prune", "--yes"]) == 0
     assert "good: kept. adapter/w" in capsys.readouterr().out
     (folder / "adapter" / "w").write_text("adapter" * 100)
     monkeypatch.setattr(run_record, "ORPHAN_SECONDS", 0)
     monkeypatch.setattr(files, "lock", lambda folder: None)
-    listing.main(["prune", "--yes"])
+    manage.main(["prune", "--yes"])
     assert "is in use" in capsys.readouterr().out
     assert (folder / "merged" / "w").exists()
     assert "pruned" not in (folder / "run.json").read_text()
@@ -137,7 +138,7 @@ def test_killed_while_it_removes_the_record_already_says_pruned(top, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shutil, "rmtree", killed)
-    assert listing.main(["prune", "--yes"]) == 130
+    assert manage.main(["prune", "--yes"]) == 130
     run = run_record.Run(folder, data(folder))
     assert run.finished("export") == (True, "")
     assert run_record.pruned(run.data, "merged")
@@ -145,7 +146,7 @@ def test_killed_while_it_removes_the_record_already_says_pruned(top, monkeypatch
 
 def test_the_exam_says_what_is_missing(top, monkeypatch):
     monkeypatch.setattr(report, "write", lambda folder: None)
-    listing.free(finished(top / "good"))
+    free(finished(top / "good"))
     with pytest.raises(UserError, match=r"merged/ was pruned .*make export FORCE=1"):
         take.examine(top / "good", "bundled:safety")
 
@@ -156,7 +157,7 @@ def test_the_same_command_leaves_a_pruned_run_as_it_is_and_force_makes_it_whole(
     notebook = (tree.root / "notebooks/export.ipynb")
     notebook.write_text(notebook.read_text().replace("['gguf']", "['gguf', 'merged']"))
     assert tree.make_run("run")[0] == 0
-    prune = "from lib.runs import listing\nsys.argv = ['listing', 'prune', '--yes']\nsys.exit(listing.main())"
+    prune = "from lib.runs import manage\nsys.argv = ['manage', 'prune', '--yes']\nsys.exit(manage.main())"
     code, out, err = tree.make_run("run", before=prune)
     assert "merged/ removed" in out, out + err
     assert not (tree.run / "merged").exists()

@@ -13,8 +13,9 @@ from lib import params
 from lib.data import sources
 from lib.pages import report
 from lib.record import run_record
+from lib.runs import run_job
 from lib.runs import rerun, stages
-from lib.params import UserError
+from lib.common.errors import UserError
 
 COMMIT = "0123456789abcdef"
 
@@ -46,7 +47,7 @@ def repeated(folder, monkeypatch, **more):
         change(target, lambda run: run["stages"].update(json.loads((folder / "run.json").read_text())["stages"]))
         return 0
 
-    monkeypatch.setattr(stages, "main", run)
+    monkeypatch.setattr(run_job, "main", run)
     assert rerun.repeat("job") == 0
     return asked
 

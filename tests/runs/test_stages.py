@@ -19,10 +19,12 @@ from lib import params
 from lib.common import files, machine
 from lib.data import sources
 from lib.record import run_record
+from lib.runs import notebook as notebook_module
+from lib.runs.run_job import main
 from lib.runs import stages
-from lib.params import UserError
+from lib.common.errors import UserError
 
-PATIENT = "from lib.runs import stages\nstages.GRACE_SECONDS = 600"
+PATIENT = "from lib.runs import notebook\nnotebook.GRACE_SECONDS = 600"
 WAIT = "pathlib.Path('there').write_text(str(os.getpid()))\nwhile True: time.sleep(0.02)\n"
 
 
@@ -116,8 +118,8 @@ def test_a_kernel_that_never_starts_is_a_failure_in_the_first_code_cell(tree):
 def test_a_cell_that_takes_too_long_is_a_failure(tmp_path):
     (tmp_path / "source.ipynb").write_text(standin.notebook(["# slow", "import time", "time.sleep(600)", "print('never')"]))
     fd = os.open(tmp_path, os.O_RDONLY)
-    with pytest.raises(stages.StageFailed, match="^TimedOut: A cell timed out") as caught:
-        stages.execute(tmp_path / "source.ipynb", tmp_path / "out.ipynb", {}, fd, timeout=1)
+    with pytest.raises(notebook_module.StageFailed, match="^TimedOut: A cell timed out") as caught:
+        notebook_module.execute(tmp_path / "source.ipynb", tmp_path / "out.ipynb", {}, fd, timeout=1)
     os.close(fd)
     notebook = json.loads((tmp_path / "out.ipynb").read_text())
     assert cell_states(notebook) == ["completed", "completed", "failed", "pending"]
@@ -177,7 +179,7 @@ def test_a_second_signal_does_not_wait_for_a_kernel_that_holds_on(tree):
 
 def test_grace_ends(tree):
     (tree.root / "prepare.py").write_text(f"signal.signal(signal.SIGINT, lambda *_: None)\n{WAIT}")
-    process = tree.start("prepare", before="from lib.runs import stages\nstages.GRACE_SECONDS = 1")
+    process = tree.start("prepare", before="from lib.runs import notebook\nnotebook.GRACE_SECONDS = 1")
     standin.wait_for((tree.root / "there").exists, "the cell")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
@@ -209,7 +211,7 @@ def test_a_signal_while_the_kernel_starts(tree):
 
 def test_a_signal_that_meets_a_weak_references_callback_ends_the_run():
     """Python prints what is raised there, with a traceback, and goes on."""
-    code = ("import os, signal, time, weakref\nfrom lib.runs import stages\nstages._Stopper.install()\nclass Thing: pass\nthing = Thing()\n"
+    code = ("import os, signal, time, weakref\nfrom lib.runs import notebook\nnotebook._Stopper.install()\nclass Thing: pass\nthing = Thing()\n"
             "def callback(_):\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('not at once')\n"
             "reference = weakref.ref(thing, callback)\ndel thing\ntime.sleep(60)\nprint('lived on')")
     done = subprocess.run([sys.executable, "-c", code], cwd=standin.ROOT, capture_output=True, text=True)
@@ -429,7 +431,7 @@ def here(fresh, tmp_path, monkeypatch):
     for module in (stages, run_record, params, files, sources):
         monkeypatch.setattr(module, "ROOT", tree.root)
     monkeypatch.setenv("MEDRESCUE_RUNS", "runs")
-    monkeypatch.setattr(stages, "execute", lambda *_: pytest.fail("a notebook was started"))
+    monkeypatch.setattr(notebook_module, "execute", lambda *_: pytest.fail("a notebook was started"))
     monkeypatch.setattr(machine, "gpus", list)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
@@ -439,7 +441,7 @@ def here(fresh, tmp_path, monkeypatch):
 
 
 def refused(capsys, *words):
-    assert stages.main([*words, "--run", "job"]) == 2
+    assert main([*words, "--run", "job"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ")
     assert len(err.splitlines()) < 15
@@ -473,7 +475,7 @@ def test_a_gpu_job_without_a_gpu_names_the_way_out(here, monkeypatch, capsys):
     assert "load_in_4bit=true and optim=adamw_8bit" in text
     assert not here.run.exists()
     with pytest.raises(pytest.fail.Exception, match="a notebook was started"):  # prepare needs no card
-        stages.main(["prepare", "--params", "params/gpu.yaml", "--run", "job"])
+        main(["prepare", "--params", "params/gpu.yaml", "--run", "job"])
     monkeypatch.setattr(machine, "gpus", lambda: ["a card"])
     stages.check_machine(["train"], params.load("params/gpu.yaml"), here.root)
 
@@ -501,12 +503,12 @@ def test_a_signal_in_the_middle_of_a_print_is_passed_on(capfd, monkeypatch):
     """Python refuses to enter a stream's buffer twice: a handler that prints may raise RuntimeError."""
     sent = []
     busy = type("Busy", (), {"write": lambda *_: (_ for _ in ()).throw(RuntimeError("reentrant call")), "flush": lambda *_: None})()
-    monkeypatch.setattr(stages._Stopper, "kernel", type("Kernel", (), {"send_signal": sent.append, "pid": os.getpid()}))
-    monkeypatch.setattr(stages._Stopper, "signal", None)
+    monkeypatch.setattr(notebook_module._Stopper, "kernel", type("Kernel", (), {"send_signal": sent.append, "pid": os.getpid()}))
+    monkeypatch.setattr(notebook_module._Stopper, "signal", None)
     monkeypatch.setattr(os.sys, "stdout", busy)
     monkeypatch.setattr(os.sys, "stderr", busy)
     try:
-        stages._Stopper.handle(signal.SIGTERM, None)
+        notebook_module._Stopper.handle(signal.SIGTERM, None)
     finally:
         signal.alarm(0)
     assert sent == [signal.SIGINT]

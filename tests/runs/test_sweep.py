@@ -16,12 +16,14 @@ import tempfile
 import pytest
 from helpers import standin
 
+from lib.common import errors
 from lib import params
 from lib.common import files
 from lib.record import run_record
 from lib.runs import compare
+from lib.runs.sweep import command
 from lib.runs.sweep import states as sweep, sweep_file
-from lib.params import UserError
+from lib.common.errors import UserError
 
 GOOD = "base: params/cpu.yaml\nset: {max_steps: 20, eval_steps: 5}\ngrid: {learning_rate: [1.0e-3, 1.0e-4], lora_r: [4, 8]}\nmetric: eval_loss_after\ndirection: min\n"
 
@@ -120,7 +122,7 @@ def test_a_sweep_file_is_no_params_file_and_says_so():
 
 
 def test_the_example_is_valid_and_short():
-    path = params.ROOT / "params/sweep.yaml"
+    path = errors.ROOT / "params/sweep.yaml"
     assert len(path.read_text().splitlines()) <= 25
     assert len(sweep_file.trials(sweep_file.read("params/sweep.yaml"), "params/sweep.yaml")) > 1
 
@@ -129,7 +131,7 @@ def test_without_ray_one_screen_says_what_to_install(tmp_path, monkeypatch, caps
     monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path))
     monkeypatch.delitem(sys.modules, "lib.runs.sweep.sweep_ray", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert sweep.main(["--params", "params/sweep.yaml"]) == 2
+    assert command.main(["--params", "params/sweep.yaml"]) == 2
     printed = capsys.readouterr().err
     assert "pip install -r requirements-sweep.txt" in printed
     assert len(printed.splitlines()) < 6
@@ -171,9 +173,9 @@ def test_states_and_the_table_come_from_the_run_folders(tmp_path, made, capsys, 
     assert sweep.best([sweep.state(f, fast) for f in folders], fast) == 0
     assert sweep.state(folders[2], of.model_copy(update={"early_stop": False})).word == "interrupted", "without early_stop it is continued"
     found = [sweep_file.Trial(f, {"lora_r": n}, made(GOOD)[0].job, []) for n, f in enumerate(folders)]
-    assert sweep.end(found[:4], of, "make sweep") is True
+    assert command.end(found[:4], of, "make sweep") is True
     assert "1 of 4 trials are not done" in capsys.readouterr().out
-    assert sweep.end(found, of, "make sweep") is False, "a failed trial is a failure"
+    assert command.end(found, of, "make sweep") is False, "a failed trial is a failure"
     printed = capsys.readouterr().out
     assert "e failed: Diverged: inf" in printed
     assert "best: b." in printed
@@ -191,7 +193,8 @@ def test_states_and_the_table_come_from_the_run_folders(tmp_path, made, capsys, 
 # a trial, and sweeps with Ray, on stand-in notebooks whose train stage takes a step in a moment
 
 TRAIN = """
-from lib import ledger, stops
+from lib.record import ledger
+from lib.training import stops
 book = ledger.Ledger(run.folder / 'metrics.jsonl')
 first = len(ledger.steps(ledger.read(book.path)))
 book.write('session', start_step=first)
@@ -319,7 +322,7 @@ def test_sigterm_lets_the_trials_save_and_more_cores_than_there_are_is_an_error(
 # launch files
 
 
-LAUNCH = params.ROOT / "params/launch"
+LAUNCH = errors.ROOT / "params/launch"
 RUNNER = """#!/usr/bin/env bash
 echo "$*" >> calls
 trap 'echo saved >> calls; exit 143' TERM
@@ -365,6 +368,6 @@ def test_skypilot_reads_the_task(tmp_path):
     if importlib.util.find_spec("sky") is None:
         pytest.skip("skypilot is not installed")
     code = "import sys, sky; task = sky.Task.from_yaml(sys.argv[1]); print(sorted(task.envs), task.num_nodes)"
-    done = subprocess.run([sys.executable, "-c", code, str(LAUNCH / "sky.yaml")], capture_output=True, text=True, cwd=params.ROOT,
+    done = subprocess.run([sys.executable, "-c", code, str(LAUNCH / "sky.yaml")], capture_output=True, text=True, cwd=errors.ROOT,
                           env={**os.environ, "HOME": str(tmp_path), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"})
     assert done.stdout.splitlines()[-1:] == ["['PARAMS', 'SET', 'TARGET'] 1"], done.stderr

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.data.chat import IGNORED
+from lib.data.label_mask import IGNORED
 from lib.params import Params
 from lib.training import batches, plan
 from lib.training.batches import Batch

@@ -13,9 +13,10 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lib.data.chat import IGNORED
+from lib.common.errors import UserError
+from lib.data.label_mask import IGNORED
 from lib.model import adapter
-from lib.params import Params, UserError
+from lib.params import Params
 from lib.training import evaluate
 
 PROMPTS = ("Press.", "My friend cut her hand and the blood will not stop. What should we do now, and who do we call?",

@@ -29,12 +29,14 @@ from safetensors.torch import load_file
 from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
 
 from lib.common import machine
-from lib.data.chat import IGNORED
+from lib.common.errors import ROOT, UserError
+from lib.data.label_mask import IGNORED
 from lib.model import adapter, device, placement, ranks
-from lib.params import ROOT, Params, UserError
+from lib.params import Params
 from lib.record import ledger
 from lib.training import batches, checkpoint, compiled, evaluate, plan, stops
 from lib.training import loop as train
+from lib.training import masters as masters_module
 from lib.training.held_out import HeldOut
 from lib.training.step import seed_for
 from lib.training.stops import Done
@@ -1111,9 +1113,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_and_says_so(tmp_path, monkey
         refuse(pathlib.Path(target))
         replace(source, target)
 
-    save_file, replace = checkpoint.save_file, os.replace
+    save_file, replace = masters_module.save_file, os.replace
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", save)
+        patch.setattr(masters_module, "save_file", save)
         patch.setattr(os, "replace", move)
         with pytest.raises(UserError, match="checkpoint of step 6 could not be saved: .*No space left on device.* Earlier checkpoints are whole"):
             session(tmp_path)
@@ -1194,7 +1196,7 @@ def caught_masters(monkeypatch):
     made = []
 
     def make(*args):
-        made.append(checkpoint.Masters(*args))
+        made.append(masters_module.Masters(*args))
         return made[-1]
 
     monkeypatch.setattr(train, "Masters", make)
@@ -1293,13 +1295,13 @@ def test_a_step_that_overflows_is_repeated_at_half_the_scale(tmp_path, monkeypat
     calls = at_every_call(monkeypatch, once)
     masters = session(tmp_path)
     same_run(tmp_path, masters, uninterrupted)
-    assert (checkpoint.START_SCALE, masters.scale, masters.steps_at_scale) == (2**14, 2**13, 3)
+    assert (masters_module.START_SCALE, masters.scale, masters.steps_at_scale) == (2**14, 2**13, 3)
     assert len(calls) == 12 + 2
     assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(calls[6:8], calls[8:10], strict=True))
 
 
 def test_the_scale_is_halved_as_often_as_it_takes(tmp_path, monkeypatch, float16, uninterrupted):
-    largest = checkpoint.START_SCALE / min(train_step_sizes())
+    largest = masters_module.START_SCALE / min(train_step_sizes())
     calls = at_every_call(monkeypatch, overflows_from(largest / 20))
     masters = session(tmp_path)
     same_run(tmp_path, masters, uninterrupted)
@@ -1315,8 +1317,8 @@ def train_step_sizes():
 @pytest.mark.parametrize(("micro_batch", "step"), [(9, 4), (11, 5), (17, 6)])
 def test_the_scale_survives_a_resume(tmp_path, monkeypatch, float16, micro_batch, step):
     """It neither starts anew, nor does the count of steps until it is doubled."""
-    monkeypatch.setattr(checkpoint, "GROWTH_STEPS", 4)
-    overflow = overflows_from(checkpoint.START_SCALE / min(train_step_sizes()) / 1.5)
+    monkeypatch.setattr(masters_module, "GROWTH_STEPS", 4)
+    overflow = overflows_from(masters_module.START_SCALE / min(train_step_sizes()) / 1.5)
     job = a_job(max_steps=12, save_total_limit=9)
     with monkeypatch.context() as patch:
         calls = at_every_call(patch, overflow)
@@ -1330,7 +1332,7 @@ def test_the_scale_survives_a_resume(tmp_path, monkeypatch, float16, micro_batch
         with pytest.raises(KeyboardInterrupt):
             session(tmp_path / "run", job)
     saved = scales(tmp_path / "run")[step]
-    assert saved != (checkpoint.START_SCALE, 0), "starting anew must be something else"
+    assert saved != (masters_module.START_SCALE, 0), "starting anew must be something else"
     calls = at_every_call(monkeypatch, overflow)
     same_run(tmp_path / "run", session(tmp_path / "run", job), whole)
     assert {k: v for k, v in scales(tmp_path / "run").items() if k in told} == told
@@ -1341,7 +1343,7 @@ def test_the_scale_survives_a_resume(tmp_path, monkeypatch, float16, micro_batch
 
 
 def test_the_scale_doubles_after_enough_steps_and_no_sooner(tmp_path, monkeypatch, float16):
-    monkeypatch.setattr(checkpoint, "GROWTH_STEPS", 3)
+    monkeypatch.setattr(masters_module, "GROWTH_STEPS", 3)
     session(tmp_path, a_job(save_steps=1, save_total_limit=9))
     assert list(scales(tmp_path).values()) == [
         (2**14, 1), (2**14, 2), (2**15, 0), (2**15, 1), (2**15, 2), (2**16, 0)]

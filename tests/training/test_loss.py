@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from lib.data.chat import IGNORED
+from lib.data.label_mask import IGNORED
 from lib.model import adapter
 from lib.params import Params
 from lib.training import batches, loss

@@ -15,7 +15,7 @@ from transformers import Gemma3ForCausalLM, Gemma3nForCausalLM, Gemma3nTextConfi
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.models.gemma3n.modeling_gemma3n import eager_attention_forward
 
-from lib.data.chat import IGNORED
+from lib.data.label_mask import IGNORED
 from lib.training import batches, loss, packed
 from lib.training.plan import Shape
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 import transformers
 
-from lib.data.chat import IGNORED
-from lib.params import Params, UserError
+from lib.common.errors import UserError
+from lib.data.label_mask import IGNORED
+from lib.params import Params
 from lib.training import plan
 
 BASE = {"base_model": "some/base", "load_in_4bit": False, "optim": "adamw_torch", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,

@@ -11,9 +11,10 @@ import torch
 from test_loop import HELD_OUT, ROWS, a_job, small_model
 
 from lib.common import files
+from lib.common.errors import UserError
 from lib.model import adapter, device, ranks
-from lib.params import UserError
 from lib.training import checkpoint, compiled, plan, preflight
+from lib.training.masters import Masters
 
 SIZES = plan.sizes(ROWS)
 
@@ -33,7 +34,7 @@ def a_card(monkeypatch, positions):
     for name, value in (("synchronize", None), ("empty_cache", None), ("reset_peak_memory_stats", None), ("max_memory_reserved", 0), ("max_memory_allocated", 2**30)):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     monkeypatch.setattr(device, "card", lambda: ("A100", 40.0))
-    monkeypatch.setattr(preflight.parallel, "gpus", lambda job: 1)
+    monkeypatch.setattr(preflight.ranks, "gpus", lambda job: 1)
     return tried
 
 
@@ -87,7 +88,7 @@ def test_auto_on_a_processor_takes_the_usual(tmp_path):
 
 def test_auto_shares_out_among_the_devices(monkeypatch, tmp_path):
     a_card(monkeypatch, 10_000)
-    monkeypatch.setattr(preflight.parallel, "gpus", lambda job: 2)
+    monkeypatch.setattr(preflight.ranks, "gpus", lambda job: 2)
     job, told = preflight.check(small_model(a_job()), ROWS, 5, a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=4), tmp_path)
     assert (job.per_device_train_batch_size, job.gradient_accumulation_steps) == (8, 2)
     assert told["GPUs"] == 2
@@ -103,7 +104,7 @@ def test_auto_keeps_the_micro_batch_of_a_packed_run(monkeypatch, tmp_path):
 
 def settled_on(folder, rows):
     """Checkpoints of a packed run: a good one of that micro-batch, and a torn one after it."""
-    masters = checkpoint.Masters(small_model(a_job()), a_job())
+    masters = Masters(small_model(a_job()), a_job())
     masters.step(1.0, 0.0, 1.0)
     checkpoint.save_checkpoint(folder / "checkpoints", 2, masters, {"micro_batch": rows}, 5)
     (folder / "checkpoints/step-000003").mkdir()
@@ -135,7 +136,7 @@ def test_a_settled_micro_batch_on_a_smaller_card(monkeypatch, tmp_path):
 def test_a_base_over_several_cards_is_not_probed(monkeypatch, tmp_path):
     """The ranks will shard it, and one process that has all of it would measure something else."""
     tried = a_card(monkeypatch, 10_000)
-    monkeypatch.setattr(preflight.parallel, "gpus", lambda job: 2)
+    monkeypatch.setattr(preflight.ranks, "gpus", lambda job: 2)
     monkeypatch.setattr(preflight.placement, "spread", lambda net: True)
     job, told = preflight.check(small_model(a_job()), ROWS, 5, a_job(), tmp_path)
     assert (job, tried, told["time estimated, minutes"]) == (a_job(), [], "not probed, the base is sharded")
@@ -201,7 +202,7 @@ def test_unsloths_ranks_take_more_than_one_process(monkeypatch, tmp_path, engine
     """Of 40 GB one process took 29: a third more is over the 38 that may be taken."""
     a_card(monkeypatch, 10_000)
     monkeypatch.setattr(preflight, "backend", lambda job: (engine, "as set"))
-    monkeypatch.setattr(preflight.parallel, "gpus", lambda job: gpus)
+    monkeypatch.setattr(preflight.ranks, "gpus", lambda job: gpus)
     key, taken = "  in each of several processes, about", [15e9]
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: int(taken[0]))
     told = preflight.check(small_model(a_job()), ROWS, 5, a_job(gradient_accumulation_steps=2), tmp_path)[1]
@@ -238,7 +239,7 @@ def test_early_stopping_needs_held_out_rows(tmp_path):
 
 def test_micro_batches_that_the_gpus_cannot_share(monkeypatch, tmp_path):
     a_card(monkeypatch, 10_000)
-    monkeypatch.setattr(preflight.parallel, "gpus", lambda job: 2)
+    monkeypatch.setattr(preflight.ranks, "gpus", lambda job: 2)
     with pytest.raises(UserError, match="gradient_accumulation_steps is 3, which 2 GPUs cannot share out evenly"):
         preflight.check(small_model(a_job()), ROWS, 5, a_job(gradient_accumulation_steps=3), tmp_path)
 

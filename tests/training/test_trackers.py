@@ -16,7 +16,8 @@ import types
 
 import pytest
 
-from lib.params import ROOT, Params, UserError
+from lib.common.errors import ROOT, UserError
+from lib.params import Params
 from lib.record import ledger
 from lib.training import trackers
 

@@ -1,7 +1,9 @@
-"""python -m lib.runs.sweep: see lib/runs/sweep/states.py."""
+"""python -m lib.runs.sweep: see lib/runs/sweep/command.py."""
 
 import sys
 
-from lib.runs.sweep.states import main
+from lib.common.redact import terminal
+from lib.runs.sweep.command import main
 
-sys.exit(main())
+with terminal():
+    sys.exit(main())

@@ -15,7 +15,8 @@ from lib import params
 from lib.data import sources
 from lib.record import ledger, run_record
 from lib.runs import stages
-from lib.params import Params, Text, UserError
+from lib.params import Params, Text
+from lib.common.errors import UserError
 
 SEARCHES = ("grid", "list", "random")
 METRICS = [k for k, v in ledger.summary([]).items() if k not in ("device", "devices", "memory_of")]
@@ -161,10 +162,11 @@ def _check(job: Params, sweep: Sweep, where: str) -> None:
         raise UserError(f"{where}: early_stop compares held-out losses on the way, and there are none with {given}.\n"
                         f"Set eval_steps to a fraction of the steps, or early_stop: false.")
     if not os.environ.get("RAY_ADDRESS"):  # elsewhere other cards may be
+        from lib.model import options
         from lib.model import load
 
         try:
-            load.check_options(job)
+            options.check_options(job)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
 

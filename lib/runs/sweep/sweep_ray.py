@@ -25,7 +25,7 @@ from lib.common import files, machine
 from lib.record import ledger, run_record
 from lib.runs.sweep import states
 from lib.training import stops
-from lib.params import ROOT, UserError
+from lib.common.errors import ROOT, UserError
 from lib.runs.sweep.sweep_file import Sweep, Trial, text
 
 POLL_SECONDS = 0.5

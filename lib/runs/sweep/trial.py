@@ -11,6 +11,7 @@ import time
 
 from lib.common import files
 from lib.record import run_record
+from lib.runs import run_job
 from lib.runs import stages
 
 SAVING_SECONDS = 150  # how long an earlier trial on this folder may take to save: more than lib.runs waits for its kernel
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])  # Ray blocks SIGINT in its workers; a kernel that inherits that cannot be interrupted
     threading.Thread(target=_follow_parent, daemon=True).start()
     _wait_for(argv[argv.index("--run") + 1])
-    return stages.main(argv)
+    return run_job.main(argv)
 
 
 if __name__ == "__main__":

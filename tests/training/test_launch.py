@@ -21,12 +21,12 @@ from test_loop import HELD_OUT, ROWS, a_job, small_model
 
 from helpers.standin import wait_for
 from lib import params
+from lib.common.errors import ROOT, UserError
 from lib.model import adapter, base, load
 from lib.model import ranks as parallel
-from lib.params import ROOT, UserError
 from lib.record import ledger
 from lib.record.run_record import STAGES
-from lib.training import loop
+from lib.training import launch, loop
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +94,12 @@ def same_training(run, alone):
 def test_two_processes_train_what_one_does(folder, alone, tmp_path, capfd):
     job = job_of(folder)
     run = copy(folder, tmp_path / "run", job)
-    parallel.launch(run, job, 2)
+    launch.launch(run, job, 2)
     same_training(run, alone)
     session = next(e for e in ledger.read(run / "metrics.jsonl") if e["event"] == "session")
     assert session["devices"] == 2
-    assert [p.name for p in run.glob(".*")] == [parallel.TRAINED], "else what the processes told each other is gone"
-    trained, last = load_file(run / parallel.TRAINED), weights(run)
+    assert [p.name for p in run.glob(".*")] == [launch.TRAINED], "else what the processes told each other is gone"
+    trained, last = load_file(run / launch.TRAINED), weights(run)
     assert all(torch.equal(trained[n], last[n]) for n in last)
     assert "\rtraining" in capfd.readouterr().out, "a progress bar is written over, not down the notebook"
 
@@ -108,7 +108,7 @@ def test_a_sharded_base_trains_the_same(folder, alone, tmp_path, capfd):
     """Each rank holds about half of the frozen weights, and short steps and splits keep nobody waiting."""
     job = job_of(folder, fsdp="full_shard")
     run = copy(folder, tmp_path / "run", job)
-    parallel.launch(run, job, 2)
+    launch.launch(run, job, 2)
     same_training(run, alone)
     held, total = (int(n.replace(",", "")) for n in re.search(r"rank 0 holds ([\d,]+) of ([\d,]+) parameters", capfd.readouterr().out).groups())
     assert held < 0.7 * total
@@ -125,7 +125,7 @@ def test_two_nodes(folder, alone, tmp_path):
     run = copy(folder, tmp_path / "run", job_of(folder))
     port = free_port()
     nodes = [subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={n}", "--nproc_per_node=1",
-                               "--master_addr=127.0.0.1", f"--master_port={port}", "-m", "lib.model.ranks", str(run)], cwd=ROOT, text=True,
+                               "--master_addr=127.0.0.1", f"--master_port={port}", "-m", "lib.training.launch", str(run)], cwd=ROOT, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}) for n in range(2)]
     said = [node.communicate(timeout=240)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
@@ -140,7 +140,7 @@ def test_ranks_started_by_hand_wait_for_no_one_who_has_the_run(folder, tmp_path,
     fd = os.open(run, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     with pytest.raises(SystemExit) as ended:
-        parallel.main()
+        launch.main()
     os.close(fd)
     assert ended.value.code == 1
     assert "run `run` is in use" in capsys.readouterr().out
@@ -151,8 +151,8 @@ def test_an_interrupted_pair_is_continued_by_one(folder, alone, tmp_path):
     """SIGINT to the process that started the ranks: they save, it says KeyboardInterrupt, and one process finishes the job."""
     job = job_of(folder)
     run = copy(folder, tmp_path / "run", job)
-    code = (f"import sys, pathlib; sys.path[:0] = [{str(ROOT)!r}]\nfrom lib import params\nfrom lib.model import ranks as parallel\n"
-            f"run = pathlib.Path({str(run)!r})\nparallel.launch(run, params.load(run / 'params.yaml'), 2)")
+    code = (f"import sys, pathlib; sys.path[:0] = [{str(ROOT)!r}]\nfrom lib import params\nfrom lib.training import launch\n"
+            f"run = pathlib.Path({str(run)!r})\nlaunch.launch(run, params.load(run / 'params.yaml'), 2)")
     process = subprocess.Popen([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     wait_for(lambda: [e for e in ledger.read(run / "metrics.jsonl") if e["event"] == "step"], "a first step", 120)
     process.send_signal(signal.SIGINT)
@@ -171,26 +171,26 @@ def test_the_notebooks_model_has_what_the_ranks_trained(folder, alone, tmp_path,
     monkeypatch.setattr(parallel, "gpus", lambda job: 2)
     place = base.folder(job)
     net = load.load(place, job)
-    masters = parallel.train(net, ROWS, HELD_OUT, job, run, loop.identity(job, "data-1", base.fingerprint(place), adapter.count(net)[0]))
+    masters = launch.train(net, ROWS, HELD_OUT, job, run, loop.identity(job, "data-1", base.fingerprint(place), adapter.count(net)[0]))
     during = {e["step"]: e["eval_loss"] for e in ledger.read(run / "metrics.jsonl") if e["event"] == "eval" and e["when"] == "during"}
     best = min(during, key=during.get)
     wanted = load_file(run / "checkpoints" / "best" / f"step-{best:06d}" / "adapter.safetensors")
     assert all(torch.equal(masters.weights[n], w) for n, w in wanted.items())
     assert all(torch.equal(p, masters.weights[n]) for n, p in adapter.trainable(net).items())
     assert any(w.any() for n, w in wanted.items() if "lora_B" in n)
-    assert not (run / parallel.TRAINED).exists()
+    assert not (run / launch.TRAINED).exists()
 
 
 def test_ranks_end_when_their_launcher_is_killed(folder, tmp_path):
     """They would hold the cards, and write into a run that is no longer locked."""
     job = job_of(folder, max_steps=100_000, logging_steps=1)
     run = copy(folder, tmp_path / "run", job)
-    code = (f"import sys, pathlib; sys.path[:0] = [{str(ROOT)!r}]\nfrom lib import params\nfrom lib.model import ranks as parallel\n"
-            f"run = pathlib.Path({str(run)!r})\nparallel.launch(run, params.load(run / 'params.yaml'), 2)")
+    code = (f"import sys, pathlib; sys.path[:0] = [{str(ROOT)!r}]\nfrom lib import params\nfrom lib.training import launch\n"
+            f"run = pathlib.Path({str(run)!r})\nlaunch.launch(run, params.load(run / 'params.yaml'), 2)")
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
     def ranks():
-        return [p for p in pathlib.Path("/proc").glob("[0-9]*") if str(run).encode() in _read(p / "cmdline") and b"lib.model.ranks" in _read(p / "cmdline")]
+        return [p for p in pathlib.Path("/proc").glob("[0-9]*") if str(run).encode() in _read(p / "cmdline") and b"lib.training.launch" in _read(p / "cmdline")]
 
     wait_for(lambda: [e for e in ledger.read(run / "metrics.jsonl") if e["event"] == "step"], "a first step", 120)
     assert len(ranks()) == 3, "torchrun and two ranks"
@@ -209,9 +209,9 @@ def _read(path):
 def test_what_ends_the_ranks_is_raised_and_nothing_else_shown(folder, tmp_path, capfd):
     job = job_of(folder)
     run = copy(folder, tmp_path / "run", job)
-    parallel.launch(run, job.model_copy(update={"max_steps": 2}), 2)
+    launch.launch(run, job.model_copy(update={"max_steps": 2}), 2)
     with pytest.raises(UserError, match="max_steps: checkpoint 2, now 3"):
-        parallel.launch(run, job.model_copy(update={"max_steps": 3}), 2)
+        launch.launch(run, job.model_copy(update={"max_steps": 3}), 2)
     shown = capfd.readouterr()
     assert "Traceback" not in shown.out + shown.err
 

@@ -19,7 +19,9 @@ TOKEN = "hf_AbCdEfGhIjKlMnOp"
 # the hub's libraries read the environment when they are imported: what is tested runs in a process of its own
 CHILD = """
 import json, sys
-from lib import exam_items, params, sources
+from lib import params
+from lib.common.errors import UserError
+from lib.data import exam_items, sources
 
 def run(job):
     commits = {}
@@ -28,7 +30,7 @@ def run(job):
         if job.exam:
             return {"items": [item for name in job.exam for item in exam_items.read(name)]}
         return {"rows": list(sources.read(job, None, commits=commits)), "commits": commits}
-    except params.UserError as error:
+    except UserError as error:
         return {"error": str(error)}
 
 print("RESULT" + json.dumps([run(job) for job in json.loads(sys.argv[1])]))
