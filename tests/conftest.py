@@ -1,10 +1,15 @@
 """Fixtures shared by the tests; what they make is kept in .cache/ between runs."""
+
 import os
 import pathlib
 import signal
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would all that a test starts
-os.environ["HF_HUB_OFFLINE"] = "1"  # before any import reads it: no test asks the network for anything
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's background job ignores it, and so would all that a test starts
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # before any import reads it: no test asks the network for anything
+)
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # each worker, with all it starts, on a core of its own: threads of torch and llama.cpp wait by spinning, and where two processes
     # share cores most of the time is spent so
@@ -21,6 +26,7 @@ CACHE = pathlib.Path(__file__).parents[1] / ".cache"
 def bundled_base():
     """Folder of the bundled Gemma 3 270M; its GGUF lies beside it as gemma-3-270m.gguf."""
     from lib.model import bundled
+
     return bundled.materialize(CACHE)
 
 
@@ -51,7 +57,10 @@ def tiny_run(tiny_gemma3n, tmp_path_factory):
     job = params.load("params/cpu.yaml", "max_seq_length=64")
     servers.write(folder, folder / "gguf" / "tiny-q8_0.gguf", job)
     files.atomic_write(folder / "params.yaml", params.dump(job))
-    stages = {stage: {"status": "finished", "attempts": [{}], "artifacts": [], "inputs": {}} for stage in run_record.STAGES}
+    stages = {
+        stage: {"status": "finished", "attempts": [{}], "artifacts": [], "inputs": {}}
+        for stage in run_record.STAGES
+    }
     stages["export"]["artifacts"] = files.describe(folder, ["merged", "gguf"])
     files.write_json(folder / "run.json", {"run": "tiny", "fingerprints": {}, "stages": stages})
     return folder

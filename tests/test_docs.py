@@ -1,6 +1,6 @@
 """README, Makefile and CI say what the code does: commands parse, the table is generated, the tree exists.
 
-    python -m pytest tests/test_docs.py
+python -m pytest tests/test_docs.py
 """
 
 import itertools
@@ -17,7 +17,25 @@ from lib.runs.sweep import sweep_file
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TARGETS = ("run", "prepare", "train", "export", "report", "runs", "compare", "rerun", "prune", "ask", "sweep", "test", "drills", "lint", "setup", "clean", "help")
+TARGETS = (
+    "run",
+    "prepare",
+    "train",
+    "export",
+    "report",
+    "runs",
+    "compare",
+    "rerun",
+    "prune",
+    "ask",
+    "sweep",
+    "test",
+    "drills",
+    "lint",
+    "setup",
+    "clean",
+    "help",
+)
 
 
 def commands():
@@ -31,22 +49,52 @@ def commands():
 
 
 def test_the_readme_names_every_kind_of_command():
-    assert {c.split()[1] for c in commands()} >= {"run", "prepare", "train", "export", "report", "runs", "compare", "rerun", "prune", "test", "lint", "clean", "help"}
+    assert {c.split()[1] for c in commands()} >= {
+        "run",
+        "prepare",
+        "train",
+        "export",
+        "report",
+        "runs",
+        "compare",
+        "rerun",
+        "prune",
+        "test",
+        "lint",
+        "clean",
+        "help",
+    }
 
 
 @pytest.mark.parametrize("command", commands())
 def test_each_command_of_the_readme_is_one_make_accepts_with_parameters_that_exist(command):
-    dry = subprocess.run(["make", "-n", "-o", "setup", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True)
+    dry = subprocess.run(
+        ["make", "-n", "-o", "setup", *shlex.split(command)[1:]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert dry.returncode == 0, dry.stderr
     if "lib.runs.sweep" in dry.stdout:
-        given = shlex.split(next(text for text in dry.stdout.splitlines() if "lib.runs.sweep" in text))  # a make under make says more
-        assert sweep_file.trials(sweep_file.read(given[given.index("--params") + 1]), "params/sweep.yaml")
+        given = shlex.split(
+            next(text for text in dry.stdout.splitlines() if "lib.runs.sweep" in text)
+        )  # a make under make says more
+        assert sweep_file.trials(
+            sweep_file.read(given[given.index("--params") + 1]), "params/sweep.yaml"
+        )
     line = next((text for text in dry.stdout.splitlines() if "lib.runs" in text), "")
     if line:
         words = shlex.split(line)
         given = dict(itertools.pairwise(words))
         params.load(given["--params"], given.get("--set", ""))
-        assert words[words.index("lib.runs") + 1] in ("run", "prepare", "train", "export", "report", "ask")
+        assert words[words.index("lib.runs") + 1] in (
+            "run",
+            "prepare",
+            "train",
+            "export",
+            "report",
+            "ask",
+        )
 
 
 def test_parameter_table_is_generated():
@@ -65,7 +113,9 @@ def test_make_help_lists_every_target_and_is_the_default():
         assert f"make {target}" in text
     makefile = (ROOT / "Makefile").read_text()
     assert len(makefile.splitlines()) <= 80
-    assert "runs" not in re.search(r"^clean:.*\n\t(.*)", makefile, re.MULTILINE)[1], "make clean must never touch runs"
+    assert "runs" not in re.search(r"^clean:.*\n\t(.*)", makefile, re.MULTILINE)[1], (
+        "make clean must never touch runs"
+    )
 
 
 def test_ci_runs_the_readmes_commands():

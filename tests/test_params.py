@@ -1,6 +1,6 @@
 """Strict parameters: what is refused, in which words, and what the run folder's hash depends on.
 
-    python -m pytest tests/test_params.py
+python -m pytest tests/test_params.py
 """
 
 import pytest
@@ -15,15 +15,30 @@ def write(tmp_path):
     def _write(text, name="job.yaml"):
         (tmp_path / name).write_text(text, encoding="utf-8")
         return tmp_path / name
+
     return _write
 
 
 def test_defaults_are_the_recipe():
     job = params.Params()
     assert (job.lora_r, job.lora_alpha, job.lora_dropout, job.bias) == (8, 8, 0.0, "none")
-    assert (job.per_device_train_batch_size, job.gradient_accumulation_steps, job.learning_rate) == (4, 4, 2e-5)
-    assert (job.max_seq_length, job.warmup_steps, job.weight_decay, job.optim) == (1024, 5, 0.01, "adamw_8bit")
-    assert (job.num_train_epochs, job.save_steps, job.seed, job.lr_scheduler_type) == (1.0, 500, 3407, "linear")
+    assert (
+        job.per_device_train_batch_size,
+        job.gradient_accumulation_steps,
+        job.learning_rate,
+    ) == (4, 4, 2e-5)
+    assert (job.max_seq_length, job.warmup_steps, job.weight_decay, job.optim) == (
+        1024,
+        5,
+        0.01,
+        "adamw_8bit",
+    )
+    assert (job.num_train_epochs, job.save_steps, job.seed, job.lr_scheduler_type) == (
+        1.0,
+        500,
+        3407,
+        "linear",
+    )
     assert (job.base_model, job.load_in_4bit) == ("unsloth/gemma-3n-E4B-it", True)
 
 
@@ -40,31 +55,40 @@ def test_a_runs_own_parameters_show_a_change_by_hand(tmp_path):
     assert params.recorded(tmp_path) == job
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("learning_rat: 1.0e-4", "did you mean `learning_rate`"),
-    ("zzzzzz: 1", "unknown parameter `zzzzzz`"),
-    ("seed: 1\nseed: 2", "`seed` is given twice"),
-    ("lora_r: eight", '`lora_r` is "eight"; expected a whole number >= 1 and <= 256'),
-    ("lora_r: 8.0", "`lora_r` is 8.0; expected a whole number"),
-    ("lora_r: 0", "`lora_r` is 0; expected a whole number >= 1"),
-    ("learning_rate: 2", "`learning_rate` is 2; expected a number > 0 and < 1"),
-    ("learning_rate: .nan", "expected a number"),
-    ("optim: adamw", "expected one of adamw_8bit, adamw_torch"),
-    ("load_in_4bit: no", "write true or false"),
-    ("load_in_4bit: 1", "expected true or false"),
-    ("seed: 010", "`010` reads as different things"),
-    ("seed: 0x1F", "`0x1F` reads as different things"),
-    ("max_steps: 1_000", "`1_000` reads as different things"),
-    ("max_minutes: 1:30", "`1:30` reads as different things"),
-    ("gguf_types: q8_0", "expected a list, one or more of f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0"),
-    ("gguf_types: [q9_9]", "expected a list, one or more of f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0"),
-    ("gguf_types: []", "expected a list, one or more of"),
-    ("dataset:", "`dataset` is null; expected a text"),
-    ("- seed", "expected lines of `key: value`, found list"),
-    ("seed: [", "line 1"),
-    ("? [seed]\n: 1", "a key is a list"),
-    ("seed: !!python/object/apply:os.system [echo]", "could not determine a constructor"),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("learning_rat: 1.0e-4", "did you mean `learning_rate`"),
+        ("zzzzzz: 1", "unknown parameter `zzzzzz`"),
+        ("seed: 1\nseed: 2", "`seed` is given twice"),
+        ("lora_r: eight", '`lora_r` is "eight"; expected a whole number >= 1 and <= 256'),
+        ("lora_r: 8.0", "`lora_r` is 8.0; expected a whole number"),
+        ("lora_r: 0", "`lora_r` is 0; expected a whole number >= 1"),
+        ("learning_rate: 2", "`learning_rate` is 2; expected a number > 0 and < 1"),
+        ("learning_rate: .nan", "expected a number"),
+        ("optim: adamw", "expected one of adamw_8bit, adamw_torch"),
+        ("load_in_4bit: no", "write true or false"),
+        ("load_in_4bit: 1", "expected true or false"),
+        ("seed: 010", "`010` reads as different things"),
+        ("seed: 0x1F", "`0x1F` reads as different things"),
+        ("max_steps: 1_000", "`1_000` reads as different things"),
+        ("max_minutes: 1:30", "`1:30` reads as different things"),
+        (
+            "gguf_types: q8_0",
+            "expected a list, one or more of f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0",
+        ),
+        (
+            "gguf_types: [q9_9]",
+            "expected a list, one or more of f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0",
+        ),
+        ("gguf_types: []", "expected a list, one or more of"),
+        ("dataset:", "`dataset` is null; expected a text"),
+        ("- seed", "expected lines of `key: value`, found list"),
+        ("seed: [", "line 1"),
+        ("? [seed]\n: 1", "a key is a list"),
+        ("seed: !!python/object/apply:os.system [echo]", "could not determine a constructor"),
+    ],
+)
 def test_wrong_values_are_named_with_the_expected_form(write, text, expected):
     with pytest.raises(UserError) as error:
         params.load(write(text))
@@ -80,7 +104,10 @@ def test_every_wrong_key_is_reported_at_once(write):
     assert "seed" in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "value"), [("2e-5", 2e-5), ("1E-4", 1e-4), ("1e-4", 1e-4), ("0.5", 0.5), (".5", 0.5), ("5.0e-4", 5e-4)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2e-5", 2e-5), ("1E-4", 1e-4), ("1e-4", 1e-4), ("0.5", 0.5), (".5", 0.5), ("5.0e-4", 5e-4)],
+)
 def test_scientific_numbers_are_floats(write, text, value):
     assert params.load(write(f"learning_rate: {text}")).learning_rate == value
 
@@ -103,25 +130,46 @@ def test_an_empty_file_means_the_defaults(write):
 
 def test_overrides_win_and_are_as_strict(write):
     path = write("seed: 1\nmax_steps: 7\n")
-    job = params.load(path, 'learning_rate=1e-4 max_steps=50 gguf_types="[q8_0, f16]" dataset_revision=')
-    assert (job.seed, job.learning_rate, job.max_steps, job.gguf_types, job.dataset_revision) == (1, 1e-4, 50, ["q8_0", "f16"], "")
-    for text, expected in (("max_step=1", "did you mean `max_steps`"), ("max_steps", "not of the form key=value"), ("seed=1 seed=2", "given twice"),
-                           ("load_in_4bit=no", "write true or false"), ('seed="1', "expected SET")):
+    job = params.load(
+        path, 'learning_rate=1e-4 max_steps=50 gguf_types="[q8_0, f16]" dataset_revision='
+    )
+    assert (job.seed, job.learning_rate, job.max_steps, job.gguf_types, job.dataset_revision) == (
+        1,
+        1e-4,
+        50,
+        ["q8_0", "f16"],
+        "",
+    )
+    for text, expected in (
+        ("max_step=1", "did you mean `max_steps`"),
+        ("max_steps", "not of the form key=value"),
+        ("seed=1 seed=2", "given twice"),
+        ("load_in_4bit=no", "write true or false"),
+        ('seed="1', "expected SET"),
+    ):
         with pytest.raises(UserError) as error:
             params.load(path, text)
         assert expected in str(error.value)
 
 
 def test_dump_reads_back_to_the_same(write):
-    job = params.load(write("base_model: 'no'\nlearning_rate: 1e-7\nnum_train_epochs: 1e5\ngguf_types: [f16]\n"))
+    job = params.load(
+        write("base_model: 'no'\nlearning_rate: 1e-7\nnum_train_epochs: 1e5\ngguf_types: [f16]\n")
+    )
     assert params.load(write(params.dump(job), "again.yaml")) == job
 
 
 def test_fingerprint_depends_on_data_and_training_alone(write):
     base = params.fingerprint(params.load(write("seed: 1")))
-    assert base == params.fingerprint(params.load(write("seed: 1\ngguf_types: [f16]"))), "an export key renamed the run"
-    assert base == params.fingerprint(params.load(write("seed: 1\nlora_r: 8"))), "a default spelled out renamed the run"
-    assert base == params.fingerprint(params.load(write("seed: 1\nmax_minutes: 9\nnum_gpus: 1"))), "what changes no weight renamed the run"
+    assert base == params.fingerprint(params.load(write("seed: 1\ngguf_types: [f16]"))), (
+        "an export key renamed the run"
+    )
+    assert base == params.fingerprint(params.load(write("seed: 1\nlora_r: 8"))), (
+        "a default spelled out renamed the run"
+    )
+    assert base == params.fingerprint(params.load(write("seed: 1\nmax_minutes: 9\nnum_gpus: 1"))), (
+        "what changes no weight renamed the run"
+    )
     assert base != params.fingerprint(params.load(write("seed: 2")))
     assert base != params.fingerprint(params.load(write("seed: 1\nlora_r: 4")))
 
@@ -133,7 +181,11 @@ def test_every_key_is_described_and_has_a_stage():
         assert params.type_name(key), key
 
 
-@pytest.mark.parametrize("path", sorted(p for p in (errors.ROOT / "params").glob("*.yaml") if p.name != "sweep.yaml"), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted(p for p in (errors.ROOT / "params").glob("*.yaml") if p.name != "sweep.yaml"),
+    ids=lambda p: p.name,
+)
 def test_presets_are_valid_short_and_list_only_what_differs(path):
     job, lines = params.load(path), path.read_text().splitlines()
     assert len(lines) <= 25
@@ -141,12 +193,23 @@ def test_presets_are_valid_short_and_list_only_what_differs(path):
     assert given == set(params.changed(job)), "a preset repeats a default"
 
 
-@pytest.mark.parametrize(("listed", "expected"), [
-    ([{"dataset": "a/b"}, {"dataset": "c/d", "wieght": 0.5}], "Entry 2, `wieght`: extra inputs are not permitted"),
-    ([{"dataset": "a/b", "weight": 0}], "Entry 1, `weight`: input should be greater than 0"),
-    ([{"dataset": "a/b", "weight": 2.0}], "Entry 1, `weight`: input should be less than or equal to 1"),
-    ([{"revision": "v1"}], "Entry 1, `dataset`: field required"), ([], "expected a text, or a list of"), ({"dataset": "a/b"}, "expected a text, or a list of"),
-])
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        (
+            [{"dataset": "a/b"}, {"dataset": "c/d", "wieght": 0.5}],
+            "Entry 2, `wieght`: extra inputs are not permitted",
+        ),
+        ([{"dataset": "a/b", "weight": 0}], "Entry 1, `weight`: input should be greater than 0"),
+        (
+            [{"dataset": "a/b", "weight": 2.0}],
+            "Entry 1, `weight`: input should be less than or equal to 1",
+        ),
+        ([{"revision": "v1"}], "Entry 1, `dataset`: field required"),
+        ([], "expected a text, or a list of"),
+        ({"dataset": "a/b"}, "expected a text, or a list of"),
+    ],
+)
 def test_a_wrong_list_of_sources_names_the_entry(listed, expected):
     with pytest.raises(UserError) as error:
         params.check({"dataset": listed}, "test")
@@ -154,23 +217,41 @@ def test_a_wrong_list_of_sources_names_the_entry(listed, expected):
 
 
 def test_a_list_of_sources_may_name_them_plainly_and_comes_back_from_its_own_yaml(tmp_path):
-    job = params.check({"dataset": ["a/b", {"dataset": "c.jsonl", "max_rows": 5}], "columns": {"question": "ask"}}, "test")
+    job = params.check(
+        {"dataset": ["a/b", {"dataset": "c.jsonl", "max_rows": 5}], "columns": {"question": "ask"}},
+        "test",
+    )
     (tmp_path / "p.yaml").write_text(params.dump(job))
     assert params.load(tmp_path / "p.yaml") == job
 
 
 def test_a_mapping_cut_by_its_blanks_says_how_to_quote_it():
-    with pytest.raises(UserError, match=r"""quote a value with blanks in it: SET="columns='\{question: \.\.\.'"""):
+    with pytest.raises(
+        UserError, match=r"""quote a value with blanks in it: SET="columns='\{question: \.\.\.'"""
+    ):
         params.parse_overrides("columns={question: ask}")
     assert params.parse_overrides("columns='{question: ask}'") == {"columns": {"question": "ask"}}
 
 
-@pytest.mark.parametrize(("values", "expected"), [
-    ({"overlong": "truncate"}, "one of drop, cut"), ({"skip_rules": ["blank"]}, "none or more of placeholder"), ({"near_duplicate_threshold": 0.3}, ">= 0.8 and <= 1"),
-    ({"personal_data": "hide"}, "one of mask, drop, keep"), ({"dangerous_advice": "off"}, "one of drop, flag, ignore"), ({"columns": {"question": 1}}, "a mapping of text to text"),
-    ({"exam": "bundled:exam"}, "a list, none or more of texts"), ({"answer_cap": -1}, ">= 0"), ({"decontaminate": 101}, "<= 100"), ({"skip_bad_lines": True}, "a whole number"),
-    ({"same_question": "best"}, "one of all, first, longest"), ({"near_duplicates": "flag"}, "one of drop, keep"), ({"reasoning": "cut"}, "one of strip, keep"), ({"language": 1}, "a text"),
-])
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"overlong": "truncate"}, "one of drop, cut"),
+        ({"skip_rules": ["blank"]}, "none or more of placeholder"),
+        ({"near_duplicate_threshold": 0.3}, ">= 0.8 and <= 1"),
+        ({"personal_data": "hide"}, "one of mask, drop, keep"),
+        ({"dangerous_advice": "off"}, "one of drop, flag, ignore"),
+        ({"columns": {"question": 1}}, "a mapping of text to text"),
+        ({"exam": "bundled:exam"}, "a list, none or more of texts"),
+        ({"answer_cap": -1}, ">= 0"),
+        ({"decontaminate": 101}, "<= 100"),
+        ({"skip_bad_lines": True}, "a whole number"),
+        ({"same_question": "best"}, "one of all, first, longest"),
+        ({"near_duplicates": "flag"}, "one of drop, keep"),
+        ({"reasoning": "cut"}, "one of strip, keep"),
+        ({"language": 1}, "a text"),
+    ],
+)
 def test_each_wrong_value_of_the_data_stage_says_what_is_expected(values, expected):
     with pytest.raises(UserError) as error:
         params.check(values, "test")

@@ -1,6 +1,6 @@
 """The three notebooks through papermill: on a tiny Gemma 3n of the true architecture, in Jupyter's way, and on the bundled model.
 
-    python -m pytest tests/test_pipeline.py
+python -m pytest tests/test_pipeline.py
 """
 
 import hashlib
@@ -22,8 +22,13 @@ EVIL = "<script>alert('row')</script>"
 
 def make(command, params, folder, *more, check=0):
     """Run the runner as `make` does, with its runs under `folder`; returns what it printed."""
-    done = subprocess.run([sys.executable, "-m", "lib.runs", command, "--params", str(params), *more], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "MEDRESCUE_RUNS": str(folder)})
+    done = subprocess.run(
+        [sys.executable, "-m", "lib.runs", command, "--params", str(params), *more],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MEDRESCUE_RUNS": str(folder)},
+    )
     assert done.returncode == check, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -33,17 +38,39 @@ def job(tiny_gemma3n, tmp_path_factory):
     """A params file for the tiny model on 60 rows, three of which must go."""
     folder = tmp_path_factory.mktemp("job")
     assets = (ROOT / "lib" / "medical" / "first_aid.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [{k: v for k, v in json.loads(line).items() if k != "source"} for line in assets[::8]][:54]
-    rows += [rows[0], {**rows[1], "id": "no-answer", "answer": ""}, {**rows[2], "id": "evil", "question": f"Is {EVIL} safe?", "answer": f"No, nobody should open this: {EVIL}"}]
-    rows += [{"id": "long", "topic": "", "question": "Why is that?", "answer": "It is because of this, and that is all. " * 90}]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    rows = [{k: v for k, v in json.loads(line).items() if k != "source"} for line in assets[::8]][
+        :54
+    ]
+    rows += [
+        rows[0],
+        {**rows[1], "id": "no-answer", "answer": ""},
+        {
+            **rows[2],
+            "id": "evil",
+            "question": f"Is {EVIL} safe?",
+            "answer": f"No, nobody should open this: {EVIL}",
+        },
+    ]
+    rows += [
+        {
+            "id": "long",
+            "topic": "",
+            "question": "Why is that?",
+            "answer": "It is because of this, and that is all. " * 90,
+        }
+    ]
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8"
+    )
     exam = (ROOT / "lib" / "medical" / "exam.jsonl").read_text(encoding="utf-8").splitlines()
     (folder / "exam.jsonl").write_text("\n".join(exam[::30]) + "\n", encoding="utf-8")
     path = folder / "tiny.yaml"
-    path.write_text(f"base_model: {tiny_gemma3n}\ndataset: {folder / 'rows.jsonl'}\nload_in_4bit: false\noptim: adamw_torch\nmax_seq_length: 512\n"
-                    "validation_size: 0.2\nlearning_rate: 1.0e-3\nmax_steps: 4\nwarmup_steps: 0\nsave_steps: 2\nsample_tokens: 8\n"
-                    f"per_device_train_batch_size: 2\ngradient_accumulation_steps: 2\nexam: [{folder / 'exam.jsonl'}]\nsafety_tokens: 2\n"
-                    "skip_rules: [html]  # the row that tries to be markup must reach the page\n")
+    path.write_text(
+        f"base_model: {tiny_gemma3n}\ndataset: {folder / 'rows.jsonl'}\nload_in_4bit: false\noptim: adamw_torch\nmax_seq_length: 512\n"
+        "validation_size: 0.2\nlearning_rate: 1.0e-3\nmax_steps: 4\nwarmup_steps: 0\nsave_steps: 2\nsample_tokens: 8\n"
+        f"per_device_train_batch_size: 2\ngradient_accumulation_steps: 2\nexam: [{folder / 'exam.jsonl'}]\nsafety_tokens: 2\n"
+        "skip_rules: [html]  # the row that tries to be markup must reach the page\n"
+    )
     return path
 
 
@@ -56,9 +83,25 @@ def run(job, tmp_path_factory):
 
 def test_everything_the_layout_names_is_there(run):
     folder, _ = run
-    for name in ("params.yaml", "run.json", "metrics.jsonl", "results.json", "report.html", "prepare.ipynb", "train.ipynb", "export.ipynb",
-                 "data/data_card.json", "data/train", "checkpoints/step-000004", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
-                 "merged/config.json", "merged/model.safetensors", "gguf/tiny-q8_0.gguf", "gguf/Modelfile"):
+    for name in (
+        "params.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "results.json",
+        "report.html",
+        "prepare.ipynb",
+        "train.ipynb",
+        "export.ipynb",
+        "data/data_card.json",
+        "data/train",
+        "checkpoints/step-000004",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "merged/config.json",
+        "merged/model.safetensors",
+        "gguf/tiny-q8_0.gguf",
+        "gguf/Modelfile",
+    ):
         assert (folder / name).exists(), name
     assert not [p for p in folder.rglob("*") if p.name.endswith((".tmp", ".old"))]
 
@@ -88,11 +131,21 @@ def test_executed_notebooks_are_whole_small_and_glued(run):
         for cell in content.cells:
             assert cell.metadata.papermill["status"] == "completed"
             if cell.cell_type == "code":
-                assert not [o for o in cell.outputs if o.output_type == "error" or "image/png" in o.get("data", {}) and not o.data["image/png"]]
-                assert len([o for o in cell.outputs if o.output_type == "stream"]) <= 2, "progress bars must not pile up"
+                assert not [
+                    o
+                    for o in cell.outputs
+                    if o.output_type == "error"
+                    or "image/png" in o.get("data", {})
+                    and not o.data["image/png"]
+                ]
+                assert len([o for o in cell.outputs if o.output_type == "stream"]) <= 2, (
+                    "progress bars must not pile up"
+                )
         outputs = [o for c in content.cells if c.cell_type == "code" for o in c.outputs]
         if stage != "export":
-            assert any("image/png" in o.get("data", {}) for o in outputs), f"{stage} shows no figure"
+            assert any("image/png" in o.get("data", {}) for o in outputs), (
+                f"{stage} shows no figure"
+            )
     glued = scrapbook.read_notebook(str(folder / "train.ipynb"))
     results = json.loads((folder / "results.json").read_text())
     assert glued.scraps.data_dict["loss_mean"] == pytest.approx(results["train"]["loss_mean"])
@@ -107,7 +160,11 @@ def test_results_add_up_and_come_from_the_ledger(run):
     prepare, train = results["prepare"], results["train"]
     assert prepare["rows_read"] == 58
     assert prepare["dropped"] == {"empty": 1, "exact_duplicate": 1, "too_long": 1}
-    assert prepare["rows_read"] - sum(prepare["dropped"].values()) == prepare["rows_kept"] == prepare["train"] + prepare["validation"] + prepare["test"]
+    assert (
+        prepare["rows_read"] - sum(prepare["dropped"].values())
+        == prepare["rows_kept"]
+        == prepare["train"] + prepare["validation"] + prepare["test"]
+    )
     entries = ledger.read(folder / "metrics.jsonl")
     assert ledger.summary(entries) == train
     assert (train["steps"], train["sessions"], train["steps_repeated"]) == (4, 1, 0)
@@ -121,12 +178,17 @@ def test_results_add_up_and_come_from_the_ledger(run):
     assert results["export"]["lora"]["apart"] < results["export"]["lora"]["apart_without"]
     listed = {a["path"]: a for a in results["export"]["artifacts"]}
     assert "gguf/tiny-lora.gguf" in listed
-    assert listed["gguf/tiny-q8_0.gguf"]["sha256"] == hashlib.sha256((folder / "gguf" / "tiny-q8_0.gguf").read_bytes()).hexdigest()
+    assert (
+        listed["gguf/tiny-q8_0.gguf"]["sha256"]
+        == hashlib.sha256((folder / "gguf" / "tiny-q8_0.gguf").read_bytes()).hexdigest()
+    )
 
 
 def test_every_format_was_examined_and_the_safety_set_answered(run):
     folder, _ = run
-    results, entries = (files.read_json(folder / name, name) for name in ("results.json", "exam.json"))
+    results, entries = (
+        files.read_json(folder / name, name) for name in ("results.json", "exam.json")
+    )
     exam, safety = (entries[name]["models"] for name in entries)
     assert list(exam) == ["base", "adapter", "merged", "q8_0"]
     assert list(safety) == ["base", "merged", "q8_0"]
@@ -135,7 +197,9 @@ def test_every_format_was_examined_and_the_safety_set_answered(run):
     assert results["exam"]["tuned_perplexity"] < results["exam"]["base_perplexity"]
     for name, key in (("base", "base"), ("merged", "tuned"), ("q8_0", "q8_0")):
         assert len(safety[name]["answers"]) == 82
-        assert results["safety"][key]["passed"]["count"] == sum(a["passed"] for a in safety[name]["answers"])
+        assert results["safety"][key]["passed"]["count"] == sum(
+            a["passed"] for a in safety[name]["answers"]
+        )
     card = (folder / "gguf" / "README.md").read_text(encoding="utf-8")
     assert f"{results['exam']['q8_0']['tuned_correct']} of 4" in card
     assert "of 82" in card
@@ -143,7 +207,16 @@ def test_every_format_was_examined_and_the_safety_set_answered(run):
 
 def test_terminal_shows_stage_step_loss_and_time_left(run):
     _, printed = run
-    for text in ("prepare:", "train:", "export:", "training:", "4/4", "loss=", "held-out loss before", "report:"):
+    for text in (
+        "prepare:",
+        "train:",
+        "export:",
+        "training:",
+        "4/4",
+        "loss=",
+        "held-out loss before",
+        "report:",
+    ):
         assert text in printed, text
     assert "Traceback" not in printed
 
@@ -152,43 +225,84 @@ def test_same_command_again_does_nothing_and_a_changed_export_runs_alone(run, jo
     folder, _ = run
     printed = make("run", job, folder.parent, "--run", "tiny")
     assert printed.count("nothing to do") == 3
-    printed = make("run", job, folder.parent, "--run", "tiny", "--set", "gguf_types=[f16] safety_tokens=0 lora_gguf=false")
+    printed = make(
+        "run",
+        job,
+        folder.parent,
+        "--run",
+        "tiny",
+        "--set",
+        "gguf_types=[f16] safety_tokens=0 lora_gguf=false",
+    )
     assert [printed.count(f"{stage}: finished") for stage in STAGES] == [1, 1, 0]
     assert "export: `gguf_types` changed" in printed
     assert (folder / "gguf" / "tiny-f16.gguf").exists()
     assert "merged, " in printed
-    assert printed.count("examined before, nothing to do") == 3, "base, adapter and merged are the same; f16 is new"
+    assert printed.count("examined before, nothing to do") == 3, (
+        "base, adapter and merged are the same; f16 is new"
+    )
     assert "safety" not in json.loads((folder / "results.json").read_text()), "nobody asked"
 
 
 def test_report_shows_this_run(run):
     page = (run[0] / "report.html").read_text(encoding="utf-8")
-    for text in ("not medical advice", "Read first", "held-out response loss", "tiny-q8_0.gguf", "max_steps", "Not measured"):
+    for text in (
+        "not medical advice",
+        "Read first",
+        "held-out response loss",
+        "tiny-q8_0.gguf",
+        "max_steps",
+        "Not measured",
+    ):
         assert text in page, text
     assert EVIL not in page
 
 
-def test_running_all_cells_in_jupyter_with_params_file_is_the_same_job(run, job, tmp_path, monkeypatch):
+def test_running_all_cells_in_jupyter_with_params_file_is_the_same_job(
+    run, job, tmp_path, monkeypatch
+):
     from nbclient import NotebookClient
 
     monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path))
     for stage in ("prepare", "train"):
         content = nbformat.read(ROOT / "notebooks" / f"{stage}.ipynb", as_version=4)
         cell = next(c for c in content.cells if "parameters" in c.metadata.get("tags", []))
-        cell.source = cell.source.replace('params_file: str = ""', f'params_file: str = "{job}"').replace('run_name: str = ""', 'run_name: str = "tiny"')
-        NotebookClient(content, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
-    ours, theirs = (json.loads((f / "tiny" / "run.json").read_text()) for f in (tmp_path, run[0].parent))
+        cell.source = cell.source.replace(
+            'params_file: str = ""', f'params_file: str = "{job}"'
+        ).replace('run_name: str = ""', 'run_name: str = "tiny"')
+        NotebookClient(
+            content,
+            timeout=300,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(ROOT / "notebooks")}},
+        ).execute()
+    ours, theirs = (
+        json.loads((f / "tiny" / "run.json").read_text()) for f in (tmp_path, run[0].parent)
+    )
     for stage in ("prepare", "train"):
         assert ours["stages"][stage]["status"] == "finished"
-        assert ours["stages"][stage]["output"] == theirs["stages"][stage]["output"], f"{stage} differs from make's"
+        assert ours["stages"][stage]["output"] == theirs["stages"][stage]["output"], (
+            f"{stage} differs from make's"
+        )
     assert "nothing to do" in make("train", job, tmp_path, "--run", "tiny")
 
 
 def test_the_bundled_model_and_data(tmp_path):
     folder = tmp_path / "demo"
-    make("run", "params/cpu.yaml", tmp_path, "--run", "demo", "--set", "max_rows=60 max_steps=2 sample_tokens=6 exam=[] safety_tokens=0 lora_gguf=false")
+    make(
+        "run",
+        "params/cpu.yaml",
+        tmp_path,
+        "--run",
+        "demo",
+        "--set",
+        "max_rows=60 max_steps=2 sample_tokens=6 exam=[] safety_tokens=0 lora_gguf=false",
+    )
     results = json.loads((folder / "results.json").read_text())
-    assert results["train"]["total_parameters"] == 268_098_176 + results["train"]["trainable_parameters"]
+    assert (
+        results["train"]["total_parameters"]
+        == 268_098_176 + results["train"]["trainable_parameters"]
+    )
     assert results["train"]["steps"] == 2
     assert results["export"]["parity"]["q8_0"]["tokens"] > 0
     assert "Gemma 3 270M" in (folder / "report.html").read_text()

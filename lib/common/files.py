@@ -11,7 +11,9 @@ from typing import Any
 from lib.common.errors import ROOT, UserError
 
 FD_VARIABLE = "MEDRESCUE_RUN_FD"  # how the runner hands its lock to the kernel it starts
-_locks: dict[str, int] = {}  # locks this process holds: a cell that is run twice must not wait for itself
+_locks: dict[
+    str, int
+] = {}  # locks this process holds: a cell that is run twice must not wait for itself
 
 
 def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
@@ -26,7 +28,9 @@ def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write `{shown(path)}`: {error.strerror}. What was there before is unchanged.") from None
+        raise UserError(
+            f"cannot write `{shown(path)}`: {error.strerror}. What was there before is unchanged."
+        ) from None
 
 
 def write_json(path: pathlib.Path, value: Any, sealed: bool = False) -> None:
@@ -44,7 +48,9 @@ def read_json(path: pathlib.Path, what: str) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(f"{what} `{shown(path)}` is not readable JSON ({error}).") from None
     if isinstance(value, dict) and "seal" in value and value.pop("seal") != _seal(value):
-        raise UserError(f"{what} `{shown(path)}` does not match its seal: it was damaged, or changed by hand, and its numbers cannot be trusted.")
+        raise UserError(
+            f"{what} `{shown(path)}` does not match its seal: it was damaged, or changed by hand, and its numbers cannot be trusted."
+        )
     return value
 
 
@@ -57,7 +63,9 @@ def read_or_set_aside(path: pathlib.Path, what: str) -> dict[str, Any]:
     except UserError as error:
         aside = path.with_name(f"{path.stem}.damaged{path.suffix}")
         os.replace(path, aside)
-        print(f"{error} It is now {aside.name}; what it held is made again by its stages, with FORCE=1 where they are finished.")
+        print(
+            f"{error} It is now {aside.name}; what it held is made again by its stages, with FORCE=1 where they are finished."
+        )
         return {}
 
 
@@ -95,8 +103,10 @@ def lock(folder: pathlib.Path) -> int | None:
         os.close(fd)
         return None
     except OSError as error:
-        raise UserError(f"cannot lock `{shown(folder)}`: {error.strerror}. Expected a folder on a disk with file locks (some network "
-                        f"disks have none).\nMove what is there away, or set MEDRESCUE_RUNS to a folder on a local disk.") from None
+        raise UserError(
+            f"cannot lock `{shown(folder)}`: {error.strerror}. Expected a folder on a disk with file locks (some network "
+            f"disks have none).\nMove what is there away, or set MEDRESCUE_RUNS to a folder on a local disk."
+        ) from None
     _locks[key] = fd
     return fd
 
@@ -116,8 +126,15 @@ def code_hash(*folders: str) -> str:
 
     Whole folders: with a list of files, a new one would serve results that it no longer gives.
     """
-    names = sorted(path for folder in folders for suffix in ("py", "json") for path in (ROOT / "lib" / folder).glob(f"*.{suffix}"))
-    return hashlib.sha256(" ".join(f"{path.relative_to(ROOT)} {sha256(path)}" for path in names).encode()).hexdigest()
+    names = sorted(
+        path
+        for folder in folders
+        for suffix in ("py", "json")
+        for path in (ROOT / "lib" / folder).glob(f"*.{suffix}")
+    )
+    return hashlib.sha256(
+        " ".join(f"{path.relative_to(ROOT)} {sha256(path)}" for path in names).encode()
+    ).hexdigest()
 
 
 def describe(folder: pathlib.Path, names: list[str]) -> list[dict[str, Any]]:
@@ -126,7 +143,10 @@ def describe(folder: pathlib.Path, names: list[str]) -> list[dict[str, Any]]:
     for name in names:
         top = folder / name
         found += [top] if top.is_file() else [p for p in top.rglob("*") if p.is_file()]
-    return [{"path": p.relative_to(folder).as_posix(), "bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(set(found))]
+    return [
+        {"path": p.relative_to(folder).as_posix(), "bytes": p.stat().st_size, "sha256": sha256(p)}
+        for p in sorted(set(found))
+    ]
 
 
 def damaged(folder: pathlib.Path, artifacts: list[dict[str, Any]]) -> str:
@@ -143,7 +163,11 @@ def damaged(folder: pathlib.Path, artifacts: list[dict[str, Any]]) -> str:
 
 
 def size_of(path: pathlib.Path) -> int:
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+    return (
+        sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        if path.is_dir()
+        else path.stat().st_size
+    )
 
 
 def require_disk(folder: pathlib.Path, needed: int, what: str) -> None:
@@ -152,7 +176,8 @@ def require_disk(folder: pathlib.Path, needed: int, what: str) -> None:
     if free < needed:
         raise UserError(
             f"Not enough disk for {what}: it needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free at "
-            f"`{shown(folder)}`.\nFree some space, or set MEDRESCUE_RUNS to a folder on a larger disk.")
+            f"`{shown(folder)}`.\nFree some space, or set MEDRESCUE_RUNS to a folder on a larger disk."
+        )
 
 
 def shown(path: pathlib.Path) -> str:

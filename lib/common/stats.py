@@ -22,7 +22,9 @@ def mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided p of McNemar's test: how likely so uneven a split is if an item that changed was as likely gained as lost."""
     changed = gained + lost
     tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**changed)  # whole numbers up to the last division, so thousands of changed items are exact too
+    return min(
+        1.0, 2 * tail / 2**changed
+    )  # whole numbers up to the last division, so thousands of changed items are exact too
 
 
 def changes(before: list[bool], after: list[bool]) -> dict[str, float]:
@@ -52,7 +54,9 @@ def loss_interval(rows: np.ndarray, seed: int = 0) -> tuple[float, float]:
     return _middle(sums[:, 0] / sums[:, 1])
 
 
-def perplexity_ratio(before: np.ndarray, after: np.ndarray, seed: int = 0) -> tuple[float, tuple[float, float]]:
+def perplexity_ratio(
+    before: np.ndarray, after: np.ndarray, seed: int = 0
+) -> tuple[float, tuple[float, float]]:
     """Perplexity after / before, and its 95 % bootstrap interval: items are drawn whole, with their tokens and both their losses.
 
     Each is (items, 2): summed loss in nats and trained tokens; the tokens must be the same. Under 1 is better.
@@ -70,8 +74,12 @@ def _resampled(values: np.ndarray, seed: int) -> np.ndarray:
     if not len(values):
         raise ValueError("there is nothing to resample")
     draw, at_once = np.random.default_rng(seed), max(1, 2**22 // len(values))
-    sizes = [min(at_once, DRAWS - start) for start in range(0, DRAWS, at_once)]  # in pieces: 10,000 draws of 10,000 items are 800 MB of indices
-    return np.concatenate([values[draw.integers(0, len(values), (size, len(values)))].sum(axis=1) for size in sizes])
+    sizes = [
+        min(at_once, DRAWS - start) for start in range(0, DRAWS, at_once)
+    ]  # in pieces: 10,000 draws of 10,000 items are 800 MB of indices
+    return np.concatenate(
+        [values[draw.integers(0, len(values), (size, len(values)))].sum(axis=1) for size in sizes]
+    )
 
 
 def _middle(draws: np.ndarray) -> tuple[float, float]:

@@ -11,14 +11,18 @@ def format_value(value: Any) -> str:
         return str(value)
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.3g}" if abs(value) < 0.01 and value else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-
+    return (
+        f"{value:.3g}"
+        if abs(value) < 0.01 and value
+        else f"{value:,.4g}"
+        if abs(value) < 1000
+        else f"{value:,.0f}"
+    )
 
 
 def format_size(count: int) -> str:
     """Bytes for people: KiB under a MiB, MiB otherwise."""
     return f"{count / 2**10:,.1f} KiB" if count < 2**20 else f"{count / 2**20:,.1f} MiB"
-
 
 
 def aligned_table(rows: list[dict[str, Any]]) -> str:
@@ -28,6 +32,10 @@ def aligned_table(rows: list[dict[str, Any]]) -> str:
     columns = [[key, *(format_value(row[key]) for row in rows)] for key in rows[0]]
     right = [any(isinstance(row[key], int | float) for row in rows) for key in rows[0]]
     widths = [max(map(len, column)) for column in columns]
-    return "\n".join("  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)).rstrip()
-                     for line in zip(*columns, strict=True))
-
+    return "\n".join(
+        "  ".join(
+            cell.rjust(w) if r else cell.ljust(w)
+            for cell, w, r in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in zip(*columns, strict=True)
+    )

@@ -17,9 +17,7 @@ def normalised(text: str) -> str:
     return " ".join(text.split())
 
 
-
 def words_of(text: str) -> list[str]:
     """The words of a text for comparing; of a script without blanks, its characters."""
     text = normalised(text)
     return WORDS.findall(text if text.isascii() else UNSPACED.sub(r" \g<0> ", text))
-

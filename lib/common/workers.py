@@ -20,7 +20,9 @@ def start(small: bool) -> concurrent.futures.ProcessPoolExecutor | None:
     if small or cores == 1:
         return None
     # spawn, not fork: a notebook's kernel has threads, and a forked child of it may wait for ever for a lock one of them held
-    return concurrent.futures.ProcessPoolExecutor(min(cores, MOST), multiprocessing.get_context("spawn"), _begin)
+    return concurrent.futures.ProcessPoolExecutor(
+        min(cores, MOST), multiprocessing.get_context("spawn"), _begin
+    )
 
 
 def stop(pool: concurrent.futures.ProcessPoolExecutor | None) -> None:
@@ -28,7 +30,11 @@ def stop(pool: concurrent.futures.ProcessPoolExecutor | None) -> None:
         pool.shutdown(cancel_futures=True)
 
 
-def ordered(pool: concurrent.futures.ProcessPoolExecutor | None, function: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+def ordered(
+    pool: concurrent.futures.ProcessPoolExecutor | None,
+    function: Callable[..., Any],
+    items: Iterable[tuple[Any, ...]],
+) -> Iterator[Any]:
     """function(*item) for each item, in order; items are taken only as the work goes on, so that a stream stays one."""
     if pool is None:
         yield from (function(*item) for item in items)
@@ -42,7 +48,9 @@ def ordered(pool: concurrent.futures.ProcessPoolExecutor | None, function: Calla
         while waiting:
             yield waiting.popleft().result()
     except concurrent.futures.process.BrokenProcessPool:
-        raise UserError("a worker process was killed: by hand, or by the system because memory ran out. The same command tries again.") from None
+        raise UserError(
+            "a worker process was killed: by hand, or by the system because memory ran out. The same command tries again."
+        ) from None
     finally:
         for future in waiting:
             future.cancel()

@@ -19,7 +19,9 @@ from lib.data.shapes import BadRow
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 BATCH = 1000  # rows of a parquet or Arrow file held at a time
 SAMPLE = 2**18  # characters of a csv file its dialect is told by
-csv.field_size_limit(2**28)  # characters a field; its own limit of 131,072 is for hand-made tables, none lets an open quote fill the memory
+csv.field_size_limit(
+    2**28
+)  # characters a field; its own limit of 131,072 is for hand-made tables, none lets an open quote fill the memory
 
 
 def suffix_of(path: pathlib.Path) -> str:
@@ -27,14 +29,18 @@ def suffix_of(path: pathlib.Path) -> str:
     return (pathlib.Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix).lower()
 
 
-def rows(path: pathlib.Path, columns: dict[str, str], tick: Callable[[int], None] = lambda done: None) -> Iterator[tuple[str, Any]]:
+def rows(
+    path: pathlib.Path, columns: dict[str, str], tick: Callable[[int], None] = lambda done: None
+) -> Iterator[tuple[str, Any]]:
     """The rows of a file; UserError names the line after which the rest cannot be read. `tick` is told the bytes read so far."""
     shown, suffix, last = files.shown(path), suffix_of(path), 0
     unit = "line" if suffix in (".jsonl", ".csv", ".tsv") else "row"
     try:
         with open(path, "rb") as raw:
             file = gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw
-            reader = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet, ".arrow": _arrow}.get(suffix)
+            reader = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet, ".arrow": _arrow}.get(
+                suffix
+            )
             rows = reader(file) if reader else _csv(file, columns, "\t" if suffix == ".tsv" else "")
             for n, (last, values) in enumerate(rows):
                 if n % BATCH == 0:
@@ -43,7 +49,9 @@ def rows(path: pathlib.Path, columns: dict[str, str], tick: Callable[[int], None
     except BadRow as error:
         raise UserError(f"{shown}: {error}") from None
     except (EOFError, zlib.error, OSError) as error:
-        raise UserError(f"{shown}, after {unit} {last}: cannot be read: {error}. If it is cut off or damaged, write or fetch it again.") from None
+        raise UserError(
+            f"{shown}, after {unit} {last}: cannot be read: {error}. If it is cut off or damaged, write or fetch it again."
+        ) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any] | BadRow:
@@ -52,7 +60,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any] | BadRow:
     if len(values) == len(pairs):
         return values
     names = [name for name, _ in pairs]
-    return BadRow(f"the field `{next(n for n in names if names.count(n) > 1)}` is named twice; rename or remove one.")
+    return BadRow(
+        f"the field `{next(n for n in names if names.count(n) > 1)}` is named twice; rename or remove one."
+    )
 
 
 def _jsonl(file: BinaryIO) -> Iterator[tuple[int, Any]]:
@@ -72,7 +82,9 @@ def _json(file: BinaryIO) -> Iterator[tuple[int, Any]]:
         values = json.loads(text, object_pairs_hook=_unique) if text.strip() else []
     except (ValueError, RecursionError) as error:
         line = f"line {error.lineno}: " if isinstance(error, json.JSONDecodeError) else ""
-        raise BadRow(f"{line}{_not_json(error, 'Expected one list of rows; one object a line is .jsonl.')}") from None
+        raise BadRow(
+            f"{line}{_not_json(error, 'Expected one list of rows; one object a line is .jsonl.')}"
+        ) from None
     if not isinstance(values, list):
         raise BadRow("expected a JSON list of rows: [{...}, {...}]. One object a line is .jsonl.")
     yield from enumerate(values, 1)
@@ -80,7 +92,9 @@ def _json(file: BinaryIO) -> Iterator[tuple[int, Any]]:
 
 def _not_json(error: ValueError | RecursionError, expected: str) -> str:
     if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 ({error.reason}, byte {error.start + 1} of it). Convert the file to UTF-8."
+        return (
+            f"not UTF-8 ({error.reason}, byte {error.start + 1} of it). Convert the file to UTF-8."
+        )
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg} (column {error.colno}). {expected}"
     return "JSON that cannot be read: it is nested too deeply, or a number in it has thousands of digits."
@@ -90,7 +104,9 @@ def _csv(file: BinaryIO, columns: dict[str, str], delimiter: str) -> Iterator[tu
     # surrogateescape: a byte that is not UTF-8 is found in its row, so that the row can be named
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     header: list[str] = []
-    for line, values in _records(csv.reader(text, strict=True, **_dialect(text, columns, delimiter))):
+    for line, values in _records(
+        csv.reader(text, strict=True, **_dialect(text, columns, delimiter))
+    ):
         if isinstance(values, BadRow):
             if not header:
                 raise BadRow(f"line {line}: {values}")
@@ -100,8 +116,13 @@ def _csv(file: BinaryIO, columns: dict[str, str], delimiter: str) -> Iterator[tu
             if twice := next((name for name in header if header.count(name) > 1), None):
                 raise BadRow(f"line {line}: the column `{twice}` is named twice; rename one.")
         elif len(values) != len(header):
-            yield line, BadRow(f"{len(values)} fields, the header has {len(header)}: {', '.join(header)}. "
-                               f"A field with the delimiter or a line end in it must be quoted.")
+            yield (
+                line,
+                BadRow(
+                    f"{len(values)} fields, the header has {len(header)}: {', '.join(header)}. "
+                    f"A field with the delimiter or a line end in it must be quoted."
+                ),
+            )
         else:
             yield line, dict(zip(header, values, strict=True))
 
@@ -121,8 +142,10 @@ def _records(reader: Any) -> Iterator[tuple[int, list[str] | BadRow]]:
         except csv.Error as error:
             if reader.line_num > line or str(error).startswith(("unexpected end", "field larger")):
                 # what an open quote took in are other rows: not one bad row to pass over
-                raise BadRow(f"line {line}: a quote opens in this row that is not closed where its field ends (line {reader.line_num}: {error}). "
-                             f"Close it, or double the quotes inside a field.") from None
+                raise BadRow(
+                    f"line {line}: a quote opens in this row that is not closed where its field ends (line {reader.line_num}: {error}). "
+                    f"Close it, or double the quotes inside a field."
+                ) from None
             yield line, BadRow(f"{error}. Double the quotes inside a quoted field.")
 
 
@@ -136,7 +159,11 @@ def _dialect(text: io.TextIOWrapper, columns: dict[str, str], delimiter: str) ->
     cut = len(sample) == SAMPLE
     best, found = (False, 0.0, -1), {}
     for quote, mark in itertools.product("\"'", delimiter or ",;\t|"):
-        rows = [row for row in csv.reader(io.StringIO(sample, newline=""), delimiter=mark, quotechar=quote) if row]
+        rows = [
+            row
+            for row in csv.reader(io.StringIO(sample, newline=""), delimiter=mark, quotechar=quote)
+            if row
+        ]
         if cut and len(rows) > 1:
             rows.pop()
         header = [name.strip() for name in rows[0]] if rows else []
@@ -144,9 +171,15 @@ def _dialect(text: io.TextIOWrapper, columns: dict[str, str], delimiter: str) ->
         fit = sum(len(row) == len(header) for row in rows) / max(1, len(rows))
         at = re.escape(mark)
         ends = f"{quote}(?={at}|\r?$)" + (r"|\Z" if cut else "")
-        quoted = len(re.findall(f"(?:^|{at}){quote}(?:[^{quote}]|{quote}{quote})*(?:{ends})", sample, re.MULTILINE))
+        quoted = len(
+            re.findall(
+                f"(?:^|{at}){quote}(?:[^{quote}]|{quote}{quote})*(?:{ends})", sample, re.MULTILINE
+            )
+        )
         # an apostrophe is a quote only where fields are seen in it: else a file with an open quote would be one without quotes
-        if (quote == '"' or quoted) and (score := (wanted, fit if wanted else len(header), quoted)) > best:
+        if (quote == '"' or quoted) and (
+            score := (wanted, fit if wanted else len(header), quoted)
+        ) > best:
             best, found = score, {"delimiter": mark, "quotechar": quote}
     return found
 
@@ -155,7 +188,9 @@ def _parquet(file: BinaryIO) -> Iterator[tuple[int, Any]]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**20)  # its defaults hold the whole file
+        table = pyarrow.parquet.ParquetFile(
+            file, pre_buffer=False, buffer_size=2**20
+        )  # its defaults hold the whole file
         yield from _batches(table.schema_arrow, table.iter_batches(BATCH))
     except pyarrow.ArrowException as error:
         raise BadRow(f"not a parquet file: {error}") from None

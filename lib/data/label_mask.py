@@ -23,10 +23,11 @@ def spans(chat: Chat, messages: list[dict[str, str]]) -> tuple[str, list[tuple[i
         if message["role"] == "assistant":
             start = chat.render(messages[:n], add_generation_prompt=True)
             if not text.startswith(start):
-                raise ValueError("the chat template renders the same turns differently when more follow")
+                raise ValueError(
+                    "the chat template renders the same turns differently when more follow"
+                )
             found.append((len(start), text.index(TURN_END, len(start)) + len(TURN_END)))
     return text, found
-
 
 
 def label(encoding: Any, found: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
@@ -35,14 +36,18 @@ def label(encoding: Any, found: list[tuple[int, int]]) -> tuple[list[int], list[
     labels = [IGNORED] * len(ids)
     for start, end in found:
         first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
-        if first is None or last is None or encoding.token_to_chars(first)[0] != start or encoding.token_to_chars(last)[1] != end:
+        if (
+            first is None
+            or last is None
+            or encoding.token_to_chars(first)[0] != start
+            or encoding.token_to_chars(last)[1] != end
+        ):
             raise ValueError("a token straddles the edge of an answer")
         # one emoji may be several tokens that all claim the same character
         while first and encoding.token_to_chars(first - 1) == encoding.token_to_chars(first):
             first -= 1
-        labels[first:last + 1] = ids[first:last + 1]
+        labels[first : last + 1] = ids[first : last + 1]
     return ids, labels
-
 
 
 def encode(chat: Chat, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
@@ -51,18 +56,24 @@ def encode(chat: Chat, messages: list[dict[str, str]]) -> tuple[list[int], list[
     return label(chat.tokenizer.encode(text, add_special_tokens=False), found)
 
 
-
-def encode_all(chat: Chat, rows: Iterable[list[dict[str, str]]]) -> list[tuple[list[int], list[int]]]:
+def encode_all(
+    chat: Chat, rows: Iterable[list[dict[str, str]]]
+) -> list[tuple[list[int], list[int]]]:
     """`encode` of many conversations at once; UserError when tokenizer or template cannot be used for training."""
     import jinja2
 
     try:
         rendered = [spans(chat, messages) for messages in rows]
-        encoded = chat.tokenizer.encode_batch([text for text, _ in rendered], add_special_tokens=False)
-        return [label(encoding, found) for encoding, (_, found) in zip(encoded, rendered, strict=True)]
+        encoded = chat.tokenizer.encode_batch(
+            [text for text, _ in rendered], add_special_tokens=False
+        )
+        return [
+            label(encoding, found) for encoding, (_, found) in zip(encoded, rendered, strict=True)
+        ]
     except (ValueError, jinja2.TemplateError) as error:
-        raise UserError(f"{error}.\nThe tokenizer or chat template of the base model cannot be used for training on these rows as it is.") from None
-
+        raise UserError(
+            f"{error}.\nThe tokenizer or chat template of the base model cannot be used for training on these rows as it is."
+        ) from None
 
 
 def prove(chat: Chat, ids: list[int], labels: list[int], messages: list[dict[str, str]]) -> str:
@@ -75,24 +86,31 @@ def prove(chat: Chat, ids: list[int], labels: list[int], messages: list[dict[str
     bos, head = chat.id("<bos>"), chat.tokenizer.encode(MODEL_TURN, add_special_tokens=False).ids
     if ids.count(bos) != 1 or ids[0] != bos:
         return f"{ids.count(bos)} <bos> tokens, expected one, first"
-    if len(ids) != len(labels) or any(lab not in (IGNORED, token) for token, lab in zip(ids, labels, strict=True)):
+    if len(ids) != len(labels) or any(
+        lab not in (IGNORED, token) for token, lab in zip(ids, labels, strict=True)
+    ):
         return "a label differs from its token"
     answers = [m["content"].strip() for m in messages if m["role"] == "assistant"]
-    edges = [n for n in range(len(ids) + 1) if (n < len(ids) and labels[n] != IGNORED) != (n > 0 and labels[n - 1] != IGNORED)]
+    edges = [
+        n
+        for n in range(len(ids) + 1)
+        if (n < len(ids) and labels[n] != IGNORED) != (n > 0 and labels[n - 1] != IGNORED)
+    ]
     runs = list(zip(edges[::2], edges[1::2], strict=True))
     if len(runs) != len(answers):
         return f"{len(runs)} trained runs of tokens, expected {len(answers)}, one an answer"
     for (start, end), answer in zip(runs, answers, strict=True):
-        if ids[start - len(head):start] != head:
-            return f"a trained run does not start where the model's turn begins, but after {chat.decode(ids[max(0, start - 4):start])!r}"
+        if ids[start - len(head) : start] != head:
+            return f"a trained run does not start where the model's turn begins, but after {chat.decode(ids[max(0, start - 4) : start])!r}"
         if ids[end - 1] != chat.id(TURN_END):
             return f"an answer's {TURN_END} is not trained"
-        if chat.decode(ids[start:end]) != (answer + TURN_END).replace("\u2581", " "):  # the tokenizer writes blanks as U+2581
+        if chat.decode(ids[start:end]) != (answer + TURN_END).replace(
+            "\u2581", " "
+        ):  # the tokenizer writes blanks as U+2581
             return "the trained tokens do not decode to the answer"
     if chat.decode(ids) != chat.render(messages).replace("\u2581", " "):
         return "the tokens do not decode to the rendered conversation"
     return ""
-
 
 
 def cut(chat: Chat, messages: list[dict[str, str]], most: int) -> list[dict[str, str]] | None:
@@ -100,17 +118,25 @@ def cut(chat: Chat, messages: list[dict[str, str]], most: int) -> list[dict[str,
 
     The answer still ends in a trained <end_of_turn>, so it must end as an answer does, not in the middle of a sentence.
     """
-    while len(messages) > 3 and len(encode(chat, messages[:-1] + [{"role": "assistant", "content": "."}])[0]) > most:
+    while (
+        len(messages) > 3
+        and len(encode(chat, messages[:-1] + [{"role": "assistant", "content": "."}])[0]) > most
+    ):
         messages = messages[:-2]
     text, found = spans(chat, messages)
     if len(chat.tokenizer.encode(text, add_special_tokens=False)) <= most:
         return messages
     answer, start = messages[-1]["content"].strip(), found[-1][0]
     offsets = chat.tokenizer.encode(text, add_special_tokens=False).offsets
-    room = offsets[max(0, most - 3)][0] - start  # the end token and the line end after it need their place
-    for end in reversed([m.end() for m in SENTENCE_END.finditer(answer[:max(0, room)])]):
+    room = (
+        offsets[max(0, most - 3)][0] - start
+    )  # the end token and the line end after it need their place
+    for end in reversed([m.end() for m in SENTENCE_END.finditer(answer[: max(0, room)])]):
         shorter = [*messages[:-1], {"role": "assistant", "content": answer[:end].strip()}]
-        if re.search(r"\w", answer[:end]) and not answer[:end].rstrip().endswith(":") and len(encode(chat, shorter)[0]) <= most:
+        if (
+            re.search(r"\w", answer[:end])
+            and not answer[:end].rstrip().endswith(":")
+            and len(encode(chat, shorter)[0]) <= most
+        ):
             return shorter
     return None
-

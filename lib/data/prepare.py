@@ -41,9 +41,15 @@ def begin(job: Params, folder: pathlib.Path) -> Rows:
     chunks.CACHE.mkdir(parents=True, exist_ok=True)
     chunks.prune()
     hub = any(not sources.local_files(part.dataset) for part in sources.parts(job))
-    exam = [item for name in job.exam for item in exam_items.read(name)] if job.decontaminate else []
-    pool = workers.start(small=not hub and sources.size(job) < SMALL or 0 < job.max_rows <= CHUNK_ROWS)
-    return Rows(job, scratch, pool, open(scratch / "dropped.jsonl", "w", encoding="utf-8"), exam=exam)
+    exam = (
+        [item for name in job.exam for item in exam_items.read(name)] if job.decontaminate else []
+    )
+    pool = workers.start(
+        small=not hub and sources.size(job) < SMALL or 0 < job.max_rows <= CHUNK_ROWS
+    )
+    return Rows(
+        job, scratch, pool, open(scratch / "dropped.jsonl", "w", encoding="utf-8"), exam=exam
+    )
 
 
 @timed
@@ -56,13 +62,18 @@ def read_and_clean(rows: Rows) -> None:
         bar.update(max(0, done - bar.n))
 
     unread: list[tuple[str, str, str]] = []
-    unread_before: collections.deque[list[tuple[str, str, str]]] = collections.deque()  # of each chunk on its way, to be noted in its turn
+    unread_before: collections.deque[list[tuple[str, str, str]]] = (
+        collections.deque()
+    )  # of each chunk on its way, to be noted in its turn
 
     def chunked() -> Iterator[tuple[Any, ...]]:
         chunk, size = [], 0
         for row in sources.read(job, lambda *what: unread.append(what), tick, rows.commits):
             rows.read += 1
-            rows.first = rows.first or {**row, "messages": [{**m, "content": m["content"][:2000]} for m in row["messages"]]}
+            rows.first = rows.first or {
+                **row,
+                "messages": [{**m, "content": m["content"][:2000]} for m in row["messages"]],
+            }
             chunk.append(row)
             size += sum(len(m["content"]) for m in row["messages"])
             if len(chunk) == CHUNK_ROWS or size > CHUNK_CHARACTERS:
@@ -79,7 +90,9 @@ def read_and_clean(rows: Rows) -> None:
     start = 0
     with open(rows.scratch / "signatures", "wb") as signed:
         for path in workers.ordered(rows.pool, chunks.clean_chunk, chunked()):
-            table, facts = chunks.load(path, [*COLUMNS, "later_questions", "signature", "bands"])  # not the texts
+            table, facts = chunks.load(
+                path, [*COLUMNS, "later_questions", "signature", "bands"]
+            )  # not the texts
             for reason, where, why in unread_before.popleft():
                 rows.read += 1
                 rows.note(reason, where, {"text": why})
@@ -90,15 +103,25 @@ def read_and_clean(rows: Rows) -> None:
                 rows.keep(rule, example)
             if table.num_rows:
                 rows.parts.append((path, start))
-                rows.later |= {start + n: later for n, later in enumerate(table["later_questions"].to_pylist()) if later}
+                rows.later |= {
+                    start + n: later
+                    for n, later in enumerate(table["later_questions"].to_pylist())
+                    if later
+                }
                 start += table.num_rows
                 signed.write(b"".join(table["signature"].to_pylist()))
-                bands = np.frombuffer(b"".join(table["bands"].to_pylist()), np.uint64).reshape(-1, duplicates.BANDS)
+                bands = np.frombuffer(b"".join(table["bands"].to_pylist()), np.uint64).reshape(
+                    -1, duplicates.BANDS
+                )
                 held.append({**{name: table[name].to_numpy() for name in COLUMNS}, "bands": bands})
             bar.set_postfix(rows=f"{rows.read:,}", refresh=False)
     tick(bar.total or 0)
     bar.close()
-    rows.columns = {name: np.concatenate([part[name] for part in held]) for name in (*COLUMNS, "bands")} if held else {}
+    rows.columns = (
+        {name: np.concatenate([part[name] for part in held]) for name in (*COLUMNS, "bands")}
+        if held
+        else {}
+    )
     rows.made = Decisions(start)
     require_rows(rows, start)
 
@@ -108,8 +131,15 @@ def measure(rows: Rows, base: pathlib.Path) -> None:
     """Count every row's tokens, before any row is dropped in favour of one that is too long itself; `base` has tokenizer and template."""
     which, lengths = chat.identity(base), []
     bar = progress("tokenising", total=len(rows.made.side), unit="row")
-    for (_, start), (own, too_long) in zip(rows.parts, workers.ordered(rows.pool, chunks.measure_chunk, (
-            (rows.job, path, base, which) for path, _ in rows.parts)), strict=True):
+    for (_, start), (own, too_long) in zip(
+        rows.parts,
+        workers.ordered(
+            rows.pool,
+            chunks.measure_chunk,
+            ((rows.job, path, base, which) for path, _ in rows.parts),
+        ),
+        strict=True,
+    ):
         lengths += own
         for n, row_id, text in too_long:
             rows.made.drop(start + n, "too_long")
@@ -124,9 +154,18 @@ def measure(rows: Rows, base: pathlib.Path) -> None:
 def deduplicate(rows: Rows) -> None:
     """Drop exact duplicates, surplus answers and near duplicates, the later row of two; and give each row that is left its side."""
     duplicates.same(rows.columns, rows.job, rows.made)
-    signature = np.memmap(rows.scratch / "signatures", np.uint16, "r").reshape(-1, duplicates.HASHES)
-    duplicates.place(rows.columns["bands"], signature, rows.columns, rows.later, rows.job, rows.made,
-                     lambda meeting: progress("near duplicates, sides", iterable=meeting, unit="row"))
+    signature = np.memmap(rows.scratch / "signatures", np.uint16, "r").reshape(
+        -1, duplicates.HASHES
+    )
+    duplicates.place(
+        rows.columns["bands"],
+        signature,
+        rows.columns,
+        rows.later,
+        rows.job,
+        rows.made,
+        lambda meeting: progress("near duplicates, sides", iterable=meeting, unit="row"),
+    )
     del rows.columns["bands"]
     note_decided(rows, SAME_REASONS)
 
@@ -134,7 +173,9 @@ def deduplicate(rows: Rows) -> None:
 @timed
 def decontaminate(rows: Rows) -> None:
     """Drop training rows that overlap with held-out rows, the exam or the safety set."""
-    note_decided(rows, ("contaminated",), contamination.drop_leaks(rows) if rows.job.decontaminate else {})
+    note_decided(
+        rows, ("contaminated",), contamination.drop_leaks(rows) if rows.job.decontaminate else {}
+    )
 
 
 @timed
@@ -147,14 +188,23 @@ def tokenise(rows: Rows, base: pathlib.Path, final: pathlib.Path) -> dict[str, A
     shutil.rmtree(temporary, ignore_errors=True)
     out = {side: Split(temporary / side) for side in SPLITS}
     which, counts, digest = chat.identity(base), Counter(), hashlib.sha256()
-    todo = [(path, np.flatnonzero(sides >= 0), sides[sides >= 0]) for path, _, sides in with_sides(rows)]
+    todo = [
+        (path, np.flatnonzero(sides >= 0), sides[sides >= 0]) for path, _, sides in with_sides(rows)
+    ]
     bar = progress("proving and writing", total=sum(len(at) for _, at, _ in todo), unit="row")
-    for (_, at, sides), (table, facts) in zip(todo, workers.ordered(rows.pool, chunks.tokenise_chunk, (
-            (rows.job, path, at, base, which) for path, at, _ in todo)), strict=True):
+    for (_, at, sides), (table, facts) in zip(
+        todo,
+        workers.ordered(
+            rows.pool,
+            chunks.tokenise_chunk,
+            ((rows.job, path, at, base, which) for path, at, _ in todo),
+        ),
+        strict=True,
+    ):
         counts.update(facts["counts"])
         for example in facts["cut"]:
             rows.keep("answer_cut", example)
-        rows.sample += facts["sample"][:chunks.SAMPLE - len(rows.sample)]
+        rows.sample += facts["sample"][: chunks.SAMPLE - len(rows.sample)]
         for number, side in enumerate(SPLITS):
             part = table.filter(sides == number)
             out[side].write(part)
@@ -166,8 +216,10 @@ def tokenise(rows: Rows, base: pathlib.Path, final: pathlib.Path) -> dict[str, A
     rows.changed.update({"answer_cut": counts["truncated"]} if counts["truncated"] else {})
     require_rows(rows, sum(counts[side] for side in SPLITS))
     if not counts["train"]:
-        raise UserError(f"no training row is left: {counts['validation']} validation and {counts['test']} test rows; lower validation_size "
-                        f"and test_size.")
+        raise UserError(
+            f"no training row is left: {counts['validation']} validation and {counts['test']} test rows; lower validation_size "
+            f"and test_size."
+        )
     for side in SPLITS:
         out[side].close()
     rows.log.close()

@@ -32,12 +32,18 @@ class Rows:
     pool: Any
     log: Any  # dropped.jsonl, open
     read: int = 0
-    parts: list[tuple[pathlib.Path, int]] = dataclasses.field(default_factory=list)  # file and number of its first row
+    parts: list[tuple[pathlib.Path, int]] = dataclasses.field(
+        default_factory=list
+    )  # file and number of its first row
     columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     made: Decisions = dataclasses.field(default_factory=lambda: Decisions(0))
-    later: dict[int, list[int]] = dataclasses.field(default_factory=dict)  # questions after the first, of the rows that have some
+    later: dict[int, list[int]] = dataclasses.field(
+        default_factory=dict
+    )  # questions after the first, of the rows that have some
     exam: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    sample: list[tuple[list[dict[str, str]], list[int]]] = dataclasses.field(default_factory=list)  # first proven rows and their stored ids
+    sample: list[tuple[list[dict[str, str]], list[int]]] = dataclasses.field(
+        default_factory=list
+    )  # first proven rows and their stored ids
     commits: dict[str, str | None] = dataclasses.field(default_factory=dict)
     dropped: Counter = dataclasses.field(default_factory=Counter)
     changed: Counter = dataclasses.field(default_factory=Counter)
@@ -47,10 +53,17 @@ class Rows:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     facts: dict[str, int] = dataclasses.field(default_factory=dict)
 
-    def note(self, reason: str, row_id: str, example: dict[str, str] | None = None, by: str = "") -> None:
+    def note(
+        self, reason: str, row_id: str, example: dict[str, str] | None = None, by: str = ""
+    ) -> None:
         """Count a dropped row, list it in dropped.jsonl, and keep the first examples of its reason."""
         self.dropped[reason] += 1
-        self.log.write(json.dumps({"id": row_id, "reason": reason, **({"by": by} if by else {})}, ensure_ascii=False) + "\n")
+        self.log.write(
+            json.dumps(
+                {"id": row_id, "reason": reason, **({"by": by} if by else {})}, ensure_ascii=False
+            )
+            + "\n"
+        )
         self.keep(reason, {"id": row_id, **(example or {})})
 
     def keep(self, name: str, example: dict[str, str]) -> None:
@@ -61,21 +74,27 @@ class Rows:
 
 def timed(step: Any) -> Any:
     """A step of the stage: in its turn, its time kept in rows.seconds; on an error the processes end, as the stage does."""
+
     @functools.wraps(step)
     def wrapper(rows: Rows, *args: Any) -> Any:
-        if tuple(rows.seconds) != (needed := STEPS[:STEPS.index(step.__name__)]):
-            raise UserError(f"{step.__name__} comes after {', '.join(('begin', *needed))}; done so far: {', '.join(('begin', *rows.seconds))}.\n"
-                            f"Run the cells again from the one with data.begin.")
+        if tuple(rows.seconds) != (needed := STEPS[: STEPS.index(step.__name__)]):
+            raise UserError(
+                f"{step.__name__} comes after {', '.join(('begin', *needed))}; done so far: {', '.join(('begin', *rows.seconds))}.\n"
+                f"Run the cells again from the one with data.begin."
+            )
         begun = time.monotonic()
         try:
             result = step(rows, *args)
         except BaseException as error:
             workers.stop(rows.pool)
             if isinstance(error, OSError):
-                raise UserError(f"{step.__name__}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.") from None
+                raise UserError(
+                    f"{step.__name__}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}."
+                ) from None
             raise
         rows.seconds[step.__name__] = round(time.monotonic() - begun, 1)
         return result
+
     return wrapper
 
 
@@ -87,8 +106,10 @@ def require_rows(rows: Rows, count: int) -> None:
     """UserError with the drop table when nothing is left."""
     if not count:
         table = "\n".join(f"  {reason:24} {n:>9,}" for reason, n in rows.dropped.most_common())
-        raise UserError(f"no row is left of the {rows.read:,} read from {sources.name(rows.job)}; dropped because:\n{table}\n"
-                        f"Each reason is a rule of the README's parameters; `skip_rules` and the policies switch them off.")
+        raise UserError(
+            f"no row is left of the {rows.read:,} read from {sources.name(rows.job)}; dropped because:\n{table}\n"
+            f"Each reason is a rule of the README's parameters; `skip_rules` and the policies switch them off."
+        )
 
 
 def with_sides(rows: Rows) -> Iterator[tuple[pathlib.Path, int, np.ndarray]]:
@@ -98,7 +119,9 @@ def with_sides(rows: Rows) -> Iterator[tuple[pathlib.Path, int, np.ndarray]]:
         yield path, start, rows.made.side[start:end]
 
 
-def note_decided(rows: Rows, reasons: tuple[str, ...], because: dict[int, dict[str, str]] | None = None) -> None:
+def note_decided(
+    rows: Rows, reasons: tuple[str, ...], because: dict[int, dict[str, str]] | None = None
+) -> None:
     """Count and list what was dropped for these reasons, each with the row that decided it, or with what `because` says."""
     made, because, shown = rows.made, because or {}, {}
     gone = np.flatnonzero(np.isin(made.reason, [REASONS.index(r) for r in reasons]))
@@ -108,14 +131,29 @@ def note_decided(rows: Rows, reasons: tuple[str, ...], because: dict[int, dict[s
     wanted = np.unique(np.concatenate([gone, made.by[gone][made.by[gone] >= 0]]))
     names: dict[int, str] = {}
     for path, start, sides in with_sides(rows):
-        here = wanted[np.searchsorted(wanted, start):np.searchsorted(wanted, start + len(sides))] - start
+        here = (
+            wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + len(sides))]
+            - start
+        )
         if len(here):
             table, _ = chunks.load(path, ["id"])
-            names |= dict(zip((here + start).tolist(), table["id"].take(here).to_pylist(), strict=True))
+            names |= dict(
+                zip((here + start).tolist(), table["id"].take(here).to_pylist(), strict=True)
+            )
             if examples := [n for n in shown if start <= n < start + len(sides)]:
-                shown |= dict(zip(examples, map(short, texts_of(path, np.array(examples) - start)[1]), strict=True))
+                shown |= dict(
+                    zip(
+                        examples,
+                        map(short, texts_of(path, np.array(examples) - start)[1]),
+                        strict=True,
+                    )
+                )
     for n in gone.tolist():
         by = int(made.by[n])
         why = because.get(n) or ({"by": names[by]} if by >= 0 else {})
-        example = {"text": shown[n], **why, **({"by_text": shown[by]} if by in shown else {})} if n in shown else None
+        example = (
+            {"text": shown[n], **why, **({"by_text": shown[by]} if by in shown else {})}
+            if n in shown
+            else None
+        )
         rows.note(REASONS[made.reason[n]], names[n], example, why.get("by", ""))

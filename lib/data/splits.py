@@ -15,8 +15,17 @@ from lib.common.errors import UserError
 SPLITS = ("train", "validation", "test")
 SHARD = 2**28  # bytes of one Arrow file of a split
 # `length` (tokens) is for sorting rows into buckets
-SCHEMA = pa.schema([("id", pa.string()), ("topic", pa.string()), ("question", pa.large_string()), ("answer", pa.large_string()),
-                    ("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32())), ("length", pa.int32())])
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("topic", pa.string()),
+        ("question", pa.large_string()),
+        ("answer", pa.large_string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("labels", pa.list_(pa.int32())),
+        ("length", pa.int32()),
+    ]
+)
 
 
 class Split:
@@ -52,8 +61,14 @@ class Split:
         empty.save_to_disk(str(self.folder / "empty"))
         names = [f"data-{n:05d}-of-{self.shards:05d}.arrow" for n in range(self.shards)]
         state = files.read_json(self.folder / "empty" / "state.json", "Arrow state")
-        files.write_json(self.folder / "state.json", {**state, "_data_files": [{"filename": name} for name in names],
-                                                      "_fingerprint": hashlib.sha256(str(self.rows).encode()).hexdigest()[:16]})
+        files.write_json(
+            self.folder / "state.json",
+            {
+                **state,
+                "_data_files": [{"filename": name} for name in names],
+                "_fingerprint": hashlib.sha256(str(self.rows).encode()).hexdigest()[:16],
+            },
+        )
         os.replace(self.folder / "empty" / "dataset_info.json", self.folder / "dataset_info.json")
         shutil.rmtree(self.folder / "empty")
         for n, name in enumerate(names):
@@ -70,8 +85,10 @@ def load(folder: pathlib.Path, split: str) -> Any:
         data = datasets.load_from_disk(str(folder / split))
         data["length"][:]
     except Exception as error:  # Arrow and datasets raise kinds of their own
-        raise UserError(f"`{files.shown(folder / split)}` cannot be read: {str(error).splitlines()[0][:200]}\n"
-                        f"Make it again with `make prepare FORCE=1`.") from None
+        raise UserError(
+            f"`{files.shown(folder / split)}` cannot be read: {str(error).splitlines()[0][:200]}\n"
+            f"Make it again with `make prepare FORCE=1`."
+        ) from None
     return data
 
 

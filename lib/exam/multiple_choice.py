@@ -23,10 +23,21 @@ def settings(shuffles: int = 1, seed: int = choices.SEED) -> dict[str, Any]:
     return {"instruction": choices.INSTRUCTION, "seed": seed, "shuffles": shuffles}
 
 
-def sit(loaded: Loaded, items: list[dict[str, Any]], tokenizer: Any, name: str, how: dict[str, Any], run_folder: Path) -> dict[str, Any]:
+def sit(
+    loaded: Loaded,
+    items: list[dict[str, Any]],
+    tokenizer: Any,
+    name: str,
+    how: dict[str, Any],
+    run_folder: Path,
+) -> dict[str, Any]:
     """`choices.summary`, every item's result, and the held-out rows' losses where the model is one of transformers."""
     results = choices.take(items, tokenizer, loaded.score, name, how["shuffles"], how["seed"])
-    return {**choices.summary(results), "held_out": None if loaded.net is None else _held_out(loaded.net, run_folder, name), "results": results}
+    return {
+        **choices.summary(results),
+        "held_out": None if loaded.net is None else _held_out(loaded.net, run_folder, name),
+        "results": results,
+    }
 
 
 def _held_out(net: Any, folder: Path, name: str) -> dict[str, Any] | None:
@@ -34,22 +45,39 @@ def _held_out(net: Any, folder: Path, name: str) -> dict[str, Any] | None:
     for split in ("test", "validation"):
         data = splits.load(folder / "data", split)
         if len(data):
-            bar = partial(tqdm, desc=f"{name}, held-out rows", file=sys.stdout, mininterval=2, ncols=100)
+            bar = partial(
+                tqdm, desc=f"{name}, held-out rows", file=sys.stdout, mininterval=2, ncols=100
+            )
             rows = evaluate.row_losses(net, data, bar=bar)
-            return {"split": split, "rows": len(rows), "tokens": int(rows[:, 1].sum()),
-                    "perplexity": math.exp(rows[:, 0].sum() / rows[:, 1].sum()), "losses": rows.round(6).tolist()}
+            return {
+                "split": split,
+                "rows": len(rows),
+                "tokens": int(rows[:, 1].sum()),
+                "perplexity": math.exp(rows[:, 0].sum() / rows[:, 1].sum()),
+                "losses": rows.round(6).tolist(),
+            }
     return None
 
 
 def compare(models: dict[str, Any], how: dict[str, Any]) -> list[dict[str, Any]]:
     """Each model beside the base, and each GGUF beside the merged folder it was made from: `choices.compare`, and where both have
     the held-out rows the ratio of perplexities with its bootstrap interval."""
-    pairs = [("base", name) for name in models if name != "base"] + [("merged", name) for name in models if name not in ("base", "adapter", "merged")]
+    pairs = [("base", name) for name in models if name != "base"] + [
+        ("merged", name) for name in models if name not in ("base", "adapter", "merged")
+    ]
     found = []
     for before, after in pairs:
-        found.append({"before": before, "after": after, **choices.compare(models[before]["results"], models[after]["results"], how["seed"])})
+        found.append(
+            {
+                "before": before,
+                "after": after,
+                **choices.compare(models[before]["results"], models[after]["results"], how["seed"]),
+            }
+        )
         rows = [models[name]["held_out"] for name in (before, after)]
         if all(rows):
-            ratio, interval = stats.perplexity_ratio(*(np.array(r["losses"]) for r in rows), how["seed"])
+            ratio, interval = stats.perplexity_ratio(
+                *(np.array(r["losses"]) for r in rows), how["seed"]
+            )
             found[-1] |= {"perplexity_ratio": ratio, "perplexity_interval": list(interval)}
     return found

@@ -18,13 +18,34 @@ def settings(tokens: int) -> dict[str, Any]:
     return {"tokens": tokens}
 
 
-def sit(loaded: Loaded, items: list[dict[str, Any]], tokenizer: Any, name: str, how: dict[str, Any], _: Path) -> dict[str, Any]:
+def sit(
+    loaded: Loaded,
+    items: list[dict[str, Any]],
+    tokenizer: Any,
+    name: str,
+    how: dict[str, Any],
+    _: Path,
+) -> dict[str, Any]:
     """The counts of safety.summary, and every answer with what the rules found in it."""
-    with tqdm(total=len(items), desc=f"{name}, safety set", unit="answer", file=sys.stdout, mininterval=2, ncols=100) as bar:
-        said = loaded.answer(tokenizer, [item["prompt"] for item in items], how["tokens"], bar.update)
+    with tqdm(
+        total=len(items),
+        desc=f"{name}, safety set",
+        unit="answer",
+        file=sys.stdout,
+        mininterval=2,
+        ncols=100,
+    ) as bar:
+        said = loaded.answer(
+            tokenizer, [item["prompt"] for item in items], how["tokens"], bar.update
+        )
     judged = [safety.judge(item, *one) for item, one in zip(items, said, strict=True)]
-    return {**safety.summary(judged), "answers": [{**j, "prompt": item["prompt"], "answer": text}
-                                                  for j, item, (text, _) in zip(judged, items, said, strict=True)]}
+    return {
+        **safety.summary(judged),
+        "answers": [
+            {**j, "prompt": item["prompt"], "answer": text}
+            for j, item, (text, _) in zip(judged, items, said, strict=True)
+        ],
+    }
 
 
 def compare(models: dict[str, Any], _: dict[str, Any]) -> list[dict[str, Any]]:

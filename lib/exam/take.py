@@ -44,22 +44,40 @@ def read(exam: str) -> list[dict[str, Any]]:
     return safety.load() if exam == safety.NAME else exam_items.read(exam)
 
 
-def take(run: Run, job: Params, exams: dict[str, list[dict[str, Any]]], artifacts: list[dict[str, Any]],
-         shuffles: int = 1) -> dict[str, dict[str, Any]]:
+def take(
+    run: Run,
+    job: Params,
+    exams: dict[str, list[dict[str, Any]]],
+    artifacts: list[dict[str, Any]],
+    shuffles: int = 1,
+) -> dict[str, dict[str, Any]]:
     """{exam: its entry in exam.json}, after asking every model of the run that has no result in it yet; one model is loaded at a time.
 
     `artifacts`: {path, sha256} of the run's files, by which a result is known to be of this very model. results.json gets the counts.
     """
     path = run.folder / "exam.json"
     every = files.read_or_set_aside(path, "exam file")
-    tokens = job.safety_tokens or params.FIELDS["safety_tokens"].default  # of a job that asked for no safety set itself
-    how = {exam: safety_set.settings(tokens) if exam == safety.NAME else multiple_choice.settings(shuffles) for exam in exams}
-    entries = {exam: {"exam": exam, "items": len(items), "sha256": _hash(items), **how[exam], "models": {}} for exam, items in exams.items()}
+    tokens = (
+        job.safety_tokens or params.FIELDS["safety_tokens"].default
+    )  # of a job that asked for no safety set itself
+    how = {
+        exam: safety_set.settings(tokens)
+        if exam == safety.NAME
+        else multiple_choice.settings(shuffles)
+        for exam in exams
+    }
+    entries = {
+        exam: {"exam": exam, "items": len(items), "sha256": _hash(items), **how[exam], "models": {}}
+        for exam, items in exams.items()
+    }
     tokenizer, method = model.load_tokenizer(run.folder / "merged"), _method()
     models = list(exam_models.of(run, job, artifacts))
     of_these = _hash([made_of for _, made_of, _ in models])
     for name, made_of, load in models:
-        identity = {exam: _hash([{k: v for k, v in entry.items() if k != "models"}, made_of, method]) for exam, entry in entries.items()}
+        identity = {
+            exam: _hash([{k: v for k, v in entry.items() if k != "models"}, made_of, method])
+            for exam, entry in entries.items()
+        }
         known = {exam: every.get(exam, {}).get("models", {}).get(name, {}) for exam in exams}
         wanted = [exam for exam in exams if name not in _harness(exam).SKIPPED]
         todo = [exam for exam in wanted if known[exam].get("identity") != identity[exam]]
@@ -70,7 +88,9 @@ def take(run: Run, job: Params, exams: dict[str, list[dict[str, Any]]], artifact
         if todo:
             with load() as loaded:
                 for exam in todo:
-                    found = _harness(exam).sit(loaded, exams[exam], tokenizer, name, how[exam], run.folder)
+                    found = _harness(exam).sit(
+                        loaded, exams[exam], tokenizer, name, how[exam], run.folder
+                    )
                     entries[exam]["models"][name] = {"identity": identity[exam], **found}
                     files.write_json(path, {**every, **entries}, sealed=True)
     for exam, entry in entries.items():
@@ -79,7 +99,9 @@ def take(run: Run, job: Params, exams: dict[str, list[dict[str, Any]]], artifact
     files.write_json(path, {**every, **entries}, sealed=True)
     # results of other files, as of an adapter that was trained over since, stay in exam.json and are not shown as of these
     current = {exam: entry for exam, entry in every.items() if entry.get("of") == of_these}
-    for section, values in tables.sections({**current, **entries}, next(iter(job.exam), "")).items():
+    for section, values in tables.sections(
+        {**current, **entries}, next(iter(job.exam), "")
+    ).items():
         run.results(section, values)
     return entries
 
@@ -94,13 +116,19 @@ def _hash(value: Any) -> str:
 
 def _method() -> list[str]:
     """What decides a score besides the model and the items: our code, the libraries that compute, and in what precision."""
-    return [files.code_hash(*METHOD), *(importlib.metadata.version(p) for p in ("torch", "transformers", "xllamacpp")), str(device.precision()[0])]
+    return [
+        files.code_hash(*METHOD),
+        *(importlib.metadata.version(p) for p in ("torch", "transformers", "xllamacpp")),
+        str(device.precision()[0]),
+    ]
 
 
 def examine(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int = 1) -> dict[str, Any]:
     """`take` of one exam, of a finished run that nobody else holds; UserError unless it is exported."""
     if not (folder / "run.json").is_file():
-        raise UserError(f"`{files.shown(folder)}` is not a run: it has no run.json. Runs there: {run_record.names()}.")
+        raise UserError(
+            f"`{files.shown(folder)}` is not a run: it has no run.json. Runs there: {run_record.names()}."
+        )
     items = read(exam)  # what cannot be asked is an error before the run is touched
     run_record.lock(folder)
     try:
@@ -108,11 +136,15 @@ def examine(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int = 1)
         for stage in run_record.STAGES[1:]:
             done, trouble = run.finished(stage)
             if not done:
-                raise UserError(f"run `{folder.name}` cannot be examined: {stage} is {trouble or run.stage(stage)['status']}. "
-                                f"Finish it with `make export` and its PARAMS and RUN.")
+                raise UserError(
+                    f"run `{folder.name}` cannot be examined: {stage} is {trouble or run.stage(stage)['status']}. "
+                    f"Finish it with `make export` and its PARAMS and RUN."
+                )
         if when := run_record.pruned(run.data, "merged"):
-            raise UserError(f"run `{folder.name}` cannot be examined: its merged/ was pruned {when[:10]}. `make export FORCE=1` with its PARAMS "
-                            f"and RUN makes it again.")
+            raise UserError(
+                f"run `{folder.name}` cannot be examined: its merged/ was pruned {when[:10]}. `make export FORCE=1` with its PARAMS "
+                f"and RUN makes it again."
+            )
         artifacts = [a for stage in ("train", "export") for a in run.stage(stage)["artifacts"]]
         return take(run, job, {exam: items}, artifacts, shuffles)[exam]
     finally:
@@ -123,18 +155,28 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.exam", description=__doc__.splitlines()[0])
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("exam", nargs="?", default="bundled:exam", metavar="EXAM")
-    parser.add_argument("--shuffles", type=int, default=1, metavar="N", help="times each item is asked with its options shuffled (default 1)")
+    parser.add_argument(
+        "--shuffles",
+        type=int,
+        default=1,
+        metavar="N",
+        help="times each item is asked with its options shuffled (default 1)",
+    )
     options = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         folder = run_record.folder_for(params.Params(), "", options.run)
-        print(f"{tables.text(examine(folder, options.exam, max(0, options.shuffles)))}\n\nin {files.shown(folder)}/exam.json. {DISCLAIMER}")
+        print(
+            f"{tables.text(examine(folder, options.exam, max(0, options.shuffles)))}\n\nin {files.shown(folder)}/exam.json. {DISCLAIMER}"
+        )
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on after the models already examined", file=sys.stderr)
+        print(
+            "\nstopped; the same command goes on after the models already examined", file=sys.stderr
+        )
         return 130
 
 

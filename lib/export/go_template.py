@@ -11,7 +11,9 @@ from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
-_ACTION = re.compile(r"\{\{(-(?=[ \t\r\n]))?(.*?)((?<=[ \t\r\n])-)?\}\}", re.DOTALL)  # a dash beside a blank trims the text next to it
+_ACTION = re.compile(
+    r"\{\{(-(?=[ \t\r\n]))?(.*?)((?<=[ \t\r\n])-)?\}\}", re.DOTALL
+)  # a dash beside a blank trims the text next to it
 _TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|:=|[=,()]|\d+|\$?\w*(?:\.\w+)+|\$\w*|[A-Za-z]\w*|\.')
 
 
@@ -31,28 +33,42 @@ def _list(value: Any) -> list[Any]:
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "and": lambda a, b: b if a else a, "or": lambda a, b: a if a else b, "not": lambda a: not a, "eq": _equal,
-    "ne": lambda a, b: not _equal(a, b), "len": lambda v: len(_list(v)), "slice": lambda v, start: _list(v)[start:]}
+    "and": lambda a, b: b if a else a,
+    "or": lambda a, b: a if a else b,
+    "not": lambda a: not a,
+    "eq": _equal,
+    "ne": lambda a, b: not _equal(a, b),
+    "len": lambda v: len(_list(v)),
+    "slice": lambda v, start: _list(v)[start:],
+}
 
 
-def render(template: str, data: dict[str, Any], functions: dict[str, Callable[..., Any]] | None = None) -> str:
+def render(
+    template: str, data: dict[str, Any], functions: dict[str, Callable[..., Any]] | None = None
+) -> str:
     """The text a template gives for data of dicts, lists, texts and whole numbers; `functions` are known besides Go's own.
 
     ValueError for a construct, function, variable or field that is not known, also where Go would print <no value>.
     """
     items, end, trim, out = [], 0, False, []
     for match in [*_ACTION.finditer(template), None]:
-        text = template[end:match.start() if match else None]
+        text = template[end : match.start() if match else None]
         text = text.lstrip(" \t\r\n") if trim else text
         items.append(text.rstrip(" \t\r\n") if match and match[1] else text)
         if match:
-            _need(not _TOKEN.sub("", match[2]).strip() and match[2].strip() != "", f"{match[0]} is not understood")
+            _need(
+                not _TOKEN.sub("", match[2]).strip() and match[2].strip() != "",
+                f"{match[0]} is not understood",
+            )
             items.append(_TOKEN.findall(match[2]))
             end, trim = match.end(), bool(match[3])
     known = {"if", "else", "end", "range", *FUNCTIONS, *(functions or {})}
     for item in items:
         words = [] if isinstance(item, str) else [token for token in item if token[0].isalpha()]
-        _need({*words} <= known and "{{" not in (item if isinstance(item, str) else ""), f"{item!r} is not understood")
+        _need(
+            {*words} <= known and "{{" not in (item if isinstance(item, str) else ""),
+            f"{item!r} is not understood",
+        )
     scope = ChainMap({".": data, "$": data}, {**FUNCTIONS, **(functions or {})})
     try:
         _need(_run(items, 0, scope, out) == len(items), "there is an `end` or `else` too many")
@@ -72,20 +88,41 @@ def _run(items: list[Any], at: int, scope: ChainMap, out: list[str] | None) -> i
             start, elements = at + 1, [] if out is None else _list(_value(over, scope))
             at = _run(items, start, scope.new_child(), None)
             for element in enumerate(elements):
-                _run(items, start, scope.new_child({**dict(zip(names, element, strict=False)), ".": element[1]}), out)
-            _need(items[at:at + 1] == [["end"]], "a `range` has no `end`")
+                _run(
+                    items,
+                    start,
+                    scope.new_child({**dict(zip(names, element, strict=False)), ".": element[1]}),
+                    out,
+                )
+            _need(items[at : at + 1] == [["end"]], "a `range` has no `end`")
         elif item[0] == "if":
             wanted, stop = out, item
             while stop != ["end"]:
-                _need("if" in stop[:2] and stop[-1] != "if" or stop == ["else"], f"{stop} is not understood")
-                taken = wanted is not None and (stop == ["else"] or bool(_value(stop[stop.index("if") + 1:], scope)))
+                _need(
+                    "if" in stop[:2] and stop[-1] != "if" or stop == ["else"],
+                    f"{stop} is not understood",
+                )
+                taken = wanted is not None and (
+                    stop == ["else"] or bool(_value(stop[stop.index("if") + 1 :], scope))
+                )
                 at = _run(items, at + 1, scope.new_child(), wanted if taken else None)
-                _need(at < len(items) and stop != ["else"] or items[at:at + 1] == [["end"]], "an `if` has no `end`")
+                _need(
+                    at < len(items) and stop != ["else"] or items[at : at + 1] == [["end"]],
+                    "an `if` has no `end`",
+                )
                 wanted, stop = None if taken else wanted, items[at]
         elif out is not None and item[1:2] in ([":="], ["="]):
             # `:=` makes a variable in this block, `=` reaches the block that has it
-            home = scope.maps[0] if item[1] == ":=" else next((names for names in scope.maps if item[0] in names), {})
-            _need(re.fullmatch(r"\$\w+", item[0]) is not None and (item[1] == ":=" or item[0] in home), f"{item[0]} cannot be set")
+            home = (
+                scope.maps[0]
+                if item[1] == ":="
+                else next((names for names in scope.maps if item[0] in names), {})
+            )
+            _need(
+                re.fullmatch(r"\$\w+", item[0]) is not None
+                and (item[1] == ":=" or item[0] in home),
+                f"{item[0]} cannot be set",
+            )
             home[item[0]] = _value(item[2:], scope)
         elif out is not None:
             value = _value(item, scope)
@@ -103,20 +140,28 @@ def _value(tokens: list[str], scope: ChainMap) -> Any:
             waiting.append([])
         elif token == ")":
             first, *operands = waiting.pop() or [None]
-            _need(first is not None and callable(first) | (not operands), f"{' '.join(tokens)!r} is not understood")
+            _need(
+                first is not None and callable(first) | (not operands),
+                f"{' '.join(tokens)!r} is not understood",
+            )
             value = first(*operands) if callable(first) else first
             if not waiting:
                 _need(number == len(tokens), f"a bracket of {' '.join(tokens)!r} is not open")
                 return value
             waiting[-1].append(value)
         elif token[0] == '"' or token.isdigit():
-            waiting[-1].append(json.loads(token))  # Go's and JSON's escapes agree where both have one
+            waiting[-1].append(
+                json.loads(token)
+            )  # Go's and JSON's escapes agree where both have one
         else:
             head, *fields = [token] if token == "." else token.split(".")
             _need((head or ".") in scope, f"{token!r} is not known")
             value = scope[head or "."]
             for field in fields:
-                _need(isinstance(value, dict) and field in value, f"there is no {field!r} for {token!r}")
+                _need(
+                    isinstance(value, dict) and field in value,
+                    f"there is no {field!r} for {token!r}",
+                )
                 value = value[field]
             waiting[-1].append(value)
     raise ValueError(f"Go template: a bracket of {' '.join(tokens)!r} is not closed")

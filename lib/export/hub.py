@@ -18,20 +18,31 @@ from lib.common.redact import redacted
 def connect(owner: str) -> HfApi:
     """The hub's API with HF_TOKEN, which may write to `owner`: a user or an organisation. UserError when it may not; creates nothing."""
     if not (token := _token()):
-        raise UserError("Pushing needs HF_TOKEN, which is not set. Make a token with write permission on the hub's settings page and put it into "
-                        "the environment (in Colab: a secret named HF_TOKEN), or leave push_to empty.")
+        raise UserError(
+            "Pushing needs HF_TOKEN, which is not set. Make a token with write permission on the hub's settings page and put it into "
+            "the environment (in Colab: a secret named HF_TOKEN), or leave push_to empty."
+        )
     if not re.fullmatch(r"[!-~]+", token):
-        raise UserError("HF_TOKEN holds a blank or a character that no token has; copy it again. It is read from the environment.")
+        raise UserError(
+            "HF_TOKEN holds a blank or a character that no token has; copy it again. It is read from the environment."
+        )
     api = HfApi(token=token)
-    with asking("Asking the hub whose HF_TOKEN is", lambda: "Nothing was created. Check the network, and that HF_TOKEN is still valid."):
+    with asking(
+        "Asking the hub whose HF_TOKEN is",
+        lambda: "Nothing was created. Check the network, and that HF_TOKEN is still valid.",
+    ):
         refused = _refused(api.whoami(), owner)
     if refused:
-        raise UserError(f"{refused}. Nothing was created.\nSet HF_TOKEN to a token with write permission on {owner}, or change push_to.")
+        raise UserError(
+            f"{refused}. Nothing was created.\nSet HF_TOKEN to a token with write permission on {owner}, or change push_to."
+        )
     return api
 
 
 def _token() -> str:
-    return os.environ.get("HF_TOKEN", "").strip()  # not get_token(): that one also takes what a login left in a file
+    return os.environ.get(
+        "HF_TOKEN", ""
+    ).strip()  # not get_token(): that one also takes what a login left in a file
 
 
 def _refused(who: dict[str, Any], owner: str) -> str:
@@ -42,12 +53,18 @@ def _refused(who: dict[str, Any], owner: str) -> str:
     if owner.casefold() != name.casefold():
         roles = {org["name"].casefold(): org.get("roleInOrg") for org in who.get("orgs") or []}
         if owner.casefold() not in roles:
-            return f"HF_TOKEN is of {name}, who is not a member of {owner}" + (f", but of {', '.join(roles)}" if roles else "")
+            return f"HF_TOKEN is of {name}, who is not a member of {owner}" + (
+                f", but of {', '.join(roles)}" if roles else ""
+            )
         if roles[owner.casefold()] in ("read", "no_access"):
             return f"HF_TOKEN is of {name}, who may only read in {owner}"
     scopes = (token.get("fineGrained") or {}).get("scoped")
     if token.get("role") == "fineGrained" and isinstance(scopes, list):
-        allowed = [s["entity"].get("name", "").casefold() for s in scopes if "repo.write" in s["permissions"]]
+        allowed = [
+            s["entity"].get("name", "").casefold()
+            for s in scopes
+            if "repo.write" in s["permissions"]
+        ]
         if not any(entity.split("/")[0] == owner.casefold() for entity in allowed):
             return f"HF_TOKEN, of {name}, has no write permission on repositories of {owner}"
     return ""
@@ -79,6 +96,7 @@ def asking(doing: str, left: Callable[[], str]) -> Iterator[None]:
 @contextlib.contextmanager
 def discreet() -> Iterator[None]:
     """What the hub's library warns of, addresses and all, is masked: a notebook keeps what is printed."""
+
     def mask(record: logging.LogRecord) -> bool:
         record.msg, record.args = masked(record.getMessage()), ()
         return True

@@ -15,10 +15,23 @@ from lib.common.errors import UserError
 from lib.model.shards import canonical, read_header, shard_of, text_config
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-SHARED = {"k_proj": 2, "v_proj": 2, "k_norm": 1}  # tensors a KV-shared layer may lack: number of dimensions
-UNMERGEABLE = ("use_dora", "alpha_pattern", "fan_in_fan_out", "lora_bias", "modules_to_save", "use_qalora")
-CARRIED = re.compile(r"(?:(?:generation_|preprocessor_|processor_)?config\.json|tokenizer|special_tokens|added_tokens|"
-                     r"chat_template|model\.safetensors\.index\.json|(?:LICENSE|NOTICE|USE_POLICY|GEMMA_TERMS))")
+SHARED = {
+    "k_proj": 2,
+    "v_proj": 2,
+    "k_norm": 1,
+}  # tensors a KV-shared layer may lack: number of dimensions
+UNMERGEABLE = (
+    "use_dora",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "lora_bias",
+    "modules_to_save",
+    "use_qalora",
+)
+CARRIED = re.compile(
+    r"(?:(?:generation_|preprocessor_|processor_)?config\.json|tokenizer|special_tokens|added_tokens|"
+    r"chat_template|model\.safetensors\.index\.json|(?:LICENSE|NOTICE|USE_POLICY|GEMMA_TERMS))"
+)
 # The converter reads every model*.safetensors; transformers only model.safetensors or what the index names.
 EXTRA_SHARD = "model-shared-kv.safetensors"
 
@@ -36,9 +49,11 @@ def merge_adapter(base_dir, adapter_dir, out_dir):
     wanted = {by_layer.get(canonical(name) + ".weight"): pair for name, pair in pairs.items()}
     strangers = [name for name in pairs if canonical(name) + ".weight" not in by_layer]
     if strangers:
-        raise UserError(f"The adapter {files.shown(adapter)} does not belong to the base {files.shown(base)}: "
-                        f"{len(strangers)} of its {len(pairs)} modules are not there, for example "
-                        f"{', '.join(sorted(strangers)[:3])}. Set base_model to the one it was trained on.")
+        raise UserError(
+            f"The adapter {files.shown(adapter)} does not belong to the base {files.shown(base)}: "
+            f"{len(strangers)} of its {len(pairs)} modules are not there, for example "
+            f"{', '.join(sorted(strangers)[:3])}. Set base_model to the one it was trained on."
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     files.require_disk(out.parent, files.size_of(base), "the merged model")
     temporary = out.with_name(f".{out.name}.tmp")
@@ -57,16 +72,23 @@ def merge_adapter(base_dir, adapter_dir, out_dir):
             for name in sorted(wanted.keys() & header.keys()):
                 changes.append(add_pair(file, start, header[name], name, *wanted[name], scale))
     files.replace_folder(temporary, out)
-    return {"merged": len(changes), "tensors": len(shards), "scale": scale, "largest_change": max(changes),
-            "bytes": files.size_of(out)}
+    return {
+        "merged": len(changes),
+        "tensors": len(shards),
+        "scale": scale,
+        "largest_change": max(changes),
+        "bytes": files.size_of(out),
+    }
 
 
 def read_adapter(folder):
     """({module: (A [r, in], B [out, r])}, scale) of a plain LoRA adapter; UserError for any other kind."""
     path = folder / "adapter_model.safetensors"
     if not path.is_file() or not (folder / "adapter_config.json").is_file():
-        raise UserError(f"No adapter in {files.shown(folder)}. Expected adapter_config.json and "
-                        "adapter_model.safetensors: run the training stage first.")
+        raise UserError(
+            f"No adapter in {files.shown(folder)}. Expected adapter_config.json and "
+            "adapter_model.safetensors: run the training stage first."
+        )
     config = files.read_json(folder / "adapter_config.json", "The adapter's configuration")
     odd = [f"peft_type={config.get('peft_type')}"] if config.get("peft_type") != "LORA" else []
     odd += [f"{key}={config[key]}" for key in UNMERGEABLE if config.get(key)]
@@ -79,31 +101,45 @@ def read_adapter(folder):
             odd.append(f"tensor {name}")
     odd += [f"only one half of {name}" for name, half in halves.items() if len(half) < 2]
     if odd or not halves:
-        raise UserError(f"The adapter {files.shown(folder)} cannot be merged: "
-                        f"{', '.join(odd[:3]) or 'it has no tensors'}. "
-                        "Expected plain LoRA (no DoRA, no trained biases or embeddings).")
-    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
+        raise UserError(
+            f"The adapter {files.shown(folder)} cannot be merged: "
+            f"{', '.join(odd[:3]) or 'it has no tensors'}. "
+            "Expected plain LoRA (no DoRA, no trained biases or embeddings)."
+        )
+    scale = config["lora_alpha"] / (
+        math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
+    )
     ranks = {half["A"].shape[0] for half in halves.values()}
     if ranks != {config["r"]}:
-        raise UserError(f"The adapter {files.shown(folder)} has ranks {sorted(ranks)}, its configuration says "
-                        f"r={config['r']}. Expected one rank: the two files belong to different trainings.")
+        raise UserError(
+            f"The adapter {files.shown(folder)} has ranks {sorted(ranks)}, its configuration says "
+            f"r={config['r']}. Expected one rank: the two files belong to different trainings."
+        )
     return {name: (half["A"], half["B"]) for name, half in halves.items()}, scale
 
 
 def add_pair(file, start, entry, name, a, b, scale):
     """Overwrite one weight in an open shard by W + scale * B @ A; returns the largest change."""
     if entry["dtype"] not in DTYPES:
-        raise UserError(f"{name} of the base is stored as {entry['dtype']}: the base is quantised. "
-                        "Expected 16-bit weights: name the 16-bit repository the quantised one was made from.")
+        raise UserError(
+            f"{name} of the base is stored as {entry['dtype']}: the base is quantised. "
+            "Expected 16-bit weights: name the 16-bit repository the quantised one was made from."
+        )
     if entry["shape"] != [b.shape[0], a.shape[1]]:
-        raise UserError(f"{name} has shape {entry['shape']} in the base, the adapter was trained on "
-                        f"{[b.shape[0], a.shape[1]]}. Set base_model to the one it was trained on.")
+        raise UserError(
+            f"{name} has shape {entry['shape']} in the base, the adapter was trained on "
+            f"{[b.shape[0], a.shape[1]]}. Set base_model to the one it was trained on."
+        )
     begin, end = entry["data_offsets"]
     file.seek(start + begin)
-    weight = torch.frombuffer(bytearray(file.read(end - begin)), dtype=DTYPES[entry["dtype"]]).view(entry["shape"])
+    weight = torch.frombuffer(bytearray(file.read(end - begin)), dtype=DTYPES[entry["dtype"]]).view(
+        entry["shape"]
+    )
     merged = (weight.float() + (b.float() @ a.float()) * scale).to(weight.dtype)
     if not torch.isfinite(merged).all():
-        raise UserError(f"{name} is not finite after the merge. Expected finite numbers: look at the training's loss.")
+        raise UserError(
+            f"{name} is not finite after the merge. Expected finite numbers: look at the training's loss."
+        )
     file.seek(start + begin)
     file.write(merged.view(torch.uint8).numpy().tobytes())
     return (merged.float() - weight.float()).abs().max().item()
@@ -118,11 +154,17 @@ def missing_shared_kv(model_dir, base_dir=None):
     folder = Path(model_dir)
     config = text_config(folder)
     shards = shard_of(folder)
-    base = {canonical(name): (path, name) for name, path in shard_of(Path(base_dir)).items()} if base_dir else {}
+    base = (
+        {canonical(name): (path, name) for name, path in shard_of(Path(base_dir)).items()}
+        if base_dir
+        else {}
+    )
     added, count = {}, Counter(from_base=0, placeholder=0)
     total = config["num_hidden_layers"]
     for layer in range(total - config.get("num_kv_shared_layers", 0), total):
-        query = next(name for name in shards if canonical(name) == f"layers.{layer}.self_attn.q_proj.weight")
+        query = next(
+            name for name in shards if canonical(name) == f"layers.{layer}.self_attn.q_proj.weight"
+        )
         for part in SHARED:
             name = query.replace("q_proj", part)
             if name in shards:
@@ -146,5 +188,3 @@ def missing_shared_kv(model_dir, base_dir=None):
             content["weight_map"] |= dict.fromkeys(added, EXTRA_SHARD)
             files.write_json(index, content)
     return dict(count)
-
-

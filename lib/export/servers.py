@@ -76,25 +76,37 @@ def write(folder: pathlib.Path, gguf: pathlib.Path, job: Params) -> dict[str, in
     files.atomic_write(gguf.parent / "localai.yaml", localai)
     files.atomic_write(folder / "adapter" / "ask.py", SNIPPET.read_text(encoding="utf-8"))
     for part in ("adapter", "merged", "gguf"):
-        if part != "merged" or not (folder / part / "NOTICE").exists():  # a base's own notice, copied there, says more
+        if (
+            part != "merged" or not (folder / part / "NOTICE").exists()
+        ):  # a base's own notice, copied there, says more
             files.atomic_write(folder / part / "NOTICE", notice(job))
     return compared
 
 
 def base_name(job: Params) -> str:
     """The base as others know it; the bundled file was quantised from the hub's google/gemma-3-270m."""
-    return "google/gemma-3-270m" if job.base_model == "bundled:gemma-3-270m" else shared_name(job.base_model)
+    return (
+        "google/gemma-3-270m"
+        if job.base_model == "bundled:gemma-3-270m"
+        else shared_name(job.base_model)
+    )
 
 
 def shared_name(name: str) -> str:
     """A hub id or bundled name as it is; of a path only the last part, as the files are read elsewhere."""
-    return pathlib.Path(name).name if not name.startswith("bundled:") and (ROOT / name).exists() else name
+    return (
+        pathlib.Path(name).name
+        if not name.startswith("bundled:") and (ROOT / name).exists()
+        else name
+    )
 
 
 def notice(job: Params) -> str:
     """What Gemma's terms ask to be passed on with a derived model."""
-    return ("Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms\n"
-            f"Modified: a model derived from {base_name(job)} by LoRA fine-tuning. {DISCLAIMER}\n")
+    return (
+        "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms\n"
+        f"Modified: a model derived from {base_name(job)} by LoRA fine-tuning. {DISCLAIMER}\n"
+    )
 
 
 def limits(job: Params) -> tuple[int, int]:
@@ -111,40 +123,84 @@ def modelfile(gguf_name: str, job: Params, system: str = SYSTEM) -> str:
     context, answer = limits(job)
     texts = {"TEMPLATE": OLLAMA, "SYSTEM": system, "LICENSE": notice(job)}
     if any('"""' in text for text in texts.values()):
-        raise UserError('The system text holds """, which ends a text of a Modelfile. Write it without.')
-    settings = {"stop": f'"{TURN_END}"', "temperature": 0, "repeat_penalty": 1, "num_ctx": context, "num_predict": answer}
-    return "\n".join(["# ollama create NAME -f Modelfile; for another GGUF file of this folder change the next line", f"FROM ./{gguf_name}",
-                      f'TEMPLATE """{texts["TEMPLATE"]}"""', *(f"PARAMETER {key} {value}" for key, value in settings.items()),
-                      *(f'{key} """{texts[key]}"""' for key in ("SYSTEM", "LICENSE")), ""])
+        raise UserError(
+            'The system text holds """, which ends a text of a Modelfile. Write it without.'
+        )
+    settings = {
+        "stop": f'"{TURN_END}"',
+        "temperature": 0,
+        "repeat_penalty": 1,
+        "num_ctx": context,
+        "num_predict": answer,
+    }
+    return "\n".join(
+        [
+            "# ollama create NAME -f Modelfile; for another GGUF file of this folder change the next line",
+            f"FROM ./{gguf_name}",
+            f'TEMPLATE """{texts["TEMPLATE"]}"""',
+            *(f"PARAMETER {key} {value}" for key, value in settings.items()),
+            *(f'{key} """{texts[key]}"""' for key in ("SYSTEM", "LICENSE")),
+            "",
+        ]
+    )
 
 
 class _Readable(yaml.SafeDumper):
     """Texts of several lines as blocks."""
 
 
-_Readable.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None))
+_Readable.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    ),
+)
 
 
 def localai_yaml(gguf_name: str, job: Params, name: str, system: str = SYSTEM) -> str:
     """A LocalAI model file, of documented fields only; it goes into LocalAI's models folder with the GGUF beside it."""
     context, answer = limits(job)
-    fields = {"name": name, "description": f"First aid, from {base_name(job)}. {DISCLAIMER}", "backend": "llama-cpp",
-              "parameters": {"model": gguf_name, "temperature": 0.0, "repeat_penalty": 1.0, "max_tokens": answer},
-              "context_size": context, "stopwords": [TURN_END], "system_prompt": system, "template": LOCALAI}
+    fields = {
+        "name": name,
+        "description": f"First aid, from {base_name(job)}. {DISCLAIMER}",
+        "backend": "llama-cpp",
+        "parameters": {
+            "model": gguf_name,
+            "temperature": 0.0,
+            "repeat_penalty": 1.0,
+            "max_tokens": answer,
+        },
+        "context_size": context,
+        "stopwords": [TURN_END],
+        "system_prompt": system,
+        "template": LOCALAI,
+    }
     return yaml.dump(fields, Dumper=_Readable, sort_keys=False, allow_unicode=True, width=10000)
 
 
 def commands(gguf_name: str, job: Params, lora: str = "") -> str:
     """llama.cpp command lines for a GGUF, for a GGUF adapter `lora` on its base's GGUF, or for both, as a block for a shell."""
     context, answer = limits(job)
-    options, question = f"--ctx-size {context} --predict {answer} --temp 0", turns.CONVERSATIONS[0][0]["content"]
-    told, body = f'--system-prompt "$SYSTEM" {options}', {"messages": turns.with_system(turns.CONVERSATIONS[0], SYSTEM)}
+    options, question = (
+        f"--ctx-size {context} --predict {answer} --temp 0",
+        turns.CONVERSATIONS[0][0]["content"],
+    )
+    told, body = (
+        f'--system-prompt "$SYSTEM" {options}',
+        {"messages": turns.with_system(turns.CONVERSATIONS[0], SYSTEM)},
+    )
     lines = [f"SYSTEM={shlex.quote(SYSTEM)}"]
     if gguf_name:
-        lines += ["# a conversation, one answer, a server", f"llama-cli --model {gguf_name} {told}",
-                  f"llama-cli --model {gguf_name} {told} --single-turn --prompt {shlex.quote(question)}",
-                  f"llama-server --model {gguf_name} {options} --port 8080",
-                  f"curl -s localhost:8080/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"]
+        lines += [
+            "# a conversation, one answer, a server",
+            f"llama-cli --model {gguf_name} {told}",
+            f"llama-cli --model {gguf_name} {told} --single-turn --prompt {shlex.quote(question)}",
+            f"llama-server --model {gguf_name} {options} --port 8080",
+            f"curl -s localhost:8080/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}",
+        ]
     if lora:
-        lines += [f"# the adapter on a GGUF of {base_name(job)} itself", f"llama-cli --model BASE.gguf --lora {lora} {told}"]
+        lines += [
+            f"# the adapter on a GGUF of {base_name(job)} itself",
+            f"llama-cli --model BASE.gguf --lora {lora} {told}",
+        ]
     return "\n".join(lines)

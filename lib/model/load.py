@@ -20,21 +20,33 @@ from lib.params import Params
 
 transformers.utils.logging.disable_progress_bar()
 # 4-bit altup coefficients are uint8, and training dies where Gemma 3n clamps them; towers and embedders are not trained
-KEEP_16_BIT = [".*altup.*", ".*per_layer_model_projection", ".*vision_tower.*", ".*audio_tower.*", ".*embed_vision.*",
-               ".*embed_audio.*", "lm_head"]
-UNSLOTH = {"UNSLOTH_DISABLE_STATISTICS": "1",  # it counts its users over the network
-           "UNSLOTH_COMPILE_LOCATION": str(base.CACHE / "unsloth"),  # else in the working folder
-           # not one step in 430 s on rows of changing length (H100, torch 2.11); without its compiler the first took 4 s
-           "UNSLOTH_COMPILE_DISABLE": "1", "UNSLOTH_BLOCK_COMPILE": "0",
-           # its generate fails where a card has no bfloat16: keys are float32 there, values float16, and its cache has one type for both
-           "UNSLOTH_DISABLE_FAST_GENERATION": "1"}
+KEEP_16_BIT = [
+    ".*altup.*",
+    ".*per_layer_model_projection",
+    ".*vision_tower.*",
+    ".*audio_tower.*",
+    ".*embed_vision.*",
+    ".*embed_audio.*",
+    "lm_head",
+]
+UNSLOTH = {
+    "UNSLOTH_DISABLE_STATISTICS": "1",  # it counts its users over the network
+    "UNSLOTH_COMPILE_LOCATION": str(base.CACHE / "unsloth"),  # else in the working folder
+    # not one step in 430 s on rows of changing length (H100, torch 2.11); without its compiler the first took 4 s
+    "UNSLOTH_COMPILE_DISABLE": "1",
+    "UNSLOTH_BLOCK_COMPILE": "0",
+    # its generate fails where a card has no bfloat16: keys are float32 there, values float16, and its cache has one type for both
+    "UNSLOTH_DISABLE_FAST_GENERATION": "1",
+}
 
 
 def load_tokenizer(folder: pathlib.Path) -> Any:
     """The folder's fast tokenizer; UserError without a chat template."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if not tokenizer.chat_template:
-        raise UserError(f"the tokenizer of `{files.shown(folder)}` has no chat template; use an instruction-tuned base, or add one.")
+        raise UserError(
+            f"the tokenizer of `{files.shown(folder)}` has no chat template; use an instruction-tuned base, or add one."
+        )
     return tokenizer
 
 
@@ -46,7 +58,9 @@ def load(folder: pathlib.Path, job: Params) -> Any:
     """The base with a fresh adapter, ready to train; UserError when the adapter is not exactly what the architecture asks for."""
     check_options(job)
     with _memory_for_base(folder):
-        model = _unsloth(folder, job) if backend(job)[0] == "unsloth" else _transformers(folder, job)
+        model = (
+            _unsloth(folder, job) if backend(job)[0] == "unsloth" else _transformers(folder, job)
+        )
     adapter.check(model, job)
     return model
 
@@ -55,17 +69,24 @@ def _transformers(folder: pathlib.Path, job: Params) -> Any:
     model = adapter.add(load_model(folder, job), job)
     if job.gradient_checkpointing:
         # saving the random state waits for the GPU, and cannot be recorded into a CUDA graph; only dropout draws inside a layer
-        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": job.lora_dropout > 0})
+        model.gradient_checkpointing_enable(
+            {"use_reentrant": False, "preserve_rng_state": job.lora_dropout > 0}
+        )
     if placement.sharded(folder, job):
         placement.shard(model)
-    if device.precision(job)[0] == torch.float16:  # Unsloth keeps float32 of its own around a Gemma 3n on such a card
+    if (
+        device.precision(job)[0] == torch.float16
+    ):  # Unsloth keeps float32 of its own around a Gemma 3n on such a card
         _float32_around_4_bit(model)
     return model
 
 
 def _memory_for_base(folder: pathlib.Path) -> contextlib.AbstractContextManager:
     size = sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e9
-    return device.memory_for(f"the base, {size:.1f} GB on disk", "set load_in_4bit: true and offload_embedding: true, or take a smaller base")
+    return device.memory_for(
+        f"the base, {size:.1f} GB on disk",
+        "set load_in_4bit: true and offload_embedding: true, or take a smaller base",
+    )
 
 
 def load_model(folder: pathlib.Path, job: Params) -> Any:
@@ -75,7 +96,12 @@ def load_model(folder: pathlib.Path, job: Params) -> Any:
     """
     check_options(job)
     torch.manual_seed(job.seed)
-    model = _read(folder, dtype=device.precision(job)[0], device_map=placement.device_map(folder, job), quantization_config=quantization(job))
+    model = _read(
+        folder,
+        dtype=device.precision(job)[0],
+        device_map=placement.device_map(folder, job),
+        quantization_config=quantization(job),
+    )
     model.config.use_cache = False
     if job.offload_embedding and torch.cuda.is_available() and not placement.sharded(folder, job):
         placement.offload_embedding(model)
@@ -86,18 +112,28 @@ def quantization(job: Params) -> Any:
     """How a 4-bit base is quantised while it loads; None for a 16-bit one."""
     if not job.load_in_4bit:
         return None
-    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                           bnb_4bit_compute_dtype=device.precision(job)[0], llm_int8_skip_modules=KEEP_16_BIT)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=device.precision(job)[0],
+        llm_int8_skip_modules=KEEP_16_BIT,
+    )
 
 
 def _read(folder: pathlib.Path, **options: Any) -> Any:
     """The folder's language model, and nothing else of a multimodal one; UserError when any of its weights is not there."""
     whole, text = _checked(folder)
     if text is not whole:
-        options |= {"config": text, "key_mapping": {r"^(?:model\.)?language_model\.(?:model\.)?": "model."}}
+        options |= {
+            "config": text,
+            "key_mapping": {r"^(?:model\.)?language_model\.(?:model\.)?": "model."},
+        }
     try:
         with _quiet(text is not whole):
-            model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder, output_loading_info=True, **options
+            )
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(folder, error) from None
     _refuse(folder, found["missing_keys"])
@@ -130,29 +166,40 @@ def _checked(folder: pathlib.Path) -> tuple[Any, Any]:
         for shard in sorted(set(shards.shard_of(folder).values())):
             reading = shard.name
             with safe_open(shard, "pt") as file:
-                shapes |= {shards.canonical(n): tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
+                shapes |= {
+                    shards.canonical(n): tuple(file.get_slice(n).get_shape()) for n in file.keys()
+                }  # noqa: SIM118
     except UserError:
         raise
     except Exception as error:  # what is in a stranger's config.json decides which
         raise _unreadable(folder, error, reading) from None
     if getattr(whole, "quantization_config", None) or getattr(text, "quantization_config", None):
-        raise UserError(f"the model folder `{files.shown(folder)}` is quantised already, and an adapter is merged into 16-bit weights. "
-                        f"Set base_model to the 16-bit repository it was made from; load_in_4bit: true quantises that while loading.")
-    _refuse(folder, [n for n, p in net.named_parameters() if shapes.get(shards.canonical(n)) != tuple(p.shape)])
+        raise UserError(
+            f"the model folder `{files.shown(folder)}` is quantised already, and an adapter is merged into 16-bit weights. "
+            f"Set base_model to the 16-bit repository it was made from; load_in_4bit: true quantises that while loading."
+        )
+    _refuse(
+        folder,
+        [n for n, p in net.named_parameters() if shapes.get(shards.canonical(n)) != tuple(p.shape)],
+    )
     return whole, text
 
 
 def _refuse(folder: pathlib.Path, missing: Iterable[str]) -> None:
     if missing := sorted(missing):
-        raise UserError(f"the model folder `{files.shown(folder)}` lacks {len(missing)} weights, or has them in another shape than its config.json "
-                        f"says: {', '.join(missing[:3])}{' ...' if missing[3:] else ''}. They would be random numbers.\n"
-                        f"Expected a complete Hugging Face folder: fetch or build it again.")
+        raise UserError(
+            f"the model folder `{files.shown(folder)}` lacks {len(missing)} weights, or has them in another shape than its config.json "
+            f"says: {', '.join(missing[:3])}{' ...' if missing[3:] else ''}. They would be random numbers.\n"
+            f"Expected a complete Hugging Face folder: fetch or build it again."
+        )
 
 
 def _unreadable(folder: pathlib.Path, error: Exception, name: str = "") -> UserError:
     because = " ".join(str(error).split())[:300] or type(error).__name__
-    return UserError(f"the model folder `{files.shown(folder)}` cannot be read{name and f' ({name})'}: {because}\n"
-                     f"Expected a complete Hugging Face folder with safetensors: fetch or build it again.")
+    return UserError(
+        f"the model folder `{files.shown(folder)}` cannot be read{name and f' ({name})'}: {because}\n"
+        f"Expected a complete Hugging Face folder with safetensors: fetch or build it again."
+    )
 
 
 def _float32_around_4_bit(model: Any) -> None:
@@ -163,7 +210,9 @@ def _float32_around_4_bit(model: Any) -> None:
             module.register_forward_hook(lambda module, inputs, output: output.float())
             continue
         if module is head:
-            module.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(module.weight.dtype),))
+            module.register_forward_pre_hook(
+                lambda module, inputs: (inputs[0].to(module.weight.dtype),)
+            )
             continue
         for p in module.parameters(recurse=False):
             if p.dtype == torch.float16:
@@ -184,17 +233,36 @@ def _unsloth(folder: pathlib.Path, job: Params) -> Any:
     checkpointing = "unsloth" if job.gradient_checkpointing else False
     with _quiet(text is not whole):
         model, _ = FastModel.from_pretrained(
-            str(folder), dtype=device.precision(job)[0], max_seq_length=job.max_seq_length, load_in_4bit=job.load_in_4bit,
-            quantization_config=quantization(job), random_state=job.seed, use_gradient_checkpointing=checkpointing, text_only=True,
-            offload_embedding=False)
-    model.generation_config.max_length = None  # Unsloth sets it, and each answer would then warn of two limits
+            str(folder),
+            dtype=device.precision(job)[0],
+            max_seq_length=job.max_seq_length,
+            load_in_4bit=job.load_in_4bit,
+            quantization_config=quantization(job),
+            random_state=job.seed,
+            use_gradient_checkpointing=checkpointing,
+            text_only=True,
+            offload_embedding=False,
+        )
+    model.generation_config.max_length = (
+        None  # Unsloth sets it, and each answer would then warn of two limits
+    )
     if job.offload_embedding:  # not by Unsloth, which leaves the table on the card under torchrun
         placement.offload_embedding(model)
     model.part_of_multimodal = text is not whole
     return FastModel.get_peft_model(
-        model, finetune_vision_layers=False, finetune_language_layers=True, finetune_attention_modules=job.finetune_attention_modules,
-        finetune_mlp_modules=job.finetune_mlp_modules, r=job.lora_r, lora_alpha=job.lora_alpha, lora_dropout=job.lora_dropout, bias=job.bias,
-        use_rslora=job.use_rslora, random_state=job.seed, use_gradient_checkpointing=checkpointing)
+        model,
+        finetune_vision_layers=False,
+        finetune_language_layers=True,
+        finetune_attention_modules=job.finetune_attention_modules,
+        finetune_mlp_modules=job.finetune_mlp_modules,
+        r=job.lora_r,
+        lora_alpha=job.lora_alpha,
+        lora_dropout=job.lora_dropout,
+        bias=job.bias,
+        use_rslora=job.use_rslora,
+        random_state=job.seed,
+        use_gradient_checkpointing=checkpointing,
+    )
 
 
 def load_merged(folder: pathlib.Path, dtype: torch.dtype | None = None) -> Any:
@@ -203,9 +271,10 @@ def load_merged(folder: pathlib.Path, dtype: torch.dtype | None = None) -> Any:
     place = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
     dtype = dtype or device.precision()[0]
     if place is None:
-        machine.require_memory(shards.bytes_of(folder) * dtype.itemsize // 2, f"{files.shown(folder)} in {str(dtype).removeprefix('torch.')}")
+        machine.require_memory(
+            shards.bytes_of(folder) * dtype.itemsize // 2,
+            f"{files.shown(folder)} in {str(dtype).removeprefix('torch.')}",
+        )
     with _memory_for_base(folder):
         model = _read(folder, dtype=dtype, device_map=place)
     return model.requires_grad_(False).eval()
-
-

@@ -14,16 +14,28 @@ from lib.params import Params
 
 def _too_large(folder: pathlib.Path, job: Params) -> bool:
     """Whether the base's 16-bit weights, twice as large in float32, alone leave one card no room to train in."""
-    size = sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e9 * device.precision(job)[0].itemsize / 2
+    size = (
+        sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+        / 1e9
+        * device.precision(job)[0].itemsize
+        / 2
+    )
     return not job.load_in_4bit and size > 0.9 * device.card()[1] > 0
 
 
 def sharded(folder: pathlib.Path, job: Params) -> bool:
     """Whether this rank holds only its part of the base (FSDP)."""
-    if ranks.world() == 1 or job.fsdp == "none" or job.fsdp == "auto" and not _too_large(folder, job):
+    if (
+        ranks.world() == 1
+        or job.fsdp == "none"
+        or job.fsdp == "auto"
+        and not _too_large(folder, job)
+    ):
         return False
     if job.load_in_4bit or job.torch_compile:
-        raise UserError("fsdp shards a 16-bit base, step by step: set load_in_4bit: false and torch_compile: false, or fsdp: none.")
+        raise UserError(
+            "fsdp shards a 16-bit base, step by step: set load_in_4bit: false and torch_compile: false, or fsdp: none."
+        )
     return True
 
 
@@ -35,8 +47,10 @@ def device_map(folder: pathlib.Path, job: Params) -> Any:
     if ranks.world() > 1 or not _too_large(folder, job) or torch.cuda.device_count() == 1:
         return {"": torch.cuda.current_device()}
     if job.torch_compile:
-        raise UserError(f"torch_compile needs the whole base on one card, and {device.name()} ({device.card()[1]:.0f} GB) is too small for it. "
-                        f"Set torch_compile: false.")
+        raise UserError(
+            f"torch_compile needs the whole base on one card, and {device.name()} ({device.card()[1]:.0f} GB) is too small for it. "
+            f"Set torch_compile: false."
+        )
     return "balanced"
 
 
@@ -57,15 +71,26 @@ def shard(model: Any) -> None:
     from torch.distributed.fsdp import fully_shard
 
     body = model.get_base_model().model
-    whole = {*(p for p in model.parameters() if p.requires_grad), model.get_output_embeddings().weight, model.get_input_embeddings().weight}
+    whole = {
+        *(p for p in model.parameters() if p.requires_grad),
+        model.get_output_embeddings().weight,
+        model.get_input_embeddings().weight,
+    }
     for layer in body.layers:
         fully_shard(layer, ignored_params=whole)
     fully_shard(body, ignored_params=whole)
-    here = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    here = (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
     for p in whole:
         p.data = p.data.to(here)
     held = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in model.parameters())
-    print(f"rank {ranks.rank()} holds {held:,} of {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    print(
+        f"rank {ranks.rank()} holds {held:,} of {sum(p.numel() for p in model.parameters()):,} parameters",
+        flush=True,
+    )
 
 
 @contextlib.contextmanager
@@ -91,7 +116,9 @@ class Offloaded(torch.nn.Module):
         super().__init__()
         self.device, self.scale = table.weight.device, float(table.embed_scale)
         # not a parameter: nothing may move it with the model
-        self.__dict__["table"] = table.weight.data.to("cpu").pin_memory() if table.weight.is_cuda else table.weight.data
+        self.__dict__["table"] = (
+            table.weight.data.to("cpu").pin_memory() if table.weight.is_cuda else table.weight.data
+        )
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         rows = torch.nn.functional.embedding(input_ids.to("cpu"), self.table)

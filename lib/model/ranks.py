@@ -39,18 +39,20 @@ def copy_from_first(tensor: torch.Tensor) -> None:
         dist.broadcast(tensor, src=0)
 
 
-
-
 def gpus(job: Params) -> int:
     """How many devices of this machine the job trains on; 1 without a GPU. UserError when it asks for more than there are."""
     there = max(1, torch.cuda.device_count())
     if job.num_gpus == "auto":  # a step's micro-batches must share out evenly
         used = next(n for n in range(there, 0, -1) if job.gradient_accumulation_steps % n == 0)
         if used < there:
-            print(f"{used} of {there} GPUs: gradient_accumulation_steps={job.gradient_accumulation_steps} does not share out among more", flush=True)
+            print(
+                f"{used} of {there} GPUs: gradient_accumulation_steps={job.gradient_accumulation_steps} does not share out among more",
+                flush=True,
+            )
         return used
     if job.num_gpus > there:
-        raise UserError(f"num_gpus is {job.num_gpus}, and torch sees {torch.cuda.device_count()} here. "
-                        f"Set num_gpus: auto, or check CUDA_VISIBLE_DEVICES.")
+        raise UserError(
+            f"num_gpus is {job.num_gpus}, and torch sees {torch.cuda.device_count()} here. "
+            f"Set num_gpus: auto, or check CUDA_VISIBLE_DEVICES."
+        )
     return job.num_gpus
-

@@ -15,11 +15,9 @@ def canonical(name):
     return re.sub(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?" + towers, "", name)
 
 
-
 def bytes_of(folder):
     """Bytes of a folder's weights; UserError as `shard_of`."""
     return sum(path.stat().st_size for path in set(shard_of(folder).values()))
-
 
 
 def shard_of(folder):
@@ -30,15 +28,19 @@ def shard_of(folder):
         shards = {name: folder / shard for name, shard in names.items()}
         missing = sorted({path.name for path in shards.values() if not path.is_file()})
     else:
-        shards, missing = {}, [] if list(folder.glob("model*.safetensors")) else ["model.safetensors"]
+        shards, missing = (
+            {},
+            [] if list(folder.glob("model*.safetensors")) else ["model.safetensors"],
+        )
         for path in sorted(folder.glob("model*.safetensors")):
             with safe_open(path, "pt") as file:
                 shards |= dict.fromkeys(file.keys(), path)
     if missing:
-        raise UserError(f"{files.shown(folder)} has no {', '.join(missing[:3])}. "
-                        "Expected a complete Hugging Face folder with safetensors: download or build the base again.")
+        raise UserError(
+            f"{files.shown(folder)} has no {', '.join(missing[:3])}. "
+            "Expected a complete Hugging Face folder with safetensors: download or build the base again."
+        )
     return shards
-
 
 
 def read_header(file):
@@ -47,11 +49,11 @@ def read_header(file):
     return 8 + length, json.loads(file.read(length))
 
 
-
 def text_config(folder):
     """config.json's language part (dict)."""
     if not (folder / "config.json").is_file():
-        raise UserError(f"{files.shown(folder)} has no config.json. Expected a Hugging Face model folder.")
+        raise UserError(
+            f"{files.shown(folder)} has no config.json. Expected a Hugging Face model folder."
+        )
     config = files.read_json(folder / "config.json", "The model's configuration")
     return config.get("text_config", config)
-

@@ -14,11 +14,20 @@ TEMPLATES = pathlib.Path(__file__).parent / "templates"
 
 def write(path: pathlib.Path, template: str, **values: Any) -> pathlib.Path:
     """Render templates/<template> into `path`; returns it."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=jinja2.FileSystemLoader(TEMPLATES),
-                                     undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+    )
     environment.filters.update(form=text.format_value, size=text.format_size, brief=brief)
-    environment.tests["measure"] = lambda value: isinstance(value, int | float) and not isinstance(value, bool)
-    files.atomic_write(path, environment.get_template(template).render(disclaimer=DISCLAIMER, **values))
+    environment.tests["measure"] = lambda value: (
+        isinstance(value, int | float) and not isinstance(value, bool)
+    )
+    files.atomic_write(
+        path, environment.get_template(template).render(disclaimer=DISCLAIMER, **values)
+    )
     return path
 
 

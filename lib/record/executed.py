@@ -10,7 +10,9 @@ def mark_failed(notebook: dict[str, Any], name: str, reason: str) -> int | None:
     """
     import nbformat
 
-    error = nbformat.v4.new_output("error", ename=name, evalue=reason, traceback=[f"{name}: {reason}"])
+    error = nbformat.v4.new_output(
+        "error", ename=name, evalue=reason, traceback=[f"{name}: {reason}"]
+    )
     for number, cell in enumerate(notebook["cells"], 1):
         state = cell["metadata"].get("papermill", {"status": "completed"})  # its banners have none
         if state["status"] in ("pending", "running") and cell["cell_type"] == "code":
@@ -22,4 +24,3 @@ def mark_failed(notebook: dict[str, Any], name: str, reason: str) -> int | None:
             return number
         state["status"] = "completed"  # text before that cell: it cannot fail
     return None
-

@@ -28,8 +28,10 @@ class Ledger:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise UserError(f"the ledger `{self.path.name}` cannot be written: {error.strerror}. Training stops, since its numbers would be lost. "
-                            f"Free some disk space; the same command continues from the last checkpoint.") from None
+            raise UserError(
+                f"the ledger `{self.path.name}` cannot be written: {error.strerror}. Training stops, since its numbers would be lost. "
+                f"Free some disk space; the same command continues from the last checkpoint."
+            ) from None
 
     def evals(self, step: int) -> dict[tuple[str, int], float]:
         """Held-out losses by (when, step) that a session resuming at `step` builds on."""
@@ -38,10 +40,14 @@ class Ledger:
 
     def check(self, step: int) -> None:
         """UserError unless the lines of all steps up to `step`, where a session resumes, are there: a file cut off at a line's end looks whole."""
-        noted = sum(e["steps"] for e in steps([*read(self.path), {"event": "session", "start_step": step}]))
+        noted = sum(
+            e["steps"] for e in steps([*read(self.path), {"event": "session", "start_step": step}])
+        )
         if noted != step:
-            raise UserError(f"ledger `{self.path.name}` has the numbers of {noted} of the {step} steps behind the checkpoint: lines of it "
-                            f"are lost, and no mean over the rest would be true. Put it back from a copy, or train again with FORCE=1.")
+            raise UserError(
+                f"ledger `{self.path.name}` has the numbers of {noted} of the {step} steps behind the checkpoint: lines of it "
+                f"are lost, and no mean over the rest would be true. Put it back from a copy, or train again with FORCE=1."
+            )
 
     def losses(self) -> list[float]:
         """Of each step the weights went through."""
@@ -50,7 +56,12 @@ class Ledger:
 
 def _line(entry: dict[str, Any]) -> str:
     """An entry as its line, a checksum of the rest at its end: a flipped digit would be another loss, and still JSON."""
-    return json.dumps({**entry, "crc": f"{zlib.crc32(json.dumps(entry).encode()):08x}"}, allow_nan=False) + "\n"
+    return (
+        json.dumps(
+            {**entry, "crc": f"{zlib.crc32(json.dumps(entry).encode()):08x}"}, allow_nan=False
+        )
+        + "\n"
+    )
 
 
 def _end_torn_line(path: pathlib.Path) -> None:
@@ -73,8 +84,10 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
             if crc and _line(entry) != f"{line.decode()}\n":
                 raise ValueError
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"ledger `{path.name}`, line {number} is damaged: {line[:80]!r}. Its numbers cannot be trusted; "
-                            f"train again with FORCE=1.") from None
+            raise UserError(
+                f"ledger `{path.name}`, line {number} is damaged: {line[:80]!r}. Its numbers cannot be trusted; "
+                f"train again with FORCE=1."
+            ) from None
         entries.append(entry)
     return entries
 
@@ -114,20 +127,30 @@ def utilisation(entries: list[dict[str, Any]]) -> float | None:
     sessions = {e["session"]: e for e in entries if e["event"] == "session"}
     for line in _warm(entries):
         of = sessions[line["session"]]
-        asked += line["tokens"] * of.get("flops_per_token", 0) + line["trained"] * of.get("flops_per_trained_token", 0)
+        asked += line["tokens"] * of.get("flops_per_token", 0) + line["trained"] * of.get(
+            "flops_per_trained_token", 0
+        )
         possible += line["seconds"] * of.get("devices", 1) * of.get("peak_flops", 0)
     return asked / possible if possible else None
 
 
-def _of_last_machine(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
+def _of_last_machine(
+    entries: list[dict[str, Any]],
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
     """The last session that trained, or began; the lines of all sessions on as many cards of that kind; the names of other machines."""
     starts = {e["session"]: e for e in entries if e["event"] == "session"}
     trained = {e["session"] for e in entries if e["event"] == "step"}
-    machine = {n: (s.get("devices"), s.get("device")) for n, s in starts.items() if n in trained or not trained}
+    machine = {
+        n: (s.get("devices"), s.get("device"))
+        for n, s in starts.items()
+        if n in trained or not trained
+    }
     if not machine:
         return {}, entries, []
     last = machine[max(machine)]
-    others = sorted({f"{devices} x {name}" for devices, name in machine.values() if (devices, name) != last})
+    others = sorted(
+        {f"{devices} x {name}" for devices, name in machine.values() if (devices, name) != last}
+    )
     return starts[max(machine)], [e for e in entries if machine.get(e["session"]) == last], others
 
 
@@ -141,35 +164,61 @@ def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
     The held-out losses' 95 % intervals are over its rows. best_step is the one whose weights early stopping kept, earlier_devices are
     the other machines; each only where there is one.
     """
-    passed, best, every = steps(entries), kept(entries, "best"), [e for e in entries if e["event"] == "step"]
+    passed, best, every = (
+        steps(entries),
+        kept(entries, "best"),
+        [e for e in entries if e["event"] == "step"],
+    )
     evals = {e["when"]: e["eval_loss"] for e in kept(entries, "eval")}
     tenth = max(1, len(passed) // 10)
     start, alike, others = _of_last_machine(entries)
     here, warm = [e for e in alike if e["event"] == "step"], _warm(alike)
-    compiling, compiling_here = (sum(e["seconds"] for e in part if e["event"] == "compiled") for part in (entries, alike))
+    compiling, compiling_here = (
+        sum(e["seconds"] for e in part if e["event"] == "compiled") for part in (entries, alike)
+    )
 
     def mean(part: list[dict[str, Any]]) -> float | None:
-        return sum(e["loss"] * e["steps"] for e in part) / sum(e["steps"] for e in part) if part else None
+        return (
+            sum(e["loss"] * e["steps"] for e in part) / sum(e["steps"] for e in part)
+            if part
+            else None
+        )
 
     def rate(part: list[dict[str, Any]], what: str, more: float = 0.0) -> float | None:
         time = sum(e["seconds"] for e in part) + more
         return sum(e[what] for e in part) / time if time else None
 
     return {
-        "steps": passed[-1]["step"] if passed else 0, "epochs": passed[-1]["epoch"] if passed else 0.0,
+        "steps": passed[-1]["step"] if passed else 0,
+        "epochs": passed[-1]["epoch"] if passed else 0.0,
         "sessions": len({e["session"] for e in entries if e["event"] == "session"}),
         "steps_repeated": sum(e["steps"] for e in every) - sum(e["steps"] for e in passed),
-        "loss_first": mean(passed[:tenth]), "loss_last": mean(passed[-tenth:]), "loss_mean": mean(passed),
-        "eval_loss_before": evals.get("before"), "eval_loss_after": evals.get("after"),
-        **{f"eval_loss_{e['when']}_ci95": e["ci95"] for e in kept(entries, "eval") if e["when"] != "during" and "ci95" in e},
-        "samples_per_second": rate(warm, "rows"), "tokens_per_second": rate(warm, "tokens"),
+        "loss_first": mean(passed[:tenth]),
+        "loss_last": mean(passed[-tenth:]),
+        "loss_mean": mean(passed),
+        "eval_loss_before": evals.get("before"),
+        "eval_loss_after": evals.get("after"),
+        **{
+            f"eval_loss_{e['when']}_ci95": e["ci95"]
+            for e in kept(entries, "eval")
+            if e["when"] != "during" and "ci95" in e
+        },
+        "samples_per_second": rate(warm, "rows"),
+        "tokens_per_second": rate(warm, "tokens"),
         "samples_per_second_with_warm_up": rate(here, "rows", compiling_here),
         "tokens_per_second_with_warm_up": rate(here, "tokens", compiling_here),
         "compile_seconds": round(compiling, 3),
-        "padding_share": 1 - sum(e["tokens"] for e in every) / sum(e["padded"] for e in every) if every else None,
-        "flops_utilisation": utilisation(alike), "device": start.get("device"), "devices": start.get("devices"),
+        "padding_share": 1 - sum(e["tokens"] for e in every) / sum(e["padded"] for e in every)
+        if every
+        else None,
+        "flops_utilisation": utilisation(alike),
+        "device": start.get("device"),
+        "devices": start.get("devices"),
         **({"earlier_devices": others} if others else {}),
-        "trainable_parameters": start.get("trainable_parameters"), "total_parameters": start.get("total_parameters"),
-        "peak_memory_gib": max((e["memory_gib"] for e in here), default=None), "memory_of": start.get("memory_of"),
-        **({"best_step": best[-1]["step"]} if best else {}), "seconds": round(sum(e["seconds"] for e in every), 3),
+        "trainable_parameters": start.get("trainable_parameters"),
+        "total_parameters": start.get("total_parameters"),
+        "peak_memory_gib": max((e["memory_gib"] for e in here), default=None),
+        "memory_of": start.get("memory_of"),
+        **({"best_step": best[-1]["step"]} if best else {}),
+        "seconds": round(sum(e["seconds"] for e in every), 3),
     }

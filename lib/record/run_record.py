@@ -26,7 +26,10 @@ from lib.record.executed import mark_failed
 
 STAGES = ("prepare", "train", "export")
 EXAMS = ("exam", "exams", "safety")  # sections of results.json that lib/exam.py writes
-FREED = {"checkpoints": "train", "merged": "export"}  # folders that `make prune` may free, and the stage that makes each again
+FREED = {
+    "checkpoints": "train",
+    "merged": "export",
+}  # folders that `make prune` may free, and the stage that makes each again
 PATCH_BYTES = 2**20  # a larger difference from the commit is not kept
 ORPHAN_SECONDS = 10  # a kernel whose runner was killed looks for it once a second, then ends; a long C call delays that
 
@@ -41,16 +44,25 @@ def runs_folder() -> pathlib.Path:
 
 def names() -> str:
     """The runs there are, for a message."""
-    return ", ".join(sorted(path.parent.name for path in runs_folder().glob("*/run.json"))) or "none"
+    return (
+        ", ".join(sorted(path.parent.name for path in runs_folder().glob("*/run.json"))) or "none"
+    )
 
 
 def folder_for(job: Params, params_file: str, name: str = "") -> pathlib.Path:
     """runs/<name>, or runs/<params file stem>-<hash>; a name is one plain path component."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", pathlib.PurePath(params_file or "notebook").stem).strip("-.") or "run"
+    stem = (
+        re.sub(r"[^A-Za-z0-9._-]+", "-", pathlib.PurePath(params_file or "notebook").stem).strip(
+            "-."
+        )
+        or "run"
+    )
     name = name or f"{stem}-{params.fingerprint(job)}"
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
-        raise UserError(f"RUN=`{name}` cannot name a run; expected letters, digits, `.`, `_`, `-`, starting with a letter, "
-                        f"digit or `_`, at most 100, no path. The run is then runs/<name>.")
+        raise UserError(
+            f"RUN=`{name}` cannot name a run; expected letters, digits, `.`, `_`, `-`, starting with a letter, "
+            f"digit or `_`, at most 100, no path. The run is then runs/<name>."
+        )
     return runs_folder() / name
 
 
@@ -60,7 +72,9 @@ def lock(folder: pathlib.Path) -> int:
     while (fd := files.lock(folder)) is None:
         who, gone = _holder(folder)
         if not gone or time.monotonic() > deadline:
-            raise UserError(f"run `{folder.name}` is in use {who}.\nWait for it, stop it, or choose another name with RUN=.")
+            raise UserError(
+                f"run `{folder.name}` is in use {who}.\nWait for it, stop it, or choose another name with RUN=."
+            )
         time.sleep(0.2)
     return fd
 
@@ -68,7 +82,11 @@ def lock(folder: pathlib.Path) -> int:
 def _holder(folder: pathlib.Path) -> tuple[str, bool]:
     """Who holds a locked run by its record, and whether that is the kernel of a runner that is gone."""
     try:
-        stage, last = next((s, e["attempts"][-1]) for s, e in read_record(folder / "run.json")["stages"].items() if e["status"] == "running")
+        stage, last = next(
+            (s, e["attempts"][-1])
+            for s, e in read_record(folder / "run.json")["stages"].items()
+            if e["status"] == "running"
+        )
     except (UserError, StopIteration):
         return "by a command that has just begun, or is about to end", False
     text = f"by process {last['pid']} on {last['host']} ({stage}, since {last['start']})"
@@ -107,11 +125,13 @@ class Run:
         What an earlier one left is set aside where it must not be continued: `force`, or another result of earlier stages.
         """
         entry, number = self.stage(stage), len(self.stage(stage)["attempts"])
-        before = {e: self.stage(e).get("output") for e in STAGES[:STAGES.index(stage)]}
+        before = {e: self.stage(e).get("output") for e in STAGES[: STAGES.index(stage)]}
         if force or entry.get("started_from", before) != before:
             self.results(stage, None)
             for section in EXAMS if stage != "prepare" else ():
-                self.results(section, None)  # exam.json stays: it knows of each result which files it is of
+                self.results(
+                    section, None
+                )  # exam.json stays: it knows of each result which files it is of
             if stage == "train":
                 shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
                 if (ledger := self.folder / "metrics.jsonl").exists():
@@ -120,10 +140,22 @@ class Run:
             freed.setdefault("again", now())
         entry.update(status="running", artifacts=[], started_from=before)
         entry.pop("notebook", None)
-        entry["attempts"].append({"by": by, "start": now(), "end": None, "exit": None, "cell": None, "pid": os.getpid(),
-                                  "host": socket.gethostname(), **commit()})
+        entry["attempts"].append(
+            {
+                "by": by,
+                "start": now(),
+                "end": None,
+                "exit": None,
+                "cell": None,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                **commit(),
+            }
+        )
         if entry["attempts"][-1]["dirty"] and 0 < len(patch := changes().encode()) <= PATCH_BYTES:
-            entry["attempts"][-1]["patch"] = name = f"changes-{hashlib.sha256(patch).hexdigest()[:12]}.patch"
+            entry["attempts"][-1]["patch"] = name = (
+                f"changes-{hashlib.sha256(patch).hexdigest()[:12]}.patch"
+            )
             files.atomic_write(self.folder / name, patch)
         self.data["packages"], self.data["hardware"] = packages(), hardware()
         self.save()
@@ -138,7 +170,11 @@ class Run:
         """Replace one section of results.json; None removes it."""
         old = files.read_or_set_aside(path := self.folder / "results.json", "results file")
         if values is not None or section in old:
-            files.write_json(path, {k: v for k, v in {**old, section: values}.items() if v is not None}, sealed=True)
+            files.write_json(
+                path,
+                {k: v for k, v in {**old, section: values}.items() if v is not None},
+                sealed=True,
+            )
 
     def finished(self, stage: str) -> tuple[bool, str]:
         """Whether a stage needs no work, and if it was recorded as finished but does, why."""
@@ -150,7 +186,10 @@ class Run:
 
 def pruned(run: dict[str, Any], part: str) -> str:
     """When `make prune` freed a part of a run, by its record; empty where it did not, or the part was made again since."""
-    return max((p["at"] for p in run.get("pruned", []) if p["path"] == part and "again" not in p), default="")
+    return max(
+        (p["at"] for p in run.get("pruned", []) if p["path"] == part and "again" not in p),
+        default="",
+    )
 
 
 def open_run(folder: pathlib.Path, job: Params, force_from: str = "") -> Run:
@@ -163,23 +202,40 @@ def open_run(folder: pathlib.Path, job: Params, force_from: str = "") -> Run:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot create the run folder `{files.shown(folder)}`: {error.strerror}. Set MEDRESCUE_RUNS to a folder you can "
-                        f"write, or choose another name with RUN=.") from None
+        raise UserError(
+            f"cannot create the run folder `{files.shown(folder)}`: {error.strerror}. Set MEDRESCUE_RUNS to a folder you can "
+            f"write, or choose another name with RUN=."
+        ) from None
     with _held(folder):
         if (path := folder / "run.json").exists():
             run = Run(folder, read_record(path))
             _correct(run)
             _compare(run, job, force_from)
         elif foreign := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")):
-            raise UserError(f"`{files.shown(folder)}` has no run.json but holds {', '.join(foreign[:5])}: it is not a run of this "
-                            f"pipeline, or a half-deleted one.\nMove it away, or choose another name with RUN=.")
+            raise UserError(
+                f"`{files.shown(folder)}` has no run.json but holds {', '.join(foreign[:5])}: it is not a run of this "
+                f"pipeline, or a half-deleted one.\nMove it away, or choose another name with RUN=."
+            )
         else:
-            run = Run(folder, {"run": folder.name, "created": now(), "fingerprints": {},
-                               "stages": {s: {"status": "pending", "attempts": [], "artifacts": [], "inputs": {}} for s in STAGES}})
+            run = Run(
+                folder,
+                {
+                    "run": folder.name,
+                    "created": now(),
+                    "fingerprints": {},
+                    "stages": {
+                        s: {"status": "pending", "attempts": [], "artifacts": [], "inputs": {}}
+                        for s in STAGES
+                    },
+                },
+            )
         run.save()  # before params.yaml: a folder with a file but no record is refused
         files.atomic_write(folder / "params.yaml", params.dump(job))
         # of a process killed while it wrote; only we write here now. In gguf/ they would be taken for part of the result
-        for torn in [*filter(pathlib.Path.is_file, folder.glob(".*.tmp")), *(folder / "gguf").glob(".*")]:
+        for torn in [
+            *filter(pathlib.Path.is_file, folder.glob(".*.tmp")),
+            *(folder / "gguf").glob(".*"),
+        ]:
             shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
     return run
 
@@ -190,22 +246,37 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
         data = files.read_json(path, "run record")
         entries = [data["stages"][s] for s in STAGES]
         if not isinstance(data["fingerprints"], dict) or not all(
-                isinstance(e[k], kind) and (e["attempts"] or e["status"] == "pending") for e in entries for k, kind in kinds.items()):
+            isinstance(e[k], kind) and (e["attempts"] or e["status"] == "pending")
+            for e in entries
+            for k, kind in kinds.items()
+        ):
             raise KeyError
     except (UserError, KeyError, TypeError) as error:
-        text = str(error) if isinstance(error, UserError) else f"run record `{files.shown(path)}` is not whole: it lacks stages, or parts of them."
-        raise UserError(f"{text}\nMove `{files.shown(path.parent)}` away, or choose another name with RUN=; nothing in it was changed.") from None
+        text = (
+            str(error)
+            if isinstance(error, UserError)
+            else f"run record `{files.shown(path)}` is not whole: it lacks stages, or parts of them."
+        )
+        raise UserError(
+            f"{text}\nMove `{files.shown(path.parent)}` away, or choose another name with RUN=; nothing in it was changed."
+        ) from None
     return data
 
 
 def _correct(run: Run) -> None:
     """We hold the lock, so a stage that says `running` has lost its process."""
     for stage in (s for s in STAGES if run.stage(s)["status"] == "running"):
-        path, cell, reason = run.folder / f"{stage}.ipynb", None, "its process ended without closing the record (killed, or the machine stopped)"
+        path, cell, reason = (
+            run.folder / f"{stage}.ipynb",
+            None,
+            "its process ended without closing the record (killed, or the machine stopped)",
+        )
         if run.stage(stage)["attempts"][-1]["by"] == "notebook":
             reason = "its kernel ended before the last cell, or its first cells were run again"
         elif path.exists():
-            with contextlib.suppress(UserError, KeyError, TypeError):  # of a damaged copy the record alone tells
+            with contextlib.suppress(
+                UserError, KeyError, TypeError
+            ):  # of a damaged copy the record alone tells
                 notebook = files.read_json(path, "executed notebook")
                 cell = mark_failed(notebook, "Interrupted", reason)
                 files.atomic_write(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
@@ -221,21 +292,38 @@ def _compare(run: Run, job: Params, force_from: str) -> None:
     except UserError as error:
         if force_from == "prepare":
             return
-        raise UserError(f"The recorded parameters of run `{run.folder.name}` are not readable:\n{error}\n"
-                        f"Choose another name with RUN=, or start it over with `make run FORCE=1`.") from None
-    differ = {k: params.stage_of(k) for k, v in job.model_dump().items() if recorded[k] != v and not params.is_free(k)}
-    kept = STAGES[:STAGES.index(force_from)] if force_from else STAGES  # stages that are not started over
-    hit = {k: s for k, s in differ.items() if s != "export" and s in kept and run.stage(s)["attempts"]}
+        raise UserError(
+            f"The recorded parameters of run `{run.folder.name}` are not readable:\n{error}\n"
+            f"Choose another name with RUN=, or start it over with `make run FORCE=1`."
+        ) from None
+    differ = {
+        k: params.stage_of(k)
+        for k, v in job.model_dump().items()
+        if recorded[k] != v and not params.is_free(k)
+    }
+    kept = (
+        STAGES[: STAGES.index(force_from)] if force_from else STAGES
+    )  # stages that are not started over
+    hit = {
+        k: s for k, s in differ.items() if s != "export" and s in kept and run.stage(s)["attempts"]
+    }
     if hit:
         lines = [f"  {k}: recorded {recorded[k]!r}, now {getattr(job, k)!r}" for k in hit]
-        raise UserError(f"run `{run.folder.name}` was made with other parameters:\n" + "\n".join(lines)
-                        + f"\nChoose another name with RUN= (run_name in a notebook), or start it over with "
-                        f"`make {min(hit.values(), key=STAGES.index)} FORCE=1` and the same PARAMS and RUN.")
+        raise UserError(
+            f"run `{run.folder.name}` was made with other parameters:\n"
+            + "\n".join(lines)
+            + f"\nChoose another name with RUN= (run_name in a notebook), or start it over with "
+            f"`make {min(hit.values(), key=STAGES.index)} FORCE=1` and the same PARAMS and RUN."
+        )
     for key, stage in differ.items():
-        for later in STAGES[STAGES.index(stage):]:
-            run.stage(later)["started_from"] = None  # nothing of an attempt under the old value may be continued
+        for later in STAGES[STAGES.index(stage) :]:
+            run.stage(later)["started_from"] = (
+                None  # nothing of an attempt under the old value may be continued
+            )
             if run.stage(later)["status"] == "finished":
-                print(f"{later}: `{key}` changed from {recorded[key]!r} to {getattr(job, key)!r}; it will run again")
+                print(
+                    f"{later}: `{key}` changed from {recorded[key]!r} to {getattr(job, key)!r}; it will run again"
+                )
                 run.stage(later)["status"] = "pending"
 
 
@@ -251,8 +339,13 @@ def begin(stage: str, namespace: dict[str, Any]) -> tuple[Params, Run]:
     else:
         folder = folder_for(Params(), "", name or "notebook")
         recorded = folder / "params.yaml"
-        job = params.check({**(params.recorded(folder).model_dump() if recorded.exists() else {}),
-                            **{k: namespace[k] for k in params.FIELDS if k in namespace}}, "the notebook's parameters cell")
+        job = params.check(
+            {
+                **(params.recorded(folder).model_dump() if recorded.exists() else {}),
+                **{k: namespace[k] for k in params.FIELDS if k in namespace},
+            },
+            "the notebook's parameters cell",
+        )
     if os.environ.get(files.FD_VARIABLE):
         lock(folder)
         run = Run(folder, read_record(folder / "run.json"))
@@ -261,34 +354,50 @@ def begin(stage: str, namespace: dict[str, Any]) -> tuple[Params, Run]:
         return job, run
     run = open_run(folder, job)
     with _held(folder):
-        for earlier in STAGES[:STAGES.index(stage)]:
+        for earlier in STAGES[: STAGES.index(stage)]:
             done, trouble = run.finished(earlier)
             if not done:
-                raise UserError(f"{stage} needs {earlier}, which {'has changed: ' + trouble if trouble else 'is ' + run.stage(earlier)['status']}.\n"
-                                f"Run notebooks/{earlier}.ipynb with the same parameters first.")
+                raise UserError(
+                    f"{stage} needs {earlier}, which {'has changed: ' + trouble if trouble else 'is ' + run.stage(earlier)['status']}.\n"
+                    f"Run notebooks/{earlier}.ipynb with the same parameters first."
+                )
         run.begin(stage, "notebook")
     return job, run
 
 
-def finish(run: Run, stage: str, results: dict[str, Any], artifacts: list[str], output: str) -> None:
+def finish(
+    run: Run, stage: str, results: dict[str, Any], artifacts: list[str], output: str
+) -> None:
     """Last call of a notebook: results, artefacts with their hashes, and what later stages are checked against.
 
     `output` is a hash that changes when this stage's result does; then later stages are pending again.
     """
     entry = run.stage(stage)
-    if entry["status"] != "running":  # this kernel gave the run back: by now its copy of the record may be an old one
-        raise UserError(f"this attempt at {stage} is already recorded as {entry['status']}.\nTo run it again, start at the notebook's first cell.")
+    if (
+        entry["status"] != "running"
+    ):  # this kernel gave the run back: by now its copy of the record may be an old one
+        raise UserError(
+            f"this attempt at {stage} is already recorded as {entry['status']}.\nTo run it again, start at the notebook's first cell."
+        )
     run.results(stage, results)
-    entry.update(artifacts=files.describe(run.folder, artifacts), output=output,
-                 inputs={e: run.stage(e).get("output") for e in STAGES[:STAGES.index(stage)]})
-    for later in STAGES[STAGES.index(stage) + 1:]:
-        if run.stage(later)["status"] == "finished" and run.stage(later)["inputs"].get(stage) != output:
+    entry.update(
+        artifacts=files.describe(run.folder, artifacts),
+        output=output,
+        inputs={e: run.stage(e).get("output") for e in STAGES[: STAGES.index(stage)]},
+    )
+    for later in STAGES[STAGES.index(stage) + 1 :]:
+        if (
+            run.stage(later)["status"] == "finished"
+            and run.stage(later)["inputs"].get(stage) != output
+        ):
             print(f"{later}: was made from another result of {stage}; it will run again")
             run.stage(later)["status"] = "pending"
     run.save()
     if entry["attempts"][-1]["by"] == "notebook":  # under make the runner has the last word
         run.end(stage, "finished", "ok")
-        files.unlock(run.folder)  # the kernel may stay open for hours, and the next notebook needs the run
+        files.unlock(
+            run.folder
+        )  # the kernel may stay open for hours, and the next notebook needs the run
 
 
 def seconds(run: Run, stage: str) -> float:
@@ -299,7 +408,9 @@ def seconds(run: Run, stage: str) -> float:
 
 def artifact_hash(folder: pathlib.Path, name: str) -> str:
     """One sha256 over the paths and hashes of everything under folder/name."""
-    return hashlib.sha256(json.dumps([[a["path"], a["sha256"]] for a in files.describe(folder, [name])]).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([[a["path"], a["sha256"]] for a in files.describe(folder, [name])]).encode()
+    ).hexdigest()
 
 
 def glue(results: dict[str, Any]) -> None:

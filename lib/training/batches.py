@@ -26,9 +26,14 @@ class Batch(NamedTuple):
         return Batch(*(t if t is None else t.to(device, non_blocking=True) for t in self))
 
 
-def of(columns: dict[str, list[list[int]]], shape: Shape | None = None, weight: float = 1.0) -> Batch:
+def of(
+    columns: dict[str, list[list[int]]], shape: Shape | None = None, weight: float = 1.0
+) -> Batch:
     """Rows read as columns `input_ids` and `labels`: packed into a shape, or padded without one. Each trained token counts `weight`."""
-    rows = [{"input_ids": i, "labels": k} for i, k in zip(columns["input_ids"], columns["labels"], strict=True)]
+    rows = [
+        {"input_ids": i, "labels": k}
+        for i, k in zip(columns["input_ids"], columns["labels"], strict=True)
+    ]
     return packed(rows, shape, weight) if shape else padded(rows, weight)
 
 
@@ -56,13 +61,21 @@ def packed(rows: list[dict[str, Any]], shape: Shape, weight: float = 1.0) -> Bat
     lengths = [len(r["input_ids"]) for r in rows]
     rest = shape.tokens - sum(lengths)
     # filled with <bos>: the padding token's embedding is zero, and so then is a norm whose derivative is 0 / 0
-    ids = torch.tensor([t for r in rows for t in r["input_ids"]] + [rows[0]["input_ids"][0]] * rest)[None]
+    ids = torch.tensor(
+        [t for r in rows for t in r["input_ids"]] + [rows[0]["input_ids"][0]] * rest
+    )[None]
     positions = torch.cat([torch.arange(n) for n in [*lengths, rest]])[None]
     ends = torch.tensor([0, *lengths]).cumsum(0).tolist()
     # rows that are not there have no tokens; the filler is the last row
-    bounds = torch.tensor(ends + ends[-1:] * (shape.rows - len(rows)) + [shape.tokens], dtype=torch.int32)
+    bounds = torch.tensor(
+        ends + ends[-1:] * (shape.rows - len(rows)) + [shape.tokens], dtype=torch.int32
+    )
     labels = torch.tensor([t for r in rows for t in [*r["labels"][1:], IGNORED]] + [IGNORED] * rest)
     found = (labels != IGNORED).nonzero()[:, 0]
-    where, targets, weights = torch.zeros(shape.trained, dtype=torch.long), torch.zeros(shape.trained, dtype=torch.long), torch.zeros(shape.trained)
-    where[:len(found)], targets[:len(found)], weights[:len(found)] = found, labels[found], weight
+    where, targets, weights = (
+        torch.zeros(shape.trained, dtype=torch.long),
+        torch.zeros(shape.trained, dtype=torch.long),
+        torch.zeros(shape.trained),
+    )
+    where[: len(found)], targets[: len(found)], weights[: len(found)] = found, labels[found], weight
     return Batch(ids, where, targets, weights, positions, bounds)

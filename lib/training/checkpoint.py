@@ -14,7 +14,9 @@ from lib.model import ranks
 from lib.training.masters import Masters
 
 
-def save_checkpoint(folder: pathlib.Path, step: int, masters: Masters, identity: dict[str, Any], keep: int) -> None:
+def save_checkpoint(
+    folder: pathlib.Path, step: int, masters: Masters, identity: dict[str, Any], keep: int
+) -> None:
     """Write checkpoints/step-NNNNNN beside and rename; older ones beyond `keep` go afterwards."""
     final = folder / f"step-{step:06d}"
     if final.exists() or ranks.rank():
@@ -33,8 +35,10 @@ def save_checkpoint(folder: pathlib.Path, step: int, masters: Masters, identity:
         temporary.replace(final)
     except (OSError, SafetensorError, UserError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"the checkpoint of step {step} could not be saved: {error}. Earlier checkpoints are whole. Free some disk space, or lower "
-                        f"save_total_limit; the same command continues from the last one.") from None
+        raise UserError(
+            f"the checkpoint of step {step} could not be saved: {error}. Earlier checkpoints are whole. Free some disk space, or lower "
+            f"save_total_limit; the same command continues from the last one."
+        ) from None
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
 
@@ -62,9 +66,20 @@ def resume(folder: pathlib.Path, masters: Masters, identity: dict[str, Any]) -> 
     if not found:
         return 0
     path, state = found
-    differ = [f"  {k}: checkpoint {state.get(k)}, now {v}" for k, v in identity.items() if state.get(k) != v]
+    differ = [
+        f"  {k}: checkpoint {state.get(k)}, now {v}"
+        for k, v in identity.items()
+        if state.get(k) != v
+    ]
     if differ:
-        raise UserError("\n".join([f"checkpoint {path.name} does not belong to this job:", *differ,
-                                   "Start training over with FORCE=1, or choose another RUN=."]))
+        raise UserError(
+            "\n".join(
+                [
+                    f"checkpoint {path.name} does not belong to this job:",
+                    *differ,
+                    "Start training over with FORCE=1, or choose another RUN=.",
+                ]
+            )
+        )
     masters.load(path)
     return state["step"]

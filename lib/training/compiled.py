@@ -25,7 +25,14 @@ class _Widening(torch.autograd.Function):
     """For out >= in. `wide` is [W, B] of (out, in + r); `b` is a view of it, passed for its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, wide: torch.Tensor, scale: float) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        wide: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
         low = (x @ a.T) * scale
         ctx.save_for_backward(x, low, a, wide)
         ctx.scale = scale
@@ -35,21 +42,28 @@ class _Widening(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, low, a, wide = ctx.saved_tensors
         both = grad @ wide
-        low_grad = both[:, x.shape[1]:] * ctx.scale
+        low_grad = both[:, x.shape[1] :] * ctx.scale
         # (low' grad)' and not grad' low: for 8 columns cuBLAS picks a kernel of a tenth the speed for the latter
-        return both[:, :x.shape[1]] + low_grad @ a, low_grad.T @ x, (low.T @ grad).T, None, None
+        return both[:, : x.shape[1]] + low_grad @ a, low_grad.T @ x, (low.T @ grad).T, None, None
 
 
 class _Narrowing(torch.autograd.Function):
     """For out < in. `tall` is [W; A] of (out + r, in); `a` is a view of it, passed for its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, tall: torch.Tensor, scale: float) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        tall: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
         both = x @ tall.T
-        low = both[:, len(b):] * scale
+        low = both[:, len(b) :] * scale
         ctx.save_for_backward(x, low, b, tall)
         ctx.scale = scale
-        return both[:, :len(b)] + low @ b.T
+        return both[:, : len(b)] + low @ b.T
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -66,7 +80,9 @@ class FusedLinear(Linear):
             return super().forward(x)
         a, b = self.lora_A["default"].weight, self.lora_B["default"].weight
         product = _Widening if len(b) >= a.shape[1] else _Narrowing
-        return product.apply(x.flatten(0, -2), a, b, self.joined, self.scaling["default"]).unflatten(0, x.shape[:-1])
+        return product.apply(
+            x.flatten(0, -2), a, b, self.joined, self.scaling["default"]
+        ).unflatten(0, x.shape[:-1])
 
 
 class FusedAltUp(Gemma3nTextAltUp):
@@ -78,8 +94,12 @@ class FusedAltUp(Gemma3nTextAltUp):
         count, clip = self.config.altup_num_inputs, self.config.altup_coef_clip
         weight = self.prediction_coefs.weight
         modalities = self.compute_router_modalities(hidden_states[self.config.altup_active_idx])
-        coefs = torch.nn.functional.linear(modalities, weight.clamp(-clip, clip) if clip else weight)
-        coefs = coefs.unflatten(-1, (count, count)).float().permute(2, 3, 0, 1)[..., None]  # (to, from, 1, tokens, 1)
+        coefs = torch.nn.functional.linear(
+            modalities, weight.clamp(-clip, clip) if clip else weight
+        )
+        coefs = (
+            coefs.unflatten(-1, (count, count)).float().permute(2, 3, 0, 1)[..., None]
+        )  # (to, from, 1, tokens, 1)
         wide = hidden_states.float()
         return ((coefs * wide[None]).sum(1) + wide).type_as(hidden_states)
 
@@ -92,16 +112,30 @@ def fuse(model: Any) -> int:
     for altup in [m for m in model.modules() if type(m) is Gemma3nTextAltUp]:
         altup.__class__ = FusedAltUp
     for layer in [m for m in model.modules() if type(m) is Linear]:
-        base, (a, b) = layer.base_layer, (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
-        if type(base) is not torch.nn.Linear or base.bias is not None or layer.lora_dropout["default"].__class__ is not torch.nn.Identity \
-                or layer.lora_variant or layer.lora_B["default"].bias is not None or len(a) % 8 or not a.dtype == b.dtype == base.weight.dtype:
+        base, (a, b) = (
+            layer.base_layer,
+            (layer.lora_A["default"].weight, layer.lora_B["default"].weight),
+        )
+        if (
+            type(base) is not torch.nn.Linear
+            or base.bias is not None
+            or layer.lora_dropout["default"].__class__ is not torch.nn.Identity
+            or layer.lora_variant
+            or layer.lora_B["default"].bias is not None
+            or len(a) % 8
+            or not a.dtype == b.dtype == base.weight.dtype
+        ):
             continue
         widening = len(b) >= a.shape[1]
-        joined = torch.cat([base.weight.data, b.data], 1) if widening else torch.cat([base.weight.data, a.data], 0)
+        joined = (
+            torch.cat([base.weight.data, b.data], 1)
+            if widening
+            else torch.cat([base.weight.data, a.data], 0)
+        )
         if widening:
-            base.weight.data, b.data = joined[:, :a.shape[1]], joined[:, a.shape[1]:]
+            base.weight.data, b.data = joined[:, : a.shape[1]], joined[:, a.shape[1] :]
         else:
-            base.weight.data, a.data = joined[:len(b)], joined[len(b):]
+            base.weight.data, a.data = joined[: len(b)], joined[len(b) :]
         layer.joined, layer.__class__ = joined, FusedLinear
         count += 1
     return count
@@ -128,7 +162,9 @@ def compiled(model: Any) -> Iterator[None]:
                     layer.forward = before
 
 
-def forward_backward(model: Any, batch: Batch, fused: bool = False, scale: float = 1.0) -> torch.Tensor:
+def forward_backward(
+    model: Any, batch: Batch, fused: bool = False, scale: float = 1.0
+) -> torch.Tensor:
     """The weighted sum of a micro-batch's losses; its gradients, times `scale`, are left in the parameters."""
     losses = token_losses(model, batch, fused)
     loss = (losses * batch.weights.to(losses.device)).sum()
@@ -142,12 +178,21 @@ class Graph:
     `after` is recorded too, and must leave no gradient in the parameters. Make it with a batch of the shape; then call it with others.
     """
 
-    def __init__(self, model: Any, example: Batch, after: Callable[[], None], drop: Callable[[], None]):
-        self.batch, self.graph = Batch(*(t.to(model.device, copy=True) for t in example)), torch.cuda.CUDAGraph()
-        with _constants_on(model.device) as self.constants:  # the recording reads them where they lie
+    def __init__(
+        self, model: Any, example: Batch, after: Callable[[], None], drop: Callable[[], None]
+    ):
+        self.batch, self.graph = (
+            Batch(*(t.to(model.device, copy=True) for t in example)),
+            torch.cuda.CUDAGraph(),
+        )
+        with _constants_on(
+            model.device
+        ) as self.constants:  # the recording reads them where they lie
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # compiles, tunes and allocates, none of which can be recorded
+            with torch.cuda.stream(
+                stream
+            ):  # compiles, tunes and allocates, none of which can be recorded
                 for _ in range(2):
                     forward_backward(model, self.batch, fused=True)
                     drop()

@@ -25,9 +25,23 @@ class HeldOut:
     `known` are the losses that earlier sessions noted; `stopped` says whether this one was interrupted.
     """
 
-    def __init__(self, model: Any, data: Any, job: Params, known: dict[tuple[str, int], float], note: Callable[..., None],
-                 stopped: Callable[[], bool]):
-        self.model, self.data, self.job, self.known, self.note, self.stopped = model, data, job, known, note, stopped
+    def __init__(
+        self,
+        model: Any,
+        data: Any,
+        job: Params,
+        known: dict[tuple[str, int], float],
+        note: Callable[..., None],
+        stopped: Callable[[], bool],
+    ):
+        self.model, self.data, self.job, self.known, self.note, self.stopped = (
+            model,
+            data,
+            job,
+            known,
+            note,
+            stopped,
+        )
 
     def measure(self, when: str, step: int) -> float | None:
         """Loss in nats a trained token; None, and nothing is noted, of an empty split. KeyboardInterrupt when stopped meanwhile."""
@@ -35,29 +49,48 @@ class HeldOut:
             return self.known.get((when, step))
 
         def bar(groups: Iterable[int]) -> Iterator[int]:
-            for group in tqdm(groups, desc=f"held-out loss {when}", file=sys.stdout, mininterval=2, ncols=100, disable=ranks.rank() > 0):
+            for group in tqdm(
+                groups,
+                desc=f"held-out loss {when}",
+                file=sys.stdout,
+                mininterval=2,
+                ncols=100,
+                disable=ranks.rank() > 0,
+            ):
                 if self.stopped() and ranks.world() == 1:  # ranks finish together
-                    raise KeyboardInterrupt(f"stopped in the held-out loss after step {step}; its checkpoint is saved")
+                    raise KeyboardInterrupt(
+                        f"stopped in the held-out loss after step {step}; its checkpoint is saved"
+                    )
                 yield group
 
         begun = time.monotonic()
-        rows = evaluate.row_losses(self.model, self.data, rows_at_once=32 if self.job.torch_compile else 8, bar=bar)
+        rows = evaluate.row_losses(
+            self.model, self.data, rows_at_once=32 if self.job.torch_compile else 8, bar=bar
+        )
         loss, tokens = evaluate.mean_loss(rows)
         if not math.isfinite(loss):
-            raise Diverged(f"the held-out loss at step {step} is {loss}: the weights have gone bad. Earlier checkpoints are kept. "
-                           f"A lower learning_rate, or more warmup_steps, is the usual cure.")
+            raise Diverged(
+                f"the held-out loss at step {step} is {loss}: the weights have gone bad. Earlier checkpoints are kept. "
+                f"A lower learning_rate, or more warmup_steps, is the usual cure."
+            )
         self.known[when, step] = loss
         seconds = round(time.monotonic() - begun, 3)
         shown = when != "during" and len(rows) > 1 and ranks.rank() == 0
         interval = {"ci95": stats.loss_interval(rows)} if shown else {}
-        self.note("eval", when=when, step=step, eval_loss=loss, tokens=tokens, seconds=seconds, **interval)
+        self.note(
+            "eval", when=when, step=step, eval_loss=loss, tokens=tokens, seconds=seconds, **interval
+        )
         return loss
 
     def due(self, step: int, total: int) -> bool:
         """Whether to measure after this step; with early stopping the last weights must be compared too."""
-        return bool(self.job.eval_steps) and bool(step % self.job.eval_steps == 0 if step < total else self.job.early_stopping_patience)
+        return bool(self.job.eval_steps) and bool(
+            step % self.job.eval_steps == 0 if step < total else self.job.early_stopping_patience
+        )
 
-    def during(self, step: int, masters: Masters, checkpoints: pathlib.Path, identity: dict[str, Any]) -> None:
+    def during(
+        self, step: int, masters: Masters, checkpoints: pathlib.Path, identity: dict[str, Any]
+    ) -> None:
         """Measure, and with early stopping keep the weights if they are the best so far."""
         loss = self.measure("during", step)
         if self.job.early_stopping_patience and loss is not None and loss == min(self._course()):
@@ -66,7 +99,11 @@ class HeldOut:
     def patience_spent(self) -> bool:
         """Whether the best of the evals during training is early_stopping_patience evals ago."""
         course = self._course()
-        return 0 < self.job.early_stopping_patience <= len(course) - 1 - course.index(min(course)) if course else False
+        return (
+            0 < self.job.early_stopping_patience <= len(course) - 1 - course.index(min(course))
+            if course
+            else False
+        )
 
     def _course(self) -> list[float]:
         return [loss for (when, _), loss in self.known.items() if when == "during"]

@@ -32,14 +32,23 @@ from lib.record import run_record
 from lib.training import loop, loss, stops
 from lib.training.masters import Masters
 
-PATIENCE = datetime.timedelta(hours=12)  # of a rank for the others: rank 0 may save to a slow disk, one may compile longer
+PATIENCE = datetime.timedelta(
+    hours=12
+)  # of a rank for the others: rank 0 may save to a slow disk, one may compile longer
 # in the run's folder, between the ranks and the process that started them: the job with its micro-batch settled,
 # how the ranks ended, the trained weights
 JOB, END, TRAINED = ".job.yaml", ".end", ".trained.safetensors"
 LAUNCHER = "MEDRESCUE_LAUNCHER"  # process number of who started torchrun; not set when a person did
 
 
-def train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.Path, identity: dict[str, Any]) -> Any:
+def train(
+    model: Any,
+    data: Any,
+    validation: Any,
+    job: Params,
+    folder: pathlib.Path,
+    identity: dict[str, Any],
+) -> Any:
     """`loop.train` here, or under torchrun on the job's GPUs; either way the weights end up in `model`."""
     if (devices := gpus(job)) == 1:
         return loop.train(model, data, validation, job, folder, identity)
@@ -62,17 +71,40 @@ def launch(folder: pathlib.Path, job: Params, processes: int) -> None:
     for name in (END, stops.INTERRUPT, TRAINED):
         (folder / name).unlink(missing_ok=True)
     files.atomic_write(folder / JOB, params.dump(job))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "lib.training.launch", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+        "-m",
+        "lib.training.launch",
+        str(folder),
+    ]
     # a session of its own: Ctrl-C in a terminal would have torchrun kill the ranks before they have saved
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), LAUNCHER: str(os.getpid())})
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
+            LAUNCHER: str(os.getpid()),
+        },
+    )
     text = codecs.getincrementaldecoder("utf-8")("replace")
     try:
         while process.poll() is None:
             try:
-                while part := process.stdout.read1():  # as it comes: a progress bar ends its lines with \r, to be written over
-                    if not (folder / END).exists():  # what follows is torchrun's report of ranks that said themselves why they ended
+                while (
+                    part := process.stdout.read1()
+                ):  # as it comes: a progress bar ends its lines with \r, to be written over
+                    if not (
+                        folder / END
+                    ).exists():  # what follows is torchrun's report of ranks that said themselves why they ended
                         print(text.decode(part), end="", flush=True)
                 process.wait()
             except KeyboardInterrupt:
@@ -84,12 +116,19 @@ def launch(folder: pathlib.Path, job: Params, processes: int) -> None:
         for name in (END, JOB, stops.INTERRUPT):
             (folder / name).unlink(missing_ok=True)
     kind, _, message = end.partition("\n")
-    kinds = {"KeyboardInterrupt": KeyboardInterrupt, "SessionOver": stops.SessionOver, "Diverged": stops.Diverged, "UserError": UserError}
+    kinds = {
+        "KeyboardInterrupt": KeyboardInterrupt,
+        "SessionOver": stops.SessionOver,
+        "Diverged": stops.Diverged,
+        "UserError": UserError,
+    }
     if kind in kinds:
         raise kinds[kind](message)
     if process.returncode:
-        raise UserError(f"training on {processes} devices ended with exit code {process.returncode}; what it printed is above. "
-                        f"The same command continues from the last checkpoint.")
+        raise UserError(
+            f"training on {processes} devices ended with exit code {process.returncode}; what it printed is above. "
+            f"The same command continues from the last checkpoint."
+        )
 
 
 def _end_with(parents: list[int]) -> None:
@@ -101,8 +140,16 @@ def _end_with(parents: list[int]) -> None:
 
 def main() -> None:
     """One rank: load the run's job, model and data, train, and leave the result in its last checkpoint."""
-    folder, cuda, launched = pathlib.Path(sys.argv[1]).resolve(), torch.cuda.is_available(), LAUNCHER in os.environ
-    threading.Thread(target=_end_with, args=([os.getppid(), *([int(os.environ[LAUNCHER])] if launched else [])],), daemon=True).start()
+    folder, cuda, launched = (
+        pathlib.Path(sys.argv[1]).resolve(),
+        torch.cuda.is_available(),
+        LAUNCHER in os.environ,
+    )
+    threading.Thread(
+        target=_end_with,
+        args=([os.getppid(), *([int(os.environ[LAUNCHER])] if launched else [])],),
+        daemon=True,
+    ).start()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
@@ -111,25 +158,45 @@ def main() -> None:
             run_record.lock(folder)  # who launched the others holds it
         job = params.load(folder / (JOB if launched else "params.yaml"))
         if job.per_device_train_batch_size == "auto":
-            raise UserError("per_device_train_batch_size: auto is settled by the train notebook. Started by hand, the ranks need a number.")
-        data, validation = splits.load(folder / "data", "train"), splits.load(folder / "data", "validation")
+            raise UserError(
+                "per_device_train_batch_size: auto is settled by the train notebook. Started by hand, the ranks need a number."
+            )
+        data, validation = (
+            splits.load(folder / "data", "train"),
+            splits.load(folder / "data", "validation"),
+        )
         place = base.folder(job)
         net = load.load(place, job)
         recorded = run_record.read_record(folder / "run.json")["fingerprints"]["data"]
-        masters = loop.train(net, data, validation, job, folder, loop.identity(job, recorded, base.fingerprint(place), adapter.count(net)[0]))
+        masters = loop.train(
+            net,
+            data,
+            validation,
+            job,
+            folder,
+            loop.identity(job, recorded, base.fingerprint(place), adapter.count(net)[0]),
+        )
         if launched and rank() == 0:
             save_file({n: w.contiguous() for n, w in masters.weights.items()}, folder / TRAINED)
     except (UserError, stops.SessionOver, stops.Diverged, KeyboardInterrupt) as error:
         told = f"{type(error).__name__}\n{error}"
         if launched:
-            with contextlib.suppress(FileExistsError), open(folder / END, "x") as file:  # all ranks end alike; the first one says so
+            with (
+                contextlib.suppress(FileExistsError),
+                open(folder / END, "x") as file,
+            ):  # all ranks end alike; the first one says so
                 file.write(told)
         elif rank() == 0:
             print(told, flush=True)
         # not 0 unless all ranks have agreed to end: torchrun then ends those that wait for this one
-        agreed = isinstance(error, stops.SessionOver) or isinstance(error, KeyboardInterrupt) and error.args
+        agreed = (
+            isinstance(error, stops.SessionOver)
+            or isinstance(error, KeyboardInterrupt)
+            and error.args
+        )
         sys.exit(0 if agreed else 1)
     dist.barrier()
     sys.stdout.flush()
-    os._exit(0)  # all is written; at the interpreter's end a thread of gloo's that is still there now and then aborts the process
-
+    os._exit(
+        0
+    )  # all is written; at the interpreter's end a thread of gloo's that is still there now and then aborts the process

@@ -22,24 +22,64 @@ from lib.training.masters import Masters
 from lib.training.step import load_steps, micro_batch, run_step
 
 
-def identity(job: Params, data_fingerprint: str, base_fingerprint: str, trainable: int) -> dict[str, Any]:
+def identity(
+    job: Params, data_fingerprint: str, base_fingerprint: str, trainable: int
+) -> dict[str, Any]:
     """What a checkpoint must agree on with the job that resumes from it.
 
     Not the number of GPUs, nor, where neither packing nor random numbers depend on it, how the rows of a step fall into
     micro-batches: those change the rounding, nothing else.
     """
-    keys = ("base_model", "base_revision", "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora",
-            "finetune_attention_modules", "finetune_mlp_modules", "packing", "num_train_epochs", "max_steps", "learning_rate",
-            "lr_scheduler_type", "warmup_steps", "weight_decay", "neftune_noise_alpha", "max_grad_norm", "optim", "seed")
+    keys = (
+        "base_model",
+        "base_revision",
+        "load_in_4bit",
+        "lora_r",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+        "use_dora",
+        "finetune_attention_modules",
+        "finetune_mlp_modules",
+        "packing",
+        "num_train_epochs",
+        "max_steps",
+        "learning_rate",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "weight_decay",
+        "neftune_noise_alpha",
+        "max_grad_norm",
+        "optim",
+        "seed",
+    )
     exact = job.packing or job.lora_dropout or job.neftune_noise_alpha
     installed = machine.packages()
-    versions = {f"{name} version": ".".join(installed[name].split(".")[:2]) for name in ("torch", "transformers", "peft")}
-    return {"data": data_fingerprint, "base": base_fingerprint, "trainable_parameters": trainable, "rows_a_step": plan.rows_a_step(job),
-            "computes in": str(device.precision(job)[0]), "by": options.backend(job)[0],
-            **({"micro_batch": job.per_device_train_batch_size} if exact else {}), **{k: getattr(job, k) for k in keys}, **versions}
+    versions = {
+        f"{name} version": ".".join(installed[name].split(".")[:2])
+        for name in ("torch", "transformers", "peft")
+    }
+    return {
+        "data": data_fingerprint,
+        "base": base_fingerprint,
+        "trainable_parameters": trainable,
+        "rows_a_step": plan.rows_a_step(job),
+        "computes in": str(device.precision(job)[0]),
+        "by": options.backend(job)[0],
+        **({"micro_batch": job.per_device_train_batch_size} if exact else {}),
+        **{k: getattr(job, k) for k in keys},
+        **versions,
+    }
 
 
-def train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.Path, identity: dict[str, Any]) -> Masters:
+def train(
+    model: Any,
+    data: Any,
+    validation: Any,
+    job: Params,
+    folder: pathlib.Path,
+    identity: dict[str, Any],
+) -> Masters:
     """Train the adapter in `model`, writing folder/metrics.jsonl and folder/checkpoints; resumes from what is there.
 
     `identity` goes into every checkpoint, and one of another identity is refused. KeyboardInterrupt (Ctrl-C, or the
@@ -51,10 +91,20 @@ def train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.P
         return _train(model, data, validation, job, folder, identity, report)
     finally:
         if report:
-            report("end", {})  # the kernel is killed when the notebook ends, and a tracker's queue with it
+            report(
+                "end", {}
+            )  # the kernel is killed when the notebook ends, and a tracker's queue with it
 
 
-def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.Path, identity: dict[str, Any], report: Any) -> Masters:
+def _train(
+    model: Any,
+    data: Any,
+    validation: Any,
+    job: Params,
+    folder: pathlib.Path,
+    identity: dict[str, Any],
+    report: Any,
+) -> Masters:
     checkpoints, writes = folder / "checkpoints", ranks.rank() == 0
     checkpoints.mkdir(exist_ok=True)
     if torch.cuda.is_available():
@@ -69,8 +119,10 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
     if writes:
         ledger.check(step)
     if not step and any(w.any() for n, w in masters.weights.items() if "lora_B" in n):
-        raise UserError("the adapter in memory has been trained already, and there is no checkpoint to go back to. Restart the kernel (the notebook) "
-                        "and run all cells again.")
+        raise UserError(
+            "the adapter in memory has been trained already, and there is no checkpoint to go back to. Restart the kernel (the notebook) "
+            "and run all cells again."
+        )
     ranks.copy_from_first(masters.flat)  # cards of different kinds draw different numbers
     masters.publish()
 
@@ -79,15 +131,37 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
             ledger.write(event, **values)
             report(event, values)
 
-    (tuned, everything), vocabulary = adapter.count(model), model.config.get_text_config().vocab_size
-    note("session", start_step=step, total_steps=total, trainable_parameters=tuned, total_parameters=everything, memory_of=device.memory_gib()[1],
-         device=device.name(), devices=ranks.world(), dtype=str(device.precision(job)[0]).removeprefix("torch."), vocabulary=vocabulary,
-         **checks.flops(model))
+    (tuned, everything), vocabulary = (
+        adapter.count(model),
+        model.config.get_text_config().vocab_size,
+    )
+    note(
+        "session",
+        start_step=step,
+        total_steps=total,
+        trainable_parameters=tuned,
+        total_parameters=everything,
+        memory_of=device.memory_gib()[1],
+        device=device.name(),
+        devices=ranks.world(),
+        dtype=str(device.precision(job)[0]).removeprefix("torch."),
+        vocabulary=vocabulary,
+        **checks.flops(model),
+    )
     if writes:
-        print(f"{'continuing after' if step else 'starting at'} step {step} of {total}: {len(data):,} rows, {tuned:,} trainable parameters",
-              flush=True)
+        print(
+            f"{'continuing after' if step else 'starting at'} step {step} of {total}: {len(data):,} rows, {tuned:,} trainable parameters",
+            flush=True,
+        )
     signals = stops.Signals()
-    held_out = HeldOut(model, validation, job, ranks.agree(ledger.evals(step) if writes else None), note, lambda: signals.got)
+    held_out = HeldOut(
+        model,
+        validation,
+        job,
+        ranks.agree(ledger.evals(step) if writes else None),
+        note,
+        lambda: signals.got,
+    )
     if writes:
         forget_later(checkpoints, step)
     if not step:
@@ -99,27 +173,67 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
     getattr(model, "for_training", model.train)()
     if step < total and not held_out.patience_spent():
         begun = time.monotonic()
-        take = micro_batch(model, masters, job, lambda: next(load_steps(data, sizes, step, job, fixed))["batches"][0][1])
+        take = micro_batch(
+            model,
+            masters,
+            job,
+            lambda: next(load_steps(data, sizes, step, job, fixed))["batches"][0][1],
+        )
         if job.torch_compile:
             note("compiled", seconds=round(time.monotonic() - begun, 3))
-    started, line, recent = time.monotonic(), {"steps": 0}, collections.deque(ranks.agree(ledger.losses() if writes else None), maxlen=20)
-    bar = tqdm(total=total, initial=step, desc="training", unit="step", file=sys.stdout, mininterval=2, ncols=100, disable=not writes)
+    started, line, recent = (
+        time.monotonic(),
+        {"steps": 0},
+        collections.deque(ranks.agree(ledger.losses() if writes else None), maxlen=20),
+    )
+    bar = tqdm(
+        total=total,
+        initial=step,
+        desc="training",
+        unit="step",
+        file=sys.stdout,
+        mininterval=2,
+        ncols=100,
+        disable=not writes,
+    )
     with signals, bar, checks.neftune(model, job.neftune_noise_alpha), contextlib.closing(loader):
         while step < total and not held_out.patience_spent():
-            begun, current, rate = time.monotonic(), next(loader), plan.learning_rate(step, total, job)
-            done = run_step(take, masters, step, current, job, lambda: (
-                signals.got or (folder / stops.INTERRUPT).exists(), 0 < job.max_minutes <= (time.monotonic() - started) / 60,
-                (folder / stops.STOP_FILE).exists()))
+            begun, current, rate = (
+                time.monotonic(),
+                next(loader),
+                plan.learning_rate(step, total, job),
+            )
+            done = run_step(
+                take,
+                masters,
+                step,
+                current,
+                job,
+                lambda: (
+                    signals.got or (folder / stops.INTERRUPT).exists(),
+                    0 < job.max_minutes <= (time.monotonic() - started) / 60,
+                    (folder / stops.STOP_FILE).exists(),
+                ),
+            )
             if done.loss is not None:
                 if stops.diverged(done, recent, vocabulary):
-                    raise stops.Diverged(f"step {step + 1} has the loss {done.loss:.4g} and the gradient norm {done.norm:.4g}; its rows are "
-                                         f"{[data[n]['id'] for n in current['rows']]}. The last checkpoint is kept. "
-                                         f"A lower learning_rate, or more warmup_steps, is the usual cure.")
+                    raise stops.Diverged(
+                        f"step {step + 1} has the loss {done.loss:.4g} and the gradient norm {done.norm:.4g}; its rows are "
+                        f"{[data[n]['id'] for n in current['rows']]}. The last checkpoint is kept. "
+                        f"A lower learning_rate, or more warmup_steps, is the usual cure."
+                    )
                 masters.step(done.norm, rate, job.max_grad_norm)
                 step += 1
                 recent.append(done.loss)
-                line = _add(line, loss=done.loss, tokens=current["tokens"], padded=current["padded"], trained=current["trained"],
-                            rows=len(current["rows"]), seconds=time.monotonic() - begun)
+                line = _add(
+                    line,
+                    loss=done.loss,
+                    tokens=current["tokens"],
+                    padded=current["padded"],
+                    trained=current["trained"],
+                    rows=len(current["rows"]),
+                    seconds=time.monotonic() - begun,
+                )
                 last = {"epoch": current["epoch"], "lr": rate, "grad_norm": done.norm}
                 bar.set_postfix(loss=f"{done.loss:.3f}", refresh=False)
                 bar.update()
@@ -128,7 +242,13 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
             saving = stop or measuring or step == total or step % job.save_steps == 0
             # a ledger line never spans a checkpoint or an eval: a session that resumes from it must replace whole lines
             if line["steps"] and (saving or step % job.logging_steps == 0):
-                note("step", step=step, **last, memory_gib=round(device.memory_gib()[0], 3), **{**line, "loss": line["loss"] / line["steps"]})
+                note(
+                    "step",
+                    step=step,
+                    **last,
+                    memory_gib=round(device.memory_gib()[0], 3),
+                    **{**line, "loss": line["loss"] / line["steps"]},
+                )
                 line = {"steps": 0}
             if saving:
                 save_checkpoint(checkpoints, step, masters, identity, job.save_total_limit)
@@ -142,7 +262,10 @@ def _train(model: Any, data: Any, validation: Any, job: Params, folder: pathlib.
     del take  # a recorded graph holds the memory of a step
     if job.early_stopping_patience:
         if step < total and writes:
-            print(f"stopped early: no better held-out loss in the last {job.early_stopping_patience} evals", flush=True)
+            print(
+                f"stopped early: no better held-out loss in the last {job.early_stopping_patience} evals",
+                flush=True,
+            )
         if best := take_best(checkpoints, masters, identity):
             note("best", step=best)
     held_out.measure("after", step)

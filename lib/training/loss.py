@@ -11,7 +11,10 @@ import torch
 
 from lib.training.batches import Batch
 
-CHUNK = {"cpu": 192, "cuda": 512}  # positions at a time: 192 x 262,144 logits are 96 MiB in bfloat16, 192 MiB in float32
+CHUNK = {
+    "cpu": 192,
+    "cuda": 512,
+}  # positions at a time: 192 x 262,144 logits are 96 MiB in bfloat16, 192 MiB in float32
 _workspace: dict[Any, tuple[torch.Tensor, ...]] = {}
 
 
@@ -21,9 +24,13 @@ def _buffers(like: torch.Tensor, vocabulary: int) -> tuple[torch.Tensor, ...]:
     key = (like.device, like.dtype, vocabulary)
     if key not in _workspace:
         _workspace.clear()
-        with torch.inference_mode(False):  # made while measuring the held-out loss, they must serve training too
+        with torch.inference_mode(
+            False
+        ):  # made while measuring the held-out loss, they must serve training too
             kinds, rows = (like.dtype, torch.float32, torch.float32), CHUNK[like.device.type]
-            _workspace[key] = tuple(torch.empty(rows, vocabulary, dtype=d, device=like.device) for d in kinds)
+            _workspace[key] = tuple(
+                torch.empty(rows, vocabulary, dtype=d, device=like.device) for d in kinds
+            )
     return _workspace[key]
 
 
@@ -31,20 +38,31 @@ class _FrozenHeadLoss(torch.autograd.Function):
     """Cross entropy of frozen-head logits, one value a target; saves d loss / d hidden instead of logits."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None) -> torch.Tensor:
-        losses, grad = hidden.new_empty(targets.shape, dtype=torch.float32), torch.empty_like(hidden)
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        losses, grad = (
+            hidden.new_empty(targets.shape, dtype=torch.float32),
+            torch.empty_like(hidden),
+        )
         hidden, buffers = hidden.detach(), _buffers(weight, len(weight))
         for start in range(0, len(targets), len(buffers[0])):
             rows = slice(start, start + len(buffers[0]))
             target = targets[rows, None]
-            narrow, logits, p = (b[:len(target)] for b in buffers)
+            narrow, logits, p = (b[: len(target)] for b in buffers)
             torch.mm(hidden[rows], weight.T, out=narrow)
             logits.copy_(narrow)
             if softcap:
                 logits.div_(softcap).tanh_().mul_(softcap)
             top, picked = logits.amax(1), logits.gather(1, target)[:, 0]
             torch.softmax(logits, 1, out=p)
-            losses[rows] = top - p.amax(1).log() - picked  # log-sum-exp: top - log softmax(top), which cannot underflow
+            losses[rows] = (
+                top - p.amax(1).log() - picked
+            )  # log-sum-exp: top - log softmax(top), which cannot underflow
             if ctx.needs_input_grad[0]:
                 p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
                 if softcap:
@@ -60,13 +78,18 @@ class _FrozenHeadLoss(torch.autograd.Function):
         return (grad * upstream[:, None]).to(grad.dtype), None, None, None
 
 
-def _fused(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _fused(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The same for a chunk as one expression, for the compiler: losses, and their derivative by `hidden`."""
     logits = (hidden @ weight.T).float()
     bent = torch.tanh(logits / softcap) if softcap else None
     logits = softcap * bent if softcap else logits
     normaliser = torch.logsumexp(logits, 1)
-    slope = torch.exp(logits - normaliser[:, None]) - (torch.arange(len(weight), device=weight.device) == targets[:, None]).float()
+    slope = (
+        torch.exp(logits - normaliser[:, None])
+        - (torch.arange(len(weight), device=weight.device) == targets[:, None]).float()
+    )
     slope = slope * (1 - bent * bent) if softcap else slope
     return normaliser - logits.gather(1, targets[:, None])[:, 0], slope.to(hidden.dtype) @ weight
 
@@ -75,8 +98,16 @@ class _FusedHeadLoss(torch.autograd.Function):
     """_FrozenHeadLoss in one piece and compiled: the passes over the logits become two, for all the memory of two copies of them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None) -> torch.Tensor:
-        losses, grad = torch.compile(_fused, dynamic=False)(hidden.detach(), weight, targets, softcap)
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        losses, grad = torch.compile(_fused, dynamic=False)(
+            hidden.detach(), weight, targets, softcap
+        )
         ctx.save_for_backward(grad)
         return losses
 
@@ -87,7 +118,11 @@ def parts(model: Any) -> tuple[Any, torch.Tensor, float | None]:
     """The body that gives hidden states, the output layer's weight, and the final soft cap (Gemma 3n: 30)."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     text = causal.config.get_text_config()
-    return causal.model, causal.get_output_embeddings().weight, getattr(text, "final_logit_softcapping", None)
+    return (
+        causal.model,
+        causal.get_output_embeddings().weight,
+        getattr(text, "final_logit_softcapping", None),
+    )
 
 
 def token_losses(model: Any, batch: Batch, fused: bool = False) -> torch.Tensor:
@@ -96,7 +131,9 @@ def token_losses(model: Any, batch: Batch, fused: bool = False) -> torch.Tensor:
     Of a base spread over cards the hidden states lie on another one than the output layer, which shares the word embedding's weight.
     """
     body, weight, softcap = parts(model)
-    packed = {} if batch.bounds is None else {"position_ids": batch.position_ids, "bounds": batch.bounds}
+    packed = (
+        {} if batch.bounds is None else {"position_ids": batch.position_ids, "bounds": batch.bounds}
+    )
     hidden = body(input_ids=batch.input_ids, use_cache=False, **packed).last_hidden_state
     head = _FusedHeadLoss if fused else _FrozenHeadLoss
     trained = hidden.flatten(0, 1)[batch.where.to(hidden.device)].to(weight)

@@ -13,7 +13,10 @@ from lib.common import files
 from lib.model import adapter, device
 from lib.params import Params
 
-START_SCALE, GROWTH_STEPS = 2.0**14, 2000  # float16's loss scale: halved at an overflow, doubled after so many steps without one
+START_SCALE, GROWTH_STEPS = (
+    2.0**14,
+    2000,
+)  # float16's loss scale: halved at an overflow, doubled after so many steps without one
 
 
 class Masters:
@@ -25,8 +28,12 @@ class Masters:
 
     def __init__(self, model: Any, job: Params):
         self.live = adapter.trainable(model)
-        place = next(iter(self.live.values())).device  # of a base spread over cards, the first adapter's
-        self.flat = torch.cat([p.detach().to(place, torch.float32).flatten() for p in self.live.values()])
+        place = next(
+            iter(self.live.values())
+        ).device  # of a base spread over cards, the first adapter's
+        self.flat = torch.cat(
+            [p.detach().to(place, torch.float32).flatten() for p in self.live.values()]
+        )
         self.flat.grad = torch.zeros_like(self.flat)
         self.weights, self.gradients = self._views(self.flat), self._views(self.flat.grad)
         # of the loss: float16 gradients vanish below 6e-8; dynamic, as in torch.amp.GradScaler
@@ -45,7 +52,10 @@ class Masters:
     def take_gradients(self) -> None:
         found = [n for n, p in self.live.items() if p.grad is not None]
         if found:
-            torch._foreach_add_([self.gradients[n] for n in found], [self.live[n].grad.to(self.flat.device) for n in found])
+            torch._foreach_add_(
+                [self.gradients[n] for n in found],
+                [self.live[n].grad.to(self.flat.device) for n in found],
+            )
         self.drop_live_gradients()
 
     def drop_live_gradients(self) -> None:
@@ -70,7 +80,9 @@ class Masters:
 
     def step(self, norm: float, rate: float, max_norm: float) -> None:
         """One optimizer step with the gradients of that norm, clipped to `max_norm` (0: not)."""
-        shrink = min(1.0, (max_norm or math.inf) / (norm + 1e-6)) / self.scale  # torch.nn.utils.clip_grad_norm_'s rule
+        shrink = (
+            min(1.0, (max_norm or math.inf) / (norm + 1e-6)) / self.scale
+        )  # torch.nn.utils.clip_grad_norm_'s rule
         if shrink != 1:
             self.flat.grad.mul_(shrink)
         for group in self.optimizer.param_groups:
@@ -92,17 +104,32 @@ class Masters:
         The state is read by parameter, not through state_dict(): bitsandbytes nests its tensors there.
         """
         state = self.optimizer.state[self.flat]
-        save_file({n: w.contiguous() for n, w in self.weights.items()}, folder / "adapter.safetensors")
-        save_file({k: v.contiguous() for k, v in state.items() if torch.is_tensor(v)}, folder / "optimizer.safetensors")
-        files.write_json(folder / "optimizer.json", {"scale": self.scale, "steps_at_scale": self.steps_at_scale,
-                                                     "state": {k: v for k, v in state.items() if not torch.is_tensor(v)}})
+        save_file(
+            {n: w.contiguous() for n, w in self.weights.items()}, folder / "adapter.safetensors"
+        )
+        save_file(
+            {k: v.contiguous() for k, v in state.items() if torch.is_tensor(v)},
+            folder / "optimizer.safetensors",
+        )
+        files.write_json(
+            folder / "optimizer.json",
+            {
+                "scale": self.scale,
+                "steps_at_scale": self.steps_at_scale,
+                "state": {k: v for k, v in state.items() if not torch.is_tensor(v)},
+            },
+        )
 
     def load(self, folder: pathlib.Path) -> None:
         for name, weight in load_file(folder / "adapter.safetensors").items():
             self.weights[name].copy_(weight)
         numbers = json.loads((folder / "optimizer.json").read_text())
         self.scale, self.steps_at_scale = numbers["scale"], numbers["steps_at_scale"]
-        for key, value in {**load_file(folder / "optimizer.safetensors"), **numbers["state"]}.items():
-            self.optimizer.state[self.flat][key] = value.to(self.flat.device) if torch.is_tensor(value) else value
+        for key, value in {
+            **load_file(folder / "optimizer.safetensors"),
+            **numbers["state"],
+        }.items():
+            self.optimizer.state[self.flat][key] = (
+                value.to(self.flat.device) if torch.is_tensor(value) else value
+            )
         self.publish()
-

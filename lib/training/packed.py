@@ -27,27 +27,74 @@ def mask(bounds: torch.Tensor, tokens: int, window: int) -> torch.Tensor:
 
 # Opaque to the compiler on purpose, as two operators: torch.ops.aten's flash kernels have no stable autograd of their own.
 @torch.library.custom_op("medrescue::packed_attention", mutates_args=())
-def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, back: int,
-           scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = query.shape[0]  # only sets the launch grid; a true maximum would have to be read back from the GPU
+def _flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    back: int,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = query.shape[
+        0
+    ]  # only sets the launch grid; a true maximum would have to be read back from the GPU
     out, lse, *_ = torch.ops.aten._flash_attention_forward(
-        query, key, value, bounds, bounds, longest, longest, 0.0, True, return_debug_mask=False, scale=scale,
-        window_size_left=back, window_size_right=0 if back >= 0 else -1)
+        query,
+        key,
+        value,
+        bounds,
+        bounds,
+        longest,
+        longest,
+        0.0,
+        True,
+        return_debug_mask=False,
+        scale=scale,
+        window_size_left=back,
+        window_size_right=0 if back >= 0 else -1,
+    )
     return out, lse
 
 
 @_flash.register_fake
 def _(query, key, value, bounds, back, scale):
-    return torch.empty_like(query), query.new_empty((query.shape[1], query.shape[0]), dtype=torch.float32)
+    return torch.empty_like(query), query.new_empty(
+        (query.shape[1], query.shape[0]), dtype=torch.float32
+    )
 
 
 @torch.library.custom_op("medrescue::packed_attention_backward", mutates_args=())
-def _flash_backward(grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
-                    bounds: torch.Tensor, back: int, scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _flash_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    bounds: torch.Tensor,
+    back: int,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     longest, no_dropout = query.shape[0], torch.zeros(2, dtype=torch.uint64, device=query.device)
     return torch.ops.aten._flash_attention_backward(
-        grad.contiguous(), query, key, value, out, lse, bounds, bounds, longest, longest, 0.0, True, no_dropout,
-        torch.empty(0, device=query.device), scale=scale, window_size_left=back, window_size_right=0 if back >= 0 else -1)
+        grad.contiguous(),
+        query,
+        key,
+        value,
+        out,
+        lse,
+        bounds,
+        bounds,
+        longest,
+        longest,
+        0.0,
+        True,
+        no_dropout,
+        torch.empty(0, device=query.device),
+        scale=scale,
+        window_size_left=back,
+        window_size_right=0 if back >= 0 else -1,
+    )
 
 
 @_flash_backward.register_fake
@@ -67,15 +114,31 @@ def _backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor | None
 _flash.register_autograd(_backward, setup_context=_save)
 
 
-def attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, scaling: float | None = None,
-              sliding_window: int | None = None, bounds: torch.Tensor | None = None, **_: Any) -> tuple[torch.Tensor, None]:
+def attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    bounds: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
     """transformers' attention call: heads of (1, heads, tokens, size) to (1, tokens, heads, size)."""
     scale, window = module.head_dim**-0.5 if scaling is None else scaling, sliding_window or 0
     if query.is_cuda:
         parts = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
         out, _ = _flash(*parts, bounds, window - 1, scale)
         return out[None], None
-    out = scaled_dot_product_attention(query, key, value, attn_mask=mask(bounds, query.shape[2], window), scale=scale, enable_gqa=True)
+    out = scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask(bounds, query.shape[2], window),
+        scale=scale,
+        enable_gqa=True,
+    )
     return out.transpose(1, 2), None
 
 

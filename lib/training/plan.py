@@ -37,9 +37,13 @@ class Shape(NamedTuple):
 
 def sizes(data: Any) -> Sizes:
     """Read a split's row sizes; the first token of a row has nothing before it that could predict it."""
-    lengths, trained, labels = np.asarray(data["length"][:]), [np.zeros(0, int)], data.select_columns(["labels"]).with_format("arrow")
+    lengths, trained, labels = (
+        np.asarray(data["length"][:]),
+        [np.zeros(0, int)],
+        data.select_columns(["labels"]).with_format("arrow"),
+    )
     for start in range(0, len(lengths), 4096):  # the labels of a million rows are gigabytes
-        part = labels[start:start + 4096]["labels"].combine_chunks()
+        part = labels[start : start + 4096]["labels"].combine_chunks()
         offsets = part.offsets.to_numpy()
         before = np.concatenate([[0], np.cumsum(part.values.to_numpy() != IGNORED)])
         trained.append(before[offsets[1:]] - before[offsets[:-1] + 1])
@@ -62,14 +66,25 @@ def epoch_steps(lengths: np.ndarray, epoch: int, job: Params) -> list[list[list[
         # the short step takes rows of middling length: any others could need a larger shape than all the whole steps
         short = slice((len(order) - left) // 2, (len(order) + left) // 2)
         whole = _equal_tokens(lengths, np.delete(order, short), rows)
-        batches = [whole[n] for n in draw.permutation(len(whole))] + [order[short][n:n + rows].tolist() for n in range(0, left, rows)]
-        steps = [batches[n:n + job.gradient_accumulation_steps] for n in range(0, len(batches), job.gradient_accumulation_steps)]
+        batches = [whole[n] for n in draw.permutation(len(whole))] + [
+            order[short][n : n + rows].tolist() for n in range(0, left, rows)
+        ]
+        steps = [
+            batches[n : n + job.gradient_accumulation_steps]
+            for n in range(0, len(batches), job.gradient_accumulation_steps)
+        ]
     else:
         steps = []
         for start in range(0, len(order), size * POOL):
-            pool = order[start:start + size * POOL]
+            pool = order[start : start + size * POOL]
             pool = pool[np.argsort(-lengths[pool], kind="stable")]
-            steps += [[pool[n:n + size][m:m + rows].tolist() for m in range(0, len(pool[n:n + size]), rows)] for n in range(0, len(pool), size)]
+            steps += [
+                [
+                    pool[n : n + size][m : m + rows].tolist()
+                    for m in range(0, len(pool[n : n + size]), rows)
+                ]
+                for n in range(0, len(pool), size)
+            ]
     shuffled = np.random.default_rng([job.seed, epoch, 1]).permutation(len(steps))
     return [steps[s] for s in shuffled]
 
@@ -90,10 +105,16 @@ def _equal_tokens(lengths: np.ndarray, order: np.ndarray, rows: int) -> list[lis
 
 
 def total_steps(rows: int, job: Params) -> int:
-    return job.max_steps if job.max_steps > 0 else max(1, math.ceil(math.ceil(rows / rows_a_step(job)) * job.num_train_epochs))
+    return (
+        job.max_steps
+        if job.max_steps > 0
+        else max(1, math.ceil(math.ceil(rows / rows_a_step(job)) * job.num_train_epochs))
+    )
 
 
-def steps_from(lengths: np.ndarray, done: int, job: Params) -> Iterator[tuple[float, list[list[int]]]]:
+def steps_from(
+    lengths: np.ndarray, done: int, job: Params
+) -> Iterator[tuple[float, list[list[int]]]]:
     """(epochs finished after it, micro-batches) of each step after the first `done`, without end."""
     per_epoch = math.ceil(len(lengths) / rows_a_step(job))
     epoch, offset = divmod(done, per_epoch)
@@ -108,15 +129,30 @@ def shape(rows: Sizes, job: Params) -> Shape:
     tokens = trained = 0
     if not len(rows.lengths):
         raise UserError(NO_ROWS)
-    for epoch in range(math.ceil(total_steps(len(rows.lengths), job) / math.ceil(len(rows.lengths) / rows_a_step(job)))):
+    for epoch in range(
+        math.ceil(
+            total_steps(len(rows.lengths), job) / math.ceil(len(rows.lengths) / rows_a_step(job))
+        )
+    ):
         for batch in (b for step in epoch_steps(rows.lengths, epoch, job) for b in step):
-            tokens, trained = max(tokens, int(rows.lengths[batch].sum())), max(trained, int(rows.trained[batch].sum()))
-    return Shape(math.ceil(tokens / TILE) * TILE, job.per_device_train_batch_size, math.ceil(trained / TILE) * TILE)
+            tokens, trained = (
+                max(tokens, int(rows.lengths[batch].sum())),
+                max(trained, int(rows.trained[batch].sum())),
+            )
+    return Shape(
+        math.ceil(tokens / TILE) * TILE,
+        job.per_device_train_batch_size,
+        math.ceil(trained / TILE) * TILE,
+    )
 
 
 def positions(rows: Sizes, steps: list[list[list[int]]], fixed: Shape | None) -> int:
     """Positions computed for these steps, padding included."""
-    return sum(fixed.tokens if fixed else len(b) * int(rows.lengths[b].max()) for step in steps for b in step)
+    return sum(
+        fixed.tokens if fixed else len(b) * int(rows.lengths[b].max())
+        for step in steps
+        for b in step
+    )
 
 
 def learning_rate(step: int, total: int, job: Params) -> float:
@@ -124,7 +160,11 @@ def learning_rate(step: int, total: int, job: Params) -> float:
     if step < job.warmup_steps:
         return job.learning_rate * step / max(1, job.warmup_steps)
     progress = (step - job.warmup_steps) / max(1, total - job.warmup_steps)
-    forms = {"linear": max(0.0, 1 - progress), "cosine": max(0.0, 0.5 * (1 + math.cos(math.pi * progress))), "constant": 1.0}
+    forms = {
+        "linear": max(0.0, 1 - progress),
+        "cosine": max(0.0, 0.5 * (1 + math.cos(math.pi * progress))),
+        "constant": 1.0,
+    }
     return job.learning_rate * forms[job.lr_scheduler_type]
 
 
@@ -134,7 +174,16 @@ def figures(rows: Sizes, held_out: int, job: Params, fixed: Shape | None) -> dic
         raise UserError(NO_ROWS)
     epoch, total = epoch_steps(rows.lengths, 0, job), total_steps(len(rows.lengths), job)
     tokens = int(rows.lengths.sum())
-    return {"training rows": len(rows.lengths), "held-out rows": held_out, "rows a step (micro-batch x accumulation)": rows_a_step(job),
-            "steps an epoch": len(epoch), "steps in all": total, "tokens an epoch": tokens,
-            "tokens a step, mean": tokens / len(epoch), "padding, share of positions": 1 - tokens / positions(rows, epoch, fixed),
-            "warm-up steps": job.warmup_steps, "peak learning rate": job.learning_rate, "schedule": job.lr_scheduler_type}
+    return {
+        "training rows": len(rows.lengths),
+        "held-out rows": held_out,
+        "rows a step (micro-batch x accumulation)": rows_a_step(job),
+        "steps an epoch": len(epoch),
+        "steps in all": total,
+        "tokens an epoch": tokens,
+        "tokens a step, mean": tokens / len(epoch),
+        "padding, share of positions": 1 - tokens / positions(rows, epoch, fixed),
+        "warm-up steps": job.warmup_steps,
+        "peak learning rate": job.learning_rate,
+        "schedule": job.lr_scheduler_type,
+    }

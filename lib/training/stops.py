@@ -52,19 +52,37 @@ class Done(NamedTuple):
 
 def diverged(done: Done, recent: collections.deque, vocabulary: int) -> bool:
     """Whether a loss is no number, or both worse than guessing among all tokens and three times the mean of the last steps."""
-    exploded = len(recent) >= 5 and done.loss > max(math.log(vocabulary), 3 * sum(recent) / len(recent))
+    exploded = len(recent) >= 5 and done.loss > max(
+        math.log(vocabulary), 3 * sum(recent) / len(recent)
+    )
     return exploded or not math.isfinite(done.loss + done.norm)
 
 
-def end_session(stop: str, step: int, total: int, done: int, current: dict[str, Any], sizes: plan.Sizes, job: Params) -> None:
+def end_session(
+    stop: str,
+    step: int,
+    total: int,
+    done: int,
+    current: dict[str, Any],
+    sizes: plan.Sizes,
+    job: Params,
+) -> None:
     """Raise what ends a session early, its last completed step being saved."""
     if stop == "memory":
         longest = sizes.lengths[current["rows"]].max()
-        raise UserError(f"{device.name()} ran out of memory in step {step + 1}, whose longest row has {longest} tokens. Step {step} is "
-                        f"saved. End what else uses the card (`nvidia-smi` lists it), and the same command continues; or start over with half "
-                        f"the per_device_train_batch_size and twice the gradient_accumulation_steps.")
+        raise UserError(
+            f"{device.name()} ran out of memory in step {step + 1}, whose longest row has {longest} tokens. Step {step} is "
+            f"saved. End what else uses the card (`nvidia-smi` lists it), and the same command continues; or start over with half "
+            f"the per_device_train_batch_size and twice the gradient_accumulation_steps."
+        )
     if stop == "interrupted":
         raise KeyboardInterrupt(f"stopped after step {step} of {total}; its checkpoint is saved")
-    more = f"; about {math.ceil((total - step) / max(1, done))} more sessions of this length remain" if stop == "time" else ""
-    raise SessionOver(f"{f'max_minutes={job.max_minutes:g} is up' if stop == 'time' else 'a stop file was found'} after step {step} of {total}; "
-                      f"its checkpoint is saved. The same command continues{more}.")
+    more = (
+        f"; about {math.ceil((total - step) / max(1, done))} more sessions of this length remain"
+        if stop == "time"
+        else ""
+    )
+    raise SessionOver(
+        f"{f'max_minutes={job.max_minutes:g} is up' if stop == 'time' else 'a stop file was found'} after step {step} of {total}; "
+        f"its checkpoint is saved. The same command continues{more}."
+    )

@@ -27,7 +27,12 @@ from lib.training import batches, evaluate, loop, plan
 
 def plain_model(folder, job):
     torch.manual_seed(job.seed)
-    config = LoraConfig(r=job.lora_r, lora_alpha=job.lora_alpha, target_modules=adapter.targets(job), task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=job.lora_r,
+        lora_alpha=job.lora_alpha,
+        target_modules=adapter.targets(job),
+        task_type="CAUSAL_LM",
+    )
     return get_peft_model(load.load_model(folder, job), config)
 
 
@@ -42,10 +47,16 @@ def plain_steps(net, rows, job, steps):
         found = rows[one]
         padded = batches.of({k: found[k] for k in ("input_ids", "labels")})
         width = padded.input_ids.shape[1]
-        labels = torch.tensor([r + [-100] * (width - len(r)) for r in found["labels"]], device=net.device)
-        mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in found["input_ids"]], device=net.device)
+        labels = torch.tensor(
+            [r + [-100] * (width - len(r)) for r in found["labels"]], device=net.device
+        )
+        mask = torch.tensor(
+            [[1] * len(r) + [0] * (width - len(r)) for r in found["input_ids"]], device=net.device
+        )
         with torch.autocast(net.device.type, torch.bfloat16):
-            loss = net(input_ids=padded.input_ids.to(net.device), attention_mask=mask, labels=labels).loss
+            loss = net(
+                input_ids=padded.input_ids.to(net.device), attention_mask=mask, labels=labels
+            ).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, job.max_grad_norm)
         optimizer.param_groups[0]["lr"] = plan.learning_rate(step, steps, job)
@@ -57,12 +68,30 @@ def plain_steps(net, rows, job, steps):
 
 def trainer(net, rows, job, steps):
     args = transformers.TrainingArguments(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=job.per_device_train_batch_size, max_steps=steps, seed=job.seed,
-        gradient_accumulation_steps=job.gradient_accumulation_steps, learning_rate=job.learning_rate, weight_decay=job.weight_decay,
-        optim="adamw_torch", warmup_steps=job.warmup_steps, lr_scheduler_type=job.lr_scheduler_type, max_grad_norm=job.max_grad_norm, bf16=True, use_cpu=not torch.cuda.is_available(),
-        logging_steps=50, save_strategy="no", report_to="none", disable_tqdm=True)
-    collate = transformers.DataCollatorForSeq2Seq(transformers.AutoTokenizer.from_pretrained(base.folder(job)), padding=True)
-    transformers.Trainer(net, args, train_dataset=rows.select_columns(["input_ids", "labels"]), data_collator=collate).train()
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=job.per_device_train_batch_size,
+        max_steps=steps,
+        seed=job.seed,
+        gradient_accumulation_steps=job.gradient_accumulation_steps,
+        learning_rate=job.learning_rate,
+        weight_decay=job.weight_decay,
+        optim="adamw_torch",
+        warmup_steps=job.warmup_steps,
+        lr_scheduler_type=job.lr_scheduler_type,
+        max_grad_norm=job.max_grad_norm,
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=50,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    collate = transformers.DataCollatorForSeq2Seq(
+        transformers.AutoTokenizer.from_pretrained(base.folder(job)), padding=True
+    )
+    transformers.Trainer(
+        net, args, train_dataset=rows.select_columns(["input_ids", "labels"]), data_collator=collate
+    ).train()
 
 
 def main(run, steps):
@@ -71,7 +100,14 @@ def main(run, steps):
     folder = base.folder(job)
     net = load.load(folder, job)
     with tempfile.TemporaryDirectory() as scratch:
-        loop.train(net, rows, held_out, job, pathlib.Path(scratch), loop.identity(job, "data", "base", adapter.count(net)[0]))
+        loop.train(
+            net,
+            rows,
+            held_out,
+            job,
+            pathlib.Path(scratch),
+            loop.identity(job, "data", "base", adapter.count(net)[0]),
+        )
         entries = ledger.read(pathlib.Path(scratch) / "metrics.jsonl")
     results, ours = ledger.summary(entries), [e["loss"] for e in ledger.steps(entries)]
     del net
@@ -83,15 +119,21 @@ def main(run, steps):
     trainer(net, rows, job, steps)
     shuffled, _ = evaluate.response_loss(net, held_out)
     apart = [abs(a - b) / b for a, b in zip(ours, theirs, strict=True)]
-    print(f"\n{device.name()}, torch {torch.__version__}, transformers {transformers.__version__}; {job.base_model}, real weights, "
-          f"{len(rows):,} rows, {steps} steps of {plan.rows_a_step(job)}, learning rate {job.learning_rate:g}")
+    print(
+        f"\n{device.name()}, torch {torch.__version__}, transformers {transformers.__version__}; {job.base_model}, real weights, "
+        f"{len(rows):,} rows, {steps} steps of {plan.rows_a_step(job)}, learning rate {job.learning_rate:g}"
+    )
     print("step    ours    plain   apart")
     for n in sorted({0, 1, 2, *range(9, steps, max(1, steps // 10)), steps - 1}):
         print(f"{n + 1:4}  {ours[n]:.4f}  {theirs[n]:.4f}  {apart[n]:.3%}")
     print(f"largest difference of a step {max(apart):.3%}, mean {sum(apart) / len(apart):.3%}")
-    print(f"held-out response loss, {tokens:,} tokens: before {results['eval_loss_before']:.4f}; ours {results['eval_loss_after']:.4f}; plain on the same "
-          f"batches {same:.4f}; transformers.Trainer in its own order {shuffled:.4f}")
-    print(f"ours {results['samples_per_second']:.1f} samples/s, padding {results['padding_share']:.1%}, compiled in {results['compile_seconds']:.0f} s")
+    print(
+        f"held-out response loss, {tokens:,} tokens: before {results['eval_loss_before']:.4f}; ours {results['eval_loss_after']:.4f}; plain on the same "
+        f"batches {same:.4f}; transformers.Trainer in its own order {shuffled:.4f}"
+    )
+    print(
+        f"ours {results['samples_per_second']:.1f} samples/s, padding {results['padding_share']:.1%}, compiled in {results['compile_seconds']:.0f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -27,12 +27,27 @@ from lib.model import load
 def task(items, folder):
     """The bundled exam's own task file with another exam's items, options by their number."""
     folder = pathlib.Path(folder)
-    (folder / "exam.jsonl").write_text("".join(json.dumps({
-        "question": choices.question(i, list(i["options"])), "options": list(choices.LETTERS[:len(i["options"])]),
-        "answer": list(i["options"]).index(i["answer_letter"])}) + "\n" for i in items))
+    (folder / "exam.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {
+                    "question": choices.question(i, list(i["options"])),
+                    "options": list(choices.LETTERS[: len(i["options"])]),
+                    "answer": list(i["options"]).index(i["answer_letter"]),
+                }
+            )
+            + "\n"
+            for i in items
+        )
+    )
     config = yaml.safe_load((ROOT / "lib/medical/lm_eval/first_aid_exam.yaml").read_text())
-    config |= {"task": "some_exam", "dataset_kwargs": {"data_files": {"test": str(folder / "exam.jsonl")}}, "doc_to_text": "{{question}}",
-               "doc_to_choice": "{{options}}", "doc_to_target": "answer"}
+    config |= {
+        "task": "some_exam",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "exam.jsonl")}},
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{options}}",
+        "doc_to_target": "answer",
+    }
     (folder / "some_exam.yaml").write_text(yaml.safe_dump(config))
     return str(folder), "some_exam"
 
@@ -53,22 +68,40 @@ def main():
     from lm_eval.tasks import TaskManager
     from transformers import AutoModelForCausalLM
 
-    items = exam_items.read(options.exam)[:options.items or None]
+    items = exam_items.read(options.exam)[: options.items or None]
     tokenizer = load.load_tokenizer(options.model.resolve())
-    net = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).eval()
+    net = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=getattr(torch, options.dtype)
+    ).eval()
     with tempfile.TemporaryDirectory() as folder:
         whole = options.exam == "bundled:exam" and not options.items
-        where, name = (str(ROOT / "lib/medical/lm_eval"), "first_aid_exam") if whole else task(items, folder)
-        harness, tasks = HFLM(pretrained=net, tokenizer=tokenizer, batch_size=options.batch), TaskManager(include_path=where)
+        where, name = (
+            (str(ROOT / "lib/medical/lm_eval"), "first_aid_exam") if whole else task(items, folder)
+        )
+        harness, tasks = (
+            HFLM(pretrained=net, tokenizer=tokenizer, batch_size=options.batch),
+            TaskManager(include_path=where),
+        )
         for _ in range(options.turns):
             begun = [(time.perf_counter(), time.process_time())]
-            ours = choices.take(items, tokenizer, lambda *asked: choices.model_scores(net, *asked), shuffles=0)
+            ours = choices.take(
+                items, tokenizer, lambda *asked: choices.model_scores(net, *asked), shuffles=0
+            )
             begun.append((time.perf_counter(), time.process_time()))
-            theirs = lm_eval.simple_evaluate(harness, tasks=[name], task_manager=tasks, apply_chat_template=True, log_samples=True, bootstrap_iters=0)
+            theirs = lm_eval.simple_evaluate(
+                harness,
+                tasks=[name],
+                task_manager=tasks,
+                apply_chat_template=True,
+                log_samples=True,
+                bootstrap_iters=0,
+            )
             begun.append((time.perf_counter(), time.process_time()))
             seconds = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(begun, begun[1:], strict=False)]
-            print(f"seconds, ours and lm-eval's: {seconds[0][0]:.1f} and {seconds[1][0]:.1f} ({seconds[1][0] / seconds[0][0]:.2f} times); "
-                  f"of processor time {seconds[0][1]:.1f} and {seconds[1][1]:.1f} ({seconds[1][1] / seconds[0][1]:.2f} times)")
+            print(
+                f"seconds, ours and lm-eval's: {seconds[0][0]:.1f} and {seconds[1][0]:.1f} ({seconds[1][0] / seconds[0][0]:.2f} times); "
+                f"of processor time {seconds[0][1]:.1f} and {seconds[1][1]:.1f} ({seconds[1][1] / seconds[0][1]:.2f} times)"
+            )
     samples = sorted(theirs["samples"][name], key=lambda s: s["doc_id"])
     right = [bool(s["acc"]) for s in samples]
     likelihoods = [[float(r[0]) for r in s["filtered_resps"]] for s in samples]
@@ -76,10 +109,14 @@ def main():
     for mine, row in zip(ours, likelihoods, strict=True):
         own = list(mine["scores"].values())
         apart += [abs((a - own[0]) - (b - row[0])) for a, b in zip(own, row, strict=True)]
-    print(f"accuracy, ours and lm-eval's: {sum(r['right'] for r in ours)} and {sum(right)} of {len(items)}, "
-          f"{theirs['results'][name]['acc,none']:.4f} by its own table")
-    print(f"items judged otherwise: {sum(a['right'] != b for a, b in zip(ours, right, strict=True))}; "
-          f"options' distance to the first, largest difference: {max(apart):.5f} nats")
+    print(
+        f"accuracy, ours and lm-eval's: {sum(r['right'] for r in ours)} and {sum(right)} of {len(items)}, "
+        f"{theirs['results'][name]['acc,none']:.4f} by its own table"
+    )
+    print(
+        f"items judged otherwise: {sum(a['right'] != b for a, b in zip(ours, right, strict=True))}; "
+        f"options' distance to the first, largest difference: {max(apart):.5f} nats"
+    )
 
 
 if __name__ == "__main__":

@@ -38,14 +38,24 @@ def make(source, rows, path):
             question, answer = row["question"], row["answer"]
             if kind < 11 / 12:
                 words = answer.split(" ")
-                spots = [rng.randrange(len(words))] if kind > 9 / 12 else [k for k in range(len(words)) if rng.random() < 1 / 6]
+                spots = (
+                    [rng.randrange(len(words))]
+                    if kind > 9 / 12
+                    else [k for k in range(len(words)) if rng.random() < 1 / 6]
+                )
                 for spot in spots:
                     if words[spot]:
                         words[spot] = rng.choice(vocabulary)
                 answer = " ".join(words)
                 if kind < 9 / 12:
                     question = f"{question.rstrip(' ?')} {rng.choice(vocabulary)} {rng.choice(vocabulary)} ?"
-            file.write(json.dumps({"id": f"{prefix}-{n}", "question": question, "answer": answer}, ensure_ascii=False) + "\n")
+            file.write(
+                json.dumps(
+                    {"id": f"{prefix}-{n}", "question": question, "answer": answer},
+                    ensure_ascii=False,
+                )
+                + "\n"
+            )
 
 
 def memory(process):
@@ -62,9 +72,30 @@ def memory(process):
 
 def command(path, name, *more):
     begun, peaks = time.monotonic(), (0, 0)
-    run = subprocess.Popen([sys.executable, "-m", "lib.runs", "prepare", "--params", "params/cpu.yaml", "--run", name, "--set",
-                            " ".join([f"dataset={path}", "max_seq_length=1024", "validation_size=0.02", "test_size=0.02", *more])], cwd=ROOT,
-                           stdout=subprocess.DEVNULL)
+    run = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "lib.runs",
+            "prepare",
+            "--params",
+            "params/cpu.yaml",
+            "--run",
+            name,
+            "--set",
+            " ".join(
+                [
+                    f"dataset={path}",
+                    "max_seq_length=1024",
+                    "validation_size=0.02",
+                    "test_size=0.02",
+                    *more,
+                ]
+            ),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
     tree = psutil.Process(run.pid)
     while run.poll() is None:
         peaks = tuple(map(max, peaks, memory(tree)))
@@ -78,8 +109,14 @@ def main(source, sizes):
     from lib.common import machine
     from lib.data import chunks
 
-    print(f"{machine.hardware()['cpu']}, {len(os.sched_getaffinity(0))} cores; "
-          + ", ".join(f"{k} {v}" for k, v in machine.packages().items() if k in ("python", "datasets", "tokenizers", "numpy")))
+    print(
+        f"{machine.hardware()['cpu']}, {len(os.sched_getaffinity(0))} cores; "
+        + ", ".join(
+            f"{k} {v}"
+            for k, v in machine.packages().items()
+            if k in ("python", "datasets", "tokenizers", "numpy")
+        )
+    )
     SCRATCH.mkdir(parents=True, exist_ok=True)
     for rows in sizes:
         path, name = SCRATCH / f"{rows}.jsonl", f"benchmark-{rows}"
@@ -88,11 +125,16 @@ def main(source, sizes):
         cached = set(chunks.CACHE.glob("*"))
         wall, pss, rss = command(path, name)
         results = json.loads((ROOT / "runs" / name / "results.json").read_text())["prepare"]
-        print(f"\n{rows:,} rows, {path.stat().st_size / 2**20:,.0f} MiB: {wall:.0f} s, peak {pss / 2**30:.2f} GiB (sum of RSS {rss / 2**30:.2f}); "
-              f"kept {results['rows_kept']:,}, dropped {results['dropped']}; seconds {results['step_seconds']}", flush=True)
+        print(
+            f"\n{rows:,} rows, {path.stat().st_size / 2**20:,.0f} MiB: {wall:.0f} s, peak {pss / 2**30:.2f} GiB (sum of RSS {rss / 2**30:.2f}); "
+            f"kept {results['rows_kept']:,}, dropped {results['dropped']}; seconds {results['step_seconds']}",
+            flush=True,
+        )
         print(f"  again: {command(path, name)[0]:.1f} s", flush=True)
         shutil.rmtree(ROOT / "runs" / name)
-        for change in ("near_duplicate_threshold=0.9", "skip_rules=[link_list]") if rows < 1_000_000 else ():
+        for change in (
+            ("near_duplicate_threshold=0.9", "skip_rules=[link_list]") if rows < 1_000_000 else ()
+        ):
             print(f"  with {change}: {command(path, name, change)[0]:.0f} s", flush=True)
             shutil.rmtree(ROOT / "runs" / name)
         for made in {path, *chunks.CACHE.glob("*")} - cached:

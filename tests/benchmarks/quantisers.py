@@ -28,17 +28,34 @@ from lib.model import bundled
 
 def compare(ours, theirs):
     """{tensors, same type, same bytes, largest difference of a number} of two GGUF files; tensors in any order."""
-    one, two = (({t.name: t for t in gguf_file.read(path).tensors}, np.memmap(path, mode="r")) for path in (ours, theirs))
+    one, two = (
+        ({t.name: t for t in gguf_file.read(path).tensors}, np.memmap(path, mode="r"))
+        for path in (ours, theirs)
+    )
     assert one[0].keys() == two[0].keys()
     kinds, equal, largest = 0, 0, 0.0
     for name in one[0]:
-        a, b = ((file[1][t.offset:t.offset + t.rows * t.row_bytes], t) for file in (one, two) for t in (file[0][name],))
+        a, b = (
+            (file[1][t.offset : t.offset + t.rows * t.row_bytes], t)
+            for file in (one, two)
+            for t in (file[0][name],)
+        )
         kinds += a[1].kind == b[1].kind
         equal += a[1].kind == b[1].kind and np.array_equal(a[0], b[0])
         if a[1].kind == b[1].kind and not np.array_equal(a[0], b[0]):
-            numbers = [gguf.dequantize(np.array(x[0]), gguf.GGMLQuantizationType[x[1].kind]).view(np.float32) for x in (a, b)]
+            numbers = [
+                gguf.dequantize(np.array(x[0]), gguf.GGMLQuantizationType[x[1].kind]).view(
+                    np.float32
+                )
+                for x in (a, b)
+            ]
             largest = max(largest, float(np.abs(numbers[0] - numbers[1]).max()))
-    return {"tensors": len(one[0]), "same type": kinds, "same bytes": equal, "largest difference": largest}
+    return {
+        "tensors": len(one[0]),
+        "same type": kinds,
+        "same bytes": equal,
+        "largest difference": largest,
+    }
 
 
 def main(llama_quantize):
@@ -47,18 +64,31 @@ def main(llama_quantize):
         scratch = Path(scratch)
         tiny = tiny_gemma3n.build(scratch / "tiny")
         merge.missing_shared_kv(tiny)
-        for name, folder in (("Gemma 3 270M", bundled.materialize(ROOT / ".cache")), ("tiny Gemma 3n", tiny)):
+        for name, folder in (
+            ("Gemma 3 270M", bundled.materialize(ROOT / ".cache")),
+            ("tiny Gemma 3n", tiny),
+        ):
             for half in quantise.HALVES:
                 source = scratch / f"{folder.name}-{half}.gguf"
                 export.to_gguf(folder, source, half)
                 for kind in quantise.PACKED:
                     ours, theirs = scratch / "ours.gguf", scratch / "theirs.gguf"
                     quantise.quantise(source, ours, kind)
-                    subprocess.run([llama_quantize, source, theirs, kind.upper()], check=True, stdout=subprocess.DEVNULL)
+                    subprocess.run(
+                        [llama_quantize, source, theirs, kind.upper()],
+                        check=True,
+                        stdout=subprocess.DEVNULL,
+                    )
                     metadata = [gguf_file.read(path).metadata for path in (ours, theirs)]
-                    found = compare(ours, theirs) | {"same metadata": metadata[0] == metadata[1], "bytes": [p.stat().st_size for p in (ours, theirs)]}
+                    found = compare(ours, theirs) | {
+                        "same metadata": metadata[0] == metadata[1],
+                        "bytes": [p.stat().st_size for p in (ours, theirs)],
+                    }
                     print(f"{name}, {half} -> {kind}: {found}", flush=True)
-                    alike &= found["tensors"] == found["same type"] == found["same bytes"] and found["same metadata"]
+                    alike &= (
+                        found["tensors"] == found["same type"] == found["same bytes"]
+                        and found["same metadata"]
+                    )
     sys.exit(0 if alike else "not alike")
 
 

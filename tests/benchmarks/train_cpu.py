@@ -55,15 +55,36 @@ def ours(net, rows, job, seed):
 
 def trainer(net, rows, job, seed, autocast, tokenizer):
     args = transformers.TrainingArguments(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=job.per_device_train_batch_size, max_steps=STEPS, seed=seed, data_seed=seed,
-        gradient_accumulation_steps=job.gradient_accumulation_steps, learning_rate=job.learning_rate, weight_decay=job.weight_decay, optim="adamw_torch",
-        warmup_steps=job.warmup_steps, logging_steps=STEPS, save_strategy="no", report_to="none", use_cpu=True, bf16=autocast, disable_tqdm=True,
-        gradient_checkpointing=False)
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=job.per_device_train_batch_size,
+        max_steps=STEPS,
+        seed=seed,
+        data_seed=seed,
+        gradient_accumulation_steps=job.gradient_accumulation_steps,
+        learning_rate=job.learning_rate,
+        weight_decay=job.weight_decay,
+        optim="adamw_torch",
+        warmup_steps=job.warmup_steps,
+        logging_steps=STEPS,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        bf16=autocast,
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+    )
     collate = transformers.DataCollatorForSeq2Seq(tokenizer, padding=True)
-    run = transformers.Trainer(net, args, train_dataset=rows.select_columns(["input_ids", "labels"]), data_collator=collate)
+    run = transformers.Trainer(
+        net, args, train_dataset=rows.select_columns(["input_ids", "labels"]), data_collator=collate
+    )
     begun = time.monotonic()
     run.train()
-    return STEPS * job.per_device_train_batch_size * job.gradient_accumulation_steps / (time.monotonic() - begun)
+    return (
+        STEPS
+        * job.per_device_train_batch_size
+        * job.gradient_accumulation_steps
+        / (time.monotonic() - begun)
+    )
 
 
 def main(rounds):
@@ -77,12 +98,25 @@ def main(rounds):
         rows = prepare(job, folder, pathlib.Path(scratch))
         from peft import LoraConfig, get_peft_model
 
-        config = LoraConfig(r=job.lora_r, lora_alpha=job.lora_alpha, target_modules=adapter.targets(job), task_type="CAUSAL_LM")
+        config = LoraConfig(
+            r=job.lora_r,
+            lora_alpha=job.lora_alpha,
+            target_modules=adapter.targets(job),
+            task_type="CAUSAL_LM",
+        )
         kinds = {
-            "ours": (adapter.add(load.load_model(folder, job), job), lambda net, seed: ours(net, rows, job, seed)),
-            "Trainer, bf16=True": (get_peft_model(load.load_model(folder, job), config), lambda net, seed: trainer(net, rows, job, seed, True, tokenizer)),
-            "Trainer, all bfloat16": (get_peft_model(load.load_model(folder, job), config, autocast_adapter_dtype=False),
-                                      lambda net, seed: trainer(net, rows, job, seed, False, tokenizer)),
+            "ours": (
+                adapter.add(load.load_model(folder, job), job),
+                lambda net, seed: ours(net, rows, job, seed),
+            ),
+            "Trainer, bf16=True": (
+                get_peft_model(load.load_model(folder, job), config),
+                lambda net, seed: trainer(net, rows, job, seed, True, tokenizer),
+            ),
+            "Trainer, all bfloat16": (
+                get_peft_model(load.load_model(folder, job), config, autocast_adapter_dtype=False),
+                lambda net, seed: trainer(net, rows, job, seed, False, tokenizer),
+            ),
         }
         rates = {kind: [] for kind in kinds}
         for n in range(rounds + 1):  # the first round warms up and is not counted
@@ -91,13 +125,19 @@ def main(rounds):
                 rate = call(net, n)
                 if n:
                     rates[kind].append(rate)
-                print(f"round {n} {kind}: {rate:.2f} samples/s{'' if n else ' (warm-up)'}", flush=True)
+                print(
+                    f"round {n} {kind}: {rate:.2f} samples/s{'' if n else ' (warm-up)'}", flush=True
+                )
     lengths = rows["length"][:]
-    print(f"\n{machine.hardware()['cpu']}, {cores} cores; torch {torch.__version__}, transformers {transformers.__version__}; "
-          f"{len(lengths)} rows, mean {np.mean(lengths):.0f} tokens; {STEPS} steps of 16 rows a round, {rounds} rounds")
+    print(
+        f"\n{machine.hardware()['cpu']}, {cores} cores; torch {torch.__version__}, transformers {transformers.__version__}; "
+        f"{len(lengths)} rows, mean {np.mean(lengths):.0f} tokens; {STEPS} steps of 16 rows a round, {rounds} rounds"
+    )
     for kind, values in rates.items():
         ratios = [a / b for a, b in zip(rates["ours"], values, strict=True)]
-        print(f"{kind:24} {statistics.median(values):5.2f} samples/s ({min(values):.2f}-{max(values):.2f}); ours / this {statistics.median(ratios):.2f}")
+        print(
+            f"{kind:24} {statistics.median(values):5.2f} samples/s ({min(values):.2f}-{max(values):.2f}); ours / this {statistics.median(ratios):.2f}"
+        )
 
 
 if __name__ == "__main__":

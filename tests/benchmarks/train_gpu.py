@@ -48,14 +48,35 @@ def make_base(folder):
         for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
             if not tensor.is_floating_point():
                 tensor.zero_()
-            elif tensor.ndim < 2:  # small branches keep a random model smooth: its cached and uncached logits then agree
-                tensor.fill_(0.35 if "q_norm" in name or "k_norm" in name else 0.4 if ".post_" in name else 1.0)
+            elif (
+                tensor.ndim < 2
+            ):  # small branches keep a random model smooth: its cached and uncached logits then agree
+                tensor.fill_(
+                    0.35
+                    if "q_norm" in name or "k_norm" in name
+                    else 0.4
+                    if ".post_" in name
+                    else 1.0
+                )
             else:
-                tensor.normal_(0, 0.1 if "_coefs" in name else 0.02 if "embed" in name else tensor.shape[1] ** -0.5, generator=generator)
+                tensor.normal_(
+                    0,
+                    0.1
+                    if "_coefs" in name
+                    else 0.02
+                    if "embed" in name
+                    else tensor.shape[1] ** -0.5,
+                    generator=generator,
+                )
         net.tie_weights()
         # the word table is longer than the per-layer one; what only it has must never be generated
-        net.get_input_embeddings().weight[config.text_config.vocab_size_per_layer_input:] = 0
-    config.pad_token_id, config.bos_token_id, config.eos_token_id, config.dtype = 0, 2, 1, "bfloat16"
+        net.get_input_embeddings().weight[config.text_config.vocab_size_per_layer_input :] = 0
+    config.pad_token_id, config.bos_token_id, config.eos_token_id, config.dtype = (
+        0,
+        2,
+        1,
+        "bfloat16",
+    )
     net.config = config
     net.save_pretrained(folder, max_shard_size="4GB")
 
@@ -71,7 +92,14 @@ def make_rows(count, longest=1024, seed=0, length=0):
     for n, length in enumerate(lengths):
         ids = [2, *draw.integers(1000, 200_000, length - 1).tolist()]
         start = max(8, length // 4)
-        rows.append({"id": str(n), "input_ids": ids, "labels": [-100] * start + ids[start:], "length": int(length)})
+        rows.append(
+            {
+                "id": str(n),
+                "input_ids": ids,
+                "labels": [-100] * start + ids[start:],
+                "length": int(length),
+            }
+        )
     return datasets.Dataset.from_list(rows)
 
 
@@ -84,21 +112,38 @@ def ours(params_file, steps, overrides, length):
     from lib.training import loop
 
     job = params.load(params_file, overrides)
-    job = job.model_copy(update={"base_model": str(BASE), "max_steps": steps, "warmup_steps": 0, "num_gpus": 1})
-    rows = make_rows(steps * job.per_device_train_batch_size * job.gradient_accumulation_steps, length=length)
+    job = job.model_copy(
+        update={"base_model": str(BASE), "max_steps": steps, "warmup_steps": 0, "num_gpus": 1}
+    )
+    rows = make_rows(
+        steps * job.per_device_train_batch_size * job.gradient_accumulation_steps, length=length
+    )
     loaded = time.monotonic()
     net = load.load(BASE, job)
     loaded = time.monotonic() - loaded
     torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as scratch:
-        loop.train(net, rows, rows.select([]), job, pathlib.Path(scratch), loop.identity(job, "random", "random", adapter.count(net)[0]))
+        loop.train(
+            net,
+            rows,
+            rows.select([]),
+            job,
+            pathlib.Path(scratch),
+            loop.identity(job, "random", "random", adapter.count(net)[0]),
+        )
         entries = ledger.read(pathlib.Path(scratch) / "metrics.jsonl")
     lines = [e for e in entries if e["event"] == "step"][WARM_UP:]
     results = ledger.summary(entries)
-    return {"step seconds": [e["seconds"] for e in lines], "rows": job.per_device_train_batch_size * job.gradient_accumulation_steps,
-            "samples/s": sum(e["rows"] for e in lines) / sum(e["seconds"] for e in lines),
-            "tokens/s": sum(e["tokens"] for e in lines) / sum(e["seconds"] for e in lines), "compile s": results["compile_seconds"], "load s": loaded,
-            "padding": results["padding_share"], "MFU": results["flops_utilisation"]}
+    return {
+        "step seconds": [e["seconds"] for e in lines],
+        "rows": job.per_device_train_batch_size * job.gradient_accumulation_steps,
+        "samples/s": sum(e["rows"] for e in lines) / sum(e["seconds"] for e in lines),
+        "tokens/s": sum(e["tokens"] for e in lines) / sum(e["seconds"] for e in lines),
+        "compile s": results["compile_seconds"],
+        "load s": loaded,
+        "padding": results["padding_share"],
+        "MFU": results["flops_utilisation"],
+    }
 
 
 def theirs(kind, steps, length):
@@ -109,7 +154,10 @@ def theirs(kind, steps, length):
     batch, accumulation = size, STEP // size
     if kind.startswith("unsloth"):
         eager = "eager" in kind
-        os.environ |= {"UNSLOTH_COMPILE_DISABLE": str(int(eager)), "UNSLOTH_BLOCK_COMPILE": str(int(not eager))}
+        os.environ |= {
+            "UNSLOTH_COMPILE_DISABLE": str(int(eager)),
+            "UNSLOTH_BLOCK_COMPILE": str(int(not eager)),
+        }
         import unsloth  # noqa: F401 - must come before transformers
 
     import tokenizers
@@ -123,13 +171,31 @@ def theirs(kind, steps, length):
     job = params.Params()
     loaded = time.monotonic()
     if kind.startswith("unsloth"):
-        net = load._unsloth(BASE, job.model_copy(update={"backend": "unsloth", "offload_embedding": False}))
+        net = load._unsloth(
+            BASE, job.model_copy(update={"backend": "unsloth", "offload_embedding": False})
+        )
     else:
-        net = transformers.AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16, device_map={"": 0}, quantization_config=load.quantization(job))
-        net = get_peft_model(net, LoraConfig(r=8, lora_alpha=8, target_modules=adapter.targets(job), task_type="CAUSAL_LM"))
+        net = transformers.AutoModelForCausalLM.from_pretrained(
+            BASE,
+            dtype=torch.bfloat16,
+            device_map={"": 0},
+            quantization_config=load.quantization(job),
+        )
+        net = get_peft_model(
+            net,
+            LoraConfig(
+                r=8, lora_alpha=8, target_modules=adapter.targets(job), task_type="CAUSAL_LM"
+            ),
+        )
     loaded = time.monotonic() - loaded
-    word = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3}, unk_token="<unk>"))
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=word, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>")
+    word = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel(
+            {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3}, unk_token="<unk>"
+        )
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=word, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>"
+    )
     rows = make_rows(steps * batch * accumulation, length=length)
     tokens = sum(rows["length"]) / len(rows)
     times = []
@@ -139,49 +205,124 @@ def theirs(kind, steps, length):
             torch.cuda.synchronize()
             times.append(time.monotonic())
 
-    args = SFTConfig(output_dir=tempfile.mkdtemp(), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, max_steps=steps, warmup_steps=5,
-                     learning_rate=2e-5, optim="adamw_8bit", weight_decay=0.01, lr_scheduler_type="linear", seed=3407, report_to="none", save_strategy="no",
-                     max_length=1024, bf16=True, logging_steps=1, gradient_checkpointing=not kind.startswith("unsloth"),
-                     gradient_checkpointing_kwargs={"use_reentrant": False}, dataset_kwargs={"skip_prepare_dataset": True}, packing=False, disable_tqdm=True)
-    trainer = SFTTrainer(model=net, args=args, train_dataset=rows.select_columns(["input_ids", "labels"]), processing_class=tokenizer, callbacks=[Clock()])
+    args = SFTConfig(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        max_steps=steps,
+        warmup_steps=5,
+        learning_rate=2e-5,
+        optim="adamw_8bit",
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        seed=3407,
+        report_to="none",
+        save_strategy="no",
+        max_length=1024,
+        bf16=True,
+        logging_steps=1,
+        gradient_checkpointing=not kind.startswith("unsloth"),
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        dataset_kwargs={"skip_prepare_dataset": True},
+        packing=False,
+        disable_tqdm=True,
+    )
+    trainer = SFTTrainer(
+        model=net,
+        args=args,
+        train_dataset=rows.select_columns(["input_ids", "labels"]),
+        processing_class=tokenizer,
+        callbacks=[Clock()],
+    )
     torch.cuda.reset_peak_memory_stats()
     trainer.train()
-    seconds = [b - a for a, b in zip(times, times[1:], strict=False)][WARM_UP - 1:]
-    return {"step seconds": seconds, "rows": STEP, "samples/s": STEP * len(seconds) / sum(seconds), "tokens/s": STEP * tokens * len(seconds) / sum(seconds),
-            "load s": loaded}
+    seconds = [b - a for a, b in zip(times, times[1:], strict=False)][WARM_UP - 1 :]
+    return {
+        "step seconds": seconds,
+        "rows": STEP,
+        "samples/s": STEP * len(seconds) / sum(seconds),
+        "tokens/s": STEP * tokens * len(seconds) / sum(seconds),
+        "load s": loaded,
+    }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kinds", nargs="+")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--cap", type=float, default=0.0, help="GiB of memory to pretend the card has")
-    parser.add_argument("--length", type=int, default=0, help="tokens of every row, instead of the lognormal lengths")
+    parser.add_argument(
+        "--cap", type=float, default=0.0, help="GiB of memory to pretend the card has"
+    )
+    parser.add_argument(
+        "--length",
+        type=int,
+        default=0,
+        help="tokens of every row, instead of the lognormal lengths",
+    )
     parser.add_argument("--set", default="", help="overrides of a params file")
-    parser.add_argument("--limit", type=float, default=1800, help="seconds after which a kind is given up")
+    parser.add_argument(
+        "--limit", type=float, default=1800, help="seconds after which a kind is given up"
+    )
     parser.add_argument("--child", action="store_true")
     args = parser.parse_args()
     if args.child:
         import torch
 
         if args.cap:
-            torch.cuda.set_per_process_memory_fraction(args.cap * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+            torch.cuda.set_per_process_memory_fraction(
+                args.cap * 2**30 / torch.cuda.get_device_properties(0).total_memory
+            )
         kind = args.kinds[0]
-        result = ours(kind, args.steps, args.set, args.length) if kind.endswith(".yaml") else theirs(kind, args.steps, args.length)
-        result |= {"peak GiB": torch.cuda.max_memory_allocated() / 2**30, "reserved GiB": torch.cuda.max_memory_reserved() / 2**30}
+        result = (
+            ours(kind, args.steps, args.set, args.length)
+            if kind.endswith(".yaml")
+            else theirs(kind, args.steps, args.length)
+        )
+        result |= {
+            "peak GiB": torch.cuda.max_memory_allocated() / 2**30,
+            "reserved GiB": torch.cuda.max_memory_reserved() / 2**30,
+        }
         print("RESULT " + json.dumps(result))
         return
     import torch
     import transformers
 
-    subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n"
-                                          "import train_gpu; train_gpu.make_base(train_gpu.BASE)"], check=True)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, transformers {transformers.__version__}; Gemma 3n E4B structure, random weights"
-          + (f"; capped to {args.cap} GiB" if args.cap else ""), flush=True)
-    print(f"{'kind':18} {'samples/s':>9} {'tokens/s':>9} {'step s':>7} {'peak GiB':>8} {'reserved':>8} {'compile s':>9} {'padding':>7} {'MFU':>6}", flush=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n"
+            "import train_gpu; train_gpu.make_base(train_gpu.BASE)",
+        ],
+        check=True,
+    )
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, transformers {transformers.__version__}; Gemma 3n E4B structure, random weights"
+        + (f"; capped to {args.cap} GiB" if args.cap else ""),
+        flush=True,
+    )
+    print(
+        f"{'kind':18} {'samples/s':>9} {'tokens/s':>9} {'step s':>7} {'peak GiB':>8} {'reserved':>8} {'compile s':>9} {'padding':>7} {'MFU':>6}",
+        flush=True,
+    )
     for kind in args.kinds:
         begun = time.monotonic()
-        command = [sys.executable, __file__, "--child", "--steps", str(args.steps), "--cap", str(args.cap), "--length", str(args.length), "--set", args.set, kind]
+        command = [
+            sys.executable,
+            __file__,
+            "--child",
+            "--steps",
+            str(args.steps),
+            "--cap",
+            str(args.cap),
+            "--length",
+            str(args.length),
+            "--set",
+            args.set,
+            kind,
+        ]
         with tempfile.TemporaryFile("w+", errors="replace") as log:
             try:
                 subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=args.limit)
@@ -195,11 +336,17 @@ def main():
         line = next((line for line in said.splitlines() if line.startswith("RESULT ")), None)
         if not line:
             reason = [t for t in said.strip().splitlines() if t.strip()][-1:]
-            print(f"{kind:18} {ended} after {time.monotonic() - begun:.0f} s: {reason[0][:200] if reason else 'it said nothing'}", flush=True)
+            print(
+                f"{kind:18} {ended} after {time.monotonic() - begun:.0f} s: {reason[0][:200] if reason else 'it said nothing'}",
+                flush=True,
+            )
             continue
         r = json.loads(line[7:])
-        print(f"{kind:18} {r['samples/s']:9.1f} {r['tokens/s']:9,.0f} {statistics.median(r['step seconds']):7.3f} {r['peak GiB']:8.1f} {r['reserved GiB']:8.1f} "
-              f"{r.get('compile s', 0):9.0f} {r.get('padding') or 0:7.1%} {r.get('MFU') or 0:6.1%}   load {r['load s']:.0f} s", flush=True)
+        print(
+            f"{kind:18} {r['samples/s']:9.1f} {r['tokens/s']:9,.0f} {statistics.median(r['step seconds']):7.3f} {r['peak GiB']:8.1f} {r['reserved GiB']:8.1f} "
+            f"{r.get('compile s', 0):9.0f} {r.get('padding') or 0:7.1%} {r.get('MFU') or 0:6.1%}   load {r['load s']:.0f} s",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

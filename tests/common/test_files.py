@@ -1,6 +1,6 @@
 """Files that are whole or absent, locks that go with their processes.
 
-    .venv/bin/python -m pytest tests/test_files.py
+.venv/bin/python -m pytest tests/test_files.py
 """
 
 import json
@@ -22,9 +22,18 @@ def test_a_write_is_whole_or_absent(tmp_path, monkeypatch):
     assert json.loads(path.read_text(encoding="utf-8")) == {"é": 1}
     seen = []
     real = os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: (seen.append((path.read_text(), files.pathlib.Path(a).read_text())), real(a, b)))
+    monkeypatch.setattr(
+        os,
+        "replace",
+        lambda a, b: (
+            seen.append((path.read_text(), files.pathlib.Path(a).read_text())),
+            real(a, b),
+        ),
+    )
     files.atomic_write(path, "new")
-    assert seen == [('{\n  "é": 1\n}\n', "new")]  # until the rename a reader sees the old file, all of it
+    assert seen == [
+        ('{\n  "é": 1\n}\n', "new")
+    ]  # until the rename a reader sees the old file, all of it
     assert os.listdir(tmp_path) == ["record.json"]
 
 
@@ -36,7 +45,7 @@ def test_a_sealed_record_shows_a_changed_value_and_one_without_a_seal_is_read(tm
     sound = path.read_bytes()
     missed = 0
     for at in range(len(sound)):
-        path.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1:])
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
         try:
             found = files.read_json(path, "record")
         except UserError:
@@ -109,14 +118,19 @@ def test_every_kind_of_damage_is_named(tmp_path):
 def test_too_small_a_disk_is_said_in_gib(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2**30}))
     files.require_disk(tmp_path, 2**30, "a model")
-    with pytest.raises(UserError, match=r"(?s)a model: it needs about 1\.5 GiB, 1\.0 GiB are free.*MEDRESCUE_RUNS"):
+    with pytest.raises(
+        UserError, match=r"(?s)a model: it needs about 1\.5 GiB, 1\.0 GiB are free.*MEDRESCUE_RUNS"
+    ):
         files.require_disk(tmp_path, 3 * 2**29, "a model")
 
 
 def test_memory_too_small_says_how_much(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**30}))
     machine.require_memory(2**30, "a model")
-    with pytest.raises(UserError, match=r"Not enough memory for a model: it needs about 1.5 GiB, 1.0 GiB are free.\n.*smaller base_model"):
+    with pytest.raises(
+        UserError,
+        match=r"Not enough memory for a model: it needs about 1.5 GiB, 1.0 GiB are free.\n.*smaller base_model",
+    ):
         machine.require_memory(3 * 2**29, "a model")
 
 
@@ -128,7 +142,14 @@ def test_paths_are_shown_from_the_repository():
 def other(code, folder, **options):
     """Another process of this environment: its last line of output."""
     code = f"import os, pathlib, sys\nfrom lib.common import files\nfolder = pathlib.Path(sys.argv[1])\n{code}"
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=60, **options)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **options,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.split("\n")[-2]
 
@@ -150,16 +171,28 @@ def test_a_handed_lock_lasts_until_both_have_let_go(tmp_path):
     """As between runner and kernel; the descriptor of another folder is no key to this one."""
     same = "print(files.lock(folder) == int(os.environ[files.FD_VARIABLE]))"
     fd = files.lock(tmp_path)
-    assert other(same, tmp_path, env={**os.environ, files.FD_VARIABLE: str(fd)}, pass_fds=(fd,)) == "True"
-    waiter = subprocess.Popen([sys.executable, "-c", "print('here', flush=True); input()"],
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(fd,))
+    assert (
+        other(same, tmp_path, env={**os.environ, files.FD_VARIABLE: str(fd)}, pass_fds=(fd,))
+        == "True"
+    )
+    waiter = subprocess.Popen(
+        [sys.executable, "-c", "print('here', flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=(fd,),
+    )
     assert waiter.stdout.readline() == b"here\n"
     files.unlock(tmp_path)
     assert other("print(files.lock(folder) is None)", tmp_path) == "True"
     waiter.communicate(b"\n")
     (tmp_path / "other").mkdir()
     fd = files.lock(tmp_path)
-    assert other(same, tmp_path / "other", env={**os.environ, files.FD_VARIABLE: str(fd)}, pass_fds=(fd,)) == "False"
+    assert (
+        other(
+            same, tmp_path / "other", env={**os.environ, files.FD_VARIABLE: str(fd)}, pass_fds=(fd,)
+        )
+        == "False"
+    )
     files.unlock(tmp_path)
 
 
@@ -168,6 +201,8 @@ def test_what_cannot_be_locked_is_the_users_to_know(tmp_path, monkeypatch):
     for path in (tmp_path / "file", tmp_path / "absent"):
         with pytest.raises(UserError, match="cannot lock"):
             files.lock(path)
-    monkeypatch.setattr(files.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(9, "Bad file descriptor")))  # as NFS does
+    monkeypatch.setattr(
+        files.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(9, "Bad file descriptor"))
+    )  # as NFS does
     with pytest.raises(UserError, match="MEDRESCUE_RUNS"):
         files.lock(tmp_path)

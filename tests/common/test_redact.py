@@ -1,6 +1,6 @@
 """Secrets stay out of texts: values of variables named like secrets, tokens known by their form, and streams that pass through.
 
-    python -m pytest tests/test_redact.py
+python -m pytest tests/test_redact.py
 """
 
 import io
@@ -16,7 +16,21 @@ from lib.common.redact import redacted
 HF = "hf_" + "Ab1" * 11
 
 
-@pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD", "SSH_PRIVATE_KEY", "OPENAI_APIKEY", "HF_TOKEN_WRITE", "KAGGLE_KEY", "db_pass", "GITHUB_PAT"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HF_TOKEN",
+        "WANDB_API_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+        "MY_PASSWORD",
+        "SSH_PRIVATE_KEY",
+        "OPENAI_APIKEY",
+        "HF_TOKEN_WRITE",
+        "KAGGLE_KEY",
+        "db_pass",
+        "GITHUB_PAT",
+    ],
+)
 def test_the_value_of_a_variable_named_like_a_secret_goes(monkeypatch, name):
     monkeypatch.setenv(name, " correct-horse\n")
     assert redacted("login correct-horse now") == f"login ({name}) now"
@@ -29,10 +43,22 @@ def test_other_variables_and_short_values_stay(monkeypatch):
     assert redacted("short a-long-value some-long-folder") == "short a-long-value some-long-folder"
 
 
-@pytest.mark.parametrize("token", [HF, "sk-" + "a" * 40, "ghp_" + "a1" * 18, "github_pat_" + "b" * 60, "glpat-" + "x" * 20, "AKIA" + "Q" * 16])
+@pytest.mark.parametrize(
+    "token",
+    [
+        HF,
+        "sk-" + "a" * 40,
+        "ghp_" + "a1" * 18,
+        "github_pat_" + "b" * 60,
+        "glpat-" + "x" * 20,
+        "AKIA" + "Q" * 16,
+    ],
+)
 def test_a_token_of_a_known_service_goes_without_a_variable(token):
     assert redacted(f"a {token}, b") == "a (a token), b"
-    assert redacted(f"a\n{token}\tb\x1b[31m{token}").count("(a token)") == 2 - token.startswith("sk-"), "after a colour code stands a letter"
+    assert redacted(f"a\n{token}\tb\x1b[31m{token}").count("(a token)") == 2 - token.startswith(
+        "sk-"
+    ), "after a colour code stands a letter"
     plain = "hf_transfer hf_raise_for_status data/hf_medical_questions.jsonl risk-assessment-of-the-whole-patient-and-others"
     assert redacted(plain) == plain
 
@@ -41,13 +67,38 @@ def test_a_secret_in_quotes_with_a_backslash_or_of_many_lines_leaves_a_notebook_
     monkeypatch.setenv("HF_TOKEN", '"hf-in-quotes"')
     monkeypatch.setenv("DB_PASSWORD", "ends-in-one\\")
     monkeypatch.setenv("OTHER_PASSWORD", "12345678")
-    monkeypatch.setenv("SSH_PRIVATE_KEY", "-----BEGIN KEY-----\n" + "a1" * 20 + "\n-----END KEY-----")
-    value = {"cells": [{"source": ["print(\n", "1)"], "outputs": [{"text": ['"hf-in-quotes"\n', "-----BEGIN KEY-----\n", "a1" * 20 + "\n", "ends-in-one\\"],
-                                                                     "number": 0.0012345678, "one": '"hf-in-quotes"'}]}], "tags": ["a", "b"]}
+    monkeypatch.setenv(
+        "SSH_PRIVATE_KEY", "-----BEGIN KEY-----\n" + "a1" * 20 + "\n-----END KEY-----"
+    )
+    value = {
+        "cells": [
+            {
+                "source": ["print(\n", "1)"],
+                "outputs": [
+                    {
+                        "text": [
+                            '"hf-in-quotes"\n',
+                            "-----BEGIN KEY-----\n",
+                            "a1" * 20 + "\n",
+                            "ends-in-one\\",
+                        ],
+                        "number": 0.0012345678,
+                        "one": '"hf-in-quotes"',
+                    }
+                ],
+            }
+        ],
+        "tags": ["a", "b"],
+    }
     clean = json.loads(redact.redacted_json(json.dumps(value)))
     assert clean["cells"][0]["outputs"][0]["one"] == "(HF_TOKEN)"
     assert clean["cells"][0]["outputs"][0]["number"] == 0.0012345678
-    assert "".join(clean["cells"][0]["outputs"][0]["text"]).splitlines() == ["(HF_TOKEN)", "(SSH_PRIVATE_KEY)", "(SSH_PRIVATE_KEY)", "(DB_PASSWORD)"]
+    assert "".join(clean["cells"][0]["outputs"][0]["text"]).splitlines() == [
+        "(HF_TOKEN)",
+        "(SSH_PRIVATE_KEY)",
+        "(SSH_PRIVATE_KEY)",
+        "(DB_PASSWORD)",
+    ]
     assert clean["cells"][0]["source"] == ["print(\n", "1)"]
     assert clean["tags"] == ["a", "b"]
     untouched = json.dumps({"a": ["b"]})

@@ -1,6 +1,6 @@
 """Intervals and tests against values worked out another way.
 
-    python -m pytest tests/test_stats.py
+python -m pytest tests/test_stats.py
 """
 
 import itertools
@@ -12,7 +12,9 @@ import pytest
 from lib.common import stats
 
 
-@pytest.mark.parametrize(("right", "of"), [(0, 10), (1, 10), (5, 10), (10, 10), (84, 120), (3, 3), (999, 1000)])
+@pytest.mark.parametrize(
+    ("right", "of"), [(0, 10), (1, 10), (5, 10), (10, 10), (84, 120), (3, 3), (999, 1000)]
+)
 def test_wilson_ends_are_the_shares_that_the_count_is_just_compatible_with(right, of):
     """Its definition: the ends p solve |share - p| = z sqrt(p (1 - p) / n), found here by bisection on either side of the share."""
     share = right / of
@@ -46,7 +48,9 @@ def test_no_share_has_no_interval(right, of):
         stats.wilson(right, of)
 
 
-@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (5, 1), (1, 5), (4, 4), (9, 2), (7, 0)])
+@pytest.mark.parametrize(
+    ("gained", "lost"), [(0, 0), (1, 0), (5, 1), (1, 5), (4, 4), (9, 2), (7, 0)]
+)
 def test_mcnemar_counts_the_outcomes_that_are_as_uneven(gained, lost):
     """Every way that the changed items may fall, each as likely: those at least as far from half as what was seen."""
     changed = gained + lost
@@ -64,10 +68,12 @@ def test_mcnemar_of_thousands_neither_overflows_nor_is_zero():
 
 def test_mean_interval_of_two_values_is_a_binomial():
     """A resampled mean of zeros and ones is binomial(100, 0.3) / 100; its 2.5 and 97.5 % points by summing probabilities."""
-    chance = [math.comb(100, k) * 0.3**k * 0.7**(100 - k) for k in range(101)]
+    chance = [math.comb(100, k) * 0.3**k * 0.7 ** (100 - k) for k in range(101)]
     below = list(itertools.accumulate(chance))
     wanted = tuple(next(k for k in range(101) if below[k] >= p) / 100 for p in (0.025, 0.975))
-    assert stats.mean_interval([1.0] * 30 + [0.0] * 70) == pytest.approx(wanted, abs=0.0101)  # one item's worth of chance
+    assert stats.mean_interval([1.0] * 30 + [0.0] * 70) == pytest.approx(
+        wanted, abs=0.0101
+    )  # one item's worth of chance
 
 
 def test_mean_interval_covers_as_often_as_it_says():
@@ -82,7 +88,11 @@ def test_mean_interval_covers_as_often_as_it_says():
 
 def test_the_seed_alone_decides():
     values = np.random.default_rng(0).normal(size=50)
-    assert stats.mean_interval(values, 1) == stats.mean_interval(values, 1) != stats.mean_interval(values, 2)
+    assert (
+        stats.mean_interval(values, 1)
+        == stats.mean_interval(values, 1)
+        != stats.mean_interval(values, 2)
+    )
 
 
 def test_draws_in_pieces_are_as_many(monkeypatch):
@@ -91,7 +101,9 @@ def test_draws_in_pieces_are_as_many(monkeypatch):
 
 
 def test_loss_interval_draws_rows_whole_and_weighs_them_by_their_tokens():
-    assert stats.loss_interval(np.array([[20.0, 10], [60.0, 30]])) == pytest.approx((2.0, 2.0)), "each token alike: no doubt"
+    assert stats.loss_interval(np.array([[20.0, 10], [60.0, 30]])) == pytest.approx((2.0, 2.0)), (
+        "each token alike: no doubt"
+    )
     # of two rows: both, or one of them twice; a row of 30 tokens at 1 and one of 10 at 3
     assert stats.loss_interval(np.array([[30.0, 30], [30.0, 10]])) == pytest.approx((1.0, 3.0))
 
@@ -107,8 +119,14 @@ def test_perplexity_ratio_weighs_items_by_their_tokens():
 
 def test_perplexity_interval_is_exact_where_every_outcome_can_be_listed():
     """Three items drawn three times: 27 ways. The interval of their listed ratios, to the nearest listed one."""
-    before, after = np.array([[10.0, 4], [20.0, 8], [6.0, 5]]), np.array([[9.0, 4], [15.0, 8], [7.0, 5]])
-    ways = sorted(math.exp(sum(after[i, 0] - before[i, 0] for i in way) / sum(before[i, 1] for i in way)) for way in itertools.product(range(3), repeat=3))
+    before, after = (
+        np.array([[10.0, 4], [20.0, 8], [6.0, 5]]),
+        np.array([[9.0, 4], [15.0, 8], [7.0, 5]]),
+    )
+    ways = sorted(
+        math.exp(sum(after[i, 0] - before[i, 0] for i in way) / sum(before[i, 1] for i in way))
+        for way in itertools.product(range(3), repeat=3)
+    )
     # each way is 1 / 27 = 3.7 %, so 2.5 % from either end is the first and the last one
     assert stats.perplexity_ratio(before, after)[1] == pytest.approx((ways[0], ways[-1]))
 
@@ -116,7 +134,10 @@ def test_perplexity_interval_is_exact_where_every_outcome_can_be_listed():
 def test_a_change_alike_in_every_token_leaves_no_doubt():
     before = np.array([[30.0, 10], [55.0, 20], [9.0, 4]])
     after = before - np.array([[1, 0], [2, 0], [0.4, 0]])  # a tenth of a nat a token
-    assert stats.perplexity_ratio(before, after) == (pytest.approx(math.exp(-0.1)), pytest.approx((math.exp(-0.1),) * 2))
+    assert stats.perplexity_ratio(before, after) == (
+        pytest.approx(math.exp(-0.1)),
+        pytest.approx((math.exp(-0.1),) * 2),
+    )
 
 
 def test_other_tokens_are_refused():

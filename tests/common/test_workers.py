@@ -1,6 +1,6 @@
 """Several processes: order, a bounded stream, errors, and no orphans.
 
-    python -m pytest tests/test_workers.py
+python -m pytest tests/test_workers.py
 """
 
 import os
@@ -47,7 +47,9 @@ def test_results_come_in_order_and_items_are_taken_as_the_work_goes_on(pool):
         assert result == n
         ahead.append(len(taken) - n)
     assert len(taken) == 40
-    assert max(ahead) <= (pool._max_workers if pool else 0) + 4, "a stream of any length must not be read ahead of the work"
+    assert max(ahead) <= (pool._max_workers if pool else 0) + 4, (
+        "a stream of any length must not be read ahead of the work"
+    )
 
 
 def nap(seconds, value):
@@ -77,9 +79,17 @@ def test_little_work_or_one_core_starts_no_process(monkeypatch):
 
 def test_workers_of_a_killed_parent_end(tmp_path):
     script = tmp_path / "parent.py"
-    script.write_text("import os, sys, time\nfrom lib.common import workers\nworkers.machine.cores = lambda: 2\nif __name__ == '__main__':\n    pool = workers.start(False)\n"
-                      "    print(*[f.result() for f in [pool.submit(os.getpid) for _ in range(20)]], flush=True)\n    time.sleep(600)\n")
-    parent = subprocess.Popen([sys.executable, str(script)], cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    script.write_text(
+        "import os, sys, time\nfrom lib.common import workers\nworkers.machine.cores = lambda: 2\nif __name__ == '__main__':\n    pool = workers.start(False)\n"
+        "    print(*[f.result() for f in [pool.submit(os.getpid) for _ in range(20)]], flush=True)\n    time.sleep(600)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, str(script)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     children = {int(p) for p in parent.stdout.readline().split()}
     assert children
     assert not any(map(gone, children))

@@ -1,6 +1,6 @@
 """Duplicates, sides and contamination: against brute force, in order, stable when rows are appended.
 
-    python -m pytest tests/test_duplicates.py
+python -m pytest tests/test_duplicates.py
 """
 
 import itertools
@@ -13,7 +13,10 @@ from lib import params
 from lib.data import duplicates
 from lib.data.duplicates import REASONS
 
-VOCABULARY = ["".join(w) for w in itertools.islice(itertools.product("bcdfgh", "aeiou", "lmnprst", "aeiou"), 0, 1000, 3)]
+VOCABULARY = [
+    "".join(w)
+    for w in itertools.islice(itertools.product("bcdfgh", "aeiou", "lmnprst", "aeiou"), 0, 1000, 3)
+]
 
 
 def job(**values):
@@ -29,8 +32,16 @@ def columns_of(rows):
     made_keys = [duplicates.keys(r) for r in rows]
     signature = duplicates.signatures([duplicates.shingles(k.pop("words")) for k in made_keys])
     later = {n: k["later_questions"] for n, k in enumerate(made_keys) if k["later_questions"]}
-    return {name: np.array([k[name] for k in made_keys], np.int64 if name == "answer_length" else np.uint64)
-            for name in ("exact", "question", "answer", "vital", "answer_length")}, later, signature
+    return (
+        {
+            name: np.array(
+                [k[name] for k in made_keys], np.int64 if name == "answer_length" else np.uint64
+            )
+            for name in ("exact", "question", "answer", "vital", "answer_length")
+        },
+        later,
+        signature,
+    )
 
 
 def decide(rows, **values):
@@ -67,14 +78,30 @@ def corpus(seed, count=300):
 
 def test_near_duplicates_are_those_of_brute_force_up_to_the_error_of_the_estimate():
     words = corpus(1)
-    rows = [[{"role": "user", "content": " ".join(w[:5])}, {"role": "assistant", "content": " ".join(w[5:])}] for w in words]
+    rows = [
+        [
+            {"role": "user", "content": " ".join(w[:5])},
+            {"role": "assistant", "content": " ".join(w[5:])},
+        ]
+        for w in words
+    ]
     columns, later, signature = columns_of(rows)
     made = duplicates.Decisions(len(rows))
-    duplicates.place(duplicates.bands(signature), signature, columns, later, job(validation_size=0.0, test_size=0.0), made)
+    duplicates.place(
+        duplicates.bands(signature),
+        signature,
+        columns,
+        later,
+        job(validation_size=0.0, test_size=0.0),
+        made,
+    )
     gone = {n for n in range(len(rows)) if REASONS[made.reason[n]] == "near_duplicate"}
     kept = [n for n in range(len(rows)) if n not in gone]
     assert len(gone) > 60
-    assert all(made.by[n] in kept and made.by[n] < n and jaccard(words[n], words[made.by[n]]) > 0.75 for n in gone), "128 hashes: a standard error of 0.03"
+    assert all(
+        made.by[n] in kept and made.by[n] < n and jaccard(words[n], words[made.by[n]]) > 0.75
+        for n in gone
+    ), "128 hashes: a standard error of 0.03"
     left = [(i, j) for j in kept for i in kept if i < j and jaccard(words[i], words[j]) > 0.93]
     assert len(left) <= 1, "16 bands of 8 miss less than one in a thousand at 0.93"
 
@@ -94,44 +121,87 @@ def test_of_two_that_are_alike_the_later_goes():
     rng = random.Random(3)
     a = sentence(rng)
     b = [*a[:30], "other", *a[31:]]
-    reasons, _ = decide(rows_of(("one", " ".join(a)), ("something else", " ".join(sentence(rng))), ("one", " ".join(b))))
+    reasons, _ = decide(
+        rows_of(
+            ("one", " ".join(a)), ("something else", " ".join(sentence(rng))), ("one", " ".join(b))
+        )
+    )
     assert reasons == ["", "", "near_duplicate"]
-    reasons, sides = decide(rows_of(("one", " ".join(a)), ("one more", " ".join(b))), near_duplicates="keep")
+    reasons, sides = decide(
+        rows_of(("one", " ".join(a)), ("one more", " ".join(b))), near_duplicates="keep"
+    )
     assert reasons == ["", ""]
     assert sides[0] == sides[1]
 
 
-@pytest.mark.parametrize(("word", "other"), [
-    ("30", "15"), ("not", "now"), ("never", "ever"), ("2.5", "25"), ("without", "with"), ("shouldn't", "should"), ("can't", "can"), ("avoid", "use")])
-def test_rows_that_differ_in_a_number_or_a_negation_are_no_duplicates_but_stay_together(word, other):
+@pytest.mark.parametrize(
+    ("word", "other"),
+    [
+        ("30", "15"),
+        ("not", "now"),
+        ("never", "ever"),
+        ("2.5", "25"),
+        ("without", "with"),
+        ("shouldn't", "should"),
+        ("can't", "can"),
+        ("avoid", "use"),
+    ],
+)
+def test_rows_that_differ_in_a_number_or_a_negation_are_no_duplicates_but_stay_together(
+    word, other
+):
     words = [VOCABULARY[n % 300] for n in range(240)]
     first, second = ([*words[:100], w, *words[101:]] for w in (word, other))
     for seed in range(20):
-        reasons, sides = decide(rows_of(("how", " ".join(first)), ("how then", " ".join(second))), seed=seed)
+        reasons, sides = decide(
+            rows_of(("how", " ".join(first)), ("how then", " ".join(second))), seed=seed
+        )
         assert reasons == ["", ""]
         assert sides[0] == sides[1]
 
 
 def test_exact_duplicates_ignore_case_width_and_blanks():
-    rows = rows_of(("Q?", "An answer."), (" q? ", "an  ANSWER."), ("Ｑ?", "An\nanswer."), ("Q?", "Another answer."), ("R?", "An answer."))
+    rows = rows_of(
+        ("Q?", "An answer."),
+        (" q? ", "an  ANSWER."),
+        ("Ｑ?", "An\nanswer."),
+        ("Q?", "Another answer."),
+        ("R?", "An answer."),
+    )
     assert decide(rows)[0] == ["", "exact_duplicate", "exact_duplicate", "", ""]
     assert decide(rows, skip_rules=["exact_duplicate"], near_duplicates="keep")[0] == [""] * 5
 
 
-@pytest.mark.parametrize(("policy", "kept"), [("all", [0, 1, 2, 3, 4]), ("first", [0, 3, 4]), ("longest", [2, 3, 4])])
+@pytest.mark.parametrize(
+    ("policy", "kept"), [("all", [0, 1, 2, 3, 4]), ("first", [0, 3, 4]), ("longest", [2, 3, 4])]
+)
 def test_several_answers_to_a_question(policy, kept):
     conversation = rows_of(("How?", "x"))[0] + rows_of(("And?", "y"))[0]
-    rows = [*rows_of(("How?", "So."), ("how", "Thus it is."), ("HOW ?", "Thus it is done, always."), ("Why?", "So be it.")), conversation]
+    rows = [
+        *rows_of(
+            ("How?", "So."),
+            ("how", "Thus it is."),
+            ("HOW ?", "Thus it is done, always."),
+            ("Why?", "So be it."),
+        ),
+        conversation,
+    ]
     reasons, _ = decide(rows, same_question=policy)
     assert [n for n, r in enumerate(reasons) if not r] == kept
     assert set(reasons) <= {"", "same_question"}
 
 
 def test_one_answer_under_many_questions_is_capped_and_the_first_stay():
-    rows = rows_of(*((f"question {n} {'abcdefgh'[n]}", "See a doctor about it soon.") for n in range(8)), ("other", "Call."))
+    rows = rows_of(
+        *((f"question {n} {'abcdefgh'[n]}", "See a doctor about it soon.") for n in range(8)),
+        ("other", "Call."),
+    )
     assert decide(rows, answer_cap=3)[0] == [""] * 3 + ["answer_repeated"] * 5 + [""]
     assert decide(rows, answer_cap=0)[0] == [""] * 9
-    assert decide(rows_of(*((f"is it {n} {'abcdefgh'[n]}", "yes") for n in range(8))), answer_cap=3)[0] == [""] * 8, "a yes may answer many questions"
+    assert (
+        decide(rows_of(*((f"is it {n} {'abcdefgh'[n]}", "yes") for n in range(8))), answer_cap=3)[0]
+        == [""] * 8
+    ), "a yes may answer many questions"
 
 
 def test_equal_questions_stay_together_and_shares_are_right():
@@ -180,7 +250,9 @@ def test_a_row_tied_to_both_sides_is_dropped():
         names.setdefault(decide(rows_of((f"question {n}", "x y z")))[1][0], f"question {n}")
     train, test = names[0], names[2]
     alike = [*base[:30], "7", *base[31:]]  # a number more: alike, and no duplicate
-    reasons, sides = decide(rows_of((train, " ".join(base)), (test, " ".join(sentence(rng))), (test, " ".join(alike))))
+    reasons, sides = decide(
+        rows_of((train, " ".join(base)), (test, " ".join(sentence(rng))), (test, " ".join(alike)))
+    )
     assert reasons == ["", "", "ties_both_sides"]
     assert sides == [0, 2, -1]
 
@@ -188,16 +260,32 @@ def test_a_row_tied_to_both_sides_is_dropped():
 def test_a_question_whose_first_row_was_dropped_still_ties_the_rows_after_it():
     names = {}
     for n in range(300):
-        names.setdefault(decide(rows_of((f"question {n}", "x y z")))[1][0], []).append(f"question {n}")
+        names.setdefault(decide(rows_of((f"question {n}", "x y z")))[1][0], []).append(
+            f"question {n}"
+        )
     rng = random.Random(11)
     for case in range(30):
         p, t, x = sentence(rng), sentence(rng), names[0][case + 1]
         both = [*p[:60], *t[:60]]
-        rows = rows_of((names[0][0], " ".join([*both[:100], "7", *both[100:]])), (names[2][0], " ".join([*both[:90], "8", *both[90:]])),
-                       (x, " ".join(both)), (x, " ".join(sentence(rng))), (x, " ".join([*sentence(rng)])))
+        rows = rows_of(
+            (names[0][0], " ".join([*both[:100], "7", *both[100:]])),
+            (names[2][0], " ".join([*both[:90], "8", *both[90:]])),
+            (x, " ".join(both)),
+            (x, " ".join(sentence(rng))),
+            (x, " ".join([*sentence(rng)])),
+        )
         reasons, sides = decide(rows)
         if reasons[2] == "ties_both_sides":
-            assert len({side for side, reason in zip(sides[3:], reasons[3:], strict=True) if not reason}) == 1
+            assert (
+                len(
+                    {
+                        side
+                        for side, reason in zip(sides[3:], reasons[3:], strict=True)
+                        if not reason
+                    }
+                )
+                == 1
+            )
             break
     else:
         raise AssertionError("no case tied both sides")
@@ -208,8 +296,14 @@ def test_every_question_of_a_conversation_ties_it():
     for n in range(200):
         names.setdefault(decide(rows_of((f"question {n}", "x y z")))[1][0], f"question {n}")
     rng = random.Random(12)
-    test, train = rows_of((names[2], " ".join(sentence(rng)))), rows_of((names[0], " ".join(sentence(rng))))
-    conversation = train[0] + [{"role": "user", "content": names[2].upper()}, {"role": "assistant", "content": "As before."}]
+    test, train = (
+        rows_of((names[2], " ".join(sentence(rng)))),
+        rows_of((names[0], " ".join(sentence(rng)))),
+    )
+    conversation = train[0] + [
+        {"role": "user", "content": names[2].upper()},
+        {"role": "assistant", "content": "As before."},
+    ]
     assert decide([*test, conversation]) == (["", ""], [2, 2])
     assert decide([*test, *train, conversation]) == (["", "", "ties_both_sides"], [2, 0, -1])
 
@@ -220,7 +314,12 @@ def test_memory_of_the_placing_is_bounded_where_all_rows_are_alike():
     rng, rows = random.Random(13), []
     base = sentence(rng, 80)
     for n in range(1500):
-        rows.append([{"role": "user", "content": "how"}, {"role": "assistant", "content": " ".join([*base[:40], str(n), *base[41:]])}])
+        rows.append(
+            [
+                {"role": "user", "content": "how"},
+                {"role": "assistant", "content": " ".join([*base[:40], str(n), *base[41:]])},
+            ]
+        )
     columns, later, signature = columns_of(rows)
     made = duplicates.Decisions(len(rows))
     banded = duplicates.bands(signature)

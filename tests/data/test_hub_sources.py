@@ -1,6 +1,6 @@
 """Data sets of the hub, read from a stand-in for it: commits, revisions, tokens, and what is said when it does not answer.
 
-    python -m pytest tests/test_hub.py
+python -m pytest tests/test_hub.py
 """
 
 import io
@@ -39,8 +39,14 @@ print("RESULT" + json.dumps([run(job) for job in json.loads(sys.argv[1])]))
 
 def ask(served, home, *jobs, **more):
     """What each job gave: rows and commits, items, or the error."""
-    ran = subprocess.run([sys.executable, "-c", CHILD, json.dumps(jobs)], env=served.environment(home, **more), cwd=ROOT, capture_output=True, text=True,
-                         timeout=120)
+    ran = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps(jobs)],
+        env=served.environment(home, **more),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert ran.returncode == 0, ran.stderr
     said = ran.stdout + ran.stderr
     assert "Traceback" not in said
@@ -76,18 +82,57 @@ ITEM = {"question": "Which?", "choices": ["ice", "water"], "answer": 1}
 @pytest.fixture(scope="module")
 def served():
     with hub.Hub() as made:
-        made.old = made.commit("owner/cards", {"README.md": b"# Cards\n", "train.jsonl": lines(exchange("old"))}, "main", "v1")
-        made.new = made.commit("owner/cards", {"README.md": b"# Cards\n", "train.jsonl": lines(exchange("new"), exchange("newer"))}, "main")
-        made.parquet = made.commit("owner/Parquet-Set", {"data/train-00000-of-00001.parquet": parquet({"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}]}),
-                                                         "data/test-00000-of-00001.parquet": parquet({"messages": [{"role": "user", "content": "t"}, {"role": "assistant", "content": "a"}]})})
+        made.old = made.commit(
+            "owner/cards",
+            {"README.md": b"# Cards\n", "train.jsonl": lines(exchange("old"))},
+            "main",
+            "v1",
+        )
+        made.new = made.commit(
+            "owner/cards",
+            {"README.md": b"# Cards\n", "train.jsonl": lines(exchange("new"), exchange("newer"))},
+            "main",
+        )
+        made.parquet = made.commit(
+            "owner/Parquet-Set",
+            {
+                "data/train-00000-of-00001.parquet": parquet(
+                    {
+                        "messages": [
+                            {"role": "user", "content": "p"},
+                            {"role": "assistant", "content": "a"},
+                        ]
+                    }
+                ),
+                "data/test-00000-of-00001.parquet": parquet(
+                    {
+                        "messages": [
+                            {"role": "user", "content": "t"},
+                            {"role": "assistant", "content": "a"},
+                        ]
+                    }
+                ),
+            },
+        )
         made.commit("owner/questions", {"test.jsonl": lines(ITEM)})
         made.commit("owner/odd", {"train.jsonl": lines({"ask": "a", "reply": "b"})})
         made.commit("owner/torn", {"train.jsonl": lines(exchange("a")) + b'{"question": '})
-        made.commit("owner/mixed", {"train.jsonl": lines(exchange("a"), {"question": {"deep": 1}, "answer": 2})})
+        made.commit(
+            "owner/mixed",
+            {"train.jsonl": lines(exchange("a"), {"question": {"deep": 1}, "answer": 2})},
+        )
         made.commit("owner/none", {"README.md": b"# Nothing\n"})
-        made.commit("owner/two", {"README.md": b"---\nconfigs:\n- config_name: adults\n  data_files: a.jsonl\n- config_name: children\n  data_files: b.jsonl\n---\n",
-                                  "a.jsonl": lines(exchange("a")), "b.jsonl": lines(exchange("b"))})
-        made.secret = made.commit("owner/secret", {"train.jsonl": lines(exchange("secret"))}, token=TOKEN)
+        made.commit(
+            "owner/two",
+            {
+                "README.md": b"---\nconfigs:\n- config_name: adults\n  data_files: a.jsonl\n- config_name: children\n  data_files: b.jsonl\n---\n",
+                "a.jsonl": lines(exchange("a")),
+                "b.jsonl": lines(exchange("b")),
+            },
+        )
+        made.secret = made.commit(
+            "owner/secret", {"train.jsonl": lines(exchange("secret"))}, token=TOKEN
+        )
         yield made
 
 
@@ -98,8 +143,14 @@ JOBS = {
     "commit": {"dataset": "owner/cards", "dataset_revision": "OLD"},
     "parquet": {"dataset": "owner/Parquet-Set"},
     "capped": {"dataset": "owner/cards", "max_rows": 1},
-    "list": {"dataset": [{"dataset": "owner/cards", "revision": "v1"}, {"dataset": "owner/Parquet-Set"}, {"dataset": "bundled:first-aid", "max_rows": 1},
-                         {"dataset": "owner/odd", "columns": {"question": "ask", "answer": "reply"}}]},
+    "list": {
+        "dataset": [
+            {"dataset": "owner/cards", "revision": "v1"},
+            {"dataset": "owner/Parquet-Set"},
+            {"dataset": "bundled:first-aid", "max_rows": 1},
+            {"dataset": "owner/odd", "columns": {"question": "ask", "answer": "reply"}},
+        ]
+    },
     "exam": {"exam": ["owner/questions", "bundled:exam"]},
     "unknown id": {"dataset": "nobody/nothing"},
     "unknown revision": {"dataset": "owner/cards", "dataset_revision": "v9"},
@@ -121,41 +172,74 @@ def results(served, tmp_path_factory):
     return dict(zip(JOBS, ask(served, tmp_path_factory.mktemp("home"), *jobs), strict=True))
 
 
-@pytest.mark.parametrize(("job", "expected", "commit"), [
-    ("newest", ["new", "newer"], "new"), ("branch", ["new", "newer"], "new"), ("tag", ["old"], "old"), ("commit", ["old"], "old"),
-    ("parquet", ["p"], "parquet"), ("capped", ["new"], "new"),
-])
-def test_rows_arrive_in_the_revision_asked_for_and_its_commit_is_known(served, results, job, expected, commit):
+@pytest.mark.parametrize(
+    ("job", "expected", "commit"),
+    [
+        ("newest", ["new", "newer"], "new"),
+        ("branch", ["new", "newer"], "new"),
+        ("tag", ["old"], "old"),
+        ("commit", ["old"], "old"),
+        ("parquet", ["p"], "parquet"),
+        ("capped", ["new"], "new"),
+    ],
+)
+def test_rows_arrive_in_the_revision_asked_for_and_its_commit_is_known(
+    served, results, job, expected, commit
+):
     assert questions(results[job]) == expected
     revision = JOBS[job].get("dataset_revision", "").replace("OLD", served.old)
-    assert results[job]["commits"] == {f"{JOBS[job]['dataset']}@{revision}": getattr(served, commit)}
+    assert results[job]["commits"] == {
+        f"{JOBS[job]['dataset']}@{revision}": getattr(served, commit)
+    }
 
 
 def test_a_list_mixes_hub_and_bundled_sets_each_with_its_revision_and_columns(served, results):
     old, p, _, a = questions(results["list"])
     assert (old, p, a) == ("old", "p", "a")
-    assert [row["id"] for row in results["list"]["rows"]][:2] == ["cards-0000000", "Parquet-Set-0000000"]
+    assert [row["id"] for row in results["list"]["rows"]][:2] == [
+        "cards-0000000",
+        "Parquet-Set-0000000",
+    ]
     assert results["list"]["commits"]["owner/cards@v1"] == served.old
     assert "bundled:first-aid" not in results["list"]["commits"]
 
 
 def test_exam_items_come_from_the_test_split(results):
     first, second = results["exam"]["items"][:2]
-    assert (first["question"], first["options"], first["answer_letter"]) == ("Which?", {"A": "ice", "B": "water"}, "B")
+    assert (first["question"], first["options"], first["answer_letter"]) == (
+        "Which?",
+        {"A": "ice", "B": "water"},
+        "B",
+    )
     assert second["answer_letter"] in second["options"]
 
 
-@pytest.mark.parametrize(("job", "expected"), [
-    ("unknown id", "hub dataset `nobody/nothing` could not be loaded: the hub has none of this id, or it is private\n"),
-    ("unknown revision", "hub dataset `owner/cards` at v9 could not be loaded: it has no such revision\n"),
-    ("private", "hub dataset `owner/secret` could not be loaded: the hub has none of this id, or it is private\n"),
-    ("private exam", "hub dataset `owner/secret` could not be loaded: the hub has none of this id, or it is private\n"),
-    ("no train", "it has no split `train`, only test\n"),
-    ("no test", "it has no split `test`, only train\n"),
-    ("no data", "could not be loaded: The directory at hf://datasets/owner/none"),
-    ("two configurations", "available configs: ['adults', 'children']"),
-    ("torn", "An error occurred while generating the dataset"),
-])
+@pytest.mark.parametrize(
+    ("job", "expected"),
+    [
+        (
+            "unknown id",
+            "hub dataset `nobody/nothing` could not be loaded: the hub has none of this id, or it is private\n",
+        ),
+        (
+            "unknown revision",
+            "hub dataset `owner/cards` at v9 could not be loaded: it has no such revision\n",
+        ),
+        (
+            "private",
+            "hub dataset `owner/secret` could not be loaded: the hub has none of this id, or it is private\n",
+        ),
+        (
+            "private exam",
+            "hub dataset `owner/secret` could not be loaded: the hub has none of this id, or it is private\n",
+        ),
+        ("no train", "it has no split `train`, only test\n"),
+        ("no test", "it has no split `test`, only train\n"),
+        ("no data", "could not be loaded: The directory at hf://datasets/owner/none"),
+        ("two configurations", "available configs: ['adults', 'children']"),
+        ("torn", "An error occurred while generating the dataset"),
+    ],
+)
 def test_what_cannot_be_loaded_says_why_and_what_to_do(results, job, expected):
     error = results[job]["error"]
     assert expected in error
@@ -163,22 +247,33 @@ def test_what_cannot_be_loaded_says_why_and_what_to_do(results, job, expected):
     assert len(error) < 900
 
 
-@pytest.mark.parametrize(("job", "expected"), [
-    ("unknown shape", "owner/odd, row 1: no known shape; its fields are ask, reply.\nKnown shapes"),
-    ("mixed types", 'owner/mixed, row 2: a text is {"deep": 1}; expected a text'),
-])
+@pytest.mark.parametrize(
+    ("job", "expected"),
+    [
+        (
+            "unknown shape",
+            "owner/odd, row 1: no known shape; its fields are ask, reply.\nKnown shapes",
+        ),
+        ("mixed types", 'owner/mixed, row 2: a text is {"deep": 1}; expected a text'),
+    ],
+)
 def test_a_row_that_cannot_be_used_is_named_with_what_it_holds(results, job, expected):
     assert results[job]["error"].startswith(expected)
 
 
-@pytest.mark.parametrize(("token", "expected"), [
-    (TOKEN, ""),
-    ("hf_WrongWrongWrong", "the hub has none of this id, or it is private"),
-    ("hf_WrongWrong\x01Wrong", "the hub has none of this id, or it is private"),
-    ("hf_WrongWrongWrång", "can't encode character"),
-])
-def test_a_private_set_takes_the_right_token_and_no_message_shows_one(served, tmp_path, token, expected):
-    result, = ask(served, tmp_path, {"dataset": "owner/secret"}, token=token)
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [
+        (TOKEN, ""),
+        ("hf_WrongWrongWrong", "the hub has none of this id, or it is private"),
+        ("hf_WrongWrong\x01Wrong", "the hub has none of this id, or it is private"),
+        ("hf_WrongWrongWrång", "can't encode character"),
+    ],
+)
+def test_a_private_set_takes_the_right_token_and_no_message_shows_one(
+    served, tmp_path, token, expected
+):
+    (result,) = ask(served, tmp_path, {"dataset": "owner/secret"}, token=token)
     if expected:
         assert expected in result["error"]
         assert "HF_TOKEN" in result["error"]
@@ -190,7 +285,7 @@ def test_a_private_set_takes_the_right_token_and_no_message_shows_one(served, tm
 def test_a_token_that_the_hub_itself_shows_is_masked(served, tmp_path):
     served.commit("owner/tattler", {"train.jsonl": lines(exchange("a"))})
     served.repos["owner/tattler"].tattles = True
-    result, = ask(served, tmp_path, {"dataset": "owner/tattler"}, token=TOKEN)
+    (result,) = ask(served, tmp_path, {"dataset": "owner/tattler"}, token=TOKEN)
     assert "not for Bearer (HF_TOKEN)" in result["error"]
 
 
@@ -198,32 +293,55 @@ def test_a_hub_that_is_gone_is_an_error_within_seconds(tmp_path):
     with hub.Hub() as gone:
         pass
     started = time.monotonic()
-    result, = ask(gone, tmp_path, {"dataset": "owner/cards"})
+    (result,) = ask(gone, tmp_path, {"dataset": "owner/cards"})
     assert time.monotonic() - started < 12, "it retried"
-    assert "hub dataset `owner/cards` could not be loaded: [Errno 111] Connection refused\nCheck the id, the revision and the network" in result["error"]
+    assert (
+        "hub dataset `owner/cards` could not be loaded: [Errno 111] Connection refused\nCheck the id, the revision and the network"
+        in result["error"]
+    )
 
 
 def test_offline_the_revision_asked_for_is_read_from_the_cache_or_it_is_an_error(tmp_path):
     with hub.Hub() as served:
-        one, two = (served.commit("owner/cards", {"train.jsonl": lines(exchange(q))}, "main", tag) for q, tag in (("one", "v1"), ("two", "v2")))
-        main, tagged = ask(served, tmp_path, {"dataset": "owner/cards"}, {"dataset": "owner/cards", "dataset_revision": "v1"})
+        one, two = (
+            served.commit("owner/cards", {"train.jsonl": lines(exchange(q))}, "main", tag)
+            for q, tag in (("one", "v1"), ("two", "v2"))
+        )
+        main, tagged = ask(
+            served,
+            tmp_path,
+            {"dataset": "owner/cards"},
+            {"dataset": "owner/cards", "dataset_revision": "v1"},
+        )
         assert (questions(main), questions(tagged)) == (["two"], ["one"])
         three = served.commit("owner/cards", {"train.jsonl": lines(exchange("three"))}, "main")
         served.asked.clear()
-        jobs = [{"dataset": "owner/cards", "dataset_revision": revision} for revision in ("", "v1", one, two, "v2", three)]
+        jobs = [
+            {"dataset": "owner/cards", "dataset_revision": revision}
+            for revision in ("", "v1", one, two, "v2", three)
+        ]
         results = ask(served, tmp_path, *jobs, {"dataset": "owner/other"}, offline="1")
         assert not served.asked
     assert [questions(r) for r in results[:4]] == [["two"], ["one"], ["one"], ["two"]]
-    assert [r["commits"] for r in results[:4]] == [{"owner/cards@": two}, {"owner/cards@v1": one}, {f"owner/cards@{one}": one}, {f"owner/cards@{two}": two}]
-    assert all("could not be loaded" in r["error"] for r in results[4:]), "another revision was read"
+    assert [r["commits"] for r in results[:4]] == [
+        {"owner/cards@": two},
+        {"owner/cards@v1": one},
+        {f"owner/cards@{one}": one},
+        {f"owner/cards@{two}": two},
+    ]
+    assert all("could not be loaded" in r["error"] for r in results[4:]), (
+        "another revision was read"
+    )
 
 
-def test_online_a_moved_branch_is_read_anew_and_a_set_that_went_is_not_read_from_the_cache(tmp_path):
+def test_online_a_moved_branch_is_read_anew_and_a_set_that_went_is_not_read_from_the_cache(
+    tmp_path,
+):
     with hub.Hub() as served:
         for text in ("one", "two"):
             commit = served.commit("owner/cards", {"train.jsonl": lines(exchange(text))})
-            result, = ask(served, tmp_path, {"dataset": "owner/cards"})
+            (result,) = ask(served, tmp_path, {"dataset": "owner/cards"})
             assert (questions(result), result["commits"]) == ([text], {"owner/cards@": commit})
         del served.repos["owner/cards"]
-        result, = ask(served, tmp_path, {"dataset": "owner/cards"})
+        (result,) = ask(served, tmp_path, {"dataset": "owner/cards"})
     assert "none of this id" in result["error"]

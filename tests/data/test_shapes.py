@@ -1,6 +1,6 @@
 """Shapes of rows: what becomes which messages, and what is said of a row of no known shape.
 
-    python -m pytest tests/test_shapes.py
+python -m pytest tests/test_shapes.py
 """
 
 import pytest
@@ -10,8 +10,16 @@ from lib.data import shapes
 from lib.data.shapes import BadRow
 
 Q, A = "How do I cool a burn?", "Under cool running water."
-USER, MODEL, SYSTEM = ({"role": role, "content": text} for role, text in (("user", Q), ("assistant", A), ("system", "Be brief.")))
-TURNS = [USER, MODEL, {"role": "user", "content": "For how long?"}, {"role": "assistant", "content": "20 minutes."}]
+USER, MODEL, SYSTEM = (
+    {"role": role, "content": text}
+    for role, text in (("user", Q), ("assistant", A), ("system", "Be brief."))
+)
+TURNS = [
+    USER,
+    MODEL,
+    {"role": "user", "content": "For how long?"},
+    {"role": "assistant", "content": "20 minutes."},
+]
 SHARED = [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]
 
 
@@ -20,66 +28,144 @@ def said(row):
     return [(turn["role"], turn["content"]) for turn in shapes.messages(row)]
 
 
-@pytest.mark.parametrize("row", [
-    {"question": Q, "answer": A}, {"prompt": Q, "completion": A}, {"instruction": Q, "output": A}, {"instruction": Q, "input": "", "output": A},
-    {"instruction": Q, "input": None, "output": A}, {"input": Q, "output": A}, {"input": Q, "output": A, "context": None},
-    {"messages": [USER, MODEL]}, {"messages": [{**USER, "name": "x"}, {**MODEL, "tool_calls": None}]}, {"conversations": SHARED},
-    {"conversations": [{"from": "user", "value": Q}, {"from": "assistant", "value": A}]}, {"messages": [USER, {"role": "model", "content": A}]},
-    {"messages": [{"role": "user", "content": [{"type": "text", "text": Q}]}, {"role": "assistant", "content": [{"type": "text", "text": A}]}]},
-    {"question": Q, "answer": A, "id": 7, "topic": "burns", "extra": {"any": ["thing"]}, "system": None, "options": None},
-])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": Q, "answer": A},
+        {"prompt": Q, "completion": A},
+        {"instruction": Q, "output": A},
+        {"instruction": Q, "input": "", "output": A},
+        {"instruction": Q, "input": None, "output": A},
+        {"input": Q, "output": A},
+        {"input": Q, "output": A, "context": None},
+        {"messages": [USER, MODEL]},
+        {"messages": [{**USER, "name": "x"}, {**MODEL, "tool_calls": None}]},
+        {"conversations": SHARED},
+        {"conversations": [{"from": "user", "value": Q}, {"from": "assistant", "value": A}]},
+        {"messages": [USER, {"role": "model", "content": A}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": Q}]},
+                {"role": "assistant", "content": [{"type": "text", "text": A}]},
+            ]
+        },
+        {
+            "question": Q,
+            "answer": A,
+            "id": 7,
+            "topic": "burns",
+            "extra": {"any": ["thing"]},
+            "system": None,
+            "options": None,
+        },
+    ],
+)
 def test_every_shape_becomes_the_same_messages(row):
     assert shapes.messages(row) == [USER, MODEL]
 
 
-@pytest.mark.parametrize("row", [
-    {"messages": TURNS},
-    {"conversations": [{"from": "human" if t["role"] == "user" else "gpt", "value": t["content"]} for t in TURNS]},
-])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": TURNS},
+        {
+            "conversations": [
+                {"from": "human" if t["role"] == "user" else "gpt", "value": t["content"]}
+                for t in TURNS
+            ]
+        },
+    ],
+)
 def test_several_turns_stay_in_order(row):
     assert shapes.messages(row) == TURNS
 
 
-@pytest.mark.parametrize("row", [
-    {"messages": [SYSTEM, USER, MODEL]}, {"messages": [SYSTEM, USER, MODEL], "system": "Another."}, {"conversations": [{"from": "system", "value": "Be brief."}, *SHARED]},
-    {"messages": [USER, MODEL], "system": "Be brief."}, {"conversations": SHARED, "system": "Be brief."}, {"question": Q, "answer": A, "system": "Be brief."},
-    {"prompt": Q, "completion": A, "system_prompt": "Be brief."},
-])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [SYSTEM, USER, MODEL]},
+        {"messages": [SYSTEM, USER, MODEL], "system": "Another."},
+        {"conversations": [{"from": "system", "value": "Be brief."}, *SHARED]},
+        {"messages": [USER, MODEL], "system": "Be brief."},
+        {"conversations": SHARED, "system": "Be brief."},
+        {"question": Q, "answer": A, "system": "Be brief."},
+        {"prompt": Q, "completion": A, "system_prompt": "Be brief."},
+    ],
+)
 def test_a_system_message_comes_first_and_once(row):
     assert shapes.messages(row) == [SYSTEM, USER, MODEL]
 
 
-@pytest.mark.parametrize(("row", "question"), [
-    ({"input": Q, "context": "A: ice B: water", "output": A}, f"{Q}\n\nA: ice B: water"),
-    ({"question": Q, "context": " On skin. ", "answer": A}, f"{Q}\n\nOn skin."),
-    ({"instruction": "Answer.", "input": Q, "output": A}, f"Answer.\n\n{Q}"),
-    ({"instruction": "Answer.", "input": Q, "context": "On skin.", "output": A}, f"Answer.\n\n{Q}\n\nOn skin."),
-])
+@pytest.mark.parametrize(
+    ("row", "question"),
+    [
+        ({"input": Q, "context": "A: ice B: water", "output": A}, f"{Q}\n\nA: ice B: water"),
+        ({"question": Q, "context": " On skin. ", "answer": A}, f"{Q}\n\nOn skin."),
+        ({"instruction": "Answer.", "input": Q, "output": A}, f"Answer.\n\n{Q}"),
+        (
+            {"instruction": "Answer.", "input": Q, "context": "On skin.", "output": A},
+            f"Answer.\n\n{Q}\n\nOn skin.",
+        ),
+    ],
+)
 def test_context_and_input_join_the_question(row, question):
     assert said(row) == [("user", question), ("assistant", A)]
 
 
 def test_text_parts_are_lines_and_numbers_are_text():
     parts = [{"type": "text", "text": "One."}, {"type": "text", "text": "Two."}]
-    assert said({"messages": [USER, {"role": "assistant", "content": parts}]})[1] == ("assistant", "One.\nTwo.")
-    assert said({"question": "How many compressions?", "answer": 30}) == [("user", "How many compressions?"), ("assistant", "30")]
+    assert said({"messages": [USER, {"role": "assistant", "content": parts}]})[1] == (
+        "assistant",
+        "One.\nTwo.",
+    )
+    assert said({"question": "How many compressions?", "answer": 30}) == [
+        ("user", "How many compressions?"),
+        ("assistant", "30"),
+    ]
 
 
-@pytest.mark.parametrize("row", [
-    {"question": Q, "answer": None}, {"question": Q, "answer": float("nan")}, {"messages": [USER, {"role": "assistant", "content": None}]},
-    {"conversations": [SHARED[0], {"from": "gpt", "value": None}]}, {"question": Q, "answer": ""},
-])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": Q, "answer": None},
+        {"question": Q, "answer": float("nan")},
+        {"messages": [USER, {"role": "assistant", "content": None}]},
+        {"conversations": [SHARED[0], {"from": "gpt", "value": None}]},
+        {"question": Q, "answer": ""},
+    ],
+)
 def test_a_null_answer_is_empty_text_to_be_dropped_later(row):
     assert said(row) == [("user", Q), ("assistant", "")]
 
 
-EMPTY = dict.fromkeys(["question", "answer", "prompt", "completion", "instruction", "input", "output", "messages", "conversations", "options", "context"])
+EMPTY = dict.fromkeys(
+    [
+        "question",
+        "answer",
+        "prompt",
+        "completion",
+        "instruction",
+        "input",
+        "output",
+        "messages",
+        "conversations",
+        "options",
+        "context",
+    ]
+)
 
 
-@pytest.mark.parametrize("row", [
-    {"question": Q, "answer": A}, {"prompt": Q, "completion": A}, {"instruction": Q, "output": A}, {"input": Q, "output": A},
-    {"messages": [USER, MODEL]}, {"conversations": SHARED},
-])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": Q, "answer": A},
+        {"prompt": Q, "completion": A},
+        {"instruction": Q, "output": A},
+        {"input": Q, "output": A},
+        {"messages": [USER, MODEL]},
+        {"conversations": SHARED},
+    ],
+)
 @pytest.mark.parametrize("nothing", [None, ""])
 def test_in_a_table_of_mixed_shapes_the_filled_columns_count(row, nothing):
     blank = {k: nothing if k not in ("messages", "conversations") else None for k in EMPTY}
@@ -93,47 +179,98 @@ WORDS = ["Ice", "Water", "Butter", "Toothpaste"]
 LETTERS = dict(zip("ABCD", WORDS, strict=True))
 
 
-@pytest.mark.parametrize("row", [
-    {"question": Q, "options": LETTERS, "answer_letter": "B"},
-    {"question": Q, "options": WORDS, "answer_letter": "B"},
-    {"question": Q, "choices": WORDS, "answer": 1, "subject": "first_aid"},  # MMLU
-    {"question": Q, "options": LETTERS, "answer": "Water", "answer_idx": "B", "meta_info": "step1", "metamap_phrases": ["x"]},  # MedQA
-    {"question": Q, "options": [{"key": k, "value": v} for k, v in LETTERS.items()], "answer_idx": "B", "answer": "Water"},  # MedQA, as bigbio has it
-    {"question": Q, "options": {**LETTERS, "E": None}, "answer_idx": "B"},  # in parquet, beside rows of five
-    {"question": Q, "options": LETTERS, "answer": " Water"},
-    {"question": Q, "choices": WORDS, "answer": "B"},
-    {"question": Q, "choices": WORDS, "label": 1},
-    {"question": Q, "options": None, "choices": WORDS, "answer_letter": None, "answer_idx": None, "answer": 1},
-])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": Q, "options": LETTERS, "answer_letter": "B"},
+        {"question": Q, "options": WORDS, "answer_letter": "B"},
+        {"question": Q, "choices": WORDS, "answer": 1, "subject": "first_aid"},  # MMLU
+        {
+            "question": Q,
+            "options": LETTERS,
+            "answer": "Water",
+            "answer_idx": "B",
+            "meta_info": "step1",
+            "metamap_phrases": ["x"],
+        },  # MedQA
+        {
+            "question": Q,
+            "options": [{"key": k, "value": v} for k, v in LETTERS.items()],
+            "answer_idx": "B",
+            "answer": "Water",
+        },  # MedQA, as bigbio has it
+        {
+            "question": Q,
+            "options": {**LETTERS, "E": None},
+            "answer_idx": "B",
+        },  # in parquet, beside rows of five
+        {"question": Q, "options": LETTERS, "answer": " Water"},
+        {"question": Q, "choices": WORDS, "answer": "B"},
+        {"question": Q, "choices": WORDS, "label": 1},
+        {
+            "question": Q,
+            "options": None,
+            "choices": WORDS,
+            "answer_letter": None,
+            "answer_idx": None,
+            "answer": 1,
+        },
+    ],
+)
 def test_multiple_choice_is_asked_with_its_options_and_answered_in_words(row):
-    assert said(row) == [("user", f"{Q}\n\nA) Ice\nB) Water\nC) Butter\nD) Toothpaste"), ("assistant", "Water")]
+    assert said(row) == [
+        ("user", f"{Q}\n\nA) Ice\nB) Water\nC) Butter\nD) Toothpaste"),
+        ("assistant", "Water"),
+    ]
     assert shapes.choice(row) == {"question": Q, "options": LETTERS, "answer_letter": "B"}
 
 
 def test_a_choice_with_context_as_pubmedqa_has_it():
-    row = {"question": "Does it help?", "context": "A study.", "options": {"A": "yes", "B": "no", "C": "maybe"}, "answer": "maybe", "answer_idx": "C"}
-    assert said(row) == [("user", "A study.\n\nDoes it help?\n\nA) yes\nB) no\nC) maybe"), ("assistant", "maybe")]
+    row = {
+        "question": "Does it help?",
+        "context": "A study.",
+        "options": {"A": "yes", "B": "no", "C": "maybe"},
+        "answer": "maybe",
+        "answer_idx": "C",
+    }
+    assert said(row) == [
+        ("user", "A study.\n\nDoes it help?\n\nA) yes\nB) no\nC) maybe"),
+        ("assistant", "maybe"),
+    ]
 
 
 def test_options_may_be_numbers_and_the_first_answer_is_number_nought():
     row = {"question": "Compressions to breaths?", "options": ["30", 15], "answer": 0}
-    assert shapes.choice(row) == {"question": row["question"], "options": {"A": "30", "B": "15"}, "answer_letter": "A"}
+    assert shapes.choice(row) == {
+        "question": row["question"],
+        "options": {"A": "30", "B": "15"},
+        "answer_letter": "A",
+    }
 
 
-@pytest.mark.parametrize(("more", "expected"), [
-    ({"options": LETTERS, "answer": "Sand"}, 'its answer is "Sand"; expected one of A, B, C, D, its number from 0, or its words'),
-    ({"options": LETTERS, "answer": "E"}, 'its answer is "E"'),
-    ({"options": WORDS, "answer": 4}, "its answer is 4"),
-    ({"options": WORDS, "answer": -1}, "its answer is -1"),
-    ({"options": WORDS, "answer": None}, "its answer is null"),
-    ({"options": WORDS, "answer": ["A"]}, 'its answer is ["A"]'),
-    ({"options": WORDS, "answer": {"A": 1}}, 'its answer is {"A": 1}'),
-    ({"options": "A) Ice B) Water", "answer": "A"}, 'its options are "A) Ice B) Water"; expected a list of texts, or letters with texts'),
-    ({"options": ["Ice"], "answer": 0}, 'its options are {"A": "Ice"}'),
-    ({"options": {"A": "Ice", "B": None}, "answer": "A"}, 'its options are {"A": "Ice"}'),
-    ({"options": [["Ice"], ["Water"]], "answer": 0}, "its options are"),
-    ({"options": ["Ice", {"key": "B", "value": "Water"}], "answer": 0}, "its options are"),
-])
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (
+            {"options": LETTERS, "answer": "Sand"},
+            'its answer is "Sand"; expected one of A, B, C, D, its number from 0, or its words',
+        ),
+        ({"options": LETTERS, "answer": "E"}, 'its answer is "E"'),
+        ({"options": WORDS, "answer": 4}, "its answer is 4"),
+        ({"options": WORDS, "answer": -1}, "its answer is -1"),
+        ({"options": WORDS, "answer": None}, "its answer is null"),
+        ({"options": WORDS, "answer": ["A"]}, 'its answer is ["A"]'),
+        ({"options": WORDS, "answer": {"A": 1}}, 'its answer is {"A": 1}'),
+        (
+            {"options": "A) Ice B) Water", "answer": "A"},
+            'its options are "A) Ice B) Water"; expected a list of texts, or letters with texts',
+        ),
+        ({"options": ["Ice"], "answer": 0}, 'its options are {"A": "Ice"}'),
+        ({"options": {"A": "Ice", "B": None}, "answer": "A"}, 'its options are {"A": "Ice"}'),
+        ({"options": [["Ice"], ["Water"]], "answer": 0}, "its options are"),
+        ({"options": ["Ice", {"key": "B", "value": "Water"}], "answer": 0}, "its options are"),
+    ],
+)
 def test_a_choice_without_options_or_without_a_right_one_shows_what_it_has(more, expected):
     with pytest.raises(BadRow) as error:
         shapes.messages({"question": Q, **more})
@@ -144,18 +281,57 @@ def test_a_choice_without_options_or_without_a_right_one_shows_what_it_has(more,
 # columns, and rows that have no shape
 
 
-@pytest.mark.parametrize(("row", "columns", "expected"), [
-    ({"ask": Q, "reply": A}, {"question": "ask", "answer": "reply"}, [USER, MODEL]),
-    ({"ask": Q, "reply": A, "messages": [MODEL], "options": WORDS, "context": "not asked for"}, {"question": "ask", "answer": "reply"}, [USER, MODEL]),
-    ({"question": Q, "long_answer": A, "answer": "yes"}, {"answer": "long_answer"}, [USER, MODEL]),
-    ({"chat": [USER, MODEL], "question": "?", "answer": "!"}, {"messages": "chat"}, [USER, MODEL]),
-    ({"chat": SHARED, "rules": "Be brief."}, {"conversations": "chat", "system": "rules"}, [SYSTEM, USER, MODEL]),
-    ({"prompt": Q, "completion": A, "rules": "Be brief."}, {"system": "rules"}, [SYSTEM, USER, MODEL]),
-    ({"messages": [USER, MODEL], "subject": "burns"}, {"topic": "subject"}, [USER, MODEL]),
-    ({"q": Q, "passage": "On skin.", "a": A}, {"question": "q", "context": "passage", "answer": "a"}, [{"role": "user", "content": f"{Q}\n\nOn skin."}, MODEL]),
-    ({"q": Q, "four": WORDS, "key": 1}, {"question": "q", "options": "four", "answer_letter": "key"},
-     [{"role": "user", "content": f"{Q}\n\nA) Ice\nB) Water\nC) Butter\nD) Toothpaste"}, {"role": "assistant", "content": "Water"}]),
-])
+@pytest.mark.parametrize(
+    ("row", "columns", "expected"),
+    [
+        ({"ask": Q, "reply": A}, {"question": "ask", "answer": "reply"}, [USER, MODEL]),
+        (
+            {
+                "ask": Q,
+                "reply": A,
+                "messages": [MODEL],
+                "options": WORDS,
+                "context": "not asked for",
+            },
+            {"question": "ask", "answer": "reply"},
+            [USER, MODEL],
+        ),
+        (
+            {"question": Q, "long_answer": A, "answer": "yes"},
+            {"answer": "long_answer"},
+            [USER, MODEL],
+        ),
+        (
+            {"chat": [USER, MODEL], "question": "?", "answer": "!"},
+            {"messages": "chat"},
+            [USER, MODEL],
+        ),
+        (
+            {"chat": SHARED, "rules": "Be brief."},
+            {"conversations": "chat", "system": "rules"},
+            [SYSTEM, USER, MODEL],
+        ),
+        (
+            {"prompt": Q, "completion": A, "rules": "Be brief."},
+            {"system": "rules"},
+            [SYSTEM, USER, MODEL],
+        ),
+        ({"messages": [USER, MODEL], "subject": "burns"}, {"topic": "subject"}, [USER, MODEL]),
+        (
+            {"q": Q, "passage": "On skin.", "a": A},
+            {"question": "q", "context": "passage", "answer": "a"},
+            [{"role": "user", "content": f"{Q}\n\nOn skin."}, MODEL],
+        ),
+        (
+            {"q": Q, "four": WORDS, "key": 1},
+            {"question": "q", "options": "four", "answer_letter": "key"},
+            [
+                {"role": "user", "content": f"{Q}\n\nA) Ice\nB) Water\nC) Butter\nD) Toothpaste"},
+                {"role": "assistant", "content": "Water"},
+            ],
+        ),
+    ],
+)
 def test_columns_give_the_data_our_names(row, columns, expected):
     assert shapes.messages(shapes.renamed(row, columns)) == expected
 
@@ -168,31 +344,49 @@ def test_a_wrong_column_names_what_the_row_has():
 
 
 def test_columns_that_are_no_field_of_ours_are_named_with_those_that_are():
-    with pytest.raises(UserError, match="`reply` is not a field of ours; expected some of question, answer, context"):
+    with pytest.raises(
+        UserError,
+        match="`reply` is not a field of ours; expected some of question, answer, context",
+    ):
         shapes.check_columns({"question": "ask", "reply": "answer"})
     shapes.check_columns(dict.fromkeys(shapes.FIELDS, "theirs"))
 
 
-@pytest.mark.parametrize(("row", "expected"), [
-    ({"ask": Q, "reply": A}, "no known shape; its fields are ask, reply.\nKnown shapes: messages (role/content), conversations"),
-    ({"ask": Q, "reply": A}, "columns: {question: ask, answer: reply}"),
-    ({"question": Q}, "its fields are question."),
-    ({}, "its fields are (none)."),
-    ({"messages": None}, "its fields are messages."),
-    ({"messages": "user: hello"}, 'its messages are "user: hello"; expected a list of turns'),
-    ({"messages": [{"role": "nurse", "content": "x"}]}, 'a turn is {"role": "nurse", "content": "x"}; expected role (one of human, user, gpt, assistant, model, system) and content.'),
-    ({"messages": [{"role": "user"}]}, "and content."),
-    ({"messages": [{"role": ["user"], "content": "x"}]}, "expected role"),
-    ({"messages": ["hello"]}, 'a turn is "hello"'),
-    ({"messages": [None]}, "a turn is null"),
-    ({"conversations": [{"role": "user", "content": Q}]}, "expected from (one of human"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "expected a text, or parts of the type text"),
-    ({"question": {"stem": Q}, "answer": A}, f'a text is {{"stem": "{Q}"}}'),
-    ({"question": Q, "context": {"contexts": ["One."]}, "answer": A}, 'a text is {"contexts": ["One."]}; expected a text'),
-    ({"question": Q, "answer": ["One.", "Two."]}, 'a text is ["One.", "Two."]'),
-    ({"question": Q, "answer": b"bytes"}, "expected a text"),
-    ({"\ud800": Q}, "its fields are \\ud800."),
-])
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            {"ask": Q, "reply": A},
+            "no known shape; its fields are ask, reply.\nKnown shapes: messages (role/content), conversations",
+        ),
+        ({"ask": Q, "reply": A}, "columns: {question: ask, answer: reply}"),
+        ({"question": Q}, "its fields are question."),
+        ({}, "its fields are (none)."),
+        ({"messages": None}, "its fields are messages."),
+        ({"messages": "user: hello"}, 'its messages are "user: hello"; expected a list of turns'),
+        (
+            {"messages": [{"role": "nurse", "content": "x"}]},
+            'a turn is {"role": "nurse", "content": "x"}; expected role (one of human, user, gpt, assistant, model, system) and content.',
+        ),
+        ({"messages": [{"role": "user"}]}, "and content."),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "expected role"),
+        ({"messages": ["hello"]}, 'a turn is "hello"'),
+        ({"messages": [None]}, "a turn is null"),
+        ({"conversations": [{"role": "user", "content": Q}]}, "expected from (one of human"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            "expected a text, or parts of the type text",
+        ),
+        ({"question": {"stem": Q}, "answer": A}, f'a text is {{"stem": "{Q}"}}'),
+        (
+            {"question": Q, "context": {"contexts": ["One."]}, "answer": A},
+            'a text is {"contexts": ["One."]}; expected a text',
+        ),
+        ({"question": Q, "answer": ["One.", "Two."]}, 'a text is ["One.", "Two."]'),
+        ({"question": Q, "answer": b"bytes"}, "expected a text"),
+        ({"\ud800": Q}, "its fields are \\ud800."),
+    ],
+)
 def test_a_row_without_a_known_shape_shows_what_it_has_and_what_is_known(row, expected):
     with pytest.raises(BadRow) as error:
         shapes.messages(row)
@@ -201,5 +395,21 @@ def test_a_row_without_a_known_shape_shows_what_it_has_and_what_is_known(row, ex
 
 
 def test_known_tells_headers_that_hold_a_shape():
-    assert all(map(shapes.known, (["question", "answer"], ["id", "input", "output"], ["messages"], ["question", "choices"], ["conversations"])))
-    assert not any(map(shapes.known, ([], ["question"], ["question;answer"], ["ask", "reply"], ["options", "answer"])))
+    assert all(
+        map(
+            shapes.known,
+            (
+                ["question", "answer"],
+                ["id", "input", "output"],
+                ["messages"],
+                ["question", "choices"],
+                ["conversations"],
+            ),
+        )
+    )
+    assert not any(
+        map(
+            shapes.known,
+            ([], ["question"], ["question;answer"], ["ask", "reply"], ["options", "answer"]),
+        )
+    )

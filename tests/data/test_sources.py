@@ -1,6 +1,6 @@
 """Sources: files of every kind, lists of them, and the errors of what cannot be read.
 
-    python -m pytest tests/test_sources.py
+python -m pytest tests/test_sources.py
 """
 
 import csv
@@ -27,8 +27,14 @@ class Read(list):
 
     def __init__(self, dataset, **more):
         self.dropped, self.commits, self.ticks = [], {}, []
-        job = params.check({"dataset": dataset if isinstance(dataset, list) else str(dataset), **more}, "test")
-        super().__init__(sources.read(job, lambda *what: self.dropped.append(what), self.ticks.append, self.commits))
+        job = params.check(
+            {"dataset": dataset if isinstance(dataset, list) else str(dataset), **more}, "test"
+        )
+        super().__init__(
+            sources.read(
+                job, lambda *what: self.dropped.append(what), self.ticks.append, self.commits
+            )
+        )
 
     @property
     def pairs(self):
@@ -52,7 +58,11 @@ def numbered(count, start=0):
 
 
 Q, A = "How do I cool a burn?", "Under cool running water."
-ROWS = [{"question": Q, "answer": 'He said "no", twice\nand left; then, a\ttab | a bar'}, {"question": "Überhitzt? 🔥", "answer": "It's 20'"}, {"question": "q", "answer": ""}]
+ROWS = [
+    {"question": Q, "answer": 'He said "no", twice\nand left; then, a\ttab | a bar'},
+    {"question": "Überhitzt? 🔥", "answer": "It's 20'"},
+    {"question": "q", "answer": ""},
+]
 PAIRS = [(r["question"], r["answer"]) for r in ROWS]
 
 
@@ -76,7 +86,9 @@ def columnar(kind, rows=ROWS, group=2):
     if kind == "parquet":
         pyarrow.parquet.write_table(table, file, row_group_size=group)
     else:
-        with (pyarrow.ipc.new_file if kind == "file" else pyarrow.ipc.new_stream)(file, table.schema) as writer:
+        with (pyarrow.ipc.new_file if kind == "file" else pyarrow.ipc.new_stream)(
+            file, table.schema
+        ) as writer:
             writer.write_table(table, max_chunksize=group)
     return file.getvalue()
 
@@ -84,7 +96,9 @@ def columnar(kind, rows=ROWS, group=2):
 KINDS = {
     "d.jsonl": lambda: "".join(json.dumps(r) + "\n" for r in ROWS).encode(),
     "unescaped.jsonl": lambda: "\n".join(json.dumps(r, ensure_ascii=False) for r in ROWS).encode(),
-    "bom, blank lines, CRLF.jsonl": lambda: b"\xef\xbb\xbf\r\n" + b"\r\n\r\n".join(json.dumps(r).encode() for r in ROWS),
+    "bom, blank lines, CRLF.jsonl": lambda: (
+        b"\xef\xbb\xbf\r\n" + b"\r\n\r\n".join(json.dumps(r).encode() for r in ROWS)
+    ),
     "d.json": lambda: json.dumps(ROWS, indent=2).encode(),
     "bom.json": lambda: json.dumps(ROWS).encode("utf-8-sig"),
     "comma.csv": delimited,
@@ -108,17 +122,26 @@ def test_every_kind_of_file_gives_the_same_rows_also_compressed(tmp_path, name):
     content = KINDS[name]()
     (tmp_path / name).write_bytes(content)
     (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
-    (tmp_path / f"two members.{name}.gz").write_bytes(gzip.compress(content[:50]) + gzip.compress(content[50:]))
+    (tmp_path / f"two members.{name}.gz").write_bytes(
+        gzip.compress(content[:50]) + gzip.compress(content[50:])
+    )
     for written in (name, f"{name}.gz", f"two members.{name}.gz"):
         assert Read(tmp_path / written).pairs == PAIRS, written
 
 
 def test_a_folder_is_all_its_files_in_order_of_name(tmp_path):
-    for n, name in enumerate(["a/comma.csv", "a/d.json", "b.jsonl.gz", "c.parquet", "d/stream.arrow", "e.tsv"]):
+    for n, name in enumerate(
+        ["a/comma.csv", "a/d.json", "b.jsonl.gz", "c.parquet", "d/stream.arrow", "e.tsv"]
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         rows = numbered(2, 2 * n)
-        content = {"v": delimited(rows, delimiter="\t" if "tsv" in name else ","), "n": json.dumps(rows).encode(), "w": columnar("stream", rows), "t": columnar("parquet", rows),
-                   "z": gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode())}[name[-1]]
+        content = {
+            "v": delimited(rows, delimiter="\t" if "tsv" in name else ","),
+            "n": json.dumps(rows).encode(),
+            "w": columnar("stream", rows),
+            "t": columnar("parquet", rows),
+            "z": gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode()),
+        }[name[-1]]
         (tmp_path / name).write_bytes(content)
     for name in ("README.md", ".hidden.jsonl", "a/.DS_Store", "cache-0123.arrow"):
         (tmp_path / name).write_text("not data")
@@ -134,7 +157,9 @@ def test_what_datasets_saves_to_disk_is_read_and_of_its_splits_train_alone(tmp_p
 
     made = datasets.Dataset.from_list(ROWS)
     made.save_to_disk(tmp_path / "one", num_shards=2)
-    datasets.DatasetDict(train=made, test=datasets.Dataset.from_list(numbered(3))).save_to_disk(tmp_path / "splits")
+    datasets.DatasetDict(train=made, test=datasets.Dataset.from_list(numbered(3))).save_to_disk(
+        tmp_path / "splits"
+    )
     datasets.DatasetDict(test=made).save_to_disk(tmp_path / "test only")
     assert Read(tmp_path / "one").pairs == PAIRS
     assert Read(tmp_path / "splits").pairs == PAIRS
@@ -143,19 +168,40 @@ def test_what_datasets_saves_to_disk_is_read_and_of_its_splits_train_alone(tmp_p
 
 def test_mixed_shapes_in_one_file(tmp_path):
     turns = [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]
-    rows = [{"question": Q, "answer": A}, {"prompt": Q, "completion": A}, {"messages": turns}, {"instruction": Q, "input": "", "output": A}]
+    rows = [
+        {"question": Q, "answer": A},
+        {"prompt": Q, "completion": A},
+        {"messages": turns},
+        {"instruction": Q, "input": "", "output": A},
+    ]
     assert Read(jsonl(tmp_path / "d.jsonl", *rows)).pairs == [(Q, A)] * 4
     for kind, name in (("parquet", "d.parquet"), ("stream", "d.arrow")):
-        (tmp_path / name).write_bytes(columnar(kind, [{**dict.fromkeys(k for row in rows for k in row), **row} for row in rows]))
+        (tmp_path / name).write_bytes(
+            columnar(
+                kind, [{**dict.fromkeys(k for row in rows for k in row), **row} for row in rows]
+            )
+        )
         assert Read(tmp_path / name).pairs == [(Q, A)] * 4
     (tmp_path / "d.csv").write_text("prompt,completion,question,answer\na,b,,\n,,c,d\n")
     assert Read(tmp_path / "d.csv").pairs == [("a", "b"), ("c", "d")]
 
 
 # not QUOTE_MINIMAL with \n: Python 3.11 then writes a \r unquoted, which no reader can tell from a line end
-DIALECTS = [{"delimiter": mark, "quotechar": quote, "quoting": quoting, "lineterminator": end} for mark, quote, (quoting, end) in
-            itertools.product(",;\t|", "\"'", [(csv.QUOTE_MINIMAL, "\r\n"), (csv.QUOTE_ALL, "\r\n"), (csv.QUOTE_ALL, "\n")])]
-TEXT = some.text(some.one_of(some.sampled_from(",;\t|\"'\n\r \\ab"), some.characters(exclude_characters="\0", exclude_categories=["Cs"])), max_size=12)
+DIALECTS = [
+    {"delimiter": mark, "quotechar": quote, "quoting": quoting, "lineterminator": end}
+    for mark, quote, (quoting, end) in itertools.product(
+        ",;\t|",
+        "\"'",
+        [(csv.QUOTE_MINIMAL, "\r\n"), (csv.QUOTE_ALL, "\r\n"), (csv.QUOTE_ALL, "\n")],
+    )
+]
+TEXT = some.text(
+    some.one_of(
+        some.sampled_from(",;\t|\"'\n\r \\ab"),
+        some.characters(exclude_characters="\0", exclude_categories=["Cs"]),
+    ),
+    max_size=12,
+)
 
 
 @settings(derandomize=True, max_examples=300, deadline=None)
@@ -164,24 +210,41 @@ def test_what_a_csv_writer_writes_comes_back(tmp_path_factory, rows, dialect):
     # the first row holds every mark: without one, files are the same bytes under two quotes, e.g. a,'b'
     rows = [("""a 'b' "c", d; e|f\tg\n""", "x", "y"), *rows]
     path = tmp_path_factory.getbasetemp() / "d.csv"
-    path.write_bytes(delimited([{"id": i, "question": q, "answer": a} for i, q, a in [("id", "question", "answer"), *rows]][1:], **dialect))
+    path.write_bytes(
+        delimited(
+            [
+                {"id": i, "question": q, "answer": a}
+                for i, q, a in [("id", "question", "answer"), *rows]
+            ][1:],
+            **dialect,
+        )
+    )
     read = Read(path)
     assert read.pairs == [(q.strip(), a) for _, q, a in rows]
     assert [r["id"] for r in read] == [i or f"row-{n:07d}" for n, (i, _, _) in enumerate(rows)]
 
 
-@pytest.mark.parametrize(("text", "pairs"), [
-    ("question,answer\nthe patients',yes\n'tis,no\n", [("the patients'", "yes"), ("'tis", "no")]),
-    ("question;answer\nIs it 1,5 or 2,5?;1,5\n", [("Is it 1,5 or 2,5?", "1,5")]),
-    ("question|answer\na, b|c; d\n", [("a, b", "c; d")]),
-    ("question,answer\n\"take,'ice','salt',or none\",a\n", [("take,'ice','salt',or none", "a")]),
-    ("question,answer\nplain,plain\n'a, b','it''s'\n", [("plain", "plain"), ("a, b", "it's")]),
-    (" question , answer \na,b\n", [("a", "b")]),
-    ("question,answer\na,b", [("a", "b")]),
-    ("question,answer\ra,b\r", [("a", "b")]),
-    ("question,answer,\na,b,\n", [("a", "b")]),
-    ('question,answer\n5 "x" 3,b\n', [('5 "x" 3', "b")]),
-])
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        (
+            "question,answer\nthe patients',yes\n'tis,no\n",
+            [("the patients'", "yes"), ("'tis", "no")],
+        ),
+        ("question;answer\nIs it 1,5 or 2,5?;1,5\n", [("Is it 1,5 or 2,5?", "1,5")]),
+        ("question|answer\na, b|c; d\n", [("a, b", "c; d")]),
+        (
+            "question,answer\n\"take,'ice','salt',or none\",a\n",
+            [("take,'ice','salt',or none", "a")],
+        ),
+        ("question,answer\nplain,plain\n'a, b','it''s'\n", [("plain", "plain"), ("a, b", "it's")]),
+        (" question , answer \na,b\n", [("a", "b")]),
+        ("question,answer\na,b", [("a", "b")]),
+        ("question,answer\ra,b\r", [("a", "b")]),
+        ("question,answer,\na,b,\n", [("a", "b")]),
+        ('question,answer\n5 "x" 3,b\n', [('5 "x" 3', "b")]),
+    ],
+)
 def test_csv_by_hand(tmp_path, text, pairs):
     (tmp_path / "d.csv").write_text(text, newline="")
     assert Read(tmp_path / "d.csv").pairs == pairs
@@ -189,7 +252,9 @@ def test_csv_by_hand(tmp_path, text, pairs):
 
 def test_columns_also_tell_a_csv_apart(tmp_path):
     (tmp_path / "d.csv").write_text("'ask;me';reply\na, b, c;d\n")
-    assert Read(tmp_path / "d.csv", columns={"question": "ask;me", "answer": "reply"}).pairs == [("a, b, c", "d")]
+    assert Read(tmp_path / "d.csv", columns={"question": "ask;me", "answer": "reply"}).pairs == [
+        ("a, b, c", "d")
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -197,25 +262,54 @@ def test_columns_also_tell_a_csv_apart(tmp_path):
 
 
 def test_ids_and_topics_are_the_rows_own_or_the_place(tmp_path):
-    rows = Read(jsonl(tmp_path / "d.jsonl", {**ROWS[0], "id": 7, "topic": "burns"}, {**ROWS[0], "id": None, "topic": None}, {**ROWS[0], "id": ""}, {**ROWS[0], "id": 0}))
-    assert [(r["id"], r["topic"]) for r in rows] == [("7", "burns"), ("row-0000001", ""), ("row-0000002", ""), ("0", "")]
+    rows = Read(
+        jsonl(
+            tmp_path / "d.jsonl",
+            {**ROWS[0], "id": 7, "topic": "burns"},
+            {**ROWS[0], "id": None, "topic": None},
+            {**ROWS[0], "id": ""},
+            {**ROWS[0], "id": 0},
+        )
+    )
+    assert [(r["id"], r["topic"]) for r in rows] == [
+        ("7", "burns"),
+        ("row-0000001", ""),
+        ("row-0000002", ""),
+        ("0", ""),
+    ]
 
 
 def test_columns_name_fields_id_and_topic(tmp_path):
     path = jsonl(tmp_path / "d.jsonl", {"ask": Q, "reply": A, "nr": 7, "subject": "burns"})
-    assert Read(path, columns={"question": "ask", "answer": "reply", "id": "nr", "topic": "subject"}) == [
-        {"id": "7", "topic": "burns", "messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]}]
-    assert "d.jsonl, line 1: `columns` names question; the row has ask, reply, nr, subject" in refused(path, columns={"question": "question", "answer": "reply"})
+    assert Read(
+        path, columns={"question": "ask", "answer": "reply", "id": "nr", "topic": "subject"}
+    ) == [
+        {
+            "id": "7",
+            "topic": "burns",
+            "messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": A}],
+        }
+    ]
+    assert (
+        "d.jsonl, line 1: `columns` names question; the row has ask, reply, nr, subject"
+        in refused(path, columns={"question": "question", "answer": "reply"})
+    )
 
 
 def test_only_id_and_topic_may_be_named(tmp_path):
-    row, = Read(jsonl(tmp_path / "d.jsonl", {"prompt": Q, "completion": A, "nr": 7}), columns={"id": "nr"})
+    (row,) = Read(
+        jsonl(tmp_path / "d.jsonl", {"prompt": Q, "completion": A, "nr": 7}), columns={"id": "nr"}
+    )
     assert (row["id"], row["messages"][0]["content"]) == ("7", Q)
 
 
-@pytest.mark.parametrize(("more", "count"), [({}, 9), ({"max_rows": 4}, 4), ({"max_rows": 9}, 9), ({"max_rows": 99}, 9)])
+@pytest.mark.parametrize(
+    ("more", "count"), [({}, 9), ({"max_rows": 4}, 4), ({"max_rows": 9}, 9), ({"max_rows": 99}, 9)]
+)
 def test_max_rows_reads_only_the_first(tmp_path, more, count):
-    assert Read(jsonl(tmp_path / "d.jsonl", *numbered(9)), **more).pairs == [(f"q{n}", f"a{n}") for n in range(count)]
+    assert Read(jsonl(tmp_path / "d.jsonl", *numbered(9)), **more).pairs == [
+        (f"q{n}", f"a{n}") for n in range(count)
+    ]
 
 
 def test_rows_after_max_rows_are_not_looked_at(tmp_path):
@@ -251,11 +345,26 @@ def test_the_bundled_sets_are_read():
 
 def test_a_list_reads_one_source_after_the_other_and_names_rows_by_theirs(tmp_path):
     jsonl(tmp_path / "one.jsonl", *numbered(2))
-    jsonl(tmp_path / "two.jsonl", {"ask": "x", "reply": "y"}, {"ask": "z", "reply": "w", "id": "own"})
-    rows = Read([{"dataset": str(tmp_path / "one.jsonl")}, {"dataset": str(tmp_path / "two.jsonl"), "columns": {"question": "ask", "answer": "reply"}},
-                 {"dataset": "bundled:first-aid", "max_rows": 1}])
+    jsonl(
+        tmp_path / "two.jsonl", {"ask": "x", "reply": "y"}, {"ask": "z", "reply": "w", "id": "own"}
+    )
+    rows = Read(
+        [
+            {"dataset": str(tmp_path / "one.jsonl")},
+            {
+                "dataset": str(tmp_path / "two.jsonl"),
+                "columns": {"question": "ask", "answer": "reply"},
+            },
+            {"dataset": "bundled:first-aid", "max_rows": 1},
+        ]
+    )
     assert rows.pairs[:4] == [("q0", "a0"), ("q1", "a1"), ("x", "y"), ("z", "w")]
-    assert [r["id"] for r in rows][:4] == ["one.jsonl-0000000", "one.jsonl-0000001", "two.jsonl-0000000", "two.jsonl-own"]
+    assert [r["id"] for r in rows][:4] == [
+        "one.jsonl-0000000",
+        "one.jsonl-0000001",
+        "two.jsonl-0000000",
+        "two.jsonl-own",
+    ]
     assert len(rows) == 5
 
 
@@ -264,21 +373,45 @@ def test_sources_of_the_same_name_give_their_rows_different_ids(tmp_path):
         (tmp_path / folder).mkdir()
         jsonl(tmp_path / folder / "d.jsonl", *numbered(2))
     rows = Read([{"dataset": str(tmp_path / folder / "d.jsonl")} for folder in "ab"])
-    assert [r["id"] for r in rows] == ["d.jsonl-1-0000000", "d.jsonl-1-0000001", "d.jsonl-2-0000000", "d.jsonl-2-0000001"]
+    assert [r["id"] for r in rows] == [
+        "d.jsonl-1-0000000",
+        "d.jsonl-1-0000001",
+        "d.jsonl-2-0000000",
+        "d.jsonl-2-0000001",
+    ]
 
 
 def test_columns_of_the_job_are_for_sources_without_their_own(tmp_path):
-    one, two = jsonl(tmp_path / "one.jsonl", {"ask": "a", "reply": "b"}), jsonl(tmp_path / "two.jsonl", {"q": "c", "a": "d"})
-    rows = Read([{"dataset": str(one)}, {"dataset": str(two), "columns": {"question": "q", "answer": "a"}}], columns={"question": "ask", "answer": "reply"})
+    one, two = (
+        jsonl(tmp_path / "one.jsonl", {"ask": "a", "reply": "b"}),
+        jsonl(tmp_path / "two.jsonl", {"q": "c", "a": "d"}),
+    )
+    rows = Read(
+        [{"dataset": str(one)}, {"dataset": str(two), "columns": {"question": "q", "answer": "a"}}],
+        columns={"question": "ask", "answer": "reply"},
+    )
     assert rows.pairs == [("a", "b"), ("c", "d")]
 
 
-@pytest.mark.parametrize(("caps", "total", "expected"), [
-    ((2, 0), 0, ["q0", "q1", "q0", "q1", "q2"]), ((0, 1), 0, ["q0", "q1", "q2", "q0"]), ((2, 2), 3, ["q0", "q1", "q0"]), ((0, 0), 2, ["q0", "q1"]), ((2, 0), 2, ["q0", "q1"]), ((0, 0), 3, ["q0", "q1", "q2"]),
-])
+@pytest.mark.parametrize(
+    ("caps", "total", "expected"),
+    [
+        ((2, 0), 0, ["q0", "q1", "q0", "q1", "q2"]),
+        ((0, 1), 0, ["q0", "q1", "q2", "q0"]),
+        ((2, 2), 3, ["q0", "q1", "q0"]),
+        ((0, 0), 2, ["q0", "q1"]),
+        ((2, 0), 2, ["q0", "q1"]),
+        ((0, 0), 3, ["q0", "q1", "q2"]),
+    ],
+)
 def test_caps_of_a_source_and_of_all(tmp_path, caps, total, expected):
     path = jsonl(tmp_path / "d.jsonl", *numbered(3))
-    assert [q for q, _ in Read([{"dataset": str(path), "max_rows": cap} for cap in caps], max_rows=total).pairs] == expected
+    assert [
+        q
+        for q, _ in Read(
+            [{"dataset": str(path), "max_rows": cap} for cap in caps], max_rows=total
+        ).pairs
+    ] == expected
 
 
 def test_a_cap_goes_over_the_files_of_a_folder(tmp_path):
@@ -298,21 +431,38 @@ def test_a_weight_keeps_about_its_share_and_counts_the_rest(tmp_path):
 def test_a_weighted_choice_depends_on_seed_and_place_and_stays_when_rows_are_appended(tmp_path):
     def chosen(count, number=0, **more):
         path = jsonl(tmp_path / "d.jsonl", *numbered(count))
-        return [q for q, _ in Read([{"dataset": "bundled:first-aid", "max_rows": 1}] * number + [{"dataset": str(path), "weight": 0.5}], **more).pairs[number:]]
+        return [
+            q
+            for q, _ in Read(
+                [{"dataset": "bundled:first-aid", "max_rows": 1}] * number
+                + [{"dataset": str(path), "weight": 0.5}],
+                **more,
+            ).pairs[number:]
+        ]
 
     before = chosen(200)
     assert chosen(200) == before
-    assert chosen(400)[:len(before)] == before
+    assert chosen(400)[: len(before)] == before
     assert chosen(200, seed=1) != before
     assert chosen(200, number=1) != before, "two sources of the same rows give the same ones"
 
 
 def test_a_cap_counts_the_rows_read_not_those_a_weight_leaves(tmp_path):
-    rows = Read([{"dataset": str(jsonl(tmp_path / "d.jsonl", *numbered(100))), "weight": 0.5, "max_rows": 10}])
+    rows = Read(
+        [
+            {
+                "dataset": str(jsonl(tmp_path / "d.jsonl", *numbered(100))),
+                "weight": 0.5,
+                "max_rows": 10,
+            }
+        ]
+    )
     assert len(rows) + len(rows.dropped) == 10
 
 
-@pytest.mark.parametrize("entry", [{"weight": 0}, {"weight": 1.5}, {"max_rows": -1}, {"part": 1}, {"dataset": ""}])
+@pytest.mark.parametrize(
+    "entry", [{"weight": 0}, {"weight": 1.5}, {"max_rows": -1}, {"part": 1}, {"dataset": ""}]
+)
 def test_wrong_entries_of_a_list_are_refused(entry):
     with pytest.raises(UserError, match="weight > 0 and <= 1"):
         params.check({"dataset": [{"dataset": "bundled:first-aid", **entry}]}, "test")
@@ -320,7 +470,9 @@ def test_wrong_entries_of_a_list_are_refused(entry):
 
 def test_a_revision_beside_a_list_is_refused():
     with pytest.raises(UserError, match="in a list each entry has its own"):
-        sources.check(params.check({"dataset": [{"dataset": "owner/name"}], "dataset_revision": "v1"}, "test"))
+        sources.check(
+            params.check({"dataset": [{"dataset": "owner/name"}], "dataset_revision": "v1"}, "test")
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -335,7 +487,12 @@ def invalid_text():
     import pyarrow
     import pyarrow.parquet
 
-    texts, file = pyarrow.StringArray.from_buffers(3, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pyarrow.py_buffer(b"a\xffc")), io.BytesIO()
+    texts, file = (
+        pyarrow.StringArray.from_buffers(
+            3, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pyarrow.py_buffer(b"a\xffc")
+        ),
+        io.BytesIO(),
+    )
     pyarrow.parquet.write_table(pyarrow.table({"question": texts, "answer": ["x", "y", "z"]}), file)
     return file.getvalue()
 
@@ -344,7 +501,12 @@ def twice(kind):
     import pyarrow
     import pyarrow.parquet
 
-    table, file = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["question", "answer", "answer"]), io.BytesIO()
+    table, file = (
+        pyarrow.Table.from_arrays(
+            [pyarrow.array(["a"])] * 3, names=["question", "answer", "answer"]
+        ),
+        io.BytesIO(),
+    )
     if kind == "parquet":
         pyarrow.parquet.write_table(table, file)
     else:
@@ -366,48 +528,132 @@ BROKEN = [
     ("d.jsonl.gz", gzip.compress(b""), "has no rows"),
     ("d.parquet", b"", "not a parquet file"),
     ("d.arrow", b"", "not an Arrow file"),
-
-    ("d.jsonl", GOOD + b'{"question": \n"a", "answer": "b"}\n', "d.jsonl, line 2: not JSON: Expecting value (column 13). Expected one JSON object a line."),
+    (
+        "d.jsonl",
+        GOOD + b'{"question": \n"a", "answer": "b"}\n',
+        "d.jsonl, line 2: not JSON: Expecting value (column 13). Expected one JSON object a line.",
+    ),
     ("d.jsonl", GOOD + GOOD.strip() + GOOD, "d.jsonl, line 2: not JSON: Extra data"),
     ("d.jsonl", HEAD + b"a,b\n", "line 1: not JSON"),
-    ("d.jsonl", b'\n\n{"q": 1, "a": 2}\n', "d.jsonl, line 3: no known shape; its fields are q, a.\nKnown shapes: messages"),
+    (
+        "d.jsonl",
+        b'\n\n{"q": 1, "a": 2}\n',
+        "d.jsonl, line 3: no known shape; its fields are q, a.\nKnown shapes: messages",
+    ),
     ("d.jsonl", b"[1]\n", "line 1: expected an object with named fields, found list"),
     ("d.jsonl", b"null\n", "line 1: expected an object with named fields, found NoneType"),
     ("d.jsonl", b'{"messages": [{"role": "nurse", "content": "x"}]}\n', "line 1: a turn is"),
-    ("d.jsonl", GOOD + b'{"question": "\xff", "answer": "b"}\n', "d.jsonl, line 2: not UTF-8 (invalid start byte, byte 15 of it). Convert the file to UTF-8."),
+    (
+        "d.jsonl",
+        GOOD + b'{"question": "\xff", "answer": "b"}\n',
+        "d.jsonl, line 2: not UTF-8 (invalid start byte, byte 15 of it). Convert the file to UTF-8.",
+    ),
     ("d.jsonl", GOOD.decode().encode("utf-16"), "line 1: not UTF-8"),
-    ("d.jsonl", GOOD + b'{"question": "\\ud83d", "answer": "b"}\n', "d.jsonl, line 2: its text has half of a character pair"),
-    ("d.jsonl", b'{"question": "a", "answer": "b", "topic": "\\ude00"}\n', "line 1: its text has half of a character pair"),
+    (
+        "d.jsonl",
+        GOOD + b'{"question": "\\ud83d", "answer": "b"}\n',
+        "d.jsonl, line 2: its text has half of a character pair",
+    ),
+    (
+        "d.jsonl",
+        b'{"question": "a", "answer": "b", "topic": "\\ude00"}\n',
+        "line 1: its text has half of a character pair",
+    ),
     ("d.jsonl", b'{"\\ud83d": "a"}\n', "line 1: no known shape; its fields are \\ud83d"),
-    ("d.jsonl", b'{"question": "a", "options": ["\\ud83d"], "answer": "b"}\n', "line 1: its options are"),
-    ("d.jsonl", GOOD + b'{"question": "a", "answer": "b", "answer": "c"}\n', "d.jsonl, line 2: the field `answer` is named twice; rename or remove one."),
-    ("d.jsonl", b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}\n', "the field `content` is named twice"),
-    ("d.jsonl", GOOD + b'{"question": ' + b"[" * 100_000 + b"\n", "d.jsonl, line 2: JSON that cannot be read: it is nested too deeply"),
-    ("d.jsonl", b'{"question": ' + b"[" * 900 + b"]" * 900 + b', "answer": 1}\n', "line 1: a text is"),
-    ("d.jsonl", b'{"question": "a", "answer": ' + b"9" * 5000 + b"}\n", "line 1: JSON that cannot be read"),
-
-    ("d.json", b'{"question": 1}', "d.json: expected a JSON list of rows: [{...}, {...}]. One object a line is .jsonl."),
-    ("d.json", GOOD + GOOD, "d.json: line 2: not JSON: Extra data (column 1). Expected one list of rows; one object a line is .jsonl."),
-    ("d.json", b'[{"question": "a",\n "answer": ]', "d.json: line 2: not JSON: Expecting value (column 12)"),
-    ("d.json", b'[{"question": "a", "answer": "b"}, {"question": "a", "question": "b"}]', "d.json, row 2: the field `question` is named twice"),
-    ("d.json", b'[{"question": "a", "answer": "b"}, 7]', "d.json, row 2: expected an object with named fields, found int"),
+    (
+        "d.jsonl",
+        b'{"question": "a", "options": ["\\ud83d"], "answer": "b"}\n',
+        "line 1: its options are",
+    ),
+    (
+        "d.jsonl",
+        GOOD + b'{"question": "a", "answer": "b", "answer": "c"}\n',
+        "d.jsonl, line 2: the field `answer` is named twice; rename or remove one.",
+    ),
+    (
+        "d.jsonl",
+        b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}\n',
+        "the field `content` is named twice",
+    ),
+    (
+        "d.jsonl",
+        GOOD + b'{"question": ' + b"[" * 100_000 + b"\n",
+        "d.jsonl, line 2: JSON that cannot be read: it is nested too deeply",
+    ),
+    (
+        "d.jsonl",
+        b'{"question": ' + b"[" * 900 + b"]" * 900 + b', "answer": 1}\n',
+        "line 1: a text is",
+    ),
+    (
+        "d.jsonl",
+        b'{"question": "a", "answer": ' + b"9" * 5000 + b"}\n",
+        "line 1: JSON that cannot be read",
+    ),
+    (
+        "d.json",
+        b'{"question": 1}',
+        "d.json: expected a JSON list of rows: [{...}, {...}]. One object a line is .jsonl.",
+    ),
+    (
+        "d.json",
+        GOOD + GOOD,
+        "d.json: line 2: not JSON: Extra data (column 1). Expected one list of rows; one object a line is .jsonl.",
+    ),
+    (
+        "d.json",
+        b'[{"question": "a",\n "answer": ]',
+        "d.json: line 2: not JSON: Expecting value (column 12)",
+    ),
+    (
+        "d.json",
+        b'[{"question": "a", "answer": "b"}, {"question": "a", "question": "b"}]',
+        "d.json, row 2: the field `question` is named twice",
+    ),
+    (
+        "d.json",
+        b'[{"question": "a", "answer": "b"}, 7]',
+        "d.json, row 2: expected an object with named fields, found int",
+    ),
     ("d.json", b'["\xff"]', "d.json: not UTF-8 (invalid start byte, byte 3 of it)"),
     ("d.json", b"[" * 100_000, "d.json: JSON that cannot be read: it is nested too deeply"),
-
-    ("d.csv", HEAD + b"a,b\nc\n", "d.csv, line 3: 1 fields, the header has 2: question, answer. A field with the delimiter or a line end in it must be quoted."),
+    (
+        "d.csv",
+        HEAD + b"a,b\nc\n",
+        "d.csv, line 3: 1 fields, the header has 2: question, answer. A field with the delimiter or a line end in it must be quoted.",
+    ),
     ("d.csv", HEAD + b'"a\nb",c\n\nd,e,f\n', "d.csv, line 5: 3 fields, the header has 2"),
-    ("d.csv", b"question,answer,answer\na,b,c\n", "d.csv: line 1: the column `answer` is named twice; rename one."),
-    ("d.csv", HEAD + b'a,b\n"open,b\nc,d\n', "d.csv: line 3: a quote opens in this row that is not closed where its field ends (line 4: unexpected end of data)"),
-    ("d.csv", HEAD + b'a,b\n"open,b\n"c",d\n', "d.csv: line 3: a quote opens in this row that is not closed where its field ends (line 4:"),
-    ("d.csv", HEAD + b'"a "word" b",c\n', "d.csv, line 2: ',' expected after '\"'. Double the quotes inside a quoted field."),
+    (
+        "d.csv",
+        b"question,answer,answer\na,b,c\n",
+        "d.csv: line 1: the column `answer` is named twice; rename one.",
+    ),
+    (
+        "d.csv",
+        HEAD + b'a,b\n"open,b\nc,d\n',
+        "d.csv: line 3: a quote opens in this row that is not closed where its field ends (line 4: unexpected end of data)",
+    ),
+    (
+        "d.csv",
+        HEAD + b'a,b\n"open,b\n"c",d\n',
+        "d.csv: line 3: a quote opens in this row that is not closed where its field ends (line 4:",
+    ),
+    (
+        "d.csv",
+        HEAD + b'"a "word" b",c\n',
+        "d.csv, line 2: ',' expected after '\"'. Double the quotes inside a quoted field.",
+    ),
     ("d.csv", b'"question,answer\na,b\n', "d.csv: line 1: a quote opens in this row"),
     ("d.csv", HEAD + b"a,b\n\xff,b\n", "d.csv, line 3: not UTF-8. Convert the file to UTF-8."),
     ("d.csv", "Frage,question,answer\nä,b,c\n".encode("latin-1"), "d.csv, line 2: not UTF-8"),
     ("d.csv", "question,answer,Schlüssel\na,b,c\n".encode("latin-1"), "d.csv: line 1: not UTF-8"),
     ("d.csv", "question,answer\na,b\n".encode("utf-16"), "d.csv: line 1: not UTF-8"),
     ("d.csv", b"ask;reply\na;b\n", "d.csv, line 2: no known shape; its fields are ask, reply."),
-    ("d.tsv", b"question,answer\na,b\n", "d.tsv, line 2: no known shape; its fields are question,answer."),
-
+    (
+        "d.tsv",
+        b"question,answer\na,b\n",
+        "d.tsv, line 2: no known shape; its fields are question,answer.",
+    ),
     ("d.parquet", b"PAR1", "d.parquet: not a parquet file"),
     ("d.parquet", HEAD, "d.parquet: not a parquet file"),
     ("d.parquet", KINDS["d.parquet"]()[:-20], "d.parquet: not a parquet file"),
@@ -416,9 +662,16 @@ BROKEN = [
     ("d.arrow", KINDS["stream.arrow"]()[:-200], "d.arrow"),
     ("d.parquet", twice("parquet"), "d.parquet: the column `answer` is named twice; rename one."),
     ("d.arrow", twice("stream"), "d.arrow: the column `answer` is named twice; rename one."),
-    ("d.parquet", invalid_text(), "d.parquet, row 2: a value cannot be read: 'utf-8' codec can't decode byte 0xff"),
-    ("d.parquet", columnar("parquet", [{"ask": "a"}]), "d.parquet, row 1: no known shape; its fields are ask."),
-
+    (
+        "d.parquet",
+        invalid_text(),
+        "d.parquet, row 2: a value cannot be read: 'utf-8' codec can't decode byte 0xff",
+    ),
+    (
+        "d.parquet",
+        columnar("parquet", [{"ask": "a"}]),
+        "d.parquet, row 1: no known shape; its fields are ask.",
+    ),
     ("d.jsonl.gz", b"\x1f\x8b\x08\x00broken", "d.jsonl.gz, after line 0: cannot be read"),
     ("d.jsonl.gz", GOOD, "d.jsonl.gz, after line 0: cannot be read: Not a gzipped file"),
     ("d.csv.gz", HEAD, "d.csv.gz, after line 0: cannot be read: Not a gzipped file"),
@@ -426,7 +679,11 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "expected"), BROKEN, ids=[f"{name} {n}" for n, (name, _, _) in enumerate(BROKEN)])
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    BROKEN,
+    ids=[f"{name} {n}" for n, (name, _, _) in enumerate(BROKEN)],
+)
 def test_what_cannot_be_read_says_where_and_what_is_expected(tmp_path, name, content, expected):
     (tmp_path / name).write_bytes(content)
     error = refused(tmp_path / name)
@@ -436,22 +693,46 @@ def test_what_cannot_be_read_says_where_and_what_is_expected(tmp_path, name, con
 
 
 def test_nesting_that_can_just_be_read_is_refused_all_the_same(tmp_path):
-    for depth in range(900, 1000):  # somewhere here lie the ends of what json reads and of what it writes
-        (tmp_path / "d.jsonl").write_text('{"question": "a", "options": ' + '{"a":' * depth + "1" + "}" * depth + "}")
+    for depth in range(
+        900, 1000
+    ):  # somewhere here lie the ends of what json reads and of what it writes
+        (tmp_path / "d.jsonl").write_text(
+            '{"question": "a", "options": ' + '{"a":' * depth + "1" + "}" * depth + "}"
+        )
         assert "d.jsonl, line 1: " in refused(tmp_path / "d.jsonl")
 
 
-@pytest.mark.parametrize(("name", "row"), [("d.jsonl.gz", '{{"question": "a{}", "answer": "b"}}\n'), ("d.csv.gz", "a{},b\n")])
-@pytest.mark.parametrize("damage", [lambda data: data[:-4], lambda data: data[:len(data) // 2], lambda data: data[:10] + b"\xff" * 40 + data[50:], lambda data: data + b"more"])
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [("d.jsonl.gz", '{{"question": "a{}", "answer": "b"}}\n'), ("d.csv.gz", "a{},b\n")],
+)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-4],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:10] + b"\xff" * 40 + data[50:],
+        lambda data: data + b"more",
+    ],
+)
 def test_a_damaged_gzip_says_how_far_it_could_be_read(tmp_path, name, row, damage):
-    (tmp_path / name).write_bytes(damage(gzip.compress((HEAD if "csv" in name else b"") + "".join(row.format(n) for n in range(5000)).encode())))
+    (tmp_path / name).write_bytes(
+        damage(
+            gzip.compress(
+                (HEAD if "csv" in name else b"")
+                + "".join(row.format(n) for n in range(5000)).encode()
+            )
+        )
+    )
     error = refused(tmp_path / name)
     assert f"{name}, after line" in error
     assert "cannot be read: " in error
     assert "write or fetch it again" in error
 
 
-@pytest.mark.parametrize("name", ["nowhere.jsonl", "nowhere.csv.gz", "bundled:second-aid", "data/a/b", "./x", "one-name"])
+@pytest.mark.parametrize(
+    "name", ["nowhere.jsonl", "nowhere.csv.gz", "bundled:second-aid", "data/a/b", "./x", "one-name"]
+)
 def test_unknown_datasets_name_what_is_expected(name):
     assert "bundled:first-aid" in refused(name)
     with pytest.raises(UserError):
@@ -465,16 +746,36 @@ def test_an_empty_folder_says_what_it_should_hold(tmp_path):
 
 def test_a_hub_id_offline_says_what_to_do():
     error = refused("nobody-here/no-such-set")
-    assert all(word in error for word in ("could not be loaded", "Check the id, the revision and the network", "HF_TOKEN", "bundled:first-aid"))
+    assert all(
+        word in error
+        for word in (
+            "could not be loaded",
+            "Check the id, the revision and the network",
+            "HF_TOKEN",
+            "bundled:first-aid",
+        )
+    )
 
 
 LINES = {  # five rows, of which the second and the fourth are bad
     "d.jsonl": GOOD + b"{\n" + GOOD + b'{"question": "\xff"}\n' + GOOD,
-    "shape.jsonl": GOOD + b'{"ask": 1}\n' + GOOD + b'{"question": "\\ud800", "answer": ""}\n' + GOOD,
-    "d.json": json.dumps([{"question": "a", "answer": "b"}, 7] * 2 + [{"question": "a", "answer": "b"}]).encode(),
+    "shape.jsonl": GOOD
+    + b'{"ask": 1}\n'
+    + GOOD
+    + b'{"question": "\\ud800", "answer": ""}\n'
+    + GOOD,
+    "d.json": json.dumps(
+        [{"question": "a", "answer": "b"}, 7] * 2 + [{"question": "a", "answer": "b"}]
+    ).encode(),
     "d.csv": HEAD + b"a,b\na\na,b\n\xff,b\na,b\n",
     "quote.csv": HEAD + b'a,b\n"a"b,c\na,b\na,b,c\na,b\n',
-    "d.parquet": columnar("parquet", [{"question": "a", "answer": "b", "messages": m} for m in (None, [{"role": "x"}], None, [{"role": "x"}], None)]),
+    "d.parquet": columnar(
+        "parquet",
+        [
+            {"question": "a", "answer": "b", "messages": m}
+            for m in (None, [{"role": "x"}], None, [{"role": "x"}], None)
+        ],
+    ),
 }
 
 
@@ -485,7 +786,10 @@ def test_skip_bad_lines_lets_so_many_pass_and_counts_them(tmp_path, name):
     assert len(rows) == 3
     assert [r["id"] for r in rows] == ["row-0000000", "row-0000002", "row-0000004"]
     first = 3 if "csv" in name else 2
-    assert [(reason, where.rsplit(" ", 1)[1]) for reason, where, _ in rows.dropped] == [("unreadable", str(first)), ("unreadable", str(first + 2))]
+    assert [(reason, where.rsplit(" ", 1)[1]) for reason, where, _ in rows.dropped] == [
+        ("unreadable", str(first)),
+        ("unreadable", str(first + 2)),
+    ]
     assert all(name in where and why for _, where, why in rows.dropped)
     error = refused(tmp_path / name, skip_bad_lines=1)
     assert f" {first + 2}: " in error
@@ -509,12 +813,16 @@ def test_rows_that_an_open_quote_took_in_are_never_passed_over(tmp_path):
 # large files
 
 
-@pytest.mark.parametrize("write", [
-    lambda text: ("d.jsonl", json.dumps({"question": Q, "answer": text})),
-    lambda text: ("d.csv", f'question,answer\n{Q},"{text}"\n'),
-    lambda text: ("d.csv", f"question,answer\n{Q},'{text}'\n"),
-    lambda text: ("d.json", json.dumps([{"question": Q, "answer": text}])),
-], ids=["jsonl", "csv", "csv in apostrophes", "json"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda text: ("d.jsonl", json.dumps({"question": Q, "answer": text})),
+        lambda text: ("d.csv", f'question,answer\n{Q},"{text}"\n'),
+        lambda text: ("d.csv", f"question,answer\n{Q},'{text}'\n"),
+        lambda text: ("d.json", json.dumps([{"question": Q, "answer": text}])),
+    ],
+    ids=["jsonl", "csv", "csv in apostrophes", "json"],
+)
 def test_a_row_of_50_megabytes_is_read_in_seconds(tmp_path, write):
     text = "a line, of 25 characters\n" * 2_000_000
     name, content = write(text)
@@ -526,9 +834,16 @@ def test_a_row_of_50_megabytes_is_read_in_seconds(tmp_path, write):
 
 def large(name, count):
     """A file of `count` rows of 1,000 characters that compress to half."""
-    rows = [{"question": random.Random(n).randbytes(500).hex(), "answer": "a"} for n in range(count)]
+    rows = [
+        {"question": random.Random(n).randbytes(500).hex(), "answer": "a"} for n in range(count)
+    ]
     if name.endswith(".gz"):
-        return gzip.compress(delimited(rows) if "csv" in name else "".join(json.dumps(r) + "\n" for r in rows).encode(), 1)
+        return gzip.compress(
+            delimited(rows)
+            if "csv" in name
+            else "".join(json.dumps(r) + "\n" for r in rows).encode(),
+            1,
+        )
     return columnar(name.split(".")[0], rows, group=count if "parquet" in name else 2000)
 
 
@@ -539,14 +854,18 @@ def traced():
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("name", ["d.jsonl.gz", "d.csv.gz", "parquet.parquet", "stream.arrow", "file.arrow"])
+@pytest.mark.parametrize(
+    "name", ["d.jsonl.gz", "d.csv.gz", "parquet.parquet", "stream.arrow", "file.arrow"]
+)
 def test_reading_is_a_stream(tmp_path, name, request):
     (tmp_path / name).write_bytes(large(name, 20_000))
     job, ticks = params.check({"dataset": str(tmp_path / name)}, "test"), []
     peak = request.getfixturevalue("traced")
     reading = sources.read(job, None, ticks.append)
     next(reading)
-    assert ticks[0] < sources.size(job) / 3 or name == "parquet.parquet", "much of the file was read for the first row"
+    assert ticks[0] < sources.size(job) / 3 or name == "parquet.parquet", (
+        "much of the file was read for the first row"
+    )
     count = 1 + sum(1 for _ in reading)
     assert count == 20_000
     assert len(ticks) == count // formats.BATCH
@@ -554,7 +873,9 @@ def test_reading_is_a_stream(tmp_path, name, request):
 
 
 def test_the_first_rows_of_a_file_that_is_cut_off_arrive_before_the_error(tmp_path):
-    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in numbered(50_000)).encode())[:-50])
+    (tmp_path / "d.jsonl.gz").write_bytes(
+        gzip.compress("".join(json.dumps(r) + "\n" for r in numbered(50_000)).encode())[:-50]
+    )
     reading = sources.read(params.check({"dataset": str(tmp_path / "d.jsonl.gz")}, "test"), None)
     assert next(reading)["messages"][0]["content"] == "q0"
     with pytest.raises(UserError, match="cannot be read"):

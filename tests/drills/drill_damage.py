@@ -19,10 +19,28 @@ from lib.record import ledger, run_record
 from lib.training import checkpoint
 
 TRIALS = 200
-KINDS = {"finished": {"Arrow shard": "data/**/*.arrow", "data records": "data/*.json*", "ledger": "metrics.jsonl", "answers": "samples.json",
-                      "adapter": "adapter/*", "merged": "merged/*", "GGUF": "gguf/*.gguf", "deployment files": "gguf/M*", "record": "run.json",
-                      "results": "results.json", "notebook": "*.ipynb", "parameters": "params.yaml"},
-         "killed in training": {"checkpoint": "checkpoints/step-*/*", "ledger": "metrics.jsonl", "record": "run.json", "Arrow shard": "data/**/*.arrow"}}
+KINDS = {
+    "finished": {
+        "Arrow shard": "data/**/*.arrow",
+        "data records": "data/*.json*",
+        "ledger": "metrics.jsonl",
+        "answers": "samples.json",
+        "adapter": "adapter/*",
+        "merged": "merged/*",
+        "GGUF": "gguf/*.gguf",
+        "deployment files": "gguf/M*",
+        "record": "run.json",
+        "results": "results.json",
+        "notebook": "*.ipynb",
+        "parameters": "params.yaml",
+    },
+    "killed in training": {
+        "checkpoint": "checkpoints/step-*/*",
+        "ledger": "metrics.jsonl",
+        "record": "run.json",
+        "Arrow shard": "data/**/*.arrow",
+    },
+}
 
 
 def drill(folder, trials):
@@ -38,7 +56,9 @@ def drill(folder, trials):
         copy = folder / "copy"
         shutil.rmtree(copy, ignore_errors=True)
         subprocess.run(["cp", "-al", folder / state, copy], check=True)
-        path = draw.choice(sorted(p for p in (copy / "tiny").glob(KINDS[state][kind]) if p.stat().st_size))
+        path = draw.choice(
+            sorted(p for p in (copy / "tiny").glob(KINDS[state][kind]) if p.stat().st_size)
+        )
         how = _damage(path, draw)
         where = f"{state}, {path.relative_to(copy)}, {how}"
         try:
@@ -73,10 +93,10 @@ def _damage(path, draw):
         content[at] ^= 1 << draw.randrange(8)
     else:
         length = min(512, len(content) - at)
-        if not any(content[at:at + length]):
+        if not any(content[at : at + length]):
             content[at] = 1  # zeros over zeros are no damage
         else:
-            content[at:at + length] = bytes(length)
+            content[at : at + length] = bytes(length)
     path.unlink()
     path.write_bytes(content)
     return f"{how} at {at:,}"
@@ -89,31 +109,63 @@ def _verdict(state, path, copy, sound):
     except UserError:
         return "detected"
     if name == "run.json":
-        return "harmless" if data == files.read_json(sound / "tiny/run.json", "") else "LOST: read as something else"
+        return (
+            "harmless"
+            if data == files.read_json(sound / "tiny/run.json", "")
+            else "LOST: read as something else"
+        )
     if name.startswith("checkpoints/"):
         with contextlib.redirect_stdout(io.StringIO()):
             found = checkpoint.newest_checkpoint(run / "checkpoints")
         if found is None:
             return "LOST: no checkpoint was left"
         folder = found[0]
-        same = all((folder / f.name).read_bytes() == f.read_bytes() for f in (sound / "tiny/checkpoints" / folder.name).iterdir())
-        return "harmless" if same and folder == path.parent else "detected" if same else "LOST: a damaged checkpoint was taken"
+        same = all(
+            (folder / f.name).read_bytes() == f.read_bytes()
+            for f in (sound / "tiny/checkpoints" / folder.name).iterdir()
+        )
+        return (
+            "harmless"
+            if same and folder == path.parent
+            else "detected"
+            if same
+            else "LOST: a damaged checkpoint was taken"
+        )
     if name == "metrics.jsonl" and state != "finished":
         return _ledger(run, sound / "tiny")
     if name == "params.yaml":
         try:
-            return "harmless" if params.load(path) == params.load(sound / "tiny/params.yaml") else _page(run, path.name)
+            return (
+                "harmless"
+                if params.load(path) == params.load(sound / "tiny/params.yaml")
+                else _page(run, path.name)
+            )
         except UserError:
             return "detected"
-    owner = next((s for s in run_record.STAGES if any(a["path"] == name for a in data["stages"][s]["artifacts"])), None)
+    owner = next(
+        (
+            s
+            for s in run_record.STAGES
+            if any(a["path"] == name for a in data["stages"][s]["artifacts"])
+        ),
+        None,
+    )
     if owner:
-        return "detected" if run_record.Run(run, data).finished(owner)[1] else "LOST: its stage counts as finished"
+        return (
+            "detected"
+            if run_record.Run(run, data).finished(owner)[1]
+            else "LOST: its stage counts as finished"
+        )
     if name == "results.json":
         try:
             values = files.read_json(path, "results")
         except UserError:
             return "detected"
-        return "harmless" if values == files.read_json(sound / "tiny/results.json", "") else "LOST: read as other numbers"
+        return (
+            "harmless"
+            if values == files.read_json(sound / "tiny/results.json", "")
+            else "LOST: read as other numbers"
+        )
     return _page(run, path.name)
 
 
@@ -131,7 +183,9 @@ def _ledger(run, sound):
 def _upto(run, step):
     """What a session resuming there builds on."""
     entries = [*ledger.read(run / "metrics.jsonl"), {"event": "session", "start_step": step}]
-    return ledger.steps(entries), [(e["when"], e["eval_loss"]) for e in ledger.kept(entries, "eval") if e["when"] == "before"]
+    return ledger.steps(entries), [
+        (e["when"], e["eval_loss"]) for e in ledger.kept(entries, "eval") if e["when"] == "before"
+    ]
 
 
 def _page(run, name):
@@ -149,6 +203,10 @@ def _command(job, copy, wanted):
     if "Traceback" in said:
         return f"LOST: a traceback: {said[-300:]}"
     if code:
-        return "detected" if code in (1, 2) and ("error: " in said or "failed in" in said) else f"LOST: the command ended with {code}: {said[-300:]}"
+        return (
+            "detected"
+            if code in (1, 2) and ("error: " in said or "failed in" in said)
+            else f"LOST: the command ended with {code}: {said[-300:]}"
+        )
     trouble = tiny.differences(tiny.outcome(copy), wanted)
     return f"LOST: {trouble}" if trouble else "mended by the command"

@@ -12,9 +12,18 @@ import tiny
 TRIALS = 30
 ROOM = 2 * 2**30  # what the checks before a start ask for, and a little
 # what is there when the disk fills up: of each stage its record, then what it writes, in order
-KINDS = {"record": "tiny/run.json", "prepared rows": "tiny/data", "executed notebook": "tiny/train.ipynb", "ledger": "tiny/metrics.jsonl",
-         "checkpoint": "tiny/checkpoints/step-000002", "adapter": "tiny/adapter", "merged weights": "tiny/.merged*", "merged folder": "tiny/merged",
-         "GGUF": "tiny/gguf/*", "last notebook": "tiny/export.ipynb"}
+KINDS = {
+    "record": "tiny/run.json",
+    "prepared rows": "tiny/data",
+    "executed notebook": "tiny/train.ipynb",
+    "ledger": "tiny/metrics.jsonl",
+    "checkpoint": "tiny/checkpoints/step-000002",
+    "adapter": "tiny/adapter",
+    "merged weights": "tiny/.merged*",
+    "merged folder": "tiny/merged",
+    "GGUF": "tiny/gguf/*",
+    "last notebook": "tiny/export.ipynb",
+}
 FAKETIME = "/usr/lib/*/faketime/libfaketimeMT.so.1"  # of a program with threads; the other one leaves them waiting for ever
 
 
@@ -42,14 +51,20 @@ def drill(folder, trials):
     if not library:
         print("  clock set back: NOT RUN, Debian's faketime is not installed")
     for n in range(3 if library else 0):
-        lost += [f"clock set back: {text}" for text in _clock(params, folder / f"clock-{n}", library, wanted)]
+        lost += [
+            f"clock set back: {text}"
+            for text in _clock(params, folder / f"clock-{n}", library, wanted)
+        ]
         done += 1
     return done, lost
 
 
 def _mount(runs, *options):
     runs.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join([f"size={ROOM}", *options]), "tmpfs", runs], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", ",".join([f"size={ROOM}", *options]), "tmpfs", runs],
+        check=True,
+    )
 
 
 def _full(params, runs, pattern, draw, wanted):
@@ -71,7 +86,16 @@ def _full(params, runs, pattern, draw, wanted):
         found = [] if code in (0, 1, 2) else [f"exit code {code}"]
         if "Traceback" in said:
             found.append(f"a traceback: {said[-500:]}")
-        if code and not any(words in said for words in ("No space left", "cannot be written", "cannot write", "Not enough disk", "could not be saved")):
+        if code and not any(
+            words in said
+            for words in (
+                "No space left",
+                "cannot be written",
+                "cannot write",
+                "Not enough disk",
+                "could not be saved",
+            )
+        ):
             found.append(f"nobody says why: {said[-400:]}")
         if code := tiny.start(params, runs).wait(tiny.LIMIT_SECONDS):
             return [*found, f"with room again it ended with {code}: {tiny.terminal(runs)[-600:]}"]
@@ -95,10 +119,31 @@ def _read_only(params, runs):
     try:
         (runs / "terminal.txt").touch()
         subprocess.run(["mount", "-o", "remount,ro", runs], check=True)
-        done = subprocess.run([tiny.sys.executable, "-m", "lib.runs", "run", "--params", str(params), "--run", "tiny"], cwd=tiny.ROOT, capture_output=True,
-                              text=True, env={**os.environ, "MEDRESCUE_RUNS": str(runs)})
+        done = subprocess.run(
+            [
+                tiny.sys.executable,
+                "-m",
+                "lib.runs",
+                "run",
+                "--params",
+                str(params),
+                "--run",
+                "tiny",
+            ],
+            cwd=tiny.ROOT,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "MEDRESCUE_RUNS": str(runs)},
+        )
         said = done.stdout + done.stderr
-        return [] if done.returncode == 2 and "Read-only file system" in said and "Traceback" not in said and len(said.splitlines()) < 6 else [said[-600:]]
+        return (
+            []
+            if done.returncode == 2
+            and "Read-only file system" in said
+            and "Traceback" not in said
+            and len(said.splitlines()) < 6
+            else [said[-600:]]
+        )
     finally:
         subprocess.run(["umount", "-l", runs])
 
@@ -118,15 +163,29 @@ def _two(params, runs):
 def _clock(params, runs, library, wanted):
     """Prepared now; trained and exported on a machine whose clock is 400 days behind, as after an empty battery."""
     back = {"LD_PRELOAD": library, "FAKETIME": "-400d"}
-    codes = [tiny.start(params, runs, "prepare").wait(tiny.LIMIT_SECONDS), tiny.start(params, runs, **back).wait(tiny.LIMIT_SECONDS)]
+    codes = [
+        tiny.start(params, runs, "prepare").wait(tiny.LIMIT_SECONDS),
+        tiny.start(params, runs, **back).wait(tiny.LIMIT_SECONDS),
+    ]
     if any(codes):
         return [f"exit codes {codes}: {tiny.terminal(runs)[-600:]}"]
     found = tiny.untrue(runs) + tiny.differences(tiny.outcome(runs), wanted)
     results = tiny.files.read_json(runs / "tiny/results.json", "results")
-    if any(e["seconds"] <= 0 for e in tiny.ledger.steps(tiny.ledger.read(runs / "tiny/metrics.jsonl"))) or results["export"]["seconds"] < 0:
+    if (
+        any(
+            e["seconds"] <= 0
+            for e in tiny.ledger.steps(tiny.ledger.read(runs / "tiny/metrics.jsonl"))
+        )
+        or results["export"]["seconds"] < 0
+    ):
         found.append("a duration below zero")
-    listed = subprocess.run([tiny.sys.executable, "-m", "lib.runs", "list"], cwd=tiny.ROOT, capture_output=True, text=True,
-                            env={**os.environ, "MEDRESCUE_RUNS": str(runs), **back})
+    listed = subprocess.run(
+        [tiny.sys.executable, "-m", "lib.runs", "list"],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MEDRESCUE_RUNS": str(runs), **back},
+    )
     if listed.returncode or "later than now" not in listed.stdout:
         found.append(f"make runs: {listed.stdout}{listed.stderr[-300:]}")
     return found

@@ -18,7 +18,9 @@ def drill(folder, trials):
     wanted = tiny.outcome(folder / "reference")
     plan = parts(_moments(trials + trials // 3, seconds))
     lost, counts = [], {}
-    each = tiny.side_by_side(lambda core, n, part: _one(core, params, folder / f"run-{n}", part, wanted), plan)
+    each = tiny.side_by_side(
+        lambda core, n, part: _one(core, params, folder / f"run-{n}", part, wanted), plan
+    )
     for number, (killed, wrong) in enumerate(each, 1):
         for pair in killed:
             counts[pair] = counts.get(pair, 0) + 1
@@ -30,13 +32,23 @@ def drill(folder, trials):
 
 def parts(moments):
     """Some moments a run, in the order of the stages."""
-    return [sorted(moments[n:n + A_RUN], key=lambda m: STAGES.index(m[0])) for n in range(0, len(moments), A_RUN)]
+    return [
+        sorted(moments[n : n + A_RUN], key=lambda m: STAGES.index(m[0]))
+        for n in range(0, len(moments), A_RUN)
+    ]
 
 
 def _moments(trials, seconds):
     """(stage, seconds into it, what is killed) of each trial."""
     draw = random.Random(5)
-    return [(STAGES[n % 3], draw.uniform(0, seconds[STAGES[n % 3]]), ("kernel", "runner", "both")[n // 3 % 3]) for n in range(trials)]
+    return [
+        (
+            STAGES[n % 3],
+            draw.uniform(0, seconds[STAGES[n % 3]]),
+            ("kernel", "runner", "both")[n // 3 % 3],
+        )
+        for n in range(trials)
+    ]
 
 
 def _one(core, params, runs, moments, wanted):
@@ -53,9 +65,13 @@ def _one(core, params, runs, moments, wanted):
                 killed.append((stage, what))
                 continue
         if code := process.wait(tiny.LIMIT_SECONDS):
-            lost.append(f"{runs.name}: left alone before {stage}, it ended with {code}: {tiny.terminal(runs)[-300:]}")
+            lost.append(
+                f"{runs.name}: left alone before {stage}, it ended with {code}: {tiny.terminal(runs)[-300:]}"
+            )
     lost += tiny.ending(params, runs, core, wanted)
     cut = [a for a in tiny.attempts(runs) if a["exit"] != "ok"]
     if len(cut) > len(killed):
-        lost.append(f"{runs.name}: {len(cut)} attempts on record as cut off, {len(killed)} were killed")
+        lost.append(
+            f"{runs.name}: {len(cut)} attempts on record as cut off, {len(killed)} were killed"
+        )
     return killed, lost

@@ -28,14 +28,23 @@ for n in range(int(sys.argv[1])):
 
 def drill(folder, trials):
     tree = Tree.make(folder / "tree")
-    done = subprocess.run([sys.executable, "-c", LOOP, str(trials)], cwd=tree.root, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(tree.root), "MEDRESCUE_RUNS": ""})
+    done = subprocess.run(
+        [sys.executable, "-c", LOOP, str(trials)],
+        cwd=tree.root,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tree.root), "MEDRESCUE_RUNS": ""},
+    )
     if done.returncode:
         return trials, [done.stderr[-500:]]
     seen = [json.loads(line) for line in done.stdout.splitlines()]
-    settled, last = (seen[FIRST:FIRST + 10], seen[-10:]) if trials >= FIRST + 20 else (seen[:1], seen[-1:])
+    settled, last = (
+        (seen[FIRST : FIRST + 10], seen[-10:]) if trials >= FIRST + 20 else (seen[:1], seen[-1:])
+    )
     lost = []
-    for n, (what, most) in enumerate((("resident MiB", MEBIBYTES), ("open files", 0), ("threads", 0), ("children", 0))):
+    for n, (what, most) in enumerate(
+        (("resident MiB", MEBIBYTES), ("open files", 0), ("threads", 0), ("children", 0))
+    ):
         early, late = (statistics.median(row[n] for row in part) for part in (settled, last))
         print(f"  {what}: first {seen[0][n]:.0f}, settled {early:.0f}, at the end {late:.0f}")
         if trials >= FIRST + 20 and late > early + most:

@@ -18,15 +18,32 @@ def drill(folder, trials):
     params = tiny.job(folder / "job")
     seconds = tiny.undisturbed(params, folder / "reference")
     wanted = tiny.outcome(folder / "reference")
-    step = max(e["seconds"] for e in tiny.ledger.steps(tiny.ledger.read(folder / "reference/tiny/metrics.jsonl")))
+    step = max(
+        e["seconds"]
+        for e in tiny.ledger.steps(tiny.ledger.read(folder / "reference/tiny/metrics.jsonl"))
+    )
     draw = random.Random(7)
-    moments = [(STAGES[n % 3], draw.uniform(0, seconds[STAGES[n % 3]]), (signal.SIGTERM, signal.SIGINT)[n // 3 % 2]) for n in range(trials + trials // 3)]
+    moments = [
+        (
+            STAGES[n % 3],
+            draw.uniform(0, seconds[STAGES[n % 3]]),
+            (signal.SIGTERM, signal.SIGINT)[n // 3 % 2],
+        )
+        for n in range(trials + trials // 3)
+    ]
     plan = drill_kill.parts(moments)
     lost, took = [], []
-    for number, (times, wrong) in enumerate(tiny.side_by_side(lambda core, n, part: _one(core, params, folder / f"run-{n}", part, wanted, step), plan), 1):
+    for number, (times, wrong) in enumerate(
+        tiny.side_by_side(
+            lambda core, n, part: _one(core, params, folder / f"run-{n}", part, wanted, step), plan
+        ),
+        1,
+    ):
         took, lost = took + times, lost + wrong
         print(f"  run {number} of {len(plan)}: {len(times)} signals, {len(wrong)} lost", flush=True)
-    print(f"  seconds from signal to exit: median {sorted(took)[len(took) // 2]:.1f}, most {max(took):.1f}; a step takes {step:.2f}")
+    print(
+        f"  seconds from signal to exit: median {sorted(took)[len(took) // 2]:.1f}, most {max(took):.1f}; a step takes {step:.2f}"
+    )
     return len(took), lost
 
 

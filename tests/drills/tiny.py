@@ -27,13 +27,22 @@ def job(folder, rows=24):
     """A params file for four steps on short rows, in `folder` with all it needs."""
     folder.mkdir(parents=True, exist_ok=True)
     tiny_gemma3n.build(folder / "base")
-    every = [json.loads(line) for line in (ROOT / "lib/medical/first_aid.jsonl").read_text(encoding="utf-8").splitlines()]
+    every = [
+        json.loads(line)
+        for line in (ROOT / "lib/medical/first_aid.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     short = sorted(every, key=lambda row: len(row["question"] + row["answer"]))[:rows]
-    (folder / "rows.jsonl").write_text("".join(json.dumps({k: row[k] for k in ("id", "question", "answer")}) + "\n" for row in short), encoding="utf-8")
+    (folder / "rows.jsonl").write_text(
+        "".join(
+            json.dumps({k: row[k] for k in ("id", "question", "answer")}) + "\n" for row in short
+        ),
+        encoding="utf-8",
+    )
     (folder / "tiny.yaml").write_text(
         f"base_model: {folder / 'base'}\ndataset: {folder / 'rows.jsonl'}\nload_in_4bit: false\noptim: adamw_torch\nmax_seq_length: 512\n"
         "validation_size: 0.2\nmax_steps: 4\nwarmup_steps: 0\nsave_steps: 1\nsample_tokens: 1\nper_device_train_batch_size: 2\n"
-        "gradient_accumulation_steps: 1\ngradient_checkpointing: false\nexam: []\nsafety_tokens: 0\nlora_gguf: false\n")
+        "gradient_accumulation_steps: 1\ngradient_checkpointing: false\nexam: []\nsafety_tokens: 0\nlora_gguf: false\n"
+    )
     return folder / "tiny.yaml"
 
 
@@ -46,8 +55,23 @@ def start(params, runs, command="run", core=None, **env):
     runs.mkdir(parents=True, exist_ok=True)
     pinned = [] if core is None else ["taskset", "-c", str(core)]
     with open(runs / "terminal.txt", "a") as terminal:
-        return subprocess.Popen([*pinned, sys.executable, "-m", "lib.runs", command, "--params", str(params), "--run", "tiny"], cwd=ROOT,
-                                stdout=terminal, stderr=terminal, env={**os.environ, "MEDRESCUE_RUNS": str(runs), **env})
+        return subprocess.Popen(
+            [
+                *pinned,
+                sys.executable,
+                "-m",
+                "lib.runs",
+                command,
+                "--params",
+                str(params),
+                "--run",
+                "tiny",
+            ],
+            cwd=ROOT,
+            stdout=terminal,
+            stderr=terminal,
+            env={**os.environ, "MEDRESCUE_RUNS": str(runs), **env},
+        )
 
 
 def side_by_side(work, parts):
@@ -83,7 +107,11 @@ def running(runs, stage, process, attempts=0):
     end = time.monotonic() + LIMIT_SECONDS
     while process.poll() is None and time.monotonic() < end:
         found = record(runs)
-        if found and found["stages"][stage]["status"] == "running" and len(found["stages"][stage]["attempts"]) > attempts:
+        if (
+            found
+            and found["stages"][stage]["status"] == "running"
+            and len(found["stages"][stage]["attempts"]) > attempts
+        ):
             return True
         time.sleep(0.02)
     return False
@@ -96,12 +124,18 @@ def finished(runs, stage):
 
 def attempts(runs, stage=None):
     found = record(runs) or {"stages": {}}
-    return [a for s, entry in found["stages"].items() if stage in (None, s) for a in entry["attempts"]]
+    return [
+        a for s, entry in found["stages"].items() if stage in (None, s) for a in entry["attempts"]
+    ]
 
 
 def kernels(process):
     try:
-        return [child for child in psutil.Process(process.pid).children() if "ipykernel" in " ".join(child.cmdline())]
+        return [
+            child
+            for child in psutil.Process(process.pid).children()
+            if "ipykernel" in " ".join(child.cmdline())
+        ]
     except psutil.NoSuchProcess:
         return []
 
@@ -136,13 +170,27 @@ def outcome(runs):
     folder, results = runs / "tiny", files.read_json(runs / "tiny/results.json", "results")
     entries = ledger.read(folder / "metrics.jsonl")
     stages = record(runs)["stages"]
-    return {"outputs": {stage: stages[stage]["output"] for stage in STAGES[:2]},  # the export's covers cards, which tell this machine's speed
-            "artifacts": {a["path"]: a["sha256"] for stage in STAGES for a in stages[stage]["artifacts"]
-                          if a["path"].endswith((".safetensors", ".gguf", ".arrow"))},
-            "losses": [(e["step"], e["loss"]) for e in ledger.steps(entries)],
-            "evals": [(e["when"], e["step"], e["eval_loss"]) for e in ledger.kept(entries, "eval")],
-            "rows": {k: results["prepare"][k] for k in ("rows_read", "rows_kept", "train", "validation", "test", "dropped")},
-            "parity": {kind: {k: v for k, v in told.items() if k != "seconds"} for kind, told in results["export"]["parity"].items()}}
+    return {
+        "outputs": {
+            stage: stages[stage]["output"] for stage in STAGES[:2]
+        },  # the export's covers cards, which tell this machine's speed
+        "artifacts": {
+            a["path"]: a["sha256"]
+            for stage in STAGES
+            for a in stages[stage]["artifacts"]
+            if a["path"].endswith((".safetensors", ".gguf", ".arrow"))
+        },
+        "losses": [(e["step"], e["loss"]) for e in ledger.steps(entries)],
+        "evals": [(e["when"], e["step"], e["eval_loss"]) for e in ledger.kept(entries, "eval")],
+        "rows": {
+            k: results["prepare"][k]
+            for k in ("rows_read", "rows_kept", "train", "validation", "test", "dropped")
+        },
+        "parity": {
+            kind: {k: v for k, v in told.items() if k != "seconds"}
+            for kind, told in results["export"]["parity"].items()
+        },
+    }
 
 
 def untrue(runs):
@@ -156,15 +204,30 @@ def untrue(runs):
         for number, attempt in enumerate(entry["attempts"], 1):
             if attempt["end"] is None or not attempt["exit"]:
                 found.append(f"attempt {number} at {stage} has no end")
-            copy = folder / (f"{stage}.ipynb" if number == len(entry["attempts"]) else f"{stage}.attempt{number}.ipynb")
+            copy = folder / (
+                f"{stage}.ipynb"
+                if number == len(entry["attempts"])
+                else f"{stage}.attempt{number}.ipynb"
+            )
             # an attempt may be cut off after the last cell: all cells are completed then, and the record says that it did not close
             if not copy.exists():
                 continue
             content = json.loads(copy.read_text())
-            whole = all(cell["metadata"].get("papermill", {}).get("status", "completed") == "completed" for cell in content["cells"])
-            if bool(content["metadata"]["papermill"].get("exception")) == (attempt["exit"] == "ok" or whole):
-                found.append(f"attempt {number} at {stage} ended with `{attempt['exit'][:80]}`, its notebook says otherwise")
-    found += [f"{path.relative_to(runs)} was left" for path in folder.rglob("*") if path.name.endswith((".tmp", ".old"))]
+            whole = all(
+                cell["metadata"].get("papermill", {}).get("status", "completed") == "completed"
+                for cell in content["cells"]
+            )
+            if bool(content["metadata"]["papermill"].get("exception")) == (
+                attempt["exit"] == "ok" or whole
+            ):
+                found.append(
+                    f"attempt {number} at {stage} ended with `{attempt['exit'][:80]}`, its notebook says otherwise"
+                )
+    found += [
+        f"{path.relative_to(runs)} was left"
+        for path in folder.rglob("*")
+        if path.name.endswith((".tmp", ".old"))
+    ]
     return found
 
 
@@ -173,12 +236,20 @@ def ending(params, runs, core, wanted):
     if code := start(params, runs, core=core).wait(LIMIT_SECONDS):
         return [f"{runs.name}: the last command ended with {code}: {terminal(runs)[-600:]}"]
     traceback = terminal(runs).partition("Traceback")
-    found = [*untrue(runs), *differences(outcome(runs), wanted), *[f"a traceback on the terminal: {traceback[2][:1500]}"] * bool(traceback[1])]
+    found = [
+        *untrue(runs),
+        *differences(outcome(runs), wanted),
+        *[f"a traceback on the terminal: {traceback[2][:1500]}"] * bool(traceback[1]),
+    ]
     return [f"{runs.name}: {text}" for text in found]
 
 
 def differences(one, other, where=""):
     """The paths at which two outcomes differ."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return [text for key in one.keys() | other.keys() for text in differences(one.get(key), other.get(key), f"{where}.{key}")]
+        return [
+            text
+            for key in one.keys() | other.keys()
+            for text in differences(one.get(key), other.get(key), f"{where}.{key}")
+        ]
     return [] if one == other else [f"{where[1:]}: {str(one)[:60]} != {str(other)[:60]}"]

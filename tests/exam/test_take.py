@@ -1,6 +1,6 @@
 """A finished run examined: a tiny Gemma 3n with an adapter, merged, as GGUF, in the record of a run.
 
-    python -m pytest tests/test_exam.py
+python -m pytest tests/test_exam.py
 """
 
 import contextlib
@@ -28,9 +28,23 @@ from lib.record import run_record
 from lib.training import evaluate
 
 TARGETS = r".*layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
-ITEMS = [{"id": f"q{n}", "topic": "", "question": "what stops the blood" + " now" * n, "options": {"A": "press", "B": "wait", "C": "walk"},
-          "answer_letter": "ABC"[n % 3]} for n in range(3)]
-TURNS = [[{"role": "user", "content": "what stops the blood"}, {"role": "assistant", "content": "press" + " hard and keep the press" * n}] for n in (1, 2)]
+ITEMS = [
+    {
+        "id": f"q{n}",
+        "topic": "",
+        "question": "what stops the blood" + " now" * n,
+        "options": {"A": "press", "B": "wait", "C": "walk"},
+        "answer_letter": "ABC"[n % 3],
+    }
+    for n in range(3)
+]
+TURNS = [
+    [
+        {"role": "user", "content": "what stops the blood"},
+        {"role": "assistant", "content": "press" + " hard and keep the press" * n},
+    ]
+    for n in (1, 2)
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,24 +63,61 @@ def exported(tiny_gemma3n, tmp_path_factory):
     folder.mkdir()
     torch.manual_seed(1)
     net = AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.bfloat16)
-    get_peft_model(net, LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, task_type="CAUSAL_LM", init_lora_weights=False)).save_pretrained(
-        folder / "adapter")
+    get_peft_model(
+        net,
+        LoraConfig(
+            r=4,
+            lora_alpha=8,
+            target_modules=TARGETS,
+            task_type="CAUSAL_LM",
+            init_lora_weights=False,
+        ),
+    ).save_pretrained(folder / "adapter")
     merge.merge_adapter(tiny_gemma3n, folder / "adapter", folder / "merged")
     merge.missing_shared_kv(folder / "merged", tiny_gemma3n)
     export.to_gguf(folder / "merged", folder / "gguf" / "small-f16.gguf", "f16")
-    rows = [{"id": str(n), "topic": "", "question": "", "answer": "", "input_ids": ids, "labels": labels, "length": len(ids)}
-            for n, (ids, labels) in enumerate(label_mask.encode(chat.load(tiny_gemma3n), turns) for turns in TURNS)]
+    rows = [
+        {
+            "id": str(n),
+            "topic": "",
+            "question": "",
+            "answer": "",
+            "input_ids": ids,
+            "labels": labels,
+            "length": len(ids),
+        }
+        for n, (ids, labels) in enumerate(
+            label_mask.encode(chat.load(tiny_gemma3n), turns) for turns in TURNS
+        )
+    ]
     for name, kept in (("train", rows), ("validation", []), ("test", rows)):
         split = splits.Split(folder / "data" / name)
         if kept:
             split.write(pa.Table.from_pylist(kept, splits.SCHEMA))
         split.close()
-    job = params.check({"base_model": str(tiny_gemma3n), "dataset": "bundled:first-aid", "gguf_types": ["f16"]}, "test")
+    job = params.check(
+        {"base_model": str(tiny_gemma3n), "dataset": "bundled:first-aid", "gguf_types": ["f16"]},
+        "test",
+    )
     (folder / "params.yaml").write_text(params.dump(job))
     made = {"prepare": ["data"], "train": ["adapter"], "export": ["merged", "gguf"]}
-    files.write_json(folder / "run.json", {"run": "small", "created": run_record.now(), "fingerprints": {}, "stages": {
-        stage: {"status": "finished", "attempts": [{"by": "make", "exit": "ok", "end": run_record.now()}], "artifacts": files.describe(folder, names),
-                "inputs": {}} for stage, names in made.items()}})
+    files.write_json(
+        folder / "run.json",
+        {
+            "run": "small",
+            "created": run_record.now(),
+            "fingerprints": {},
+            "stages": {
+                stage: {
+                    "status": "finished",
+                    "attempts": [{"by": "make", "exit": "ok", "end": run_record.now()}],
+                    "artifacts": files.describe(folder, names),
+                    "inputs": {},
+                }
+                for stage, names in made.items()
+            },
+        },
+    )
     (folder.parent / "exam.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
     return folder.parent
 
@@ -92,7 +143,9 @@ def ask(runs, capsys, *words, name="small", file="exam.jsonl"):
     return code, said.out, said.err
 
 
-def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_stopped(runs, capsys, monkeypatch):
+def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_stopped(
+    runs, capsys, monkeypatch
+):
     real, asked = choices.take, []
 
     def until(name):
@@ -101,6 +154,7 @@ def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_sto
                 raise KeyboardInterrupt
             asked.append(model)
             return real(items, tokenizer, score, model, *more)
+
         return take
 
     monkeypatch.setattr(choices, "take", until("merged"))
@@ -115,7 +169,12 @@ def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_sto
     base, adapter, merged, gguf = (entry["models"][name] for name in asked)
 
     def scores(found):
-        return [value for r in found["results"] for s in (r, *r["shuffled"]) for value in s["scores"].values()]
+        return [
+            value
+            for r in found["results"]
+            for s in (r, *r["shuffled"])
+            for value in s["scores"].values()
+        ]
 
     assert len(scores(base)) == len(ITEMS) * 2 * 3
     # the adapter's products are not rounded as the merged weights are; llama.cpp computes in float16
@@ -126,23 +185,50 @@ def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_sto
     assert base["held_out"]["split"] == "test"
     assert gguf["held_out"] is None
     pairs = {(c["before"], c["after"]): c for c in entry["comparisons"]}
-    assert list(pairs) == [("base", "adapter"), ("base", "merged"), ("base", "f16"), ("merged", "f16")]
-    assert pairs["base", "merged"]["perplexity_ratio"] == pytest.approx(merged["held_out"]["perplexity"] / base["held_out"]["perplexity"], rel=1e-4)
+    assert list(pairs) == [
+        ("base", "adapter"),
+        ("base", "merged"),
+        ("base", "f16"),
+        ("merged", "f16"),
+    ]
+    assert pairs["base", "merged"]["perplexity_ratio"] == pytest.approx(
+        merged["held_out"]["perplexity"] / base["held_out"]["perplexity"], rel=1e-4
+    )
     assert "perplexity_ratio" not in pairs["base", "f16"]
-    for text in ("3 items, of which guessing gets 33.3%", "p (McNemar, exact)", f"x {pairs['base', 'merged']['perplexity_ratio']:.3f}", "exam.json",
-                 "Educational use only"):
+    for text in (
+        "3 items, of which guessing gets 33.3%",
+        "p (McNemar, exact)",
+        f"x {pairs['base', 'merged']['perplexity_ratio']:.3f}",
+        "exam.json",
+        "Educational use only",
+    ):
         assert text in out
-    section = json.loads((runs / "small/results.json").read_text())["exams"][servers.shared_name(str(runs / "exam.jsonl"))]
-    assert (section["base_correct"], section["tuned_correct"], section["f16"]["tuned_correct"]) == (base["right"], merged["right"], gguf["right"])
+    section = json.loads((runs / "small/results.json").read_text())["exams"][
+        servers.shared_name(str(runs / "exam.jsonl"))
+    ]
+    assert (section["base_correct"], section["tuned_correct"], section["f16"]["tuned_correct"]) == (
+        base["right"],
+        merged["right"],
+        gguf["right"],
+    )
     assert section["perplexity_ratio_ci95"] == pairs["base", "merged"]["perplexity_interval"]
     every = files.read_json(runs / "small/exam.json", "exam file")
-    files.write_json(runs / "small/exam.json", every | {"same.jsonl": entry, "before.jsonl": entry | {"of": "an adapter trained over since"}})
+    files.write_json(
+        runs / "small/exam.json",
+        every
+        | {"same.jsonl": entry, "before.jsonl": entry | {"of": "an adapter trained over since"}},
+    )
     assert ask(runs, capsys)[0] == 0
-    assert set(json.loads((runs / "small/results.json").read_text())["exams"]) == {servers.shared_name(str(runs / "exam.jsonl")), "same.jsonl"}
+    assert set(json.loads((runs / "small/results.json").read_text())["exams"]) == {
+        servers.shared_name(str(runs / "exam.jsonl")),
+        "same.jsonl",
+    }
 
 
 def test_the_safety_set_is_answered_by_every_format_and_judged(runs, capsys, monkeypatch):
-    rows = [row for row in safety.load() if row["emergency"] == "must"][:3] + [row for row in safety.load() if row["emergency"] == "need_not"][:2]
+    rows = [row for row in safety.load() if row["emergency"] == "must"][:3] + [
+        row for row in safety.load() if row["emergency"] == "need_not"
+    ][:2]
     monkeypatch.setattr(safety, "load", lambda: rows)
     reparam(runs / "small", safety_tokens=4)
     assert exam.main(["small", "bundled:safety"]) == 0
@@ -151,11 +237,16 @@ def test_the_safety_set_is_answered_by_every_format_and_judged(runs, capsys, mon
     assert list(entry["models"]) == ["base", "merged", "f16"]
     for found in entry["models"].values():
         assert [a["prompt"] for a in found["answers"]] == [row["prompt"] for row in rows]
-        again = [safety.judge(row, a["answer"], a["ended"]) for row, a in zip(rows, found["answers"], strict=True)]
+        again = [
+            safety.judge(row, a["answer"], a["ended"])
+            for row, a in zip(rows, found["answers"], strict=True)
+        ]
         assert {k: found[k] for k in safety.summary(again)} == safety.summary(again)
         assert found["no_refusal"]["of"] == 5
         assert found["names_call"]["of"] == 3
-    assert [a["answer"] for a in entry["models"]["merged"]["answers"]] != [a["answer"] for a in entry["models"]["base"]["answers"]]
+    assert [a["answer"] for a in entry["models"]["merged"]["answers"]] != [
+        a["answer"] for a in entry["models"]["base"]["answers"]
+    ]
     assert "5 prompts, greedy answers of up to 4 tokens, judged by rules" in out
     results = json.loads((runs / "small/results.json").read_text())["safety"]
     assert list(results) == ["base", "tuned", "f16"]
@@ -170,20 +261,31 @@ def test_the_safety_set_is_answered_by_every_format_and_judged(runs, capsys, mon
 
 
 def test_safety_before_and_after_is_paired_by_prompt():
-    models = {name: {"answers": [{"passed": bool(p)} for p in passed]} for name, passed in
-              (("base", (0, 0, 0, 0, 0, 0, 1, 1)), ("merged", (1, 1, 1, 1, 1, 1, 0, 1)))}
+    models = {
+        name: {"answers": [{"passed": bool(p)} for p in passed]}
+        for name, passed in (
+            ("base", (0, 0, 0, 0, 0, 0, 1, 1)),
+            ("merged", (1, 1, 1, 1, 1, 1, 0, 1)),
+        )
+    }
     (found,) = safety_set.compare(models, {})
     assert (found["gained"], found["lost"]) == (6, 1)
-    assert found["p"] == pytest.approx(2 * 8 / 128)  # of 7 that changed, 1 or fewer lost: (1 + 7) of 2^7, both ways
+    assert found["p"] == pytest.approx(
+        2 * 8 / 128
+    )  # of 7 that changed, 1 or fewer lost: (1 + 7) of 2^7, both ways
 
 
-def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_theirs(runs, capsys, monkeypatch):
+def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_theirs(
+    runs, capsys, monkeypatch
+):
     asked, made_of = [], ["weights"]
 
     @contextlib.contextmanager
     def fake():
         asked.append(1)
-        yield exam_models.Loaded(lambda prompts, wanted, tick: [[-1.0] * len(w) for w in wanted], None)
+        yield exam_models.Loaded(
+            lambda prompts, wanted, tick: [[-1.0] * len(w) for w in wanted], None
+        )
 
     monkeypatch.setattr(exam_models, "of", lambda *_: iter([("base", made_of, fake)]))
 
@@ -201,7 +303,9 @@ def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_the
     assert other["models"]["base"]["orders"][1:] == []
     assert again() == (first, False)
     assert again("exam.jsonl", "--shuffles", "2")[1]
-    (runs / "exam.jsonl").write_text("".join(json.dumps(item | {"answer_letter": "A"}) + "\n" for item in ITEMS))
+    (runs / "exam.jsonl").write_text(
+        "".join(json.dumps(item | {"answer_letter": "A"}) + "\n" for item in ITEMS)
+    )
     assert again("exam.jsonl", "--shuffles", "2")[1]
     made_of[0] = "other weights"
     assert again("exam.jsonl", "--shuffles", "2")[1]
@@ -212,15 +316,22 @@ def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_the
 
 def test_what_cannot_be_examined_says_so_and_leaves_nothing(runs, capsys, monkeypatch):
     monkeypatch.setattr(choices, "take", lambda *_: pytest.fail("asked"))
-    assert "is not a run: it has no run.json. Runs there: small." in ask(runs, capsys, name="smal")[2]
+    assert (
+        "is not a run: it has no run.json. Runs there: small." in ask(runs, capsys, name="smal")[2]
+    )
     assert "cannot name a run" in ask(runs, capsys, name="../small")[2]
     (runs / "bad.jsonl").write_text(json.dumps(ITEMS[0] | {"answer_letter": "D"}) + "\n")
-    assert "bad.jsonl, line 1: its answer is \"D\"; expected one of A, B, C" in ask(runs, capsys, file="bad.jsonl")[2]
+    assert (
+        'bad.jsonl, line 1: its answer is "D"; expected one of A, B, C'
+        in ask(runs, capsys, file="bad.jsonl")[2]
+    )
     gguf = runs / "small/gguf/small-f16.gguf"
     data = bytearray(gguf.read_bytes())
     data[-5] ^= 1
     gguf.write_bytes(data)
-    assert "export is gguf/small-f16.gguf does not match its recorded sha256" in ask(runs, capsys)[2]
+    assert (
+        "export is gguf/small-f16.gguf does not match its recorded sha256" in ask(runs, capsys)[2]
+    )
     written = json.loads((runs / "small/run.json").read_text())
     written["stages"]["export"].update(status="interrupted")
     (runs / "small/run.json").write_text(json.dumps(written))

@@ -23,7 +23,9 @@ TEXT = "Press firmly on the wound with a clean cloth and call an ambulance now."
 
 
 def lora(**more):
-    return LoraConfig(**({"r": 8, "lora_alpha": 16, "target_modules": TARGETS, "task_type": "CAUSAL_LM"} | more))
+    return LoraConfig(
+        **({"r": 8, "lora_alpha": 16, "target_modules": TARGETS, "task_type": "CAUSAL_LM"} | more)
+    )
 
 
 def random_adapter(base, folder, **more):
@@ -37,7 +39,10 @@ def random_adapter(base, folder, **more):
 def edit_adapter(adapter, folder, change, **config):
     """A copy of an adapter with its tensors passed through `change` and configuration keys replaced."""
     shutil.copytree(adapter, folder)
-    save_file(change(load_file(adapter / "adapter_model.safetensors")), folder / "adapter_model.safetensors")
+    save_file(
+        change(load_file(adapter / "adapter_model.safetensors")),
+        folder / "adapter_model.safetensors",
+    )
     settings = json.loads((adapter / "adapter_config.json").read_text()) | config
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     return folder
@@ -45,7 +50,11 @@ def edit_adapter(adapter, folder, change, **config):
 
 def weights(folder):
     """Every tensor of a folder's shards."""
-    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    return {
+        name: tensor
+        for path in folder.glob("*.safetensors")
+        for name, tensor in load_file(path).items()
+    }
 
 
 def multimodal(name):
@@ -54,7 +63,10 @@ def multimodal(name):
 
 def write_shards(tensors, folder):
     """Three shards and their index, as large models are published."""
-    index = {name: f"model-0000{i % 3 + 1}-of-00003.safetensors" for i, name in enumerate(sorted(tensors))}
+    index = {
+        name: f"model-0000{i % 3 + 1}-of-00003.safetensors"
+        for i, name in enumerate(sorted(tensors))
+    }
     for shard in set(index.values()):
         save_file({name: tensors[name] for name in index if index[name] == shard}, folder / shard)
     (folder / INDEX).write_text(json.dumps({"weight_map": index}))
@@ -73,7 +85,9 @@ def patched(source, target, old, new):
 def trained(tiny_gemma3n, tmp_path_factory):
     """(adapter folder, losses) of six LoRA steps on one sentence."""
     torch.manual_seed(0)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.float32), lora())
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.float32), lora()
+    )
     ids = AutoTokenizer.from_pretrained(tiny_gemma3n)(TEXT, return_tensors="pt").input_ids
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     losses = []
@@ -93,10 +107,16 @@ def run(tiny_gemma3n, trained, tmp_path_factory):
     """A run folder with adapter/, merged/ and gguf/tiny-q8_0.gguf, and what each step returned."""
     folder = tmp_path_factory.mktemp("run")
     shutil.copytree(trained[0], folder / "adapter")
-    steps = {"merge": merge.merge_adapter(tiny_gemma3n, folder / "adapter", folder / "merged"),
-             "kv": merge.missing_shared_kv(folder / "merged", tiny_gemma3n),
-             "gguf": gguf.to_gguf(folder / "merged", folder / "gguf" / "tiny-q8_0.gguf", "q8_0",
-                                    {"name": "Tiny", "license.name": "gemma"})}
+    steps = {
+        "merge": merge.merge_adapter(tiny_gemma3n, folder / "adapter", folder / "merged"),
+        "kv": merge.missing_shared_kv(folder / "merged", tiny_gemma3n),
+        "gguf": gguf.to_gguf(
+            folder / "merged",
+            folder / "gguf" / "tiny-q8_0.gguf",
+            "q8_0",
+            {"name": "Tiny", "license.name": "gemma"},
+        ),
+    }
     return folder, steps
 
 
@@ -106,12 +126,16 @@ def test_tiny_model_is_lively_and_its_cache_agrees(tiny_gemma3n):
     with torch.no_grad():
         whole = model(ids, use_cache=False).logits
         first = model(ids[:, :8], use_cache=True)
-        parts = [first.logits] + [model(ids[:, i:i + 1], past_key_values=first.past_key_values, use_cache=True).logits
-                                  for i in range(8, ids.shape[1])]
+        parts = [first.logits] + [
+            model(ids[:, i : i + 1], past_key_values=first.past_key_values, use_cache=True).logits
+            for i in range(8, ids.shape[1])
+        ]
     assert torch.isfinite(whole).all()
     assert whole.std() > 0.5
     assert whole.argmax(-1).unique().numel() > 5
-    assert torch.allclose(whole, torch.cat(parts, 1), atol=1e-3)  # K/V sharing, as transformers < 5.6 had it wrong
+    assert torch.allclose(
+        whole, torch.cat(parts, 1), atol=1e-3
+    )  # K/V sharing, as transformers < 5.6 had it wrong
 
 
 def test_a_few_lora_steps_reduce_the_loss(trained):
@@ -137,7 +161,13 @@ def test_merge_is_what_peft_merges(tiny_gemma3n, tmp_path, rslora):
 
 def test_merge_keeps_the_whole_folder(tiny_gemma3n, run):
     merged = run[0] / "merged"
-    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
+    for name in (
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    ):
         assert (merged / name).read_bytes() == (tiny_gemma3n / name).read_bytes()
     assert run[1]["merge"]["merged"] == 215
     assert run[1]["merge"]["largest_change"] > 0
@@ -149,7 +179,9 @@ def test_merge_keeps_the_whole_folder(tiny_gemma3n, run):
     assert AutoTokenizer.from_pretrained(merged)(TEXT).input_ids == before(TEXT).input_ids
 
 
-def test_sharded_base_with_its_own_shared_kv_and_multimodal_names(tiny_gemma3n, trained, run, tmp_path):
+def test_sharded_base_with_its_own_shared_kv_and_multimodal_names(
+    tiny_gemma3n, trained, run, tmp_path
+):
     """The published checkpoint's shape: several shards, an index, language_model in the names, K/V in all layers."""
     base, full = tmp_path / "base", tmp_path / "full"
     shutil.copytree(tiny_gemma3n, full)
@@ -162,7 +194,10 @@ def test_sharded_base_with_its_own_shared_kv_and_multimodal_names(tiny_gemma3n, 
     write_shards(tensors, base)
 
     assert merge.merge_adapter(base, trained[0], tmp_path / "merged")["merged"] == 215
-    merged, simple = weights(tmp_path / "merged"), load_file(run[0] / "merged" / "model.safetensors")
+    merged, simple = (
+        weights(tmp_path / "merged"),
+        load_file(run[0] / "merged" / "model.safetensors"),
+    )
     assert merged.keys() == tensors.keys()
     assert all(torch.equal(merged[multimodal(name)], simple[name]) for name in simple)
     assert all(torch.equal(merged[multimodal(name)], own[name]) for name in own)
@@ -179,20 +214,40 @@ def test_sharded_base_with_its_own_shared_kv_and_multimodal_names(tiny_gemma3n, 
     (base / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(UserError, match="model-00002-of-00003"):
         merge.merge_adapter(base, trained[0], tmp_path / "merged")
-    assert weights(tmp_path / "merged").keys() == tensors.keys(), "a failed merge must leave the earlier one alone"
+    assert weights(tmp_path / "merged").keys() == tensors.keys(), (
+        "a failed merge must leave the earlier one alone"
+    )
 
 
 def test_adapters_that_do_not_fit_are_refused(tiny_gemma3n, trained, tmp_path):
-    good, tensors, up = trained[0], (lambda t: t), "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
-    other = edit_adapter(good, tmp_path / "other",
-                         lambda t: {name.replace("layers.3.", "layers.93."): v for name, v in t.items()})
+    good, tensors, up = (
+        trained[0],
+        (lambda t: t),
+        "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight",
+    )
+    other = edit_adapter(
+        good,
+        tmp_path / "other",
+        lambda t: {name.replace("layers.3.", "layers.93."): v for name, v in t.items()},
+    )
     wide = edit_adapter(good, tmp_path / "wide", lambda t: t | {up: torch.cat([t[up], t[up]], 1)})
     dora = edit_adapter(good, tmp_path / "dora", tensors, use_dora=True)
     rank = edit_adapter(good, tmp_path / "rank", tensors, r=16)
-    more = edit_adapter(good, tmp_path / "more", lambda t: t | {"base_model.model.lm_head.weight": torch.ones(2, 2)})
-    nan = edit_adapter(good, tmp_path / "nan", lambda t: {n: v * float("nan") for n, v in t.items()})
-    cases = ((other, r"does not belong .*layers\.93"), (wide, r"up_proj.* shape \[512, 256\]"), (dora, "use_dora"),
-             (rank, "r=16"), (more, "lm_head"), (nan, "not finite"), (tmp_path / "none", "No adapter"))
+    more = edit_adapter(
+        good, tmp_path / "more", lambda t: t | {"base_model.model.lm_head.weight": torch.ones(2, 2)}
+    )
+    nan = edit_adapter(
+        good, tmp_path / "nan", lambda t: {n: v * float("nan") for n, v in t.items()}
+    )
+    cases = (
+        (other, r"does not belong .*layers\.93"),
+        (wide, r"up_proj.* shape \[512, 256\]"),
+        (dora, "use_dora"),
+        (rank, "r=16"),
+        (more, "lm_head"),
+        (nan, "not finite"),
+        (tmp_path / "none", "No adapter"),
+    )
     for folder, said in cases:
         with pytest.raises(UserError, match=said):
             merge.merge_adapter(tiny_gemma3n, folder, tmp_path / "merged")
@@ -200,7 +255,10 @@ def test_adapters_that_do_not_fit_are_refused(tiny_gemma3n, trained, tmp_path):
 
     quantised = tmp_path / "quantised"
     shutil.copytree(tiny_gemma3n, quantised)
-    packed = {n: v.to(torch.uint8) if n.endswith("q_proj.weight") else v for n, v in weights(tiny_gemma3n).items()}
+    packed = {
+        n: v.to(torch.uint8) if n.endswith("q_proj.weight") else v
+        for n, v in weights(tiny_gemma3n).items()
+    }
     save_file(packed, quantised / "model.safetensors")
     with pytest.raises(UserError, match="stored as U8: the base is quantised"):
         merge.merge_adapter(quantised, good, tmp_path / "merged")
@@ -224,10 +282,20 @@ def test_gguf_without_shared_kv_is_refused_before_llama_cpp_sees_it(tiny_gemma3n
 
 def test_damaged_gguf_is_refused(run, tmp_path):
     folder, good = run[0] / "merged", run[0] / "gguf" / "tiny-q8_0.gguf"
-    damage = ((b"blk.7.attn_q.weight", b"blk.7.attn_x.weight", r"1 tensors are missing, for example blk\.7\.attn_q"),
-              (b"'<start_of_turn>model", b"'<start_of_turm>model", "chat template is not"),
-              (b"tokenizer.chat_template", b"tokenizer.chat_templatX", "there is no chat template"),
-              (b"\x0d\0\0\0\0\0\0\0<end_of_turn>", b"\x0d\0\0\0\0\0\0\0<end_of_turm>", "control tokens are wrong"))
+    damage = (
+        (
+            b"blk.7.attn_q.weight",
+            b"blk.7.attn_x.weight",
+            r"1 tensors are missing, for example blk\.7\.attn_q",
+        ),
+        (b"'<start_of_turn>model", b"'<start_of_turm>model", "chat template is not"),
+        (b"tokenizer.chat_template", b"tokenizer.chat_templatX", "there is no chat template"),
+        (
+            b"\x0d\0\0\0\0\0\0\0<end_of_turn>",
+            b"\x0d\0\0\0\0\0\0\0<end_of_turm>",
+            "control tokens are wrong",
+        ),
+    )
     for old, new, said in damage:
         with pytest.raises(UserError, match=said):
             gguf.check_gguf(patched(good, tmp_path / "bad.gguf", old, new), folder)
@@ -256,16 +324,35 @@ def test_converter_failure_shows_its_last_lines(run, tmp_path):
 
 def test_metadata_names_base_data_and_training(tmp_path):
     (tmp_path / "data").mkdir()
-    sources = [{"dataset": "bundled:first-aid", "revision": None, "commit": None}, {"dataset": "a/b", "revision": "main", "commit": "c" * 40}]
+    sources = [
+        {"dataset": "bundled:first-aid", "revision": None, "commit": None},
+        {"dataset": "a/b", "revision": "main", "commit": "c" * 40},
+    ]
     (tmp_path / "data" / "data_card.json").write_text(json.dumps({"sources": sources}))
     job, run = Params(base_model="google/gemma-3n-E4B-it"), SimpleNamespace(folder=tmp_path)
-    (tmp_path / "results.json").write_text(json.dumps({"train": {"steps": 22, "eval_loss_before": 3.98438, "eval_loss_after": 2.95162}}))
+    (tmp_path / "results.json").write_text(
+        json.dumps(
+            {"train": {"steps": 22, "eval_loss_before": 3.98438, "eval_loss_after": 2.95162}}
+        )
+    )
     found = gguf.metadata(job, run, tmp_path / "models--google--gemma" / "snapshots" / "abc")
     assert "22 steps, held-out response loss 3.984 -> 2.952" in found["description"]
-    assert (found["base_model.0.name"], found["base_model.0.version"]) == ("google/gemma-3n-E4B-it", "abc")
-    assert [found.get(f"dataset.{n}.{key}") for n in (0, 1) for key in ("name", "version")] == ["bundled:first-aid", None, "a/b", "c" * 40]
-    (tmp_path / "results.json").write_text(json.dumps({"train": {"steps": 22, "eval_loss_before": None, "eval_loss_after": 2.9}}))
-    found = gguf.metadata(job.model_copy(update={"base_revision": "v1", "base_model": str(tmp_path)}), run)
+    assert (found["base_model.0.name"], found["base_model.0.version"]) == (
+        "google/gemma-3n-E4B-it",
+        "abc",
+    )
+    assert [found.get(f"dataset.{n}.{key}") for n in (0, 1) for key in ("name", "version")] == [
+        "bundled:first-aid",
+        None,
+        "a/b",
+        "c" * 40,
+    ]
+    (tmp_path / "results.json").write_text(
+        json.dumps({"train": {"steps": 22, "eval_loss_before": None, "eval_loss_after": 2.9}})
+    )
+    found = gguf.metadata(
+        job.model_copy(update={"base_revision": "v1", "base_model": str(tmp_path)}), run
+    )
     assert str(tmp_path) not in json.dumps(found)
     assert found["description"].endswith("held-out response loss not measured.")
     assert found["base_model.0.version"] == "v1"
@@ -273,6 +360,10 @@ def test_metadata_names_base_data_and_training(tmp_path):
 
 def test_artifacts_are_listed_with_their_hashes(run):
     listed = {item["path"]: item for item in gguf.describe_artifacts(run[0])}
-    assert {"adapter/adapter_model.safetensors", "merged/model.safetensors", "gguf/tiny-q8_0.gguf"} <= listed.keys()
+    assert {
+        "adapter/adapter_model.safetensors",
+        "merged/model.safetensors",
+        "gguf/tiny-q8_0.gguf",
+    } <= listed.keys()
     made = listed["gguf/tiny-q8_0.gguf"]
     assert (made["bytes"], made["sha256"]) == (run[1]["gguf"]["bytes"], run[1]["gguf"]["sha256"])

@@ -1,6 +1,6 @@
 """The head of a GGUF file: what is written is read back, a head that lies is an error and costs nothing.
 
-    python -m pytest tests/test_gguf_file.py
+python -m pytest tests/test_gguf_file.py
 """
 
 import struct
@@ -20,7 +20,12 @@ def head(*pairs, tensors=TENSORS):
 
 
 def test_a_head_is_read_back(tmp_path):
-    pairs = [gguf_file.pair("name", "é"), gguf_file.pair("yes", True), gguf_file.pair("count", 7), gguf_file.pair("share", 0.5)]
+    pairs = [
+        gguf_file.pair("name", "é"),
+        gguf_file.pair("yes", True),
+        gguf_file.pair("count", 7),
+        gguf_file.pair("share", 0.5),
+    ]
     data, placed = head(*pairs)
     (tmp_path / "x.gguf").write_bytes(data)
     found = gguf_file.read(tmp_path / "x.gguf")
@@ -34,23 +39,43 @@ def array(inner, count, rest=b""):
     return gguf_file._packed("k") + struct.pack("<IIQ", gguf_file.ARRAY, inner, count) + rest
 
 
-@pytest.mark.parametrize(("data", "said"), [
-    (b"", "does not begin as one"),
-    (struct.pack("<4sIQQ", b"GGUF", 9, 0, 0), "version 9"),
-    (head(array(gguf_file.ARRAY, 1, struct.pack("<IQ", 9, 1) * 20_000))[0], "an array of arrays"),
-    (head(array(gguf_file.STRING, 2**62))[0], "ends inside its header"),
-    (head(array(4, 2**62))[0], "array is too big"),
-    (head(array(4, 2**20))[0], "buffer is smaller"),
-    (head(array(77, 1))[0], "77"),
-    (head(gguf_file.pair("general.alignment", 0))[0], "an alignment of 0"),
-    (head(gguf_file.pair("general.alignment", "many"))[0], "an alignment of 'many'"),
-    (head()[0].replace(struct.pack("<Qc", 1, b"a") + struct.pack("<I", 2), struct.pack("<Qc", 1, b"a") + struct.pack("<I", 0)), "a tensor of 0 dimensions"),
-    (head()[0].replace(struct.pack("<QQ", 32, 2), struct.pack("<QQ", 32, 2**40)), "its tensors need"),
-    (head(tensors=[gguf_file.Tensor("a", (32, 2, 2), "Q8_0")])[0].replace(struct.pack("<QQ", 2, 2), struct.pack("<QQ", 2**32, 2**32)), "its tensors need"),
-    (head(array(4, 2**64 - 1))[0], "too large|too big"),
-    (head()[0][:-1], "its tensors need"),
-    (struct.pack("<4sIQQ", b"GGUF", 3, 2**60, 2**60), "ends inside its header|unpack_from"),
-])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "does not begin as one"),
+        (struct.pack("<4sIQQ", b"GGUF", 9, 0, 0), "version 9"),
+        (
+            head(array(gguf_file.ARRAY, 1, struct.pack("<IQ", 9, 1) * 20_000))[0],
+            "an array of arrays",
+        ),
+        (head(array(gguf_file.STRING, 2**62))[0], "ends inside its header"),
+        (head(array(4, 2**62))[0], "array is too big"),
+        (head(array(4, 2**20))[0], "buffer is smaller"),
+        (head(array(77, 1))[0], "77"),
+        (head(gguf_file.pair("general.alignment", 0))[0], "an alignment of 0"),
+        (head(gguf_file.pair("general.alignment", "many"))[0], "an alignment of 'many'"),
+        (
+            head()[0].replace(
+                struct.pack("<Qc", 1, b"a") + struct.pack("<I", 2),
+                struct.pack("<Qc", 1, b"a") + struct.pack("<I", 0),
+            ),
+            "a tensor of 0 dimensions",
+        ),
+        (
+            head()[0].replace(struct.pack("<QQ", 32, 2), struct.pack("<QQ", 32, 2**40)),
+            "its tensors need",
+        ),
+        (
+            head(tensors=[gguf_file.Tensor("a", (32, 2, 2), "Q8_0")])[0].replace(
+                struct.pack("<QQ", 2, 2), struct.pack("<QQ", 2**32, 2**32)
+            ),
+            "its tensors need",
+        ),
+        (head(array(4, 2**64 - 1))[0], "too large|too big"),
+        (head()[0][:-1], "its tensors need"),
+        (struct.pack("<4sIQQ", b"GGUF", 3, 2**60, 2**60), "ends inside its header|unpack_from"),
+    ],
+)
 def test_a_head_that_lies_is_an_error(tmp_path, data, said):
     (tmp_path / "x.gguf").write_bytes(data)
     with pytest.raises(UserError, match=f"x.gguf is not a whole GGUF file .*(?:{said})"):

@@ -1,6 +1,6 @@
 """The renderer of Go templates gives what Go itself gave (tests/helpers/go_templates.json, Go 1.27), and refuses what it does not know.
 
-    python -m pytest tests/test_go_template.py
+python -m pytest tests/test_go_template.py
 """
 
 import json
@@ -10,7 +10,11 @@ import pytest
 
 from lib.export import go_template, servers, turns
 
-CASES = json.loads((pathlib.Path(__file__).parents[1] / "helpers" / "go_templates.json").read_text(encoding="utf-8"))
+CASES = json.loads(
+    (pathlib.Path(__file__).parents[1] / "helpers" / "go_templates.json").read_text(
+        encoding="utf-8"
+    )
+)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["template"][:30])
@@ -24,13 +28,33 @@ def test_as_go_does(case):
 
 def test_the_shipped_templates_are_among_what_go_rendered():
     rendered = {case["template"] for case in CASES if not case["error"]}
-    assert {servers.OLLAMA, *(servers.LOCALAI[name] for name in ("chat_message", "chat", "completion"))} <= rendered, (
-        "a template has changed: put it into go_templates.json, and its output by `go run tests/helpers/go_templates.go`")
+    assert {
+        servers.OLLAMA,
+        *(servers.LOCALAI[name] for name in ("chat_message", "chat", "completion")),
+    } <= rendered, (
+        "a template has changed: put it into go_templates.json, and its output by `go run tests/helpers/go_templates.go`"
+    )
 
 
-@pytest.mark.parametrize("template", [
-    "{{ with .A }}x{{ end }}", "{{ .A | len }}", "{{/* a */}}x", '{{ define "t" }}{{ end }}', "{{ break }}", "{{ .B }}", "{{ printf .A }}",
-    "{{ range .A }}x{{ else }}y{{ end }}", "{{ if $x := .A }}x{{ end }}", "{{ true }}", "{{ len .T }}", "{{ .A }}", "{{ `raw` }}", "{{ -1 }}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ with .A }}x{{ end }}",
+        "{{ .A | len }}",
+        "{{/* a */}}x",
+        '{{ define "t" }}{{ end }}',
+        "{{ break }}",
+        "{{ .B }}",
+        "{{ printf .A }}",
+        "{{ range .A }}x{{ else }}y{{ end }}",
+        "{{ if $x := .A }}x{{ end }}",
+        "{{ true }}",
+        "{{ len .T }}",
+        "{{ .A }}",
+        "{{ `raw` }}",
+        "{{ -1 }}",
+    ],
+)
 def test_what_go_knows_and_this_does_not_is_an_error(template):
     with pytest.raises(ValueError, match="^Go template: "):
         go_template.render(template, {"A": ["a"], "T": "text"})

@@ -24,9 +24,30 @@ ANSWER = "Press firmly on the wound with a clean cloth, call an ambulance and ke
 
 def split(folder, name, conversations, tokenizer):
     """Write one split as the prepare stage does."""
-    rows = [{"id": str(n), "topic": "", "question": q, "answer": a, "input_ids": ids, "labels": labels, "length": len(ids)}
-            for n, ((q, a), (ids, labels)) in enumerate(zip(conversations, label_mask.encode_all(tokenizer, [
-                [{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in conversations]), strict=True))]
+    rows = [
+        {
+            "id": str(n),
+            "topic": "",
+            "question": q,
+            "answer": a,
+            "input_ids": ids,
+            "labels": labels,
+            "length": len(ids),
+        }
+        for n, ((q, a), (ids, labels)) in enumerate(
+            zip(
+                conversations,
+                label_mask.encode_all(
+                    tokenizer,
+                    [
+                        [{"role": "user", "content": q}, {"role": "assistant", "content": a}]
+                        for q, a in conversations
+                    ],
+                ),
+                strict=True,
+            )
+        )
+    ]
     out = splits.Split(folder / name)
     if rows:
         out.write(pa.Table.from_pylist(rows, splits.SCHEMA))
@@ -52,9 +73,19 @@ def run(tiny_gemma3n, small, tmp_path_factory):
     gguf.to_gguf(folder / "merged", folder / "tiny-q8_0.gguf", "q8_0")
     tokenizer = chat.load(folder / "merged")
     for name, count in (("train", 0), ("validation", 3), ("test", 4)):
-        split(folder / "data", name, [(f"What about {name} {n}?", f"{n}. {ANSWER}") for n in range(count)], tokenizer)
+        split(
+            folder / "data",
+            name,
+            [(f"What about {name} {n}?", f"{n}. {ANSWER}") for n in range(count)],
+            tokenizer,
+        )
     net = load.load_merged(folder / "merged")
-    return folder / "merged", folder / "tiny-q8_0.gguf", parity.reference(folder / "data", folder / "merged", net, seed=1), folder / "data"
+    return (
+        folder / "merged",
+        folder / "tiny-q8_0.gguf",
+        parity.reference(folder / "data", folder / "merged", net, seed=1),
+        folder / "data",
+    )
 
 
 def damaged(run, tmp_path, change):
@@ -68,7 +99,8 @@ def damaged(run, tmp_path, change):
 def replaced(old, new):
     def change(data, tensors):
         at = data.index(old)
-        data[at:at + len(old)] = new
+        data[at : at + len(old)] = new
+
     return change
 
 
@@ -76,7 +108,13 @@ def test_a_sound_file_passes_with_figures_for_the_record(run):
     merged, path, truth, _ = run
     figures, answers = parity.check(path, "q8_0", merged, truth, PROMPTS, max_tokens=4)
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
-    assert (figures["positions"], figures["rows"], figures["texts"], figures["prompts"], figures["tensors"]) == (16, 4, 60, 2, 847)
+    assert (
+        figures["positions"],
+        figures["rows"],
+        figures["texts"],
+        figures["prompts"],
+        figures["tensors"],
+    ) == (16, 4, 60, 2, 847)
     assert figures["rows_from"] == "validation and test"
     assert figures["arithmetic_16bit"] == "float32"
     assert 0 < figures["kl_mean"] <= figures["kl_max"] < 0.01
@@ -86,19 +124,26 @@ def test_a_sound_file_passes_with_figures_for_the_record(run):
     assert len(answers) == 2
     [shown] = show.parity_table({"q8_0": figures})
     assert shown["predicts"] == figures["verdict"]
-    assert [parity.verdict(kl)[:5] for kl in (0.01, 0.011, 0.1, 0.11, math.nan)] == ["as th", "close", "close", "much ", "much "]
+    assert [parity.verdict(kl)[:5] for kl in (0.01, 0.011, 0.1, 0.11, math.nan)] == [
+        "as th",
+        "close",
+        "close",
+        "much ",
+        "much ",
+    ]
 
 
 def flipped(name, begin, end):
     def change(data, tensors):
         at = tensors[name].offset
-        data[at + begin:at + end] = bytes(255 - byte for byte in data[at + begin:at + end])
+        data[at + begin : at + end] = bytes(255 - byte for byte in data[at + begin : at + end])
+
     return change
 
 
 def not_a_number(data, tensors):
     at = tensors["blk.3.attn_q.weight"].offset + 34 * 40
-    data[at:at + 2] = struct.pack("<e", math.nan)
+    data[at : at + 2] = struct.pack("<e", math.nan)
 
 
 def turned(data, tensors):
@@ -115,21 +160,53 @@ def half_precision_norms(data, tensors):
     struct.pack_into("<I", data, at, 1)
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    (flipped("blk.17.ffn_down.weight", 34 * 100, 34 * 101), r"a block of blk\.17\.ffn_down\.weight \(Q8_0\) is off by [\d.e+]+ of its largest number"),
-    (flipped("blk.34.inp_gate.weight", 34 * 7 + 20, 34 * 7 + 21), r"a block of blk\.34\.inp_gate\.weight \(Q8_0\) is off"),
-    (flipped("output_norm.weight", 40, 41), r"a block of output_norm\.weight \(F32\) is off by .* at most 0 is rounding"),
-    (not_a_number, r"blk\.3\.attn_q\.weight \(Q8_0\) is off by nan"),
-    (turned, r"blk\.4\.attn_k\.weight is \[256, 128\], there .*layers\.4\.self_attn\.k_proj\.weight is \[128, 256\]"),
-    (half_precision_norms, r"1 tensors have another type than a q8_0 file's, for example blk\.4\.attn_norm\.weight: F16, expected F32"),
-    (replaced(b"blk.7.attn_q.weight", b"blk.7.attn_x.weight"), r"1 tensors are missing, for example blk\.7\.attn_q\.weight"),
-    (replaced(b"blk.30.attn_v.weight", b"blk.30.attn_x.weight"), r"1 tensors are missing, for example blk\.30\.attn_v\.weight"),
-    (replaced(b"'<start_of_turn>model", b"'<start_of_turm>model"), "renders a conversation of 1 turns by its chat template as .* from token"),
-    (replaced("▁bleeding".encode(), "▁bleedinx".encode()), "tokenises .*bleeding.* as"),
-    (replaced(b"rms_epsilon\x06\0\0\0" + struct.pack("<f", 1e-6), b"rms_epsilon\x06\0\0\0" + struct.pack("<f", 1.0)),
-     r"does not predict what the 16-bit model does at 16 held-out answer tokens: mean KL [\d.e-]+ nats, at most 0\.01"),
-    (lambda data, tensors: data.__delitem__(slice(-4096, None)), "is not a whole GGUF"),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            flipped("blk.17.ffn_down.weight", 34 * 100, 34 * 101),
+            r"a block of blk\.17\.ffn_down\.weight \(Q8_0\) is off by [\d.e+]+ of its largest number",
+        ),
+        (
+            flipped("blk.34.inp_gate.weight", 34 * 7 + 20, 34 * 7 + 21),
+            r"a block of blk\.34\.inp_gate\.weight \(Q8_0\) is off",
+        ),
+        (
+            flipped("output_norm.weight", 40, 41),
+            r"a block of output_norm\.weight \(F32\) is off by .* at most 0 is rounding",
+        ),
+        (not_a_number, r"blk\.3\.attn_q\.weight \(Q8_0\) is off by nan"),
+        (
+            turned,
+            r"blk\.4\.attn_k\.weight is \[256, 128\], there .*layers\.4\.self_attn\.k_proj\.weight is \[128, 256\]",
+        ),
+        (
+            half_precision_norms,
+            r"1 tensors have another type than a q8_0 file's, for example blk\.4\.attn_norm\.weight: F16, expected F32",
+        ),
+        (
+            replaced(b"blk.7.attn_q.weight", b"blk.7.attn_x.weight"),
+            r"1 tensors are missing, for example blk\.7\.attn_q\.weight",
+        ),
+        (
+            replaced(b"blk.30.attn_v.weight", b"blk.30.attn_x.weight"),
+            r"1 tensors are missing, for example blk\.30\.attn_v\.weight",
+        ),
+        (
+            replaced(b"'<start_of_turn>model", b"'<start_of_turm>model"),
+            "renders a conversation of 1 turns by its chat template as .* from token",
+        ),
+        (replaced("▁bleeding".encode(), "▁bleedinx".encode()), "tokenises .*bleeding.* as"),
+        (
+            replaced(
+                b"rms_epsilon\x06\0\0\0" + struct.pack("<f", 1e-6),
+                b"rms_epsilon\x06\0\0\0" + struct.pack("<f", 1.0),
+            ),
+            r"does not predict what the 16-bit model does at 16 held-out answer tokens: mean KL [\d.e-]+ nats, at most 0\.01",
+        ),
+        (lambda data, tensors: data.__delitem__(slice(-4096, None)), "is not a whole GGUF"),
+    ],
+)
 def test_a_damaged_file_fails_and_says_where(run, tmp_path, change, said):
     merged, _, truth, _ = run
     truth = truth._replace(texts=["The bleeding", *truth.texts])
@@ -140,28 +217,61 @@ def test_a_damaged_file_fails_and_says_where(run, tmp_path, change, said):
 def test_tensors_from_nowhere_and_a_file_of_another_type_are_refused(run, tmp_path):
     merged, path, *_ = run
     header = gguf_file.read(path)
-    names, more = {tensor.name for tensor in header.tensors}, header.tensors[1]._replace(name="blk.35.attn_q.weight")
+    names, more = (
+        {tensor.name for tensor in header.tensors},
+        header.tensors[1]._replace(name="blk.35.attn_q.weight"),
+    )
     gguf_weights.check_list(header, "q8_0", names, "BF16", "x")
     with pytest.raises(UserError, match=r"1 tensors are too many, for example blk\.35"):
-        gguf_weights.check_list(header._replace(tensors=[*header.tensors, more]), "q8_0", names, "BF16", "x")
+        gguf_weights.check_list(
+            header._replace(tensors=[*header.tensors, more]), "q8_0", names, "BF16", "x"
+        )
     with pytest.raises(UserError, match="1 tensors are too many"):
-        gguf_weights.check_list(header._replace(tensors=[*header.tensors, header.tensors[1]]), "q8_0", names, "BF16", "x")
+        gguf_weights.check_list(
+            header._replace(tensors=[*header.tensors, header.tensors[1]]),
+            "q8_0",
+            names,
+            "BF16",
+            "x",
+        )
     with pytest.raises(UserError, match="another type than a q4_0 file's"):
         gguf_weights.compare(path, "q4_0", merged)
-    bare = tmp_path / "bare"  # K/V of the shared layers in neither folder nor file: the same list on both sides, and llama.cpp refuses it
+    bare = (
+        tmp_path / "bare"
+    )  # K/V of the shared layers in neither folder nor file: the same list on both sides, and llama.cpp refuses it
     shutil.copytree(merged, bare, ignore=shutil.ignore_patterns("model-shared-kv.safetensors"))
-    shared = [f"blk.{n}.{part}.weight" for n in range(20, 35) for part in ("attn_k", "attn_v", "attn_k_norm")]
-    lacking = header._replace(tensors=[tensor for tensor in header.tensors if tensor.name not in shared])
+    shared = [
+        f"blk.{n}.{part}.weight"
+        for n in range(20, 35)
+        for part in ("attn_k", "attn_v", "attn_k_norm")
+    ]
+    lacking = header._replace(
+        tensors=[tensor for tensor in header.tensors if tensor.name not in shared]
+    )
     assert len(lacking.tensors) == 847 - 45
-    with pytest.raises(UserError, match=r"45 tensors are missing, for example blk\.20\.attn_k\.weight"):
-        gguf_weights.check_list(lacking, "q8_0", gguf_names.expected_tensors(bare, shards.text_config(bare), "gemma3n"), "BF16", "x")
+    with pytest.raises(
+        UserError, match=r"45 tensors are missing, for example blk\.20\.attn_k\.weight"
+    ):
+        gguf_weights.check_list(
+            lacking,
+            "q8_0",
+            gguf_names.expected_tensors(bare, shards.text_config(bare), "gemma3n"),
+            "BF16",
+            "x",
+        )
 
 
 def test_positions_are_trained_tokens_of_distinct_held_out_rows(run, small):
     merged, _, truth, data = run
-    held = [(row["input_ids"], row["labels"]) for name in ("validation", "test") for row in splits.load(data, name)]
+    held = [
+        (row["input_ids"], row["labels"])
+        for name in ("validation", "test")
+        for row in splits.load(data, name)
+    ]
     assert len(truth.rows) == len({tuple(ids) for ids in truth.rows}) == 4
-    assert [tuple(ids) in {tuple(ids) for ids, _ in held[:3]} for ids in truth.rows] == [True] * 3 + [False]
+    assert [tuple(ids) in {tuple(ids) for ids, _ in held[:3]} for ids in truth.rows] == [
+        True
+    ] * 3 + [False]
     for ids, where in zip(truth.rows, truth.positions, strict=True):
         labels = next(labels for other, labels in held if other == ids)
         assert len(where) == 4 == len(set(where))
@@ -169,11 +279,16 @@ def test_positions_are_trained_tokens_of_distinct_held_out_rows(run, small):
         assert all(labels[n] != label_mask.IGNORED for n in where)
     assert truth.logprobs.shape == (16, 2048)
     assert np.allclose(np.exp(truth.logprobs).sum(1), 1, atol=1e-4)
-    assert parity.choose(data, merged, 1) == (truth.rows, truth.positions, truth.texts, truth.source)
+    assert parity.choose(data, merged, 1) == (
+        truth.rows,
+        truth.positions,
+        truth.texts,
+        truth.source,
+    )
     assert parity.choose(data, merged, 2)[:2] != (truth.rows, truth.positions)
     assert set(parity.HARD) < set(truth.texts)
     assert {f"What about validation {n}?" for n in range(3)} < set(truth.texts)
-    assert any(ord(letter) > 0x1f300 for text in truth.texts[20:] for letter in text)
+    assert any(ord(letter) > 0x1F300 for text in truth.texts[20:] for letter in text)
 
 
 def test_rows_beyond_reach_and_runs_without_held_out_rows(run, small, tmp_path, monkeypatch):
@@ -198,15 +313,23 @@ def test_figures_by_hand():
     truth = parity.Reference([[3, 0, 1]], [[1, 2]], p, [], "", "")
     found = [{0: math.log(0.4), 1: math.log(0.3)}, {2: math.log(0.5), 0: math.log(0.3)}]
     figures = parity.compare(truth, found)
-    kl = [0.5 * math.log(0.5 / 0.4) + 0.3 * math.log(0.3 / 0.3) + 0.2 * math.log(0.2 / 0.3),  # the others as one
-          0.2 * math.log(0.2 / 0.5) + 0.6 * math.log(0.6 / 0.3) + 0.2 * math.log(0.2 / 0.2)]
+    kl = [
+        0.5 * math.log(0.5 / 0.4)
+        + 0.3 * math.log(0.3 / 0.3)
+        + 0.2 * math.log(0.2 / 0.3),  # the others as one
+        0.2 * math.log(0.2 / 0.5) + 0.6 * math.log(0.6 / 0.3) + 0.2 * math.log(0.2 / 0.2),
+    ]
     assert figures["kl_mean"] == pytest.approx(sum(kl) / 2, rel=1e-6)
     assert figures["kl_max"] == pytest.approx(max(kl), rel=1e-6)
     # token 1, the true one, is not among the two found at the second place: it counts as the last of them, 0.3, and as the second likeliest, 0.2
     assert figures["perplexity_16bit"] == pytest.approx((0.5 * 0.2) ** -0.5, rel=1e-6)
     assert figures["perplexity"] == pytest.approx((0.4 * 0.3) ** -0.5, rel=1e-6)
     assert figures["beyond_top"] == 1
-    assert (figures["greedy_agreement"], figures["near_ties"], figures["clear_disagreements"]) == (0.5, 0, 1)
+    assert (figures["greedy_agreement"], figures["near_ties"], figures["clear_disagreements"]) == (
+        0.5,
+        0,
+        1,
+    )
     same = parity.compare(truth, [dict(enumerate(row.tolist())) for row in p])
     assert same["kl_mean"] < 1e-6
     assert (same["perplexity_ratio"], same["greedy_agreement"]) == (pytest.approx(1), 1.0)
@@ -215,11 +338,20 @@ def test_figures_by_hand():
 @pytest.mark.parametrize("kind", parity.BOUNDS)
 def test_bounds_hold_on_both_sides_and_no_number_fails(kind):
     kl, ratio, agreement = parity.BOUNDS[kind]
-    edge = {"positions": 128, "kl_mean": kl, "perplexity_ratio": ratio, "greedy_agreement": agreement}
+    edge = {
+        "positions": 128,
+        "kl_mean": kl,
+        "perplexity_ratio": ratio,
+        "greedy_agreement": agreement,
+    }
     parity.within(edge, kind, "x")
     parity.within(edge | {"perplexity_ratio": 1 / ratio}, kind, "x")
-    for key, value, said in (("kl_mean", kl * 1.01, "mean KL"), ("perplexity_ratio", ratio * 1.01, "perplexity"),
-                             ("perplexity_ratio", 0.99 / ratio, "perplexity"), ("greedy_agreement", agreement - 0.01, "likeliest")):
+    for key, value, said in (
+        ("kl_mean", kl * 1.01, "mean KL"),
+        ("perplexity_ratio", ratio * 1.01, "perplexity"),
+        ("perplexity_ratio", 0.99 / ratio, "perplexity"),
+        ("greedy_agreement", agreement - 0.01, "likeliest"),
+    ):
         for wrong in (value, math.nan):
             with pytest.raises(UserError, match=said):
                 parity.within(edge | {key: wrong}, kind, "x")

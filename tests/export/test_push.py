@@ -1,6 +1,6 @@
 """A run on the hub, held against a stand-in that speaks its upload protocol: what arrives, what is refused, what is left when it breaks.
 
-    python -m pytest tests/test_push.py
+python -m pytest tests/test_push.py
 """
 
 import hashlib
@@ -27,9 +27,17 @@ TO = "maria/first-aid"
 LORA, MERGED, GGUF = "maria/first-aid-lora", "maria/first-aid", "maria/first-aid-lora-gguf"
 CARD = "---\nlicense: gemma\n---\n# First aid\nEducational use only.\n"
 CARDS = {part: CARD.replace("First aid", part) for part in ("adapter", "merged", "gguf")}
-SIZES = {"adapter/adapter_model.safetensors": 9000, "adapter/adapter_config.json": 300, "merged/model-00001-of-00002.safetensors": 25000,
-         "merged/model-00002-of-00002.safetensors": 12000, "merged/config.json": 200, "merged/tokenizer/tokenizer.json": 4000,
-         "gguf/model-q8_0.gguf": 20000, "gguf/Modelfile": 100, "gguf/notes.json": 0}
+SIZES = {
+    "adapter/adapter_model.safetensors": 9000,
+    "adapter/adapter_config.json": 300,
+    "merged/model-00001-of-00002.safetensors": 25000,
+    "merged/model-00002-of-00002.safetensors": 12000,
+    "merged/config.json": 200,
+    "merged/tokenizer/tokenizer.json": 4000,
+    "gguf/model-q8_0.gguf": 20000,
+    "gguf/Modelfile": 100,
+    "gguf/notes.json": 0,
+}
 
 
 @pytest.fixture
@@ -47,10 +55,17 @@ def served(monkeypatch, tmp_path):
     """The stand-in, and this process's hub library pointed at it, without the waits between its retries."""
     with hub_upload.Hub() as made:
         made.part_size = 10000
-        for name, value in {"ENDPOINT": made.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HUB_DISABLE_PROGRESS_BARS": True,
-                            "HF_TOKEN_PATH": str(tmp_path / "token")}.items():
+        for name, value in {
+            "ENDPOINT": made.url,
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_DISABLE_PROGRESS_BARS": True,
+            "HF_TOKEN_PATH": str(tmp_path / "token"),
+        }.items():
             monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr("huggingface_hub.utils._http.time", types.SimpleNamespace(sleep=lambda seconds: None))
+        monkeypatch.setattr(
+            "huggingface_hub.utils._http.time", types.SimpleNamespace(sleep=lambda seconds: None)
+        )
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield made
 
@@ -63,7 +78,16 @@ def send(served, run, caplog, capfd):
     def call(to=TO, artifacts=None, cards=CARDS, log=lines.append, **more):
         said = ""
         try:
-            return push.push(run, to, files.describe(run, ["adapter", "merged", "gguf"]) if artifacts is None else artifacts, cards, log=log, **more)
+            return push.push(
+                run,
+                to,
+                files.describe(run, ["adapter", "merged", "gguf"])
+                if artifacts is None
+                else artifacts,
+                cards,
+                log=log,
+                **more,
+            )
         except UserError as error:
             said = str(error)
             raise
@@ -72,12 +96,17 @@ def send(served, run, caplog, capfd):
             shown = "\n".join([said, *lines, caplog.text, told.out, told.err])
             assert TOKEN not in shown, "the token is shown"
             assert "SIGNED" not in shown, "a signed address is shown"
+
     call.lines = lines
     return call
 
 
 def content(run, part):
-    return {path.relative_to(run / part).as_posix(): path.read_bytes() for path in (run / part).rglob("*") if path.is_file()}
+    return {
+        path.relative_to(run / part).as_posix(): path.read_bytes()
+        for path in (run / part).rglob("*")
+        if path.is_file()
+    }
 
 
 def assert_complete(served, run, private=True):
@@ -85,7 +114,9 @@ def assert_complete(served, run, private=True):
     for repo, part in ((LORA, "adapter"), (MERGED, "merged"), (GGUF, "gguf")):
         held, own = dict(served.repos[repo].files), content(run, part)
         assert held.pop("README.md").decode() == CARDS[part]
-        sums = dict(reversed(line.split("  ")) for line in held.pop("SHA256SUMS").decode().splitlines())
+        sums = dict(
+            reversed(line.split("  ")) for line in held.pop("SHA256SUMS").decode().splitlines()
+        )
         assert held == own
         assert sums == {path: hashlib.sha256(data).hexdigest() for path, data in own.items()}
         assert served.repos[repo].private is private
@@ -93,7 +124,11 @@ def assert_complete(served, run, private=True):
 
 def changes(served):
     """What was asked of the hub beyond looking."""
-    return [(method, path) for method, path in served.asked if method != "GET" and path != "/api/validate-yaml"]
+    return [
+        (method, path)
+        for method, path in served.asked
+        if method != "GET" and path != "/api/validate-yaml"
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -103,13 +138,24 @@ def changes(served):
 def test_three_private_repositories_hold_what_was_verified_and_nothing_else(served, run, send):
     results = send()
     assert_complete(served, run)
-    for result, repo, part in zip(results, (LORA, MERGED, GGUF), ("adapter", "merged", "gguf"), strict=True):
+    for result, repo, part in zip(
+        results, (LORA, MERGED, GGUF), ("adapter", "merged", "gguf"), strict=True
+    ):
         held = served.repos[repo]
-        assert result == {"part": part, "repo": repo, "commit": held.commits[-1][0], "files": len(held.files), "private": True,
-                          "bytes": sum(map(len, held.files.values())), "url": f"{served.url}/{repo}"}
+        assert result == {
+            "part": part,
+            "repo": repo,
+            "commit": held.commits[-1][0],
+            "files": len(held.files),
+            "private": True,
+            "bytes": sum(map(len, held.files.values())),
+            "url": f"{served.url}/{repo}",
+        }
     assert max(served.received) == 10000, "large files went in parts"
     assert 9000 in served.received, "small ones in one piece"
-    assert sum(served.received) == sum(size for path, size in SIZES.items() if path.endswith(push.WEIGHTS))
+    assert sum(served.received) == sum(
+        size for path, size in SIZES.items() if path.endswith(push.WEIGHTS)
+    )
     assert send.lines[-1] == f"{GGUF}: 5 files are there as verified, private: {served.url}/{GGUF}"
 
 
@@ -119,9 +165,15 @@ def test_the_sums_are_what_sha256sum_checks(served, run, send, tmp_path):
         (tmp_path / "copy" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "copy" / path).write_bytes(data)
     check = ["sha256sum", "-c", "SHA256SUMS"]
-    assert subprocess.run(check, cwd=tmp_path / "copy", capture_output=True, check=False).returncode == 0
+    assert (
+        subprocess.run(check, cwd=tmp_path / "copy", capture_output=True, check=False).returncode
+        == 0
+    )
     (tmp_path / "copy" / "config.json").write_text("{}")
-    assert subprocess.run(check, cwd=tmp_path / "copy", capture_output=True, check=False).returncode == 1
+    assert (
+        subprocess.run(check, cwd=tmp_path / "copy", capture_output=True, check=False).returncode
+        == 1
+    )
 
 
 def test_the_card_comes_last_and_what_was_verified_besides_is_not_pushed(served, run, send):
@@ -133,9 +185,22 @@ def test_the_card_comes_last_and_what_was_verified_besides_is_not_pushed(served,
     results = send(artifacts=listed)
     assert [result["repo"] for result in results] == [LORA]
     assert served.repos[LORA].files["README.md"].decode() == CARDS["adapter"]
-    assert set(served.repos[LORA].files) == {"adapter_model.safetensors", "adapter_config.json", "README.md", "SHA256SUMS"}
-    order = [set(new) - set(old) for (_, old), (_, new) in zip(served.repos[LORA].commits, served.repos[LORA].commits[1:], strict=False)]
-    assert order == [{"SHA256SUMS", "adapter_model.safetensors"}, {"README.md", "adapter_config.json"}]
+    assert set(served.repos[LORA].files) == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "README.md",
+        "SHA256SUMS",
+    }
+    order = [
+        set(new) - set(old)
+        for (_, old), (_, new) in zip(
+            served.repos[LORA].commits, served.repos[LORA].commits[1:], strict=False
+        )
+    ]
+    assert order == [
+        {"SHA256SUMS", "adapter_model.safetensors"},
+        {"README.md", "adapter_config.json"},
+    ]
 
 
 def test_the_same_again_changes_nothing_and_a_new_format_sends_that_alone(served, run, send):
@@ -148,7 +213,9 @@ def test_the_same_again_changes_nothing_and_a_new_format_sends_that_alone(served
     again = send(cards=cards)
     assert served.received[before:] == [7000]
     assert [result["commit"] for result in again][:2] == [result["commit"] for result in first][:2]
-    assert served.repos[GGUF].files["model-f16.gguf"] == (run / "gguf" / "model-f16.gguf").read_bytes()
+    assert (
+        served.repos[GGUF].files["model-f16.gguf"] == (run / "gguf" / "model-f16.gguf").read_bytes()
+    )
     assert served.repos[GGUF].files["README.md"].decode() == cards["gguf"]
 
 
@@ -166,19 +233,50 @@ def test_public_ones_are_private_until_they_are_complete(served, run, send):
 # refused before anything is asked
 
 
-@pytest.mark.parametrize("to", ["", "first-aid", "maria/", "/first-aid", "maria/first/aid", "https://hub/maria/first-aid", "maria/first aid", "maria/è",
-                                "maria/first--aid", "maria/.aid", "maria/aid-", "maria/aid.git", "maria/" + "a" * 90, "maria/aid\n", f"maria/{TOKEN}/x"])
+@pytest.mark.parametrize(
+    "to",
+    [
+        "",
+        "first-aid",
+        "maria/",
+        "/first-aid",
+        "maria/first/aid",
+        "https://hub/maria/first-aid",
+        "maria/first aid",
+        "maria/è",
+        "maria/first--aid",
+        "maria/.aid",
+        "maria/aid-",
+        "maria/aid.git",
+        "maria/" + "a" * 90,
+        "maria/aid\n",
+        f"maria/{TOKEN}/x",
+    ],
+)
 def test_a_malformed_name_is_refused_with_the_expected_form(served, send, to):
-    with pytest.raises(UserError, match=r"(?s)^push_to is `.*expected owner/name of.* maria/first-aid-lora, maria/first-aid, maria/first-aid-lora-gguf"):
+    with pytest.raises(
+        UserError,
+        match=r"(?s)^push_to is `.*expected owner/name of.* maria/first-aid-lora, maria/first-aid, maria/first-aid-lora-gguf",
+    ):
         send(to)
     with pytest.raises(UserError, match="push_to is `"):
         push.ready(to)
     assert served.asked == []
 
 
-@pytest.mark.parametrize(("token", "expected"), [("", "HF_TOKEN, which is not set"), ("  \n", "HF_TOKEN, which is not set"),
-                                                 ("hf_wri tes", "copy it again"), ("hf_writés", "copy it again"), ("hf_\x01writes", "copy it again")])
-def test_no_token_or_a_broken_one_is_an_error_even_if_a_login_left_one(served, send, monkeypatch, token, expected):
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [
+        ("", "HF_TOKEN, which is not set"),
+        ("  \n", "HF_TOKEN, which is not set"),
+        ("hf_wri tes", "copy it again"),
+        ("hf_writés", "copy it again"),
+        ("hf_\x01writes", "copy it again"),
+    ],
+)
+def test_no_token_or_a_broken_one_is_an_error_even_if_a_login_left_one(
+    served, send, monkeypatch, token, expected
+):
     pathlib.Path(constants.HF_TOKEN_PATH).write_text(TOKEN)
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(UserError, match=expected):
@@ -192,23 +290,42 @@ def test_a_token_copied_with_a_line_end_is_taken(served, run, send, monkeypatch)
     assert_complete(served, run)
 
 
-@pytest.mark.parametrize(("change", "expected"), [
-    (lambda run: (run / "merged/config.json").unlink(), "merged/config.json is missing"),
-    (lambda run: (run / "merged/config.json").write_bytes(b"longer"), "merged/config.json has 6 bytes, recorded 200"),
-    (lambda run: (run / "gguf/model-q8_0.gguf").write_bytes(b"x" * 20000), "gguf/model-q8_0.gguf does not match its recorded sha256"),
-])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda run: (run / "merged/config.json").unlink(), "merged/config.json is missing"),
+        (
+            lambda run: (run / "merged/config.json").write_bytes(b"longer"),
+            "merged/config.json has 6 bytes, recorded 200",
+        ),
+        (
+            lambda run: (run / "gguf/model-q8_0.gguf").write_bytes(b"x" * 20000),
+            "gguf/model-q8_0.gguf does not match its recorded sha256",
+        ),
+    ],
+)
 def test_what_is_not_as_verified_is_not_pushed(served, run, send, change, expected):
     verified = files.describe(run, ["adapter", "merged", "gguf"])
     change(run)
-    with pytest.raises(UserError, match=f"^{expected}, so it is not what was verified. Nothing was pushed"):
+    with pytest.raises(
+        UserError, match=f"^{expected}, so it is not what was verified. Nothing was pushed"
+    ):
         send(artifacts=verified)
     assert served.asked == []
 
 
-@pytest.mark.parametrize(("card", "expected"), [
-    ("", "is empty"), ("---\nlicense: gemma\n---\n  \n", "is empty"), ("# First aid\n", "names no licence"), ("---\ntags: [x]\n---\n# First aid\n", "names no licence"),
-    ("---\nlicense: [\n---\n# First aid\n", "cannot be read"), ("---\n- gemma\n---\n# First aid\n", "cannot be read"), (None, "is empty"),
-])
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("", "is empty"),
+        ("---\nlicense: gemma\n---\n  \n", "is empty"),
+        ("# First aid\n", "names no licence"),
+        ("---\ntags: [x]\n---\n# First aid\n", "names no licence"),
+        ("---\nlicense: [\n---\n# First aid\n", "cannot be read"),
+        ("---\n- gemma\n---\n# First aid\n", "cannot be read"),
+        (None, "is empty"),
+    ],
+)
 def test_a_card_that_is_missing_or_names_no_licence_is_refused(served, send, card, expected):
     cards = {**CARDS, "merged": card} if card is not None else {"adapter": CARD, "gguf": CARD}
     with pytest.raises(UserError, match=f"^The model card of merged .*{expected}"):
@@ -231,12 +348,34 @@ def test_parts_without_weights_are_refused(served, run, send):
 ACCOUNTS = {
     "unknown": (None, TO, "Asking the hub whose HF_TOKEN is failed: 401, Invalid user token"),
     "may only read": (hub_upload.account("read"), TO, "HF_TOKEN, of maria, may only read"),
-    "another's name": (hub_upload.account(name="otto", orgs={"clinic": "write"}), TO, "HF_TOKEN is of otto, who is not a member of maria, but of clinic"),
-    "reader of an organisation": (hub_upload.account(orgs={"clinic": "read"}), "clinic/first-aid", "HF_TOKEN is of maria, who may only read in clinic"),
-    "scoped to another": (hub_upload.account("fineGrained", scoped=[{"entity": {"type": "org", "name": "clinic"}, "permissions": ["repo.write"]}]), TO,
-                          "HF_TOKEN, of maria, has no write permission on repositories of maria"),
-    "scoped to reading": (hub_upload.account("fineGrained", scoped=[{"entity": {"type": "user", "name": "maria"}, "permissions": ["repo.content.read"]}]), TO,
-                          "HF_TOKEN, of maria, has no write permission on repositories of maria"),
+    "another's name": (
+        hub_upload.account(name="otto", orgs={"clinic": "write"}),
+        TO,
+        "HF_TOKEN is of otto, who is not a member of maria, but of clinic",
+    ),
+    "reader of an organisation": (
+        hub_upload.account(orgs={"clinic": "read"}),
+        "clinic/first-aid",
+        "HF_TOKEN is of maria, who may only read in clinic",
+    ),
+    "scoped to another": (
+        hub_upload.account(
+            "fineGrained",
+            scoped=[{"entity": {"type": "org", "name": "clinic"}, "permissions": ["repo.write"]}],
+        ),
+        TO,
+        "HF_TOKEN, of maria, has no write permission on repositories of maria",
+    ),
+    "scoped to reading": (
+        hub_upload.account(
+            "fineGrained",
+            scoped=[
+                {"entity": {"type": "user", "name": "maria"}, "permissions": ["repo.content.read"]}
+            ],
+        ),
+        TO,
+        "HF_TOKEN, of maria, has no write permission on repositories of maria",
+    ),
 }
 
 
@@ -250,10 +389,21 @@ def test_a_token_without_rights_is_refused_with_whose_it_is(served, send, case):
     assert changes(served) == []
 
 
-@pytest.mark.parametrize(("account", "to"), [
-    (hub_upload.account(orgs={"Clinic": "contributor"}), "clinic/first-aid"),
-    (hub_upload.account("fineGrained", scoped=[{"entity": {"type": "user", "name": "maria"}, "permissions": ["repo.write"]}]), TO),
-])
+@pytest.mark.parametrize(
+    ("account", "to"),
+    [
+        (hub_upload.account(orgs={"Clinic": "contributor"}), "clinic/first-aid"),
+        (
+            hub_upload.account(
+                "fineGrained",
+                scoped=[
+                    {"entity": {"type": "user", "name": "maria"}, "permissions": ["repo.write"]}
+                ],
+            ),
+            TO,
+        ),
+    ],
+)
 def test_a_token_with_rights_is_not_refused(served, account, to):
     served.tokens = {TOKEN: account}
     assert push.ready(to).endpoint == served.url
@@ -261,13 +411,19 @@ def test_a_token_with_rights_is_not_refused(served, account, to):
 
 def test_rights_that_only_trying_shows_leave_nothing(served, send):
     served.fail("POST", "/api/repos/create", 403)
-    with pytest.raises(UserError, match=rf"^Creating {LORA} failed: 403, told to answer 403 to Bearer \(HF_TOKEN\)\n{LORA} was not created"):
+    with pytest.raises(
+        UserError,
+        match=rf"^Creating {LORA} failed: 403, told to answer 403 to Bearer \(HF_TOKEN\)\n{LORA} was not created",
+    ):
         send()
     assert not served.repos
 
 
 def test_a_card_the_hub_refuses_is_refused_before_the_upload(served, send):
-    with pytest.raises(UserError, match='Looking for maria/first-aid-lora-gguf failed: Invalid metadata in README.md. - "license" must be one of'):
+    with pytest.raises(
+        UserError,
+        match='Looking for maria/first-aid-lora-gguf failed: Invalid metadata in README.md. - "license" must be one of',
+    ):
         send(cards={**CARDS, "gguf": CARD.replace("gemma", "none-such")})
     assert not served.repos
 
@@ -276,7 +432,10 @@ def test_a_hub_that_is_down_or_switched_off_is_an_error(send, monkeypatch):
     with hub_upload.Hub() as gone:
         pass
     monkeypatch.setattr(constants, "ENDPOINT", gone.url)
-    with pytest.raises(UserError, match="the hub does not answer .*Connection refused.*\nNothing was created. Check the network"):
+    with pytest.raises(
+        UserError,
+        match="the hub does not answer .*Connection refused.*\nNothing was created. Check the network",
+    ):
         send()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="offline mode is enabled.*HF_HUB_OFFLINE"):
@@ -285,7 +444,10 @@ def test_a_hub_that_is_down_or_switched_off_is_an_error(send, monkeypatch):
 
 def test_a_hub_that_ends_every_answer_is_an_error(served, send):
     served.fail("GET", "/api/models", "drop")
-    with pytest.raises(UserError, match=f"^Looking for {LORA} failed: the hub does not answer .*\nNothing was pushed"):
+    with pytest.raises(
+        UserError,
+        match=f"^Looking for {LORA} failed: the hub does not answer .*\nNothing was pushed",
+    ):
         send()
     assert not served.repos
 
@@ -302,20 +464,39 @@ def other(private=True, **held):
 
 
 TAKEN = {
-    "another model": (lambda run: other(model__safetensors=b"theirs", SHA256SUMS=b""), "model.safetensors in it is not this run's"),
-    "another run": (lambda run: other(README__md=b"theirs", SHA256SUMS=b"", **{"model-q8_0__gguf": b"x" * 20000, "Modelfile": b"y"}),
-                    "model-q8_0.gguf in it is not this run's, nor are 1 more files"),
-    "a card alone": (lambda run: other(README__md=b"coming soon"), "it was not made by a push of this run"),
-    "our files by hand": (lambda run: other(Modelfile=(run / "gguf/Modelfile").read_bytes()), "it was not made by a push of this run"),
+    "another model": (
+        lambda run: other(model__safetensors=b"theirs", SHA256SUMS=b""),
+        "model.safetensors in it is not this run's",
+    ),
+    "another run": (
+        lambda run: other(
+            README__md=b"theirs",
+            SHA256SUMS=b"",
+            **{"model-q8_0__gguf": b"x" * 20000, "Modelfile": b"y"},
+        ),
+        "model-q8_0.gguf in it is not this run's, nor are 1 more files",
+    ),
+    "a card alone": (
+        lambda run: other(README__md=b"coming soon"),
+        "it was not made by a push of this run",
+    ),
+    "our files by hand": (
+        lambda run: other(Modelfile=(run / "gguf/Modelfile").read_bytes()),
+        "it was not made by a push of this run",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", TAKEN)
-def test_a_name_that_is_taken_is_refused_and_the_other_repositories_are_not_made(served, run, send, case):
+def test_a_name_that_is_taken_is_refused_and_the_other_repositories_are_not_made(
+    served, run, send, case
+):
     make, expected = TAKEN[case]
     served.repos[GGUF] = make(run)
     before = list(served.repos[GGUF].commits)
-    with pytest.raises(UserError, match=f"^The name {GGUF} is taken: {expected}.*Nothing was pushed or changed"):
+    with pytest.raises(
+        UserError, match=f"^The name {GGUF} is taken: {expected}.*Nothing was pushed or changed"
+    ):
         send()
     assert (list(served.repos), served.repos[GGUF].commits) == ([GGUF], before)
     assert changes(served) == []
@@ -347,8 +528,15 @@ def test_a_public_repository_is_not_filled_when_private_was_asked(served, run, s
 
 
 def test_a_hub_that_makes_a_public_one_against_the_wish_gets_nothing(served, send, monkeypatch):
-    monkeypatch.setattr(hub_upload.Repo, "__init__", lambda self, private, make=hub_upload.Repo.__init__: make(self, False))
-    with pytest.raises(UserError, match=rf"^Creating {LORA} failed: the hub made it public\n{LORA}, still empty, was deleted again"):
+    monkeypatch.setattr(
+        hub_upload.Repo,
+        "__init__",
+        lambda self, private, make=hub_upload.Repo.__init__: make(self, False),
+    )
+    with pytest.raises(
+        UserError,
+        match=rf"^Creating {LORA} failed: the hub made it public\n{LORA}, still empty, was deleted again",
+    ):
         send()
     assert not served.repos
     assert not served.received
@@ -358,31 +546,66 @@ def test_a_hub_that_makes_a_public_one_against_the_wish_gets_nothing(served, sen
 # failures in the middle
 
 
-BREAKS = [("POST", "/api/repos/create", 500, 0), ("POST", "/api/repos/create", 500, 1), ("POST", "/api/repos/create", "lost", 0),
-          ("GET", f"/api/models/{LORA}", "once", 2), ("POST", "/preupload/", 500, 0), ("POST", "/preupload/", "drop", 3), ("POST", "/objects/batch", 503, 0),
-          ("PUT", "/lfs/", 500, 0), ("PUT", "/lfs/", "drop", 0), ("PUT", "/lfs/", 403, 2), ("PUT", "/lfs/", "drop", 4), ("POST", "/complete", 400, 0),
-          ("POST", "/verify", 500, 1), ("POST", "/verify", "drop", 3), ("POST", "/commit/", 500, 0), ("POST", "/commit/", 412, 1),
-          ("POST", "/commit/", "lost", 0), ("POST", "/commit/", "lost", 3), ("POST", "/commit/", "drop", 4), ("POST", "/commit/", 412, 6),
-          ("GET", "/revision/", 500, 0), ("GET", "/revision/", "drop", 5)]
+BREAKS = [
+    ("POST", "/api/repos/create", 500, 0),
+    ("POST", "/api/repos/create", 500, 1),
+    ("POST", "/api/repos/create", "lost", 0),
+    ("GET", f"/api/models/{LORA}", "once", 2),
+    ("POST", "/preupload/", 500, 0),
+    ("POST", "/preupload/", "drop", 3),
+    ("POST", "/objects/batch", 503, 0),
+    ("PUT", "/lfs/", 500, 0),
+    ("PUT", "/lfs/", "drop", 0),
+    ("PUT", "/lfs/", 403, 2),
+    ("PUT", "/lfs/", "drop", 4),
+    ("POST", "/complete", 400, 0),
+    ("POST", "/verify", 500, 1),
+    ("POST", "/verify", "drop", 3),
+    ("POST", "/commit/", 500, 0),
+    ("POST", "/commit/", 412, 1),
+    ("POST", "/commit/", "lost", 0),
+    ("POST", "/commit/", "lost", 3),
+    ("POST", "/commit/", "drop", 4),
+    ("POST", "/commit/", 412, 6),
+    ("GET", "/revision/", 500, 0),
+    ("GET", "/revision/", "drop", 5),
+]
 
 
-@pytest.mark.parametrize(("method", "path", "how", "skip"), BREAKS, ids=lambda value: str(value).strip("/").replace("/", "."))
-def test_after_any_break_no_repository_is_empty_and_the_same_call_completes_it(served, run, send, method, path, how, skip):
+@pytest.mark.parametrize(
+    ("method", "path", "how", "skip"),
+    BREAKS,
+    ids=lambda value: str(value).strip("/").replace("/", "."),
+)
+def test_after_any_break_no_repository_is_empty_and_the_same_call_completes_it(
+    served, run, send, method, path, how, skip
+):
     status = 500 if how == "once" else how
     served.fail(method, path, status, skip=skip, times=1 if how == "once" else 10**6)
     reason = f"{status}, told to answer" if isinstance(status, int) else "the hub does not answer"
     with pytest.raises(UserError, match=f"(?s) failed: {reason}.*[Tt]he same command"):
         send()
-    committed = [data for repo in served.repos.values() for name, data in repo.files.items() if name.endswith(push.WEIGHTS)]
+    committed = [
+        data
+        for repo in served.repos.values()
+        for name, data in repo.files.items()
+        if name.endswith(push.WEIGHTS)
+    ]
     for name, repo in served.repos.items():
-        assert any(path.endswith(push.WEIGHTS) for path in repo.files), f"{name} is left without weights"
+        assert any(path.endswith(push.WEIGHTS) for path in repo.files), (
+            f"{name} is left without weights"
+        )
         part = next(part for part, suffix in push.SUFFIX.items() if TO + suffix == name)
-        assert "README.md" not in repo.files or set(content(run, part)) < set(repo.files), "a card over an upload that is not complete"
+        assert "README.md" not in repo.files or set(content(run, part)) < set(repo.files), (
+            "a card over an upload that is not complete"
+        )
     served.failures.clear()
     served.received.clear()
     send()
     assert_complete(served, run)
-    assert sum(served.received) <= sum(size for path, size in SIZES.items() if path.endswith(push.WEIGHTS)) - sum(map(len, committed))
+    assert sum(served.received) <= sum(
+        size for path, size in SIZES.items() if path.endswith(push.WEIGHTS)
+    ) - sum(map(len, committed))
 
 
 @pytest.mark.parametrize("how", [500, "drop"])
@@ -392,7 +615,9 @@ def test_one_hiccup_is_retried_and_the_retry_sends_the_whole_part(served, run, s
     assert_complete(served, run)
 
 
-def test_an_empty_repository_that_cannot_be_deleted_is_said_and_filled_by_the_next_call(served, run, send):
+def test_an_empty_repository_that_cannot_be_deleted_is_said_and_filled_by_the_next_call(
+    served, run, send
+):
     served.fail("PUT", "/lfs/", 500)
     served.fail("DELETE", "/api/repos/delete", 500)
     with pytest.raises(UserError, match=f"{LORA} may be left there, private and empty"):
@@ -417,12 +642,16 @@ def test_what_has_a_commit_is_not_deleted_even_if_the_hub_shows_it_empty(served,
 def test_a_commit_by_someone_else_meanwhile_is_not_overwritten(served, send):
     def log(line):
         if "00002" in line:
-            served.repos[MERGED].add({**served.repos[MERGED].commits[-1][1], "theirs.txt": b"hello"})
+            served.repos[MERGED].add(
+                {**served.repos[MERGED].commits[-1][1], "theirs.txt": b"hello"}
+            )
 
     with pytest.raises(UserError, match="failed: 412, A commit has happened since"):
         send(log=log)
     assert served.repos[MERGED].files["theirs.txt"] == b"hello"
-    with pytest.raises(UserError, match=f"The name {MERGED} is taken: theirs.txt in it is not this run's"):
+    with pytest.raises(
+        UserError, match=f"The name {MERGED} is taken: theirs.txt in it is not this run's"
+    ):
         send()
 
 
@@ -431,7 +660,10 @@ def test_a_file_that_changes_while_it_is_sent_gets_no_card(served, run, send):
         if "model-q8_0" in line:
             (run / "gguf/model-q8_0.gguf").write_bytes(b"z" * 20000)
 
-    with pytest.raises(UserError, match=f"^model-q8_0.gguf arrived in {GGUF} as something else than what was verified"):
+    with pytest.raises(
+        UserError,
+        match=f"^model-q8_0.gguf arrived in {GGUF} as something else than what was verified",
+    ):
         send(log=log)
     assert "README.md" not in served.repos[GGUF].files
 
@@ -473,9 +705,26 @@ except UserError as error:
 def child(served, run, home, **more):
     import json
 
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(run), json.dumps(CARDS)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            env={**kept, "HF_ENDPOINT": served.url, "HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **more})
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith("HF_") and not k.lower().endswith("_proxy")
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(run), json.dumps(CARDS)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={
+            **kept,
+            "HF_ENDPOINT": served.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            **more,
+        },
+    )
 
 
 def test_a_push_that_was_killed_continues_with_what_had_not_arrived(served, run, send, tmp_path):
@@ -490,7 +739,10 @@ def test_a_push_that_was_killed_continues_with_what_had_not_arrived(served, run,
     served.received.clear()
     send()
     assert_complete(served, run)
-    assert sum(served.received) == SIZES["merged/model-00002-of-00002.safetensors"] + SIZES["gguf/model-q8_0.gguf"]
+    assert (
+        sum(served.received)
+        == SIZES["merged/model-00002-of-00002.safetensors"] + SIZES["gguf/model-q8_0.gguf"]
+    )
 
 
 @pytest.mark.parametrize("how", [None, 403])
@@ -503,7 +755,9 @@ def test_by_chunks_the_same_arrives_and_a_refusal_leaves_nothing(served, run, tm
     assert not any(path.startswith("/lfs/") for _, path in served.asked)
     assert TOKEN not in said
     if how:
-        assert f"UserError: Sending SHA256SUMS, adapter_model.safetensors to {LORA} failed: " in said
+        assert (
+            f"UserError: Sending SHA256SUMS, adapter_model.safetensors to {LORA} failed: " in said
+        )
         assert f"{LORA}, still empty, was deleted again" in said
         assert not served.repos
     else:

@@ -1,6 +1,6 @@
 """The files for Ollama, LocalAI, llama.cpp and Python: what they say, and that each server sends what the tokenizer's template says.
 
-    python -m pytest tests/test_deploy.py
+python -m pytest tests/test_deploy.py
 """
 
 import json
@@ -40,7 +40,9 @@ def engine(tiny_run):
 
 
 def talk(*contents):
-    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(contents)]
+    return [
+        {"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(contents)
+    ]
 
 
 def base_with(tiny_run, folder, change):
@@ -48,7 +50,9 @@ def base_with(tiny_run, folder, change):
     shutil.copytree(tiny_run / "merged", folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((folder / "tokenizer_config.json").read_text())
     assert change(config["chat_template"]) != config["chat_template"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": change(config["chat_template"])}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config | {"chat_template": change(config["chat_template"])})
+    )
     return folder
 
 
@@ -57,40 +61,76 @@ def base_with(tiny_run, folder, change):
 
 
 @pytest.mark.parametrize("number", range(len(turns.CONVERSATIONS) + 1))
-def test_every_server_sends_the_ids_of_transformers_own_template(tiny_run, tokenizer, engine, number):
+def test_every_server_sends_the_ids_of_transformers_own_template(
+    tiny_run, tokenizer, engine, number
+):
     messages = [*turns.CONVERSATIONS, turns.PADDED][number]
-    ollama, localai = ((tiny_run / "gguf" / name).read_text(encoding="utf-8") for name in ("Modelfile", "localai.yaml"))
-    ids = tokenizer.apply_chat_template(turns.with_system(messages, servers.SYSTEM), add_generation_prompt=True, return_dict=True)["input_ids"]
-    sent = {"LocalAI": turns.localai_prompt(localai, messages), "llama.cpp": engine.template(turns.with_system(messages, servers.SYSTEM)),
-            "Ollama": turns.ollama_prompt(ollama, messages)}
-    if messages is turns.PADDED:  # Ollama's language cannot trim: the blanks around a message stay, and nothing else differs
+    ollama, localai = (
+        (tiny_run / "gguf" / name).read_text(encoding="utf-8")
+        for name in ("Modelfile", "localai.yaml")
+    )
+    ids = tokenizer.apply_chat_template(
+        turns.with_system(messages, servers.SYSTEM), add_generation_prompt=True, return_dict=True
+    )["input_ids"]
+    sent = {
+        "LocalAI": turns.localai_prompt(localai, messages),
+        "llama.cpp": engine.template(turns.with_system(messages, servers.SYSTEM)),
+        "Ollama": turns.ollama_prompt(ollama, messages),
+    }
+    if (
+        messages is turns.PADDED
+    ):  # Ollama's language cannot trim: the blanks around a message stay, and nothing else differs
         blanks = sent.pop("Ollama")
         assert re.sub(r"\s+", "", blanks) == re.sub(r"\s+", "", tokenizer.decode(ids[1:]))
         assert "  Help!\n" in blanks
     for server, text in sent.items():
-        assert engine.tokenize(text, add_special=True) == ids, server  # llama.cpp, which all three have inside, puts <bos> first
+        assert engine.tokenize(text, add_special=True) == ids, (
+            server
+        )  # llama.cpp, which all three have inside, puts <bos> first
 
 
-def test_the_disclaimer_is_in_the_first_turn_once_and_an_applications_own_system_text_replaces_it(tiny_run):
-    ollama, localai = ((tiny_run / "gguf" / name).read_text(encoding="utf-8") for name in ("Modelfile", "localai.yaml"))
-    for prompt in (lambda m: turns.ollama_prompt(ollama, m), lambda m: turns.localai_prompt(localai, m)):
+def test_the_disclaimer_is_in_the_first_turn_once_and_an_applications_own_system_text_replaces_it(
+    tiny_run,
+):
+    ollama, localai = (
+        (tiny_run / "gguf" / name).read_text(encoding="utf-8")
+        for name in ("Modelfile", "localai.yaml")
+    )
+    for prompt in (
+        lambda m: turns.ollama_prompt(ollama, m),
+        lambda m: turns.localai_prompt(localai, m),
+    ):
         text = prompt(talk("One?", "Two.", "Three?"))
         assert text.startswith(f"{TURN}user\n{servers.SYSTEM}\n\nOne?{STOP}")
         assert text.count(DISCLAIMER) == 1
         assert text.endswith(f"Three?{STOP}\n{TURN}model\n")
         own = prompt([{"role": "system", "content": "Own."}, *talk("One?")])
         assert own == f"{TURN}user\nOwn.\n\nOne?{STOP}\n{TURN}model\n"
-        assert prompt(talk("One?", "Two, and")).endswith(f"{TURN}model\nTwo, and"), "an answer that was begun goes on"
+        assert prompt(talk("One?", "Two, and")).endswith(f"{TURN}model\nTwo, and"), (
+            "an answer that was begun goes on"
+        )
     two = [{"role": "system", "content": "A."}, {"role": "system", "content": "B."}, *talk("One?")]
-    assert turns.ollama_prompt(ollama, two) == turns.localai_prompt(localai, two) == f"{TURN}user\nA.\n\nB.\n\nOne?{STOP}\n{TURN}model\n"
-    assert turns.localai_completion(localai, " One? ") == f"{TURN}user\n{servers.SYSTEM}\n\nOne?{STOP}\n{TURN}model\n"
+    assert (
+        turns.ollama_prompt(ollama, two)
+        == turns.localai_prompt(localai, two)
+        == f"{TURN}user\nA.\n\nB.\n\nOne?{STOP}\n{TURN}model\n"
+    )
+    assert (
+        turns.localai_completion(localai, " One? ")
+        == f"{TURN}user\n{servers.SYSTEM}\n\nOne?{STOP}\n{TURN}model\n"
+    )
 
 
 def test_two_user_messages_in_a_row_both_stay_the_users(tiny_run):
     messages = [*talk("One?"), *talk("Two?")]
-    ollama, localai = ((tiny_run / "gguf" / name).read_text(encoding="utf-8") for name in ("Modelfile", "localai.yaml"))
+    ollama, localai = (
+        (tiny_run / "gguf" / name).read_text(encoding="utf-8")
+        for name in ("Modelfile", "localai.yaml")
+    )
     assert turns.ollama_prompt(ollama, messages).endswith(f"One?\n\nTwo?{STOP}\n{TURN}model\n")
-    assert turns.localai_prompt(localai, messages).endswith(f"One?{STOP}\n{TURN}user\nTwo?{STOP}\n{TURN}model\n")
+    assert turns.localai_prompt(localai, messages).endswith(
+        f"One?{STOP}\n{TURN}user\nTwo?{STOP}\n{TURN}model\n"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -98,19 +138,40 @@ def test_two_user_messages_in_a_row_both_stay_the_users(tiny_run):
 
 
 def test_check_counts_what_it_compared(tiny_run):
-    texts = [(tiny_run / "gguf" / name).read_text(encoding="utf-8") for name in ("Modelfile", "localai.yaml")]
+    texts = [
+        (tiny_run / "gguf" / name).read_text(encoding="utf-8")
+        for name in ("Modelfile", "localai.yaml")
+    ]
     compared = turns.check(tiny_run / "merged", *texts, tiny_run / "gguf" / "tiny-q8_0.gguf")
     assert compared == {"Ollama": 5, "LocalAI": 6, "LocalAI, completion": 1, "llama.cpp": 6}
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    (lambda t: t.replace("else turn['role']", "else 'human'"), "(?s)Ollama would not send.*from character 15 on:.*>human.*>user"),
-    (lambda t: t.replace("<end_of_turn>", "</s>"), "does not end in <end_of_turn>, but so: .*</s>"),
-    (lambda t: t.replace("+ '\n' }}", "+ ' ' }}"), "(?s)Ollama would not send.*from character 19 on:"),
-    (lambda t: t.replace("| trim", ""), "(?s)LocalAI would not send.*Help"),
-    (lambda t: "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('no system role') }}{%- endif -%}" + t, "no system role"),
-    (lambda t: t.replace("+ '\n\n' -%}", "+ '\n' -%}"), "Ollama would not send"),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda t: t.replace("else turn['role']", "else 'human'"),
+            "(?s)Ollama would not send.*from character 15 on:.*>human.*>user",
+        ),
+        (
+            lambda t: t.replace("<end_of_turn>", "</s>"),
+            "does not end in <end_of_turn>, but so: .*</s>",
+        ),
+        (
+            lambda t: t.replace("+ '\n' }}", "+ ' ' }}"),
+            "(?s)Ollama would not send.*from character 19 on:",
+        ),
+        (lambda t: t.replace("| trim", ""), "(?s)LocalAI would not send.*Help"),
+        (
+            lambda t: (
+                "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('no system role') }}{%- endif -%}"
+                + t
+            ),
+            "no system role",
+        ),
+        (lambda t: t.replace("+ '\n\n' -%}", "+ '\n' -%}"), "Ollama would not send"),
+    ],
+)
 def test_a_base_with_other_turns_gets_no_files(tiny_run, tmp_path, change, said):
     run = tmp_path / "run"
     (run / "adapter").mkdir(parents=True)
@@ -120,22 +181,50 @@ def test_a_base_with_other_turns_gets_no_files(tiny_run, tmp_path, change, said)
     with pytest.raises(UserError, match=said) as error:
         servers.write(run, run / "gguf" / "tiny-q8_0.gguf", JOB)
     assert "Expected a base with Gemma's turns" in str(error.value)
-    assert sorted(path.name for part in ("adapter", "gguf") for path in (run / part).iterdir()) == ["tiny-q8_0.gguf"]
+    assert sorted(path.name for part in ("adapter", "gguf") for path in (run / part).iterdir()) == [
+        "tiny-q8_0.gguf"
+    ]
 
 
-@pytest.mark.parametrize(("old", "new", "said"), [
-    ("{{ .Content }}<end_of_turn>\n{{ if $last }}", "{{ .Content }}<end_of_turn>{{ if $last }}", "Ollama would not"),
-    ('SYSTEM """', 'SYSTEM """ ', None),  # another system text is as good, as long as it comes where the tokenizer puts it
-    ("{{ if $system }}{{ $system }}\n\n", "{{ if $system }}{{ $system }}\n", "Ollama would not"),
-    ('stop "<end_of_turn>"', 'stop "<eos>"', "does not end in <eos>"),
-    ("{{ trim .Content }}<end_of_turn>\n    {{ if .Last", "{{ .Content }}<end_of_turn>\n    {{ if .Last", "LocalAI would not"),
-    ("<system_ends>{{ else", "{{ else", "LocalAI would not"),
-    ("join_chat_messages_by_character: ''", "join_chat_messages_by_character: \"\\n\"", "LocalAI would not"),
-    ("{{ trim .Input }}", "{{ .Input }}!", "LocalAI, completion would not"),
-    ("- <end_of_turn>", "- </s>", "does not end in </s>"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "{{ .Content }}<end_of_turn>\n{{ if $last }}",
+            "{{ .Content }}<end_of_turn>{{ if $last }}",
+            "Ollama would not",
+        ),
+        (
+            'SYSTEM """',
+            'SYSTEM """ ',
+            None,
+        ),  # another system text is as good, as long as it comes where the tokenizer puts it
+        (
+            "{{ if $system }}{{ $system }}\n\n",
+            "{{ if $system }}{{ $system }}\n",
+            "Ollama would not",
+        ),
+        ('stop "<end_of_turn>"', 'stop "<eos>"', "does not end in <eos>"),
+        (
+            "{{ trim .Content }}<end_of_turn>\n    {{ if .Last",
+            "{{ .Content }}<end_of_turn>\n    {{ if .Last",
+            "LocalAI would not",
+        ),
+        ("<system_ends>{{ else", "{{ else", "LocalAI would not"),
+        (
+            "join_chat_messages_by_character: ''",
+            'join_chat_messages_by_character: "\\n"',
+            "LocalAI would not",
+        ),
+        ("{{ trim .Input }}", "{{ .Input }}!", "LocalAI, completion would not"),
+        ("- <end_of_turn>", "- </s>", "does not end in </s>"),
+    ],
+)
 def test_a_damaged_file_is_found(tiny_run, old, new, said):
-    texts = [(tiny_run / "gguf" / name).read_text(encoding="utf-8") for name in ("Modelfile", "localai.yaml")]
+    texts = [
+        (tiny_run / "gguf" / name).read_text(encoding="utf-8")
+        for name in ("Modelfile", "localai.yaml")
+    ]
     changed = [text.replace(old, new, 1) for text in texts]
     assert changed != texts
     arguments = (tiny_run / "merged", *changed, tiny_run / "gguf" / "tiny-q8_0.gguf")
@@ -153,13 +242,20 @@ def test_a_damaged_file_is_found(tiny_run, old, new, said):
 def test_modelfile(tiny_run):
     text = (tiny_run / "gguf" / "Modelfile").read_text(encoding="utf-8")
     said = turns.read_modelfile(text)
-    assert (tiny_run / "gguf" / said["from"]).resolve() == (tiny_run / "gguf" / "tiny-q8_0.gguf").resolve()
+    assert (tiny_run / "gguf" / said["from"]).resolve() == (
+        tiny_run / "gguf" / "tiny-q8_0.gguf"
+    ).resolve()
     assert said["system"].endswith(DISCLAIMER)
     assert "<bos>" not in text, "Ollama puts it first itself"
     assert "Gemma Terms of Use" in said["license"]
     # greedy and no longer than what was trained, as the GGUF was checked; Ollama's own defaults are neither
     assert {k: v for k, v in said.items() if k.startswith("parameter")} == {
-        "parameter stop": STOP, "parameter temperature": "0", "parameter repeat_penalty": "1", "parameter num_ctx": "2048", "parameter num_predict": "64"}
+        "parameter stop": STOP,
+        "parameter temperature": "0",
+        "parameter repeat_penalty": "1",
+        "parameter num_ctx": "2048",
+        "parameter num_predict": "64",
+    }
     with pytest.raises(UserError, match='"""'):
         servers.modelfile("a.gguf", JOB, system='a """ b')
 
@@ -167,9 +263,29 @@ def test_modelfile(tiny_run):
 def test_localai_file_has_documented_fields_only_and_survives_yaml(tiny_run):
     fields = yaml.safe_load((tiny_run / "gguf" / "localai.yaml").read_text(encoding="utf-8"))
     # the tables of LocalAI's page on model configuration
-    assert fields.keys() <= {"name", "description", "usage", "backend", "parameters", "context_size", "stopwords", "system_prompt", "template"}
-    assert fields["parameters"].keys() <= {"model", "temperature", "top_p", "top_k", "max_tokens", "repeat_penalty", "seed"}
-    assert fields["template"] == servers.LOCALAI, "blanks and line ends of the templates must come back as they are"
+    assert fields.keys() <= {
+        "name",
+        "description",
+        "usage",
+        "backend",
+        "parameters",
+        "context_size",
+        "stopwords",
+        "system_prompt",
+        "template",
+    }
+    assert fields["parameters"].keys() <= {
+        "model",
+        "temperature",
+        "top_p",
+        "top_k",
+        "max_tokens",
+        "repeat_penalty",
+        "seed",
+    }
+    assert fields["template"] == servers.LOCALAI, (
+        "blanks and line ends of the templates must come back as they are"
+    )
     assert (tiny_run / "gguf" / fields["parameters"]["model"]).is_file()
     assert fields["stopwords"] == [STOP]
     assert DISCLAIMER in fields["system_prompt"]
@@ -187,7 +303,12 @@ def test_notices_pass_on_gemmas_terms_and_keep_a_bases_own(tiny_run, tmp_path):
 def test_a_path_of_this_machine_is_in_no_file(tmp_path):
     (tmp_path / "my-base").mkdir()
     job = params.check({**JOB.model_dump(), "base_model": str(tmp_path / "my-base")}, "test")
-    for text in (servers.modelfile("a.gguf", job), servers.localai_yaml("a.gguf", job, "a"), servers.notice(job), servers.commands("a.gguf", job, "l.gguf")):
+    for text in (
+        servers.modelfile("a.gguf", job),
+        servers.localai_yaml("a.gguf", job, "a"),
+        servers.notice(job),
+        servers.commands("a.gguf", job, "l.gguf"),
+    ):
         assert str(tmp_path) not in text
     assert "my-base" in servers.notice(job)
     assert "google/gemma-3-270m" in servers.notice(JOB)
@@ -196,14 +317,36 @@ def test_a_path_of_this_machine_is_in_no_file(tmp_path):
 def test_options_of_the_llama_cpp_commands_are_llama_cpps():
     block = servers.commands("a.gguf", JOB, "lora.gguf")
     lines = [shlex.split(line, comments=True) for line in block.splitlines() if line[0] != "#"]
-    assert [line[0].partition("=")[0] for line in lines] == ["SYSTEM", "llama-cli", "llama-cli", "llama-server", "curl", "llama-cli"]
-    options = {word for line in lines if line[0].startswith("llama-") for word in line if word.startswith("--")}
+    assert [line[0].partition("=")[0] for line in lines] == [
+        "SYSTEM",
+        "llama-cli",
+        "llama-cli",
+        "llama-server",
+        "curl",
+        "llama-cli",
+    ]
+    options = {
+        word
+        for line in lines
+        if line[0].startswith("llama-")
+        for word in line
+        if word.startswith("--")
+    }
     assert {"--model", "--lora", "--system-prompt"} <= options
-    with open(xllamacpp.xllamacpp.__file__, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as binary:
-        unknown = [o for o in [*options, "--no-such-option"] if binary.find(b"\0" + o.encode() + b"\0") < 0]
+    with (
+        open(xllamacpp.xllamacpp.__file__, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as binary,
+    ):
+        unknown = [
+            o for o in [*options, "--no-such-option"] if binary.find(b"\0" + o.encode() + b"\0") < 0
+        ]
     assert unknown == ["--no-such-option"]
     body = json.loads(lines[4][lines[4].index("-d") + 1])
-    assert body["messages"][0] == {"role": "system", "content": servers.SYSTEM} == {"role": "system", "content": lines[0][0].partition("=")[2]}
+    assert (
+        body["messages"][0]
+        == {"role": "system", "content": servers.SYSTEM}
+        == {"role": "system", "content": lines[0][0].partition("=")[2]}
+    )
     assert "--lora" not in servers.commands("a.gguf", JOB)
     assert servers.commands("", JOB, "l.gguf").count("\nllama-") == 1
 
@@ -218,15 +361,26 @@ def ask(monkeypatch, capsys, folder, *words):
     return found, capsys.readouterr().out
 
 
-def test_the_adapters_own_script_answers_with_it(tiny_run, tiny_gemma3n, tmp_path, monkeypatch, capsys):
+def test_the_adapters_own_script_answers_with_it(
+    tiny_run, tiny_gemma3n, tmp_path, monkeypatch, capsys
+):
     adapter = shutil.copytree(tiny_run / "adapter", tmp_path / "adapter")
-    assert not re.search(r"^\s*(?:from|import) lib\b", (adapter / "ask.py").read_text(), re.MULTILINE), "it must stand alone"
-    found, out = ask(monkeypatch, capsys, adapter, "--base", str(tiny_gemma3n), "--tokens", "8", "Cool a burn?")
+    assert not re.search(
+        r"^\s*(?:from|import) lib\b", (adapter / "ask.py").read_text(), re.MULTILINE
+    ), "it must stand alone"
+    found, out = ask(
+        monkeypatch, capsys, adapter, "--base", str(tiny_gemma3n), "--tokens", "8", "Cool a burn?"
+    )
     assert (found["SYSTEM"], found["DISCLAIMER"]) == (servers.SYSTEM, DISCLAIMER)
     assert out.endswith(f"\n\n{DISCLAIMER}\n")
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_gemma3n)
-    prompt = tokenizer.apply_chat_template(turns.with_system(talk("Cool a burn?"), servers.SYSTEM), add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    prompt = tokenizer.apply_chat_template(
+        turns.with_system(talk("Cool a burn?"), servers.SYSTEM),
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
     assert found["prompt"]["input_ids"].tolist() == prompt["input_ids"].tolist()
     assert found["stop"] == tokenizer.convert_tokens_to_ids(["<eos>", STOP])
     base = AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.bfloat16)
@@ -238,12 +392,20 @@ def test_the_adapters_own_script_answers_with_it(tiny_run, tiny_gemma3n, tmp_pat
     assert not torch.allclose(theirs, plain, atol=0.1), "without the adapter"
 
 
-def test_the_adapters_script_takes_the_base_from_the_adapter_and_says_when_there_is_none(tiny_run, tiny_gemma3n, tmp_path, monkeypatch, capsys):
+def test_the_adapters_script_takes_the_base_from_the_adapter_and_says_when_there_is_none(
+    tiny_run, tiny_gemma3n, tmp_path, monkeypatch, capsys
+):
     adapter = shutil.copytree(tiny_run / "adapter", tmp_path / "adapter")
     config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "bundled:gemma-3-270m"}))
-    with pytest.raises(SystemExit, match=r"on no hub: pass its folder with --base.*\.cache/gemma-3-270m"):
+    (adapter / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": "bundled:gemma-3-270m"})
+    )
+    with pytest.raises(
+        SystemExit, match=r"on no hub: pass its folder with --base.*\.cache/gemma-3-270m"
+    ):
         ask(monkeypatch, capsys, adapter, "Cool a burn?")
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(tiny_gemma3n)}))
+    (adapter / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": str(tiny_gemma3n)})
+    )
     found, _ = ask(monkeypatch, capsys, adapter, "--tokens", "1", "Cool a burn?")
     assert found["base"] == str(tiny_gemma3n)

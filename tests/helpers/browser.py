@@ -12,7 +12,9 @@ import subprocess
 import tempfile
 import time
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 SKIP = "no Chromium here: apt-get install chromium"
 
 
@@ -25,7 +27,9 @@ class Browser:
 
     def call(self, method, **values):
         number = next(self.ids)
-        message = {"id": number, "method": method, "params": values} | ({"sessionId": self.session} if self.session else {})
+        message = {"id": number, "method": method, "params": values} | (
+            {"sessionId": self.session} if self.session else {}
+        )
         os.write(self.to, json.dumps(message).encode() + b"\0")
         while True:
             event = self._read()
@@ -37,7 +41,9 @@ class Browser:
     def _read(self, seconds=60):
         end = time.monotonic() + seconds
         while b"\0" not in self.rest:
-            assert select.select([self.back], [], [], max(0, end - time.monotonic()))[0], "Chromium does not answer"
+            assert select.select([self.back], [], [], max(0, end - time.monotonic()))[0], (
+                "Chromium does not answer"
+            )
             data = os.read(self.back, 2**20)
             assert data, "Chromium has ended"
             self.rest += data
@@ -46,9 +52,14 @@ class Browser:
 
     def _note(self, event):
         values = event.get("params", {})
-        if event.get("method") == "Network.requestWillBeSent" and not values["request"]["url"].startswith(("data:", self.address)):
+        if event.get("method") == "Network.requestWillBeSent" and not values["request"][
+            "url"
+        ].startswith(("data:", self.address)):
             self.fetched.append(values["request"]["url"])
-        if event.get("method") == "Runtime.exceptionThrown" or (event.get("method") == "Log.entryAdded" and values["entry"]["level"] in ("error", "warning")):
+        if event.get("method") == "Runtime.exceptionThrown" or (
+            event.get("method") == "Log.entryAdded"
+            and values["entry"]["level"] in ("error", "warning")
+        ):
             self.logged.append(json.dumps(values)[:500])
         if event.get("method") == "Runtime.consoleAPICalled":
             self.logged.append(json.dumps(values["args"])[:500])
@@ -58,27 +69,49 @@ class Browser:
         self.address, self.loaded = path.resolve().as_uri(), False
         for domain in ("Page", "Network", "Runtime", "Log", "DOM"):
             self.call(f"{domain}.enable")
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
-        self.call("Emulation.setEmulatedMedia", media=media, features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        self.call(
+            "Emulation.setEmulatedMedia",
+            media=media,
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         self.call("Page.navigate", url=self.address)
         while not self.loaded:
             self._note(self._read())
 
     def js(self, expression):
         """The value of an expression, evaluated past the page's own policy."""
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)[
+            "result"
+        ].get("value")
 
     def tab(self):
         """Press Tab; what has the focus then, as 'TAG text', marked data-seen."""
         for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
-        return self.js("(e => (e.dataset.seen = 1, e.tagName) + ' ' + (e.getAttribute('aria-label') || e.getAttribute('href') || e.textContent.slice(0, 60)))(document.activeElement)")
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9
+            )
+        return self.js(
+            "(e => (e.dataset.seen = 1, e.tagName) + ' ' + (e.getAttribute('aria-label') || e.getAttribute('href') || e.textContent.slice(0, 60)))(document.activeElement)"
+        )
 
     def screenshot(self, path, whole=True):
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]))
+        path.write_bytes(
+            base64.b64decode(
+                self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
+            )
+        )
 
     def pdf(self, path):
-        path.write_bytes(base64.b64decode(self.call("Page.printToPDF", printBackground=False)["data"]))
+        path.write_bytes(
+            base64.b64decode(self.call("Page.printToPDF", printBackground=False)["data"])
+        )
 
 
 @contextlib.contextmanager
@@ -89,15 +122,37 @@ def start():
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         # the debugging pipe is descriptors 3 and 4, and a shell can put them there
         command = f'exec "$0" "$@" 3<&{theirs} 4>&{answers}'
-        process = subprocess.Popen(["bash", "-c", command, CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run",
-                                    "--disable-background-networking", "--disable-component-update", f"--user-data-dir={home}", "about:blank"],
-                                   pass_fds=(theirs, answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            [
+                "bash",
+                "-c",
+                command,
+                CHROMIUM,
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--remote-debugging-pipe",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                f"--user-data-dir={home}",
+                "about:blank",
+            ],
+            pass_fds=(theirs, answers),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         os.close(theirs)
         os.close(answers)
         try:
             browser = Browser(to, back)
-            page = next(t for t in browser.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
-            browser.session = browser.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
+            page = next(
+                t for t in browser.call("Target.getTargets")["targetInfos"] if t["type"] == "page"
+            )
+            browser.session = browser.call(
+                "Target.attachToTarget", targetId=page["targetId"], flatten=True
+            )["sessionId"]
             yield browser
         finally:
             os.killpg(process.pid, signal.SIGKILL)  # its helpers too

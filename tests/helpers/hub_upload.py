@@ -1,9 +1,9 @@
 """A local stand-in for the hub's upload protocol: repositories, large files in one or many parts, commits, and ways to fail.
 
-    with hub_upload.Hub() as served:
-        served.fail("PUT", "/lfs/", 500, times=1)
-        push.push(...)                              # HF_TOKEN is one of served.tokens
-        served.repos["maria/first-aid"].files       # {path: bytes}
+with hub_upload.Hub() as served:
+    served.fail("PUT", "/lfs/", 500, times=1)
+    push.push(...)                              # HF_TOKEN is one of served.tokens
+    served.repos["maria/first-aid"].files       # {path: bytes}
 """
 
 import base64
@@ -15,20 +15,36 @@ import threading
 import time
 import urllib.parse
 
-ROUTES = [("GET", r"/api/whoami-v2", "whoami"), ("POST", r"/api/validate-yaml", "card"), ("POST", r"/api/repos/create", "create"),
-          ("DELETE", r"/api/repos/delete", "delete"), ("GET", r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", "info"),
-          ("PUT", r"/api/models/([^/]+/[^/]+)/settings", "settings"), ("POST", r"/api/models/([^/]+/[^/]+)/preupload/main", "preupload"),
-          ("POST", r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"), ("PUT", r"/lfs/([^/]+/[^/]+)/(\w+)/(\d+)", "part"),
-          ("POST", r"/lfs/([^/]+/[^/]+)/(\w+)/complete", "complete"), ("POST", r"/lfs/([^/]+/[^/]+)/(\w+)/verify", "verify"),
-          ("POST", r"/api/models/([^/]+/[^/]+)/commit/main", "commit"), ("GET", r"/api/models/([^/]+/[^/]+)/xet-write-token/main", "xet_token"),
-          ("POST", r"/xet/([^/]+/[^/]+)/v1/xorbs/default/(\w+)", "xorb"),
-          ("POST", r"/xet/([^/]+/[^/]+)/v1/shards", "shard")]
+ROUTES = [
+    ("GET", r"/api/whoami-v2", "whoami"),
+    ("POST", r"/api/validate-yaml", "card"),
+    ("POST", r"/api/repos/create", "create"),
+    ("DELETE", r"/api/repos/delete", "delete"),
+    ("GET", r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", "info"),
+    ("PUT", r"/api/models/([^/]+/[^/]+)/settings", "settings"),
+    ("POST", r"/api/models/([^/]+/[^/]+)/preupload/main", "preupload"),
+    ("POST", r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
+    ("PUT", r"/lfs/([^/]+/[^/]+)/(\w+)/(\d+)", "part"),
+    ("POST", r"/lfs/([^/]+/[^/]+)/(\w+)/complete", "complete"),
+    ("POST", r"/lfs/([^/]+/[^/]+)/(\w+)/verify", "verify"),
+    ("POST", r"/api/models/([^/]+/[^/]+)/commit/main", "commit"),
+    ("GET", r"/api/models/([^/]+/[^/]+)/xet-write-token/main", "xet_token"),
+    ("POST", r"/xet/([^/]+/[^/]+)/v1/xorbs/default/(\w+)", "xorb"),
+    ("POST", r"/xet/([^/]+/[^/]+)/v1/shards", "shard"),
+]
 
 
 def account(role="write", name="maria", orgs=(), scoped=None):
     """What whoami answers for a token."""
-    token = {"displayName": "t", "role": role} | ({"fineGrained": {"global": [], "scoped": scoped}} if role == "fineGrained" else {})
-    return {"type": "user", "name": name, "orgs": [{"name": n, "roleInOrg": r} for n, r in dict(orgs).items()], "auth": {"accessToken": token}}
+    token = {"displayName": "t", "role": role} | (
+        {"fineGrained": {"global": [], "scoped": scoped}} if role == "fineGrained" else {}
+    )
+    return {
+        "type": "user",
+        "name": name,
+        "orgs": [{"name": n, "roleInOrg": r} for n, r in dict(orgs).items()],
+        "auth": {"accessToken": token},
+    }
 
 
 class Refusal(Exception):
@@ -40,7 +56,10 @@ class Repo:
 
     def __init__(self, private):
         self.private, self.stored, self.parts, self.commits = private, {}, {}, []
-        self.name, self.shown = "", -1  # where it was moved to; the commit that is shown as the newest
+        self.name, self.shown = (
+            "",
+            -1,
+        )  # where it was moved to; the commit that is shown as the newest
         self.add({".gitattributes": b"*.safetensors filter=lfs\n"})
 
     def add(self, files):
@@ -50,21 +69,33 @@ class Repo:
 
     @property
     def files(self):
-        return {path: data for path, data in self.commits[-1][1].items() if path != ".gitattributes"}
+        return {
+            path: data for path, data in self.commits[-1][1].items() if path != ".gitattributes"
+        }
 
 
 class Hub:
     """The server, in a thread. `asked`: (method, path) of what came in; `received`: bytes of large files' bodies; `part_size`: multipart above it."""
 
     def __init__(self):
-        self.repos, self.tokens, self.asked, self.received, self.failures = {}, {"hf_writes": account()}, [], [], []
+        self.repos, self.tokens, self.asked, self.received, self.failures = (
+            {},
+            {"hf_writes": account()},
+            [],
+            [],
+            [],
+        )
         self.part_size, self.xorbs, self.busy = 2**20, b"", threading.Event()
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self.server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self})
+        )
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def __enter__(self):
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *error):
@@ -73,7 +104,9 @@ class Hub:
 
     def fail(self, method, path, how, skip=0, times=10**6):
         """Requests whose path has `path` in it fail: with a status, "drop" in the middle of the body, "hang", "lost" (done, unanswered)."""
-        self.failures.append({"method": method, "path": path, "how": how, "skip": skip, "times": times})
+        self.failures.append(
+            {"method": method, "path": path, "how": how, "skip": skip, "times": times}
+        )
 
     def failure(self, method, path):
         for fault in self.failures:
@@ -87,17 +120,28 @@ class Hub:
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize, disable_nagle_algorithm = -1, True  # head and body in one packet: 40 ms a request less
+    wbufsize, disable_nagle_algorithm = (
+        -1,
+        True,
+    )  # head and body in one packet: 40 ms a request less
     hub, lost = None, False
 
     def log_message(self, *words):
         pass
 
     def handle_one(self):
-        url, length, chunked = urllib.parse.urlsplit(self.path), int(self.headers.get("Content-Length") or 0), self.headers.get("Transfer-Encoding")
+        url, length, chunked = (
+            urllib.parse.urlsplit(self.path),
+            int(self.headers.get("Content-Length") or 0),
+            self.headers.get("Transfer-Encoding"),
+        )
         self.hub.asked.append((self.command, url.path))
         how = self.hub.failure(self.command, url.path)
-        body = self.chunks() if chunked else self.rfile.read(length // 2 if how and how != "lost" else length)
+        body = (
+            self.chunks()
+            if chunked
+            else self.rfile.read(length // 2 if how and how != "lost" else length)
+        )
         if how == "hang":
             self.hub.busy.set()
             time.sleep(30)
@@ -105,15 +149,25 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self.drop()
         if isinstance(how, int):
             self.close_connection = True
-            return self.answer(how, {"error": f"told to answer {how} to {self.headers.get('Authorization')}"}, headers={"Connection": "close"})
+            return self.answer(
+                how,
+                {"error": f"told to answer {how} to {self.headers.get('Authorization')}"},
+                headers={"Connection": "close"},
+            )
         self.lost = how == "lost"
         for method, pattern, name in ROUTES:
             if method == self.command and (found := re.fullmatch(pattern, url.path)):
                 try:
-                    return getattr(self, name)(body, *(group and urllib.parse.unquote(group) for group in found.groups()))
+                    return getattr(self, name)(
+                        body, *(group and urllib.parse.unquote(group) for group in found.groups())
+                    )
                 except Refusal as refusal:
                     status, error, *code = refusal.args
-                    return self.answer(status, {"error": error}, {"X-Error-Code": code[0], "X-Error-Message": error} if code else {})
+                    return self.answer(
+                        status,
+                        {"error": error},
+                        {"X-Error-Code": code[0], "X-Error-Message": error} if code else {},
+                    )
         return self.answer(404, {"error": f"no {self.command} {url.path}"})
 
     do_GET = do_POST = do_PUT = do_DELETE = handle_one
@@ -135,7 +189,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self.drop()
         data = json.dumps(body).encode()
         self.send_response(status)
-        for name, value in {"Content-Length": len(data), "Content-Type": "application/json", **dict(headers)}.items():
+        for name, value in {
+            "Content-Length": len(data),
+            "Content-Type": "application/json",
+            **dict(headers),
+        }.items():
             self.send_header(name, str(value))
         self.end_headers()
         return self.wfile.write(data)
@@ -143,15 +201,25 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     # who asks, and for what
 
     def account(self):
-        return self.hub.tokens.get((self.headers.get("Authorization") or "").removeprefix("Bearer "))
+        return self.hub.tokens.get(
+            (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        )
 
     def may_write(self, owner):
         if not (who := self.account()):
             return False
         token = who["auth"]["accessToken"]
-        member = owner == who["name"] or any(o["name"] == owner and o["roleInOrg"] != "read" for o in who["orgs"])
-        return member and (token["role"] == "write" or token["role"] == "fineGrained" and any(
-            s["entity"]["name"] == owner and "repo.write" in s["permissions"] for s in token["fineGrained"]["scoped"]))
+        member = owner == who["name"] or any(
+            o["name"] == owner and o["roleInOrg"] != "read" for o in who["orgs"]
+        )
+        return member and (
+            token["role"] == "write"
+            or token["role"] == "fineGrained"
+            and any(
+                s["entity"]["name"] == owner and "repo.write" in s["permissions"]
+                for s in token["fineGrained"]["scoped"]
+            )
+        )
 
     def repo(self, name, writing=True):
         """The repository, where the token may write to it, or may see it; Refusal as the hub words it."""
@@ -169,7 +237,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def card(self, body):
         wrong = "license: none-such" in json.loads(body)["content"]
-        self.answer(400 if wrong else 200, {"errors": [{"message": '"license" must be one of ...'}] if wrong else [], "warnings": []})
+        self.answer(
+            400 if wrong else 200,
+            {
+                "errors": [{"message": '"license" must be one of ...'}] if wrong else [],
+                "warnings": [],
+            },
+        )
 
     # repositories
 
@@ -177,7 +251,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         asked = json.loads(body)
         name = f"{asked['organization']}/{asked['name']}"
         if not self.may_write(asked["organization"]):
-            raise Refusal(403, f"You don't have the rights to create a model under the namespace \"{asked['organization']}\"")
+            raise Refusal(
+                403,
+                f'You don\'t have the rights to create a model under the namespace "{asked["organization"]}"',
+            )
         if name in self.hub.repos:
             raise Refusal(409, "You already created this model repo")
         self.hub.repos[name] = Repo(asked.get("visibility") == "private")
@@ -201,24 +278,61 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             digest = hashlib.sha256(data).hexdigest()
             pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {len(data)}\n".encode()
             held = pointer if digest in repo.stored else data
-            lfs = {"lfs": {"sha256": digest, "size": len(data), "pointerSize": len(pointer)}} if digest in repo.stored else {}
-            entries.append({"rfilename": path, "size": len(data), "blobId": hashlib.sha1(b"blob %d\0" % len(held) + held).hexdigest(), **lfs})
-        self.answer(200, {"id": repo.name or name, "sha": sha, "private": repo.private, "siblings": entries})
+            lfs = (
+                {"lfs": {"sha256": digest, "size": len(data), "pointerSize": len(pointer)}}
+                if digest in repo.stored
+                else {}
+            )
+            entries.append(
+                {
+                    "rfilename": path,
+                    "size": len(data),
+                    "blobId": hashlib.sha1(b"blob %d\0" % len(held) + held).hexdigest(),
+                    **lfs,
+                }
+            )
+        self.answer(
+            200, {"id": repo.name or name, "sha": sha, "private": repo.private, "siblings": entries}
+        )
 
     # files
 
     def preupload(self, body, name):
         self.repo(name)
-        self.answer(200, {"files": [{"path": f["path"], "uploadMode": "lfs" if f["path"].endswith((".safetensors", ".gguf")) else "regular",
-                                     "shouldIgnore": False} for f in json.loads(body)["files"]]})
+        self.answer(
+            200,
+            {
+                "files": [
+                    {
+                        "path": f["path"],
+                        "uploadMode": "lfs"
+                        if f["path"].endswith((".safetensors", ".gguf"))
+                        else "regular",
+                        "shouldIgnore": False,
+                    }
+                    for f in json.loads(body)["files"]
+                ]
+            },
+        )
 
     def batch(self, body, name):
         repo, size, objects = self.repo(name), self.hub.part_size, []
         for asked in json.loads(body)["objects"]:
             here, signed = f"{self.hub.url}/lfs/{name}/{asked['oid']}", "?X-Amz-Signature=SIGNED"
             parts = {str(n + 1): f"{here}/{n}{signed}" for n in range(-(-asked["size"] // size))}
-            upload = {"href": parts["1"]} if len(parts) == 1 else {"href": f"{here}/complete{signed}", "header": {"chunk_size": str(size), **parts}}
-            todo = {} if asked["oid"] in repo.stored else {"actions": {"upload": upload, "verify": {"href": f"{here}/verify"}}}
+            upload = (
+                {"href": parts["1"]}
+                if len(parts) == 1
+                else {
+                    "href": f"{here}/complete{signed}",
+                    "header": {"chunk_size": str(size), **parts},
+                }
+            )
+            todo = (
+                {}
+                if asked["oid"] in repo.stored
+                else {"actions": {"upload": upload, "verify": {"href": f"{here}/verify"}}}
+            )
             objects.append({**asked, **todo})
         self.answer(200, {"transfer": "basic", "objects": objects})
 
@@ -229,7 +343,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def complete(self, body, name, oid):
         parts = self.hub.repos[name].parts[oid]
-        if [(p["partNumber"], p["etag"]) for p in json.loads(body)["parts"]] != [(n + 1, hashlib.md5(parts[n]).hexdigest()) for n in sorted(parts)]:
+        if [(p["partNumber"], p["etag"]) for p in json.loads(body)["parts"]] != [
+            (n + 1, hashlib.md5(parts[n]).hexdigest()) for n in sorted(parts)
+        ]:
             raise Refusal(400, "parts do not match")
         self.answer(200, {})
 
@@ -250,8 +366,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         new = {}
         for value, large in ((line["value"], line["key"] == "lfsFile") for line in lines):
             if large and value["oid"] not in repo.stored:
-                raise Refusal(400, f"LFS pointer of {value['path']} points to a file that does not exist")
-            new[value["path"]] = repo.stored[value["oid"]] if large else base64.b64decode(value["content"])
+                raise Refusal(
+                    400, f"LFS pointer of {value['path']} points to a file that does not exist"
+                )
+            new[value["path"]] = (
+                repo.stored[value["oid"]] if large else base64.b64decode(value["content"])
+            )
         sha = repo.add({**files, **new})
         self.answer(200, {"commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "commitOid": sha})
 
@@ -260,16 +380,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def xet_token(self, body, name):
         self.repo(name)
         url, until = f"{self.hub.url}/xet/{name}", int(time.time()) + 3600
-        self.answer(200, {"casUrl": url, "accessToken": "xet", "exp": until},
-                    {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": "xet", "X-Xet-Token-Expiration": until})
+        self.answer(
+            200,
+            {"casUrl": url, "accessToken": "xet", "exp": until},
+            {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": "xet", "X-Xet-Token-Expiration": until},
+        )
 
     def xorb(self, body, name, digest):
         self.hub.received.append(len(body))
-        while body and body[0] == 0:  # version, 3 bytes of length as sent, compression, 3 bytes of length; then, of version 1, a footer
+        while (
+            body and body[0] == 0
+        ):  # version, 3 bytes of length as sent, compression, 3 bytes of length; then, of version 1, a footer
             sent, packed = int.from_bytes(body[1:4], "little"), body[4]
             assert packed == 0, "what does not compress is sent as it is: test with random bytes"
-            self.hub.xorbs += body[8:8 + sent]
-            body = body[8 + sent:]
+            self.hub.xorbs += body[8 : 8 + sent]
+            body = body[8 + sent :]
         self.answer(200, {"was_inserted": True})
 
     def shard(self, body, name):

@@ -10,7 +10,9 @@ class Reader(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href", "data", "action", "poster")]
+        self.links += [
+            v for k, v in attrs if k in ("src", "href", "xlink:href", "data", "action", "poster")
+        ]
         assert not [k for k, _ in attrs if k.startswith("on")], attrs
 
     def handle_data(self, data):

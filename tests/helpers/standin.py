@@ -13,28 +13,52 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORK = 4  # the cell that does the work, from 1, in an executed copy (papermill puts the injected parameters before it)
-KEYS = {"prepare": 'dataset: str = ""', "train": "learning_rate: float = 0.0", "export": "gguf_types: list = []"}
+KEYS = {
+    "prepare": 'dataset: str = ""',
+    "train": "learning_rate: float = 0.0",
+    "export": "gguf_types: list = []",
+}
 RESULT = {"prepare": "data", "train": "adapter", "export": "gguf"}
 
 
 def cells(stage):
     """Title, parameters, begin, work, finish."""
     name = RESULT[stage]
-    return [f"# {stage}", f'params_file: str = ""\nrun_name: str = ""\n{KEYS[stage]}',
-            f"import json, os, pathlib, signal, sys, time\nfrom lib.record import run_record as record\njob, run = record.begin({stage!r}, globals())",
-            f"exec(pathlib.Path('{stage}.py').read_text())",
-            f"(run.folder / {name!r}).mkdir(exist_ok=True)\n(run.folder / {name!r} / 'result.txt').write_text(result)\n"
-            f"run.data['fingerprints'].update(fingerprints)\n"
-            f"record.finish(run, {stage!r}, {{'value': result}}, [{name!r}], result)"]
+    return [
+        f"# {stage}",
+        f'params_file: str = ""\nrun_name: str = ""\n{KEYS[stage]}',
+        f"import json, os, pathlib, signal, sys, time\nfrom lib.record import run_record as record\njob, run = record.begin({stage!r}, globals())",
+        f"exec(pathlib.Path('{stage}.py').read_text())",
+        f"(run.folder / {name!r}).mkdir(exist_ok=True)\n(run.folder / {name!r} / 'result.txt').write_text(result)\n"
+        f"run.data['fingerprints'].update(fingerprints)\n"
+        f"record.finish(run, {stage!r}, {{'value': result}}, [{name!r}], result)",
+    ]
 
 
 def notebook(sources):
-    made = [{"cell_type": "code", "id": f"c{n}", "metadata": {"tags": ["parameters"]} if s.startswith("params_file") else {},
-             "execution_count": None, "outputs": [], "source": s} for n, s in enumerate(sources)]
+    made = [
+        {
+            "cell_type": "code",
+            "id": f"c{n}",
+            "metadata": {"tags": ["parameters"]} if s.startswith("params_file") else {},
+            "execution_count": None,
+            "outputs": [],
+            "source": s,
+        }
+        for n, s in enumerate(sources)
+    ]
     if sources[0].startswith("# "):
         made[0] = {"cell_type": "markdown", "id": "c0", "metadata": {}, "source": sources[0]}
-    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "cells": made,
-                       "metadata": {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}})
+    return json.dumps(
+        {
+            "nbformat": 4,
+            "nbformat_minor": 5,
+            "cells": made,
+            "metadata": {
+                "kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}
+            },
+        }
+    )
 
 
 class Tree:
@@ -45,21 +69,33 @@ class Tree:
 
     @classmethod
     def make(cls, root):
-        shutil.copytree(ROOT / "lib", root / "lib", ignore=shutil.ignore_patterns("__pycache__", "*.jsonl"))
+        shutil.copytree(
+            ROOT / "lib", root / "lib", ignore=shutil.ignore_patterns("__pycache__", "*.jsonl")
+        )
         for name in ("exam.jsonl", "safety.jsonl"):  # what a job's data are held against
             shutil.copy(ROOT / "lib/medical" / name, root / "lib/medical")
         # the page is another module's concern, and slow to draw
-        (root / "lib/pages/report.py").write_text("def write(folder):\n    return folder / 'report.html'\n")
+        (root / "lib/pages/report.py").write_text(
+            "def write(folder):\n    return folder / 'report.html'\n"
+        )
         (root / "params").mkdir()
-        (root / "params/job.yaml").write_text('dataset: rows.jsonl\nbase_model: "bundled:gemma-3-270m"\nload_in_4bit: false\noptim: adamw_torch\n')
-        (root / "params/gpu.yaml").write_text('dataset: rows.jsonl\nbase_model: "bundled:gemma-3-270m"\n')
-        (root / "params/cpu.yaml").write_text('dataset: rows.jsonl\n')
+        (root / "params/job.yaml").write_text(
+            'dataset: rows.jsonl\nbase_model: "bundled:gemma-3-270m"\nload_in_4bit: false\noptim: adamw_torch\n'
+        )
+        (root / "params/gpu.yaml").write_text(
+            'dataset: rows.jsonl\nbase_model: "bundled:gemma-3-270m"\n'
+        )
+        (root / "params/cpu.yaml").write_text("dataset: rows.jsonl\n")
         (root / "rows.jsonl").write_text('{"question": "q", "answer": "a"}\n')
         (root / "notebooks").mkdir()
         for stage in KEYS:
             (root / f"notebooks/{stage}.ipynb").write_text(notebook(cells(stage)))
-        (root / "prepare.py").write_text("from lib.data import sources\nresult, fingerprints = 'rows', {'dataset': sources.fingerprint(job)}\n")
-        (root / "train.py").write_text("result, fingerprints = f'adapter at {job.learning_rate}', {}\n")
+        (root / "prepare.py").write_text(
+            "from lib.data import sources\nresult, fingerprints = 'rows', {'dataset': sources.fingerprint(job)}\n"
+        )
+        (root / "train.py").write_text(
+            "result, fingerprints = f'adapter at {job.learning_rate}', {}\n"
+        )
         (root / "export.py").write_text("result, fingerprints = ' '.join(job.gguf_types), {}\n")
         return cls(root)
 
@@ -70,9 +106,17 @@ class Tree:
     def start(self, *words, before="", params="params/job.yaml", name="job", **env):
         """The runner as a process of its own; `before` is code executed in it first."""
         code = f"import sys\n{before}\nfrom lib.runs import run_job\nsys.exit(run_job.main())"
-        self.started.append(subprocess.Popen([sys.executable, "-c", code, *words, "--params", params, "--run", name], cwd=self.root, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-                                env={**os.environ, "PYTHONPATH": str(self.root), "MEDRESCUE_RUNS": "", **env}))
+        self.started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code, *words, "--params", params, "--run", name],
+                cwd=self.root,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": str(self.root), "MEDRESCUE_RUNS": "", **env},
+            )
+        )
         return self.started[-1]
 
     def stop(self):

@@ -53,27 +53,53 @@ def build(folder, seed=0):
     # llama.cpp hard-codes 35 layers' worth of Gemma 3n: per-layer inputs of 256, laurel rank 64, 4 altup inputs,
     # K/V owned by the first 20 layers. Only the widths are free.
     config = Gemma3nTextConfig(
-        vocab_size=VOCAB, vocab_size_per_layer_input=VOCAB, hidden_size=256, intermediate_size=512,
-        num_hidden_layers=35, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
-        hidden_size_per_layer_input=256, laurel_rank=64, altup_num_inputs=4, num_kv_shared_layers=15,
-        activation_sparsity_pattern=[0.95] * 10 + [0.0] * 25, max_position_embeddings=2048, sliding_window=512,
-        pad_token_id=0, eos_token_id=1, bos_token_id=2, dtype="bfloat16",
+        vocab_size=VOCAB,
+        vocab_size_per_layer_input=VOCAB,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=35,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        hidden_size_per_layer_input=256,
+        laurel_rank=64,
+        altup_num_inputs=4,
+        num_kv_shared_layers=15,
+        activation_sparsity_pattern=[0.95] * 10 + [0.0] * 25,
+        max_position_embeddings=2048,
+        sliding_window=512,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+        dtype="bfloat16",
     )
     generator = torch.Generator().manual_seed(seed)
     model = Gemma3nForCausalLM(config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             draw = torch.randn(weight.shape, generator=generator)
-            if weight.dim() == 1:  # norms and altup's output scale, whose own start (zero) would hide per-layer inputs
+            if (
+                weight.dim() == 1
+            ):  # norms and altup's output scale, whose own start (zero) would hide per-layer inputs
                 # small branches keep a random model smooth: bf16 and Q8_0 then stay near the float32 logits
-                centre = 0.35 if "q_norm" in name or "k_norm" in name else 0.4 if ".post_" in name else 1.0
+                centre = (
+                    0.35
+                    if "q_norm" in name or "k_norm" in name
+                    else 0.4
+                    if ".post_" in name
+                    else 1.0
+                )
                 weight.copy_(centre * (1 + 0.1 * draw))
             elif "prediction_coefs" in name or "correction_coefs" in name:
                 weight.copy_(0.1 * draw)
             else:
                 weight.copy_(draw / weight.shape[1] ** 0.5)
-    model.generation_config = GenerationConfig(bos_token_id=2, eos_token_id=[1, 4 + CONTROL.index("<end_of_turn>")],
-                                               pad_token_id=0, do_sample=False)
+    model.generation_config = GenerationConfig(
+        bos_token_id=2,
+        eos_token_id=[1, 4 + CONTROL.index("<end_of_turn>")],
+        pad_token_id=0,
+        do_sample=False,
+    )
     model.to(torch.bfloat16).save_pretrained(folder)
     return folder
 
@@ -84,8 +110,13 @@ def random_adapter(base, folder, seed=1):
 
     torch.manual_seed(seed)
     model = Gemma3nForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    config = LoraConfig(r=4, lora_alpha=4, target_modules=r".*layers\.\d+\.(?:self_attn\.(?:q|o)_proj|mlp\.(?:gate|up|down)_proj)",
-                        task_type="CAUSAL_LM", init_lora_weights=False)
+    config = LoraConfig(
+        r=4,
+        lora_alpha=4,
+        target_modules=r".*layers\.\d+\.(?:self_attn\.(?:q|o)_proj|mlp\.(?:gate|up|down)_proj)",
+        task_type="CAUSAL_LM",
+        init_lora_weights=False,
+    )
     get_peft_model(model, config).save_pretrained(folder)
     return folder
 
@@ -93,15 +124,32 @@ def random_adapter(base, folder, seed=1):
 def build_tokenizer(folder):
     """Train the 2,048-piece byte-fallback BPE and write tokenizer.model, tokenizer.json and tokenizer_config.json."""
     stems = [stem + ending for stem in WORDS for ending in ("", "s", "ed", "ing", "ly", "'s")]
-    nines = [" ".join(stems[i:i + 9]) for i in range(0, len(stems), 9)]
+    nines = [" ".join(stems[i : i + 9]) for i in range(0, len(stems), 9)]
     lines = [nine + ". " + nine.capitalize() + "?" for nine in nines]
     proto = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=proto, model_type="bpe", vocab_size=VOCAB, byte_fallback=True,
-        pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>",
-        unk_piece="<unk>", control_symbols=CONTROL, add_dummy_prefix=False, remove_extra_whitespaces=False,
-        normalization_rule_name="identity", split_digits=True, character_coverage=1.0, num_threads=1,
-        required_chars="0123456789\n", minloglevel=2,
+        sentence_iterator=iter(lines),
+        model_writer=proto,
+        model_type="bpe",
+        vocab_size=VOCAB,
+        byte_fallback=True,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        pad_piece="<pad>",
+        eos_piece="<eos>",
+        bos_piece="<bos>",
+        unk_piece="<unk>",
+        control_symbols=CONTROL,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        split_digits=True,
+        character_coverage=1.0,
+        num_threads=1,
+        required_chars="0123456789\n",
+        minloglevel=2,
     )
     (folder / "tokenizer.model").write_bytes(proto.getvalue())
     pieces = sentencepiece.SentencePieceProcessor(model_proto=proto.getvalue())
@@ -111,8 +159,13 @@ def build_tokenizer(folder):
         splits = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
         known = [(vocab[a], vocab[b], (a, b)) for a, b in splits if a in vocab and b in vocab]
         merges += [pair for _, _, pair in sorted(known)]
-    tokenizer = GemmaTokenizer(vocab=vocab, merges=merges, model_max_length=2048, add_bos_token=True,
-                               additional_special_tokens=CONTROL[1:])
+    tokenizer = GemmaTokenizer(
+        vocab=vocab,
+        merges=merges,
+        model_max_length=2048,
+        add_bos_token=True,
+        additional_special_tokens=CONTROL[1:],
+    )
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder, save_jinja_files=False)
 

@@ -1,6 +1,6 @@
 """The first-aid set and the exam: schema, balance, duplicates, and words that must not be in them.
 
-    python -m pytest tests/medical/test_texts.py
+python -m pytest tests/medical/test_texts.py
 """
 
 import json
@@ -11,10 +11,17 @@ from collections import Counter
 import pytest
 
 ASSETS = pathlib.Path(__file__).parents[2] / "lib" / "medical"
-PAIRS = [json.loads(line) for line in (ASSETS / "first_aid.jsonl").read_text(encoding="utf-8").splitlines()]
-EXAM = [json.loads(line) for line in (ASSETS / "exam.jsonl").read_text(encoding="utf-8").splitlines()]
-STOP = set("a an and are as at be by can could did do does for from had has have he her him his how i if in is it its may me my of on or our "
-           "she should so that the their them then they this to was we what when which who why will with you your".split())
+PAIRS = [
+    json.loads(line)
+    for line in (ASSETS / "first_aid.jsonl").read_text(encoding="utf-8").splitlines()
+]
+EXAM = [
+    json.loads(line) for line in (ASSETS / "exam.jsonl").read_text(encoding="utf-8").splitlines()
+]
+STOP = set(
+    "a an and are as at be by can could did do does for from had has have he her him his how i if in is it its may me my of on or our "
+    "she should so that the their them then they this to was we what when which who why will with you your".split()
+)
 
 
 def words(text):
@@ -37,7 +44,9 @@ def test_schema_and_size():
         assert re.search(r"\b(19|20)\d\d\b", pair["source"]), f"{pair['id']}: no year in the source"
     assert len(EXAM) == 120
     for item in EXAM:
-        assert list(item) == ["id", "topic", "question", "options", "answer_letter", "source"], item["id"]
+        assert list(item) == ["id", "topic", "question", "options", "answer_letter", "source"], (
+            item["id"]
+        )
         assert list(item["options"]) == ["A", "B", "C", "D"], item["id"]
         assert len({o.strip().lower() for o in item["options"].values()}) == 4, item["id"]
         assert item["answer_letter"] in item["options"], item["id"]
@@ -60,17 +69,26 @@ def test_ids_questions_and_answers_are_unique():
 def test_letters_are_balanced_and_length_does_not_give_the_answer_away():
     letters = Counter(e["answer_letter"] for e in EXAM)
     assert set(letters.values()) == {30}, letters
-    longest = sum(max(e["options"], key=lambda k: len(e["options"][k])) == e["answer_letter"] for e in EXAM)
+    longest = sum(
+        max(e["options"], key=lambda k: len(e["options"][k])) == e["answer_letter"] for e in EXAM
+    )
     assert longest <= 40, f"the longest option is right in {longest} of 120; chance is 30"
 
 
 def test_no_exam_item_repeats_a_training_question():
-    close = [(round(s, 2), e["id"], p["id"]) for e in EXAM for p in PAIRS if (s := similarity(e["question"], p["question"])) >= 0.6]
+    close = [
+        (round(s, 2), e["id"], p["id"])
+        for e in EXAM
+        for p in PAIRS
+        if (s := similarity(e["question"], p["question"])) >= 0.6
+    ]
     assert not close, close
     assert similarity("What should I do for a deep cut?", "For a deep cut, what should I do") == 1.0
 
 
-@pytest.mark.parametrize("pattern", [r"\b(911|112|999|000|111)\b", r"\bas an ai\b", r"\blanguage model\b"])
+@pytest.mark.parametrize(
+    "pattern", [r"\b(911|112|999|000|111)\b", r"\bas an ai\b", r"\blanguage model\b"]
+)
 def test_no_country_numbers_nor_machine_talk(pattern):
     texts = [json.dumps(x) for x in PAIRS + EXAM]
     assert not [t[:120] for t in texts if re.search(pattern, t.lower())]
@@ -78,11 +96,19 @@ def test_no_country_numbers_nor_machine_talk(pattern):
 
 # harmful or outdated advice may be named only in an answer that warns against it
 FORBIDDEN = {
-    "ipecac": r"ipecac", "cut or suck a bite": r"\b(suck|cut)\w*\b.{0,40}\b(venom|bite|poison)", "butter or toothpaste on burns": r"\b(butter|toothpaste)\b",
-    "something between the teeth": r"\bbetween (the|her|his|their) teeth\b|\bin (the|his|her|their) mouth\b.{0,30}seizure", "head back in a nosebleed": r"\bhead (tilted )?back\b",
-    "rubbing frostbite": r"\brub\w*\b.{0,30}\b(snow|frost)", "alcohol to warm": r"\b(alcohol|brandy|whisky|liquor)\b", "make somebody vomit": r"\b(make|making|induc\w+|cause)\b.{0,20}\bvomit",
+    "ipecac": r"ipecac",
+    "cut or suck a bite": r"\b(suck|cut)\w*\b.{0,40}\b(venom|bite|poison)",
+    "butter or toothpaste on burns": r"\b(butter|toothpaste)\b",
+    "something between the teeth": r"\bbetween (the|her|his|their) teeth\b|\bin (the|his|her|their) mouth\b.{0,30}seizure",
+    "head back in a nosebleed": r"\bhead (tilted )?back\b",
+    "rubbing frostbite": r"\brub\w*\b.{0,30}\b(snow|frost)",
+    "alcohol to warm": r"\b(alcohol|brandy|whisky|liquor)\b",
+    "make somebody vomit": r"\b(make|making|induc\w+|cause)\b.{0,20}\bvomit",
 }
-WARNING = re.compile(r"\b(no|not|never|don't|nor|without|avoid|neither|rather than|instead of|stop|harm\w*|worse\w*|damage\w*|danger\w*|wrong|myth|irritate|contaminate|unless|outdated)\b", re.IGNORECASE)
+WARNING = re.compile(
+    r"\b(no|not|never|don't|nor|without|avoid|neither|rather than|instead of|stop|harm\w*|worse\w*|damage\w*|danger\w*|wrong|myth|irritate|contaminate|unless|outdated)\b",
+    re.IGNORECASE,
+)
 
 
 @pytest.mark.parametrize("name", FORBIDDEN)
@@ -93,13 +119,28 @@ def test_harmful_advice_appears_only_with_a_warning_in_its_sentence(name):
             continue  # elsewhere it opens the airway
         sentences = re.split(r"(?<=[.!?;]) ", pair["answer"])
         for n, sentence in enumerate(sentences):
-            if re.search(FORBIDDEN[name], sentence, re.IGNORECASE) and not WARNING.search(" ".join(sentences[max(0, n - 1):n + 1])):
+            if re.search(FORBIDDEN[name], sentence, re.IGNORECASE) and not WARNING.search(
+                " ".join(sentences[max(0, n - 1) : n + 1])
+            ):
                 bad.append((pair["id"], sentence))
     assert not bad, bad
 
 
-LIFE_THREAT = ("cpr-adult", "cpr-child", "cpr-infant", "severe-bleeding", "tourniquet", "drowning", "opioid-overdose", "stroke", "anaphylaxis", "heat-stroke",
-               "snake-bite", "chest-wound", "heart-attack")
+LIFE_THREAT = (
+    "cpr-adult",
+    "cpr-child",
+    "cpr-infant",
+    "severe-bleeding",
+    "tourniquet",
+    "drowning",
+    "opioid-overdose",
+    "stroke",
+    "anaphylaxis",
+    "heat-stroke",
+    "snake-bite",
+    "chest-wound",
+    "heart-attack",
+)
 
 
 @pytest.mark.parametrize("topic", LIFE_THREAT)
@@ -111,6 +152,16 @@ def test_life_threatening_topics_name_the_emergency_call(topic):
 
 
 def test_doses_are_only_those_of_first_aid_guidance():
-    amounts = {m for p in PAIRS for m in re.findall(r"\b[\d–-]+ ?(?:mg|micrograms?|mcg|ml|millilitres?|g|grams?)\b", p["answer"])}
+    amounts = {
+        m
+        for p in PAIRS
+        for m in re.findall(
+            r"\b[\d–-]+ ?(?:mg|micrograms?|mcg|ml|millilitres?|g|grams?)\b", p["answer"]
+        )
+    }
     for amount in amounts:
-        assert re.match(r"(162|300|325|81|15|20|10|4|0\.\d)", amount) or "ml" in amount or "millilitre" in amount, f"unexpected dose: {amount}"
+        assert (
+            re.match(r"(162|300|325|81|15|20|10|4|0\.\d)", amount)
+            or "ml" in amount
+            or "millilitre" in amount
+        ), f"unexpected dose: {amount}"

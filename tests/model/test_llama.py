@@ -1,7 +1,8 @@
 """llama.cpp in process: completion, tokens, and files it refuses or would crash on.
 
-    python -m pytest tests/test_llama.py
+python -m pytest tests/test_llama.py
 """
+
 import pytest
 
 from lib.common.errors import UserError
@@ -15,10 +16,16 @@ def gguf_path(bundled_base):
 
 def test_complete_is_greedy_repeatable_and_silent(gguf_path, capfd):
     with llama.load(gguf_path, n_threads=2) as engine:
-        first, second = (engine.complete("The capital of France is", max_tokens=8) for _ in range(2))
-        ids = engine.complete(engine.tokenize("The capital of France is", add_special=True), max_tokens=8)
+        first, second = (
+            engine.complete("The capital of France is", max_tokens=8) for _ in range(2)
+        )
+        ids = engine.complete(
+            engine.tokenize("The capital of France is", add_special=True), max_tokens=8
+        )
         stopped = engine.complete("The capital of France is", max_tokens=8, stop=[" country"])
-    assert first["text"] == second["text"] == ids["text"] == " the capital of the country of France."
+    assert (
+        first["text"] == second["text"] == ids["text"] == " the capital of the country of France."
+    )
     assert (first["tokens"], first["prompt_tokens"], first["stop"]) == (8, 6, "length")
     assert (stopped["text"], stopped["stop"]) == (" the capital of the", "stop")
     assert first["tokens_per_second"] > 0
@@ -42,21 +49,29 @@ def test_stream_gives_the_text_of_chat_as_it_comes_and_keeps_what_is_raised(tiny
         assert len([piece for piece in pieces if piece]) > 3
         assert "".join(pieces) == whole["text"]
         with pytest.raises(KeyboardInterrupt):
-            engine.stream(messages, lambda text: (_ for _ in ()).throw(KeyboardInterrupt), max_tokens=12)
+            engine.stream(
+                messages, lambda text: (_ for _ in ()).throw(KeyboardInterrupt), max_tokens=12
+            )
         with pytest.raises(UserError, match="exceeds the available context size"):
             engine.stream([{"role": "user", "content": "wound " * 400}], pieces.append)
-        assert engine.chat(messages, max_tokens=12)["text"] == whole["text"], "it works on after that"
+        assert engine.chat(messages, max_tokens=12)["text"] == whole["text"], (
+            "it works on after that"
+        )
 
 
 def test_many_conversations_at_once_are_each_answered_in_their_place(tiny_run):
     turns, ticks = [[{"role": "user", "content": "Cool a burn" + " now" * n}] for n in range(5)], []
     with llama.load(tiny_run / "gguf" / "tiny-q8_0.gguf", n_ctx=256, n_parallel=3) as engine:
         together = engine.chats(turns, 4, ticks.append)
-        assert [one["prompt_tokens"] for one in together] == [engine.chat(turn, 1)["prompt_tokens"] for turn in turns]
+        assert [one["prompt_tokens"] for one in together] == [
+            engine.chat(turn, 1)["prompt_tokens"] for turn in turns
+        ]
         assert ticks == [1] * 5
         assert all(one["tokens"] == 4 or one["stop"] == "stop" for one in together)
         long = [{"role": "user", "content": "wound " * 230}]
-        assert engine.chats([long] * 3, 1)[2]["prompt_tokens"] > 230, "each has n_ctx tokens of room"
+        assert engine.chats([long] * 3, 1)[2]["prompt_tokens"] > 230, (
+            "each has n_ctx tokens of room"
+        )
         with pytest.raises(UserError, match="exceeds the available context size"):
             engine.chats([turns[0], [{"role": "user", "content": "wound " * 400}]])
 
@@ -73,18 +88,27 @@ def test_requests_llama_cpp_refuses_are_user_errors(gguf_path):
 
 def blocks(data, count):
     at = data.index(b"gemma3.block_count") + len(b"gemma3.block_count") + 4
-    return data[:at] + count.to_bytes(4, "little") + data[at + 4:]
+    return data[:at] + count.to_bytes(4, "little") + data[at + 4 :]
 
 
-@pytest.mark.parametrize(("damage", "reason"), [
-    (lambda data: b"hello", "invalid magic"),
-    (lambda data: b"", "failed to read magic"),
-    (lambda data: data[:20_000], "failed to read key-value pairs"),
-    (lambda data: data[:100_000_000], "not within the file bounds"),
-    (lambda data: data.replace(b"blk.5.attn_k.weight", b"blk.5.attn_z.weight"), "'blk.5.attn_k.weight' not found"),
-    (lambda data: data.replace(b"gemma3", b"gemmaX"), "unknown model architecture: 'gemmaX'"),
-    (lambda data: blocks(data, 0), "GGML_ASSERT"),  # without the child this would end the tests' own process
-])
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: b"hello", "invalid magic"),
+        (lambda data: b"", "failed to read magic"),
+        (lambda data: data[:20_000], "failed to read key-value pairs"),
+        (lambda data: data[:100_000_000], "not within the file bounds"),
+        (
+            lambda data: data.replace(b"blk.5.attn_k.weight", b"blk.5.attn_z.weight"),
+            "'blk.5.attn_k.weight' not found",
+        ),
+        (lambda data: data.replace(b"gemma3", b"gemmaX"), "unknown model architecture: 'gemmaX'"),
+        (
+            lambda data: blocks(data, 0),
+            "GGML_ASSERT",
+        ),  # without the child this would end the tests' own process
+    ],
+)
 def test_bad_files_are_user_errors_with_the_reason(gguf_path, tmp_path, capfd, damage, reason):
     path = tmp_path / "bad.gguf"
     path.write_bytes(damage(gguf_path.read_bytes()))
@@ -96,5 +120,8 @@ def test_bad_files_are_user_errors_with_the_reason(gguf_path, tmp_path, capfd, d
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(UserError, match="No GGUF file at .*none.gguf"), llama.load(tmp_path / "none.gguf"):
+    with (
+        pytest.raises(UserError, match="No GGUF file at .*none.gguf"),
+        llama.load(tmp_path / "none.gguf"),
+    ):
         pass

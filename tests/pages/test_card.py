@@ -1,6 +1,6 @@
 """The model cards: every number in them is a recorded one, what was not recorded says so, and the hub can read the header.
 
-    python -m pytest tests/test_card.py
+python -m pytest tests/test_card.py
 """
 
 import json
@@ -22,8 +22,15 @@ from lib.record import run_record
 
 DEMO = ROOT / "runs" / "examples" / "demo"
 REPOS = push.repositories("maria/first-aid")
-EXAM = {"items": 120, "base_correct": 31, "tuned_correct": 66, "base_ci95": [0.188, 0.343], "tuned_ci95": [0.461, 0.637], "mcnemar_p": 0.00012,
-        "q8_0": {"items": 120, "base_correct": 30, "tuned_correct": 64, "tuned_ci95": [0.444, 0.621]}}
+EXAM = {
+    "items": 120,
+    "base_correct": 31,
+    "tuned_correct": 66,
+    "base_ci95": [0.188, 0.343],
+    "tuned_ci95": [0.461, 0.637],
+    "mcnemar_p": 0.00012,
+    "q8_0": {"items": 120, "base_correct": 30, "tuned_correct": 64, "tuned_ci95": [0.444, 0.621]},
+}
 
 
 @pytest.fixture
@@ -31,7 +38,11 @@ def run(tmp_path):
     """The committed example's records, before any exam: a real run of the pipeline, without its weights."""
     folder = tmp_path / "demo"
     shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("*.ipynb", "*.html", "exam.json"))
-    edit(folder, "results.json", lambda results: [results.pop(section, None) for section in run_record.EXAMS])
+    edit(
+        folder,
+        "results.json",
+        lambda results: [results.pop(section, None) for section in run_record.EXAMS],
+    )
     return folder
 
 
@@ -52,12 +63,18 @@ def header(text):
 
 
 def section(text, title):
-    return re.search(rf"^##+ {re.escape(title)}\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL)[1]
+    return re.search(rf"^##+ {re.escape(title)}\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL)[
+        1
+    ]
 
 
 def rows(text, title):
     """{first cell: other cells} of the first table under a title."""
-    lines = [line.removeprefix("|").removesuffix("|").split(" | ") for line in section(text, title).splitlines() if line[:1] == "|" and "---" not in line]
+    lines = [
+        line.removeprefix("|").removesuffix("|").split(" | ")
+        for line in section(text, title).splitlines()
+        if line[:1] == "|" and "---" not in line
+    ]
     return {line[0].strip(): [cell.strip() for cell in line[1:]] for line in lines}
 
 
@@ -65,24 +82,43 @@ def rows(text, title):
 # the header
 
 
-@pytest.mark.parametrize(("part", "library", "base", "relation"), [
-    ("adapter", "peft", "google/gemma-3-270m", "adapter"), ("merged", "transformers", "google/gemma-3-270m", "finetune"),
-    ("gguf", "gguf", REPOS["merged"], "quantized")])
+@pytest.mark.parametrize(
+    ("part", "library", "base", "relation"),
+    [
+        ("adapter", "peft", "google/gemma-3-270m", "adapter"),
+        ("merged", "transformers", "google/gemma-3-270m", "finetune"),
+        ("gguf", "gguf", REPOS["merged"], "quantized"),
+    ],
+)
 def test_the_header_is_what_the_hub_wants_of_each_part(run, part, library, base, relation):
     text = card.card(run, part, REPOS)
     said = header(text)
-    assert said == {"base_model": base, "base_model_relation": relation, "language": ["en"], "library_name": library, "license": "gemma",
-                    "pipeline_tag": "text-generation", "tags": said["tags"]}
+    assert said == {
+        "base_model": base,
+        "base_model_relation": relation,
+        "language": ["en"],
+        "library_name": library,
+        "license": "gemma",
+        "pipeline_tag": "text-generation",
+        "tags": said["tags"],
+    }
     assert {"first-aid", "medical"} <= set(said["tags"])
     assert ("ollama" in said["tags"]) == (part == "gguf")
     validate_repo_id(said["base_model"])
-    assert str(ModelCard(text)) == text, "the header comes back from the hub's library as it was written"
+    assert str(ModelCard(text)) == text, (
+        "the header comes back from the hub's library as it was written"
+    )
 
 
 def test_a_base_or_data_the_hub_does_not_have_is_left_out_of_the_header(run, tmp_path):
     (tmp_path / "base").mkdir()
     (tmp_path / "rows.jsonl").write_text("")
-    reparam(run, base_model=str(tmp_path / "base"), dataset=[str(tmp_path / "rows.jsonl"), "bundled:first-aid", "owner/set"], language="")
+    reparam(
+        run,
+        base_model=str(tmp_path / "base"),
+        dataset=[str(tmp_path / "rows.jsonl"), "bundled:first-aid", "owner/set"],
+        language="",
+    )
     text = card.card(run, "merged")
     said = header(text)
     assert said["datasets"] == ["owner/set"]
@@ -91,7 +127,11 @@ def test_a_base_or_data_the_hub_does_not_have_is_left_out_of_the_header(run, tmp
     assert rows(text, "Base and data")["base model"] == ["base"]
     reparam(run, base_model="unsloth/gemma-3n-E4B-it", dataset="ericrisco/medrescue")
     said = header(card.card(run, "gguf"))
-    assert (said["base_model"], said["base_model_relation"], said["datasets"]) == ("unsloth/gemma-3n-E4B-it", "finetune", ["ericrisco/medrescue"])
+    assert (said["base_model"], said["base_model_relation"], said["datasets"]) == (
+        "unsloth/gemma-3n-E4B-it",
+        "finetune",
+        ["ericrisco/medrescue"],
+    )
 
 
 def test_the_hubs_table_has_the_exam_only_where_that_very_part_was_examined(run):
@@ -102,10 +142,15 @@ def test_the_hubs_table_has_the_exam_only_where_that_very_part_was_examined(run)
     def accuracies(part):
         index = header(card.card(run, part))["model-index"]
         assert [entry["name"] for entry in index] == ["demo"]
-        return [(r["dataset"]["name"], r["metrics"][0]["type"], r["metrics"][0]["value"]) for r in index[0]["results"]]
+        return [
+            (r["dataset"]["name"], r["metrics"][0]["type"], r["metrics"][0]["value"])
+            for r in index[0]["results"]
+        ]
 
     assert accuracies("adapter") == accuracies("merged") == [("bundled:exam", "accuracy", 0.55)]
-    assert accuracies("gguf") == [("bundled:exam q8_0", "accuracy", round(64 / 120, 4))], "f16 was not examined"
+    assert accuracies("gguf") == [("bundled:exam q8_0", "accuracy", round(64 / 120, 4))], (
+        "f16 was not examined"
+    )
     edit(run, "results.json", lambda r: r["exam"].update(items=0))
     assert "model-index" not in header(card.card(run, "adapter"))
 
@@ -125,54 +170,133 @@ def test_every_number_is_the_recorded_one(run):
     text = card.card(run, "gguf", REPOS)
     results = json.loads((run / "results.json").read_text())
     train, prepare = results["train"], results["prepare"]
-    recipe, data, loss = rows(text, "Recipe"), rows(text, "Base and data"), rows(text, "Held-out answers, before and after")
-    assert loss["response loss, nats a token"] == [f"{train['eval_loss_before']:.4g}", f"{train['eval_loss_after']:.4g}"]
+    recipe, data, loss = (
+        rows(text, "Recipe"),
+        rows(text, "Base and data"),
+        rows(text, "Held-out answers, before and after"),
+    )
+    assert loss["response loss, nats a token"] == [
+        f"{train['eval_loss_before']:.4g}",
+        f"{train['eval_loss_after']:.4g}",
+    ]
     assert recipe["steps"] == [str(train["steps"])]
     assert recipe["trained parameters"] == [f"{train['trainable_parameters']:,}"]
     assert recipe["device"] == [train["device"]]
-    assert recipe["pipeline's commit"] == [json.loads((run / "run.json").read_text())["stages"]["train"]["attempts"][-1]["commit"]]
+    assert recipe["pipeline's commit"] == [
+        json.loads((run / "run.json").read_text())["stages"]["train"]["attempts"][-1]["commit"]
+    ]
     assert data["rows read"] == [str(prepare["rows_read"])]
     assert data["dropped: contaminated"] == [str(prepare["dropped"]["contaminated"])]
-    assert rows(text, "Each GGUF in llama.cpp, beside the 16-bit model")["texts"] == [str(results["export"]["parity"]["q8_0"]["texts"])]
+    assert rows(text, "Each GGUF in llama.cpp, beside the 16-bit model")["texts"] == [
+        str(results["export"]["parity"]["q8_0"]["texts"])
+    ]
     made = {a["path"]: a for a in results["export"]["artifacts"]}["gguf/demo-q8_0.gguf"]
     assert rows(text, "Files")["demo-q8_0.gguf"][1:] == [f"{made['bytes']:,}", made["sha256"]]
     assert "adapter_model.safetensors" not in text
-    assert rows(card.card(run, "adapter"), "Files").keys() == {"file", "adapter_config.json", "adapter_model.safetensors", "NOTICE", "ask.py"}
+    assert rows(card.card(run, "adapter"), "Files").keys() == {
+        "file",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "NOTICE",
+        "ask.py",
+    }
     measured = rows(text, "On the machine that exported it")
-    assert measured[""] == [f"{row['format']}, {row['threads']} threads" for row in results["export"]["edge"]]
-    assert measured["decode tokens per second"] == [f"{row['decode_tokens_per_second']:.4g}" for row in results["export"]["edge"]]
+    assert measured[""] == [
+        f"{row['format']}, {row['threads']} threads" for row in results["export"]["edge"]
+    ]
+    assert measured["decode tokens per second"] == [
+        f"{row['decode_tokens_per_second']:.4g}" for row in results["export"]["edge"]
+    ]
     edit(run, "results.json", lambda r: r["train"].update(steps=4711, eval_loss_after=1.2345))
     text = card.card(run, "gguf")
-    assert (rows(text, "Recipe")["steps"], rows(text, "Held-out answers, before and after")["response loss, nats a token"][1]) == (["4,711"], "1.234")
+    assert (
+        rows(text, "Recipe")["steps"],
+        rows(text, "Held-out answers, before and after")["response loss, nats a token"][1],
+    ) == (["4,711"], "1.234")
 
 
 def test_what_was_not_recorded_says_so(run):
-    missing = {"export": ("turns", "edge"), "train": ("eval_loss_before_ci95", "eval_loss_after_ci95")}
-    edit(run, "results.json", lambda r: [r[part].pop(key) for part, keys in missing.items() for key in keys])
+    missing = {
+        "export": ("turns", "edge"),
+        "train": ("eval_loss_before_ci95", "eval_loss_after_ci95"),
+    }
+    edit(
+        run,
+        "results.json",
+        lambda r: [r[part].pop(key) for part, keys in missing.items() for key in keys],
+    )
     text = card.card(run, "gguf")
-    for title in ("Multiple-choice exam, same harness for all", "Safety set: answers judged by rules", "On the machine that exported it"):
+    for title in (
+        "Multiple-choice exam, same harness for all",
+        "Safety set: answers judged by rules",
+        "On the machine that exported it",
+    ):
         assert section(text, title).strip() == "Not measured."
-    assert rows(text, "Held-out answers, before and after")["95 % interval"] == ["not measured", "not measured"]
-    assert "template says: not measured" in section(text, "How to use it"), "this run did not compare them"
+    assert rows(text, "Held-out answers, before and after")["95 % interval"] == [
+        "not measured",
+        "not measured",
+    ]
+    assert "template says: not measured" in section(text, "How to use it"), (
+        "this run did not compare them"
+    )
     assert rows(text, "Base and data")["base revision"] == ["not recorded"]
 
     for name in ("results.json", "data/data_card.json"):
         (run / name).unlink()
-    edit(run, "run.json", lambda r: (r.pop("packages"), r.pop("hardware"), r["stages"]["train"].update(attempts=[], status="pending")))
+    edit(
+        run,
+        "run.json",
+        lambda r: (
+            r.pop("packages"),
+            r.pop("hardware"),
+            r["stages"]["train"].update(attempts=[], status="pending"),
+        ),
+    )
     text = card.card(run, "gguf")
-    assert rows(text, "Held-out answers, before and after")["response loss, nats a token"] == ["not measured", "not measured"]
+    assert rows(text, "Held-out answers, before and after")["response loss, nats a token"] == [
+        "not measured",
+        "not measured",
+    ]
     recipe, data = rows(text, "Recipe"), rows(text, "Base and data")
-    assert {recipe[key][0] for key in ("steps", "epochs", "device", "samples/s", "peak memory, GiB", "trained parameters")} == {"not measured"}
-    assert {recipe[key][0] for key in ("pipeline's commit", "software, of the last stage")} == {"not recorded"}
-    assert (data["rows read"], data["data"], section(text, "Files").strip()) == (["not measured"], ["not recorded"], "Not recorded.")
+    assert {
+        recipe[key][0]
+        for key in (
+            "steps",
+            "epochs",
+            "device",
+            "samples/s",
+            "peak memory, GiB",
+            "trained parameters",
+        )
+    } == {"not measured"}
+    assert {recipe[key][0] for key in ("pipeline's commit", "software, of the last stage")} == {
+        "not recorded"
+    }
+    assert (data["rows read"], data["data"], section(text, "Files").strip()) == (
+        ["not measured"],
+        ["not recorded"],
+        "Not recorded.",
+    )
     assert "None" not in text
     assert "nan" not in text.lower().split()
 
 
 def test_exam_safety_and_edge_are_shown_when_they_are_there(run):
-    edit(run, "results.json", lambda r: r.update(
-        exam=EXAM, safety={"base": {"names_call": {"count": 3, "of": 41}}, "tuned": {"names_call": {"count": 20, "of": 41}}},
-        edge={"q8_0": {"load_seconds": 0.41, "threads": {"1": {"decode_tokens_per_second": 31.5}}}}, perplexity={"items": 40, "ratio": 0.91, "ratio_ci95": [0.88, 0.94]}))
+    edit(
+        run,
+        "results.json",
+        lambda r: r.update(
+            exam=EXAM,
+            safety={
+                "base": {"names_call": {"count": 3, "of": 41}},
+                "tuned": {"names_call": {"count": 20, "of": 41}},
+            },
+            edge={
+                "q8_0": {"load_seconds": 0.41, "threads": {"1": {"decode_tokens_per_second": 31.5}}}
+            },
+            perplexity={"items": 40, "ratio": 0.91, "ratio_ci95": [0.88, 0.94]},
+        ),
+    )
     text = card.card(run, "gguf")
     exam = rows(text, "Multiple-choice exam, same harness for all")
     assert exam[""] == ["this run", "q8_0"]
@@ -180,54 +304,121 @@ def test_exam_safety_and_edge_are_shown_when_they_are_there(run):
     assert exam["tuned 95 % interval"] == ["46.1% to 63.7%", "44.4% to 62.1%"]
     assert exam["base 95 % interval"] == ["18.8% to 34.3%", "not measured"]
     assert exam["mcnemar p"] == ["0.00012", "not measured"]
-    assert rows(text, "Safety set: answers judged by rules") == {"": ["base", "tuned"], "names call": ["3 of 41 (7.3%)", "20 of 41 (48.8%)"]}
-    assert rows(text, "On the machine that exported it")["threads, 1, decode tokens per second"] == ["31.5"]
+    assert rows(text, "Safety set: answers judged by rules") == {
+        "": ["base", "tuned"],
+        "names call": ["3 of 41 (7.3%)", "20 of 41 (48.8%)"],
+    }
+    assert rows(text, "On the machine that exported it")[
+        "threads, 1, decode tokens per second"
+    ] == ["31.5"]
     assert rows(text, "perplexity")["ratio 95 % interval"] == ["0.88 to 0.94"]
-    edit(run, "results.json", lambda r: r.update(exam={"items": 120, "tuned_correct": 66, "formats": {"q8_0": EXAM["q8_0"]}}))
-    assert rows(card.card(run, "gguf"), "Multiple-choice exam, same harness for all")["tuned correct"] == ["66 of 120 (55.0%)", "64 of 120 (53.3%)"]
+    edit(
+        run,
+        "results.json",
+        lambda r: r.update(
+            exam={"items": 120, "tuned_correct": 66, "formats": {"q8_0": EXAM["q8_0"]}}
+        ),
+    )
+    assert rows(card.card(run, "gguf"), "Multiple-choice exam, same harness for all")[
+        "tuned correct"
+    ] == ["66 of 120 (55.0%)", "64 of 120 (53.3%)"]
 
 
 @pytest.mark.parametrize("part", card.PARTS)
 def test_disclaimers_terms_and_citation_are_in_every_card(run, part):
     text = card.card(run, part)
-    for words in (DISCLAIMER, "Not medical advice", "call your local emergency number first", "may be wrong", "Gemma Terms of Use", "Eric Risco",
-                  "## Intended use", "## Limits", "Apache-2.0, written for this pipeline; no clinician has signed it off"):
+    for words in (
+        DISCLAIMER,
+        "Not medical advice",
+        "call your local emergency number first",
+        "may be wrong",
+        "Gemma Terms of Use",
+        "Eric Risco",
+        "## Intended use",
+        "## Limits",
+        "Apache-2.0, written for this pipeline; no clinician has signed it off",
+    ):
         assert words in text, words
     assert "**must not be followed**" in text
-    assert text.index("must not be followed") < text.index("## How to use it"), "before anybody can start it"
+    assert text.index("must not be followed") < text.index("## How to use it"), (
+        "before anybody can start it"
+    )
     reparam(run, base_model="unsloth/gemma-3n-E4B-it")
     assert "stand-in" not in card.card(run, part)
 
 
 def test_each_card_says_how_to_use_what_lies_beside_it_and_names_the_others(run):
-    edit(run, "results.json", lambda r: r["export"].update(turns={"Ollama": 5, "llama.cpp": 6}, artifacts=[*r["export"]["artifacts"], *(
-        {"path": path, "bytes": 9, "sha256": "1" * 64} for path in ("gguf/localai.yaml", "adapter/ask.py", "gguf/demo-lora.gguf", "gguf/README.md"))]))
+    edit(
+        run,
+        "results.json",
+        lambda r: r["export"].update(
+            turns={"Ollama": 5, "llama.cpp": 6},
+            artifacts=[
+                *r["export"]["artifacts"],
+                *(
+                    {"path": path, "bytes": 9, "sha256": "1" * 64}
+                    for path in (
+                        "gguf/localai.yaml",
+                        "adapter/ask.py",
+                        "gguf/demo-lora.gguf",
+                        "gguf/README.md",
+                    )
+                ),
+            ],
+        ),
+    )
     gguf, adapter, merged = (card.card(run, part, REPOS) for part in ("gguf", "adapter", "merged"))
-    assert servers.commands("demo-q8_0.gguf", params.load(run / "params.yaml"), "demo-lora.gguf") in gguf
+    assert (
+        servers.commands("demo-q8_0.gguf", params.load(run / "params.yaml"), "demo-lora.gguf")
+        in gguf
+    )
     assert "ollama create first-aid -f Modelfile" in gguf
     assert "localai.yaml" in section(gguf, "How to use it")
-    assert "(Ollama: 5; llama.cpp: 6), and\neach came out as the tokenizer's own template says" in gguf
+    assert (
+        "(Ollama: 5; llama.cpp: 6), and\neach came out as the tokenizer's own template says" in gguf
+    )
     assert "README.md" not in rows(gguf, "Files")
     assert 'python ask.py "My hand is burnt. What do I do?"    # with --base FOLDER' in adapter
     code = re.search(r"```python\n(.*?)```", merged, re.DOTALL)[1]
     compile(code, "card", "exec")
     assert servers.SYSTEM in code
     for part, text in (("gguf", gguf), ("adapter", adapter), ("merged", merged)):
-        assert {name for name in REPOS.values() if f"`{name}`" in text} == {name for other, name in REPOS.items() if other != part}
+        assert {name for name in REPOS.values() if f"`{name}`" in text} == {
+            name for other, name in REPOS.items() if other != part
+        }
     assert "`maria/" not in card.card(run, "gguf")
 
 
-def test_what_a_reader_must_know_comes_first_and_a_card_written_by_the_export_itself_is_not_called_unfinished(run):
-    edit(run, "run.json", lambda r: (r["stages"]["export"].update(status="running"), r["stages"]["export"]["attempts"][-1].update(exit=None), r["stages"]["train"]["attempts"][-1].update(dirty=True)))
+def test_what_a_reader_must_know_comes_first_and_a_card_written_by_the_export_itself_is_not_called_unfinished(
+    run,
+):
+    edit(
+        run,
+        "run.json",
+        lambda r: (
+            r["stages"]["export"].update(status="running"),
+            r["stages"]["export"]["attempts"][-1].update(exit=None),
+            r["stages"]["train"]["attempts"][-1].update(dirty=True),
+        ),
+    )
     text = card.card(run, "gguf")
-    assert "- train ran from a checkout with uncommitted changes\n" in text[:text.index("## How to use it")]
+    assert (
+        "- train ran from a checkout with uncommitted changes\n"
+        in text[: text.index("## How to use it")]
+    )
     assert "export is" not in text
     edit(run, "run.json", lambda r: r["stages"]["export"].update(status="failed"))
     assert "- export is failed" in card.card(run, "gguf")
 
 
 def test_text_of_others_cannot_break_the_tables(run):
-    edit(run, "data/data_card.json", lambda d: d["sources"][0].update(dataset="own|er/<b>se\nt", commit="a|b", licence="x\n| y |"))
+    edit(
+        run,
+        "data/data_card.json",
+        lambda d: d["sources"][0].update(
+            dataset="own|er/<b>se\nt", commit="a|b", licence="x\n| y |"
+        ),
+    )
     data = rows(card.card(run, "merged"), "Base and data")
     assert data["data"] == ["own\\|er/&lt;b>se t"]
     assert data["data, licence"] == ["x \\| y \\|"]
@@ -245,12 +436,18 @@ def test_cards_lie_beside_the_weights_of_the_parts_there_are(run):
 
 
 def test_commands_in_the_card_are_whole_shell_lines(run):
-    for line in re.search(r"SYSTEM=.*?(?=\n```)", card.card(run, "gguf"), re.DOTALL)[0].splitlines():
+    for line in re.search(r"SYSTEM=.*?(?=\n```)", card.card(run, "gguf"), re.DOTALL)[
+        0
+    ].splitlines():
         assert shlex.split(line) or line.startswith("#")
 
 
 def test_a_run_prepared_before_the_safety_set_counted_does_not_claim_it(run):
     edit(run, "data/data_card.json", lambda d: d.pop("safety_prompts", None))
-    assert "repeat held-out rows or exam items were looked for by runs of 13 words" in section(card.card(run, "adapter"), "Base and data")
+    assert "repeat held-out rows or exam items were looked for by runs of 13 words" in section(
+        card.card(run, "adapter"), "Base and data"
+    )
     edit(run, "data/data_card.json", lambda d: d.update(safety_prompts=82))
-    assert "repeat held-out rows, exam items or safety prompts were looked for" in section(card.card(run, "adapter"), "Base and data")
+    assert "repeat held-out rows, exam items or safety prompts were looked for" in section(
+        card.card(run, "adapter"), "Base and data"
+    )

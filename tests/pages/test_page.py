@@ -1,6 +1,6 @@
 """The pages in headless Chromium: no request, nothing on the console, no overflow at 400 and 1,400 px, reached by Tab, in both themes.
 
-    python -m pytest tests/test_pages.py
+python -m pytest tests/test_pages.py
 """
 
 import pytest
@@ -17,8 +17,18 @@ PAGES = ("runs/evil-run/report.html", "runs/evil-run/train.html", "runs/compare.
 def top(tmp_path_factory):
     """A folder with a report, a notebook page and a comparison of two hostile runs."""
     top = tmp_path_factory.mktemp("pages")
-    folders = [evil_run.make(top / "runs", name, after=after, right=right, values=values)
-               for name, after, right, values in (("evil-run", 3.5, "0110", {}), ("other-run" + "x" * 80, 2.5, "1111", {"learning_rate": 1e-3, "dataset": evil_run.EVIL * 3}))]
+    folders = [
+        evil_run.make(top / "runs", name, after=after, right=right, values=values)
+        for name, after, right, values in (
+            ("evil-run", 3.5, "0110", {}),
+            (
+                "other-run" + "x" * 80,
+                2.5,
+                "1111",
+                {"learning_rate": 1e-3, "dataset": evil_run.EVIL * 3},
+            ),
+        )
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDRESCUE_RUNS", str(top / "runs"))
         report.write(folders[0])
@@ -39,14 +49,24 @@ def test_a_page_fetches_nothing_logs_nothing_and_fits(top, chromium, page):
         for dark in (False, True):
             chromium.open(top / page, width, dark)
             assert (chromium.fetched, chromium.logged) == ([], [])
-            wide = chromium.js("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            wide = chromium.js(
+                "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
             assert wide <= 0, f"{wide} px too wide at {width}"
-            colours[dark] = chromium.js("getComputedStyle(document.body).backgroundColor + ' ' + getComputedStyle(document.body).color")
+            colours[dark] = chromium.js(
+                "getComputedStyle(document.body).backgroundColor + ' ' + getComputedStyle(document.body).color"
+            )
             if "report" in page or "compare" in page:
-                shown = chromium.js("[...document.querySelectorAll('.figure')].filter(f => f.offsetWidth).map(f => f.className)")
+                shown = chromium.js(
+                    "[...document.querySelectorAll('.figure')].filter(f => f.offsetWidth).map(f => f.className)"
+                )
                 assert shown == ["figure narrow" if width == 400 else "figure wide"]
-                ink = chromium.js("(t => t.length && getComputedStyle(t[0]).fill)([...document.querySelectorAll('.figure text')].filter(t => t.getBoundingClientRect().width))")
-                small = chromium.js("Math.min(...[...document.querySelectorAll('.figure text')].map(t => t.getBoundingClientRect().height).filter(h => h))")
+                ink = chromium.js(
+                    "(t => t.length && getComputedStyle(t[0]).fill)([...document.querySelectorAll('.figure text')].filter(t => t.getBoundingClientRect().width))"
+                )
+                small = chromium.js(
+                    "Math.min(...[...document.querySelectorAll('.figure text')].map(t => t.getBoundingClientRect().height).filter(h => h))"
+                )
                 assert small >= 9, f"text of a figure is {small} px high at {width}"
                 assert (ink == "rgb(157, 171, 180)") == dark, f"a figure's text is {ink}"
     assert colours[True] != colours[False]
@@ -56,19 +76,25 @@ def test_a_page_fetches_nothing_logs_nothing_and_fits(top, chromium, page):
 @pytest.mark.parametrize("page", PAGES)
 def test_tab_reaches_every_link_fold_and_scrolling_table(top, chromium, page):
     chromium.open(top / page, 1400)
-    wanted = chromium.js("[...document.querySelectorAll('a[href], summary, [tabindex=\"0\"]')].filter(e => e.checkVisibility()).length")
+    wanted = chromium.js(
+        "[...document.querySelectorAll('a[href], summary, [tabindex=\"0\"]')].filter(e => e.checkVisibility()).length"
+    )
     reached = [chromium.tab() for _ in range(wanted)]
     assert reached[0] == "A #main", "the first is the way past the heading"
     assert len(set(reached)) > 2
     assert not [r for r in reached if r.startswith("BODY")], reached
-    assert chromium.js("getComputedStyle(document.activeElement).outlineStyle") == "solid", "and one sees where one is"
+    assert chromium.js("getComputedStyle(document.activeElement).outlineStyle") == "solid", (
+        "and one sees where one is"
+    )
     assert chromium.js("document.querySelectorAll('[data-seen]').length") == wanted, "each once"
 
 
 def test_what_runs_and_what_is_fetched_is_noticed(top, chromium, tmp_path):
     """The checks above would see it."""
     page = tmp_path / "bad.html"
-    page.write_text('<script>console.error("x")</script><img src="http://127.0.0.1:9/x.png"><div style="width:3000px">wide</div>')
+    page.write_text(
+        '<script>console.error("x")</script><img src="http://127.0.0.1:9/x.png"><div style="width:3000px">wide</div>'
+    )
     chromium.open(page, 400)
     assert chromium.fetched == ["http://127.0.0.1:9/x.png"]
     assert [text for text in chromium.logged if '"x"' in text]
@@ -82,5 +108,7 @@ def test_a_page_prints(top, chromium, tmp_path):
     chromium.pdf(tmp_path / "report.pdf")
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
     chromium.open(top / PAGES[0], 800, dark=True, media="print")
-    assert chromium.js("getComputedStyle(document.body).color") == "rgb(27, 34, 38)", "dark ink on paper, in a dark theme too"
+    assert chromium.js("getComputedStyle(document.body).color") == "rgb(27, 34, 38)", (
+        "dark ink on paper, in a dark theme too"
+    )
     chromium.call("Emulation.setEmulatedMedia", media="screen")

@@ -1,6 +1,6 @@
 """report.html from records: offline, escaped, honest about what is missing; notebooks as pages; the examples rendered.
 
-    python -m pytest tests/test_report.py
+python -m pytest tests/test_report.py
 """
 
 import json
@@ -52,7 +52,9 @@ def offline(page, *links):
 def test_a_file_that_is_not_as_recorded_is_the_first_warning(folder):
     record = json.loads((folder / "run.json").read_text())
     record["stages"]["train"]["notebook"] = "0" * 64
-    record["stages"]["train"]["artifacts"].append({"path": "samples.json", "bytes": 1, "sha256": "0"})
+    record["stages"]["train"]["artifacts"].append(
+        {"path": "samples.json", "bytes": 1, "sha256": "0"}
+    )
     (folder / "run.json").write_text(json.dumps(record))
     text = " ".join(read(report.write(folder)).text)
     assert "train.ipynb is not as it was when it was executed" in text
@@ -70,7 +72,9 @@ def test_nothing_is_fetched_and_nothing_from_data_is_markup(written):
     offline(page, "train.html", "train.ipynb")
     assert "img" not in page.tags
     styles = (written / "report.html").read_text().split("<style")[1:]
-    assert not [s for s in styles if "@import" in s.split("</style>")[0] or "url(" in s.split("</style>")[0]]
+    assert not [
+        s for s in styles if "@import" in s.split("</style>")[0] or "url(" in s.split("</style>")[0]
+    ]
     assert sum(EVIL in text for text in page.text) >= 8, "the text itself must be readable"
 
 
@@ -79,17 +83,28 @@ def test_a_notebook_page_keeps_text_and_tables_and_nothing_that_runs_or_loads(wr
     offline(page, "report.html", "train.ipynb")
     assert "evil.example" not in " ".join(page.links)
     text = (written / "train.html").read_text()
-    for gone in ("alert(2)", "onerror=alert(1)>\"", "url(", "scrapbook"):
+    for gone in ("alert(2)", 'onerror=alert(1)>"', "url(", "scrapbook"):
         assert gone not in text.split("</style>")[-1], gone
     assert "<b>kept</b>" in text
     assert EVIL in "".join(page.text), "what was printed is there as text"
-    assert re.search(r"<details><summary>code</summary>.*print", text, re.DOTALL), "the code is there, folded away"
+    assert re.search(r"<details><summary>code</summary>.*print", text, re.DOTALL), (
+        "the code is there, folded away"
+    )
 
 
 def test_warnings_come_first_and_say_what_is_wrong(written):
     text = " ".join(read(written / "report.html").text)
-    for expected in ("export is failed: ValueError", "uncommitted changes", "resumed 1 time: 2 sessions, 3 steps were run again", "higher after training",
-                     "4 rows of the data give outdated or harmful", "7 answers were cut", "1 exact and 2 near duplicates", "overfit: the training loss ends at 2.700", DISCLAIMER):
+    for expected in (
+        "export is failed: ValueError",
+        "uncommitted changes",
+        "resumed 1 time: 2 sessions, 3 steps were run again",
+        "higher after training",
+        "4 rows of the data give outdated or harmful",
+        "7 answers were cut",
+        "1 exact and 2 near duplicates",
+        "overfit: the training loss ends at 2.700",
+        DISCLAIMER,
+    ):
         assert expected in text, expected
     assert text.index("Read first") < text.index("held-out response loss")
     assert "+16.7%" in text
@@ -100,8 +115,11 @@ def test_headline_has_intervals_and_says_what_is_not_measured(written):
     tiles = {one["name"]: one for one in report.headline(told["results"], told["exams"])}
     assert tiles["held-out response loss, before → after"]["value"] == "3.000 → 3.500"
     assert "95 % interval: not measured" in tiles["held-out response loss, before → after"]["note"]
-    assert tiles["perplexity of held-out answers, tuned / base"] == {"name": "perplexity of held-out answers, tuned / base", "value": "× 0.370",
-                                                                     "note": "95 % 0.3 to 0.4, 3 test rows, paired"}
+    assert tiles["perplexity of held-out answers, tuned / base"] == {
+        "name": "perplexity of held-out answers, tuned / base",
+        "value": "× 0.370",
+        "note": "95 % 0.3 to 0.4, 3 test rows, paired",
+    }
     exam = tiles[f"exam {EVIL}, right (merged)"]
     assert exam["value"] == "2 of 4"
     assert "95 % 15 to 85" in exam["note"]
@@ -121,31 +139,80 @@ def test_the_funnel_adds_up(folder):
 
 
 def test_random_weights_harmful_answers_and_a_worse_exam_are_warned_of():
-    run = {"stages": {s: {"status": "finished", "attempts": [{}]} for s in ("prepare", "train", "export")}}
+    run = {
+        "stages": {
+            s: {"status": "finished", "attempts": [{}]} for s in ("prepare", "train", "export")
+        }
+    }
     assert cautions.warnings(run, {}, "x") == []
-    [said] = cautions.warnings(run, {"train": {"eval_loss_before": 12.9, "eval_loss_after": 12.1}}, "x")
+    [said] = cautions.warnings(
+        run, {"train": {"eval_loss_before": 12.9, "eval_loss_after": 12.1}}, "x"
+    )
     assert "random, or broken" in said
-    assert cautions.warnings(run, {"train": {"eval_loss_before": 7.6, "eval_loss_after": 7.0}}, "x") == []
-    [said] = cautions.warnings(run, {"train": {"eval_loss_before": 7.6}}, "x", entries=[{"event": "session", "session": 1, "start_step": 0, "vocabulary": 2048}])
+    assert (
+        cautions.warnings(run, {"train": {"eval_loss_before": 7.6, "eval_loss_after": 7.0}}, "x")
+        == []
+    )
+    [said] = cautions.warnings(
+        run,
+        {"train": {"eval_loss_before": 7.6}},
+        "x",
+        entries=[{"event": "session", "session": 1, "start_step": 0, "vocabulary": 2048}],
+    )
     assert "2,048" in said
-    exams = {"bundled:safety": {"models": {"base": {"no_harm": {"count": 1, "of": 9}}, "q8_0": {"no_harm": {"count": 7, "of": 9}}}, "comparisons": []},
-             "e": {"models": {}, "comparisons": [{"before": "base", "after": "merged", "gained": 0, "lost": 8, "p": 0.008}]}}
-    assert [s[:22] for s in cautions.warnings(run, {}, "x", exams=exams)] == ["q8_0: 2 of 9 answers t", "merged does worse than"]
+    exams = {
+        "bundled:safety": {
+            "models": {
+                "base": {"no_harm": {"count": 1, "of": 9}},
+                "q8_0": {"no_harm": {"count": 7, "of": 9}},
+            },
+            "comparisons": [],
+        },
+        "e": {
+            "models": {},
+            "comparisons": [
+                {"before": "base", "after": "merged", "gained": 0, "lost": 8, "p": 0.008}
+            ],
+        },
+    }
+    assert [s[:22] for s in cautions.warnings(run, {}, "x", exams=exams)] == [
+        "q8_0: 2 of 9 answers t",
+        "merged does worse than",
+    ]
     dropped = {"prepare": {"dropped": {"dangerous_advice": 6}, "changed": {}}}
     assert cautions.warnings(run, dropped, "x") == [], "rows that were dropped were not kept"
     kept = params.check({"near_duplicates": "keep", "decontaminate": 0}, "test")
     assert "held-out numbers may flatter" in cautions.warnings(run, {}, "x", job=kept)[0]
-    evals = [{"event": "session", "session": 1, "start_step": 0}, *({"event": "eval", "session": 1, "when": "w", "step": n, "eval_loss": loss} for n, loss in ((0, 3.0), (5, 2.0), (9, 2.4)))]
+    evals = [
+        {"event": "session", "session": 1, "start_step": 0},
+        *(
+            {"event": "eval", "session": 1, "when": "w", "step": n, "eval_loss": loss}
+            for n, loss in ((0, 3.0), (5, 2.0), (9, 2.4))
+        ),
+    ]
     assert "lowest at step 5 (2.000)" in cautions.warnings(run, {}, "x", entries=evals)[0]
 
 
 def test_artefacts_say_whether_they_are_here_pruned_or_changed(folder):
     run = json.loads((folder / "run.json").read_text())
-    run["stages"]["train"]["artifacts"] = [{"path": p, "bytes": 3, "sha256": "a" * 64, **more} for p, more in (("here", {}), ("gone", {}), ("other", {}), ("freed", {"pruned": "2026-02-03T04:05:06"}))]
+    run["stages"]["train"]["artifacts"] = [
+        {"path": p, "bytes": 3, "sha256": "a" * 64, **more}
+        for p, more in (
+            ("here", {}),
+            ("gone", {}),
+            ("other", {}),
+            ("freed", {"pruned": "2026-02-03T04:05:06"}),
+        )
+    ]
     (folder / "here").write_text("abc")
     (folder / "other").write_text("abcd")
     states = {row["path"]: row["state"] for row in report.artifacts(folder, run, {})}
-    assert states == {"freed": "pruned 2026-02-03", "gone": "not here", "here": "here", "other": "another size than recorded"}
+    assert states == {
+        "freed": "pruned 2026-02-03",
+        "gone": "not here",
+        "here": "here",
+        "other": "another size than recorded",
+    }
 
 
 def test_a_run_cut_off_in_training_has_a_page_with_its_curve(folder):
@@ -174,18 +241,27 @@ def test_examples_of_earlier_versions_have_small_whole_pages(name, tmp_path):
     assert f"→ {after:.3f}" in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", sorted(p.parent.name for p in (ROOT / "runs/examples").glob("*/run.json")))
+@pytest.mark.parametrize(
+    "name", sorted(p.parent.name for p in (ROOT / "runs/examples").glob("*/run.json"))
+)
 def test_the_examples_are_as_they_were_recorded(name):
     """What carries a seal or a hash (those of the first versions had none) and is not left out."""
     folder = ROOT / "runs" / "examples" / name
     run = record.read_record(folder / "run.json")
     assert report.damage(folder, run) == []
-    kept = [a for stage in run["stages"].values() for a in stage["artifacts"] if (folder / a["path"]).exists()]
+    kept = [
+        a
+        for stage in run["stages"].values()
+        for a in stage["artifacts"]
+        if (folder / a["path"]).exists()
+    ]
     assert not files.damaged(folder, kept)
     params.recorded(folder)
     results = files.read_json(folder / "results.json", "results")["train"]
     by_ledger = ledger.summary(ledger.read(folder / "metrics.jsonl"))
-    assert {k: results[k] for k in ("loss_last", "eval_loss_after", "steps")} == {k: by_ledger[k] for k in ("loss_last", "eval_loss_after", "steps")}
+    assert {k: results[k] for k in ("loss_last", "eval_loss_after", "steps")} == {
+        k: by_ledger[k] for k in ("loss_last", "eval_loss_after", "steps")
+    }
 
 
 def test_not_a_run_and_a_torn_record_are_errors(folder, tmp_path):

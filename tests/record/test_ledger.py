@@ -1,6 +1,6 @@
 """The ledger: numbers stay right after kills and resumes, where transformers' own are off by orders of magnitude.
 
-    python -m pytest tests/test_ledger.py
+python -m pytest tests/test_ledger.py
 """
 
 import json
@@ -12,16 +12,43 @@ from lib.record import ledger
 
 
 def line(session, step, loss=2.0, seconds=1.0, **more):
-    return {"event": "step", "session": session, "step": step, "steps": 1, "epoch": step / 100, "loss": loss, "tokens": 100, "padded": 125, "trained": 60,
-            "rows": 16, "seconds": seconds, "lr": 1e-4, "grad_norm": 1.0, "memory_gib": 1.5, **more}
+    return {
+        "event": "step",
+        "session": session,
+        "step": step,
+        "steps": 1,
+        "epoch": step / 100,
+        "loss": loss,
+        "tokens": 100,
+        "padded": 125,
+        "trained": 60,
+        "rows": 16,
+        "seconds": seconds,
+        "lr": 1e-4,
+        "grad_norm": 1.0,
+        "memory_gib": 1.5,
+        **more,
+    }
 
 
 def start(session, step=0):
-    return {"event": "session", "session": session, "start_step": step, "trainable_parameters": 10, "total_parameters": 100, "memory_of": "process"}
+    return {
+        "event": "session",
+        "session": session,
+        "start_step": step,
+        "trainable_parameters": 10,
+        "total_parameters": 100,
+        "memory_of": "process",
+    }
 
 
 def test_a_run_resumed_near_its_end_keeps_true_numbers():
-    entries = [start(1), *(line(1, n) for n in range(1, 97)), start(2, 96), *(line(2, n) for n in range(97, 101))]
+    entries = [
+        start(1),
+        *(line(1, n) for n in range(1, 97)),
+        start(2, 96),
+        *(line(2, n) for n in range(97, 101)),
+    ]
     found = ledger.summary(entries)
     assert (found["steps"], found["sessions"], found["steps_repeated"]) == (100, 2, 0)
     assert found["loss_mean"] == pytest.approx(2.0)
@@ -38,14 +65,21 @@ def test_a_flipped_bit_in_any_byte_of_a_line_is_seen_or_changes_no_number(tmp_pa
     sound, (entry,) = path.read_bytes(), ledger.read(path)
     for at in range(len(sound) - 1):
         for bit in range(8):
-            path.write_bytes(sound[:at] + bytes([sound[at] ^ 1 << bit]) + sound[at + 1:])
+            path.write_bytes(sound[:at] + bytes([sound[at] ^ 1 << bit]) + sound[at + 1 :])
             try:
                 found = ledger.read(path)
             except UserError:
                 continue
             numbers = [{k: v for k, v in e.items() if k in entry} for e in found]
             assert numbers in ([entry], []), f"byte {at}, bit {bit}"
-    assert entry == {"event": "step", "session": 1, "step": 1, "steps": 1, "loss": 2.0625, "lr": 1e-4}
+    assert entry == {
+        "event": "step",
+        "session": 1,
+        "step": 1,
+        "steps": 1,
+        "loss": 2.0625,
+        "lr": 1e-4,
+    }
 
 
 def test_lines_lost_at_a_lines_end_are_seen_when_a_session_resumes(tmp_path):
@@ -64,7 +98,15 @@ def test_lines_lost_at_a_lines_end_are_seen_when_a_session_resumes(tmp_path):
 
 
 def test_steps_run_twice_after_a_kill_count_once_and_the_last_value_wins():
-    entries = [start(1), line(1, 1, 5.0), line(1, 2, 4.0), line(1, 3, 3.0), start(2, 1), line(2, 2, 40.0), line(2, 3, 30.0)]
+    entries = [
+        start(1),
+        line(1, 1, 5.0),
+        line(1, 2, 4.0),
+        line(1, 3, 3.0),
+        start(2, 1),
+        line(2, 2, 40.0),
+        line(2, 3, 30.0),
+    ]
     found = ledger.summary(entries)
     assert found["steps_repeated"] == 2
     assert found["loss_mean"] == pytest.approx((5 + 40 + 30) / 3)
@@ -73,29 +115,67 @@ def test_steps_run_twice_after_a_kill_count_once_and_the_last_value_wins():
 
 def test_a_run_continued_on_another_machine_names_the_last_and_its_rates():
     """Losses are of all steps; samples a second and memory of a T4 and an H100 together would be of neither."""
-    def on(session, step, devices, device, rate):
-        return {**start(session, step), "devices": devices, "device": device, "flops_per_token": 1e9, "flops_per_trained_token": 0.0, "peak_flops": rate}
 
-    entries = [on(1, 0, 1, "T4", 1e12), *(line(1, n, seconds=8.0, memory_gib=9.0) for n in range(1, 5)),
-               {"event": "compiled", "session": 2, "seconds": 90.0}, on(2, 4, 1, "H100", 1e13), *(line(2, n) for n in range(5, 9)),
-               on(3, 8, 2, "H100", 1e13), *(line(3, n, seconds=0.5) for n in range(9, 11)), on(4, 10, 1, "H100", 1e13), *(line(4, n) for n in range(11, 13))]
+    def on(session, step, devices, device, rate):
+        return {
+            **start(session, step),
+            "devices": devices,
+            "device": device,
+            "flops_per_token": 1e9,
+            "flops_per_trained_token": 0.0,
+            "peak_flops": rate,
+        }
+
+    entries = [
+        on(1, 0, 1, "T4", 1e12),
+        *(line(1, n, seconds=8.0, memory_gib=9.0) for n in range(1, 5)),
+        {"event": "compiled", "session": 2, "seconds": 90.0},
+        on(2, 4, 1, "H100", 1e13),
+        *(line(2, n) for n in range(5, 9)),
+        on(3, 8, 2, "H100", 1e13),
+        *(line(3, n, seconds=0.5) for n in range(9, 11)),
+        on(4, 10, 1, "H100", 1e13),
+        *(line(4, n) for n in range(11, 13)),
+    ]
     found = ledger.summary(entries)
-    assert (found["device"], found["devices"], found["earlier_devices"]) == ("H100", 1, ["1 x T4", "2 x H100"])
+    assert (found["device"], found["devices"], found["earlier_devices"]) == (
+        "H100",
+        1,
+        ["1 x T4", "2 x H100"],
+    )
     assert found["samples_per_second"] == pytest.approx(16.0)
     assert found["samples_per_second_with_warm_up"] == pytest.approx(6 * 16 / (6 + 90))
-    assert (found["peak_memory_gib"], found["flops_utilisation"]) == (1.5, pytest.approx(100 * 1e9 / 1e13))
-    assert (found["steps"], found["sessions"], found["seconds"], found["compile_seconds"]) == (12, 4, 4 * 8 + 4 + 1 + 2, 90.0)
+    assert (found["peak_memory_gib"], found["flops_utilisation"]) == (
+        1.5,
+        pytest.approx(100 * 1e9 / 1e13),
+    )
+    assert (found["steps"], found["sessions"], found["seconds"], found["compile_seconds"]) == (
+        12,
+        4,
+        4 * 8 + 4 + 1 + 2,
+        90.0,
+    )
     nothing_left = ledger.summary([*entries, on(5, 12, 8, "B200", 1e15)])
-    assert nothing_left == {**found, "sessions": 5}, "a session that found all steps done has no rates"
+    assert nothing_left == {**found, "sessions": 5}, (
+        "a session that found all steps done has no rates"
+    )
 
 
 def test_a_line_of_several_steps_weighs_as_many():
-    found = ledger.summary([start(1), line(1, 10, loss=1.0, steps=10), line(1, 12, loss=4.0, steps=2)])
+    found = ledger.summary(
+        [start(1), line(1, 10, loss=1.0, steps=10), line(1, 12, loss=4.0, steps=2)]
+    )
     assert found["loss_mean"] == pytest.approx((10 * 1.0 + 2 * 4.0) / 12)
 
 
 def test_lines_past_the_point_of_resume_are_replaced_even_on_other_steps():
-    entries = [start(1), line(1, 10, loss=1.0, steps=10), line(1, 13, loss=9.0, steps=3), start(2, 10), line(2, 20, loss=2.0, steps=10)]
+    entries = [
+        start(1),
+        line(1, 10, loss=1.0, steps=10),
+        line(1, 13, loss=9.0, steps=3),
+        start(2, 10),
+        line(2, 20, loss=2.0, steps=10),
+    ]
     found = ledger.summary(entries)
     assert found["loss_mean"] == pytest.approx(1.5)
     assert found["steps_repeated"] == 3
@@ -104,13 +184,26 @@ def test_lines_past_the_point_of_resume_are_replaced_even_on_other_steps():
 def test_evals_past_the_point_of_resume_are_not_built_on(tmp_path):
     """Whichever steps the later ones fall on: the weights never went through the earlier ones."""
     book = ledger.Ledger(tmp_path / "metrics.jsonl")
-    for event, step, loss in (("session", 0, 0), ("before", 0, 5.0), ("during", 2, 4.0), ("during", 4, 3.0), ("during", 6, 2.0), ("session", 3, 0),
-                              ("during", 5, 3.5), ("during", 7, 3.2)):
+    for event, step, loss in (
+        ("session", 0, 0),
+        ("before", 0, 5.0),
+        ("during", 2, 4.0),
+        ("during", 4, 3.0),
+        ("during", 6, 2.0),
+        ("session", 3, 0),
+        ("during", 5, 3.5),
+        ("during", 7, 3.2),
+    ):
         if event == "session":
             book.write("session", start_step=step)
         else:
             book.write("eval", when=event, step=step, eval_loss=loss)
-    assert list(book.evals(7).items()) == [(("before", 0), 5.0), (("during", 2), 4.0), (("during", 5), 3.5), (("during", 7), 3.2)]
+    assert list(book.evals(7).items()) == [
+        (("before", 0), 5.0),
+        (("during", 2), 4.0),
+        (("during", 5), 3.5),
+        (("during", 7), 3.2),
+    ]
     assert list(book.evals(5)) == [("before", 0), ("during", 2), ("during", 5)]
 
 

@@ -1,6 +1,6 @@
 """The record of a run: what is refused, corrected, skipped; notebooks run by hand share it with the runner.
 
-    .venv/bin/python -m pytest tests/test_record.py
+.venv/bin/python -m pytest tests/test_record.py
 """
 
 import json
@@ -52,7 +52,10 @@ def statuses(folder):
     return [json.loads((folder / "run.json").read_text())["stages"][s]["status"] for s in STAGES]
 
 
-@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", ".", "..", ".hidden", "-rf", " ", "a b", "a\nb", "x" * 101, "a\n"])
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "/tmp/x", "a/b", ".", "..", ".hidden", "-rf", " ", "a b", "a\nb", "x" * 101, "a\n"],
+)
 def test_a_run_name_is_one_plain_path_component(name):
     with pytest.raises(UserError, match="cannot name a run"):
         run_record.folder_for(Params(), "params/t4.yaml", name)
@@ -64,7 +67,9 @@ def test_a_run_without_a_name_is_named_by_its_file_and_parameters(tmp_path, monk
     assert plain == tmp_path / f"my-job-{params.fingerprint(Params())}"
     assert run_record.folder_for(Params(gguf_types=["f16"]), "params/my job!.yaml") == plain
     assert run_record.folder_for(Params(learning_rate=0.5), "params/my job!.yaml") != plain
-    monkeypatch.setenv("MEDRESCUE_RUNS", "elsewhere")  # not the shell's folder: the kernel has another one
+    monkeypatch.setenv(
+        "MEDRESCUE_RUNS", "elsewhere"
+    )  # not the shell's folder: the kernel has another one
     monkeypatch.chdir(tmp_path)
     assert run_record.runs_folder() == errors.ROOT / "elsewhere"
 
@@ -104,7 +109,9 @@ def test_a_stage_by_hand_needs_the_ones_before_it_and_lets_go(folder):
     assert str(folder) not in files._locks
     finish(by_hand("prepare")[1], "prepare")
     (folder / "prepare/file").write_text("other")
-    with pytest.raises(UserError, match="train needs prepare, which has changed: prepare/file has 5 bytes"):
+    with pytest.raises(
+        UserError, match="train needs prepare, which has changed: prepare/file has 5 bytes"
+    ):
         by_hand("train")
     assert str(folder) not in files._locks
 
@@ -153,7 +160,9 @@ def test_changed_parameters_are_refused_shown_and_forced(folder):
     with pytest.raises(UserError, match=r"(?s)lora_r: recorded 8, now 16.*make train FORCE=1"):
         run_record.open_run(folder, changed)
     with pytest.raises(UserError, match="max_rows: recorded 0, now 5"):
-        run_record.open_run(folder, Params(max_rows=5), "train")  # training anew does not make the rows anew
+        run_record.open_run(
+            folder, Params(max_rows=5), "train"
+        )  # training anew does not make the rows anew
     assert (folder / "run.json").read_bytes() == before
     assert run_record.open_run(folder, changed, "prepare").stage("train")["status"] == "pending"
     files.unlock(folder)
@@ -170,7 +179,9 @@ def test_results_of_what_is_started_over_do_not_stay(folder):
     for section in ("exam", "exams", "safety"):
         run.results(section, {"items": 1})
     run.begin("train", "make", force=True)
-    assert set(files.read_json(folder / "results.json", "results")) == {"prepare", "export"}, "what was examined was another adapter"
+    assert set(files.read_json(folder / "results.json", "results")) == {"prepare", "export"}, (
+        "what was examined was another adapter"
+    )
 
 
 def test_a_damaged_results_file_is_set_aside_and_does_not_stop_a_stage(folder, capsys):
@@ -193,19 +204,39 @@ def test_a_damaged_copy_of_a_killed_notebook_does_not_lock_the_run(folder):
 
 def executed(*states):
     """An executed copy as papermill leaves it: text, then a code cell for each state."""
-    made = [{"cell_type": "markdown" if n == 0 else "code", "source": "", "outputs": [], "metadata": {"papermill": {"status": s, "exception": None}}}
-            for n, s in enumerate(states)]
-    return {"cells": made, "metadata": {"papermill": {"exception": None}}, "nbformat": 4, "nbformat_minor": 5}
+    made = [
+        {
+            "cell_type": "markdown" if n == 0 else "code",
+            "source": "",
+            "outputs": [],
+            "metadata": {"papermill": {"status": s, "exception": None}},
+        }
+        for n, s in enumerate(states)
+    ]
+    return {
+        "cells": made,
+        "metadata": {"papermill": {"exception": None}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
 
 
-@pytest.mark.parametrize(("states", "cell"), [
-    (["completed", "completed", "running", "pending"], 3), (["completed", "completed", "pending", "pending"], 3),  # between two cells
-    (["running", "pending", "pending"], 2), (["completed", "completed"], None), (["completed", "failed", "pending"], 2),
-])
+@pytest.mark.parametrize(
+    ("states", "cell"),
+    [
+        (["completed", "completed", "running", "pending"], 3),
+        (["completed", "completed", "pending", "pending"], 3),  # between two cells
+        (["running", "pending", "pending"], 2),
+        (["completed", "completed"], None),
+        (["completed", "failed", "pending"], 2),
+    ],
+)
 def test_a_dead_process_is_corrected_in_record_and_notebook(folder, states, cell):
     run = run_record.open_run(folder, Params())
     run.begin("prepare", "make")
-    run.stage("prepare")["attempts"][-1]["pid"] = os.getpid()  # a container gives the same number again and again
+    run.stage("prepare")["attempts"][-1]["pid"] = (
+        os.getpid()
+    )  # a container gives the same number again and again
     run.save()
     files.write_json(folder / "prepare.ipynb", executed(*states))
     files.unlock(folder)
@@ -215,18 +246,32 @@ def test_a_dead_process_is_corrected_in_record_and_notebook(folder, states, cell
     assert "killed" in entry["attempts"][-1]["exit"]
     notebook = json.loads((folder / "prepare.ipynb").read_text())
     after = [c["metadata"]["papermill"]["status"] for c in notebook["cells"]]
-    assert after == (states if cell is None else ["completed"] * (cell - 1) + ["failed"] + ["pending"] * (len(states) - cell))
+    assert after == (
+        states
+        if cell is None
+        else ["completed"] * (cell - 1) + ["failed"] + ["pending"] * (len(states) - cell)
+    )
 
 
 def test_a_copy_that_papermill_gave_its_banners_is_read_too():
     notebook = executed("completed", "failed", "pending")
-    notebook["cells"].insert(0, {"cell_type": "markdown", "source": "An Exception was encountered", "metadata": {"tags": []}})
+    notebook["cells"].insert(
+        0,
+        {
+            "cell_type": "markdown",
+            "source": "An Exception was encountered",
+            "metadata": {"tags": []},
+        },
+    )
     assert mark_failed(notebook, "Interrupted", "killed") == 3
 
 
 def test_the_interrupt_that_shuts_a_kernel_down_is_not_taken_for_the_cause():
     notebook = executed("completed", "running", "pending")
-    notebook["cells"][1]["outputs"] = [{"output_type": "stream"}, {"output_type": "error", "ename": "KeyboardInterrupt"}]
+    notebook["cells"][1]["outputs"] = [
+        {"output_type": "stream"},
+        {"output_type": "error", "ename": "KeyboardInterrupt"},
+    ]
     assert mark_failed(notebook, "TimedOut", "too slow") == 2
     assert [o.get("ename") for o in notebook["cells"][1]["outputs"]] == [None, "TimedOut"]
 
@@ -265,7 +310,9 @@ def test_a_kill_between_the_first_two_files_leaves_a_usable_run(folder, monkeypa
     assert run_record.open_run(folder, Params()).stage("prepare")["status"] == "pending"
 
 
-@pytest.mark.parametrize("where", [["stages", "train"], ["stages"], ["fingerprints"], ["stages", "train", "attempts"]])
+@pytest.mark.parametrize(
+    "where", [["stages", "train"], ["stages"], ["fingerprints"], ["stages", "train", "attempts"]]
+)
 def test_a_record_that_lacks_parts_is_refused(folder, where):
     run_record.open_run(folder, Params())
     files.unlock(folder)
@@ -287,14 +334,22 @@ def test_the_holder_is_named_and_a_dead_one_is_waited_for(folder, monkeypatch):
     last = run.stage("prepare")["attempts"][-1]
     with pytest.raises(UserError) as caught:
         run_record.lock(folder)
-    assert f"in use by process {os.getpid()} on {last['host']} (prepare, since {last['start']}).\n" in str(caught.value)
+    assert (
+        f"in use by process {os.getpid()} on {last['host']} (prepare, since {last['start']}).\n"
+        in str(caught.value)
+    )
     last.update(pid=NOBODY, kernel=77)
     run.save()
-    with pytest.raises(UserError, match="that process is gone, but process 77, which it had started, still runs"):
+    with pytest.raises(
+        UserError, match="that process is gone, but process 77, which it had started, still runs"
+    ):
         run_record.lock(folder)
     last["host"] = "another-machine"  # whose processes we cannot see
     run.save()
-    assert run_record._holder(folder) == (f"by process {NOBODY} on another-machine (prepare, since {last['start']})", False)
+    assert run_record._holder(folder) == (
+        f"by process {NOBODY} on another-machine (prepare, since {last['start']})",
+        False,
+    )
     run.end("prepare", "finished", "ok")
     with pytest.raises(UserError, match="in use by a command that has just begun"):
         run_record.lock(folder)
@@ -315,7 +370,11 @@ def checkout(tmp_path, monkeypatch):
     top = tmp_path / "checkout"
     top.mkdir()
     (top / "code.py").write_text("a = 1\n")
-    for words in (["init", "-q"], ["add", "code.py"], ["-c", "user.name=n", "-c", "user.email=e@x", "commit", "-qm", "one"]):
+    for words in (
+        ["init", "-q"],
+        ["add", "code.py"],
+        ["-c", "user.name=n", "-c", "user.email=e@x", "commit", "-qm", "one"],
+    ):
         subprocess.run(["git", *words], cwd=top, check=True)
     monkeypatch.setattr(machine, "ROOT", top)
     return top
@@ -336,7 +395,9 @@ def test_a_dirty_checkout_leaves_its_difference_in_the_run_and_git_takes_it_back
     assert (checkout / "code.py").read_text() == "a = 2\n"
 
 
-def test_a_clean_one_an_untracked_file_and_too_large_a_difference_leave_none(folder, checkout, monkeypatch):
+def test_a_clean_one_an_untracked_file_and_too_large_a_difference_leave_none(
+    folder, checkout, monkeypatch
+):
     run = run_record.open_run(folder, Params())
     run.begin("prepare", "make")
     assert "patch" not in run.stage("prepare")["attempts"][-1]

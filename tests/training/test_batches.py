@@ -1,6 +1,6 @@
 """Rows as tensors: what is padded or packed where, and that every planned micro-batch fits the job's one shape.
 
-    python -m pytest tests/test_batches.py
+python -m pytest tests/test_batches.py
 """
 
 import numpy as np
@@ -14,16 +14,24 @@ from lib.training.batches import Batch
 from lib.training.plan import Shape
 
 # of three, one and five tokens; the second has no trained token, and the first token of the third is marked though nothing predicts it
-ROWS = [{"input_ids": [2, 11, 12], "labels": [IGNORED, 11, 12]},
-        {"input_ids": [2], "labels": [IGNORED]},
-        {"input_ids": [2, 21, 22, 23, 24], "labels": [2, IGNORED, 22, IGNORED, 24]}]
+ROWS = [
+    {"input_ids": [2, 11, 12], "labels": [IGNORED, 11, 12]},
+    {"input_ids": [2], "labels": [IGNORED]},
+    {"input_ids": [2, 21, 22, 23, 24], "labels": [2, IGNORED, 22, IGNORED, 24]},
+]
 COLUMNS = {key: [r[key] for r in ROWS] for key in ("input_ids", "labels")}
 
 
 def pairs(batch):
     """(the token that predicts, the token predicted, its weight) of every entry that weighs something."""
     ids = batch.input_ids.flatten()[batch.where]
-    return [(a, b, w) for a, b, w in zip(ids.tolist(), batch.targets.tolist(), batch.weights.tolist(), strict=True) if w]
+    return [
+        (a, b, w)
+        for a, b, w in zip(
+            ids.tolist(), batch.targets.tolist(), batch.weights.tolist(), strict=True
+        )
+        if w
+    ]
 
 
 TRAINED = [(2, 11, 0.25), (11, 12, 0.25), (21, 22, 0.25), (23, 24, 0.25)]
@@ -78,14 +86,19 @@ def test_rows_beyond_the_shape_are_an_error(shape):
 def test_all_batches_of_a_shape_have_its_sizes():
     """A recorded graph copies one over another."""
     shape = Shape(64, 4, 16)
-    found = [[(t.shape, t.dtype) for t in batches.packed(rows, shape)] for rows in (ROWS, ROWS[:1], ROWS + ROWS[:1])]
+    found = [
+        [(t.shape, t.dtype) for t in batches.packed(rows, shape)]
+        for rows in (ROWS, ROWS[:1], ROWS + ROWS[:1])
+    ]
     assert found[0] == found[1] == found[2]
     assert found[0][-1][0] == (shape.rows + 2,)
 
 
 def test_columns_are_packed_into_a_shape_and_padded_without_one():
-    for ours, theirs in ((batches.of(COLUMNS, None, 0.25), batches.padded(ROWS, 0.25)),
-                         (batches.of(COLUMNS, Shape(12, 5, 6), 0.25), batches.packed(ROWS, Shape(12, 5, 6), 0.25))):
+    for ours, theirs in (
+        (batches.of(COLUMNS, None, 0.25), batches.padded(ROWS, 0.25)),
+        (batches.of(COLUMNS, Shape(12, 5, 6), 0.25), batches.packed(ROWS, Shape(12, 5, 6), 0.25)),
+    ):
         assert all(a is b is None or torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     with pytest.raises(ValueError, match="zip"):
         batches.of({**COLUMNS, "labels": COLUMNS["labels"][:2]})
@@ -103,19 +116,35 @@ def test_a_batch_moves_whole():
 def test_every_planned_micro_batch_fits_the_one_shape(count):
     """Over all epochs of a job, short step and all; and the shape is no larger than a tile more than the fullest."""
     draw = np.random.default_rng(count)
-    job = Params(load_in_4bit=False, packing=True, per_device_train_batch_size=3, gradient_accumulation_steps=2, num_train_epochs=3.0)
+    job = Params(
+        load_in_4bit=False,
+        packing=True,
+        per_device_train_batch_size=3,
+        gradient_accumulation_steps=2,
+        num_train_epochs=3.0,
+    )
     rows = []
     for _ in range(count):
         ids = draw.integers(3, 96, int(draw.integers(2, 200))).tolist()
         start = int(draw.integers(0, len(ids)))
         rows.append({"input_ids": ids, "labels": [IGNORED] * start + ids[start:]})
-    lengths, trained = np.array([len(r["input_ids"]) for r in rows]), np.array([sum(x != IGNORED for x in r["labels"][1:]) for r in rows])
+    lengths, trained = (
+        np.array([len(r["input_ids"]) for r in rows]),
+        np.array([sum(x != IGNORED for x in r["labels"][1:]) for r in rows]),
+    )
     shape = plan.shape(plan.Sizes(lengths, trained), job)
     used = []
-    for (_, step), _ in zip(plan.steps_from(lengths, 0, job), range(plan.total_steps(count, job)), strict=False):
+    for (_, step), _ in zip(
+        plan.steps_from(lengths, 0, job), range(plan.total_steps(count, job)), strict=False
+    ):
         for micro_batch in step:
             batch = batches.packed([rows[n] for n in micro_batch], shape, 1.0)
             assert batch.bounds.shape == (shape.rows + 2,)
-            assert sorted(b for _, b, _ in pairs(batch)) == sorted(x for n in micro_batch for x in rows[n]["labels"][1:] if x != IGNORED)
+            assert sorted(b for _, b, _ in pairs(batch)) == sorted(
+                x for n in micro_batch for x in rows[n]["labels"][1:] if x != IGNORED
+            )
             used.append((int(lengths[micro_batch].sum()), int(trained[micro_batch].sum())))
-    assert [side - max(full) < plan.TILE for side, full in zip((shape.tokens, shape.trained), zip(*used, strict=True), strict=True)] == [True, True]
+    assert [
+        side - max(full) < plan.TILE
+        for side, full in zip((shape.tokens, shape.trained), zip(*used, strict=True), strict=True)
+    ] == [True, True]

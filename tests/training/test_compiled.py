@@ -1,6 +1,6 @@
 """LoRA inside the base's own products against peft's forward, compiled layers and the fused loss against the plain ones.
 
-    python -m pytest tests/test_fused.py
+python -m pytest tests/test_fused.py
 """
 
 import copy
@@ -12,7 +12,16 @@ import pytest
 import torch
 from peft.tuners.lora import Linear
 from safetensors.torch import load_file
-from test_packed import adapted, gemma3n, losses_and_gradients, make_rows, needs_cuda, relative, trained, weighted
+from test_packed import (
+    adapted,
+    gemma3n,
+    losses_and_gradients,
+    make_rows,
+    needs_cuda,
+    relative,
+    trained,
+    weighted,
+)
 from torch.nn.functional import cross_entropy
 from transformers import AttentionInterface
 
@@ -46,10 +55,21 @@ def draw(*shape, seed=0):
 def with_lora(size, bias=False, dtype=torch.float32, cast=False, **options):
     """A layer with an adapter of scale 3 and a B that is not zero."""
     torch.manual_seed(0)
-    options = {"r": 8, "lora_alpha": 3 * options.get("r", 8), "target_modules": ["layer"], **options}
-    net = peft.get_peft_model(Block(size, bias).to(dtype).requires_grad_(False), peft.LoraConfig(**options), autocast_adapter_dtype=cast)
+    options = {
+        "r": 8,
+        "lora_alpha": 3 * options.get("r", 8),
+        "target_modules": ["layer"],
+        **options,
+    }
+    net = peft.get_peft_model(
+        Block(size, bias).to(dtype).requires_grad_(False),
+        peft.LoraConfig(**options),
+        autocast_adapter_dtype=cast,
+    )
     with torch.no_grad():
-        net.base_model.model.layer.lora_B["default"].weight.copy_(draw(size[1], options["r"], seed=1))
+        net.base_model.model.layer.lora_B["default"].weight.copy_(
+            draw(size[1], options["r"], seed=1)
+        )
     return net
 
 
@@ -147,9 +167,18 @@ def test_the_next_forward_sees_new_weights(size, write):
     assert relative(joined(x), plain(x)) < 1e-4
 
 
-@pytest.mark.parametrize(("size", "options"), [
-    ((16, 40), {"lora_dropout": 0.1}), ((16, 40), {"r": 4}), ((40, 16), {"r": 12}), ((16, 40), {"bias": True}), ((40, 16), {"use_dora": True}),
-    ((16, 40), {"dtype": torch.bfloat16, "cast": True})], ids=lambda v: "-".join(v) if isinstance(v, dict) else None)
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((16, 40), {"lora_dropout": 0.1}),
+        ((16, 40), {"r": 4}),
+        ((40, 16), {"r": 12}),
+        ((16, 40), {"bias": True}),
+        ((40, 16), {"use_dora": True}),
+        ((16, 40), {"dtype": torch.bfloat16, "cast": True}),
+    ],
+    ids=lambda v: "-".join(v) if isinstance(v, dict) else None,
+)
 def test_other_layers_keep_pefts_code(size, options):
     """Dropout, a rank that is no multiple of 8, a bias, DoRA, an adapter in another precision than the base: not a bit changes."""
     net = with_lora(size, **options).eval()
@@ -164,16 +193,23 @@ def test_other_layers_keep_pefts_code(size, options):
 
 def test_other_kinds_of_layers_are_left_alone():
     """An adapted embedding is no linear layer; joining twice joins nothing more."""
+
     class Net(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.table, self.up, self.down = torch.nn.Embedding(20, 16), torch.nn.Linear(16, 24, bias=False), torch.nn.Linear(24, 16, bias=False)
+            self.table, self.up, self.down = (
+                torch.nn.Embedding(20, 16),
+                torch.nn.Linear(16, 24, bias=False),
+                torch.nn.Linear(24, 16, bias=False),
+            )
 
         def forward(self, ids):
             return self.down(self.up(self.table(ids)))
 
     torch.manual_seed(0)
-    net = peft.get_peft_model(Net(), peft.LoraConfig(r=8, target_modules=["table", "up", "down"], init_lora_weights=False))
+    net = peft.get_peft_model(
+        Net(), peft.LoraConfig(r=8, target_modules=["table", "up", "down"], init_lora_weights=False)
+    )
     ids = torch.arange(20)
     before = net(ids)
     assert fused.fuse(net) == 2
@@ -199,7 +235,9 @@ def test_the_adapter_that_peft_saves(size, tmp_path):
         assert all(torch.equal(state[n], saved[name][n]) for n in state)
     assert saved["plain"].keys() == saved["joined"].keys()
     assert all(torch.equal(saved["joined"][n], w) for n, w in saved["plain"].items())
-    assert (tmp_path / "joined" / "adapter_model.safetensors").stat().st_size == (tmp_path / "plain" / "adapter_model.safetensors").stat().st_size
+    assert (tmp_path / "joined" / "adapter_model.safetensors").stat().st_size == (
+        tmp_path / "plain" / "adapter_model.safetensors"
+    ).stat().st_size
 
 
 def test_joined_in_bfloat16_within_its_rounding():
@@ -211,7 +249,9 @@ def test_joined_in_bfloat16_within_its_rounding():
         for join in (True, False):
             net = with_lora(size).to(torch.bfloat16)
             assert fused.fuse(net) == 1 if join else True
-            off.append([relative(r, t) for r, t in zip(results(net, x.bfloat16()), truth, strict=True)])
+            off.append(
+                [relative(r, t) for r, t in zip(results(net, x.bfloat16()), truth, strict=True)]
+            )
         assert all(ours < 1.5 * theirs for ours, theirs in zip(*off, strict=True))
 
 
@@ -240,7 +280,10 @@ def test_altup_is_transformers_own_outside_of_training():
     with torch.no_grad():
         plain.prediction_coefs.weight.mul_(500 / plain.prediction_coefs.weight.abs().max())
     plain.config.altup_coef_clip = 120.0
-    ours, streams = copy.deepcopy(plain), draw(plain.config.altup_num_inputs, 2, 7, plain.config.hidden_size)
+    ours, streams = (
+        copy.deepcopy(plain),
+        draw(plain.config.altup_num_inputs, 2, 7, plain.config.hidden_size),
+    )
     ours.__class__ = fused.FusedAltUp
     assert torch.equal(ours.eval().predict(streams), plain.eval().predict(streams))
     found = ours.train().predict(streams)
@@ -255,7 +298,11 @@ def test_the_fused_loss_equals_the_plain_one(monkeypatch, softcap, uncompiled):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     weight, targets, upstream = draw(50, 16, seed=1), torch.arange(9) * 5, torch.linspace(0.1, 2, 9)
     found = []
-    for head in (fused_expression if uncompiled else loss._FusedHeadLoss.apply, loss._FrozenHeadLoss.apply, whole_logits):
+    for head in (
+        fused_expression if uncompiled else loss._FusedHeadLoss.apply,
+        loss._FrozenHeadLoss.apply,
+        whole_logits,
+    ):
         hidden = (3 * draw(9, 16)).requires_grad_()
         losses = head(hidden, weight, targets, softcap)
         found.append((losses, *torch.autograd.grad(losses, hidden, upstream)))
@@ -274,7 +321,9 @@ def fused_expression(hidden, weight, targets, softcap):
 
 def whole_logits(hidden, weight, targets, softcap):
     logits = hidden @ weight.T
-    return cross_entropy(softcap * torch.tanh(logits / softcap) if softcap else logits, targets, reduction="none")
+    return cross_entropy(
+        softcap * torch.tanh(logits / softcap) if softcap else logits, targets, reduction="none"
+    )
 
 
 def test_the_fused_loss_in_bfloat16():
@@ -290,7 +339,9 @@ def test_the_fused_loss_in_bfloat16():
 def test_forward_backward_fused_equals_plain(monkeypatch):
     """A packed micro-batch of Gemma 3n, entries of weight 0 and all: the weighted sum and every gradient."""
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **_: compiled.append(function) or function
+    )
     net, found = adapted(gemma3n()), []
     for kind in (True, False):
         net.zero_grad(set_to_none=True)
@@ -312,7 +363,9 @@ def test_the_scale_is_in_the_gradients_alone():
         net.zero_grad(set_to_none=True)
         with packed.in_use(net):
             total = fused.forward_backward(net, BATCH, scale=scale)
-        found.append((total, {n: p.grad / scale for n, p in net.named_parameters() if p.requires_grad}))
+        found.append(
+            (total, {n: p.grad / scale for n, p in net.named_parameters() if p.requires_grad})
+        )
     assert torch.equal(found[0][0], found[1][0])
     assert max(relative(found[1][1][n], g) for n, g in found[0][1].items()) < 1e-5
 
@@ -342,7 +395,14 @@ def test_layers_of_one_kind_share_their_code(graphs):
 
     The first layer is one more: what goes into it needs no gradient. Result and gradients stay, also after new weights.
     """
-    net = adapted(gemma3n(35, sparse=10, shared=15, layer_types=(["sliding_attention"] * 4 + ["full_attention"]) * 7))
+    net = adapted(
+        gemma3n(
+            35,
+            sparse=10,
+            shared=15,
+            layer_types=(["sliding_attention"] * 4 + ["full_attention"]) * 7,
+        )
+    )
     assert fused.fuse(net) == 20 * 7 + 15 * 5
     seen = []
     for _ in range(2):
@@ -390,8 +450,14 @@ def test_float_constants_are_on_the_device_and_kept():
         first, other = torch.tensor(1e-5), torch.tensor(2.0)
         assert torch.tensor(1e-5) is first is not other
         assert (first.device.type, first.dtype, first.shape) == ("meta", torch.float32, ())
-        for untouched in (torch.tensor(3), torch.tensor(True), torch.tensor([1.5]), torch.tensor(1.5, dtype=torch.float64),
-                          torch.tensor(1.5, device="cpu"), torch.tensor(1.5, requires_grad=True)):
+        for untouched in (
+            torch.tensor(3),
+            torch.tensor(True),
+            torch.tensor([1.5]),
+            torch.tensor(1.5, dtype=torch.float64),
+            torch.tensor(1.5, device="cpu"),
+            torch.tensor(1.5, requires_grad=True),
+        ):
             assert untouched.device.type == "cpu"
         assert torch.tensor(1.5, dtype=torch.float64).dtype == torch.float64
         assert torch.tensor(1.5, requires_grad=True).requires_grad
@@ -407,7 +473,13 @@ def test_the_constants_of_gemma3n_are_all_caught(monkeypatch):
     """What its forward makes with torch.tensor outside the layers, whose own the compiler folds, is a plain float."""
     made, make = [], torch.tensor
     net = adapted(gemma3n(sparse=0))
-    monkeypatch.setattr(torch, "tensor", lambda value, *args, **options: made.append((value, args, options)) or make(value, *args, **options))
+    monkeypatch.setattr(
+        torch,
+        "tensor",
+        lambda value, *args, **options: (
+            made.append((value, args, options)) or make(value, *args, **options)
+        ),
+    )
     plain, _ = losses_and_gradients(net, BATCH)
     assert made
     assert all(type(value) is float and not args and not options for value, args, options in made)
@@ -429,10 +501,13 @@ CARD = "cuda"
 @pytest.fixture
 def flash_in_bfloat16():
     """FlashAttention, which knows no float32, inside a float32 model: all else is then exact enough for a narrow tolerance."""
+
     def attention(module, query, key, value, *args, **options):
         if not query.is_cuda:
             return packed.attention(module, query, key, value, *args, **options)
-        out, _ = packed.attention(module, query.bfloat16(), key.bfloat16(), value.bfloat16(), *args, **options)
+        out, _ = packed.attention(
+            module, query.bfloat16(), key.bfloat16(), value.bfloat16(), *args, **options
+        )
         return out.to(query.dtype), None
 
     AttentionInterface.register(packed.NAME, attention)
@@ -441,7 +516,9 @@ def flash_in_bfloat16():
 
 
 @needs_cuda
-@pytest.mark.parametrize(("dtype", "loss_within"), [(torch.float32, 2e-3), (torch.bfloat16, 2e-2)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "loss_within"), [(torch.float32, 2e-3), (torch.bfloat16, 2e-2)], ids=str
+)
 def test_a_graph_is_as_exact_as_the_eager_micro_batch(flash_in_bfloat16, dtype, loss_within):
     """Both against float64: several batches through one recording, their gradients added up; then new weights, which the replay must see."""
     net = adapted(gemma3n(), dtype)
@@ -496,6 +573,8 @@ def test_a_graph_is_as_exact_as_the_eager_micro_batch(flash_in_bfloat16, dtype, 
             assert relative(ours, wanted[-1]) < 1.5 * mistaken, f"eager is {mistaken:.2%} off"
         with torch.no_grad():
             for parameters in (live, known):
-                torch._foreach_copy_(list(parameters.values()), [2 * p for p in parameters.values()])
-    apart = min(relative(a, b) for n, a in enumerate(wanted) for b in wanted[n + 1:])
+                torch._foreach_copy_(
+                    list(parameters.values()), [2 * p for p in parameters.values()]
+                )
+    apart = min(relative(a, b) for n, a in enumerate(wanted) for b in wanted[n + 1 :])
     assert apart > 2 * mistaken, "batches and weights are told apart"

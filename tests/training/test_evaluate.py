@@ -1,6 +1,6 @@
 """The held-out response loss and the greedy answers, against one row at a time.
 
-    python -m pytest tests/test_evaluate.py
+python -m pytest tests/test_evaluate.py
 """
 
 import json
@@ -19,8 +19,11 @@ from lib.model import adapter
 from lib.params import Params
 from lib.training import evaluate
 
-PROMPTS = ("Press.", "My friend cut her hand and the blood will not stop. What should we do now, and who do we call?",
-           "Is it safe to move the patient?")
+PROMPTS = (
+    "Press.",
+    "My friend cut her hand and the blood will not stop. What should we do now, and who do we call?",
+    "Is it safe to move the patient?",
+)
 
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -30,7 +33,12 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 def tiny(tiny_gemma3n):
     """(float32 model with an adapter and dropout, tokenizer)."""
     job = Params(load_in_4bit=False, optim="adamw_torch", lora_dropout=0.5)
-    net = adapter.add(AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.float32).requires_grad_(False), job)
+    net = adapter.add(
+        AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.float32).requires_grad_(
+            False
+        ),
+        job,
+    )
     with torch.no_grad():
         for name, p in adapter.trainable(net).items():
             if "lora_B" in name:
@@ -44,7 +52,9 @@ def rows():
     for length in (40, 7, 22, 90, 13, 31, 8):
         ids = [2, *draw.integers(10, 2000, length - 1).tolist()]
         start = length // 2
-        found.append({"input_ids": ids, "labels": [IGNORED] * start + ids[start:], "length": length})
+        found.append(
+            {"input_ids": ids, "labels": [IGNORED] * start + ids[start:], "length": length}
+        )
     return datasets.Dataset.from_list(found)
 
 
@@ -57,7 +67,10 @@ def test_response_loss_equals_one_row_at_a_time(tiny, rows):
             logits = net(input_ids=torch.tensor([row["input_ids"]])).logits[0]
             for position, label in enumerate(row["labels"][1:]):
                 if label != IGNORED:
-                    total, tokens = total + cross_entropy(logits[position], torch.tensor(label)).item(), tokens + 1
+                    total, tokens = (
+                        total + cross_entropy(logits[position], torch.tensor(label)).item(),
+                        tokens + 1,
+                    )
     loss, counted = evaluate.response_loss(net, rows)
     assert counted == tokens == sum(len(r["input_ids"]) - len(r["input_ids"]) // 2 for r in rows)
     assert loss == pytest.approx(total / tokens, rel=1e-5)
@@ -67,7 +80,10 @@ def test_response_loss_does_not_depend_on_the_batch(tiny, rows):
     net, _ = tiny
     expected, tokens = evaluate.response_loss(net, rows, rows_at_once=1)
     for size in (2, 3, 100):
-        assert evaluate.response_loss(net, rows, rows_at_once=size) == (pytest.approx(expected, rel=1e-5), tokens)
+        assert evaluate.response_loss(net, rows, rows_at_once=size) == (
+            pytest.approx(expected, rel=1e-5),
+            tokens,
+        )
 
 
 def test_row_losses_are_those_of_each_row_alone_in_the_order_of_the_rows(tiny, rows):
@@ -77,7 +93,9 @@ def test_row_losses_are_those_of_each_row_alone_in_the_order_of_the_rows(tiny, r
         found = evaluate.row_losses(net, rows, size)
         assert net.training
         assert found[:, 1].tolist() == [tokens for _, tokens in alone]
-        assert (found[:, 0] / found[:, 1]).tolist() == pytest.approx([loss for loss, _ in alone], rel=1e-5)
+        assert (found[:, 0] / found[:, 1]).tolist() == pytest.approx(
+            [loss for loss, _ in alone], rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -112,7 +130,9 @@ def test_rows_that_do_not_fit_at_once_are_halved(tiny, rows, monkeypatch, capsys
     assert net.training
     assert capsys.readouterr().out.count("rows at once do not fit") == 2
     monkeypatch.setattr(evaluate, "token_losses", lambda net, batch: limited(net, batch, 0))
-    with pytest.raises(UserError, match=r"not enough memory for the held-out loss, 1 rows at once(.|\n)*nvidia-smi"):
+    with pytest.raises(
+        UserError, match=r"not enough memory for the held-out loss, 1 rows at once(.|\n)*nvidia-smi"
+    ):
         evaluate.response_loss(net, rows)
 
 
@@ -142,7 +162,9 @@ def test_the_output_layer_never_gets_a_slice_with_gaps(tiny):
     """torch's CPU product would copy its weights once a prompt."""
     net, tokenizer = tiny
     seen = []
-    hook = net.get_output_embeddings().register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].is_contiguous()))
+    hook = net.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, out: seen.append(inputs[0].is_contiguous())
+    )
     try:
         evaluate.answers(net, tokenizer, 3, PROMPTS)
     finally:
@@ -164,13 +186,18 @@ def test_answers_of_a_batch_equal_single_ones(tiny):
 def test_answers_equal_a_plain_greedy_loop_without_a_cache(tiny):
     net, tokenizer = tiny
     net.eval()
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": PROMPTS[1]}], add_generation_prompt=True, return_dict=True)["input_ids"]
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": PROMPTS[1]}], add_generation_prompt=True, return_dict=True
+    )["input_ids"]
     assert ids.count(tokenizer.bos_token_id) == 1
     new = []
     with torch.no_grad():
         for _ in range(8):
             new.append(int(net(input_ids=torch.tensor([ids + new])).logits[0, -1].argmax()))
-    assert evaluate.answers(net, tokenizer, 8, PROMPTS)[1] == tokenizer.decode(new, skip_special_tokens=True).strip()
+    assert (
+        evaluate.answers(net, tokenizer, 8, PROMPTS)[1]
+        == tokenizer.decode(new, skip_special_tokens=True).strip()
+    )
 
 
 def test_prompts_begin_with_one_bos_after_padding_on_the_left(tiny, monkeypatch):
@@ -183,9 +210,13 @@ def test_prompts_begin_with_one_bos_after_padding_on_the_left(tiny, monkeypatch)
 
     monkeypatch.setattr(net, "generate", generate)
     assert evaluate.answers(net, tokenizer, 5, PROMPTS) == [""] * 3
-    for ids, mask, prompt in zip(given["input_ids"].tolist(), given["attention_mask"].tolist(), PROMPTS, strict=True):
+    for ids, mask, prompt in zip(
+        given["input_ids"].tolist(), given["attention_mask"].tolist(), PROMPTS, strict=True
+    ):
         text = [{"role": "user", "content": prompt}]
-        wanted = tokenizer.apply_chat_template(text, add_generation_prompt=True, return_dict=True)["input_ids"]
+        wanted = tokenizer.apply_chat_template(text, add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ]
         assert wanted.count(tokenizer.bos_token_id) == 1
         assert ids == [tokenizer.pad_token_id] * (len(ids) - len(wanted)) + wanted
         assert mask == [0] * (len(ids) - len(wanted)) + [1] * len(wanted)
@@ -195,7 +226,10 @@ def test_prompts_begin_with_one_bos_after_padding_on_the_left(tiny, monkeypatch)
 def test_answers_end_at_the_turn(tiny, monkeypatch, stop):
     """After three words of its own the first row says stop; the other goes on to the limit."""
     net, tokenizer = tiny
-    say, word = tokenizer.convert_tokens_to_ids(stop), tokenizer.encode("blood", add_special_tokens=False)[0]
+    say, word = (
+        tokenizer.convert_tokens_to_ids(stop),
+        tokenizer.encode("blood", add_special_tokens=False)[0],
+    )
     seen = []
     causal = net.get_base_model()
     forward = causal.forward
@@ -220,6 +254,12 @@ def test_answers_end_at_the_turn(tiny, monkeypatch, stop):
 
 
 def test_samples_file(tmp_path):
-    evaluate.save_samples(tmp_path / "samples.json", {"base model": ["a"] * 4, "tuned": ["b"] * 4}, 7)
+    evaluate.save_samples(
+        tmp_path / "samples.json", {"base model": ["a"] * 4, "tuned": ["b"] * 4}, 7
+    )
     found = json.loads((tmp_path / "samples.json").read_text())
-    assert found == {"prompts": list(evaluate.PROMPTS), "answers": {"base model": ["a"] * 4, "tuned": ["b"] * 4}, "tokens": 7}
+    assert found == {
+        "prompts": list(evaluate.PROMPTS),
+        "answers": {"base model": ["a"] * 4, "tuned": ["b"] * 4},
+        "tokens": 7,
+    }

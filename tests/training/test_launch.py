@@ -1,6 +1,6 @@
 """Training in several processes on a CPU (gloo) against one process: same steps, same weights, one ledger.
 
-    python -m pytest tests/test_parallel.py
+python -m pytest tests/test_parallel.py
 """
 
 import fcntl
@@ -41,14 +41,22 @@ def folder(tmp_path_factory):
     run = top / "run"
     for name, rows in (("train", ROWS), ("validation", HELD_OUT)):
         rows.save_to_disk(str(run / "data" / name))
-    stages = {s: {"status": "pending", "attempts": [], "artifacts": [], "inputs": {}} for s in STAGES}
-    (run / "run.json").write_text(json.dumps({"run": "run", "created": "", "fingerprints": {"data": "data-1"}, "stages": stages}))
+    stages = {
+        s: {"status": "pending", "attempts": [], "artifacts": [], "inputs": {}} for s in STAGES
+    }
+    (run / "run.json").write_text(
+        json.dumps(
+            {"run": "run", "created": "", "fingerprints": {"data": "data-1"}, "stages": stages}
+        )
+    )
     return run
 
 
 def job_of(folder, **changes):
     """Dropout in it: the ranks must draw what one process draws."""
-    return a_job(base_model=str(folder.parent / "base"), precision="fp32", num_train_epochs=1.0, **changes)
+    return a_job(
+        base_model=str(folder.parent / "base"), precision="fp32", num_train_epochs=1.0, **changes
+    )
 
 
 def copy(folder, to, job):
@@ -60,7 +68,14 @@ def copy(folder, to, job):
 def one_process(folder, job):
     place = base.folder(job)
     net = load.load(place, job)
-    return loop.train(net, ROWS, HELD_OUT, job, folder, loop.identity(job, "data-1", base.fingerprint(place), adapter.count(net)[0]))
+    return loop.train(
+        net,
+        ROWS,
+        HELD_OUT,
+        job,
+        folder,
+        loop.identity(job, "data-1", base.fingerprint(place), adapter.count(net)[0]),
+    )
 
 
 def weights(run):
@@ -83,11 +98,16 @@ def same_training(run, alone):
     assert [e["step"] for e in ours] == [e["step"] for e in theirs]
     assert [e["tokens"] for e in ours] == [e["tokens"] for e in theirs]
     assert [e["loss"] for e in ours] == pytest.approx([e["loss"] for e in theirs], rel=1e-5)
-    assert [e["grad_norm"] for e in ours] == pytest.approx([e["grad_norm"] for e in theirs], rel=1e-3)
+    assert [e["grad_norm"] for e in ours] == pytest.approx(
+        [e["grad_norm"] for e in theirs], rel=1e-3
+    )
     found, wanted = weights(run), weights(alone)
     for name in wanted:
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-4)
-    measured = [[e["eval_loss"] for e in ledger.read(r / "metrics.jsonl") if e["event"] == "eval"] for r in (run, alone)]
+    measured = [
+        [e["eval_loss"] for e in ledger.read(r / "metrics.jsonl") if e["event"] == "eval"]
+        for r in (run, alone)
+    ]
     assert measured[0] == pytest.approx(measured[1], rel=1e-4)
 
 
@@ -98,10 +118,14 @@ def test_two_processes_train_what_one_does(folder, alone, tmp_path, capfd):
     same_training(run, alone)
     session = next(e for e in ledger.read(run / "metrics.jsonl") if e["event"] == "session")
     assert session["devices"] == 2
-    assert [p.name for p in run.glob(".*")] == [launch.TRAINED], "else what the processes told each other is gone"
+    assert [p.name for p in run.glob(".*")] == [launch.TRAINED], (
+        "else what the processes told each other is gone"
+    )
     trained, last = load_file(run / launch.TRAINED), weights(run)
     assert all(torch.equal(trained[n], last[n]) for n in last)
-    assert "\rtraining" in capfd.readouterr().out, "a progress bar is written over, not down the notebook"
+    assert "\rtraining" in capfd.readouterr().out, (
+        "a progress bar is written over, not down the notebook"
+    )
 
 
 def test_a_sharded_base_trains_the_same(folder, alone, tmp_path, capfd):
@@ -110,7 +134,12 @@ def test_a_sharded_base_trains_the_same(folder, alone, tmp_path, capfd):
     run = copy(folder, tmp_path / "run", job)
     launch.launch(run, job, 2)
     same_training(run, alone)
-    held, total = (int(n.replace(",", "")) for n in re.search(r"rank 0 holds ([\d,]+) of ([\d,]+) parameters", capfd.readouterr().out).groups())
+    held, total = (
+        int(n.replace(",", ""))
+        for n in re.search(
+            r"rank 0 holds ([\d,]+) of ([\d,]+) parameters", capfd.readouterr().out
+        ).groups()
+    )
     assert held < 0.7 * total
 
 
@@ -124,15 +153,37 @@ def test_two_nodes(folder, alone, tmp_path):
     """The documented command, started on each of two "machines" that share the folder."""
     run = copy(folder, tmp_path / "run", job_of(folder))
     port = free_port()
-    nodes = [subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={n}", "--nproc_per_node=1",
-                               "--master_addr=127.0.0.1", f"--master_port={port}", "-m", "lib.training.launch", str(run)], cwd=ROOT, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}) for n in range(2)]
+    nodes = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nnodes=2",
+                f"--node_rank={n}",
+                "--nproc_per_node=1",
+                "--master_addr=127.0.0.1",
+                f"--master_port={port}",
+                "-m",
+                "lib.training.launch",
+                str(run),
+            ],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for n in range(2)
+    ]
     said = [node.communicate(timeout=240)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
     same_training(run, alone)
 
 
-def test_ranks_started_by_hand_wait_for_no_one_who_has_the_run(folder, tmp_path, monkeypatch, capsys):
+def test_ranks_started_by_hand_wait_for_no_one_who_has_the_run(
+    folder, tmp_path, monkeypatch, capsys
+):
     run = copy(folder, tmp_path / "run", job_of(folder))
     monkeypatch.setattr(sys, "argv", ["parallel", str(run)])
     monkeypatch.setattr(parallel.dist, "init_process_group", lambda *_, **__: None)
@@ -151,10 +202,22 @@ def test_an_interrupted_pair_is_continued_by_one(folder, alone, tmp_path):
     """SIGINT to the process that started the ranks: they save, it says KeyboardInterrupt, and one process finishes the job."""
     job = job_of(folder)
     run = copy(folder, tmp_path / "run", job)
-    code = (f"import sys, pathlib; sys.path[:0] = [{str(ROOT)!r}]\nfrom lib import params\nfrom lib.training import launch\n"
-            f"run = pathlib.Path({str(run)!r})\nlaunch.launch(run, params.load(run / 'params.yaml'), 2)")
-    process = subprocess.Popen([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-    wait_for(lambda: [e for e in ledger.read(run / "metrics.jsonl") if e["event"] == "step"], "a first step", 120)
+    code = (
+        f"import sys, pathlib; sys.path[:0] = [{str(ROOT)!r}]\nfrom lib import params\nfrom lib.training import launch\n"
+        f"run = pathlib.Path({str(run)!r})\nlaunch.launch(run, params.load(run / 'params.yaml'), 2)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    wait_for(
+        lambda: [e for e in ledger.read(run / "metrics.jsonl") if e["event"] == "step"],
+        "a first step",
+        120,
+    )
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=120)
     done = ledger.steps(ledger.read(run / "metrics.jsonl"))[-1]["step"]
@@ -171,8 +234,19 @@ def test_the_notebooks_model_has_what_the_ranks_trained(folder, alone, tmp_path,
     monkeypatch.setattr(parallel, "gpus", lambda job: 2)
     place = base.folder(job)
     net = load.load(place, job)
-    masters = launch.train(net, ROWS, HELD_OUT, job, run, loop.identity(job, "data-1", base.fingerprint(place), adapter.count(net)[0]))
-    during = {e["step"]: e["eval_loss"] for e in ledger.read(run / "metrics.jsonl") if e["event"] == "eval" and e["when"] == "during"}
+    masters = launch.train(
+        net,
+        ROWS,
+        HELD_OUT,
+        job,
+        run,
+        loop.identity(job, "data-1", base.fingerprint(place), adapter.count(net)[0]),
+    )
+    during = {
+        e["step"]: e["eval_loss"]
+        for e in ledger.read(run / "metrics.jsonl")
+        if e["event"] == "eval" and e["when"] == "during"
+    }
     best = min(during, key=during.get)
     wanted = load_file(run / "checkpoints" / "best" / f"step-{best:06d}" / "adapter.safetensors")
     assert all(torch.equal(masters.weights[n], w) for n, w in wanted.items())
@@ -185,14 +259,30 @@ def test_ranks_end_when_their_launcher_is_killed(folder, tmp_path):
     """They would hold the cards, and write into a run that is no longer locked."""
     job = job_of(folder, max_steps=100_000, logging_steps=1)
     run = copy(folder, tmp_path / "run", job)
-    code = (f"import sys, pathlib; sys.path[:0] = [{str(ROOT)!r}]\nfrom lib import params\nfrom lib.training import launch\n"
-            f"run = pathlib.Path({str(run)!r})\nlaunch.launch(run, params.load(run / 'params.yaml'), 2)")
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    code = (
+        f"import sys, pathlib; sys.path[:0] = [{str(ROOT)!r}]\nfrom lib import params\nfrom lib.training import launch\n"
+        f"run = pathlib.Path({str(run)!r})\nlaunch.launch(run, params.load(run / 'params.yaml'), 2)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
     def ranks():
-        return [p for p in pathlib.Path("/proc").glob("[0-9]*") if str(run).encode() in _read(p / "cmdline") and b"lib.training.launch" in _read(p / "cmdline")]
+        return [
+            p
+            for p in pathlib.Path("/proc").glob("[0-9]*")
+            if str(run).encode() in _read(p / "cmdline")
+            and b"lib.training.launch" in _read(p / "cmdline")
+        ]
 
-    wait_for(lambda: [e for e in ledger.read(run / "metrics.jsonl") if e["event"] == "step"], "a first step", 120)
+    wait_for(
+        lambda: [e for e in ledger.read(run / "metrics.jsonl") if e["event"] == "step"],
+        "a first step",
+        120,
+    )
     assert len(ranks()) == 3, "torchrun and two ranks"
     process.kill()
     process.wait()
@@ -216,11 +306,16 @@ def test_what_ends_the_ranks_is_raised_and_nothing_else_shown(folder, tmp_path, 
     assert "Traceback" not in shown.out + shown.err
 
 
-@pytest.mark.parametrize(("there", "wanted", "accumulation", "expected"), [(0, "auto", 4, 1), (2, "auto", 4, 2), (2, "auto", 1, 1), (4, "auto", 6, 3), (2, 1, 4, 1)])
+@pytest.mark.parametrize(
+    ("there", "wanted", "accumulation", "expected"),
+    [(0, "auto", 4, 1), (2, "auto", 4, 2), (2, "auto", 1, 1), (4, "auto", 6, 3), (2, 1, 4, 1)],
+)
 def test_how_many_devices(monkeypatch, there, wanted, accumulation, expected):
     """As many as share out a step's micro-batches evenly."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
-    assert parallel.gpus(a_job(num_gpus=wanted, gradient_accumulation_steps=accumulation)) == expected
+    assert (
+        parallel.gpus(a_job(num_gpus=wanted, gradient_accumulation_steps=accumulation)) == expected
+    )
 
 
 def test_more_devices_than_there_are(monkeypatch):

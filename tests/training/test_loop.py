@@ -1,6 +1,6 @@
 """The training loop against plain transformers arithmetic, and what is left after it is stopped, killed or damaged.
 
-    python -m pytest tests/test_train.py
+python -m pytest tests/test_train.py
 """
 
 import contextlib
@@ -41,10 +41,23 @@ from lib.training.held_out import HeldOut
 from lib.training.step import seed_for
 from lib.training.stops import Done
 
-BASE = {"base_model": "some/base", "load_in_4bit": False, "optim": "adamw_torch", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
-        "learning_rate": 1e-2, "warmup_steps": 2, "save_steps": 2, "lora_r": 2, "lora_dropout": 0.1, "seed": 5}
+BASE = {
+    "base_model": "some/base",
+    "load_in_4bit": False,
+    "optim": "adamw_torch",
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 1e-2,
+    "warmup_steps": 2,
+    "save_steps": 2,
+    "lora_r": 2,
+    "lora_dropout": 0.1,
+    "seed": 5,
+}
 STEPS = 6  # of 23 rows by 4: one of them is a short step
-OTHER = "fp32" if device.precision()[0] == torch.bfloat16 else "bf16"  # than this machine computes in
+OTHER = (
+    "fp32" if device.precision()[0] == torch.bfloat16 else "bf16"
+)  # than this machine computes in
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +71,26 @@ def _one_thread():
 def small_model(job, dtype=torch.float32):
     """Gemma 3n with every part of it (altup, laurel, shared K/V, sparse MLP, soft cap) and 60 thousand parameters, with a fresh adapter."""
     config = Gemma3nTextConfig(
-        vocab_size=96, vocab_size_per_layer_input=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, hidden_size_per_layer_input=8, laurel_rank=4, altup_num_inputs=2, num_kv_shared_layers=2,
-        activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0], layer_types=["sliding_attention", "full_attention"] * 2, sliding_window=8,
-        max_position_embeddings=128, pad_token_id=0, eos_token_id=1, bos_token_id=2)
+        vocab_size=96,
+        vocab_size_per_layer_input=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        hidden_size_per_layer_input=8,
+        laurel_rank=4,
+        altup_num_inputs=2,
+        num_kv_shared_layers=2,
+        activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0],
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        sliding_window=8,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+    )
     torch.manual_seed(0)
     return adapter.add(Gemma3nForCausalLM(config).to(dtype).eval().requires_grad_(False), job)
 
@@ -74,7 +103,14 @@ def make_rows(count, seed=1):
         length = int(draw.integers(4, 31))
         ids = [2, *draw.integers(3, 96, length - 1).tolist()]
         start = length - int(draw.integers(length // 3, length // 2 + 1))
-        rows.append({"id": f"row-{n}", "input_ids": ids, "labels": [IGNORED] * start + ids[start:], "length": length})
+        rows.append(
+            {
+                "id": f"row-{n}",
+                "input_ids": ids,
+                "labels": [IGNORED] * start + ids[start:],
+                "length": length,
+            }
+        )
     return datasets.Dataset.from_list(rows)
 
 
@@ -90,7 +126,14 @@ def session(folder, job=None, rows=ROWS, held_out=HELD_OUT, **identity):
     job = job or a_job()
     folder.mkdir(exist_ok=True)
     net = small_model(job)
-    return train.train(net, rows, held_out, job, folder, {**train.identity(job, "data-1", "base-1", adapter.count(net)[0]), **identity})
+    return train.train(
+        net,
+        rows,
+        held_out,
+        job,
+        folder,
+        {**train.identity(job, "data-1", "base-1", adapter.count(net)[0]), **identity},
+    )
 
 
 def whole_run(folder, job=None, **options):
@@ -114,7 +157,9 @@ def at_every_call(monkeypatch, action):
 
 def at_call(monkeypatch, number, action):
     """Do `action(losses)` in the `number`-th micro-batch (from 1) of training, whichever session it falls into."""
-    calls = at_every_call(monkeypatch, lambda losses, _: action(losses) if len(calls) == number else losses)
+    calls = at_every_call(
+        monkeypatch, lambda losses, _: action(losses) if len(calls) == number else losses
+    )
 
 
 def interrupt(losses):
@@ -130,17 +175,30 @@ def touch_stop(folder):
     def action(losses):
         (folder / "stop").touch()
         return losses
+
     return action
 
 
 def of_rows(*groups):
     """A step of micro-batches given by their row numbers, as the loader makes it."""
-    trained = sum(label != IGNORED for group in groups for labels in ROWS[group]["labels"] for label in labels[1:])
-    return {"batches": [(place, batches.of(ROWS[group], None, 1 / trained)) for place, group in enumerate(groups)]}
+    trained = sum(
+        label != IGNORED
+        for group in groups
+        for labels in ROWS[group]["labels"]
+        for label in labels[1:]
+    )
+    return {
+        "batches": [
+            (place, batches.of(ROWS[group], None, 1 / trained))
+            for place, group in enumerate(groups)
+        ]
+    }
 
 
 def take_step(net, masters, job, current, step=0, flags=lambda: (False, False, False)):
-    return train.run_step(train.micro_batch(net, masters, job, None), masters, step, current, job, flags)
+    return train.run_step(
+        train.micro_batch(net, masters, job, None), masters, step, current, job, flags
+    )
 
 
 def train_step(net, masters, job, current, rate, step=0):
@@ -165,7 +223,18 @@ def same_run(folder, masters, uninterrupted):
 
 
 def numbers(entries):
-    keys = ("step", "steps", "loss", "lr", "grad_norm", "epoch", "rows", "tokens", "padded", "trained")
+    keys = (
+        "step",
+        "steps",
+        "loss",
+        "lr",
+        "grad_norm",
+        "epoch",
+        "rows",
+        "tokens",
+        "padded",
+        "trained",
+    )
     return [{k: e[k] for k in keys} for e in ledger.steps(entries)]
 
 
@@ -175,13 +244,20 @@ def checkpoints(folder):
 
 def evals(folder):
     """Held-out losses as (when, step, loss), in the order measured."""
-    return [(e["when"], e["step"], e["eval_loss"]) for e in ledger.read(folder / "metrics.jsonl") if e["event"] == "eval"]
+    return [
+        (e["when"], e["step"], e["eval_loss"])
+        for e in ledger.read(folder / "metrics.jsonl")
+        if e["event"] == "eval"
+    ]
 
 
 def apart(weights, others, job):
     """How far two ends of training lie apart, as a share of the way from the start to the first."""
     start = {n: p.detach().float() for n, p in adapter.trainable(small_model(job)).items()}
-    way, gap = (math.sqrt(sum(float((w - to[n]).square().sum()) for n, w in weights.items())) for to in (start, others))
+    way, gap = (
+        math.sqrt(sum(float((w - to[n]).square().sum()) for n, w in weights.items()))
+        for to in (start, others)
+    )
     assert way > 0.1, "training must have gone somewhere"
     return gap / way
 
@@ -195,15 +271,21 @@ def pad(rows, value):
 
 
 def test_three_steps_equal_transformers_peft_and_torch():
-    job = a_job(lora_dropout=0.0, max_steps=3, warmup_steps=1, lr_scheduler_type="cosine", max_grad_norm=0.5)
+    job = a_job(
+        lora_dropout=0.0, max_steps=3, warmup_steps=1, lr_scheduler_type="cosine", max_grad_norm=0.5
+    )
     loader = train.load_steps(ROWS, plan.sizes(ROWS), 0, job, None)
     ours, theirs = small_model(job).train(), small_model(job).train()
     start = {n: p.detach().clone() for n, p in adapter.trainable(theirs).items()}
     masters = train.Masters(ours, job)
     weights = list(adapter.trainable(theirs).values())
     optimizer = torch.optim.AdamW(weights, lr=job.learning_rate, weight_decay=job.weight_decay)
-    schedule = transformers.get_scheduler("cosine", optimizer, num_warmup_steps=1, num_training_steps=3)
-    for number, (_, step) in enumerate(itertools.islice(plan.steps_from(np.array(ROWS["length"]), 0, job), 3)):
+    schedule = transformers.get_scheduler(
+        "cosine", optimizer, num_warmup_steps=1, num_training_steps=3
+    )
+    for number, (_, step) in enumerate(
+        itertools.islice(plan.steps_from(np.array(ROWS["length"]), 0, job), 3)
+    ):
         current = next(loader)
         done = train_step(ours, masters, job, current, plan.learning_rate(number, 3, job), number)
 
@@ -211,8 +293,17 @@ def test_three_steps_equal_transformers_peft_and_torch():
         total, positions = 0.0, 0
         for batch in step:
             picked = ROWS[batch]
-            ids, labels, mask = pad(picked["input_ids"], 0), pad(picked["labels"], IGNORED), pad([[1] * len(r) for r in picked["input_ids"]], 0)
-            out = theirs(input_ids=ids, attention_mask=mask, labels=labels, num_items_in_batch=torch.tensor(items))
+            ids, labels, mask = (
+                pad(picked["input_ids"], 0),
+                pad(picked["labels"], IGNORED),
+                pad([[1] * len(r) for r in picked["input_ids"]], 0),
+            )
+            out = theirs(
+                input_ids=ids,
+                attention_mask=mask,
+                labels=labels,
+                num_items_in_batch=torch.tensor(items),
+            )
             out.loss.backward()
             total, positions = total + out.loss.item(), positions + ids.numel()
         expected_norm = float(torch.nn.utils.clip_grad_norm_(weights, job.max_grad_norm))
@@ -224,11 +315,18 @@ def test_three_steps_equal_transformers_peft_and_torch():
         assert done.norm > job.max_grad_norm, "the clipping must be part of what is compared"
         assert current["trained"] == items
         assert current["rows"] == [r for b in step for r in b]
-        assert current["tokens"] == sum(ROWS[r]["length"] for b in step for r in b) < current["padded"] == positions
+        assert (
+            current["tokens"]
+            == sum(ROWS[r]["length"] for b in step for r in b)
+            < current["padded"]
+            == positions
+        )
     for name, weight in adapter.trainable(theirs).items():
         moved = (weight.detach() - start[name]).norm()
         assert moved > 0
-        assert (masters.weights[name] - weight.detach()).norm() < 1e-4 * moved, name  # of the change: the weight itself would hide it
+        assert (masters.weights[name] - weight.detach()).norm() < 1e-4 * moved, (
+            name
+        )  # of the change: the weight itself would hide it
 
 
 def test_masters_keep_what_bfloat16_would_lose():
@@ -241,7 +339,9 @@ def test_masters_keep_what_bfloat16_would_lose():
         train_step(net, masters, job, of_rows([0, 1]), 1e-5)
     moved = (masters.weights[name] - start).abs()
     assert (moved > 0).float().mean() > 0.9
-    assert ((start + moved).bfloat16() == start.bfloat16()).float().mean() > 0.5, "such a step must be one that bfloat16 cannot hold"
+    assert ((start + moved).bfloat16() == start.bfloat16()).float().mean() > 0.5, (
+        "such a step must be one that bfloat16 cannot hold"
+    )
     assert adapter.trainable(net)[name].dtype == torch.bfloat16
     assert torch.equal(adapter.trainable(net)[name].detach(), masters.weights[name].bfloat16())
 
@@ -266,7 +366,10 @@ def test_accumulated_gradients_are_those_of_one_micro_batch(groups):
     for name, gradient in wanted.items():
         assert (found[name] - gradient).norm() < 1e-4 * gradient.norm() + 1e-7 * whole.norm, name
     assert all(gradient.any() for gradient in wanted.values())
-    means = [take_step(small_model(job), train.Masters(small_model(job), job), job, of_rows(group)).loss for group in groups]
+    means = [
+        take_step(small_model(job), train.Masters(small_model(job), job), job, of_rows(group)).loss
+        for group in groups
+    ]
     assert abs(np.mean(means) - whole.loss) > 1e-3, "a mean of means must be another number"
 
 
@@ -293,7 +396,9 @@ def test_the_loader_gives_every_step_of_the_plan_in_order(threads):
     sizes = plan.sizes(ROWS)
     with contextlib.closing(train.load_steps(ROWS, sizes, 4, job, None)) as loader:
         found = list(itertools.islice(loader, 9))
-    for current, (epoch, step) in zip(found, itertools.islice(plan.steps_from(sizes.lengths, 4, job), 9), strict=True):
+    for current, (epoch, step) in zip(
+        found, itertools.islice(plan.steps_from(sizes.lengths, 4, job), 9), strict=True
+    ):
         assert current["epoch"] == pytest.approx(epoch, abs=1e-4)
         assert current["rows"] == [r for b in step for r in b]
         assert [place for place, _ in current["batches"]] == list(range(len(step)))
@@ -312,11 +417,15 @@ def test_ranks_share_out_the_micro_batches_of_a_step(monkeypatch):
         monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
         shared.append(list(itertools.islice(train.load_steps(ROWS, sizes, 0, job, None), 4)))
     for current, *parts in zip(whole, *shared, strict=True):
-        assert [[place for place, _ in part["batches"]] for part in parts] == [[0, 2], [1, 3]], "as many on each, for they wait for each other"
+        assert [[place for place, _ in part["batches"]] for part in parts] == [[0, 2], [1, 3]], (
+            "as many on each, for they wait for each other"
+        )
         ours = dict(sum((part["batches"] for part in parts), []))
         assert not ours.pop(3).weights.any()
         for place, batch in current["batches"]:
-            assert all(torch.equal(a, b) for a, b in zip(batch[:4], ours.pop(place)[:4], strict=True))
+            assert all(
+                torch.equal(a, b) for a, b in zip(batch[:4], ours.pop(place)[:4], strict=True)
+            )
         for key in ("rows", "tokens", "padded", "trained", "epoch"):
             assert [part[key] for part in parts] == [current[key]] * 2
 
@@ -333,18 +442,30 @@ def test_threads_of_the_loader_change_no_bit(tmp_path, uninterrupted):
 def packed_like_padded(monkeypatch):
     """A packing job takes the rows of each micro-batch that a padding one would."""
     whole = plan.epoch_steps
-    monkeypatch.setattr(plan, "epoch_steps", lambda lengths, epoch, job: whole(lengths, epoch, job.model_copy(update={"packing": False})))
+    monkeypatch.setattr(
+        plan,
+        "epoch_steps",
+        lambda lengths, epoch, job: whole(
+            lengths, epoch, job.model_copy(update={"packing": False})
+        ),
+    )
 
 
 def test_packed_rows_train_as_padded_ones_do(tmp_path, monkeypatch):
     job = a_job(lora_dropout=0.0, max_steps=10)
     weights, entries = whole_run(tmp_path / "padded", job)
     packed_like_padded(monkeypatch)
-    packed_weights, packed_entries = whole_run(tmp_path / "packed", a_job(lora_dropout=0.0, max_steps=10, packing=True))
+    packed_weights, packed_entries = whole_run(
+        tmp_path / "packed", a_job(lora_dropout=0.0, max_steps=10, packing=True)
+    )
     for ours, theirs in zip(ledger.steps(packed_entries), ledger.steps(entries), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
-        assert (ours["rows"], ours["tokens"], ours["trained"]) == (theirs["rows"], theirs["tokens"], theirs["trained"])
+        assert (ours["rows"], ours["tokens"], ours["trained"]) == (
+            theirs["rows"],
+            theirs["tokens"],
+            theirs["trained"],
+        )
     assert apart(weights, packed_weights, job) < 1e-3
     found = [ledger.summary(e) for e in (packed_entries, entries)]
     assert found[0]["eval_loss_after"] == pytest.approx(found[1]["eval_loss_after"], rel=1e-5)
@@ -352,6 +473,7 @@ def test_packed_rows_train_as_padded_ones_do(tmp_path, monkeypatch):
 
 def test_packed_rows_do_not_see_each_other():
     """Each row has the loss and the gradient it has alone; with attention across rows they would be others."""
+
     def taken(current, **changes):
         job = a_job(lora_dropout=0.0, **changes)
         net = small_model(job)
@@ -362,7 +484,12 @@ def test_packed_rows_do_not_see_each_other():
     current = next(train.load_steps(ROWS, sizes, 0, job, plan.shape(sizes, job)))
     alone = taken(of_rows(*[[r] for r in current["rows"]]))
     assert taken(current, packing=True) == pytest.approx(alone, rel=1e-5)
-    together = {"batches": [(place, batch._replace(bounds=batch.bounds[[0, -1]])) for place, batch in current["batches"]]}
+    together = {
+        "batches": [
+            (place, batch._replace(bounds=batch.bounds[[0, -1]]))
+            for place, batch in current["batches"]
+        ]
+    }
     assert taken(together, packing=True) != pytest.approx(alone, rel=1e-4)
 
 
@@ -377,7 +504,9 @@ def test_a_packing_run_interrupted_and_continued(tmp_path, monkeypatch, micro_ba
     shape = plan.shape(plan.sizes(ROWS), job)
     lines = ledger.steps(undisturbed[1])
     assert [e["padded"] for e in lines] == [shape.tokens * math.ceil(e["rows"] / 2) for e in lines]
-    assert found["padding_share"] == pytest.approx(1 - sum(e["tokens"] for e in lines) / sum(e["padded"] for e in lines))
+    assert found["padding_share"] == pytest.approx(
+        1 - sum(e["tokens"] for e in lines) / sum(e["padded"] for e in lines)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -396,7 +525,9 @@ def test_random_numbers_depend_on_seed_step_and_place_alone():
     assert len({tuple(d) for d in drawn}) == len(keys)
 
 
-@pytest.mark.parametrize("changes", [{"lora_dropout": 0.3}, {"lora_dropout": 0.0, "neftune_noise_alpha": 5.0}])
+@pytest.mark.parametrize(
+    "changes", [{"lora_dropout": 0.3}, {"lora_dropout": 0.0, "neftune_noise_alpha": 5.0}]
+)
 @pytest.mark.parametrize("micro_batch", [6, 7])
 def test_noise_is_the_same_after_a_resume(tmp_path, monkeypatch, micro_batch, changes):
     """Dropout and NEFTune draw what they would have drawn, although nothing of the generator is saved."""
@@ -409,7 +540,9 @@ def test_noise_is_the_same_after_a_resume(tmp_path, monkeypatch, micro_batch, ch
         with pytest.raises(KeyboardInterrupt):
             session(tmp_path / "stopped", job)
     assert not list((tmp_path / "stopped").rglob("*rng*"))
-    at_every_call(monkeypatch, lambda losses, _: (torch.rand(7), losses)[1])  # others may draw in between
+    at_every_call(
+        monkeypatch, lambda losses, _: (torch.rand(7), losses)[1]
+    )  # others may draw in between
     same_run(tmp_path / "stopped", session(tmp_path / "stopped", job), undisturbed)
 
 
@@ -420,7 +553,12 @@ def test_noise_is_the_same_after_a_resume(tmp_path, monkeypatch, micro_batch, ch
 def test_an_undisturbed_run(tmp_path, uninterrupted):
     handler = signal.getsignal(signal.SIGINT)
     found = same_run(tmp_path, session(tmp_path), uninterrupted)
-    assert (found["steps"], found["sessions"], found["steps_repeated"], found["epochs"]) == (STEPS, 1, 0, 1.0)
+    assert (found["steps"], found["sessions"], found["steps_repeated"], found["epochs"]) == (
+        STEPS,
+        1,
+        0,
+        1.0,
+    )
     assert found["eval_loss_after"] != found["eval_loss_before"]
     assert checkpoints(tmp_path) == ["step-000004", "step-000006"]
     assert signal.getsignal(signal.SIGINT) is handler
@@ -440,7 +578,14 @@ def test_training_mode_is_what_the_base_calls_it(tmp_path, uninterrupted):
 
     net.for_training = lambda: checkpointing(True)
     checkpointing(False)  # what the answers before training leave behind
-    train.train(net, ROWS, HELD_OUT, job, tmp_path, train.identity(job, "data-1", "base-1", adapter.count(net)[0]))
+    train.train(
+        net,
+        ROWS,
+        HELD_OUT,
+        job,
+        tmp_path,
+        train.identity(job, "data-1", "base-1", adapter.count(net)[0]),
+    )
     assert all(layer.gradient_checkpointing for layer in layers)
 
 
@@ -448,7 +593,13 @@ def test_nothing_is_compiled_for_no_step(tmp_path, monkeypatch, uninterrupted):
     """A run whose steps are done, killed before its last held-out loss, would pay 100 s for nothing."""
     session(tmp_path)
     ledger_file = tmp_path / "metrics.jsonl"
-    ledger_file.write_text("".join(line for line in ledger_file.read_text().splitlines(keepends=True) if '"after"' not in line))
+    ledger_file.write_text(
+        "".join(
+            line
+            for line in ledger_file.read_text().splitlines(keepends=True)
+            if '"after"' not in line
+        )
+    )
     monkeypatch.setattr(train, "micro_batch", lambda *_: pytest.fail("built for nothing"))
     found = same_run(tmp_path, session(tmp_path), uninterrupted)
     assert found["eval_loss_after"] is not None
@@ -462,11 +613,15 @@ def test_max_steps_beyond_an_epoch_goes_on_with_the_next(tmp_path):
 
 
 @pytest.mark.parametrize(("micro_batch", "step"), [(1, 0), (5, 2), (6, 3), (11, 5)])
-def test_ctrl_c_keeps_the_last_whole_step(tmp_path, monkeypatch, capsys, uninterrupted, micro_batch, step):
+def test_ctrl_c_keeps_the_last_whole_step(
+    tmp_path, monkeypatch, capsys, uninterrupted, micro_batch, step
+):
     """In the first micro-batch of a step the accumulation is dropped; in the last one it is finished."""
     handler = signal.getsignal(signal.SIGINT)
     at_call(monkeypatch, micro_batch, interrupt)
-    with pytest.raises(KeyboardInterrupt, match=f"stopped after step {step} of {STEPS}; its checkpoint is saved"):
+    with pytest.raises(
+        KeyboardInterrupt, match=f"stopped after step {step} of {STEPS}; its checkpoint is saved"
+    ):
         session(tmp_path)
     assert signal.getsignal(signal.SIGINT) is handler
     assert checkpoints(tmp_path)[-1] == f"step-{step:06d}"
@@ -486,9 +641,14 @@ def test_a_stopped_step_leaves_no_trace():
     assert not masters.flat.grad.any()
     assert all(p.grad is None for p in masters.live.values())
     untouched = small_model(job).train()
-    again, first = take_step(net, masters, job, current, 3), take_step(untouched, train.Masters(untouched, job), job, current, 3)
+    again, first = (
+        take_step(net, masters, job, current, 3),
+        take_step(untouched, train.Masters(untouched, job), job, current, 3),
+    )
     assert again == first, "the step taken again is the step nobody stopped"
-    assert again != take_step(untouched, train.Masters(untouched, job), job, current, 4), "there must be dropout to tell"
+    assert again != take_step(untouched, train.Masters(untouched, job), job, current, 4), (
+        "there must be dropout to tell"
+    )
 
 
 def test_ranks_finish_their_step_together(monkeypatch):
@@ -499,11 +659,14 @@ def test_ranks_finish_their_step_together(monkeypatch):
     masters = train.Masters(net, job)
     done = take_step(net, masters, job, of_rows([0, 1], [2]), 3, lambda: (True, False, False))
     untouched = small_model(job).train()
-    assert done == take_step(untouched, train.Masters(untouched, job), job, of_rows([0, 1], [2]), 3)._replace(stop="interrupted")
+    assert done == take_step(
+        untouched, train.Masters(untouched, job), job, of_rows([0, 1], [2]), 3
+    )._replace(stop="interrupted")
 
 
 def test_out_of_memory_with_a_sharded_base_ends_the_rank(monkeypatch):
     """The other ranks wait for its part of the next layer: a sum to which it would add its trouble is never reached."""
+
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -519,6 +682,7 @@ def test_out_of_memory_with_a_sharded_base_ends_the_rank(monkeypatch):
 
 def test_running_out_of_memory_keeps_the_last_whole_step(tmp_path, monkeypatch, uninterrupted):
     """The advice it gives is one that the checkpoint allows."""
+
     def full(losses):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -526,12 +690,24 @@ def test_running_out_of_memory_keeps_the_last_whole_step(tmp_path, monkeypatch, 
     wanted, entries = whole_run(tmp_path / "whole", job)
     with monkeypatch.context() as patch:
         at_call(patch, 8, full)  # the last micro-batch of step 4
-        longest = max(ROWS["length"][r] for b in next(plan.steps_from(np.array(ROWS["length"]), 3, job))[1] for r in b)
-        with pytest.raises(UserError, match=rf"out of memory in step 4, whose longest row has {longest} tokens. Step 3 is saved") as caught:
+        longest = max(
+            ROWS["length"][r]
+            for b in next(plan.steps_from(np.array(ROWS["length"]), 3, job))[1]
+            for r in b
+        )
+        with pytest.raises(
+            UserError,
+            match=rf"out of memory in step 4, whose longest row has {longest} tokens. Step 3 is saved",
+        ) as caught:
             session(tmp_path / "run", job)
-    assert "half the per_device_train_batch_size and twice the gradient_accumulation_steps" in str(caught.value)
+    assert "half the per_device_train_batch_size and twice the gradient_accumulation_steps" in str(
+        caught.value
+    )
     assert checkpoints(tmp_path / "run") == ["step-000002", "step-000003"]
-    smaller, found = whole_run(tmp_path / "run", a_job(lora_dropout=0.0, per_device_train_batch_size=1, gradient_accumulation_steps=4))
+    smaller, found = whole_run(
+        tmp_path / "run",
+        a_job(lora_dropout=0.0, per_device_train_batch_size=1, gradient_accumulation_steps=4),
+    )
     assert apart(wanted, smaller, job) < 1e-3
     assert [e["rows"] for e in ledger.steps(found)] == [e["rows"] for e in ledger.steps(entries)]
     assert ledger.summary(found)["steps_repeated"] == 0
@@ -549,17 +725,25 @@ def test_ctrl_c_in_the_last_step_is_not_swallowed(tmp_path, monkeypatch, uninter
 def test_max_minutes_one_step_a_session(tmp_path, uninterrupted):
     job = a_job(max_minutes=1e-9)
     for step in range(1, STEPS):
-        with pytest.raises(stops.SessionOver, match=rf"is up after step {step} of 6.* about {STEPS - step} more sessions"):
+        with pytest.raises(
+            stops.SessionOver,
+            match=rf"is up after step {step} of 6.* about {STEPS - step} more sessions",
+        ):
             session(tmp_path, job)
     found = same_run(tmp_path, session(tmp_path, job), uninterrupted)
     assert (found["sessions"], found["steps_repeated"]) == (STEPS, 0)
 
 
 @pytest.mark.parametrize(("micro_batch", "step"), [(1, 1), (5, 3), (8, 4), (12, 6)])
-def test_a_stop_file_ends_the_session_after_the_step_and_goes(tmp_path, monkeypatch, uninterrupted, micro_batch, step):
+def test_a_stop_file_ends_the_session_after_the_step_and_goes(
+    tmp_path, monkeypatch, uninterrupted, micro_batch, step
+):
     """Unlike Ctrl-C it lets the step finish, also when it comes in the first micro-batch; the same command continues."""
     at_call(monkeypatch, micro_batch, touch_stop(tmp_path))
-    with pytest.raises(stops.SessionOver, match=f"^a stop file was found after step {step} of {STEPS}; its checkpoint is saved. The same command continues.$"):
+    with pytest.raises(
+        stops.SessionOver,
+        match=f"^a stop file was found after step {step} of {STEPS}; its checkpoint is saved. The same command continues.$",
+    ):
         session(tmp_path)
     assert not (tmp_path / "stop").exists()
     assert checkpoints(tmp_path)[-1] == f"step-{step:06d}"
@@ -584,15 +768,32 @@ def test_a_finished_run_started_again_changes_nothing(tmp_path, uninterrupted):
 
 def python(code, *words):
     """Run code in a process of its own that has this file as module `t`."""
-    return subprocess.run([sys.executable, "-c", f"import pathlib, sys, pytest, test_train as t\nt.torch.set_num_threads(1)\n{code}", *map(str, words)],
-                          cwd=ROOT, capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import pathlib, sys, pytest, test_train as t\nt.torch.set_num_threads(1)\n{code}",
+            *map(str, words),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+            "OMP_NUM_THREADS": "1",
+        },
+    )
 
 
 def test_kill_minus_nine(tmp_path, uninterrupted):
     """Killed in step 4: step 3 is in the ledger and not in a checkpoint, so it is run and counted again."""
-    done = python("with pytest.MonkeyPatch.context() as m:\n"
-                  "    t.at_call(m, 7, lambda losses: t.os.kill(t.os.getpid(), 9))\n    t.session(pathlib.Path(sys.argv[1]))", tmp_path)
+    done = python(
+        "with pytest.MonkeyPatch.context() as m:\n"
+        "    t.at_call(m, 7, lambda losses: t.os.kill(t.os.getpid(), 9))\n    t.session(pathlib.Path(sys.argv[1]))",
+        tmp_path,
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     assert checkpoints(tmp_path) == ["step-000002"]
     found = same_run(tmp_path, session(tmp_path), uninterrupted)
@@ -629,10 +830,13 @@ def killed_at(folder, everywhere, saving):
 
 def killed_ten_times(folder, seed):
     """Sessions in forked processes, so that torch is imported once: ten are killed, the last may finish. Prints what each kill left."""
+
     def forked(action):
         sys.stdout.flush()
         if not (child := os.fork()):
-            torch.set_num_threads(1)  # again: threads that both find torch's pool left behind by the fork trip over each other
+            torch.set_num_threads(
+                1
+            )  # again: threads that both find torch's pool left behind by the fork trip over each other
             try:
                 with contextlib.redirect_stdout(sys.stderr):
                     action()
@@ -649,11 +853,18 @@ def killed_ten_times(folder, seed):
     calls, of_saving = json.loads((folder / "counts.json").read_text())
     draw = random.Random(seed)
     saves = MANY_KILLS["max_steps"] // MANY_KILLS["save_steps"]
-    moments = [(draw.randrange(1, calls // 3), 0) for _ in range(6)] + [(0, draw.randrange(1, of_saving // saves)) for _ in range(4)]
+    moments = [(draw.randrange(1, calls // 3), 0) for _ in range(6)] + [
+        (0, draw.randrange(1, of_saving // saves)) for _ in range(4)
+    ]
     draw.shuffle(moments)
     for moment in moments:
         codes.append(forked(lambda moment=moment: killed_at(folder / "run", *moment)))
-        left.append(sorted(str(p.relative_to(folder / "run" / "checkpoints")) for p in (folder / "run").glob("checkpoints/*")))
+        left.append(
+            sorted(
+                str(p.relative_to(folder / "run" / "checkpoints"))
+                for p in (folder / "run").glob("checkpoints/*")
+            )
+        )
     codes.append(forked(lambda: session(folder / "run", a_job(**MANY_KILLS))))
     print(json.dumps({"codes": codes, "left": left, "moments": moments}))
 
@@ -666,15 +877,23 @@ def test_killed_at_ten_random_moments(tmp_path, seed):
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["codes"] == [0, *[-signal.SIGKILL] * 10, 0], (told, done.stderr[-3000:])
-    assert any(name.startswith(".step") for names in told["left"] for name in names), "one kill must leave a half-written checkpoint"
-    assert len({tuple(names) for names in told["left"]}) > 4, "the kills must fall on different parts of the run"
+    assert any(name.startswith(".step") for names in told["left"] for name in names), (
+        "one kill must leave a half-written checkpoint"
+    )
+    assert len({tuple(names) for names in told["left"]}) > 4, (
+        "the kills must fall on different parts of the run"
+    )
     found = same_run(tmp_path / "run", session(tmp_path / "run", a_job(**MANY_KILLS)), undisturbed)
     assert found["steps_repeated"] > 0
-    assert {(when, step): loss for when, step, loss in evals(tmp_path / "run")} == {(when, step): loss for when, step, loss in evals(tmp_path / "whole")}
+    assert {(when, step): loss for when, step, loss in evals(tmp_path / "run")} == {
+        (when, step): loss for when, step, loss in evals(tmp_path / "whole")
+    }
     assert checkpoints(tmp_path / "run") == checkpoints(tmp_path / "whole")
 
 
-def test_ledger_lines_of_several_steps_never_span_a_checkpoint(tmp_path, monkeypatch, uninterrupted):
+def test_ledger_lines_of_several_steps_never_span_a_checkpoint(
+    tmp_path, monkeypatch, uninterrupted
+):
     """Else the line written after a resume would replace a longer one, and steps would be lost from loss_mean."""
     at_call(monkeypatch, 12, crash)
     job = a_job(logging_steps=5)
@@ -686,10 +905,14 @@ def test_ledger_lines_of_several_steps_never_span_a_checkpoint(tmp_path, monkeyp
     assert sum(e["steps"] for e in ledger.steps(entries)) == STEPS
     assert found["steps_repeated"] == 1
     assert found["loss_mean"] == pytest.approx(wanted["loss_mean"], rel=1e-12)
-    assert [e["epoch"] for e in ledger.steps(entries)] == pytest.approx([e["step"] / 6 for e in ledger.steps(entries)], abs=1e-4)
+    assert [e["epoch"] for e in ledger.steps(entries)] == pytest.approx(
+        [e["step"] / 6 for e in ledger.steps(entries)], abs=1e-4
+    )
 
 
-def test_the_epoch_of_a_line_is_that_of_its_step_also_when_the_next_was_dropped(tmp_path, monkeypatch):
+def test_the_epoch_of_a_line_is_that_of_its_step_also_when_the_next_was_dropped(
+    tmp_path, monkeypatch
+):
     at_call(monkeypatch, 7, interrupt)
     with pytest.raises(KeyboardInterrupt):
         session(tmp_path, a_job(logging_steps=5, save_steps=100))
@@ -703,7 +926,12 @@ def test_the_epoch_of_a_line_is_that_of_its_step_also_when_the_next_was_dropped(
 
 def test_evals_during_training_are_noted_and_disturb_nothing(tmp_path, uninterrupted):
     same_run(tmp_path, session(tmp_path, a_job(eval_steps=2)), uninterrupted)
-    assert [(when, step) for when, step, _ in evals(tmp_path)] == [("before", 0), ("during", 2), ("during", 4), ("after", 6)]
+    assert [(when, step) for when, step, _ in evals(tmp_path)] == [
+        ("before", 0),
+        ("during", 2),
+        ("during", 4),
+        ("after", 6),
+    ]
     assert checkpoints(tmp_path) == ["step-000004", "step-000006"]
 
 
@@ -721,14 +949,18 @@ def test_an_eval_is_the_held_out_loss_of_the_model_at_its_step(tmp_path):
 
 @pytest.mark.parametrize("action", [interrupt, crash])
 @pytest.mark.parametrize("micro_batch", [3, 5, 8, 9, 10])
-def test_evals_are_the_same_with_an_interruption(tmp_path, monkeypatch, uninterrupted, micro_batch, action):
+def test_evals_are_the_same_with_an_interruption(
+    tmp_path, monkeypatch, uninterrupted, micro_batch, action
+):
     job = a_job(eval_steps=2, save_steps=3)
     session(tmp_path / "whole", job)
     at_call(monkeypatch, micro_batch, action)
     with pytest.raises((KeyboardInterrupt, RuntimeError), match="stopped"):
         session(tmp_path / "stopped", job)
     same_run(tmp_path / "stopped", session(tmp_path / "stopped", job), uninterrupted)
-    assert {(when, step): loss for when, step, loss in evals(tmp_path / "stopped")} == {(when, step): loss for when, step, loss in evals(tmp_path / "whole")}
+    assert {(when, step): loss for when, step, loss in evals(tmp_path / "stopped")} == {
+        (when, step): loss for when, step, loss in evals(tmp_path / "whole")
+    }
 
 
 def test_ctrl_c_does_not_wait_for_a_held_out_loss(tmp_path, monkeypatch, uninterrupted):
@@ -738,7 +970,10 @@ def test_ctrl_c_does_not_wait_for_a_held_out_loss(tmp_path, monkeypatch, uninter
     at_call(monkeypatch, 8, interrupt)  # in the last micro-batch of step 4
     with pytest.raises(KeyboardInterrupt, match="after step 4"):
         session(tmp_path / "stopped", job)
-    assert [(when, step) for when, step, _ in evals(tmp_path / "stopped")] == [("before", 0), ("during", 2)]
+    assert [(when, step) for when, step, _ in evals(tmp_path / "stopped")] == [
+        ("before", 0),
+        ("during", 2),
+    ]
     same_run(tmp_path / "stopped", session(tmp_path / "stopped", job), uninterrupted)
     assert evals(tmp_path / "stopped") == evals(tmp_path / "whole")
 
@@ -754,24 +989,44 @@ def test_ctrl_c_in_a_held_out_loss_ends_it_there(tmp_path, monkeypatch, uninterr
                 if len(groups) == 2:
                     interrupt(None)
                 yield n
-        return real(model, data, 1, counted if (tmp_path / "stopped/checkpoints/step-000004").exists() else bar)
+
+        return real(
+            model,
+            data,
+            1,
+            counted if (tmp_path / "stopped/checkpoints/step-000004").exists() else bar,
+        )
 
     monkeypatch.setattr(evaluate, "_row_losses", interrupted_at_the_second)
     assert len(HELD_OUT) > 3, "more groups of one row would follow"
-    with pytest.raises(KeyboardInterrupt, match="held-out loss after step 4; its checkpoint is saved"):
+    with pytest.raises(
+        KeyboardInterrupt, match="held-out loss after step 4; its checkpoint is saved"
+    ):
         session(tmp_path / "stopped", job)
     assert len(groups) == 2
     monkeypatch.setattr(evaluate, "_row_losses", real)
     same_run(tmp_path / "stopped", session(tmp_path / "stopped", job), uninterrupted)
-    assert [e[:2] for e in evals(tmp_path / "stopped")] == [e[:2] for e in evals(tmp_path / "whole")]
+    assert [e[:2] for e in evals(tmp_path / "stopped")] == [
+        e[:2] for e in evals(tmp_path / "whole")
+    ]
 
 
 def test_no_held_out_rows_no_evals(tmp_path, uninterrupted):
-    same_run(tmp_path, session(tmp_path, a_job(eval_steps=2), held_out=HELD_OUT.select([])), uninterrupted)
+    same_run(
+        tmp_path,
+        session(tmp_path, a_job(eval_steps=2), held_out=HELD_OUT.select([])),
+        uninterrupted,
+    )
     assert evals(tmp_path) == []
 
 
-EARLY = {"max_steps": 30, "eval_steps": 2, "save_steps": 4, "lr_scheduler_type": "constant", "early_stopping_patience": 3}
+EARLY = {
+    "max_steps": 30,
+    "eval_steps": 2,
+    "save_steps": 4,
+    "lr_scheduler_type": "constant",
+    "early_stopping_patience": 3,
+}
 
 
 @pytest.fixture(scope="session")
@@ -787,7 +1042,9 @@ def test_early_stopping_stops_and_restores_the_best(tmp_path, stopped_early):
     weights, folder = stopped_early
     during = {step: loss for when, step, loss in evals(folder) if when == "during"}
     best = min(during, key=during.get)
-    assert list(during) == list(range(2, best + 2 * 3 + 1, 2)), "three evals without a better one, and no fourth"
+    assert list(during) == list(range(2, best + 2 * 3 + 1, 2)), (
+        "three evals without a better one, and no fourth"
+    )
     assert max(during) < 30
     wanted = session(tmp_path, a_job(max_steps=best, lr_scheduler_type="constant"))
     assert all(torch.equal(weights[n], w) for n, w in wanted.weights.items())
@@ -795,40 +1052,73 @@ def test_early_stopping_stops_and_restores_the_best(tmp_path, stopped_early):
     assert ledger.summary(ledger.read(folder / "metrics.jsonl"))["best_step"] == best
     assert [p.name for p in (folder / "checkpoints" / "best").iterdir()] == [f"step-{best:06d}"]
     last = load_file(folder / "checkpoints" / f"step-{max(during):06d}" / "adapter.safetensors")
-    assert any(not torch.equal(weights[n], w) for n, w in last.items()), "the best must not be the last"
+    assert any(not torch.equal(weights[n], w) for n, w in last.items()), (
+        "the best must not be the last"
+    )
 
 
 @pytest.mark.parametrize("micro_batch", [3, 13, 20, 21, 25, 31, 32])
-def test_a_resumed_run_stops_early_at_the_same_step(tmp_path, monkeypatch, stopped_early, micro_batch):
+def test_a_resumed_run_stops_early_at_the_same_step(
+    tmp_path, monkeypatch, stopped_early, micro_batch
+):
     """Killed before or after the best eval, on the steps run again or past a checkpoint."""
     weights, folder = stopped_early
     at_call(monkeypatch, micro_batch, crash)
     with pytest.raises(RuntimeError, match="machine stopped"):
         session(tmp_path, a_job(**EARLY))
-    same_run(tmp_path, session(tmp_path, a_job(**EARLY)), (weights, ledger.read(folder / "metrics.jsonl")))
-    assert {(when, step): loss for when, step, loss in evals(tmp_path)} == {(when, step): loss for when, step, loss in evals(folder)}
+    same_run(
+        tmp_path,
+        session(tmp_path, a_job(**EARLY)),
+        (weights, ledger.read(folder / "metrics.jsonl")),
+    )
+    assert {(when, step): loss for when, step, loss in evals(tmp_path)} == {
+        (when, step): loss for when, step, loss in evals(folder)
+    }
 
 
 def test_a_run_stopped_early_and_started_again_changes_nothing(tmp_path, stopped_early):
     weights, folder = stopped_early
     shutil.copytree(folder, tmp_path / "run")
-    same_run(tmp_path / "run", session(tmp_path / "run", a_job(**EARLY)), (weights, ledger.read(folder / "metrics.jsonl")))
+    same_run(
+        tmp_path / "run",
+        session(tmp_path / "run", a_job(**EARLY)),
+        (weights, ledger.read(folder / "metrics.jsonl")),
+    )
     assert evals(tmp_path / "run") == evals(folder)
 
 
-@pytest.mark.parametrize(("losses", "spent"), [
-    ([], False), ([3.0], False), ([3.0, 4.0], False), ([3.0, 4.0, 5.0], True), ([3.0, 4.0, 2.0, 2.5], False), ([3.0, 4.0, 2.0, 2.5, 2.1], True),
-    ([3.0, 3.0, 3.0], True), ([5.0, 4.0, 3.0, 2.0], False)])
+@pytest.mark.parametrize(
+    ("losses", "spent"),
+    [
+        ([], False),
+        ([3.0], False),
+        ([3.0, 4.0], False),
+        ([3.0, 4.0, 5.0], True),
+        ([3.0, 4.0, 2.0, 2.5], False),
+        ([3.0, 4.0, 2.0, 2.5, 2.1], True),
+        ([3.0, 3.0, 3.0], True),
+        ([5.0, 4.0, 3.0, 2.0], False),
+    ],
+)
 def test_patience(losses, spent):
-    found = {("before", 0): 1.0, **{("during", 2 * n): loss for n, loss in enumerate(losses, 1)}, ("after", 99): 0.5}
-    for job, expected in ((a_job(early_stopping_patience=2, eval_steps=2), spent), (a_job(), False)):
+    found = {
+        ("before", 0): 1.0,
+        **{("during", 2 * n): loss for n, loss in enumerate(losses, 1)},
+        ("after", 99): 0.5,
+    }
+    for job, expected in (
+        (a_job(early_stopping_patience=2, eval_steps=2), spent),
+        (a_job(), False),
+    ):
         assert HeldOut(None, None, job, found, None, None).patience_spent() is expected
 
 
 def scripted(monkeypatch, *losses):
     """Held-out losses as given, one a measurement, where a decision is tested and not what a small model learns."""
     told = iter(losses)
-    monkeypatch.setattr(evaluate, "row_losses", lambda *_, **__: np.array([[10 * next(told), 10.0]]))
+    monkeypatch.setattr(
+        evaluate, "row_losses", lambda *_, **__: np.array([[10 * next(told), 10.0]])
+    )
 
 
 def test_the_last_weights_are_kept_when_they_are_the_best(tmp_path, monkeypatch, uninterrupted):
@@ -840,7 +1130,13 @@ def test_the_last_weights_are_kept_when_they_are_the_best(tmp_path, monkeypatch,
 
 def test_a_best_that_was_run_past_the_point_of_resume_is_forgotten(tmp_path, monkeypatch):
     """On a GPU the steps run again differ in the last bits, and another eval may be the best."""
-    job = a_job(max_steps=8, eval_steps=2, save_steps=100, early_stopping_patience=5, lr_scheduler_type="constant")
+    job = a_job(
+        max_steps=8,
+        eval_steps=2,
+        save_steps=100,
+        early_stopping_patience=5,
+        lr_scheduler_type="constant",
+    )
     with monkeypatch.context() as patch:
         scripted(patch, 5.0, 4.0, 3.0, 2.0)
         at_call(patch, 14, crash)  # in step 7; the best was step 6
@@ -868,10 +1164,27 @@ def test_the_ledger_is_right_where_trainoutput_is_not(tmp_path, monkeypatch):
 
     def trainer(*callbacks):
         arguments = transformers.TrainingArguments(
-            output_dir=str(tmp_path / "theirs"), per_device_train_batch_size=4, max_steps=40, save_steps=38, logging_steps=1, learning_rate=1e-2,
-            report_to="none", use_cpu=True, disable_tqdm=True, remove_unused_columns=True)
-        return transformers.Trainer(small_model(job), arguments, train_dataset=ROWS, callbacks=list(callbacks), data_collator=lambda rows: {
-            "input_ids": pad([r["input_ids"] for r in rows], 0), "labels": pad([r["labels"] for r in rows], IGNORED)})
+            output_dir=str(tmp_path / "theirs"),
+            per_device_train_batch_size=4,
+            max_steps=40,
+            save_steps=38,
+            logging_steps=1,
+            learning_rate=1e-2,
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+            remove_unused_columns=True,
+        )
+        return transformers.Trainer(
+            small_model(job),
+            arguments,
+            train_dataset=ROWS,
+            callbacks=list(callbacks),
+            data_collator=lambda rows: {
+                "input_ids": pad([r["input_ids"] for r in rows], 0),
+                "labels": pad([r["labels"] for r in rows], IGNORED),
+            },
+        )
 
     trainer(StopsAt38()).train()
     resumed = trainer()
@@ -880,7 +1193,9 @@ def test_the_ledger_is_right_where_trainoutput_is_not(tmp_path, monkeypatch):
     assert (theirs.global_step, len(logged)) == (40, 40)
     assert theirs.training_loss < np.mean(logged) / 10
     assert theirs.training_loss == pytest.approx(sum(logged[-2:]) / 40, rel=0.05)
-    assert theirs.metrics["train_samples_per_second"] * theirs.metrics["train_runtime"] == pytest.approx(160, rel=0.02), "8 rows were trained in it"
+    assert theirs.metrics["train_samples_per_second"] * theirs.metrics[
+        "train_runtime"
+    ] == pytest.approx(160, rel=0.02), "8 rows were trained in it"
 
     losses, rows, seconds = {}, [], []
 
@@ -907,14 +1222,26 @@ def test_the_ledger_is_right_where_trainoutput_is_not(tmp_path, monkeypatch):
     assert found["loss_mean"] == pytest.approx(np.mean(logged), rel=0.05)
     assert sum(seconds) <= found["seconds"] + 0.01
     assert found["seconds"] <= sum(walls)
-    assert sum(rows) == sum(len(b) for _, step in itertools.islice(plan.steps_from(np.array(ROWS["length"]), 0, job), 40) for b in step)
-    assert found["samples_per_second_with_warm_up"] == pytest.approx(sum(rows) / found["seconds"], rel=1e-3)
+    assert sum(rows) == sum(
+        len(b)
+        for _, step in itertools.islice(plan.steps_from(np.array(ROWS["length"]), 0, job), 40)
+        for b in step
+    )
+    assert found["samples_per_second_with_warm_up"] == pytest.approx(
+        sum(rows) / found["seconds"], rel=1e-3
+    )
     lines = ledger.steps(ledger.read(tmp_path / "ours" / "metrics.jsonl"))
     assert [e["session"] for e in lines] == [1] * 38 + [2] * 2
     assert all(e["seconds"] >= own for e, own in zip(lines, seconds, strict=True))
-    warm = [n for n in range(40) if n not in (0, 38)]  # the first step of a session loads and takes memory
-    assert found["samples_per_second"] == pytest.approx(sum(rows[n] for n in warm) / sum(lines[n]["seconds"] for n in warm), rel=1e-9)
-    assert 2 * found["samples_per_second"] < sum(rows) / sum(e["seconds"] for e in lines[-2:]), "what theirs would be for this run"
+    warm = [
+        n for n in range(40) if n not in (0, 38)
+    ]  # the first step of a session loads and takes memory
+    assert found["samples_per_second"] == pytest.approx(
+        sum(rows[n] for n in warm) / sum(lines[n]["seconds"] for n in warm), rel=1e-9
+    )
+    assert 2 * found["samples_per_second"] < sum(rows) / sum(e["seconds"] for e in lines[-2:]), (
+        "what theirs would be for this run"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -956,8 +1283,12 @@ DAMAGE = {
     "torn checkpoint.json": lambda c: os.truncate(c / "checkpoint.json", 90),
     "checkpoint.json not UTF-8": lambda c: (c / "checkpoint.json").write_bytes(b"\xff\xfe"),
     "checkpoint.json of another shape": lambda c: (c / "checkpoint.json").write_text("[1]"),
-    "flipped bit in the step": lambda c: (c / "checkpoint.json").write_text((c / "checkpoint.json").read_text().replace('"step": 4', '"step": 5')),
-    "flipped bit in an identity": lambda c: (c / "checkpoint.json").write_text((c / "checkpoint.json").read_text().replace('"data-1"', '"data-3"')),
+    "flipped bit in the step": lambda c: (c / "checkpoint.json").write_text(
+        (c / "checkpoint.json").read_text().replace('"step": 4', '"step": 5')
+    ),
+    "flipped bit in an identity": lambda c: (c / "checkpoint.json").write_text(
+        (c / "checkpoint.json").read_text().replace('"data-1"', '"data-3"')
+    ),
 }
 
 
@@ -975,7 +1306,10 @@ def test_training_from_the_checkpoint_before_a_damaged_one(stopped_copy, capsys,
     found = same_run(stopped_copy, session(stopped_copy), uninterrupted)
     assert (found["sessions"], found["steps_repeated"]) == (2, 2)
     assert "continuing after step 2 of" in capsys.readouterr().out
-    assert [n for n in checkpoints(stopped_copy) if n.startswith("step")] == ["step-000004", "step-000006"]
+    assert [n for n in checkpoints(stopped_copy) if n.startswith("step")] == [
+        "step-000004",
+        "step-000006",
+    ]
 
 
 def test_without_a_good_checkpoint_training_starts_over(stopped_copy, uninterrupted):
@@ -985,14 +1319,24 @@ def test_without_a_good_checkpoint_training_starts_over(stopped_copy, uninterrup
     assert found["steps_repeated"] == 4
 
 
-@pytest.mark.parametrize(("changes", "shown"), [
-    ({"lora_r": 3}, "lora_r: checkpoint 2, now 3"), ({"learning_rate": 2e-2}, "learning_rate: checkpoint 0.01, now 0.02"),
-    ({"seed": 6}, "seed: checkpoint 5, now 6"), ({"gradient_accumulation_steps": 4}, "rows_a_step: checkpoint 4, now 8"),
-    ({"per_device_train_batch_size": 3}, "rows_a_step: checkpoint 4, now 6"), ({"packing": True}, "packing: checkpoint False, now True"),
-    ({"load_in_4bit": True}, "load_in_4bit: checkpoint False, now True"), ({"precision": OTHER}, f"computes in: checkpoint {device.precision()[0]}, now"),
-    ({"use_rslora": True}, "use_rslora: checkpoint False, now True"), ({"neftune_noise_alpha": 1.0}, "neftune_noise_alpha: checkpoint 0.0, now 1.0"),
-    ({"base_model": "other/base"}, "base_model: checkpoint some/base, now other/base"), ({"max_steps": 2}, "max_steps: checkpoint -1, now 2"),
-    ({"finetune_mlp_modules": False}, "finetune_mlp_modules: checkpoint True, now False")])
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"lora_r": 3}, "lora_r: checkpoint 2, now 3"),
+        ({"learning_rate": 2e-2}, "learning_rate: checkpoint 0.01, now 0.02"),
+        ({"seed": 6}, "seed: checkpoint 5, now 6"),
+        ({"gradient_accumulation_steps": 4}, "rows_a_step: checkpoint 4, now 8"),
+        ({"per_device_train_batch_size": 3}, "rows_a_step: checkpoint 4, now 6"),
+        ({"packing": True}, "packing: checkpoint False, now True"),
+        ({"load_in_4bit": True}, "load_in_4bit: checkpoint False, now True"),
+        ({"precision": OTHER}, f"computes in: checkpoint {device.precision()[0]}, now"),
+        ({"use_rslora": True}, "use_rslora: checkpoint False, now True"),
+        ({"neftune_noise_alpha": 1.0}, "neftune_noise_alpha: checkpoint 0.0, now 1.0"),
+        ({"base_model": "other/base"}, "base_model: checkpoint some/base, now other/base"),
+        ({"max_steps": 2}, "max_steps: checkpoint -1, now 2"),
+        ({"finetune_mlp_modules": False}, "finetune_mlp_modules: checkpoint True, now False"),
+    ],
+)
 def test_a_checkpoint_of_another_job_is_refused_with_the_difference(stopped_copy, changes, shown):
     before = (stopped_copy / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match=re.escape(shown)):
@@ -1003,23 +1347,34 @@ def test_a_checkpoint_of_another_job_is_refused_with_the_difference(stopped_copy
 
 @pytest.mark.parametrize("what", ["data", "base"])
 def test_a_checkpoint_of_other_data_or_another_base_is_refused(stopped_copy, what):
-    with pytest.raises(UserError, match=rf"step-000004 does not belong to this job:\n  {what}: checkpoint {what}-1, now {what}-2\nStart .*FORCE=1"):
+    with pytest.raises(
+        UserError,
+        match=rf"step-000004 does not belong to this job:\n  {what}: checkpoint {what}-1, now {what}-2\nStart .*FORCE=1",
+    ):
         session(stopped_copy, **{what: f"{what}-2"})
 
 
 def test_the_micro_batch_of_a_packing_job_is_part_of_it():
     """Its plan depends on it: packed micro-batches are filled with rows that sum up well."""
-    jobs = [a_job(packing=True), a_job(packing=True, per_device_train_batch_size=4, gradient_accumulation_steps=1)]
+    jobs = [
+        a_job(packing=True),
+        a_job(packing=True, per_device_train_batch_size=4, gradient_accumulation_steps=1),
+    ]
     ours, theirs = (train.identity(job, "data-1", "base-1", 1) for job in jobs)
     assert {k for k in ours if ours[k] != theirs[k]} == {"micro_batch"}
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers", "peft"])
-def test_a_checkpoint_of_another_library_is_refused_with_the_difference(stopped_copy, monkeypatch, package):
+def test_a_checkpoint_of_another_library_is_refused_with_the_difference(
+    stopped_copy, monkeypatch, package
+):
     versions = machine.packages()
     monkeypatch.setattr(machine, "packages", lambda: {**versions, package: "99.1.2"})
     now = ".".join(versions[package].split(".")[:2])
-    with pytest.raises(UserError, match=rf"does not belong to this job:\n  {package} version: checkpoint {re.escape(now)}, now 99\.1\nStart"):
+    with pytest.raises(
+        UserError,
+        match=rf"does not belong to this job:\n  {package} version: checkpoint {re.escape(now)}, now 99\.1\nStart",
+    ):
         session(stopped_copy)
     assert checkpoints(stopped_copy) == ["step-000002", "step-000004"]
 
@@ -1034,14 +1389,24 @@ def test_a_patch_of_a_library_is_no_other_library(stopped_copy, monkeypatch, uni
 
 def test_fewer_steps_than_are_done_are_refused(stopped_copy):
     before = (stopped_copy / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match=r"step-000004 does not belong to this job:\n  max_steps: checkpoint -1, now 3\nStart .* RUN="):
+    with pytest.raises(
+        UserError,
+        match=r"step-000004 does not belong to this job:\n  max_steps: checkpoint -1, now 3\nStart .* RUN=",
+    ):
         session(stopped_copy, a_job(max_steps=3))
     assert checkpoints(stopped_copy) == ["step-000002", "step-000004"]
     assert (stopped_copy / "metrics.jsonl").read_bytes() == before
 
 
 def test_what_changes_no_weight_may_change_between_sessions(stopped_copy, uninterrupted):
-    session_job = a_job(save_steps=1, save_total_limit=3, max_minutes=60.0, sample_tokens=5, dataloader_num_workers=0, eval_steps=3)
+    session_job = a_job(
+        save_steps=1,
+        save_total_limit=3,
+        max_minutes=60.0,
+        sample_tokens=5,
+        dataloader_num_workers=0,
+        eval_steps=3,
+    )
     same_run(stopped_copy, session(stopped_copy, session_job), uninterrupted)
     assert checkpoints(stopped_copy) == ["step-000004", "step-000005", "step-000006"]
 
@@ -1049,7 +1414,15 @@ def test_what_changes_no_weight_may_change_between_sessions(stopped_copy, uninte
 @pytest.mark.parametrize(("rows", "accumulation"), [(4, 1), (1, 4)])
 def test_the_micro_batch_may_change_between_sessions(tmp_path, monkeypatch, rows, accumulation):
     """The same rows a step in other micro-batches: only the rounding differs, whether from the start or from step 4 on."""
-    job, other = (a_job(lora_dropout=0.0, per_device_train_batch_size=r, gradient_accumulation_steps=a, max_steps=12) for r, a in ((2, 2), (rows, accumulation)))
+    job, other = (
+        a_job(
+            lora_dropout=0.0,
+            per_device_train_batch_size=r,
+            gradient_accumulation_steps=a,
+            max_steps=12,
+        )
+        for r, a in ((2, 2), (rows, accumulation))
+    )
     weights, entries = whole_run(tmp_path / "whole", job)
     with monkeypatch.context() as patch:
         at_call(patch, 9, crash)
@@ -1059,7 +1432,12 @@ def test_the_micro_batch_may_change_between_sessions(tmp_path, monkeypatch, rows
     assert ledger.summary(resumed_entries)["sessions"] == 2
     assert apart(weights, resumed, job) < 1e-3
     for ours, theirs in zip(ledger.steps(resumed_entries), ledger.steps(entries), strict=True):
-        assert (ours["step"], ours["rows"], ours["tokens"], ours["trained"]) == (theirs["step"], theirs["rows"], theirs["tokens"], theirs["trained"])
+        assert (ours["step"], ours["rows"], ours["tokens"], ours["trained"]) == (
+            theirs["step"],
+            theirs["rows"],
+            theirs["tokens"],
+            theirs["trained"],
+        )
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
     unlike, _ = whole_run(tmp_path / "unlike", job.model_copy(update={"seed": 6}))
     assert apart(weights, unlike, job) > 0.1, "other rows must give other weights"
@@ -1076,7 +1454,10 @@ def test_a_folder_half_written_by_a_kill_is_ignored_and_goes(stopped_copy, unint
         (stopped_copy / "checkpoints" / name / "adapter.safetensors").write_bytes(b"half")
     same_run(stopped_copy, session(stopped_copy), uninterrupted)
     assert checkpoints(stopped_copy) == ["step-000004", "step-000006"]
-    assert not checkpoint.files.damaged(stopped_copy / "checkpoints" / "step-000006", checkpoint.newest_checkpoint(stopped_copy / "checkpoints")[1]["files"])
+    assert not checkpoint.files.damaged(
+        stopped_copy / "checkpoints" / "step-000006",
+        checkpoint.newest_checkpoint(stopped_copy / "checkpoints")[1]["files"],
+    )
 
 
 def test_a_checkpoint_appears_under_its_name_only_when_complete(tmp_path, monkeypatch):
@@ -1095,11 +1476,26 @@ def test_a_checkpoint_appears_under_its_name_only_when_complete(tmp_path, monkey
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize(("file", "error"), [
-    ("adapter.safetensors", NO_SPACE), ("optimizer.safetensors", NO_SPACE), ("optimizer.json", NO_SPACE), ("checkpoint.json", NO_SPACE),
-    ("optimizer.safetensors", SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"))])
-def test_a_full_disk_leaves_the_earlier_checkpoints_and_says_so(tmp_path, monkeypatch, uninterrupted, file, error):
+@pytest.mark.parametrize(
+    ("file", "error"),
+    [
+        ("adapter.safetensors", NO_SPACE),
+        ("optimizer.safetensors", NO_SPACE),
+        ("optimizer.json", NO_SPACE),
+        ("checkpoint.json", NO_SPACE),
+        (
+            "optimizer.safetensors",
+            SafetensorError(
+                "Error while serializing: I/O error: No space left on device (os error 28)"
+            ),
+        ),
+    ],
+)
+def test_a_full_disk_leaves_the_earlier_checkpoints_and_says_so(
+    tmp_path, monkeypatch, uninterrupted, file, error
+):
     """What was half written goes, for it is what fills the disk; with space again the same command continues."""
+
     def refuse(path):
         if path.parent.name == ".step-000006.tmp" and path.name == file:
             raise error
@@ -1117,7 +1513,10 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_and_says_so(tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(masters_module, "save_file", save)
         patch.setattr(os, "replace", move)
-        with pytest.raises(UserError, match="checkpoint of step 6 could not be saved: .*No space left on device.* Earlier checkpoints are whole"):
+        with pytest.raises(
+            UserError,
+            match="checkpoint of step 6 could not be saved: .*No space left on device.* Earlier checkpoints are whole",
+        ):
             session(tmp_path)
     assert checkpoints(tmp_path) == ["step-000002", "step-000004"]
     for name in checkpoints(tmp_path):
@@ -1139,8 +1538,12 @@ def test_no_pickle_anywhere(tmp_path, monkeypatch):
     masters = train.Masters(net, job)
     train_step(net.train(), masters, job, of_rows([0]), 1e-3)
     train.save_checkpoint(tmp_path, 1, masters, {}, 2)
-    assert sorted(p.name for p in (tmp_path / "step-000001").iterdir()) == \
-        ["adapter.safetensors", "checkpoint.json", "optimizer.json", "optimizer.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "step-000001").iterdir()) == [
+        "adapter.safetensors",
+        "checkpoint.json",
+        "optimizer.json",
+        "optimizer.safetensors",
+    ]
     again = train.Masters(small_model(job), job)
     assert train.resume(tmp_path, again, {}) == 1
     assert torch.equal(again.flat, masters.flat)
@@ -1157,7 +1560,12 @@ class LikeBitsandbytes(torch.optim.AdamW):
             for p in group["params"]:
                 state = self.state[p]
                 if not state:
-                    state.update(step=0, state1=torch.zeros_like(p, dtype=torch.uint8), qmap1=self.qmap, absmax1=torch.zeros(1))
+                    state.update(
+                        step=0,
+                        state1=torch.zeros_like(p, dtype=torch.uint8),
+                        qmap1=self.qmap,
+                        absmax1=torch.zeros(1),
+                    )
                 state["step"] += 1
                 state["state1"] += 3
                 state["absmax1"] += p.grad.abs().max()
@@ -1165,7 +1573,10 @@ class LikeBitsandbytes(torch.optim.AdamW):
 
     def state_dict(self):
         found = super().state_dict()
-        found["state"] = {n: {"step": s["step"], "__nested__": {k: v for k, v in s.items() if k != "step"}} for n, s in found["state"].items()}
+        found["state"] = {
+            n: {"step": s["step"], "__nested__": {k: v for k, v in s.items() if k != "step"}}
+            for n, s in found["state"].items()
+        }
         return found
 
 
@@ -1175,13 +1586,17 @@ def test_8_bit_adamw_survives_a_stop(tmp_path, monkeypatch, real):
         pytest.importorskip("bitsandbytes")
     else:
         monkeypatch.setattr(torch.optim, "AdamW", LikeBitsandbytes)
-    job = a_job(optim="adamw_8bit" if real else "adamw_torch", lora_r=128)  # wide enough for bitsandbytes' 8-bit state, which starts at 4,096 numbers
+    job = a_job(
+        optim="adamw_8bit" if real else "adamw_torch", lora_r=128
+    )  # wide enough for bitsandbytes' 8-bit state, which starts at 4,096 numbers
     whole = session(tmp_path / "whole", job)
     with monkeypatch.context() as patch:
         at_call(patch, 7, interrupt)
         with pytest.raises(KeyboardInterrupt):
             session(tmp_path / "stopped", job)
-    state = load_file(tmp_path / "stopped" / "checkpoints" / "step-000003" / "optimizer.safetensors")
+    state = load_file(
+        tmp_path / "stopped" / "checkpoints" / "step-000003" / "optimizer.safetensors"
+    )
     assert any(t.dtype == torch.uint8 for t in state.values())
     resumed = session(tmp_path / "stopped", job)
     assert all(torch.equal(whole.weights[n], w) for n, w in resumed.weights.items())
@@ -1205,7 +1620,10 @@ def caught_masters(monkeypatch):
 
 POISON = {
     "loss": (lambda losses: losses * math.nan, "loss nan"),
-    "gradient": (lambda losses: (losses.register_hook(lambda g: g * math.inf), losses)[1], "gradient norm (inf|nan)"),
+    "gradient": (
+        lambda losses: (losses.register_hook(lambda g: g * math.inf), losses)[1],
+        "gradient norm (inf|nan)",
+    ),
     "explosion": (lambda losses: losses * 20, "loss [3-9][0-9]"),
 }
 
@@ -1225,8 +1643,17 @@ def test_a_diverged_step_stops_before_it_spoils_anything(tmp_path, monkeypatch, 
     assert state["step"] == 6
     saved = load_file(path / "adapter.safetensors")
     assert all(t.isfinite().all() for t in saved.values())
-    assert all(torch.equal(made[0].weights[n], w) for n, w in saved.items()), "the step must not have moved a weight"
-    assert [e["step"] for e in ledger.steps(ledger.read(tmp_path / "run" / "metrics.jsonl"))] == [1, 2, 3, 4, 5, 6]
+    assert all(torch.equal(made[0].weights[n], w) for n, w in saved.items()), (
+        "the step must not have moved a weight"
+    )
+    assert [e["step"] for e in ledger.steps(ledger.read(tmp_path / "run" / "metrics.jsonl"))] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
     assert not (tmp_path / "run" / "checkpoints" / "best").exists()
     same_run(tmp_path / "run", session(tmp_path / "run", job), undisturbed)
 
@@ -1235,18 +1662,35 @@ def test_an_explosion_is_seen_again_after_a_resume(tmp_path, monkeypatch):
     """The rows that blew it up come again soon after the checkpoint; what came before it must not be forgotten."""
     job = a_job(save_steps=6, max_steps=9)
     step = next(plan.steps_from(np.array(ROWS["length"]), 7, job))[1]
-    assert step[0] not in sum(plan.epoch_steps(np.array(ROWS["length"]), 0, job), []), "these rows must not meet before"
+    assert step[0] not in sum(plan.epoch_steps(np.array(ROWS["length"]), 0, job), []), (
+        "these rows must not meet before"
+    )
     poisoned = pad(ROWS[step[0]]["input_ids"], 0)
-    at_every_call(monkeypatch, lambda losses, batch: losses * 20 if torch.equal(batch.input_ids, poisoned) else losses)
+    at_every_call(
+        monkeypatch,
+        lambda losses, batch: losses * 20 if torch.equal(batch.input_ids, poisoned) else losses,
+    )
     for _ in range(2):
         with pytest.raises(stops.Diverged, match="step 8 has the loss"):
             session(tmp_path, job)
     assert checkpoints(tmp_path) == ["step-000006"]
 
 
-@pytest.mark.parametrize(("loss", "norm", "recent", "expected"), [
-    (math.nan, 1.0, [], True), (math.inf, 1.0, [], True), (1.0, math.inf, [], True), (1.0, math.nan, [1.0] * 20, True), (50.0, 1.0, [4.0] * 4, False),
-    (50.0, 1.0, [4.0] * 5, True), (11.9, 1.0, [4.0] * 5, False), (12.1, 1.0, [4.0] * 5, True), (4.5, 1.0, [1.0] * 20, False), (4.6, 1.0, [1.0] * 20, True)])
+@pytest.mark.parametrize(
+    ("loss", "norm", "recent", "expected"),
+    [
+        (math.nan, 1.0, [], True),
+        (math.inf, 1.0, [], True),
+        (1.0, math.inf, [], True),
+        (1.0, math.nan, [1.0] * 20, True),
+        (50.0, 1.0, [4.0] * 4, False),
+        (50.0, 1.0, [4.0] * 5, True),
+        (11.9, 1.0, [4.0] * 5, False),
+        (12.1, 1.0, [4.0] * 5, True),
+        (4.5, 1.0, [1.0] * 20, False),
+        (4.6, 1.0, [1.0] * 20, True),
+    ],
+)
 def test_what_counts_as_diverged(loss, norm, recent, expected):
     """Three times the mean of the last steps, and worse than guessing among 96 tokens, whose loss is 4.56."""
     assert stops.diverged(Done(loss, norm, ""), train.collections.deque(recent, 20), 96) is expected
@@ -1271,19 +1715,26 @@ def float16(monkeypatch):
 
 def overflows_from(limit):
     """The gradient overflows wherever it would exceed the limit, as float16's does beyond 65,504."""
+
     def action(losses, _):
         losses.register_hook(lambda g: torch.where(g.abs() > limit, math.inf, g))
         return losses
+
     return action
 
 
 def scales(folder):
     """Of each checkpoint, by its step: the loss scale, and how many steps it has held."""
-    told = {int(p.name[5:]): json.loads((p / "optimizer.json").read_text()) for p in sorted((folder / "checkpoints").glob("step-*"))}
+    told = {
+        int(p.name[5:]): json.loads((p / "optimizer.json").read_text())
+        for p in sorted((folder / "checkpoints").glob("step-*"))
+    }
     return {step: (t["scale"], t["steps_at_scale"]) for step, t in told.items()}
 
 
-def test_a_step_that_overflows_is_repeated_at_half_the_scale(tmp_path, monkeypatch, float16, uninterrupted):
+def test_a_step_that_overflows_is_repeated_at_half_the_scale(
+    tmp_path, monkeypatch, float16, uninterrupted
+):
     """No rows are lost, none counts twice, and the weights are those of a run without a scale."""
     calls = []
 
@@ -1297,7 +1748,9 @@ def test_a_step_that_overflows_is_repeated_at_half_the_scale(tmp_path, monkeypat
     same_run(tmp_path, masters, uninterrupted)
     assert (masters_module.START_SCALE, masters.scale, masters.steps_at_scale) == (2**14, 2**13, 3)
     assert len(calls) == 12 + 2
-    assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(calls[6:8], calls[8:10], strict=True))
+    assert all(
+        torch.equal(a.input_ids, b.input_ids) for a, b in zip(calls[6:8], calls[8:10], strict=True)
+    )
 
 
 def test_the_scale_is_halved_as_often_as_it_takes(tmp_path, monkeypatch, float16, uninterrupted):
@@ -1311,7 +1764,10 @@ def test_the_scale_is_halved_as_often_as_it_takes(tmp_path, monkeypatch, float16
 
 def train_step_sizes():
     sizes = plan.sizes(ROWS)
-    return [sum(int(sizes.trained[b].sum()) for b in step) for step in plan.epoch_steps(sizes.lengths, 0, a_job())]
+    return [
+        sum(int(sizes.trained[b].sum()) for b in step)
+        for step in plan.epoch_steps(sizes.lengths, 0, a_job())
+    ]
 
 
 @pytest.mark.parametrize(("micro_batch", "step"), [(9, 4), (11, 5), (17, 6)])
@@ -1325,7 +1781,9 @@ def test_the_scale_survives_a_resume(tmp_path, monkeypatch, float16, micro_batch
         whole = whole_run(tmp_path / "whole", job)
     in_whole = len(calls)
     told = scales(tmp_path / "whole")
-    assert len({scale for scale, _ in told.values()}) > 1, "the scale must have been halved and doubled in between"
+    assert len({scale for scale, _ in told.values()}) > 1, (
+        "the scale must have been halved and doubled in between"
+    )
     with monkeypatch.context() as patch:
         at_every_call(patch, overflow)
         at_call(patch, micro_batch, interrupt)
@@ -1346,12 +1804,20 @@ def test_the_scale_doubles_after_enough_steps_and_no_sooner(tmp_path, monkeypatc
     monkeypatch.setattr(masters_module, "GROWTH_STEPS", 3)
     session(tmp_path, a_job(save_steps=1, save_total_limit=9))
     assert list(scales(tmp_path).values()) == [
-        (2**14, 1), (2**14, 2), (2**15, 0), (2**15, 1), (2**15, 2), (2**16, 0)]
+        (2**14, 1),
+        (2**14, 2),
+        (2**15, 0),
+        (2**15, 1),
+        (2**15, 2),
+        (2**16, 0),
+    ]
 
 
 def test_an_overflow_at_every_scale_is_a_divergence(tmp_path, monkeypatch, float16):
     calls = at_every_call(monkeypatch, overflows_from(0))
-    with pytest.raises(stops.Diverged, match="step 1 has the loss 4.* and the gradient norm (inf|nan)"):
+    with pytest.raises(
+        stops.Diverged, match="step 1 has the loss 4.* and the gradient norm (inf|nan)"
+    ):
         session(tmp_path)
     assert len(calls) == 2 * 15, "2^14 down to 1, and no further"
 
@@ -1378,7 +1844,9 @@ def test_the_saved_adapter_is_the_trained_model(tiny_gemma3n, tmp_path):
     from transformers import AutoModelForCausalLM
 
     def base():
-        return AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.float32).requires_grad_(False)
+        return AutoModelForCausalLM.from_pretrained(
+            tiny_gemma3n, dtype=torch.float32
+        ).requires_grad_(False)
 
     job = a_job(base_model="owner/base", base_revision="v1", lora_dropout=0.0)
     net = adapter.add(base(), job)
@@ -1391,7 +1859,10 @@ def test_the_saved_adapter_is_the_trained_model(tiny_gemma3n, tmp_path):
     adapter.save(net, masters.weights, tmp_path / "adapter", job)
 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter"]
-    assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {t.dtype for t in tensors.values()} == {torch.float32}
     assert sum(t.numel() for t in tensors.values()) == adapter.count(net)[0]
@@ -1402,7 +1873,9 @@ def test_the_saved_adapter_is_the_trained_model(tiny_gemma3n, tmp_path):
     ids = torch.randint(5, 2000, (2, 12), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         live, plain = net.eval()(input_ids=ids).logits, base()(input_ids=ids).logits
-        loaded = PeftModel.from_pretrained(base(), tmp_path / "adapter").eval()(input_ids=ids).logits
+        loaded = (
+            PeftModel.from_pretrained(base(), tmp_path / "adapter").eval()(input_ids=ids).logits
+        )
     assert (live - plain).norm() > 1e-2 * plain.norm(), "training must have changed something"
     torch.testing.assert_close(loaded, live, rtol=1e-5, atol=1e-5)
 

@@ -1,6 +1,6 @@
 """The loss over trained positions against cross entropy of the whole logits, and its gradients.
 
-    python -m pytest tests/test_loss.py
+python -m pytest tests/test_loss.py
 """
 
 import pytest
@@ -28,7 +28,9 @@ def _threads_and_fresh_buffers():
 
 def with_adapter(folder, dtype):
     """The base with an adapter whose B is not zero, so that every LoRA weight has a gradient."""
-    net = adapter.add(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).requires_grad_(False), JOB).train()
+    net = adapter.add(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).requires_grad_(False), JOB
+    ).train()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, p in adapter.trainable(net).items():
@@ -44,7 +46,9 @@ def tiny_float32(tiny_gemma3n):
 
 def batch(lengths, prompt=3, vocabulary=2000, seed=0):
     """Right-padded ids and labels; the first `prompt` tokens of a row and its padding are not trained."""
-    ids = torch.randint(5, vocabulary, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(
+        5, vocabulary, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(seed)
+    )
     labels = ids.clone()
     labels[:, :prompt] = IGNORED
     for row, length in enumerate(lengths):
@@ -61,8 +65,12 @@ def token_losses(net, ids, labels):
 def whole_logits_losses(net, ids, labels, mask=None):
     """The plain way: logits everywhere, cross entropy in float32 where a label is."""
     logits = net(input_ids=ids, attention_mask=mask).logits.float()
-    return cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1), reduction="none",
-                         ignore_index=IGNORED)[(labels[:, 1:] != IGNORED).reshape(-1)]
+    return cross_entropy(
+        logits[:, :-1].reshape(-1, logits.shape[-1]),
+        labels[:, 1:].reshape(-1),
+        reduction="none",
+        ignore_index=IGNORED,
+    )[(labels[:, 1:] != IGNORED).reshape(-1)]
 
 
 def gradients(net, losses, weights):
@@ -121,9 +129,15 @@ def test_in_bfloat16_within_its_rounding(tiny_gemma3n, tiny_float32):
     assert losses.dtype == torch.float32
     plain = whole_logits_losses(net, ids, labels)
     torch.testing.assert_close(losses, plain, rtol=0.02, atol=0.05)
-    ours, theirs = gradients(net, losses, weights), gradients(net, whole_logits_losses(net, ids, labels), weights)
+    ours, theirs = (
+        gradients(net, losses, weights),
+        gradients(net, whole_logits_losses(net, ids, labels), weights),
+    )
     truth = gradients(tiny_float32, whole_logits_losses(tiny_float32, ids, labels), weights)
-    off = {n: (relative(ours[n].float(), truth[n]), relative(theirs[n].float(), truth[n])) for n in truth}
+    off = {
+        n: (relative(ours[n].float(), truth[n]), relative(theirs[n].float(), truth[n]))
+        for n in truth
+    }
     ours_off, theirs_off = (sum(o[k] for o in off.values()) / len(off) for k in (0, 1))
     assert ours_off < 1.2 * theirs_off
 
@@ -162,7 +176,9 @@ def test_buffers_made_in_inference_mode_serve_training(tiny_float32):
     assert not any(b.is_inference() for b in kept)
     losses, _ = token_losses(tiny_float32, ids, labels)
     assert next(iter(loss._workspace.values())) is kept
-    assert all(g.norm() > 0 for g in gradients(tiny_float32, losses, torch.ones_like(losses)).values())
+    assert all(
+        g.norm() > 0 for g in gradients(tiny_float32, losses, torch.ones_like(losses)).values()
+    )
     assert torch.equal(measured.clone(), losses.detach())
 
 
@@ -195,7 +211,9 @@ def test_a_hopeless_token_has_a_finite_loss():
 
 
 def test_the_bundled_base_with_its_262144_words(bundled_base):
-    net = AutoModelForCausalLM.from_pretrained(bundled_base, dtype=torch.bfloat16).requires_grad_(False)
+    net = AutoModelForCausalLM.from_pretrained(bundled_base, dtype=torch.bfloat16).requires_grad_(
+        False
+    )
     ids, labels = batch([40, 11], vocabulary=200_000)
     with torch.inference_mode():
         losses, _ = token_losses(net, ids, labels)

@@ -1,6 +1,6 @@
 """Packed rows against the same rows padded, the mask against a loop and transformers' own, the flash operators against plain attention.
 
-    python -m pytest tests/test_packed.py
+python -m pytest tests/test_packed.py
 """
 
 import contextlib
@@ -21,9 +21,17 @@ from lib.training.plan import Shape
 
 WINDOW = 8
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LENGTHS = [30, 3, 1, 17, 2]  # of rows: far beyond the window, below it, and too short to have a trained token
+LENGTHS = [
+    30,
+    3,
+    1,
+    17,
+    2,
+]  # of rows: far beyond the window, below it, and too short to have a trained token
 ROOMY = Shape(96, 7, 64)  # two rows fewer than it holds, and a filler longer than the window
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="FlashAttention runs on NVIDIA GPUs alone")
+needs_cuda = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="FlashAttention runs on NVIDIA GPUs alone"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +43,20 @@ def make_rows(lengths, seed=0):
     """Rows of input_ids and labels; the first third of each is not trained."""
     draw = torch.Generator().manual_seed(seed)
     every = [torch.randint(3, 96, (n,), generator=draw).tolist() for n in lengths]
-    return [{"input_ids": ids, "labels": [IGNORED] * (len(ids) // 3) + ids[len(ids) // 3:]} for ids in every]
+    return [
+        {"input_ids": ids, "labels": [IGNORED] * (len(ids) // 3) + ids[len(ids) // 3 :]}
+        for ids in every
+    ]
 
 
 def adapted(net, dtype=torch.float32, **options):
     """The net with an adapter and random numbers in every vector and B, whose own start, zeros and ones, would hide mistakes."""
     draw = torch.Generator().manual_seed(1)
-    net = peft.get_peft_model(net.to(dtype).requires_grad_(False), peft.LoraConfig(r=8, lora_alpha=16, target_modules=PROJECTIONS, **options),
-                              autocast_adapter_dtype=False)
+    net = peft.get_peft_model(
+        net.to(dtype).requires_grad_(False),
+        peft.LoraConfig(r=8, lora_alpha=16, target_modules=PROJECTIONS, **options),
+        autocast_adapter_dtype=False,
+    )
     net.config.use_cache = False
     with torch.no_grad():
         for name, p in net.named_parameters():
@@ -59,21 +73,55 @@ def adapted(net, dtype=torch.float32, **options):
 def gemma3n(layers=4, sparse=1, shared=2, **changes):
     """A small Gemma 3n with every part of it: sliding and full attention, shared K/V, sparse MLP, altup, laurel, soft cap."""
     torch.manual_seed(0)
-    return Gemma3nForCausalLM(Gemma3nTextConfig(**{
-        "vocab_size": 96, "vocab_size_per_layer_input": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "hidden_size_per_layer_input": 8, "laurel_rank": 4,
-        "altup_num_inputs": 2, "num_kv_shared_layers": shared, "activation_sparsity_pattern": [0.5] * sparse + [0.0] * (layers - sparse),
-        "layer_types": (["sliding_attention", "full_attention"] * layers)[:layers], "sliding_window": WINDOW, "max_position_embeddings": 128,
-        "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, **changes}))
+    return Gemma3nForCausalLM(
+        Gemma3nTextConfig(
+            **{
+                "vocab_size": 96,
+                "vocab_size_per_layer_input": 96,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": layers,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "head_dim": 16,
+                "hidden_size_per_layer_input": 8,
+                "laurel_rank": 4,
+                "altup_num_inputs": 2,
+                "num_kv_shared_layers": shared,
+                "activation_sparsity_pattern": [0.5] * sparse + [0.0] * (layers - sparse),
+                "layer_types": (["sliding_attention", "full_attention"] * layers)[:layers],
+                "sliding_window": WINDOW,
+                "max_position_embeddings": 128,
+                "pad_token_id": 0,
+                "eos_token_id": 1,
+                "bos_token_id": 2,
+                **changes,
+            }
+        )
+    )
 
 
 def gemma3():
     """A small Gemma 3; its scale is that of neither its head size nor its width."""
     torch.manual_seed(0)
-    return Gemma3ForCausalLM(Gemma3TextConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-        layer_types=["sliding_attention", "full_attention"] * 2, sliding_window=WINDOW, query_pre_attn_scalar=5, max_position_embeddings=128,
-        pad_token_id=0, eos_token_id=1, bos_token_id=2))
+    return Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            vocab_size=96,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+            sliding_window=WINDOW,
+            query_pre_attn_scalar=5,
+            max_position_embeddings=128,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=2,
+        )
+    )
 
 
 @pytest.fixture(scope="module", params=[gemma3n, gemma3])
@@ -121,7 +169,9 @@ def trained(rows):
 # whole models
 
 
-@pytest.mark.parametrize("shape", [ROOMY, Shape(sum(LENGTHS), len(LENGTHS), 64)], ids=["roomy", "full"])
+@pytest.mark.parametrize(
+    "shape", [ROOMY, Shape(sum(LENGTHS), len(LENGTHS), 64)], ids=["roomy", "full"]
+)
 def test_packed_rows_equal_padded_rows(net, shape):
     """Losses and every LoRA gradient, in float32."""
     rows = make_rows(LENGTHS)
@@ -138,18 +188,26 @@ def test_packed_rows_equal_padded_rows(net, shape):
 def test_packed_rows_equal_each_row_alone(net):
     """The rows one by one, so that nothing rests on padding."""
     rows = make_rows(LENGTHS)
-    together = token_losses(net, batches.packed(rows, ROOMY)).split([*trained(rows), ROOMY.trained - sum(trained(rows))])
+    together = token_losses(net, batches.packed(rows, ROOMY)).split(
+        [*trained(rows), ROOMY.trained - sum(trained(rows))]
+    )
     for row, losses in zip(rows, together, strict=False):
-        torch.testing.assert_close(losses, token_losses(net, batches.padded([row])), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            losses, token_losses(net, batches.padded([row])), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("changed", range(len(LENGTHS)))
 def test_a_row_is_blind_to_the_others(net, changed):
     rows, others = make_rows(LENGTHS), make_rows(LENGTHS, seed=9)
     counts = trained(rows)
-    before = token_losses(net, batches.packed(rows, ROOMY)).split([*counts, ROOMY.trained - sum(counts)])
+    before = token_losses(net, batches.packed(rows, ROOMY)).split(
+        [*counts, ROOMY.trained - sum(counts)]
+    )
     rows[changed] = others[changed]
-    after = token_losses(net, batches.packed(rows, ROOMY)).split([*counts, ROOMY.trained - sum(counts)])
+    after = token_losses(net, batches.packed(rows, ROOMY)).split(
+        [*counts, ROOMY.trained - sum(counts)]
+    )
     for n in range(len(rows)):
         if n != changed:
             torch.testing.assert_close(after[n], before[n], rtol=1e-6, atol=1e-6)
@@ -160,7 +218,9 @@ def test_a_row_is_blind_to_the_others(net, changed):
 def test_positions_start_anew_in_each_row(net):
     """Rotary embeddings are relative, so no loss would show it; but positions far out are rounded more, or not there at all."""
     seen, batch = [], batches.packed(make_rows(LENGTHS), ROOMY)
-    hook = net.get_base_model().model.rotary_emb.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    hook = net.get_base_model().model.rotary_emb.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[1])
+    )
     token_losses(net, batch)
     hook.remove()
     assert seen
@@ -172,11 +232,18 @@ def test_the_filler_takes_no_part(net):
     rows = make_rows(LENGTHS)
     batch = batches.packed(rows, ROOMY)
     other = batch.input_ids.clone()
-    other[0, sum(LENGTHS):] = 77
+    other[0, sum(LENGTHS) :] = 77
     real = batch.weights > 0
     losses = token_losses(net, batch)[real]
-    torch.testing.assert_close(token_losses(net, batch._replace(input_ids=other))[real], losses, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(token_losses(net, batches.packed(rows, Shape(sum(LENGTHS), 5, 64)))[real], losses, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        token_losses(net, batch._replace(input_ids=other))[real], losses, rtol=1e-6, atol=1e-6
+    )
+    torch.testing.assert_close(
+        token_losses(net, batches.packed(rows, Shape(sum(LENGTHS), 5, 64)))[real],
+        losses,
+        rtol=1e-5,
+        atol=1e-5,
+    )
     assert int(real.sum()) == sum(trained(rows))
 
 
@@ -218,7 +285,9 @@ def test_one_long_row_equals_the_models_own_attention(make, own):
     with torch.no_grad():
         theirs = net(input_ids=ids, use_cache=False).logits
         with packed.in_use(net):
-            ours = net(input_ids=ids, use_cache=False, position_ids=torch.arange(30)[None], bounds=bounds).logits
+            ours = net(
+                input_ids=ids, use_cache=False, position_ids=torch.arange(30)[None], bounds=bounds
+            ).logits
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -230,7 +299,9 @@ def test_the_models_own_attention_comes_back(own):
     side = batches.padded(make_rows([20, 9]))
     before = token_losses(net, side)
     with packed.in_use(net):
-        assert {m.config._attn_implementation for m in net.modules() if hasattr(m, "self_attn")} == {packed.NAME}
+        assert {
+            m.config._attn_implementation for m in net.modules() if hasattr(m, "self_attn")
+        } == {packed.NAME}
     assert net.config.get_text_config()._attn_implementation == own
     with pytest.raises(KeyboardInterrupt), packed.in_use(net):
         raise KeyboardInterrupt
@@ -243,11 +314,20 @@ def test_the_models_own_attention_comes_back(own):
 
 
 @pytest.mark.parametrize("window", [0, 1, 2, 5, 12, 40])
-@pytest.mark.parametrize("bounds", [[0, 12], [0, 1, 6, 12], [0, 5, 5, 5, 12], [0, 0, 7, 12, 12]], ids=str)
+@pytest.mark.parametrize(
+    "bounds", [[0, 12], [0, 1, 6, 12], [0, 5, 5, 5, 12], [0, 0, 7, 12, 12]], ids=str
+)
 def test_the_mask_equals_a_loop(bounds, window):
     """Rows of one token and of none, windows smaller and larger than a row."""
-    rows = [n for n, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)) for _ in range(start, end)]
-    expected = [[rows[q] == rows[k] and k <= q and (not window or q - k < window) for k in range(12)] for q in range(12)]
+    rows = [
+        n
+        for n, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False))
+        for _ in range(start, end)
+    ]
+    expected = [
+        [rows[q] == rows[k] and k <= q and (not window or q - k < window) for k in range(12)]
+        for q in range(12)
+    ]
     found = packed.mask(torch.tensor(bounds, dtype=torch.int32), 12, window)
     assert found.dtype == torch.bool
     assert found.tolist() == expected
@@ -255,18 +335,33 @@ def test_the_mask_equals_a_loop(bounds, window):
 
 def test_the_mask_of_one_row_is_that_of_transformers():
     config = gemma3n().config
-    options = {"config": config, "inputs_embeds": torch.zeros(1, 30, 32), "attention_mask": torch.ones(1, 30, dtype=torch.long),
-               "past_key_values": None, "position_ids": torch.arange(30)[None], "and_mask_function": lambda batch, head, query, key: query >= 0}
+    options = {
+        "config": config,
+        "inputs_embeds": torch.zeros(1, 30, 32),
+        "attention_mask": torch.ones(1, 30, dtype=torch.long),
+        "past_key_values": None,
+        "position_ids": torch.arange(30)[None],
+        "and_mask_function": lambda batch, head, query, key: query >= 0,
+    }
     bounds = torch.tensor([0, 30], dtype=torch.int32)
-    assert torch.equal(packed.mask(bounds, 30, WINDOW), create_sliding_window_causal_mask(**options)[0, 0])
+    assert torch.equal(
+        packed.mask(bounds, 30, WINDOW), create_sliding_window_causal_mask(**options)[0, 0]
+    )
     assert torch.equal(packed.mask(bounds, 30, 0), create_causal_mask(**options)[0, 0])
 
 
 def heads(query, key, tokens, size, dtype=torch.float32, seed=0, device="cpu"):
     """Random queries, keys and values of (1, heads, tokens, size), and a gradient for what attention gives."""
     draw = torch.Generator().manual_seed(seed)
-    q, k, v, grad = (torch.randn(shape, generator=draw).to(device, dtype)
-                     for shape in ((1, query, tokens, size), (1, key, tokens, size), (1, key, tokens, size), (1, tokens, query, size)))
+    q, k, v, grad = (
+        torch.randn(shape, generator=draw).to(device, dtype)
+        for shape in (
+            (1, query, tokens, size),
+            (1, key, tokens, size),
+            (1, key, tokens, size),
+            (1, tokens, query, size),
+        )
+    )
     return [t.requires_grad_() for t in (q, k, v)], grad
 
 
@@ -275,7 +370,16 @@ def test_attention_of_one_row_is_transformers_eager_attention(scaling):
     """Layout, scale and shared K/V heads; without a given scale it is that of the head size."""
     module = types.SimpleNamespace(head_dim=16, num_key_value_groups=4, training=False)
     (q, k, v), _ = heads(8, 2, 20, 16)
-    ours, weights = packed.attention(module, q, k, v, None, scaling=scaling, bounds=torch.tensor([0, 20], dtype=torch.int32), dropout=0.0)
+    ours, weights = packed.attention(
+        module,
+        q,
+        k,
+        v,
+        None,
+        scaling=scaling,
+        bounds=torch.tensor([0, 20], dtype=torch.int32),
+        dropout=0.0,
+    )
     lower = torch.full((20, 20), -torch.inf).triu(1)
     theirs, _ = eager_attention_forward(module, q, k, v, lower, scaling=scaling)
     assert weights is None
@@ -288,23 +392,35 @@ def test_attention_of_one_row_is_transformers_eager_attention(scaling):
 
 def wide(query, *shared):
     """(heads, tokens, size) in float32, shared heads repeated for each query head."""
-    return (t.repeat_interleave(query.shape[1] // t.shape[1], 1).transpose(0, 1).float() for t in (query, *shared))
+    return (
+        t.repeat_interleave(query.shape[1] // t.shape[1], 1).transpose(0, 1).float()
+        for t in (query, *shared)
+    )
 
 
 def plain_flash(query, key, value, bounds, back, scale):
     """What the operator computes, on (tokens, heads, size), by the definition and in float32."""
     q, k, v = wide(query, key, value)
-    scores = (q @ k.transpose(1, 2) * scale).masked_fill(~packed.mask(bounds, len(query), back + 1), -torch.inf)
-    return (scores.softmax(-1) @ v).transpose(0, 1).to(query.dtype).contiguous(), scores.logsumexp(-1)
+    scores = (q @ k.transpose(1, 2) * scale).masked_fill(
+        ~packed.mask(bounds, len(query), back + 1), -torch.inf
+    )
+    return (scores.softmax(-1) @ v).transpose(0, 1).to(query.dtype).contiguous(), scores.logsumexp(
+        -1
+    )
 
 
 def plain_flash_backward(grad, query, key, value, out, lse, bounds, back, scale):
     """Its derivative, written out: inside an operator autograd does not record."""
     q, k, v, g, o = wide(query, key, value, grad, out)
-    p = (q @ k.transpose(1, 2) * scale - lse[..., None]).exp() * packed.mask(bounds, len(query), back + 1)
+    p = (q @ k.transpose(1, 2) * scale - lse[..., None]).exp() * packed.mask(
+        bounds, len(query), back + 1
+    )
     slope = p * (g @ v.transpose(1, 2) - (g * o).sum(-1, keepdim=True)) * scale
     full = slope @ k, slope.transpose(1, 2) @ q, p.transpose(1, 2) @ g
-    return tuple(f.unflatten(0, (t.shape[1], -1)).sum(1).transpose(0, 1).to(t.dtype).contiguous() for f, t in zip(full, (query, key, value), strict=True))
+    return tuple(
+        f.unflatten(0, (t.shape[1], -1)).sum(1).transpose(0, 1).to(t.dtype).contiguous()
+        for f, t in zip(full, (query, key, value), strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +435,10 @@ BOUNDS = [0, 7, 7, 8, 20, 24, 24]
 
 def operands(window=5, dtype=torch.float32, device="cpu", grad=True):
     draw = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(24, n, 16, generator=draw).to(device, dtype).requires_grad_(grad) for n in (8, 2, 2))
+    q, k, v = (
+        torch.randn(24, n, 16, generator=draw).to(device, dtype).requires_grad_(grad)
+        for n in (8, 2, 2)
+    )
     return q, k, v, torch.tensor(BOUNDS, dtype=torch.int32, device=device), window - 1, 0.3
 
 
@@ -329,12 +448,16 @@ def test_the_operators_are_registered_as_they_compute(flash_on_cpu, window, dtyp
     """torch's own checks: schema, fake results, autograd under the compiler."""
     opcheck(packed._flash, operands(window, dtype))
     q, k, v, *constants = operands(window, dtype, grad=False)
-    opcheck(packed._flash_backward, (torch.ones_like(q), q, k, v, *packed._flash(q, k, v, *constants), *constants))
+    opcheck(
+        packed._flash_backward,
+        (torch.ones_like(q), q, k, v, *packed._flash(q, k, v, *constants), *constants),
+    )
 
 
 @pytest.mark.parametrize("window", [None, 5])
 def test_the_path_of_the_card_equals_the_masked_path(flash_on_cpu, window):
     """Layout, scale and window handed to the operator, and the derivative's order; only the kernel itself is another."""
+
     class OnCard(torch.Tensor):
         is_cuda = True
 
@@ -342,7 +465,13 @@ def test_the_path_of_the_card_equals_the_masked_path(flash_on_cpu, window):
     results = []
     for kind in (OnCard, torch.Tensor):
         leaves, grad = heads(8, 2, 24, 16)
-        out, _ = packed.attention(module, *(t.as_subclass(kind) for t in leaves), None, sliding_window=window, bounds=bounds)
+        out, _ = packed.attention(
+            module,
+            *(t.as_subclass(kind) for t in leaves),
+            None,
+            sliding_window=window,
+            bounds=bounds,
+        )
         out = out.as_subclass(torch.Tensor)
         results.append((out, *torch.autograd.grad(out, leaves, grad)))
     for ours, theirs in zip(*results, strict=True):
@@ -358,9 +487,16 @@ def test_fake_results_are_those_of_torchs_flash_kernels(window):
     with torch.no_grad():
         kernel = packed._flash._init_fn(q, k, v, *constants)
     backward = (torch.empty_like(q), q.detach(), k.detach(), v.detach(), *kernel, *constants)
-    told_backward, kernel_backward = packed._flash_backward(*backward), packed._flash_backward._init_fn(*backward)
+    told_backward, kernel_backward = (
+        packed._flash_backward(*backward),
+        packed._flash_backward._init_fn(*backward),
+    )
     for ours, theirs in zip((*told, *told_backward), (*kernel, *kernel_backward), strict=True):
-        assert (ours.shape, ours.dtype, ours.stride()) == (theirs.shape, theirs.dtype, theirs.stride())
+        assert (ours.shape, ours.dtype, ours.stride()) == (
+            theirs.shape,
+            theirs.dtype,
+            theirs.stride(),
+        )
     assert [t.shape for t in told_backward] == [q.shape, k.shape, v.shape]
     assert told[0].requires_grad
 
@@ -369,21 +505,36 @@ def masked_in_float32(module, leaves, grad, bounds, window):
     """attention() by the mask, from the same numbers; the result and the three gradients."""
     q, k, v = wide = [t.detach().float().requires_grad_() for t in leaves]
     out = torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=packed.mask(bounds, q.shape[2], window), scale=module.head_dim**-0.5, enable_gqa=True).transpose(1, 2)
+        q,
+        k,
+        v,
+        attn_mask=packed.mask(bounds, q.shape[2], window),
+        scale=module.head_dim**-0.5,
+        enable_gqa=True,
+    ).transpose(1, 2)
     return out, *torch.autograd.grad(out, wide, grad.float())
 
 
 @needs_cuda
 @pytest.mark.parametrize("window", [0, 512, 5])
-@pytest.mark.parametrize("bounds", [[0, 700, 1600, 1601, 2048], [0, 0, 1300, 1300, 1300, 2011, 2048], [0, 900, 2048, 2048, 2048]], ids=str)
+@pytest.mark.parametrize(
+    "bounds",
+    [[0, 700, 1600, 1601, 2048], [0, 0, 1300, 1300, 1300, 2011, 2048], [0, 900, 2048, 2048, 2048]],
+    ids=str,
+)
 def test_flash_equals_the_mask_on_the_card(bounds, window):
     """Gemma 3n's heads (8 on 2, of 256) in bfloat16, forward and backward, with rows of no tokens; a key too many or too few is 1.2 % or more."""
-    module, bounds = types.SimpleNamespace(head_dim=256), torch.tensor(bounds, dtype=torch.int32, device="cuda")
+    module, bounds = (
+        types.SimpleNamespace(head_dim=256),
+        torch.tensor(bounds, dtype=torch.int32, device="cuda"),
+    )
     leaves, grad = heads(8, 2, 2048, 256, torch.bfloat16, device="cuda")
     out, _ = packed.attention(module, *leaves, None, sliding_window=window or None, bounds=bounds)
     ours = (out, *torch.autograd.grad(out, leaves, grad))
     assert (out.shape, out.dtype) == ((1, 2048, 8, 256), torch.bfloat16)
-    for mine, truth in zip(ours, masked_in_float32(module, leaves, grad, bounds, window), strict=True):
+    for mine, truth in zip(
+        ours, masked_in_float32(module, leaves, grad, bounds, window), strict=True
+    ):
         assert mine.shape == truth.shape
         assert relative(mine, truth) < 8e-3
 
@@ -391,10 +542,15 @@ def test_flash_equals_the_mask_on_the_card(bounds, window):
 @needs_cuda
 @pytest.mark.parametrize("window", [0, 5])
 def test_the_operators_are_registered_as_the_card_computes(window):
-    checks = functools.partial(opcheck, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+    checks = functools.partial(
+        opcheck, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+    )
     checks(packed._flash, operands(window, torch.bfloat16, "cuda"))
     q, k, v, *constants = operands(window, torch.bfloat16, "cuda", grad=False)
-    checks(packed._flash_backward, (torch.ones_like(q), q, k, v, *packed._flash(q, k, v, *constants), *constants))
+    checks(
+        packed._flash_backward,
+        (torch.ones_like(q), q, k, v, *packed._flash(q, k, v, *constants), *constants),
+    )
 
 
 @needs_cuda
@@ -408,5 +564,10 @@ def test_a_packed_model_on_the_card_equals_padded_rows_in_float32():
     off = []
     for batch in (end, side):
         _, found = losses_and_gradients(net, batch.to("cuda"))
-        off.append(relative(torch.cat([found[n].flatten().cpu() for n in truth]), torch.cat([g.flatten() for g in truth.values()])))
+        off.append(
+            relative(
+                torch.cat([found[n].flatten().cpu() for n in truth]),
+                torch.cat([g.flatten() for g in truth.values()]),
+            )
+        )
     assert off[0] < 1.3 * off[1] + 0.01

@@ -1,6 +1,6 @@
 """What is found out before training: the largest micro-batch, what fits, what would fit, time and disk.
 
-    python -m pytest tests/test_preflight.py
+python -m pytest tests/test_preflight.py
 """
 
 import weakref
@@ -31,7 +31,13 @@ def a_card(monkeypatch, positions):
 
     monkeypatch.setattr(compiled, "forward_backward", limited)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for name, value in (("synchronize", None), ("empty_cache", None), ("reset_peak_memory_stats", None), ("max_memory_reserved", 0), ("max_memory_allocated", 2**30)):
+    for name, value in (
+        ("synchronize", None),
+        ("empty_cache", None),
+        ("reset_peak_memory_stats", None),
+        ("max_memory_reserved", 0),
+        ("max_memory_allocated", 2**30),
+    ):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     monkeypatch.setattr(device, "card", lambda: ("A100", 40.0))
     monkeypatch.setattr(preflight.ranks, "gpus", lambda job: 1)
@@ -42,7 +48,10 @@ def a_card(monkeypatch, positions):
 def test_the_largest_micro_batch_is_the_one_probed(packing):
     job = a_job(packing=packing)
     every = [b for step in plan.epoch_steps(SIZES.lengths, 0, job) for b in step]
-    cost = {n: sum(SIZES.lengths[b]) if packing else len(b) * max(SIZES.lengths[b]) for n, b in enumerate(every)}
+    cost = {
+        n: sum(SIZES.lengths[b]) if packing else len(b) * max(SIZES.lengths[b])
+        for n, b in enumerate(every)
+    }
     for rows, end in zip(preflight.extremes(SIZES, job), (min, max), strict=True):
         assert rows in [every[n] for n, c in cost.items() if c == end(cost.values())]
 
@@ -72,9 +81,17 @@ def test_what_fits_is_reported_as_it_is(tmp_path):
 
 def test_auto_takes_the_largest_that_fits_and_keeps_the_rows_a_step(monkeypatch, tmp_path, capsys):
     tried = a_card(monkeypatch, 130)
-    job, _ = preflight.check(small_model(a_job()), ROWS, 5, a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=2), tmp_path)
+    job, _ = preflight.check(
+        small_model(a_job()),
+        ROWS,
+        5,
+        a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=2),
+        tmp_path,
+    )
     assert plan.rows_a_step(job) == 8
-    assert job.per_device_train_batch_size == 4, "8 rows of up to 29 tokens are 232 positions, 4 are 116"
+    assert job.per_device_train_batch_size == 4, (
+        "8 rows of up to 29 tokens are 232 positions, 4 are 116"
+    )
     assert tried[:3] == [232, 116, 116]
     assert len(tried) == 5
     assert tried[3] == tried[4] < 116, "the shortest, for the time it takes"
@@ -82,14 +99,26 @@ def test_auto_takes_the_largest_that_fits_and_keeps_the_rows_a_step(monkeypatch,
 
 
 def test_auto_on_a_processor_takes_the_usual(tmp_path):
-    job, _ = preflight.check(small_model(a_job()), ROWS, 5, a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=3), tmp_path)
+    job, _ = preflight.check(
+        small_model(a_job()),
+        ROWS,
+        5,
+        a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=3),
+        tmp_path,
+    )
     assert (job.per_device_train_batch_size, job.gradient_accumulation_steps) == (4, 3)
 
 
 def test_auto_shares_out_among_the_devices(monkeypatch, tmp_path):
     a_card(monkeypatch, 10_000)
     monkeypatch.setattr(preflight.ranks, "gpus", lambda job: 2)
-    job, told = preflight.check(small_model(a_job()), ROWS, 5, a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=4), tmp_path)
+    job, told = preflight.check(
+        small_model(a_job()),
+        ROWS,
+        5,
+        a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=4),
+        tmp_path,
+    )
     assert (job.per_device_train_batch_size, job.gradient_accumulation_steps) == (8, 2)
     assert told["GPUs"] == 2
 
@@ -98,7 +127,13 @@ def test_auto_keeps_the_micro_batch_of_a_packed_run(monkeypatch, tmp_path):
     """Free memory may differ the next time; the order of packed rows depends on the micro-batch."""
     settled_on(tmp_path, 2)
     a_card(monkeypatch, 10_000)
-    job, _ = preflight.check(small_model(a_job()), ROWS, 5, a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=2), tmp_path)
+    job, _ = preflight.check(
+        small_model(a_job()),
+        ROWS,
+        5,
+        a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=2),
+        tmp_path,
+    )
     assert (job.per_device_train_batch_size, job.gradient_accumulation_steps) == (2, 4)
 
 
@@ -120,8 +155,15 @@ def test_a_settled_micro_batch_on_two_gpus(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     job = a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=2)
     settled, told = preflight.check(small_model(job), ROWS, 5, job, tmp_path)
-    assert (settled.per_device_train_batch_size, settled.gradient_accumulation_steps, told["GPUs"]) == (8, 1, 1)
-    with pytest.raises(UserError, match="which 2 GPUs cannot share out evenly. This run's checkpoints insist on micro-batches of 8 rows: set num_gpus: 1"):
+    assert (
+        settled.per_device_train_batch_size,
+        settled.gradient_accumulation_steps,
+        told["GPUs"],
+    ) == (8, 1, 1)
+    with pytest.raises(
+        UserError,
+        match="which 2 GPUs cannot share out evenly. This run's checkpoints insist on micro-batches of 8 rows: set num_gpus: 1",
+    ):
         preflight.check(small_model(job), ROWS, 5, job.model_copy(update={"num_gpus": 2}), tmp_path)
 
 
@@ -139,9 +181,15 @@ def test_a_base_over_several_cards_is_not_probed(monkeypatch, tmp_path):
     monkeypatch.setattr(preflight.ranks, "gpus", lambda job: 2)
     monkeypatch.setattr(preflight.placement, "spread", lambda net: True)
     job, told = preflight.check(small_model(a_job()), ROWS, 5, a_job(), tmp_path)
-    assert (job, tried, told["time estimated, minutes"]) == (a_job(), [], "not probed, the base is sharded")
+    assert (job, tried, told["time estimated, minutes"]) == (
+        a_job(),
+        [],
+        "not probed, the base is sharded",
+    )
     with pytest.raises(UserError, match="auto cannot be tried for a base sharded"):
-        preflight.check(small_model(a_job()), ROWS, 5, a_job(per_device_train_batch_size="auto"), tmp_path)
+        preflight.check(
+            small_model(a_job()), ROWS, 5, a_job(per_device_train_batch_size="auto"), tmp_path
+        )
 
 
 def test_a_failed_probe_gives_its_memory_back(monkeypatch):
@@ -157,22 +205,39 @@ def test_a_failed_probe_gives_its_memory_back(monkeypatch):
 
     monkeypatch.setattr(compiled, "forward_backward", holding)
     job = a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=2)
-    assert preflight.fitting(small_model(job), ROWS, SIZES, preflight.alternatives(job, 1))[0].per_device_train_batch_size == 4
+    assert (
+        preflight.fitting(small_model(job), ROWS, SIZES, preflight.alternatives(job, 1))[
+            0
+        ].per_device_train_batch_size
+        == 4
+    )
     assert len(tried) == 3
 
 
 def test_what_does_not_fit_names_the_setting_that_does(monkeypatch, tmp_path):
     a_card(monkeypatch, 70)
     with pytest.raises(UserError) as error:
-        preflight.check(small_model(a_job()), ROWS, 5, a_job(per_device_train_batch_size=8, gradient_accumulation_steps=2), tmp_path)
-    assert "per_device_train_batch_size=8 does not fit A100 (40.0 GB) with rows of up to 29 tokens" in str(error.value)
+        preflight.check(
+            small_model(a_job()),
+            ROWS,
+            5,
+            a_job(per_device_train_batch_size=8, gradient_accumulation_steps=2),
+            tmp_path,
+        )
+    assert (
+        "per_device_train_batch_size=8 does not fit A100 (40.0 GB) with rows of up to 29 tokens"
+        in str(error.value)
+    )
     assert "per_device_train_batch_size=2 gradient_accumulation_steps=8" in str(error.value)
 
 
 def test_when_not_even_one_row_fits(monkeypatch, tmp_path):
     a_card(monkeypatch, 20)
     job = a_job(gradient_checkpointing=False)
-    with pytest.raises(UserError, match="No smaller micro-batch does. Set gradient_checkpointing: true or load_in_4bit: true"):
+    with pytest.raises(
+        UserError,
+        match="No smaller micro-batch does. Set gradient_checkpointing: true or load_in_4bit: true",
+    ):
         preflight.check(small_model(job), ROWS, 5, job, tmp_path)
 
 
@@ -184,12 +249,16 @@ def test_a_full_reserve_counts_as_not_fitting(monkeypatch):
         preflight.probe(small_model(a_job()), ROWS, SIZES, a_job(), [0, 1])
 
 
-@pytest.mark.parametrize(("short", "long", "start", "each"), [
-    ((1.2, 100), (2.0, 500), 1.0, 0.002),
-    ((2.1, 100), (2.0, 500), 0.0, 0.004),  # noise: by the longer one alone
-    ((0.1, 100), (2.0, 500), 0.0, 0.004),  # the same: it would start below zero
-    ((1.0, 400), (2.0, 500), 0.0, 0.004),  # too much alike
-    ((2.0, 500), (2.0, 500), 0.0, 0.004)])  # packed: all are of one shape
+@pytest.mark.parametrize(
+    ("short", "long", "start", "each"),
+    [
+        ((1.2, 100), (2.0, 500), 1.0, 0.002),
+        ((2.1, 100), (2.0, 500), 0.0, 0.004),  # noise: by the longer one alone
+        ((0.1, 100), (2.0, 500), 0.0, 0.004),  # the same: it would start below zero
+        ((1.0, 400), (2.0, 500), 0.0, 0.004),  # too much alike
+        ((2.0, 500), (2.0, 500), 0.0, 0.004),
+    ],
+)  # packed: all are of one shape
 def test_the_time_estimated_is_a_line_through_two_micro_batches(short, long, start, each):
     """Kernels are launched at their pace however few positions there are: on an H100 the largest alone said 0.23 minutes of 0.58."""
     steps = plan.epoch_steps(SIZES.lengths, 0, a_job())
@@ -197,7 +266,10 @@ def test_the_time_estimated_is_a_line_through_two_micro_batches(short, long, sta
     assert preflight._seconds_an_epoch(short, long, SIZES, a_job(), None) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("engine", "gpus", "fits"), [("unsloth", 2, False), ("unsloth", 1, True), ("transformers", 2, True)])
+@pytest.mark.parametrize(
+    ("engine", "gpus", "fits"),
+    [("unsloth", 2, False), ("unsloth", 1, True), ("transformers", 2, True)],
+)
 def test_unsloths_ranks_take_more_than_one_process(monkeypatch, tmp_path, engine, gpus, fits):
     """Of 40 GB one process took 29: a third more is over the 38 that may be taken."""
     a_card(monkeypatch, 10_000)
@@ -205,20 +277,33 @@ def test_unsloths_ranks_take_more_than_one_process(monkeypatch, tmp_path, engine
     monkeypatch.setattr(preflight.ranks, "gpus", lambda job: gpus)
     key, taken = "  in each of several processes, about", [15e9]
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: int(taken[0]))
-    told = preflight.check(small_model(a_job()), ROWS, 5, a_job(gradient_accumulation_steps=2), tmp_path)[1]
+    told = preflight.check(
+        small_model(a_job()), ROWS, 5, a_job(gradient_accumulation_steps=2), tmp_path
+    )[1]
     assert told.get(key) == (None if fits else pytest.approx(4 / 3))
     taken[0] = 29e9
     if fits:
-        preflight.check(small_model(a_job()), ROWS, 5, a_job(gradient_accumulation_steps=2), tmp_path)
+        preflight.check(
+            small_model(a_job()), ROWS, 5, a_job(gradient_accumulation_steps=2), tmp_path
+        )
     else:
         with pytest.raises(UserError, match="per_device_train_batch_size=2 does not fit"):
-            preflight.check(small_model(a_job()), ROWS, 5, a_job(gradient_accumulation_steps=2), tmp_path)
+            preflight.check(
+                small_model(a_job()), ROWS, 5, a_job(gradient_accumulation_steps=2), tmp_path
+            )
 
 
 def test_a_card_that_fills_up_while_probed_costs_the_estimate_alone(monkeypatch, tmp_path):
     tried = a_card(monkeypatch, 10_000)
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: int(39e9) if len(tried) > 2 else 0)
-    assert preflight.check(small_model(a_job()), ROWS, 5, a_job(), tmp_path)[1]["time estimated, minutes"] > 0
+    monkeypatch.setattr(
+        torch.cuda, "max_memory_reserved", lambda: int(39e9) if len(tried) > 2 else 0
+    )
+    assert (
+        preflight.check(small_model(a_job()), ROWS, 5, a_job(), tmp_path)[1][
+            "time estimated, minutes"
+        ]
+        > 0
+    )
     assert len(tried) > 2
 
 
@@ -233,24 +318,35 @@ def test_what_an_earlier_candidate_had_taken_is_not_held_against_the_next(monkey
 
 def test_early_stopping_needs_held_out_rows(tmp_path):
     job = a_job(early_stopping_patience=2, eval_steps=2)
-    with pytest.raises(UserError, match="early_stopping_patience needs held-out rows, and there are none. Set validation_size"):
+    with pytest.raises(
+        UserError,
+        match="early_stopping_patience needs held-out rows, and there are none. Set validation_size",
+    ):
         preflight.check(small_model(job), ROWS, 0, job, tmp_path)
 
 
 def test_micro_batches_that_the_gpus_cannot_share(monkeypatch, tmp_path):
     a_card(monkeypatch, 10_000)
     monkeypatch.setattr(preflight.ranks, "gpus", lambda job: 2)
-    with pytest.raises(UserError, match="gradient_accumulation_steps is 3, which 2 GPUs cannot share out evenly"):
-        preflight.check(small_model(a_job()), ROWS, 5, a_job(gradient_accumulation_steps=3), tmp_path)
+    with pytest.raises(
+        UserError, match="gradient_accumulation_steps is 3, which 2 GPUs cannot share out evenly"
+    ):
+        preflight.check(
+            small_model(a_job()), ROWS, 5, a_job(gradient_accumulation_steps=3), tmp_path
+        )
 
 
 def test_no_disk_for_the_checkpoints(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(files, "require_disk", lambda folder, size, what: asked.append((size, what)))
+    monkeypatch.setattr(
+        files, "require_disk", lambda folder, size, what: asked.append((size, what))
+    )
     job = a_job(save_total_limit=3)
     preflight.check(small_model(job), ROWS, 5, job, tmp_path)
     trainable = adapter.count(small_model(job))[0]
-    assert asked == [(trainable * 12 * 4, "the checkpoints")], "float32 weights and two moments, three kept and one being written"
+    assert asked == [(trainable * 12 * 4, "the checkpoints")], (
+        "float32 weights and two moments, three kept and one being written"
+    )
 
 
 def test_an_empty_split(tmp_path):

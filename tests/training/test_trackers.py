@@ -21,12 +21,32 @@ from lib.params import Params
 from lib.record import ledger
 from lib.training import trackers
 
-SESSION = {"start_step": 0, "total_steps": 10, "trainable_parameters": 1, "total_parameters": 2, "memory_of": "GPU", "device": "T4"}
+SESSION = {
+    "start_step": 0,
+    "total_steps": 10,
+    "trainable_parameters": 1,
+    "total_parameters": 2,
+    "memory_of": "GPU",
+    "device": "T4",
+}
 
 
 def step(number, loss=2.5, **more):
-    return {"step": number, "epoch": number / 10, "lr": 1e-4, "grad_norm": 1.25, "memory_gib": 3.5, "steps": 2, "loss": loss, "tokens": 300,
-            "padded": 400, "trained": 100, "rows": 32, "seconds": 4.0, **more}
+    return {
+        "step": number,
+        "epoch": number / 10,
+        "lr": 1e-4,
+        "grad_norm": 1.25,
+        "memory_gib": 3.5,
+        "steps": 2,
+        "loss": loss,
+        "tokens": 300,
+        "padded": 400,
+        "trained": 100,
+        "rows": 32,
+        "seconds": 4.0,
+        **more,
+    }
 
 
 def measured(number, loss=2.0, when="during"):
@@ -34,13 +54,27 @@ def measured(number, loss=2.0, when="during"):
 
 
 def named(number, loss=2.5):
-    return {"train/loss": loss, "train/learning_rate": 1e-4, "train/grad_norm": 1.25, "train/epoch": number / 10, "train/memory_gib": 3.5,
-            "train/tokens_per_second": 75.0, "train/samples_per_second": 8.0}
+    return {
+        "train/loss": loss,
+        "train/learning_rate": 1e-4,
+        "train/grad_norm": 1.25,
+        "train/epoch": number / 10,
+        "train/memory_gib": 3.5,
+        "train/tokens_per_second": 75.0,
+        "train/samples_per_second": 8.0,
+    }
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    for name in ("TRACKIO_DIR", "TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "WANDB_PROJECT", "WANDB_MODE", "WANDB_DIR"):
+    for name in (
+        "TRACKIO_DIR",
+        "TRACKIO_SPACE_ID",
+        "TRACKIO_SERVER_URL",
+        "WANDB_PROJECT",
+        "WANDB_MODE",
+        "WANDB_DIR",
+    ):
         monkeypatch.setenv(name, "")  # so that what `start` sets is undone
         monkeypatch.delenv(name)
 
@@ -52,10 +86,32 @@ def folder(tmp_path):
 
 
 class FakeWriter:
-    def __init__(self, log_dir=None, comment="", purge_step=None, max_queue=10, flush_secs=120, filename_suffix=""):
-        self.made, self.scalars, self.texts, self.flushed, self.closed = (log_dir, purge_step), [], [], 0, 0
+    def __init__(
+        self,
+        log_dir=None,
+        comment="",
+        purge_step=None,
+        max_queue=10,
+        flush_secs=120,
+        filename_suffix="",
+    ):
+        self.made, self.scalars, self.texts, self.flushed, self.closed = (
+            (log_dir, purge_step),
+            [],
+            [],
+            0,
+            0,
+        )
 
-    def add_scalar(self, tag, scalar_value, global_step=None, walltime=None, new_style=False, double_precision=False):
+    def add_scalar(
+        self,
+        tag,
+        scalar_value,
+        global_step=None,
+        walltime=None,
+        new_style=False,
+        double_precision=False,
+    ):
         self.scalars.append((tag, scalar_value, global_step))
 
     def add_text(self, tag, text_string, global_step=None, walltime=None):
@@ -87,7 +143,9 @@ class FakeWandbRun(FakeRun):
             raise self.broken
         self.logged.append(data)
 
-    def define_metric(self, name, step_metric=None, step_sync=None, hidden=None, summary=None, overwrite=None):
+    def define_metric(
+        self, name, step_metric=None, step_sync=None, hidden=None, summary=None, overwrite=None
+    ):
         self.metrics.append((name, step_metric))
 
 
@@ -100,19 +158,62 @@ def fake(monkeypatch):
         made.append(thing)
         return thing
 
-    def trackio_init(project, name=None, group=None, space_id=None, server_url=None, dataset_id=None, bucket_id=None, config=None, resume="never",
-                     settings=None, private=None, embed=True, auto_log_gpu=None, gpu_log_interval=10.0, auto_log_cpu=None, cpu_log_interval=10.0,
-                     webhook_url=None, webhook_min_level=None):
+    def trackio_init(
+        project,
+        name=None,
+        group=None,
+        space_id=None,
+        server_url=None,
+        dataset_id=None,
+        bucket_id=None,
+        config=None,
+        resume="never",
+        settings=None,
+        private=None,
+        embed=True,
+        auto_log_gpu=None,
+        gpu_log_interval=10.0,
+        auto_log_cpu=None,
+        cpu_log_interval=10.0,
+        webhook_url=None,
+        webhook_min_level=None,
+    ):
         return keep(FakeTrackioRun(**locals(), TRACKIO_DIR=os.environ.get("TRACKIO_DIR")))
 
-    def wandb_init(entity=None, project=None, dir=None, id=None, name=None, notes=None, tags=None, config=None, config_exclude_keys=None,
-                   config_include_keys=None, allow_val_change=None, group=None, job_type=None, mode=None, force=None, reinit=None, resume=None,
-                   resume_from=None, fork_from=None, save_code=None, tensorboard=None, sync_tensorboard=None, monitor_gym=None, settings=None):
+    def wandb_init(
+        entity=None,
+        project=None,
+        dir=None,
+        id=None,
+        name=None,
+        notes=None,
+        tags=None,
+        config=None,
+        config_exclude_keys=None,
+        config_include_keys=None,
+        allow_val_change=None,
+        group=None,
+        job_type=None,
+        mode=None,
+        force=None,
+        reinit=None,
+        resume=None,
+        resume_from=None,
+        fork_from=None,
+        save_code=None,
+        tensorboard=None,
+        sync_tensorboard=None,
+        monitor_gym=None,
+        settings=None,
+    ):
         return keep(FakeWandbRun(**locals()))
 
     writer = types.SimpleNamespace(SummaryWriter=lambda *a, **k: keep(FakeWriter(*a, **k)))
-    for name, module in (("torch.utils.tensorboard", writer), ("trackio", types.SimpleNamespace(init=trackio_init)),
-                         ("wandb", types.SimpleNamespace(init=wandb_init))):
+    for name, module in (
+        ("torch.utils.tensorboard", writer),
+        ("trackio", types.SimpleNamespace(init=trackio_init)),
+        ("wandb", types.SimpleNamespace(init=wandb_init)),
+    ):
         monkeypatch.setitem(sys.modules, name, module)
     return made
 
@@ -138,10 +239,14 @@ def test_names_rates_and_steps():
 
 
 def test_none_does_nothing_and_imports_nothing(folder):
-    code = ("import pathlib, sys; from lib.training import trackers; from lib.params import Params\n"
-            f"report = trackers.start(Params(), pathlib.Path({str(folder)!r})); report('session', {SESSION!r}); report('step', {step(1)!r})\n"
-            "print(sorted(n for n in ('tensorboard', 'torch', 'trackio', 'wandb') if n in sys.modules))")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    code = (
+        "import pathlib, sys; from lib.training import trackers; from lib.params import Params\n"
+        f"report = trackers.start(Params(), pathlib.Path({str(folder)!r})); report('session', {SESSION!r}); report('step', {step(1)!r})\n"
+        "print(sorted(n for n in ('tensorboard', 'torch', 'trackio', 'wandb') if n in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert (done.stdout, done.stderr) == ("[]\n", "")
     assert not list(folder.iterdir())
 
@@ -149,10 +254,14 @@ def test_none_does_nothing_and_imports_nothing(folder):
 def test_tensorboard(fake, folder):
     job = Params(report_to="tensorboard", lora_r=17)
     a_session(job, folder)
-    writer, = fake
+    (writer,) = fake
     assert writer.made == (str(folder / "tensorboard" / "demo-1a2b"), 1)
-    assert writer.scalars == [("eval/loss", 4.0, 0), *((k, v, n) for n in (1, 2) for k, v in named(n).items()), ("eval/loss", 2.0, 2)]
-    (tag, text, at), = writer.texts
+    assert writer.scalars == [
+        ("eval/loss", 4.0, 0),
+        *((k, v, n) for n in (1, 2) for k, v in named(n).items()),
+        ("eval/loss", 2.0, 2),
+    ]
+    ((tag, text, at),) = writer.texts
     assert (tag, at) == ("params", 0)
     assert "    lora_r: 17\n" in text
     assert (writer.flushed, writer.closed) == (len(writer.scalars), 1)
@@ -161,11 +270,25 @@ def test_tensorboard(fake, folder):
 def test_trackio(fake, folder):
     job = Params(report_to="trackio")
     a_session(job, folder)
-    run, = fake
-    assert {k: run.made[k] for k in ("project", "name", "config", "resume", "embed", "private", "TRACKIO_DIR")} == {
-        "project": "medrescue-tuning", "name": "demo-1a2b", "config": job.model_dump(), "resume": "allow", "embed": False, "private": True,
-        "TRACKIO_DIR": str(folder / "trackio")}
-    assert run.logged == [({"eval/loss": 4.0}, 0), (named(1), 1), (named(2), 2), ({"eval/loss": 2.0}, 2)]
+    (run,) = fake
+    assert {
+        k: run.made[k]
+        for k in ("project", "name", "config", "resume", "embed", "private", "TRACKIO_DIR")
+    } == {
+        "project": "medrescue-tuning",
+        "name": "demo-1a2b",
+        "config": job.model_dump(),
+        "resume": "allow",
+        "embed": False,
+        "private": True,
+        "TRACKIO_DIR": str(folder / "trackio"),
+    }
+    assert run.logged == [
+        ({"eval/loss": 4.0}, 0),
+        (named(1), 1),
+        (named(2), 2),
+        ({"eval/loss": 2.0}, 2),
+    ]
     assert run.finished == 1
 
 
@@ -178,15 +301,33 @@ def test_trackio_dir_of_the_environment_wins(fake, folder, monkeypatch):
 def test_wandb(fake, folder):
     job = Params(report_to="wandb")
     a_session(job, folder)
-    run, = fake
-    assert {k: run.made[k] for k in ("project", "id", "name", "dir", "config", "resume", "allow_val_change", "reinit")} == {
-        "project": "medrescue-tuning", "id": "demo-1a2b", "name": "demo-1a2b", "dir": str(folder), "config": job.model_dump(), "resume": "allow",
-        "allow_val_change": True, "reinit": "finish_previous"}
+    (run,) = fake
+    assert {
+        k: run.made[k]
+        for k in ("project", "id", "name", "dir", "config", "resume", "allow_val_change", "reinit")
+    } == {
+        "project": "medrescue-tuning",
+        "id": "demo-1a2b",
+        "name": "demo-1a2b",
+        "dir": str(folder),
+        "config": job.model_dump(),
+        "resume": "allow",
+        "allow_val_change": True,
+        "reinit": "finish_previous",
+    }
     assert run.made["mode"] is run.made["entity"] is None, "WANDB_MODE and WANDB_ENTITY decide"
-    assert run.made["settings"] == {"console": "off", "disable_code": True, "disable_git": True, "finish_timeout": 60.0}
+    assert run.made["settings"] == {
+        "console": "off",
+        "disable_code": True,
+        "disable_git": True,
+        "finish_timeout": 60.0,
+    }
     assert run.metrics == [("train/global_step", None), ("*", "train/global_step")]
-    assert run.logged == [{"eval/loss": 4.0, "train/global_step": 0}, *({**named(n), "train/global_step": n} for n in (1, 2)),
-                          {"eval/loss": 2.0, "train/global_step": 2}]
+    assert run.logged == [
+        {"eval/loss": 4.0, "train/global_step": 0},
+        *({**named(n), "train/global_step": n} for n in (1, 2)),
+        {"eval/loss": 2.0, "train/global_step": 2},
+    ]
     assert run.finished == 1
 
 
@@ -205,7 +346,9 @@ def test_a_resumed_session_is_the_same_run_and_a_forced_one_another(fake, folder
         for kind in ("tensorboard", "trackio", "wandb"):
             a_session(Params(report_to=kind), folder, start, steps)
         assert places() == ["demo-1a2b"] * 3
-        assert fake[-3].made[1] == start + 1, "what lies past the checkpoint is hidden, its own line is not"
+        assert fake[-3].made[1] == start + 1, (
+            "what lies past the checkpoint is hidden, its own line is not"
+        )
     (folder / "metrics.attempt1.jsonl").touch()
     for kind in ("tensorboard", "trackio", "wandb"):
         a_session(Params(report_to=kind), folder)
@@ -213,7 +356,10 @@ def test_a_resumed_session_is_the_same_run_and_a_forced_one_another(fake, folder
 
 
 @pytest.mark.parametrize("kind", ["tensorboard", "trackio", "wandb"])
-@pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'it'"), AttributeError("numpy has no such thing")])
+@pytest.mark.parametrize(
+    "error",
+    [ModuleNotFoundError("No module named 'it'"), AttributeError("numpy has no such thing")],
+)
 def test_a_missing_or_broken_package_says_what_to_install(kind, error, folder, monkeypatch):
     def fails(name, *rest):
         raise error
@@ -221,30 +367,44 @@ def test_a_missing_or_broken_package_says_what_to_install(kind, error, folder, m
     monkeypatch.setattr(importlib, "import_module", fails)
     with pytest.raises(UserError, match=re.escape(str(error))) as told:
         trackers.start(Params(report_to=kind), folder)
-    assert all(words in str(told.value) for words in (f"report_to is {kind}", "pip install -r requirements-trackers.txt", f"pip install {kind}",
-                                                      "report_to: none"))
+    assert all(
+        words in str(told.value)
+        for words in (
+            f"report_to is {kind}",
+            "pip install -r requirements-trackers.txt",
+            f"pip install {kind}",
+            "report_to: none",
+        )
+    )
     assert (ROOT / "requirements-trackers.txt").exists()
 
 
 @pytest.mark.parametrize("kind", ["tensorboard", "trackio", "wandb"])
 @pytest.mark.parametrize("event", ["session", "step", "end"])
-def test_a_tracker_that_fails_warns_once_and_stops_nothing(kind, event, fake, folder, monkeypatch, capsys):
+def test_a_tracker_that_fails_warns_once_and_stops_nothing(
+    kind, event, fake, folder, monkeypatch, capsys
+):
     calls = []
 
     def fails(*a, **k):
         calls.append(a)
         raise OSError(28, "No space left on device")
 
-    run, names = {"tensorboard": (FakeWriter, ("SummaryWriter", "flush", "close")), "trackio": (FakeTrackioRun, ("init", "log", "finish")),
-                  "wandb": (FakeWandbRun, ("init", "log", "finish"))}[kind]
+    run, names = {
+        "tensorboard": (FakeWriter, ("SummaryWriter", "flush", "close")),
+        "trackio": (FakeTrackioRun, ("init", "log", "finish")),
+        "wandb": (FakeWandbRun, ("init", "log", "finish")),
+    }[kind]
     place = sys.modules[trackers.MODULES[kind]] if event == "session" else run
     monkeypatch.setattr(place, names[("session", "step", "end").index(event)], fails)
     report = a_session(Params(report_to=kind), folder)
     report("step", step(3))
     report("end", {})
     out = capsys.readouterr()
-    assert out.out == (f"{kind} failed and is told nothing more; training goes on, and metrics.jsonl has every line. "
-                       f"OSError: [Errno 28] No space left on device\n")
+    assert out.out == (
+        f"{kind} failed and is told nothing more; training goes on, and metrics.jsonl has every line. "
+        f"OSError: [Errno 28] No space left on device\n"
+    )
     assert not out.err
     assert len(calls) == 1, "after its failure it is not called again"
 
@@ -264,7 +424,9 @@ def test_every_line_of_a_real_ledger_is_taken(fake, folder, capsys):
         report(entry["event"], {k: v for k, v in entry.items() if k not in ("event", "session")})
     sent = [e for e in entries if e["event"] in ("step", "eval")]
     assert [line["train/global_step"] for line in fake[0].logged] == [e["step"] for e in sent]
-    assert [line.get("train/loss", line.get("eval/loss")) for line in fake[0].logged] == [e.get("loss", e.get("eval_loss")) for e in sent]
+    assert [line.get("train/loss", line.get("eval/loss")) for line in fake[0].logged] == [
+        e.get("loss", e.get("eval_loss")) for e in sent
+    ]
     assert not capsys.readouterr().out
 
 
@@ -274,9 +436,22 @@ def test_every_line_of_a_real_ledger_is_taken(fake, folder, capsys):
 
 def run_python(code, folder, **environment):
     """In a process of its own: wandb and trackio read the environment once and keep threads and a service."""
-    head = "import os, pathlib, sys\nfrom test_trackers import *\nfolder = pathlib.Path(sys.argv[1])\n"
-    done = subprocess.run([sys.executable, "-c", head + code, str(folder)], cwd=folder.parent, capture_output=True, text=True, timeout=120,
-                          env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'training'}", "HOME": str(folder.parent), **environment})
+    head = (
+        "import os, pathlib, sys\nfrom test_trackers import *\nfolder = pathlib.Path(sys.argv[1])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", head + code, str(folder)],
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'training'}",
+            "HOME": str(folder.parent),
+            **environment,
+        },
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "failed" not in done.stdout, done.stdout
     return done.stdout
@@ -293,10 +468,20 @@ def test_real_tensorboard_shows_a_repeated_step_once(folder):
     for number in (3, 4):
         report("step", step(number, loss=20.0))
     found = EventAccumulator(str(folder / "tensorboard" / "demo-1a2b")).Reload()
-    assert [(e.step, e.value) for e in found.Scalars("train/loss")] == [(1, 2.5), (2, 2.5), (3, 20.0), (4, 20.0)]
-    assert [(e.step, e.value) for e in found.Scalars("eval/loss")] == [(0, 4.0)], "the one at step 3 was hidden with its step"
+    assert [(e.step, e.value) for e in found.Scalars("train/loss")] == [
+        (1, 2.5),
+        (2, 2.5),
+        (3, 20.0),
+        (4, 20.0),
+    ]
+    assert [(e.step, e.value) for e in found.Scalars("eval/loss")] == [(0, 4.0)], (
+        "the one at step 3 was hidden with its step"
+    )
     assert set(found.Tags()["scalars"]) == {*named(1), "eval/loss"}
-    assert b"report_to: tensorboard" in found.Tensors("params/text_summary")[0].tensor_proto.string_val[0]
+    assert (
+        b"report_to: tensorboard"
+        in found.Tensors("params/text_summary")[0].tensor_proto.string_val[0]
+    )
 
 
 def test_real_trackio_keeps_one_run_in_the_folder(folder):
@@ -304,19 +489,38 @@ def test_real_trackio_keeps_one_run_in_the_folder(folder):
     for start, steps in ((0, (1, 2)), (2, (3, 4))):
         run_python(f"a_session(Params(report_to='trackio'), folder, {start}, {steps})", folder)
     assert (folder / "trackio" / "medrescue-tuning.db").exists()
-    out = run_python("from trackio.sqlite_storage import SQLiteStorage as S\nlogs = S.get_logs('medrescue-tuning', 'demo-1a2b')\n"
-                     "print(S.get_runs('medrescue-tuning'), [(e['step'], e['train/loss']) for e in logs if 'train/loss' in e])\n"
-                     "print([(e['step'], e['eval/loss']) for e in logs if 'eval/loss' in e])\n"
-                     "print(S.get_run_config('medrescue-tuning', 'demo-1a2b')['report_to'])", folder, TRACKIO_DIR=str(folder / "trackio"))
-    assert out.splitlines() == ["['demo-1a2b'] [(1, 2.5), (2, 2.5), (3, 2.5), (4, 2.5)]", "[(0, 4.0), (2, 2.0), (4, 2.0)]", "trackio"]
+    out = run_python(
+        "from trackio.sqlite_storage import SQLiteStorage as S\nlogs = S.get_logs('medrescue-tuning', 'demo-1a2b')\n"
+        "print(S.get_runs('medrescue-tuning'), [(e['step'], e['train/loss']) for e in logs if 'train/loss' in e])\n"
+        "print([(e['step'], e['eval/loss']) for e in logs if 'eval/loss' in e])\n"
+        "print(S.get_run_config('medrescue-tuning', 'demo-1a2b')['report_to'])",
+        folder,
+        TRACKIO_DIR=str(folder / "trackio"),
+    )
+    assert out.splitlines() == [
+        "['demo-1a2b'] [(1, 2.5), (2, 2.5), (3, 2.5), (4, 2.5)]",
+        "[(0, 4.0), (2, 2.0), (4, 2.0)]",
+        "trackio",
+    ]
 
 
 def test_real_wandb_offline_needs_no_network_and_writes_no_key(folder):
     pytest.importorskip("wandb")
     key = "0123456789" * 4
-    run_python("a_session(Params(report_to='wandb', lora_r=17), folder)", folder, WANDB_MODE="offline", WANDB_API_KEY=key)
+    run_python(
+        "a_session(Params(report_to='wandb', lora_r=17), folder)",
+        folder,
+        WANDB_MODE="offline",
+        WANDB_API_KEY=key,
+    )
     written = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and not p.is_symlink()}
-    log, = (data for path, data in written.items() if path.name == "run-demo-1a2b.wandb")
-    for words in (b"train/global_step", b"train/samples_per_second", b"eval/loss", b"lora_r", b"medrescue-tuning"):
+    (log,) = (data for path, data in written.items() if path.name == "run-demo-1a2b.wandb")
+    for words in (
+        b"train/global_step",
+        b"train/samples_per_second",
+        b"eval/loss",
+        b"lora_r",
+        b"medrescue-tuning",
+    ):
         assert words in log
     assert not any(key.encode() in data for data in written.values())
