@@ -55,8 +55,11 @@ test: setup  ## all tests
 drills: setup  ## break runs many times and count what is lost (DRILLS="kill stop"; all take hours)
 	.venv/bin/python tests/drills $(DRILLS)
 
-lint: setup  ## ruff over code and notebooks
-	.venv/bin/python -m ruff check .
+lint: setup  ## rules and format of the code, its layers, its types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports --no-logo
+	.venv/bin/mypy
 
 setup: $(READY)  ## the environment in .venv, from requirements.txt or requirements-cpu.txt
 
@@ -69,4 +72,4 @@ $(READY): requirements.txt requirements-cpu.txt
 	@rm -f .venv/.ready-* && touch $@
 
 clean:  ## caches and the environment; never touches runs
-	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis && find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis && find . -name __pycache__ -type d -prune -exec rm -rf {} +
