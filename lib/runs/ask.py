@@ -1,17 +1,17 @@
 """One question to the first GGUF of a finished run, in llama.cpp, with the system text of its Modelfile.
 
-    make ask RUN=name Q="My hand is burnt. What do I do first?"
+make ask RUN=name Q="My hand is burnt. What do I do first?"
 """
 
 import pathlib
 from collections.abc import Callable
 
 from lib import params
-from lib.medical.disclaimer import DISCLAIMER
 from lib.common import files
-from lib.export import servers, turns
-from lib.model import llama
 from lib.common.errors import UserError
+from lib.export import servers, turns
+from lib.medical.disclaimer import DISCLAIMER
+from lib.model import llama
 from lib.record.run_record import read_record
 
 STAND_IN = "This is the small Gemma 3 270M, a stand-in that shows the pipeline. Its answers are often wrong: do not follow them."
@@ -20,27 +20,48 @@ STAND_IN = "This is the small Gemma 3 270M, a stand-in that shows the pipeline. 
 def answer(folder: pathlib.Path, question: str, write: Callable[[str], None]) -> None:
     """Write the answer to `write` as it comes, then the disclaimer; UserError without a question, a run, or a verified GGUF."""
     if not question.strip():
-        raise UserError('There is no question. Expected one in Q=, for example make ask RUN=name Q="My hand is burnt. What do I do first?"')
+        raise UserError(
+            'There is no question. Expected one in Q=, for example make ask RUN=name Q="My hand is burnt. What do I do first?"'
+        )
     job, gguf = find(folder)
-    system = turns.read_modelfile((folder / "gguf" / "Modelfile").read_text(encoding="utf-8"))["system"]
+    system = turns.read_modelfile((folder / "gguf" / "Modelfile").read_text(encoding="utf-8"))[
+        "system"
+    ]
     context, longest = servers.limits(job)
     write(f"{files.shown(gguf)}\n" + f"{STAND_IN}\n" * job.base_model.startswith("bundled:") + "\n")
     with llama.load(gguf, n_ctx=context) as engine:
-        ended = engine.stream(turns.with_system([{"role": "user", "content": question}], system), write, longest)
-    write(f"\n[cut after {longest} tokens: it did not end by itself]" * (ended == "length") + f"\n\n{DISCLAIMER}\n")
+        ended = engine.stream(
+            turns.with_system([{"role": "user", "content": question}], system), write, longest
+        )
+    write(
+        f"\n[cut after {longest} tokens: it did not end by itself]" * (ended == "length")
+        + f"\n\n{DISCLAIMER}\n"
+    )
 
 
 def find(folder: pathlib.Path) -> tuple[params.Params, pathlib.Path]:
     """A run's parameters and its first GGUF, as the finished export recorded it; UserError where there is none."""
     if not (folder / "run.json").is_file():
-        raise UserError(f"`{files.shown(folder)}` is not a run: it has no run.json. `ls runs` shows what there is; RUN= takes a name from there.")
+        raise UserError(
+            f"`{files.shown(folder)}` is not a run: it has no run.json. `ls runs` shows what there is; RUN= takes a name from there."
+        )
     job, export = params.recorded(folder), read_record(folder / "run.json")["stages"]["export"]
     again = f"Run `make export RUN={folder.name}` with the same PARAMS first."
     if export["status"] != "finished":
-        raise UserError(f"The export of run `{folder.name}` is {export['status']}, so there is no verified GGUF to ask. {again}")
-    wanted = [a for a in export["artifacts"] if a["path"] == "gguf/Modelfile" or a["path"].endswith(f"-{job.gguf_types[0]}.gguf")]
+        raise UserError(
+            f"The export of run `{folder.name}` is {export['status']}, so there is no verified GGUF to ask. {again}"
+        )
+    wanted = [
+        a
+        for a in export["artifacts"]
+        if a["path"] == "gguf/Modelfile" or a["path"].endswith(f"-{job.gguf_types[0]}.gguf")
+    ]
     if len(wanted) != 2:
-        raise UserError(f"The export of run `{folder.name}` recorded no {job.gguf_types[0]} GGUF with a Modelfile. {again}")
+        raise UserError(
+            f"The export of run `{folder.name}` recorded no {job.gguf_types[0]} GGUF with a Modelfile. {again}"
+        )
     if trouble := files.damaged(folder, wanted):
-        raise UserError(f"{trouble} in run `{folder.name}`, so it is not what was verified. {again}")
+        raise UserError(
+            f"{trouble} in run `{folder.name}`, so it is not what was verified. {again}"
+        )
     return job, folder / next(a["path"] for a in wanted if a["path"] != "gguf/Modelfile")

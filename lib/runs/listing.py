@@ -22,12 +22,17 @@ def find(names: str = "") -> list[pathlib.Path]:
     """Run folders by name under the runs folder, or by path; all there are, oldest first, without names. UserError names what is no run."""
     top, found = run_record.runs_folder(), []
     if not names.split():
-        return sorted((p.parent for p in top.glob("*/run.json")), key=lambda folder: (_read(folder) or {}).get("created", ""))
+        return sorted(
+            (p.parent for p in top.glob("*/run.json")),
+            key=lambda folder: (_read(folder) or {}).get("created", ""),
+        )
     for name in dict.fromkeys(names.split()):
         folder = next((f for f in (top / name, ROOT / name) if (f / "run.json").is_file()), None)
         if folder is None:
-            raise UserError(f"`{name}` is not a run: neither `{files.shown(top / name)}` nor `{name}` has a run.json. "
-                            f"Runs there: {run_record.names()}.")
+            raise UserError(
+                f"`{name}` is not a run: neither `{files.shown(top / name)}` nor `{name}` has a run.json. "
+                f"Runs there: {run_record.names()}."
+            )
         found.append(folder)
     return found
 
@@ -48,11 +53,36 @@ def listed(folders: list[pathlib.Path]) -> list[dict[str, Any]]:
     for folder in folders:
         run, size = _read(folder), format_size(files.size_of(folder))
         if run is None:
-            rows.append(("", {"run": folder.name, "state": "record not readable", "age": "?", "held-out loss": "", "exam": "", "size": size}))
+            rows.append(
+                (
+                    "",
+                    {
+                        "run": folder.name,
+                        "state": "record not readable",
+                        "age": "?",
+                        "held-out loss": "",
+                        "exam": "",
+                        "size": size,
+                    },
+                )
+            )
             continue
         attempts = [a for stage in STAGES for a in run["stages"][stage]["attempts"]]
-        last = max([a.get("end") or a.get("start") or "" for a in attempts] + [run.get("created") or ""])
-        rows.append((last, {"run": folder.name, "state": state(run), "age": age(last), **_headline(folder), "size": size}))
+        last = max(
+            [a.get("end") or a.get("start") or "" for a in attempts] + [run.get("created") or ""]
+        )
+        rows.append(
+            (
+                last,
+                {
+                    "run": folder.name,
+                    "state": state(run),
+                    "age": age(last),
+                    **_headline(folder),
+                    "size": size,
+                },
+            )
+        )
     return [row for _, row in sorted(rows, key=lambda pair: pair[0], reverse=True)]
 
 
@@ -63,7 +93,9 @@ def state(run: dict[str, Any]) -> str:
         entry = run["stages"][stage]
         if entry["status"] == "running":
             last = entry["attempts"][-1]
-            gone = last.get("host") == socket.gethostname() and not any(alive(last[key]) for key in ("pid", "kernel") if key in last)
+            gone = last.get("host") == socket.gethostname() and not any(
+                alive(last[key]) for key in ("pid", "kernel") if key in last
+            )
             return f"{stage} cut off: its process is gone" if gone else f"{stage} running"
         if entry["status"] == "pending" and not entry["attempts"]:
             return before
@@ -77,12 +109,17 @@ def state(run: dict[str, Any]) -> str:
 def age(since: str) -> str:
     """How long ago a time of a record was, in its largest unit."""
     try:
-        seconds = (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(since)).total_seconds()
+        seconds = (
+            datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(since)
+        ).total_seconds()
     except (ValueError, TypeError):
         return "?"
     if seconds < 0:
         return "later than now"  # a clock was set back
-    unit, name = next((pair for pair in ((86400, "days"), (3600, "h"), (60, "min")) if seconds >= 2 * pair[0]), (1, "s"))
+    unit, name = next(
+        (pair for pair in ((86400, "days"), (3600, "h"), (60, "min")) if seconds >= 2 * pair[0]),
+        (1, "s"),
+    )
     return f"{seconds / unit:.0f} {name}"
 
 
@@ -93,6 +130,14 @@ def _headline(folder: pathlib.Path) -> dict[str, str]:
         exams = examined(folder, results)
     train = results.get("train", {})
     before, after = train.get("eval_loss_before"), train.get("eval_loss_after")
-    said = [one["value"] for one in headline({}, exams) if one["name"].startswith("exam ") and one["value"]]
-    return {"held-out loss": "not measured" if before is None or after is None else f"{before:.3f} -> {after:.3f}",
-            "exam": said[0] if said else "not measured"}
+    said = [
+        one["value"]
+        for one in headline({}, exams)
+        if one["name"].startswith("exam ") and one["value"]
+    ]
+    return {
+        "held-out loss": "not measured"
+        if before is None or after is None
+        else f"{before:.3f} -> {after:.3f}",
+        "exam": said[0] if said else "not measured",
+    }

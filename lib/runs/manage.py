@@ -23,9 +23,16 @@ COMMANDS = ("list", "prune", "compare", "rerun")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.runs", description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("--runs", default="", metavar='"A B"', help="names under the runs folder, or paths; all of them without")
+    parser.add_argument(
+        "--runs",
+        default="",
+        metavar='"A B"',
+        help="names under the runs folder, or paths; all of them without",
+    )
     parser.add_argument("--yes", action="store_true", help="prune without asking")
-    parser.add_argument("--metric", default="eval_loss_after", help="what compare calls the best run by")
+    parser.add_argument(
+        "--metric", default="eval_loss_after", help="what compare calls the best run by"
+    )
     options = parser.parse_args(argv)
     try:
         if options.command == "rerun":
@@ -37,7 +44,10 @@ def main(argv: list[str] | None = None) -> int:
         elif options.command == "prune":
             prune.prune(folders, options.yes)
         else:
-            print(aligned_table(listing.listed(folders)) or f"no runs in {files.shown(run_record.runs_folder())}")
+            print(
+                aligned_table(listing.listed(folders))
+                or f"no runs in {files.shown(run_record.runs_folder())}"
+            )
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -30,7 +30,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--run", default="", metavar="NAME")
     parser.add_argument("--set", default="", metavar='"K=V K=V"', dest="overrides")
     parser.add_argument("--force", action="store_true")
-    parser.add_argument("--question", default="", metavar="TEXT", help="what to ask the run's first GGUF (command ask)")
+    parser.add_argument(
+        "--question",
+        default="",
+        metavar="TEXT",
+        help="what to ask the run's first GGUF (command ask)",
+    )
     with terminal():
         return _main(parser.parse_args(argv))
 
@@ -50,7 +55,7 @@ def _main(options: argparse.Namespace) -> int:
             return 0
         for key, value in params.parse_overrides(options.overrides).items():
             print(f"override: {key} = {value!r}")
-        wanted = STAGES if options.command == "run" else STAGES[:STAGES.index(options.command) + 1]
+        wanted = STAGES if options.command == "run" else STAGES[: STAGES.index(options.command) + 1]
         forced = wanted if options.command == "run" else [options.command]
         sources.check(job)
         if not folder.exists():  # before anything is made or downloaded
@@ -68,10 +73,17 @@ def _main(options: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except StageFailed as error:
-        where = f"{f'cell {error.cell} of ' if error.cell else ''}{files.shown(folder / stage)}.ipynb"
-        print(f"\n{'stopped' if error.interrupted else 'failed'} in {where}: {error}", file=sys.stderr)
+        where = (
+            f"{f'cell {error.cell} of ' if error.cell else ''}{files.shown(folder / stage)}.ipynb"
+        )
+        print(
+            f"\n{'stopped' if error.interrupted else 'failed'} in {where}: {error}", file=sys.stderr
+        )
         if error.interrupted:
-            print(f"The same command{', without FORCE=1,' * options.force} continues; training from its last good checkpoint.", file=sys.stderr)
+            print(
+                f"The same command{', without FORCE=1,' * options.force} continues; training from its last good checkpoint.",
+                file=sys.stderr,
+            )
         with contextlib.suppress(UserError):  # the failure above is what counts
             _report(folder)
         return 128 + _Stopper.signal if _Stopper.signal else 1
@@ -91,4 +103,3 @@ def _report(folder: pathlib.Path) -> int:
 
     print(f"report: {files.shown(report.write(folder))}")
     return 0
-

@@ -1,6 +1,6 @@
 """`make ask`: a run's GGUF answers, with the Modelfile's system text and the disclaimer; a question passes make and shell unharmed.
 
-    python -m pytest tests/test_ask.py
+python -m pytest tests/test_ask.py
 """
 
 import json
@@ -10,13 +10,13 @@ import subprocess
 import pytest
 
 from lib import params
-from lib.medical.disclaimer import DISCLAIMER
 from lib.common import files
-from lib.export import servers
-from lib.model import llama
-from lib.runs.run_job import main
-from lib.runs import ask, stages
 from lib.common.errors import ROOT, UserError
+from lib.export import servers
+from lib.medical.disclaimer import DISCLAIMER
+from lib.model import llama
+from lib.runs import ask, stages
+from lib.runs.run_job import main
 
 QUESTION = "Cool a burn?"
 
@@ -36,24 +36,35 @@ def change(run, **stage):
 
 def test_the_answer_is_llama_cpps_with_the_modelfiles_system_text_then_the_disclaimer(run, capsys):
     modelfile = run / "gguf" / "Modelfile"
-    modelfile.write_text(modelfile.read_text().replace(servers.SYSTEM, "Press firmly on the wound."))
+    modelfile.write_text(
+        modelfile.read_text().replace(servers.SYSTEM, "Press firmly on the wound.")
+    )
     change(run, artifacts=files.describe(run, ["gguf"]))
     before = files.describe(run, ["."])
     assert main(["ask", "--run", "tiny", "--question", QUESTION]) == 0
     assert files.describe(run, ["."]) == before
     out, err = capsys.readouterr()
     with llama.load(run / "gguf" / "tiny-q8_0.gguf", n_ctx=2048) as engine:
-        said, other = (engine.chat([{"role": "system", "content": system}, {"role": "user", "content": QUESTION}], max_tokens=64)
-                       for system in ("Press firmly on the wound.", servers.SYSTEM))
+        said, other = (
+            engine.chat(
+                [{"role": "system", "content": system}, {"role": "user", "content": QUESTION}],
+                max_tokens=64,
+            )
+            for system in ("Press firmly on the wound.", servers.SYSTEM)
+        )
     assert (said["stop"], said["text"] != other["text"]) == ("length", True)
-    assert out == (f"{files.shown(run / 'gguf' / 'tiny-q8_0.gguf')}\n{ask.STAND_IN}\n\n{said['text']}\n"
-                   f"[cut after 64 tokens: it did not end by itself]\n\n{DISCLAIMER}\n")
+    assert out == (
+        f"{files.shown(run / 'gguf' / 'tiny-q8_0.gguf')}\n{ask.STAND_IN}\n\n{said['text']}\n"
+        f"[cut after 64 tokens: it did not end by itself]\n\n{DISCLAIMER}\n"
+    )
     assert err == ""
 
 
 def test_only_the_bundled_model_is_called_a_stand_in_and_the_answer_comes_piece_by_piece(run):
     job = params.load(run / "params.yaml")
-    (run / "params.yaml").write_text(params.dump(params.check({**job.model_dump(), "base_model": "some/base"}, "test")))
+    (run / "params.yaml").write_text(
+        params.dump(params.check({**job.model_dump(), "base_model": "some/base"}, "test"))
+    )
     pieces = []
     ask.answer(run, QUESTION, pieces.append)
     assert len(pieces) > 10
@@ -67,17 +78,32 @@ def damage(run):
         file.write(b"\xff")
 
 
-@pytest.mark.parametrize(("harm", "question", "said"), [
-    (lambda run: None, "", 'There is no question. Expected one in Q='),
-    (lambda run: None, " \n ", 'There is no question.'),
-    (lambda run: shutil.rmtree(run), QUESTION, "is not a run: it has no run.json"),
-    (lambda run: change(run, status="interrupted"), QUESTION, "export of run `tiny` is interrupted, so there is no verified GGUF.*make export RUN=tiny"),
-    (lambda run: change(run, artifacts=[]), QUESTION, "recorded no q8_0 GGUF with a Modelfile"),
-    (lambda run: (run / "gguf" / "tiny-q8_0.gguf").unlink(), QUESTION, "tiny-q8_0.gguf is missing in run `tiny`"),
-    (damage, QUESTION, "does not match its recorded sha256"),
-    (lambda run: (run / "gguf" / "Modelfile").write_text("FROM x"), QUESTION, "gguf/Modelfile has 6 bytes"),
-    (lambda run: None, "wound " * 3000, "exceeds the available context size"),
-])
+@pytest.mark.parametrize(
+    ("harm", "question", "said"),
+    [
+        (lambda run: None, "", "There is no question. Expected one in Q="),
+        (lambda run: None, " \n ", "There is no question."),
+        (lambda run: shutil.rmtree(run), QUESTION, "is not a run: it has no run.json"),
+        (
+            lambda run: change(run, status="interrupted"),
+            QUESTION,
+            "export of run `tiny` is interrupted, so there is no verified GGUF.*make export RUN=tiny",
+        ),
+        (lambda run: change(run, artifacts=[]), QUESTION, "recorded no q8_0 GGUF with a Modelfile"),
+        (
+            lambda run: (run / "gguf" / "tiny-q8_0.gguf").unlink(),
+            QUESTION,
+            "tiny-q8_0.gguf is missing in run `tiny`",
+        ),
+        (damage, QUESTION, "does not match its recorded sha256"),
+        (
+            lambda run: (run / "gguf" / "Modelfile").write_text("FROM x"),
+            QUESTION,
+            "gguf/Modelfile has 6 bytes",
+        ),
+        (lambda run: None, "wound " * 3000, "exceeds the available context size"),
+    ],
+)
 def test_what_cannot_be_asked_is_one_message_and_code_2(run, capsys, harm, question, said):
     harm(run)
     assert main(["ask", "--run", "tiny", "--question", question]) == 2
@@ -89,11 +115,33 @@ def test_what_cannot_be_asked_is_one_message_and_code_2(run, capsys, harm, quest
     assert DISCLAIMER not in out, "nothing was answered"
 
 
-@pytest.mark.parametrize("question", [
-    "It's \"bad\", isn't it?", "$HOME $(ls) `ls` ${Q} costs $5 $$", "a # b; c && d | e > f", "--force", "50 % \\n * ~ !x", "Fièvre à 39,5 °C?", ""])
+@pytest.mark.parametrize(
+    "question",
+    [
+        "It's \"bad\", isn't it?",
+        "$HOME $(ls) `ls` ${Q} costs $5 $$",
+        "a # b; c && d | e > f",
+        "--force",
+        "50 % \\n * ~ !x",
+        "Fièvre à 39,5 °C?",
+        "",
+    ],
+)
 def test_a_question_passes_make_and_shell_unharmed(question):
-    shown = subprocess.run(["make", "--no-print-directory", "-n", "-o", "setup", "ask", "RUN=demo", f"Q={question}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "-n", "-o", "setup", "ask", "RUN=demo", f"Q={question}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     command = shown.strip().splitlines()[-1]
-    assert command.startswith(".venv/bin/python -m lib.runs ask --params 'params/cpu.yaml' --run 'demo' ")
-    words = subprocess.run(["sh", "-c", command.replace(".venv/bin/python -m lib.runs", "printf '%s\\0'", 1)], capture_output=True, text=True).stdout
+    assert command.startswith(
+        ".venv/bin/python -m lib.runs ask --params 'params/cpu.yaml' --run 'demo' "
+    )
+    words = subprocess.run(
+        ["sh", "-c", command.replace(".venv/bin/python -m lib.runs", "printf '%s\\0'", 1)],
+        capture_output=True,
+        text=True,
+    ).stdout
     assert words.split("\0")[:-1][-1] == f"--question={question}"

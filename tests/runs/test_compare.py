@@ -1,13 +1,13 @@
 """Runs compared: only what differs, tests only on the same items and rows, best by a metric, glued values held against the records.
 
-    .venv/bin/python -m pytest tests/test_compare.py
+.venv/bin/python -m pytest tests/test_compare.py
 """
 
 import json
 
-from helpers import evil_run
 import pytest
 
+from helpers import evil_run
 from lib.common import stats
 from lib.pages import report
 from lib.runs import compare, listing, manage
@@ -17,7 +17,9 @@ from lib.runs import compare, listing, manage
 def runs(tmp_path, monkeypatch):
     """Makes runs in a runs folder of their own."""
     monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path))
-    monkeypatch.setattr(compare.figures, "both", lambda draw, label: "")  # drawn in test_figures and test_pages
+    monkeypatch.setattr(
+        compare.figures, "both", lambda draw, label: ""
+    )  # drawn in test_figures and test_pages
     return lambda name, **options: evil_run.make(tmp_path, name, **options)
 
 
@@ -45,7 +47,9 @@ def test_the_command_ends_with_the_path_alone(runs, capsys):
     assert manage.main(["compare"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("/compare.html")
     assert manage.main(["compare", "--runs", "a b", "--metric", "nonsense"]) == 2
-    assert "METRIC=nonsense is not known; expected one of eval_loss_after" in capsys.readouterr().err
+    assert (
+        "METRIC=nonsense is not known; expected one of eval_loss_after" in capsys.readouterr().err
+    )
     assert manage.main(["compare", "--runs", "a"]) == 2
     assert "expected two or more" in capsys.readouterr().err
     assert manage.main(["compare", "--runs", "a c"]) == 2
@@ -53,12 +57,22 @@ def test_the_command_ends_with_the_path_alone(runs, capsys):
 
 
 def test_other_held_out_rows_are_not_compared(runs):
-    text, _ = compare.write([runs("a", data="1", after=2.9), runs("b", data="2", after=1.0), runs("c", data="1", after=2.0)])
+    text, _ = compare.write(
+        [
+            runs("a", data="1", after=2.9),
+            runs("b", data="2", after=1.0),
+            runs("c", data="1", after=2.0),
+        ]
+    )
     assert "hold out different rows, so their held-out losses do not compare: a, c | b" in text
-    assert "best by held-out loss: c (2), among a, c" in text, "b has the smallest loss, on other rows"
+    assert "best by held-out loss: c (2), among a, c" in text, (
+        "b has the smallest loss, on other rows"
+    )
     told = gathered(runs("d", data="1"), runs("e", data="2"))
     [row] = compare.paired(told)
-    assert row["what"] == evil_run.EVIL, "the exam is the same; perplexities on other rows are not paired"
+    assert row["what"] == evil_run.EVIL, (
+        "the exam is the same; perplexities on other rows are not paired"
+    )
 
 
 def test_paired_tests_are_those_of_the_items(runs):
@@ -84,7 +98,9 @@ def test_a_glued_value_that_is_not_the_recorded_one_is_told(runs):
     results = json.loads((folder / "results.json").read_text())
     results["train"]["eval_loss_after"] = 0.5
     (folder / "results.json").write_text(json.dumps(results))
-    assert compare.mismatches(*gathered(folder)) == ["a: train.ipynb says eval_loss_after = 3.5, results.json 0.5: one of the two was changed"]
+    assert compare.mismatches(*gathered(folder)) == [
+        "a: train.ipynb says eval_loss_after = 3.5, results.json 0.5: one of the two was changed"
+    ]
     (folder / "train.ipynb").write_text("{")
     assert "train.ipynb is not readable" in compare.mismatches(*gathered(folder))[0]
 

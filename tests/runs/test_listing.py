@@ -1,6 +1,6 @@
 """The list of runs, and pruning: a run that was pruned stays finished, says so, and what needs the freed part says what is missing.
 
-    .venv/bin/python -m pytest tests/test_shelf.py
+.venv/bin/python -m pytest tests/test_shelf.py
 """
 
 import datetime
@@ -9,18 +9,17 @@ import os
 import shutil
 import socket
 
-from helpers import evil_run
 import pytest
-from helpers import standin
 
+from helpers import evil_run, standin
 from lib import params
 from lib.common import files
+from lib.common.errors import UserError
 from lib.exam import take
 from lib.pages import report
 from lib.record import run_record
-from lib.runs.prune import free
 from lib.runs import listing, manage
-from lib.common.errors import UserError
+from lib.runs.prune import free
 
 
 def finished(folder, **more):
@@ -28,10 +27,37 @@ def finished(folder, **more):
     for part in ("checkpoints/step-1", "merged", "adapter", "gguf"):
         (folder / part).mkdir(parents=True)
         (folder / part / "w").write_text(part * 100)
-    stages = {s: {"status": "finished", "attempts": [{"start": "2026-01-01T00:00:00+00:00", "end": "2026-01-01T00:01:00+00:00", "exit": "ok"}], "artifacts": [], "inputs": {}}
-              for s in run_record.STAGES}
-    stages["train"]["artifacts"], stages["export"]["artifacts"] = files.describe(folder, ["adapter"]), files.describe(folder, ["merged", "gguf"])
-    evil_run.write(folder, {"run.json": {"run": folder.name, "created": "2026-01-01T00:00:00+00:00", "fingerprints": {}, "stages": stages, **more}})
+    stages = {
+        s: {
+            "status": "finished",
+            "attempts": [
+                {
+                    "start": "2026-01-01T00:00:00+00:00",
+                    "end": "2026-01-01T00:01:00+00:00",
+                    "exit": "ok",
+                }
+            ],
+            "artifacts": [],
+            "inputs": {},
+        }
+        for s in run_record.STAGES
+    }
+    stages["train"]["artifacts"], stages["export"]["artifacts"] = (
+        files.describe(folder, ["adapter"]),
+        files.describe(folder, ["merged", "gguf"]),
+    )
+    evil_run.write(
+        folder,
+        {
+            "run.json": {
+                "run": folder.name,
+                "created": "2026-01-01T00:00:00+00:00",
+                "fingerprints": {},
+                "stages": stages,
+                **more,
+            }
+        },
+    )
     (folder / "params.yaml").write_text(params.dump(params.load("params/cpu.yaml")))
     return folder
 
@@ -52,7 +78,11 @@ def test_the_list_says_state_headline_and_size(top):
     (top / "torn").mkdir()
     (top / "torn" / "run.json").write_text("{")
     rows = {row["run"]: row for row in listing.listed(listing.find())}
-    assert [rows[n]["state"] for n in ("good", "evil", "torn")] == ["finished", "export failed", "record not readable"]
+    assert [rows[n]["state"] for n in ("good", "evil", "torn")] == [
+        "finished",
+        "export failed",
+        "record not readable",
+    ]
     assert rows["evil"]["held-out loss"] == "3.000 -> 3.500"
     assert rows["evil"]["exam"] == "2 of 4"
     assert (rows["good"]["held-out loss"], rows["good"]["exam"]) == ("not measured", "not measured")
@@ -69,7 +99,9 @@ def test_states_of_a_run_that_runs_or_was_cut_off(top):
     for stage in ("train", "export"):
         run["stages"][stage].update(status="pending", attempts=[])
     assert listing.state(run) == "prepare finished"
-    run["stages"]["train"].update(status="running", attempts=[{"pid": os.getpid(), "host": socket.gethostname()}])
+    run["stages"]["train"].update(
+        status="running", attempts=[{"pid": os.getpid(), "host": socket.gethostname()}]
+    )
     assert listing.state(run) == "train running"
     run["stages"]["train"]["attempts"][0].update(pid=2**22 + 1)
     assert listing.state(run) == "train cut off: its process is gone"
@@ -96,7 +128,12 @@ def test_prune_shows_asks_and_frees_only_what_can_be_made_again(top, monkeypatch
     assert (folder / "merged" / "w").exists()
     monkeypatch.setattr("builtins.input", lambda text: "y")
     manage.main(["prune"])
-    assert sorted(p.name for p in folder.iterdir()) == ["adapter", "gguf", "params.yaml", "run.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "adapter",
+        "gguf",
+        "params.yaml",
+        "run.json",
+    ]
     assert (other / "checkpoints").exists()
     run = run_record.Run(folder, data(folder))
     assert run.finished("export") == (True, ""), "what was freed on purpose is no damage"
@@ -112,7 +149,12 @@ def test_prune_shows_asks_and_frees_only_what_can_be_made_again(top, monkeypatch
 
 def test_an_age_is_in_its_largest_unit_and_never_below_zero():
     now = datetime.datetime.now(datetime.UTC)
-    for seconds, said in ((5, "5 s"), (600, "10 min"), (86400 * 3, "3 days"), (-86400 * 400, "later than now")):
+    for seconds, said in (
+        (5, "5 s"),
+        (600, "10 min"),
+        (86400 * 3, "3 days"),
+        (-86400 * 400, "later than now"),
+    ):
         assert listing.age((now - datetime.timedelta(seconds=seconds)).isoformat()) == said
     assert listing.age("yesterday") == "?"
 
@@ -153,8 +195,10 @@ def test_the_exam_says_what_is_missing(top, monkeypatch):
 
 def test_the_same_command_leaves_a_pruned_run_as_it_is_and_force_makes_it_whole(tmp_path):
     tree = standin.Tree.make(tmp_path / "tree")
-    (tree.root / "export.py").write_text("(run.folder / 'merged').mkdir(exist_ok=True)\n(run.folder / 'merged' / 'w').write_text('w')\nresult, fingerprints = 'g', {}\n")
-    notebook = (tree.root / "notebooks/export.ipynb")
+    (tree.root / "export.py").write_text(
+        "(run.folder / 'merged').mkdir(exist_ok=True)\n(run.folder / 'merged' / 'w').write_text('w')\nresult, fingerprints = 'g', {}\n"
+    )
+    notebook = tree.root / "notebooks/export.ipynb"
     notebook.write_text(notebook.read_text().replace("['gguf']", "['gguf', 'merged']"))
     assert tree.make_run("run")[0] == 0
     prune = "from lib.runs import manage\nsys.argv = ['manage', 'prune', '--yes']\nsys.exit(manage.main())"

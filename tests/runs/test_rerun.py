@@ -1,21 +1,20 @@
 """A job repeated from its record: pinned, held against the record, and an honest word on whether the result is the same.
 
-    .venv/bin/python -m pytest tests/test_rerun.py
+.venv/bin/python -m pytest tests/test_rerun.py
 """
 
 import hashlib
 import json
 
-from helpers import evil_run
 import pytest
 
+from helpers import evil_run
 from lib import params
+from lib.common.errors import UserError
 from lib.data import sources
 from lib.pages import report
 from lib.record import run_record
-from lib.runs import run_job
-from lib.runs import rerun, stages
-from lib.common.errors import UserError
+from lib.runs import rerun, run_job, stages
 
 COMMIT = "0123456789abcdef"
 
@@ -26,8 +25,18 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path))
     folder = evil_run.make(tmp_path, "job")
     (folder / "params.yaml").write_text(params.dump(params.load("params/cpu.yaml")))
-    change(folder, lambda run: run["fingerprints"].update(dataset=sources.fingerprint(params.load("params/cpu.yaml"))))
-    change(folder, lambda run: run["stages"]["train"].update(artifacts=[{"path": "adapter/adapter_model.safetensors", "bytes": 1, "sha256": "aa"}]))
+    change(
+        folder,
+        lambda run: run["fingerprints"].update(
+            dataset=sources.fingerprint(params.load("params/cpu.yaml"))
+        ),
+    )
+    change(
+        folder,
+        lambda run: run["stages"]["train"].update(
+            artifacts=[{"path": "adapter/adapter_model.safetensors", "bytes": 1, "sha256": "aa"}]
+        ),
+    )
     return folder
 
 
@@ -44,7 +53,12 @@ def repeated(folder, monkeypatch, **more):
     def run(argv):
         asked.extend(argv)
         target = evil_run.make(folder.parent, argv[argv.index("--run") + 1], **more)
-        change(target, lambda run: run["stages"].update(json.loads((folder / "run.json").read_text())["stages"]))
+        change(
+            target,
+            lambda run: run["stages"].update(
+                json.loads((folder / "run.json").read_text())["stages"]
+            ),
+        )
         return 0
 
     monkeypatch.setattr(run_job, "main", run)
@@ -54,14 +68,26 @@ def repeated(folder, monkeypatch, **more):
 
 def test_the_same_job_in_a_folder_of_its_own_and_what_differs_is_named(folder, monkeypatch, capsys):
     asked = repeated(folder, monkeypatch)
-    assert asked == ["train", "--params", str(folder / "params.yaml"), "--run", "job-rerun"], "export was not finished, so it is not repeated"
+    assert asked == ["train", "--params", str(folder / "params.yaml"), "--run", "job-rerun"], (
+        "export was not finished, so it is not repeated"
+    )
     said = capsys.readouterr().out
-    for text in ("commit: recorded 0123456789ab, now ", "uncommitted changes (they were not kept)", "torch: recorded 2.13.0, now ", "the same result as job", "adapter weights: the same",
-                 "training loss: the same in all 3 steps", "held-out loss after: the same, 3.5000"):
+    for text in (
+        "commit: recorded 0123456789ab, now ",
+        "uncommitted changes (they were not kept)",
+        "torch: recorded 2.13.0, now ",
+        "the same result as job",
+        "adapter weights: the same",
+        "training loss: the same in all 3 steps",
+        "held-out loss after: the same, 3.5000",
+    ):
         assert text in said, text
     told = json.loads((folder.parent / "job-rerun" / "rerun.json").read_text())
     assert told["same"] is True
-    assert "A repetition of job: the same result" in (folder.parent / "job-rerun" / "report.html").read_text()
+    assert (
+        "A repetition of job: the same result"
+        in (folder.parent / "job-rerun" / "report.html").read_text()
+    )
 
 
 def test_another_result_is_called_another(folder, monkeypatch, capsys):
@@ -81,7 +107,9 @@ def test_a_loss_or_an_adapter_that_differs_is_found(folder):
     assert same is False
     assert "different in 1 of 3 steps, first at step 2, by 1e-09" in " ".join(said)
     new = report.gather(folder)
-    new["run"]["stages"]["train"]["artifacts"] = [{"path": "adapter/adapter_model.safetensors", "bytes": 1, "sha256": "bb"}]
+    new["run"]["stages"]["train"]["artifacts"] = [
+        {"path": "adapter/adapter_model.safetensors", "bytes": 1, "sha256": "bb"}
+    ]
     assert rerun.compared(old, new)[0] is False
     new["run"]["stages"]["train"]["artifacts"] = []
     same, said = rerun.compared(old, new)
@@ -94,14 +122,26 @@ def test_revisions_of_the_record_are_pinned(folder):
     assert rerun.pins(told) == []
     told["run"]["fingerprints"]["base_commit"] = "b" * 40
     (folder / "data").mkdir()
-    (folder / "data" / "data_card.json").write_text(json.dumps({"sources": [{"dataset": "owner/set", "commit": "d" * 40}]}))
+    (folder / "data" / "data_card.json").write_text(
+        json.dumps({"sources": [{"dataset": "owner/set", "commit": "d" * 40}]})
+    )
     told["job"] = params.check({"dataset": "owner/set"}, "test")
-    assert params.parse_overrides(rerun.pins(told)[1]) == {"base_revision": "b" * 40, "dataset_revision": "d" * 40}
+    assert params.parse_overrides(rerun.pins(told)[1]) == {
+        "base_revision": "b" * 40,
+        "dataset_revision": "d" * 40,
+    }
     mixed = [{"dataset": "owner/set", "max_rows": 5}, {"dataset": "bundled:first-aid"}]
-    (folder / "data" / "data_card.json").write_text(json.dumps({"sources": [{"commit": "d" * 40}, {"commit": None}]}))
+    (folder / "data" / "data_card.json").write_text(
+        json.dumps({"sources": [{"commit": "d" * 40}, {"commit": None}]})
+    )
     told["job"] = params.check({"dataset": mixed}, "test")
-    pinned = params.check({**told["job"].model_dump(), **params.parse_overrides(rerun.pins(told)[1])}, "test")
-    assert [(s.dataset, s.revision, s.max_rows) for s in sources.parts(pinned)] == [("owner/set", "d" * 40, 5), ("bundled:first-aid", "", 0)]
+    pinned = params.check(
+        {**told["job"].model_dump(), **params.parse_overrides(rerun.pins(told)[1])}, "test"
+    )
+    assert [(s.dataset, s.revision, s.max_rows) for s in sources.parts(pinned)] == [
+        ("owner/set", "d" * 40, 5),
+        ("bundled:first-aid", "", 0),
+    ]
 
 
 def test_changed_data_an_unfinished_run_and_no_run_are_refused(folder, capsys):
@@ -118,10 +158,23 @@ def test_changed_data_an_unfinished_run_and_no_run_are_refused(folder, capsys):
 
 
 def test_a_parameter_the_record_lacks_is_named_with_its_default(folder):
-    kept, _, _ = (folder / "params.yaml").read_text().partition(params.SEAL)  # as a version that did not know it wrote and sealed it
-    text = "".join(line for line in kept.splitlines(keepends=True) if not line.startswith("use_dora:"))
-    (folder / "params.yaml").write_text(f"{text}{params.SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n")
-    now = {"commit": COMMIT, "dirty": False, "packages": {"torch": "2.13.0"}, "hardware": json.loads((folder / "run.json").read_text())["hardware"]}
-    assert rerun.differences(report.gather(folder), now) == ["that checkout had uncommitted changes (they were not kept)",
-                                                             "not in the record, so with today's default: use_dora=false"]
+    kept, _, _ = (
+        (folder / "params.yaml").read_text().partition(params.SEAL)
+    )  # as a version that did not know it wrote and sealed it
+    text = "".join(
+        line for line in kept.splitlines(keepends=True) if not line.startswith("use_dora:")
+    )
+    (folder / "params.yaml").write_text(
+        f"{text}{params.SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
+    )
+    now = {
+        "commit": COMMIT,
+        "dirty": False,
+        "packages": {"torch": "2.13.0"},
+        "hardware": json.loads((folder / "run.json").read_text())["hardware"],
+    }
+    assert rerun.differences(report.gather(folder), now) == [
+        "that checkout had uncommitted changes (they were not kept)",
+        "not in the record, so with today's default: use_dora=false",
+    ]
     assert run_record.runs_folder() == folder.parent

@@ -1,6 +1,6 @@
 """The runner: every way a stage can end leaves a true record; who waits, who is refused, what is skipped.
 
-    .venv/bin/python -m pytest tests/test_runs.py
+.venv/bin/python -m pytest tests/test_runs.py
 """
 
 import json
@@ -13,16 +13,16 @@ import sys
 
 import psutil
 import pytest
-from helpers import standin
 
+from helpers import standin
 from lib import params
 from lib.common import files, machine
+from lib.common.errors import UserError
 from lib.data import sources
 from lib.record import run_record
 from lib.runs import notebook as notebook_module
-from lib.runs.run_job import main
 from lib.runs import stages
-from lib.common.errors import UserError
+from lib.runs.run_job import main
 
 PATIENT = "from lib.runs import notebook\nnotebook.GRACE_SECONDS = 600"
 WAIT = "pathlib.Path('there').write_text(str(os.getpid()))\nwhile True: time.sleep(0.02)\n"
@@ -57,7 +57,11 @@ def done(whole, tmp_path):
 
 def cell_states(notebook):
     """papermill's status of each cell, without the banners it adds."""
-    return [c["metadata"]["papermill"]["status"] for c in notebook["cells"] if "papermill" in c["metadata"]]
+    return [
+        c["metadata"]["papermill"]["status"]
+        for c in notebook["cells"]
+        if "papermill" in c["metadata"]
+    ]
 
 
 def assert_ended(tree, stage, status, words, cell=standin.WORK + 1):
@@ -67,7 +71,9 @@ def assert_ended(tree, stage, status, words, cell=standin.WORK + 1):
     assert entry["status"] == status
     assert words in last["exit"]
     assert last["end"] is not None
-    assert cell_states(notebook) == ["completed"] * (cell - 1) + ["failed"] + ["pending"] * (6 - cell)
+    assert cell_states(notebook) == ["completed"] * (cell - 1) + ["failed"] + ["pending"] * (
+        6 - cell
+    )
     assert notebook["metadata"]["papermill"]["exception"] is True
     failed = notebook["cells"][last["cell"] - 1]
     assert failed["metadata"]["papermill"]["status"] == "failed"
@@ -82,12 +88,15 @@ def assert_ended(tree, stage, status, words, cell=standin.WORK + 1):
 # how a notebook can end
 
 
-@pytest.mark.parametrize(("work", "words"), [
-    ("raise ValueError('no good')", "ValueError: no good"),
-    ("os._exit(3)", "KernelDied: the kernel exited with code 3"),
-    ("os.kill(os.getpid(), signal.SIGKILL)", "KernelDied: the kernel was killed (signal 9)"),
-    ("os.kill(os.getpid(), signal.SIGSEGV)", "KernelDied: the kernel crashed (SIGSEGV)"),
-])
+@pytest.mark.parametrize(
+    ("work", "words"),
+    [
+        ("raise ValueError('no good')", "ValueError: no good"),
+        ("os._exit(3)", "KernelDied: the kernel exited with code 3"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "KernelDied: the kernel was killed (signal 9)"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "KernelDied: the kernel crashed (SIGSEGV)"),
+    ],
+)
 def test_a_kernel_that_raises_or_dies_is_a_failure_in_its_cell(tree, work, words):
     (tree.root / "prepare.py").write_text(work)
     code, out, err = tree.make_run("run")
@@ -100,15 +109,22 @@ def test_a_kernel_that_raises_or_dies_is_a_failure_in_its_cell(tree, work, words
 
 
 def test_a_users_mistake_found_in_a_notebook_is_shown_without_a_traceback(tree):
-    (tree.root / "prepare.py").write_text("from lib.params import UserError\nraise UserError('row 7 has no answer.\\nGive it one.')")
+    (tree.root / "prepare.py").write_text(
+        "from lib.params import UserError\nraise UserError('row 7 has no answer.\\nGive it one.')"
+    )
     code, out, err = tree.make_run("prepare")
     assert code == 1
     last = assert_ended(tree, "prepare", "failed", "UserError: row 7 has no answer.\nGive it one.")
-    assert err == f"\nfailed in cell {last['cell']} of runs/job/prepare.ipynb: UserError: row 7 has no answer.\nGive it one.\n"
+    assert (
+        err
+        == f"\nfailed in cell {last['cell']} of runs/job/prepare.ipynb: UserError: row 7 has no answer.\nGive it one.\n"
+    )
 
 
 def test_a_kernel_that_never_starts_is_a_failure_in_the_first_code_cell(tree):
-    (tree.root / "ipykernel_launcher.py").write_text("raise SystemExit('no kernel today')\n")  # python -m finds it before the real one
+    (tree.root / "ipykernel_launcher.py").write_text(
+        "raise SystemExit('no kernel today')\n"
+    )  # python -m finds it before the real one
     code, out, err = tree.make_run("prepare")
     assert code == 1
     assert "KernelNotStarted" in err
@@ -116,10 +132,14 @@ def test_a_kernel_that_never_starts_is_a_failure_in_the_first_code_cell(tree):
 
 
 def test_a_cell_that_takes_too_long_is_a_failure(tmp_path):
-    (tmp_path / "source.ipynb").write_text(standin.notebook(["# slow", "import time", "time.sleep(600)", "print('never')"]))
+    (tmp_path / "source.ipynb").write_text(
+        standin.notebook(["# slow", "import time", "time.sleep(600)", "print('never')"])
+    )
     fd = os.open(tmp_path, os.O_RDONLY)
     with pytest.raises(notebook_module.StageFailed, match="^TimedOut: A cell timed out") as caught:
-        notebook_module.execute(tmp_path / "source.ipynb", tmp_path / "out.ipynb", {}, fd, timeout=1)
+        notebook_module.execute(
+            tmp_path / "source.ipynb", tmp_path / "out.ipynb", {}, fd, timeout=1
+        )
     os.close(fd)
     notebook = json.loads((tmp_path / "out.ipynb").read_text())
     assert cell_states(notebook) == ["completed", "completed", "failed", "pending"]
@@ -136,7 +156,9 @@ def test_what_is_no_notebook_is_a_failure_without_a_traceback(tree):
 
 
 def test_a_notebook_without_a_result_is_a_failure(tree):
-    (tree.root / "notebooks/prepare.ipynb").write_text(standin.notebook(standin.cells("prepare")[:4]))
+    (tree.root / "notebooks/prepare.ipynb").write_text(
+        standin.notebook(standin.cells("prepare")[:4])
+    )
     code, out, err = tree.make_run("prepare")
     assert code == 1
     assert "without recording a result" in err
@@ -147,9 +169,13 @@ def test_a_notebook_without_a_result_is_a_failure(tree):
 # signals to the runner
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_reaches_the_kernel_and_is_recorded(tree, number, code):
-    (tree.root / "prepare.py").write_text(f"try:\n    exec({WAIT!r})\nfinally:\n    pathlib.Path('saved').touch()\n")
+    (tree.root / "prepare.py").write_text(
+        f"try:\n    exec({WAIT!r})\nfinally:\n    pathlib.Path('saved').touch()\n"
+    )
     process = tree.start("prepare")
     standin.wait_for((tree.root / "there").exists, "the cell")
     process.send_signal(number)
@@ -165,9 +191,15 @@ def test_a_signal_reaches_the_kernel_and_is_recorded(tree, number, code):
 
 
 def test_a_second_signal_does_not_wait_for_a_kernel_that_holds_on(tree):
-    (tree.root / "prepare.py").write_text(f"signal.signal(signal.SIGINT, lambda *_: pathlib.Path('asked').touch())\n{WAIT}")
+    (tree.root / "prepare.py").write_text(
+        f"signal.signal(signal.SIGINT, lambda *_: pathlib.Path('asked').touch())\n{WAIT}"
+    )
     process = tree.start("prepare")
-    kernel = int(standin.wait_for(lambda: (tree.root / "there").exists() and (tree.root / "there").read_text(), "the cell"))
+    kernel = int(
+        standin.wait_for(
+            lambda: (tree.root / "there").exists() and (tree.root / "there").read_text(), "the cell"
+        )
+    )
     process.send_signal(signal.SIGINT)
     standin.wait_for((tree.root / "asked").exists, "the kernel to be asked")
     process.send_signal(signal.SIGINT)
@@ -179,7 +211,9 @@ def test_a_second_signal_does_not_wait_for_a_kernel_that_holds_on(tree):
 
 def test_grace_ends(tree):
     (tree.root / "prepare.py").write_text(f"signal.signal(signal.SIGINT, lambda *_: None)\n{WAIT}")
-    process = tree.start("prepare", before="from lib.runs import notebook\nnotebook.GRACE_SECONDS = 1")
+    process = tree.start(
+        "prepare", before="from lib.runs import notebook\nnotebook.GRACE_SECONDS = 1"
+    )
     standin.wait_for((tree.root / "there").exists, "the cell")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
@@ -188,33 +222,52 @@ def test_grace_ends(tree):
 
 
 def test_a_cell_that_lives_through_the_signal_is_the_last_one(tree):
-    (tree.root / "prepare.py").write_text("asked = []\nsignal.signal(signal.SIGINT, lambda *_: asked.append(1))\npathlib.Path('there').touch()\n"
-                                          "while not asked: time.sleep(0.02)\nresult, fingerprints = 'rows', {}\n")
+    (tree.root / "prepare.py").write_text(
+        "asked = []\nsignal.signal(signal.SIGINT, lambda *_: asked.append(1))\npathlib.Path('there').touch()\n"
+        "while not asked: time.sleep(0.02)\nresult, fingerprints = 'rows', {}\n"
+    )
     process = tree.start("prepare")
     standin.wait_for((tree.root / "there").exists, "the cell")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
-    assert_ended(tree, "prepare", "interrupted", "Interrupted: the run was stopped by SIGINT", cell=standin.WORK + 2)
+    assert_ended(
+        tree,
+        "prepare",
+        "interrupted",
+        "Interrupted: the run was stopped by SIGINT",
+        cell=standin.WORK + 2,
+    )
 
 
 def test_a_signal_while_the_kernel_starts(tree):
     (tree.root / "ipykernel_launcher.py").write_text(f"import os, pathlib, time\n{WAIT}")
     process = tree.start("prepare")
-    kernel = int(standin.wait_for(lambda: (tree.root / "there").exists() and (tree.root / "there").read_text(), "the start"))
+    kernel = int(
+        standin.wait_for(
+            lambda: (tree.root / "there").exists() and (tree.root / "there").read_text(),
+            "the start",
+        )
+    )
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143
     assert standin.gone(kernel)
-    assert_ended(tree, "prepare", "interrupted", "Interrupted: the run was stopped by SIGTERM", cell=2)
+    assert_ended(
+        tree, "prepare", "interrupted", "Interrupted: the run was stopped by SIGTERM", cell=2
+    )
 
 
 def test_a_signal_that_meets_a_weak_references_callback_ends_the_run():
     """Python prints what is raised there, with a traceback, and goes on."""
-    code = ("import os, signal, time, weakref\nfrom lib.runs import notebook\nnotebook._Stopper.install()\nclass Thing: pass\nthing = Thing()\n"
-            "def callback(_):\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('not at once')\n"
-            "reference = weakref.ref(thing, callback)\ndel thing\ntime.sleep(60)\nprint('lived on')")
-    done = subprocess.run([sys.executable, "-c", code], cwd=standin.ROOT, capture_output=True, text=True)
+    code = (
+        "import os, signal, time, weakref\nfrom lib.runs import notebook\nnotebook._Stopper.install()\nclass Thing: pass\nthing = Thing()\n"
+        "def callback(_):\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('not at once')\n"
+        "reference = weakref.ref(thing, callback)\ndel thing\ntime.sleep(60)\nprint('lived on')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=standin.ROOT, capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (143, "")
     assert "lived on" not in done.stdout
 
@@ -224,7 +277,8 @@ def test_a_signal_that_meets_the_kernels_own_code_ends_the_run(tree):
     (tree.root / "prepare.py").write_text(
         "kernel, fingerprints, result = get_ipython().kernel, {}, 'rows'\nreal = kernel.session.send\n"
         "def send(stream, kind, *args, **kwargs):\n    if kind == 'execute_reply':\n        kernel.session.send = real\n"
-        "        pathlib.Path('there').touch()\n        time.sleep(60)\n    return real(stream, kind, *args, **kwargs)\nkernel.session.send = send\n")
+        "        pathlib.Path('there').touch()\n        time.sleep(60)\n    return real(stream, kind, *args, **kwargs)\nkernel.session.send = send\n"
+    )
     process = tree.start("prepare", before=PATIENT)
     standin.wait_for((tree.root / "there").exists, "the reply")
     process.send_signal(signal.SIGINT)
@@ -238,14 +292,21 @@ def test_a_signal_that_the_kernel_ignores_reaches_the_next_cell(tree):
     (tree.root / "prepare.py").write_text(
         "kernel, result = get_ipython().kernel, 'rows'\nreal = kernel.pre_handler_hook\n"
         "def hook():\n    kernel.pre_handler_hook = real\n    pathlib.Path('there').touch()\n    time.sleep(2)\n    real()\nkernel.pre_handler_hook = hook\n"
-        "class Slow:\n    def keys(self):\n        pathlib.Path('next').touch()\n        time.sleep(60)\nfingerprints = Slow()\n")
+        "class Slow:\n    def keys(self):\n        pathlib.Path('next').touch()\n        time.sleep(60)\nfingerprints = Slow()\n"
+    )
     process = tree.start("prepare", before=PATIENT)
     standin.wait_for((tree.root / "there").exists, "the pause between two cells")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143
     assert (tree.root / "next").exists()
-    assert_ended(tree, "prepare", "interrupted", "stopped by SIGTERM: KeyboardInterrupt", cell=standin.WORK + 2)
+    assert_ended(
+        tree,
+        "prepare",
+        "interrupted",
+        "stopped by SIGTERM: KeyboardInterrupt",
+        cell=standin.WORK + 2,
+    )
 
 
 def test_an_interrupt_of_the_kernel_alone_is_an_interruption(tree):
@@ -256,7 +317,9 @@ def test_an_interrupt_of_the_kernel_alone_is_an_interruption(tree):
 
 
 def test_a_session_that_is_over_is_not_a_failure_of_the_stage(tree):
-    (tree.root / "prepare.py").write_text("class SessionOver(Exception): pass\nraise SessionOver('time is up')")
+    (tree.root / "prepare.py").write_text(
+        "class SessionOver(Exception): pass\nraise SessionOver('time is up')"
+    )
     code, out, err = tree.make_run("prepare")
     assert code == 1
     assert_ended(tree, "prepare", "interrupted", "SessionOver: time is up")
@@ -269,7 +332,11 @@ def test_a_session_that_is_over_is_not_a_failure_of_the_stage(tree):
 def test_a_killed_runner_is_corrected_by_the_next_command(tree):
     (tree.root / "prepare.py").write_text(WAIT)
     process = tree.start("prepare")
-    kernel = int(standin.wait_for(lambda: (tree.root / "there").exists() and (tree.root / "there").read_text(), "the cell"))
+    kernel = int(
+        standin.wait_for(
+            lambda: (tree.root / "there").exists() and (tree.root / "there").read_text(), "the cell"
+        )
+    )
     process.kill()
     process.wait()  # not communicate: the kernel has the pipes too
     assert tree.stage("prepare")["status"] == "running"  # nobody was left to say otherwise
@@ -293,13 +360,21 @@ def test_a_killed_runner_is_corrected_by_the_next_command(tree):
 
 def test_an_orphaned_kernel_keeps_the_lock_and_is_named(tree):
     # a stopped process cannot notice that its parent is gone
-    (tree.root / "prepare.py").write_text("pathlib.Path('there').write_text(str(os.getpid()))\nos.kill(os.getpid(), signal.SIGSTOP)\n")
+    (tree.root / "prepare.py").write_text(
+        "pathlib.Path('there').write_text(str(os.getpid()))\nos.kill(os.getpid(), signal.SIGSTOP)\n"
+    )
     process = tree.start("prepare")
-    kernel = int(standin.wait_for(lambda: (tree.root / "there").exists() and (tree.root / "there").read_text(), "the cell"))
+    kernel = int(
+        standin.wait_for(
+            lambda: (tree.root / "there").exists() and (tree.root / "there").read_text(), "the cell"
+        )
+    )
     process.kill()
     process.wait()  # not communicate: the kernel has the pipes too
     try:
-        code, out, err = tree.make_run("prepare", before="from lib.record import run_record\nrun_record.ORPHAN_SECONDS = 0.5")
+        code, out, err = tree.make_run(
+            "prepare", before="from lib.record import run_record\nrun_record.ORPHAN_SECONDS = 0.5"
+        )
         assert code == 2
         assert f"process {process.pid} on {socket.gethostname()} (prepare, since" in err
         assert f"process {kernel}, which it had started, still runs" in err
@@ -311,8 +386,10 @@ def test_an_orphaned_kernel_keeps_the_lock_and_is_named(tree):
 
 
 def test_two_commands_on_one_run_and_whole_files_all_the_while(tree):
-    (tree.root / "prepare.py").write_text("print('x' * 30_000)\npathlib.Path('there').touch()\n"
-                                          "while not pathlib.Path('go').exists(): time.sleep(0.02)\nresult, fingerprints = 'rows', {}\n")
+    (tree.root / "prepare.py").write_text(
+        "print('x' * 30_000)\npathlib.Path('there').touch()\n"
+        "while not pathlib.Path('go').exists(): time.sleep(0.02)\nresult, fingerprints = 'rows', {}\n"
+    )
     process = tree.start("prepare")
     seen = 0
     while not (tree.root / "there").exists():  # every state a reader can meet is a whole one
@@ -329,7 +406,13 @@ def test_two_commands_on_one_run_and_whole_files_all_the_while(tree):
     process.communicate()
     assert process.returncode == 0
     assert seen > 10
-    assert sorted(p.name for p in tree.run.iterdir()) == ["data", "params.yaml", "prepare.ipynb", "results.json", "run.json"]
+    assert sorted(p.name for p in tree.run.iterdir()) == [
+        "data",
+        "params.yaml",
+        "prepare.ipynb",
+        "results.json",
+        "run.json",
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -348,7 +431,10 @@ def test_the_executed_copies_name_no_path_of_this_machine(done):
     text = "".join(p.read_text() for p in [*done.run.glob("*.ipynb"), *done.run.glob("*.json")])
     assert str(standin.ROOT) not in text
     assert "/tree" not in text
-    assert done.executed("train.ipynb")["metadata"]["papermill"]["input_path"] == "notebooks/train.ipynb"
+    assert (
+        done.executed("train.ipynb")["metadata"]["papermill"]["input_path"]
+        == "notebooks/train.ipynb"
+    )
 
 
 def test_a_damaged_artefact_makes_its_stage_run_again_and_only_that(done):
@@ -356,9 +442,15 @@ def test_a_damaged_artefact_makes_its_stage_run_again_and_only_that(done):
     code, out, err = done.make_run("run")
     assert code == 0
     assert "train: was finished, but adapter/result.txt has 14 bytes, recorded" in out
-    assert [len(done.stage(s)["attempts"]) for s in run_record.STAGES] == [1, 2, 1]  # the same result as before: export still fits
+    assert [len(done.stage(s)["attempts"]) for s in run_record.STAGES] == [
+        1,
+        2,
+        1,
+    ]  # the same result as before: export still fits
     (done.run / "data/result.txt").unlink()
-    (done.root / "prepare.py").write_text("from lib.data import sources\nresult, fingerprints = 'other rows', {'dataset': sources.fingerprint(job)}\n")
+    (done.root / "prepare.py").write_text(
+        "from lib.data import sources\nresult, fingerprints = 'other rows', {'dataset': sources.fingerprint(job)}\n"
+    )
     code, out, err = done.make_run("run")
     assert code == 0
     assert "prepare: was finished, but data/result.txt is missing" in out
@@ -400,7 +492,10 @@ def test_a_changed_data_file_is_refused_even_when_training_is_forced(done):
     for words in (["run"], ["train", "--force"]):
         code, out, err = done.make_run(*words)
         assert code == 2
-        assert "(rows.jsonl, bundled:exam, bundled:safety) has changed since run `job` was prepared" in err
+        assert (
+            "(rows.jsonl, bundled:exam, bundled:safety) has changed since run `job` was prepared"
+            in err
+        )
         assert "FORCE=1" in err
     (done.root / "train.py").write_text("raise ValueError('stop here')")
     assert done.make_run("run", "--force")[0] == 1
@@ -411,13 +506,26 @@ def test_a_changed_data_file_is_refused_even_when_training_is_forced(done):
 # before anything starts
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-    (["fly"], "invalid choice"), (["run", "--bogus"], "unrecognized arguments"), ([], "required"),
-    (["run", "--params", "params/none.yaml"], "At hand:"), (["run", "--set", "lerning_rate=1"], "did you mean `learning_rate`?"),
-    (["run", "--run", "../other"], "cannot name a run"), (["report", "--run", "nothing"], "not a run"),
-])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["fly"], "invalid choice"),
+        (["run", "--bogus"], "unrecognized arguments"),
+        ([], "required"),
+        (["run", "--params", "params/none.yaml"], "At hand:"),
+        (["run", "--set", "lerning_rate=1"], "did you mean `learning_rate`?"),
+        (["run", "--run", "../other"], "cannot name a run"),
+        (["report", "--run", "nothing"], "not a run"),
+    ],
+)
 def test_wrong_usage_is_one_screen_and_exit_code_2(words, expected):
-    done = subprocess.run([os.sys.executable, "-m", "lib.runs", *words], cwd=standin.ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [os.sys.executable, "-m", "lib.runs", *words],
+        cwd=standin.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 2
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
@@ -431,10 +539,15 @@ def here(fresh, tmp_path, monkeypatch):
     for module in (stages, run_record, params, files, sources):
         monkeypatch.setattr(module, "ROOT", tree.root)
     monkeypatch.setenv("MEDRESCUE_RUNS", "runs")
-    monkeypatch.setattr(notebook_module, "execute", lambda *_: pytest.fail("a notebook was started"))
+    monkeypatch.setattr(
+        notebook_module, "execute", lambda *_: pytest.fail("a notebook was started")
+    )
     monkeypatch.setattr(machine, "gpus", list)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
+    handlers = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    }
     yield tree
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -456,17 +569,26 @@ def test_a_small_disk_is_an_error_before_anything_starts(here, command, monkeypa
 
 
 def test_all_stages_must_fit_at_the_start(here, monkeypatch, capsys):
-    needs = [stages.disk_needed(stage, params.load("params/job.yaml")) for stage in run_record.STAGES]
+    needs = [
+        stages.disk_needed(stage, params.load("params/job.yaml")) for stage in run_record.STAGES
+    ]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": max(needs) + 1}))
     assert "prepare, train, export" in refused(capsys, "run", "--params", "params/job.yaml")
 
 
-def test_a_small_memory_is_an_error_before_training_and_export_but_not_before_prepare(here, monkeypatch, capsys):
+def test_a_small_memory_is_an_error_before_training_and_export_but_not_before_prepare(
+    here, monkeypatch, capsys
+):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**20}))
     bundled = ("--params", "params/job.yaml", "--set", "base_model=bundled:gemma-3-270m")
     for command in ("run", "train", "export"):
-        assert "Not enough memory for bundled:gemma-3-270m, which train and export load," in refused(capsys, command, *bundled)
-    stages.check_machine(["prepare"], params.load("params/job.yaml", "base_model=bundled:gemma-3-270m"), here.root)
+        assert (
+            "Not enough memory for bundled:gemma-3-270m, which train and export load,"
+            in refused(capsys, command, *bundled)
+        )
+    stages.check_machine(
+        ["prepare"], params.load("params/job.yaml", "base_model=bundled:gemma-3-270m"), here.root
+    )
 
 
 def test_a_gpu_job_without_a_gpu_names_the_way_out(here, monkeypatch, capsys):
@@ -474,13 +596,17 @@ def test_a_gpu_job_without_a_gpu_names_the_way_out(here, monkeypatch, capsys):
     assert "params/cpu.yaml" in text
     assert "load_in_4bit=true and optim=adamw_8bit" in text
     assert not here.run.exists()
-    with pytest.raises(pytest.fail.Exception, match="a notebook was started"):  # prepare needs no card
+    with pytest.raises(
+        pytest.fail.Exception, match="a notebook was started"
+    ):  # prepare needs no card
         main(["prepare", "--params", "params/gpu.yaml", "--run", "job"])
     monkeypatch.setattr(machine, "gpus", lambda: ["a card"])
     stages.check_machine(["train"], params.load("params/gpu.yaml"), here.root)
 
 
-@pytest.mark.parametrize("text", [None, "", '{"run": "job", "stag', "{}", "[]", '{"stages": {"prepare": {}}}'])
+@pytest.mark.parametrize(
+    "text", [None, "", '{"run": "job", "stag', "{}", "[]", '{"stages": {"prepare": {}}}']
+)
 def test_a_half_written_run_folder_is_refused_and_left_as_it_is(here, text, capsys):
     (here.run / "data").mkdir(parents=True)
     (here.run / "data/rows").write_text("precious")
@@ -495,15 +621,30 @@ def test_a_runs_folder_that_cannot_be_written(here, monkeypatch, capsys):
     monkeypatch.setenv("MEDRESCUE_RUNS", "rows.jsonl/runs")
     assert "MEDRESCUE_RUNS" in refused(capsys, "run", "--params", "params/job.yaml")
     monkeypatch.setenv("MEDRESCUE_RUNS", "runs")
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
-    assert "cannot write `runs/job/run.json`: Read-only file system" in refused(capsys, "run", "--params", "params/job.yaml")
+    monkeypatch.setattr(
+        os, "replace", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
+    )
+    assert "cannot write `runs/job/run.json`: Read-only file system" in refused(
+        capsys, "run", "--params", "params/job.yaml"
+    )
 
 
 def test_a_signal_in_the_middle_of_a_print_is_passed_on(capfd, monkeypatch):
     """Python refuses to enter a stream's buffer twice: a handler that prints may raise RuntimeError."""
     sent = []
-    busy = type("Busy", (), {"write": lambda *_: (_ for _ in ()).throw(RuntimeError("reentrant call")), "flush": lambda *_: None})()
-    monkeypatch.setattr(notebook_module._Stopper, "kernel", type("Kernel", (), {"send_signal": sent.append, "pid": os.getpid()}))
+    busy = type(
+        "Busy",
+        (),
+        {
+            "write": lambda *_: (_ for _ in ()).throw(RuntimeError("reentrant call")),
+            "flush": lambda *_: None,
+        },
+    )()
+    monkeypatch.setattr(
+        notebook_module._Stopper,
+        "kernel",
+        type("Kernel", (), {"send_signal": sent.append, "pid": os.getpid()}),
+    )
     monkeypatch.setattr(notebook_module._Stopper, "signal", None)
     monkeypatch.setattr(os.sys, "stdout", busy)
     monkeypatch.setattr(os.sys, "stderr", busy)
@@ -517,6 +658,8 @@ def test_a_signal_in_the_middle_of_a_print_is_passed_on(capfd, monkeypatch):
 
 def test_the_disk_estimate_knows_the_formats():
     job = params.load("params/cpu.yaml")
-    assert stages.disk_needed("export", job) < stages.disk_needed("export", job.model_copy(update={"gguf_types": ["f16", "q8_0"]}))
+    assert stages.disk_needed("export", job) < stages.disk_needed(
+        "export", job.model_copy(update={"gguf_types": ["f16", "q8_0"]})
+    )
     with pytest.raises(UserError, match="larger disk"):
         files.require_disk(standin.ROOT, 2**70, "a moon")

@@ -18,9 +18,11 @@ from lib.runs.sweep import sweep_file
 from lib.runs.sweep.states import best, settle, state, table
 from lib.runs.sweep.sweep_file import Sweep, Trial
 
-NOT_INSTALLED = ("A sweep runs through Ray, which cannot be imported here ({}).\n"
-                 "Install it with `.venv/bin/pip install -r requirements-sweep.txt`; the same command then starts the sweep.\n"
-                 "Without it, `make train PARAMS=... SET=\"...\"` makes one run after another, and `make compare` compares them.")
+NOT_INSTALLED = (
+    "A sweep runs through Ray, which cannot be imported here ({}).\n"
+    "Install it with `.venv/bin/pip install -r requirements-sweep.txt`; the same command then starts the sweep.\n"
+    'Without it, `make train PARAMS=... SET="..."` makes one run after another, and `make compare` compares them.'
+)
 
 
 def end(found: list[Trial], sweep: Sweep, command: str) -> bool:
@@ -31,23 +33,40 @@ def end(found: list[Trial], sweep: Sweep, command: str) -> bool:
         if of.word == "failed":
             print(f"{trial.folder.name} failed: {of.reason}")
     if left := [s for s in states if s.word not in ("finished", "stopped early", "failed")]:
-        print(f"{len(left)} of {len(found)} trials are not done; the same command continues: {command}")
+        print(
+            f"{len(left)} of {len(found)} trials are not done; the same command continues: {command}"
+        )
     if (first := best(states, sweep)) is not None:
         name = found[first].folder
-        print(f"best: {name.name}. Export it with `make export PARAMS={files.shown(name / 'params.yaml')} RUN={name.name}`.")
+        print(
+            f"best: {name.name}. Export it with `make export PARAMS={files.shown(name / 'params.yaml')} RUN={name.name}`."
+        )
     begun = [t.folder for t, s in zip(found, states, strict=True) if s.step is not None]
     if len(begun) > 1:
-        print(files.shown(compare.write(begun, sweep.metric if sweep.metric in compare.METRICS else "eval_loss_after")[1]))
+        print(
+            files.shown(
+                compare.write(
+                    begun, sweep.metric if sweep.metric in compare.METRICS else "eval_loss_after"
+                )[1]
+            )
+        )
     return not any(s.word == "failed" for s in states)
 
 
-
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lib.runs.sweep", description=__doc__.splitlines()[0])
-    parser.add_argument("--params", required=True, metavar="FILE", help="a sweep file, like params/sweep.yaml")
-    parser.add_argument("--set", default="", metavar='"K=V K=V"', dest="overrides", help="parameters of every trial")
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.runs.sweep", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--params", required=True, metavar="FILE", help="a sweep file, like params/sweep.yaml"
+    )
+    parser.add_argument(
+        "--set", default="", metavar='"K=V K=V"', dest="overrides", help="parameters of every trial"
+    )
     options = parser.parse_args(argv)
-    command = f"make sweep PARAMS={options.params}" + (f" SET={shlex.quote(options.overrides)}" if options.overrides else "")
+    command = f"make sweep PARAMS={options.params}" + (
+        f" SET={shlex.quote(options.overrides)}" if options.overrides else ""
+    )
     try:
         sweep = sweep_file.read(options.params)
         found = sweep_file.trials(sweep, options.params, options.overrides)
@@ -57,7 +76,11 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(NOT_INSTALLED.format(error)) from None
         settle(found)
         done = [t for t in found if state(t.folder, sweep).word in ("finished", "stopped early")]
-        print(f"sweep: {len(found)} trials of {sweep.base}" + (f", {len(done)} of them done before" if done else ""), flush=True)
+        print(
+            f"sweep: {len(found)} trials of {sweep.base}"
+            + (f", {len(done)} of them done before" if done else ""),
+            flush=True,
+        )
         number = sweep_ray.run(sweep, found) if len(done) < len(found) else 0
         with contextlib.suppress(UserError):  # one that still saves is shown as running
             settle(found)
@@ -66,4 +89,3 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-

@@ -33,10 +33,18 @@ def state(folder: pathlib.Path, sweep: Sweep) -> State:
     evals = ledger.kept(ledger.read(folder / "metrics.jsonl"), "eval")
     last = (evals[-1]["step"], evals[-1]["eval_loss"]) if evals else (None, None)
     if stage == "train" and run.finished("train")[0]:
-        return State("finished", *last, files.read_json(folder / "results.json", "results file")["train"].get(sweep.metric))
+        return State(
+            "finished",
+            *last,
+            files.read_json(folder / "results.json", "results file")["train"].get(sweep.metric),
+        )
     if sweep.early_stop and (folder / RECORD).exists():
         return State("stopped early", *last)
-    return State("pending" if (stage, word) == ("prepare", "finished") else word, *last, reason=(attempts[-1]["exit"] or "") if attempts else "")
+    return State(
+        "pending" if (stage, word) == ("prepare", "finished") else word,
+        *last,
+        reason=(attempts[-1]["exit"] or "") if attempts else "",
+    )
 
 
 def settle(found: list[Trial], seconds: float = 90) -> None:
@@ -57,7 +65,11 @@ def settle(found: list[Trial], seconds: float = 90) -> None:
 def best(states: list[State], sweep: Sweep) -> int | None:
     """Which finished trial is best by the metric."""
     have = [n for n, s in enumerate(states) if s.value is not None]
-    return (min if sweep.direction == "min" else max)(have, key=lambda n: states[n].value) if have else None
+    return (
+        (min if sweep.direction == "min" else max)(have, key=lambda n: states[n].value)
+        if have
+        else None
+    )
 
 
 def table(found: list[Trial], states: list[State], sweep: Sweep) -> str:
@@ -65,7 +77,18 @@ def table(found: list[Trial], states: list[State], sweep: Sweep) -> str:
     varied, first = list(dict.fromkeys(k for t in found for k in t.values)), best(states, sweep)
     rows = []
     for n, (trial, of) in enumerate(zip(found, states, strict=True)):
-        numbers = {key: "-" if value is None else f"{value:.4g}" for key, value in (("held-out loss", of.loss), (sweep.metric, of.value))}
-        rows.append({"": "*" if n == first else "", "run": trial.folder.name, **{key: str(trial.values.get(key, "-")) for key in varied},
-                     "state": of.word, "step": str(of.step if of.step is not None else "-"), **numbers})
+        numbers = {
+            key: "-" if value is None else f"{value:.4g}"
+            for key, value in (("held-out loss", of.loss), (sweep.metric, of.value))
+        }
+        rows.append(
+            {
+                "": "*" if n == first else "",
+                "run": trial.folder.name,
+                **{key: str(trial.values.get(key, "-")) for key in varied},
+                "state": of.word,
+                "step": str(of.step if of.step is not None else "-"),
+                **numbers,
+            }
+        )
     return text.aligned_table(rows)

@@ -12,11 +12,11 @@ from typing import Any, Literal, NamedTuple
 import pydantic
 
 from lib import params
+from lib.common.errors import UserError
 from lib.data import sources
+from lib.params import Params, Text
 from lib.record import ledger, run_record
 from lib.runs import stages
-from lib.params import Params, Text
-from lib.common.errors import UserError
 
 SEARCHES = ("grid", "list", "random")
 METRICS = [k for k, v in ledger.summary([]).items() if k not in ("device", "devices", "memory_of")]
@@ -53,9 +53,13 @@ class Sweep(pydantic.BaseModel):
 
     base: Text = _key("a params file, like params/cpu.yaml")
     set: dict[str, Any] = _key("a mapping of parameters that every trial has, over the base's", {})
-    grid: dict[str, Values] = _key("a mapping of parameters to lists of values, all combinations of which are tried", {})
+    grid: dict[str, Values] = _key(
+        "a mapping of parameters to lists of values, all combinations of which are tried", {}
+    )
     list: Rows = _key("a list of mappings, each the parameters of a trial", [])
-    random: dict[str, Values | Range] = _key("a mapping of parameters to lists of values, or to {low, high, log: true}", {})
+    random: dict[str, Values | Range] = _key(
+        "a mapping of parameters to lists of values, or to {low, high, log: true}", {}
+    )
     max_trials: int = _key("a whole number >= 0 (trials; 0 is all of a grid or list)", 0, ge=0)
     max_minutes: float = _key("a number >= 0 (minutes; 0 is no limit)", 0.0, ge=0)
     seed: int = _key("a whole number >= 0", 0, ge=0)
@@ -63,7 +67,9 @@ class Sweep(pydantic.BaseModel):
     direction: Literal["min", "max"] = _key("one of min, max")
     early_stop: bool = _key("true or false", True)
     grace_evals: int = _key("a whole number >= 1 (evals no trial is stopped before)", 1, ge=1)
-    reduction_factor: int = _key("a whole number >= 2 (of so many trials at an eval one goes on)", 3, ge=2)
+    reduction_factor: int = _key(
+        "a whole number >= 2 (of so many trials at an eval one goes on)", 3, ge=2
+    )
     retries: int = _key("a whole number >= 0 (times a killed trial is continued)", 3, ge=0)
     cores_per_trial: int = _key("a whole number >= 1 (cores)", 1, ge=1)
     gpus_per_trial: float = _key("a number >= 0 (GPUs; 0.5 puts two trials on one)", 0.0, ge=0)
@@ -83,20 +89,34 @@ def read(sweep_file: str) -> Sweep:
     raw, wrong = params.read(sweep_file), []
     for key in raw:
         if key not in Sweep.model_fields:
-            of_params = f"a parameter goes under `set`, {', '.join(SEARCHES[:2])} or random" if key in params.FIELDS else ""
-            wrong.append(f"unknown key `{key}`; {of_params or params.nearest(key, Sweep.model_fields)}")
+            of_params = (
+                f"a parameter goes under `set`, {', '.join(SEARCHES[:2])} or random"
+                if key in params.FIELDS
+                else ""
+            )
+            wrong.append(
+                f"unknown key `{key}`; {of_params or params.nearest(key, Sweep.model_fields)}"
+            )
     if not wrong and len(given := [s for s in SEARCHES if s in raw]) != 1:
-        wrong.append(f"expected one of {', '.join(SEARCHES)}; found {' and '.join(given) or 'none'}")
+        wrong.append(
+            f"expected one of {', '.join(SEARCHES)}; found {' and '.join(given) or 'none'}"
+        )
     sweep = None
     if not wrong:
         try:
             sweep = Sweep(**raw)
         except pydantic.ValidationError as error:
             for key in dict.fromkeys(str(e["loc"][0]) for e in error.errors()):
-                found = f"is {json.dumps(raw[key], default=str)[:300]}" if key in raw else "is missing"
-                wrong.append(f"`{key}` {found}; expected {Sweep.model_fields[key].json_schema_extra['expected']}")
+                found = (
+                    f"is {json.dumps(raw[key], default=str)[:300]}" if key in raw else "is missing"
+                )
+                wrong.append(
+                    f"`{key}` {found}; expected {Sweep.model_fields[key].json_schema_extra['expected']}"
+                )
     if sweep and not (space := getattr(sweep, given[0])):
-        wrong.append(f"`{given[0]}` is empty; expected {Sweep.model_fields[given[0]].json_schema_extra['expected']}")
+        wrong.append(
+            f"`{given[0]}` is empty; expected {Sweep.model_fields[given[0]].json_schema_extra['expected']}"
+        )
     elif sweep and isinstance(space, dict) and (empty := [k for k, v in space.items() if v == []]):
         wrong.append(f"`{given[0]}`: no values for {', '.join(empty)}; expected one or more")
     if sweep and sweep.random and not sweep.max_trials:
@@ -111,7 +131,9 @@ def trials(sweep: Sweep, sweep_file: str, overrides: str = "") -> list[Trial]:
     fixed = {**sweep.set, **params.parse_overrides(overrides)}
     space = sweep.grid or sweep.random or {k: None for row in sweep.list for k in row}
     if twice := sorted(space.keys() & fixed.keys()):
-        raise UserError(f"{sweep_file}: {', '.join(twice)} is both varied and set for every trial; keep one.")
+        raise UserError(
+            f"{sweep_file}: {', '.join(twice)} is both varied and set for every trial; keep one."
+        )
     base, found = params.read(sweep.base), {}
     params.check(base, sweep.base)
     for number, values in enumerate(_draws(sweep) if sweep.random else _listed(sweep), 1):
@@ -120,9 +142,21 @@ def trials(sweep: Sweep, sweep_file: str, overrides: str = "") -> list[Trial]:
         _check(job, sweep, where)
         folder = run_record.folder_for(job, sweep_file)
         if folder in found and not sweep.random:
-            raise UserError(f"{where} is the same run as ({text(found[folder].values)}): it differs only in what changes no weight.")
-        words = " ".join(shlex.quote(f"{k}={json.dumps(v)}") for k, v in {**fixed, **values}.items())
-        found.setdefault(folder, Trial(folder, values, job, ["train", "--params", sweep.base, "--run", folder.name, "--set", words]))
+            raise UserError(
+                f"{where} is the same run as ({text(found[folder].values)}): it differs only in what changes no weight."
+            )
+        words = " ".join(
+            shlex.quote(f"{k}={json.dumps(v)}") for k, v in {**fixed, **values}.items()
+        )
+        found.setdefault(
+            folder,
+            Trial(
+                folder,
+                values,
+                job,
+                ["train", "--params", sweep.base, "--run", folder.name, "--set", words],
+            ),
+        )
         if len(found) == sweep.max_trials:
             break
     return list(found.values())
@@ -131,7 +165,10 @@ def trials(sweep: Sweep, sweep_file: str, overrides: str = "") -> list[Trial]:
 def _listed(sweep: Sweep) -> Any:
     if sweep.list:
         return iter(sweep.list)
-    return (dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values()))
+    return (
+        dict(zip(sweep.grid, values, strict=True))
+        for values in itertools.product(*sweep.grid.values())
+    )
 
 
 def _draws(sweep: Sweep) -> Any:
@@ -156,14 +193,21 @@ def _check(job: Params, sweep: Sweep, where: str) -> None:
     """What a job must have to be a trial, beyond being a job; nothing is read or made yet."""
     sources.check(job)
     if (needs := stages.needs_gpu(job)) and not sweep.gpus_per_trial:
-        raise UserError(f"{where} trains with {needs}, which needs an NVIDIA GPU, and gpus_per_trial is 0. Set gpus_per_trial: 1.")
-    if sweep.early_stop and (not job.eval_steps or not job.validation_size or 0 < job.max_steps <= job.eval_steps):
-        given = ", ".join(f"{k}: {getattr(job, k):g}" for k in ("eval_steps", "max_steps", "validation_size"))
-        raise UserError(f"{where}: early_stop compares held-out losses on the way, and there are none with {given}.\n"
-                        f"Set eval_steps to a fraction of the steps, or early_stop: false.")
+        raise UserError(
+            f"{where} trains with {needs}, which needs an NVIDIA GPU, and gpus_per_trial is 0. Set gpus_per_trial: 1."
+        )
+    if sweep.early_stop and (
+        not job.eval_steps or not job.validation_size or 0 < job.max_steps <= job.eval_steps
+    ):
+        given = ", ".join(
+            f"{k}: {getattr(job, k):g}" for k in ("eval_steps", "max_steps", "validation_size")
+        )
+        raise UserError(
+            f"{where}: early_stop compares held-out losses on the way, and there are none with {given}.\n"
+            f"Set eval_steps to a fraction of the steps, or early_stop: false."
+        )
     if not os.environ.get("RAY_ADDRESS"):  # elsewhere other cards may be
-        from lib.model import options
-        from lib.model import load
+        from lib.model import load, options
 
         try:
             options.check_options(job)

@@ -1,6 +1,6 @@
 """A trial of a sweep: the ordinary runner, which also stops, saved and recorded, when the process that started it is gone.
 
-    python -m lib.runs.sweep.trial train --params FILE --run NAME --set "k=v k=v"      # started by sweep_ray.py, which holds its stdin
+python -m lib.runs.sweep.trial train --params FILE --run NAME --set "k=v k=v"      # started by sweep_ray.py, which holds its stdin
 """
 
 import os
@@ -11,8 +11,7 @@ import time
 
 from lib.common import files
 from lib.record import run_record
-from lib.runs import run_job
-from lib.runs import stages
+from lib.runs import run_job, stages
 
 SAVING_SECONDS = 150  # how long an earlier trial on this folder may take to save: more than lib.runs waits for its kernel
 
@@ -21,7 +20,9 @@ def _follow_parent() -> None:
     """The pipe on stdin ends with the process at its other end, however that one ended."""
     while os.read(0, 1024):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)  # as a user's SIGTERM: the kernel saves, the record says interrupted
+    os.kill(
+        os.getpid(), signal.SIGTERM
+    )  # as a user's SIGTERM: the kernel saves, the record says interrupted
 
 
 def _wait_for(name: str) -> None:
@@ -32,7 +33,9 @@ def _wait_for(name: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # Ray blocks SIGINT in its workers; a kernel that inherits that cannot be interrupted
+    signal.pthread_sigmask(
+        signal.SIG_SETMASK, []
+    )  # Ray blocks SIGINT in its workers; a kernel that inherits that cannot be interrupted
     threading.Thread(target=_follow_parent, daemon=True).start()
     _wait_for(argv[argv.index("--run") + 1])
     return run_job.main(argv)
