@@ -15,7 +15,7 @@ from lib.common.errors import UserError
 from lib.common.text import aligned_table, format_value
 from lib.data import splits
 from lib.medical import safety
-from lib.pages import figures, page, report, show
+from lib.pages import figures, page, report
 from lib.pages.cautions import warnings
 from lib.pages.headline import right, smallest, tuned
 from lib.record import ledger, run_record

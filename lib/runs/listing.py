@@ -1,18 +1,15 @@
 """The runs on this disk: found by name, and listed with where each stands."""
 
-import argparse
 import contextlib
 import datetime
 import pathlib
 import socket
-import sys
 from typing import Any
 
 from lib.common import files
 from lib.common.errors import ROOT, UserError
 from lib.common.machine import alive
-from lib.common.redact import terminal
-from lib.common.text import aligned_table, format_size
+from lib.common.text import format_size
 from lib.pages.headline import examined, headline
 from lib.record import run_record
 from lib.record.run_record import FREED, STAGES

@@ -14,7 +14,7 @@ from lib.data import sources
 from lib.pages import page, report
 from lib.record import ledger, run_record
 from lib.record.run_record import STAGES
-from lib.runs import listing, run_job, stages
+from lib.runs import listing, run_job
 
 
 def repeat(name: str) -> int:

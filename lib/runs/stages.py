@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import sys
 from collections.abc import Sequence
 
 from lib.common import files, machine

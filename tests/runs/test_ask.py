@@ -15,7 +15,7 @@ from lib.common.errors import ROOT, UserError
 from lib.export import servers
 from lib.medical.disclaimer import DISCLAIMER
 from lib.model import llama
-from lib.runs import ask, stages
+from lib.runs import ask
 from lib.runs.run_job import main
 
 QUESTION = "Cool a burn?"

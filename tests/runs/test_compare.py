@@ -10,7 +10,7 @@ import pytest
 from helpers import evil_run
 from lib.common import stats
 from lib.pages import report
-from lib.runs import compare, listing, manage
+from lib.runs import compare, manage
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from lib.common.errors import UserError
 from lib.data import sources
 from lib.pages import report
 from lib.record import run_record
-from lib.runs import rerun, run_job, stages
+from lib.runs import rerun, run_job
 
 COMMIT = "0123456789abcdef"
 

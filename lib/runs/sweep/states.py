@@ -1,13 +1,11 @@
 """Where each trial of a sweep stands, from the run folders alone."""
 
 import pathlib
-import sys
 import time
 from typing import NamedTuple
 
 from lib.common import files, text
 from lib.common.errors import UserError
-from lib.common.redact import terminal
 from lib.record import ledger, run_record
 from lib.runs.sweep.sweep_file import Sweep, Trial
 

@@ -207,7 +207,7 @@ def _check(job: Params, sweep: Sweep, where: str) -> None:
             f"Set eval_steps to a fraction of the steps, or early_stop: false."
         )
     if not os.environ.get("RAY_ADDRESS"):  # elsewhere other cards may be
-        from lib.model import load, options
+        from lib.model import options
 
         try:
             options.check_options(job)

@@ -11,7 +11,7 @@ import time
 
 from lib.common import files
 from lib.record import run_record
-from lib.runs import run_job, stages
+from lib.runs import run_job
 
 SAVING_SECONDS = 150  # how long an earlier trial on this folder may take to save: more than lib.runs waits for its kernel
 
