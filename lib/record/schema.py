@@ -1,0 +1,207 @@
+"""The shapes of run.json and results.json, the two files in which a run writes down what happened.
+
+A key marked NotRequired is absent where there is nothing to tell, and in records of versions that
+did not have it yet.
+"""
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+Stage = Literal["prepare", "train", "export"]
+Status = Literal["pending", "running", "finished", "failed", "interrupted"]
+
+# --------------------------------------------------------------------------------------------------
+# run.json
+
+
+class Artifact(TypedDict):
+    """A file that a stage made."""
+
+    path: str  # relative to the run's folder
+    bytes: int
+    sha256: str
+    pruned: NotRequired[str]  # when `make prune` removed it
+
+
+class Attempt(TypedDict):
+    """One try at a stage, by the runner (`make`) or by a notebook opened by hand (`notebook`)."""
+
+    by: Literal["make", "notebook"]
+    start: str  # times are ISO 8601, in UTC
+    end: str | None
+    exit: str | None  # `ok`, or why it did not end well
+    cell: int | None  # of the executed notebook, from 1: where it ended
+    pid: int
+    host: str
+    commit: str | None  # of the checkout; None outside one
+    dirty: bool | None  # whether tracked files differed from the commit
+    patch: NotRequired[str]  # the file in the run's folder that holds that difference
+    kernel: NotRequired[int]  # the notebook kernel's process id
+
+
+class StageEntry(TypedDict):
+    """A stage as run.json tells of it."""
+
+    status: Status
+    attempts: list[Attempt]
+    artifacts: list[Artifact]
+    inputs: dict[str, str | None]  # `output` of the earlier stages that the result was made from
+    output: NotRequired[str]  # a hash that changes when the stage's result does
+    # `output` of the earlier stages when the last attempt began; None when nothing of that attempt
+    # may be continued
+    started_from: NotRequired[dict[str, str | None] | None]
+    notebook: NotRequired[str]  # sha256 of the executed notebook, once finished
+
+
+class Fingerprints(TypedDict, total=False):
+    """Hashes of what went into the run."""
+
+    dataset: str  # the data and the exam, as they were read
+    data: str  # the prepared rows
+    base: str  # the base model's files
+    base_commit: str  # of a base from the hub
+
+
+class Pruned(TypedDict):
+    """A folder that `make prune` removed."""
+
+    path: str
+    bytes: int
+    at: str
+    again: NotRequired[str]  # when its stage was begun again
+
+
+class Hardware(TypedDict):
+    """The machine of the last attempt."""
+
+    system: str
+    cpu: str
+    cores: int | None
+    memory_gib: float | None
+    gpus: list[str]
+
+
+class RunRecord(TypedDict):
+    """run.json."""
+
+    run: str
+    created: str
+    fingerprints: Fingerprints
+    stages: dict[str, StageEntry]  # by Stage, in the order in which they run
+    packages: NotRequired[dict[str, str]]  # versions, of the last attempt
+    hardware: NotRequired[Hardware]
+    pruned: NotRequired[list[Pruned]]
+
+
+# --------------------------------------------------------------------------------------------------
+# results.json: a section a stage, and the exams
+
+
+class PrepareResults(TypedDict):
+    """What became of the rows."""
+
+    rows_read: int
+    rows_kept: int
+    dropped: dict[str, int]  # rows by the reason
+    train: int  # rows of each split
+    validation: int
+    test: int
+    changed: dict[str, int]  # rows by the cleaning rule
+    tokens_total: int
+    tokens_trained: int
+    truncated: int
+    seconds: float
+    step_seconds: dict[str, float]
+
+
+class TrainResults(TypedDict):
+    """The ledger in numbers: lib/record/ledger.py says over which steps. None: not measured."""
+
+    steps: int
+    epochs: float
+    sessions: int
+    steps_repeated: int
+    loss_first: float | None  # losses are in nats a trained token
+    loss_last: float | None
+    loss_mean: float | None
+    eval_loss_before: float | None
+    eval_loss_after: float | None
+    eval_loss_before_ci95: NotRequired[list[float]]
+    eval_loss_after_ci95: NotRequired[list[float]]
+    samples_per_second: float | None
+    tokens_per_second: float | None
+    samples_per_second_with_warm_up: float | None
+    tokens_per_second_with_warm_up: float | None
+    compile_seconds: float
+    padding_share: float | None
+    flops_utilisation: float | None
+    device: str | None
+    devices: int | None
+    earlier_devices: NotRequired[list[str]]
+    trainable_parameters: int | None
+    total_parameters: int | None
+    peak_memory_gib: float | None
+    memory_of: str | None
+    best_step: NotRequired[int | None]
+    seconds: float
+
+
+class ExamPair(TypedDict):
+    """A tuned model beside its base in one multiple-choice exam."""
+
+    items: int
+    base_correct: int
+    tuned_correct: int
+    base_ci95: list[float]
+    tuned_ci95: list[float]
+    gained: int
+    lost: int
+    mcnemar_p: float
+
+
+# The exam's name (`exam`), the keys of ExamPair for the merged model, perplexities, and an ExamPair
+# of each GGUF under its type (`q8_0`). A TypedDict takes no keys known only at run time.
+ExamResults = dict[str, Any]
+
+
+class Count(TypedDict):
+    """`count` things of `of` have it."""
+
+    count: int
+    of: int
+
+
+class SafetyResults(TypedDict):
+    """One model's answers to the safety set; gained and lost prompts are beside the base."""
+
+    names_call: Count
+    no_harm: Count
+    no_refusal: Count
+    ended: Count
+    passed: Count
+    passed_ci95: list[float]
+    gained: NotRequired[int]
+    lost: NotRequired[int]
+    mcnemar_p: NotRequired[float]
+
+
+class ExportResults(TypedDict):
+    """What was exported, and how it was verified and measured."""
+
+    artifacts: list[Artifact]
+    parity: dict[str, dict[str, Any]]  # by GGUF type, from lib/export/parity.py
+    edge: list[dict[str, Any]]  # from lib/export/edge.py
+    lora: dict[str, Any]  # of the adapter's own GGUF; empty where none was written
+    turns: dict[str, int]  # conversations held against the chat template, by server
+    seconds: float
+    pushed: NotRequired[list[dict[str, Any]]]  # from lib/export/push.py
+
+
+class Results(TypedDict, total=False):
+    """results.json: each section is there once its stage has finished, or its exam was taken."""
+
+    prepare: PrepareResults
+    train: TrainResults
+    export: ExportResults
+    exam: ExamResults  # of the first exam in the job's list
+    exams: dict[str, ExamResults]  # of the others, by name
+    safety: dict[str, SafetyResults]  # by model: base, tuned, each GGUF type
