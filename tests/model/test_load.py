@@ -20,7 +20,6 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
-from test_packed import needs_cuda
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -29,6 +28,7 @@ from transformers import (
     Gemma3nTextConfig,
 )
 
+from helpers.packed_rows import needs_cuda
 from lib.common.errors import UserError
 from lib.export import merge
 from lib.model import adapter, base, device, load, options, placement

@@ -1,6 +1,6 @@
 """Rows as tensors: what is padded or packed where, and that every planned micro-batch fits the job's one shape.
 
-python -m pytest tests/test_batches.py
+python -m pytest tests/training/test_batches.py
 """
 
 import numpy as np

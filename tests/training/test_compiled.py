@@ -1,6 +1,6 @@
 """LoRA inside the base's own products against peft's forward, compiled layers and the fused loss against the plain ones.
 
-python -m pytest tests/test_fused.py
+python -m pytest tests/training/test_compiled.py
 """
 
 import copy
@@ -12,7 +12,10 @@ import pytest
 import torch
 from peft.tuners.lora import Linear
 from safetensors.torch import load_file
-from test_packed import (
+from torch.nn.functional import cross_entropy
+from transformers import AttentionInterface
+
+from helpers.packed_rows import (
     adapted,
     gemma3n,
     losses_and_gradients,
@@ -22,9 +25,6 @@ from test_packed import (
     trained,
     weighted,
 )
-from torch.nn.functional import cross_entropy
-from transformers import AttentionInterface
-
 from lib.training import batches, loss, packed
 from lib.training import compiled as fused
 from lib.training.plan import Shape

@@ -1,6 +1,6 @@
 """The held-out response loss and the greedy answers, against one row at a time.
 
-python -m pytest tests/test_evaluate.py
+python -m pytest tests/training/test_evaluate.py
 """
 
 import json

@@ -1,6 +1,6 @@
 """Training in several processes on a CPU (gloo) against one process: same steps, same weights, one ledger.
 
-python -m pytest tests/test_parallel.py
+python -m pytest tests/training/test_launch.py
 """
 
 import fcntl
@@ -17,8 +17,8 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_loop import HELD_OUT, ROWS, a_job, small_model
 
+from helpers.small_training import HELD_OUT, ROWS, a_job, small_model
 from helpers.standin import wait_for
 from lib import params
 from lib.common.errors import ROOT, UserError

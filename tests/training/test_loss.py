@@ -1,6 +1,6 @@
 """The loss over trained positions against cross entropy of the whole logits, and its gradients.
 
-python -m pytest tests/test_loss.py
+python -m pytest tests/training/test_loss.py
 """
 
 import pytest

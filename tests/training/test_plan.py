@@ -1,6 +1,6 @@
 """Which rows go into which micro-batch of which step, and the rate of each step.
 
-python -m pytest tests/test_plan.py
+python -m pytest tests/training/test_plan.py
 """
 
 import itertools

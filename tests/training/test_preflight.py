@@ -1,6 +1,6 @@
 """What is found out before training: the largest micro-batch, what fits, what would fit, time and disk.
 
-python -m pytest tests/test_preflight.py
+python -m pytest tests/training/test_preflight.py
 """
 
 import weakref
@@ -8,8 +8,8 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from test_loop import HELD_OUT, ROWS, a_job, small_model
 
+from helpers.small_training import HELD_OUT, ROWS, a_job, small_model
 from lib.common import files
 from lib.common.errors import UserError
 from lib.model import adapter, device, ranks

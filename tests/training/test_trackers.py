@@ -1,6 +1,6 @@
 """Trackers: the ledger's lines under Hugging Face's names, one run over all sessions, and no failure that reaches the training.
 
-    python -m pytest tests/test_trackers.py
+    python -m pytest tests/training/test_trackers.py
 
 The fakes have the signatures of tensorboard 2.21, trackio 0.43 and wandb 0.31; the last tests need the real ones
 (requirements-trackers.txt) and are skipped without.
@@ -16,41 +16,11 @@ import types
 
 import pytest
 
+from helpers.tracker_session import SESSION, a_session, measured, step
 from lib.common.errors import ROOT, UserError
 from lib.params import Params
 from lib.record import ledger
 from lib.training import trackers
-
-SESSION = {
-    "start_step": 0,
-    "total_steps": 10,
-    "trainable_parameters": 1,
-    "total_parameters": 2,
-    "memory_of": "GPU",
-    "device": "T4",
-}
-
-
-def step(number, loss=2.5, **more):
-    return {
-        "step": number,
-        "epoch": number / 10,
-        "lr": 1e-4,
-        "grad_norm": 1.25,
-        "memory_gib": 3.5,
-        "steps": 2,
-        "loss": loss,
-        "tokens": 300,
-        "padded": 400,
-        "trained": 100,
-        "rows": 32,
-        "seconds": 4.0,
-        **more,
-    }
-
-
-def measured(number, loss=2.0, when="during"):
-    return {"when": when, "step": number, "eval_loss": loss, "tokens": 50, "seconds": 1.0}
 
 
 def named(number, loss=2.5):
@@ -216,20 +186,6 @@ def fake(monkeypatch):
     ):
         monkeypatch.setitem(sys.modules, name, module)
     return made
-
-
-def a_session(job, folder, start=0, steps=(1, 2), end=True):
-    report = trackers.start(job, folder)
-    report("session", {**SESSION, "start_step": start})
-    if not start:
-        report("eval", measured(0, 4.0, "before"))
-    report("compiled", {"seconds": 60.0})
-    for number in steps:
-        report("step", step(number))
-    report("eval", measured(steps[-1], 2.0, "after"))
-    if end:
-        report("end", {})
-    return report
 
 
 def test_names_rates_and_steps():
@@ -437,7 +393,9 @@ def test_every_line_of_a_real_ledger_is_taken(fake, folder, capsys):
 def run_python(code, folder, **environment):
     """In a process of its own: wandb and trackio read the environment once and keep threads and a service."""
     head = (
-        "import os, pathlib, sys\nfrom test_trackers import *\nfolder = pathlib.Path(sys.argv[1])\n"
+        "import os, pathlib, sys\nfrom helpers.tracker_session import *\n"
+        "from lib.params import Params\nfrom lib.training import trackers\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", head + code, str(folder)],
@@ -447,7 +405,7 @@ def run_python(code, folder, **environment):
         timeout=120,
         env={
             **os.environ,
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'training'}",
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
             "HOME": str(folder.parent),
             **environment,
         },
