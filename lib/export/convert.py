@@ -19,7 +19,7 @@ from safetensors import safe_open
 from lib.common import files
 from lib.common.errors import UserError
 from lib.export import gguf_file, gguf_names, merge, quantise
-from lib.model.shards import read_header, shard_of, text_config
+from lib.model.shards import read_header, locate_tensors, read_text_config
 
 LARGE = 1 << 28  # numbers: 1 GiB as float32
 PIECE = 1 << 26  # bytes copied at a time
@@ -31,7 +31,7 @@ def to_16bit(folder, out):
     Embeddings over LARGE lie at the end of the file, out of order: llama.cpp would refuse it, `quantise` puts them in order.
     Returns the metadata that files made of it must set, since the converter could not know it ({key: value}).
     """
-    shards = shard_of(folder)
+    shards = locate_tensors(folder)
     name, shard = next(item for item in sorted(shards.items()) if item[1].name != merge.EXTRA_SHARD)
     with safe_open(shard, "pt") as file:
         kind = "f16" if file.get_slice(name).get_dtype() == "F16" else "bf16"
@@ -96,7 +96,7 @@ def stage(folder, target):
 
 def set_aside(folder, staged, shards, kind):
     """In `staged`, shards whose embeddings over LARGE have one column instead of all; {GGUF name: (shard, first byte, rows, columns)}."""
-    config, found = text_config(folder), {}
+    config, found = read_text_config(folder), {}
     names = gguf_names.gguf_names(
         shards, config["num_hidden_layers"], config["model_type"].removesuffix("_text")
     )

@@ -16,7 +16,7 @@ from lib.common import files
 from lib.common.errors import UserError
 from lib.export import convert, gguf_file, gguf_names, quantise, servers
 from lib.medical.disclaimer import DISCLAIMER
-from lib.model.shards import bytes_of, text_config  # noqa: F401 - the notebook's names
+from lib.model.shards import weight_bytes, read_text_config  # noqa: F401 - the notebook's names
 from lib.params import GGUF_TYPES
 
 
@@ -44,7 +44,7 @@ def to_ggufs(model_dir, outs, metadata=None):
             f"{files.shown(folder)} has no tokenizer.model, which the converter needs. "
             "Copy it from the base."
         )
-    first, weights = next(iter(outs.values())), bytes_of(folder)
+    first, weights = next(iter(outs.values())), weight_bytes(folder)
     predicted = {
         kind: gguf_names.predicted_bytes(AutoConfig.from_pretrained(folder), kind) for kind in outs
     }
@@ -94,7 +94,7 @@ def check_gguf(path, model_dir, expected=None):
     """
     path, folder = Path(path), Path(model_dir)
     fields, _, tensors = gguf_file.read(path)
-    config, faults = text_config(folder), []
+    config, faults = read_text_config(folder), []
     architecture = config["model_type"].removesuffix("_text")
     tokenizer = files.read_json(folder / "tokenizer.json", "The tokenizer")
     settings = files.read_json(folder / "tokenizer_config.json", "The tokenizer's configuration")

@@ -16,7 +16,7 @@ from lib.common.errors import UserError
 from lib.export import gguf, gguf_file, gguf_names, merge
 from lib.export.gguf_file import Tensor
 from lib.model import llama
-from lib.model.shards import canonical, shard_of, text_config
+from lib.model.shards import canonical_name, locate_tensors, read_text_config
 
 
 def adapter_to_gguf(base_dir, adapter_dir, out_file, metadata=None):
@@ -27,12 +27,12 @@ def adapter_to_gguf(base_dir, adapter_dir, out_file, metadata=None):
     """
     base, adapter, out, begin = Path(base_dir), Path(adapter_dir), Path(out_file), time.monotonic()
     pairs, scale = merge.read_adapter(adapter)
-    config = text_config(base)
+    config = read_text_config(base)
     architecture = config["model_type"].removesuffix("_text")
-    shards = {canonical(name): name for name in shard_of(base)}
+    shards = {canonical_name(name): name for name in locate_tensors(base)}
     names = gguf_names.gguf_names(shards.values(), config["num_hidden_layers"], architecture)
     strangers = sorted(
-        name for name in pairs if shards.get(canonical(name) + ".weight") not in names
+        name for name in pairs if shards.get(canonical_name(name) + ".weight") not in names
     )
     if strangers:
         raise UserError(
@@ -50,7 +50,7 @@ def adapter_to_gguf(base_dir, adapter_dir, out_file, metadata=None):
         **(metadata or {}),
     }
     halves = {
-        f"{names[shards[canonical(name) + '.weight']]}.lora_{half}": tensor.float().contiguous()
+        f"{names[shards[canonical_name(name) + '.weight']]}.lora_{half}": tensor.float().contiguous()
         for name, pair in sorted(pairs.items())
         for half, tensor in zip("ab", pair, strict=True)
     }

@@ -47,7 +47,7 @@ def gguf_names(names, layers, architecture):
 def expected_tensors(folder, config, architecture):
     """GGUF tensor names that a Hugging Face folder must give (set of str)."""
     layers = config["num_hidden_layers"]
-    names = set(gguf_names(shards.shard_of(folder), layers, architecture).values())
+    names = set(gguf_names(shards.locate_tensors(folder), layers, architecture).values())
     if architecture == "gemma3n":  # llama.cpp asks for them in every layer
         names |= {
             f"blk.{i}.{part}.weight"

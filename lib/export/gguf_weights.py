@@ -19,7 +19,7 @@ from safetensors import safe_open
 from lib.common import files
 from lib.common.errors import UserError
 from lib.export import gguf_file, gguf_names, quantise
-from lib.model.shards import shard_of, text_config
+from lib.model.shards import locate_tensors, read_text_config
 
 PIECE = (
     1 << 21
@@ -51,7 +51,7 @@ def compare(path, kind, model_dir):
     UserError naming the tensor when one is missing, is from nowhere, has another type or shape, or a block outside LIMITS.
     """
     path, folder, begin = Path(path), Path(model_dir), time.monotonic()
-    header, shards, config = gguf_file.read(path), shard_of(folder), text_config(folder)
+    header, shards, config = gguf_file.read(path), locate_tensors(folder), read_text_config(folder)
     architecture, worst, told, done = config["model_type"].removesuffix("_text"), {}, begin, 0
     sources: dict[str, list[str]] = {}
     for name, target in gguf_names.gguf_names(

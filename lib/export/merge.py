@@ -12,7 +12,7 @@ from safetensors.torch import load_file, safe_open, save_file
 
 from lib.common import files
 from lib.common.errors import UserError
-from lib.model.shards import canonical, read_header, shard_of, text_config
+from lib.model.shards import canonical_name, read_header, locate_tensors, read_text_config
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 SHARED = {
@@ -44,10 +44,10 @@ def merge_adapter(base_dir, adapter_dir, out_dir):
     """
     base, adapter, out = Path(base_dir), Path(adapter_dir), Path(out_dir)
     pairs, scale = read_adapter(adapter)
-    shards = shard_of(base)
-    by_layer = {canonical(name): name for name in shards}
-    wanted = {by_layer.get(canonical(name) + ".weight"): pair for name, pair in pairs.items()}
-    strangers = [name for name in pairs if canonical(name) + ".weight" not in by_layer]
+    shards = locate_tensors(base)
+    by_layer = {canonical_name(name): name for name in shards}
+    wanted = {by_layer.get(canonical_name(name) + ".weight"): pair for name, pair in pairs.items()}
+    strangers = [name for name in pairs if canonical_name(name) + ".weight" not in by_layer]
     if strangers:
         raise UserError(
             f"The adapter {files.shown(adapter)} does not belong to the base {files.shown(base)}: "
@@ -152,10 +152,13 @@ def missing_shared_kv(model_dir, base_dir=None):
     them, refuses the file. Placeholders are zeros (norms: ones).
     """
     folder = Path(model_dir)
-    config = text_config(folder)
-    shards = shard_of(folder)
+    config = read_text_config(folder)
+    shards = locate_tensors(folder)
     base = (
-        {canonical(name): (path, name) for name, path in shard_of(Path(base_dir)).items()}
+        {
+            canonical_name(name): (path, name)
+            for name, path in locate_tensors(Path(base_dir)).items()
+        }
         if base_dir
         else {}
     )
@@ -163,13 +166,15 @@ def missing_shared_kv(model_dir, base_dir=None):
     total = config["num_hidden_layers"]
     for layer in range(total - config.get("num_kv_shared_layers", 0), total):
         query = next(
-            name for name in shards if canonical(name) == f"layers.{layer}.self_attn.q_proj.weight"
+            name
+            for name in shards
+            if canonical_name(name) == f"layers.{layer}.self_attn.q_proj.weight"
         )
         for part in SHARED:
             name = query.replace("q_proj", part)
             if name in shards:
                 continue
-            source = base.get(canonical(name))
+            source = base.get(canonical_name(name))
             count["from_base" if source else "placeholder"] += 1
             if source:
                 with safe_open(source[0], "pt") as file:

@@ -130,7 +130,7 @@ def reference(data_folder: Path, model_dir: Path, net: Any, seed: int) -> Refere
     """
     rows, positions, texts, source = choose(data_folder, model_dir, seed)
     folder = Path(model_dir)
-    needed = 2.2 * shards.bytes_of(folder)
+    needed = 2.2 * shards.weight_bytes(folder)
     room = (
         torch.cuda.mem_get_info()[0]
         if net.device.type == "cuda"

@@ -163,11 +163,12 @@ def _checked(folder: pathlib.Path) -> tuple[Any, Any]:
         with torch.device("meta"):
             net = AutoModelForCausalLM.from_config(text)
         shapes, reading = {}, "model.safetensors"
-        for shard in sorted(set(shards.shard_of(folder).values())):
+        for shard in sorted(set(shards.locate_tensors(folder).values())):
             reading = shard.name
             with safe_open(shard, "pt") as file:
                 shapes |= {
-                    shards.canonical(n): tuple(file.get_slice(n).get_shape()) for n in file.keys()
+                    shards.canonical_name(n): tuple(file.get_slice(n).get_shape())
+                    for n in file.keys()
                 }  # noqa: SIM118
     except UserError:
         raise
@@ -180,7 +181,11 @@ def _checked(folder: pathlib.Path) -> tuple[Any, Any]:
         )
     _refuse(
         folder,
-        [n for n, p in net.named_parameters() if shapes.get(shards.canonical(n)) != tuple(p.shape)],
+        [
+            n
+            for n, p in net.named_parameters()
+            if shapes.get(shards.canonical_name(n)) != tuple(p.shape)
+        ],
     )
     return whole, text
 
@@ -272,7 +277,7 @@ def load_merged(folder: pathlib.Path, dtype: torch.dtype | None = None) -> Any:
     dtype = dtype or device.precision()[0]
     if place is None:
         machine.require_memory(
-            shards.bytes_of(folder) * dtype.itemsize // 2,
+            shards.weight_bytes(folder) * dtype.itemsize // 2,
             f"{files.shown(folder)} in {str(dtype).removeprefix('torch.')}",
         )
     with _memory_for_base(folder):

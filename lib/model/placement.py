@@ -26,7 +26,7 @@ def _too_large(folder: pathlib.Path, job: Params) -> bool:
 def sharded(folder: pathlib.Path, job: Params) -> bool:
     """Whether this rank holds only its part of the base (FSDP)."""
     if (
-        ranks.world() == 1
+        ranks.world_size() == 1
         or job.fsdp == "none"
         or job.fsdp == "auto"
         and not _too_large(folder, job)
@@ -44,7 +44,7 @@ def device_map(folder: pathlib.Path, job: Params) -> Any:
     if not torch.cuda.is_available() or sharded(folder, job):
         return None
     # a rank's neighbours need their cards themselves
-    if ranks.world() > 1 or not _too_large(folder, job) or torch.cuda.device_count() == 1:
+    if ranks.world_size() > 1 or not _too_large(folder, job) or torch.cuda.device_count() == 1:
         return {"": torch.cuda.current_device()}
     if job.torch_compile:
         raise UserError(

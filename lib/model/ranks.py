@@ -1,32 +1,38 @@
-"""What the processes of one training say to each other, one process a GPU; on one device each call does nothing."""
+"""What the processes ("ranks") of one training say to each other, one process per GPU.
 
-from typing import Any
+With a single process each function here returns at once and changes nothing.
+"""
+
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from lib.common.errors import UserError
-from lib.params import Params
+
+Value = TypeVar("Value")
 
 
-def world() -> int:
+def world_size() -> int:
+    """Number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """Number of this process, from 0; rank 0 writes the files and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def add(*tensors: torch.Tensor) -> None:
-    """Sum each tensor over the ranks, in place."""
-    if world() > 1:
+def sum_in_place(*tensors: torch.Tensor) -> None:
+    """Replace each tensor, on every rank, by its sum over the ranks."""
+    if world_size() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
 
 
-def agree(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
-    if world() == 1:
+def from_first(value: Value) -> Value:
+    """Return rank 0's value on every rank."""
+    if world_size() == 1:
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0)
@@ -34,25 +40,30 @@ def agree(value: Any) -> Any:
 
 
 def copy_from_first(tensor: torch.Tensor) -> None:
-    """Rank 0's values into the tensor of every rank."""
-    if world() > 1:
+    """Overwrite the tensor of every rank with rank 0's values."""
+    if world_size() > 1:
         dist.broadcast(tensor, src=0)
 
 
-def gpus(job: Params) -> int:
-    """How many devices of this machine the job trains on; 1 without a GPU. UserError when it asks for more than there are."""
-    there = max(1, torch.cuda.device_count())
-    if job.num_gpus == "auto":  # a step's micro-batches must share out evenly
-        used = next(n for n in range(there, 0, -1) if job.gradient_accumulation_steps % n == 0)
-        if used < there:
+def count_gpus(num_gpus: int | Literal["auto"], gradient_accumulation_steps: int) -> int:
+    """Return how many devices of this machine the job trains on; 1 without a GPU.
+
+    UserError when the job asks for more devices than the machine has.
+    """
+    present = max(1, torch.cuda.device_count())
+    if num_gpus == "auto":
+        # each rank must get the same number of a step's micro-batches
+        used = next(n for n in range(present, 0, -1) if gradient_accumulation_steps % n == 0)
+        if used < present:
             print(
-                f"{used} of {there} GPUs: gradient_accumulation_steps={job.gradient_accumulation_steps} does not share out among more",
+                f"{used} of {present} GPUs are used: gradient_accumulation_steps="
+                f"{gradient_accumulation_steps} cannot be shared out evenly among more",
                 flush=True,
             )
         return used
-    if job.num_gpus > there:
+    if num_gpus > present:
         raise UserError(
-            f"num_gpus is {job.num_gpus}, and torch sees {torch.cuda.device_count()} here. "
-            f"Set num_gpus: auto, or check CUDA_VISIBLE_DEVICES."
+            f"num_gpus is {num_gpus}, and torch sees {torch.cuda.device_count()} here. "
+            "Set num_gpus: auto, or check CUDA_VISIBLE_DEVICES."
         )
-    return job.num_gpus
+    return num_gpus

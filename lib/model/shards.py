@@ -1,56 +1,71 @@
-"""The safetensors files of a model folder: which tensor lies where, and the folder's configuration."""
+"""The safetensors files ("shards") of a model folder: what lies in which, and config.json."""
 
 import json
+import pathlib
 import re
+from typing import Any, BinaryIO
 
 from safetensors.torch import safe_open
 
 from lib.common import files
 from lib.common.errors import UserError
 
-
-def canonical(name):
-    """A text-model name without its class's prefix: the text class and the multimodal one differ only there."""
-    towers = r"(?!audio|vision|embed_audio|embed_vision|multi_modal)"
-    return re.sub(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?" + towers, "", name)
+# names that begin with one of these are no part of the language model, and keep their prefix
+OTHER_PARTS = "audio|vision|embed_audio|embed_vision|multi_modal"
+CLASS_PREFIX = re.compile(rf"^(?:model\.)?(?:language_model\.)?(?:model\.)?(?!{OTHER_PARTS})")
 
 
-def bytes_of(folder):
-    """Bytes of a folder's weights; UserError as `shard_of`."""
-    return sum(path.stat().st_size for path in set(shard_of(folder).values()))
+def canonical_name(name: str) -> str:
+    """Return a language-model tensor's name without its class's prefix.
+
+    The text class and the multimodal class of one model differ in that prefix only.
+    """
+    return CLASS_PREFIX.sub("", name)
 
 
-def shard_of(folder):
-    """{tensor name: path of its safetensors file}; UserError when a shard is missing or there is none."""
+def weight_bytes(folder: pathlib.Path) -> int:
+    """Return the bytes of a folder's weight files; UserError as `locate_tensors`."""
+    return sum(path.stat().st_size for path in set(locate_tensors(folder).values()))
+
+
+def locate_tensors(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Return {tensor name: its safetensors file}; UserError when a shard is missing."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = files.read_json(index, "The index of shards")["weight_map"]
-        shards = {name: folder / shard for name, shard in names.items()}
+        shard_names = files.read_json(index, "The index of shards")["weight_map"]
+        shards = {name: folder / shard for name, shard in shard_names.items()}
         missing = sorted({path.name for path in shards.values() if not path.is_file()})
     else:
-        shards, missing = (
-            {},
-            [] if list(folder.glob("model*.safetensors")) else ["model.safetensors"],
-        )
-        for path in sorted(folder.glob("model*.safetensors")):
-            with safe_open(path, "pt") as file:
-                shards |= dict.fromkeys(file.keys(), path)
+        shards = _list_tensors(sorted(folder.glob("model*.safetensors")))
+        missing = [] if list(folder.glob("model*.safetensors")) else ["model.safetensors"]
     if missing:
         raise UserError(
-            f"{files.shown(folder)} has no {', '.join(missing[:3])}. "
-            "Expected a complete Hugging Face folder with safetensors: download or build the base again."
+            f"{files.shown(folder)} has no {', '.join(missing[:3])}. Expected a complete "
+            "Hugging Face folder with safetensors: download or build the base again."
         )
     return shards
 
 
-def read_header(file):
-    """(offset of the data, {tensor: dtype, shape, data_offsets}) of an open safetensors file."""
+def _list_tensors(paths: list[pathlib.Path]) -> dict[str, pathlib.Path]:
+    shards: dict[str, pathlib.Path] = {}
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            shards |= dict.fromkeys(file.keys(), path)
+    return shards
+
+
+def read_header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
+    """Read the header of an open safetensors file.
+
+    Returns the offset at which the tensors' bytes begin, and for each tensor a dict of `dtype`,
+    `shape` and `data_offsets`.
+    """
     length = int.from_bytes(file.read(8), "little")
     return 8 + length, json.loads(file.read(length))
 
 
-def text_config(folder):
-    """config.json's language part (dict)."""
+def read_text_config(folder: pathlib.Path) -> dict[str, Any]:
+    """Return the language model's part of config.json; UserError without that file."""
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{files.shown(folder)} has no config.json. Expected a Hugging Face model folder."

@@ -62,7 +62,7 @@ def newest_checkpoint(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any
 
 def resume(folder: pathlib.Path, masters: Masters, identity: dict[str, Any]) -> int:
     """Load the newest good checkpoint; returns its step, 0 without one. Refuses one of other data, parameters or size."""
-    found = ranks.agree(newest_checkpoint(folder) if ranks.rank() == 0 else None)
+    found = ranks.from_first(newest_checkpoint(folder) if ranks.rank() == 0 else None)
     if not found:
         return 0
     path, state = found

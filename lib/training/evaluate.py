@@ -62,7 +62,7 @@ def row_losses(model: Any, data: Any, rows_at_once: int = 8, bar: Any = iter) ->
         found = _row_losses(model, data, rows_at_once, bar)
     if found is not None:
         return found
-    if rows_at_once == 1 or ranks.world() > 1:  # the others are in the middle of it
+    if rows_at_once == 1 or ranks.world_size() > 1:  # the others are in the middle of it
         raise device.out_of_memory(
             f"the held-out loss, {rows_at_once} rows at once", "lower max_seq_length"
         )
@@ -82,7 +82,9 @@ def _row_losses(model: Any, data: Any, rows_at_once: int, bar: Any) -> np.ndarra
     with (
         torch.no_grad()
     ):  # not inference_mode: weights that FSDP gathers in it could not serve training
-        for n in bar(range(ranks.rank(), len(every) + -len(every) % ranks.world(), ranks.world())):
+        for n in bar(
+            range(ranks.rank(), len(every) + -len(every) % ranks.world_size(), ranks.world_size())
+        ):
             batch = batches.of(data[every[min(n, len(every) - 1)]])
             losses = (
                 token_losses(model, batch.to(model.device)).double().cpu()
@@ -90,7 +92,7 @@ def _row_losses(model: Any, data: Any, rows_at_once: int, bar: Any) -> np.ndarra
             if n < len(every):  # ranks with nothing left keep the others company
                 row = torch.tensor(every[n])[batch.where // batch.input_ids.shape[1]]
                 found.index_add_(0, row, torch.stack([losses, torch.ones_like(losses)], dim=1))
-    ranks.add(found := found.to(model.device))
+    ranks.sum_in_place(found := found.to(model.device))
     return found.cpu().numpy()
 
 

@@ -57,7 +57,7 @@ class HeldOut:
                 ncols=100,
                 disable=ranks.rank() > 0,
             ):
-                if self.stopped() and ranks.world() == 1:  # ranks finish together
+                if self.stopped() and ranks.world_size() == 1:  # ranks finish together
                     raise KeyboardInterrupt(
                         f"stopped in the held-out loss after step {step}; its checkpoint is saved"
                     )

@@ -25,8 +25,7 @@ from lib import params
 from lib.common import files, machine
 from lib.common.errors import ROOT, UserError
 from lib.data import splits
-from lib.model import adapter, base, load, placement
-from lib.model.ranks import gpus, rank
+from lib.model import adapter, base, load, placement, ranks
 from lib.params import Params
 from lib.record import run_record
 from lib.training import loop, loss, stops
@@ -50,7 +49,8 @@ def train(
     identity: dict[str, Any],
 ) -> Any:
     """`loop.train` here, or under torchrun on the job's GPUs; either way the weights end up in `model`."""
-    if (devices := gpus(job)) == 1:
+    devices = ranks.count_gpus(job.num_gpus, job.gradient_accumulation_steps)
+    if devices == 1:
         return loop.train(model, data, validation, job, folder, identity)
     loss._workspace.clear()
     with placement.aside(model):  # the ranks need the cards
@@ -154,7 +154,7 @@ def main() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
-        if not launched and rank() == 0:
+        if not launched and ranks.rank() == 0:
             run_record.lock(folder)  # who launched the others holds it
         job = params.load(folder / (JOB if launched else "params.yaml"))
         if job.per_device_train_batch_size == "auto":
@@ -176,7 +176,7 @@ def main() -> None:
             folder,
             loop.identity(job, recorded, base.fingerprint(place), adapter.count(net)[0]),
         )
-        if launched and rank() == 0:
+        if launched and ranks.rank() == 0:
             save_file({n: w.contiguous() for n, w in masters.weights.items()}, folder / TRAINED)
     except (UserError, stops.SessionOver, stops.Diverged, KeyboardInterrupt) as error:
         told = f"{type(error).__name__}\n{error}"
@@ -186,7 +186,7 @@ def main() -> None:
                 open(folder / END, "x") as file,
             ):  # all ranks end alike; the first one says so
                 file.write(told)
-        elif rank() == 0:
+        elif ranks.rank() == 0:
             print(told, flush=True)
         # not 0 unless all ranks have agreed to end: torchrun then ends those that wait for this one
         agreed = (
@@ -200,3 +200,7 @@ def main() -> None:
     os._exit(
         0
     )  # all is written; at the interpreter's end a thread of gloo's that is still there now and then aborts the process
+
+
+if __name__ == "__main__":
+    main()

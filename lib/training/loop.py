@@ -143,7 +143,7 @@ def _train(
         total_parameters=everything,
         memory_of=device.memory_gib()[1],
         device=device.name(),
-        devices=ranks.world(),
+        devices=ranks.world_size(),
         dtype=str(device.precision(job)[0]).removeprefix("torch."),
         vocabulary=vocabulary,
         **checks.flops(model),
@@ -158,7 +158,7 @@ def _train(
         model,
         validation,
         job,
-        ranks.agree(ledger.evals(step) if writes else None),
+        ranks.from_first(ledger.evals(step) if writes else None),
         note,
         lambda: signals.got,
     )
@@ -184,7 +184,7 @@ def _train(
     started, line, recent = (
         time.monotonic(),
         {"steps": 0},
-        collections.deque(ranks.agree(ledger.losses() if writes else None), maxlen=20),
+        collections.deque(ranks.from_first(ledger.losses() if writes else None), maxlen=20),
     )
     bar = tqdm(
         total=total,

@@ -148,7 +148,8 @@ def check(
 
     Memory is estimated, then measured by one micro-batch, the largest. Disk must hold the checkpoints.
     """
-    sizes, devices = plan.sizes(data), ranks.gpus(job)
+    sizes = plan.sizes(data)
+    devices = ranks.count_gpus(job.num_gpus, job.gradient_accumulation_steps)
     if not len(sizes.lengths):
         raise UserError(plan.NO_ROWS)
     if job.early_stopping_patience and not held_out:
@@ -170,7 +171,7 @@ def check(
                 "gradient_accumulation_steps": rows // settled,
             }
         )
-        devices = ranks.gpus(job)
+        devices = ranks.count_gpus(job.num_gpus, job.gradient_accumulation_steps)
     if devices > 1 and placement.spread(model):
         # here the base lies over all cards, there each holds a share of it: the one says nothing of the other
         if job.per_device_train_batch_size == "auto":

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from lib.model import device, placement
-from lib.model import ranks as parallel
+from lib.model import device, placement, ranks
 from lib.params import Params
 from lib.training import batches, compiled, packed, plan
 from lib.training.batches import Batch
@@ -38,7 +37,7 @@ def load_steps(
         rows = [n for b in step for n in b]
         trained, mine = int(sizes.trained[rows].sum()), []
         for place in range(
-            parallel.rank(), len(step) + -len(step) % parallel.world(), parallel.world()
+            ranks.rank(), len(step) + -len(step) % ranks.world_size(), ranks.world_size()
         ):
             # of a short step every rank takes part, since they wait for each other: those without rows of it with rows that weigh nothing
             batch = batches.of(
@@ -117,7 +116,7 @@ def run_step(
     try:
         for place, batch in current["batches"]:
             if (
-                parallel.world() == 1 and told()[0]
+                ranks.world_size() == 1 and told()[0]
             ):  # ranks finish their step together, or one would wait for ever
                 masters.drop_gradients()
                 return Done(None, None, "interrupted")
@@ -126,7 +125,7 @@ def run_step(
     except torch.OutOfMemoryError:  # the others are waiting for this rank's sum
         full = True
     total[1:] = torch.tensor([*told(), full])
-    parallel.add(total, masters.flat.grad)
+    ranks.sum_in_place(total, masters.flat.grad)
     loss, *stops = total.tolist()
     stop = next((why for why, ranks in zip(STOPS, stops, strict=True) if ranks), "")
     if stops[-1]:

@@ -29,7 +29,7 @@ class Signals:
     got = False
 
     def __enter__(self) -> "Signals":
-        numbers = (signal.SIGINT, signal.SIGTERM) if ranks.world() > 1 else (signal.SIGINT,)
+        numbers = (signal.SIGINT, signal.SIGTERM) if ranks.world_size() > 1 else (signal.SIGINT,)
         self.before = {n: signal.signal(n, self._note) for n in numbers}
         return self
 

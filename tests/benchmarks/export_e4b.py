@@ -34,7 +34,7 @@ from lib import params
 from lib.common import files, machine
 from lib.export import gguf_names, merge
 from lib.model import adapter, bundled
-from lib.model.shards import shard_of
+from lib.model.shards import locate_tensors
 
 ROOT = pathlib.Path(__file__).parents[2]
 PUBLISHED = 7_353_292_256  # bytes of the Q8_0 on the hub, whose embeddings have 262,144 rows; today's converter writes 262,400
@@ -177,7 +177,7 @@ def measured(call, limit=None):
 def compare(base, tuned, out):
     """Merged weights against W + scale * B @ A in float32, rounded; all others of a layer against the base."""
     pairs, scale = merge.read_adapter(tuned)
-    ours, theirs = shard_of(out), shard_of(base)
+    ours, theirs = locate_tensors(out), locate_tensors(base)
     checked = 0
     for name in ours:
         module = f"{name.removesuffix('.weight')}"

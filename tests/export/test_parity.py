@@ -255,7 +255,7 @@ def test_tensors_from_nowhere_and_a_file_of_another_type_are_refused(run, tmp_pa
         gguf_weights.check_list(
             lacking,
             "q8_0",
-            gguf_names.expected_tensors(bare, shards.text_config(bare), "gemma3n"),
+            gguf_names.expected_tensors(bare, shards.read_text_config(bare), "gemma3n"),
             "BF16",
             "x",
         )

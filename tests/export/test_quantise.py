@@ -372,8 +372,8 @@ def test_an_adapter_gets_its_name_once_it_is_the_merged_model(
 
     def made_before(source, out, kind):
         asked.append(kind)
-        added = source == run / "merged" or set(shards.shard_of(source)) - set(
-            shards.shard_of(untouched)
+        added = source == run / "merged" or set(shards.locate_tensors(source)) - set(
+            shards.locate_tensors(untouched)
         )
         assert added, "llama.cpp refuses a Gemma 3n without them"
         shutil.copyfile(folder / "merged.gguf" if source == run / "merged" else whole, out)

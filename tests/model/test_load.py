@@ -1255,7 +1255,7 @@ def test_where_the_weights_go(machine, tmp_path, monkeypatch, there, changes, ra
     with open(tmp_path / "model.safetensors", "wb") as file:
         file.truncate(20_000_000_000)  # sparse
     machine(**there)
-    monkeypatch.setattr(parallel, "world", lambda: ranks)
+    monkeypatch.setattr(parallel, "world_size", lambda: ranks)
     assert placement.device_map(tmp_path, a_job(**changes)) == where
 
 
@@ -1307,7 +1307,7 @@ def test_a_base_over_two_cards_trains_as_on_one(tiny_gemma3n, monkeypatch):
 @pytest.mark.parametrize("changes", [{"load_in_4bit": True}, PACKED])
 def test_what_cannot_be_sharded_is_refused(machine, tmp_path, monkeypatch, changes):
     machine(**H100)
-    monkeypatch.setattr(parallel, "world", lambda: 2)
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
     with pytest.raises(
         UserError,
         match="fsdp shards a 16-bit base.*load_in_4bit: false and torch_compile: false, or fsdp: none",

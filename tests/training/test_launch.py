@@ -22,8 +22,7 @@ from helpers.small_training import HELD_OUT, ROWS, a_job, small_model
 from helpers.standin import wait_for
 from lib import params
 from lib.common.errors import ROOT, UserError
-from lib.model import adapter, base, load
-from lib.model import ranks as parallel
+from lib.model import adapter, base, load, ranks
 from lib.record import ledger
 from lib.record.run_record import STAGES
 from lib.training import launch, loop
@@ -186,7 +185,7 @@ def test_ranks_started_by_hand_wait_for_no_one_who_has_the_run(
 ):
     run = copy(folder, tmp_path / "run", job_of(folder))
     monkeypatch.setattr(sys, "argv", ["parallel", str(run)])
-    monkeypatch.setattr(parallel.dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(ranks.dist, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(load, "load", lambda *_: pytest.fail("the run is another's"))
     fd = os.open(run, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
@@ -231,7 +230,7 @@ def test_the_notebooks_model_has_what_the_ranks_trained(folder, alone, tmp_path,
     """With early stopping these are the best weights, not the last."""
     job = job_of(folder, eval_steps=2, early_stopping_patience=9)
     run = copy(folder, tmp_path / "run", job)
-    monkeypatch.setattr(parallel, "gpus", lambda job: 2)
+    monkeypatch.setattr(ranks, "count_gpus", lambda *_: 2)
     place = base.folder(job)
     net = load.load(place, job)
     masters = launch.train(
@@ -313,12 +312,10 @@ def test_what_ends_the_ranks_is_raised_and_nothing_else_shown(folder, tmp_path, 
 def test_how_many_devices(monkeypatch, there, wanted, accumulation, expected):
     """As many as share out a step's micro-batches evenly."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
-    assert (
-        parallel.gpus(a_job(num_gpus=wanted, gradient_accumulation_steps=accumulation)) == expected
-    )
+    assert ranks.count_gpus(wanted, accumulation) == expected
 
 
 def test_more_devices_than_there_are(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="num_gpus is 2, and torch sees 1"):
-        parallel.gpus(a_job(num_gpus=2))
+        ranks.count_gpus(2, 4)

@@ -40,7 +40,7 @@ def a_card(monkeypatch, positions):
     ):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     monkeypatch.setattr(device, "card", lambda: ("A100", 40.0))
-    monkeypatch.setattr(preflight.ranks, "gpus", lambda job: 1)
+    monkeypatch.setattr(preflight.ranks, "count_gpus", lambda *_: 1)
     return tried
 
 
@@ -111,7 +111,7 @@ def test_auto_on_a_processor_takes_the_usual(tmp_path):
 
 def test_auto_shares_out_among_the_devices(monkeypatch, tmp_path):
     a_card(monkeypatch, 10_000)
-    monkeypatch.setattr(preflight.ranks, "gpus", lambda job: 2)
+    monkeypatch.setattr(preflight.ranks, "count_gpus", lambda *_: 2)
     job, told = preflight.check(
         small_model(a_job()),
         ROWS,
@@ -149,9 +149,9 @@ def settled_on(folder, rows):
 def test_a_settled_micro_batch_on_two_gpus(monkeypatch, tmp_path):
     """One step of one micro-batch cannot be shared: `auto` takes one card, and two asked for are refused with the reason."""
     settled_on(tmp_path, 8)
-    gpus = ranks.gpus
+    gpus = ranks.count_gpus
     a_card(monkeypatch, 10_000)
-    monkeypatch.setattr(ranks, "gpus", gpus)
+    monkeypatch.setattr(ranks, "count_gpus", gpus)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     job = a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=2)
     settled, told = preflight.check(small_model(job), ROWS, 5, job, tmp_path)
@@ -178,7 +178,7 @@ def test_a_settled_micro_batch_on_a_smaller_card(monkeypatch, tmp_path):
 def test_a_base_over_several_cards_is_not_probed(monkeypatch, tmp_path):
     """The ranks will shard it, and one process that has all of it would measure something else."""
     tried = a_card(monkeypatch, 10_000)
-    monkeypatch.setattr(preflight.ranks, "gpus", lambda job: 2)
+    monkeypatch.setattr(preflight.ranks, "count_gpus", lambda *_: 2)
     monkeypatch.setattr(preflight.placement, "spread", lambda net: True)
     job, told = preflight.check(small_model(a_job()), ROWS, 5, a_job(), tmp_path)
     assert (job, tried, told["time estimated, minutes"]) == (
@@ -274,7 +274,7 @@ def test_unsloths_ranks_take_more_than_one_process(monkeypatch, tmp_path, engine
     """Of 40 GB one process took 29: a third more is over the 38 that may be taken."""
     a_card(monkeypatch, 10_000)
     monkeypatch.setattr(preflight, "backend", lambda job: (engine, "as set"))
-    monkeypatch.setattr(preflight.ranks, "gpus", lambda job: gpus)
+    monkeypatch.setattr(preflight.ranks, "count_gpus", lambda *_: gpus)
     key, taken = "  in each of several processes, about", [15e9]
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: int(taken[0]))
     told = preflight.check(
@@ -327,7 +327,7 @@ def test_early_stopping_needs_held_out_rows(tmp_path):
 
 def test_micro_batches_that_the_gpus_cannot_share(monkeypatch, tmp_path):
     a_card(monkeypatch, 10_000)
-    monkeypatch.setattr(preflight.ranks, "gpus", lambda job: 2)
+    monkeypatch.setattr(preflight.ranks, "count_gpus", lambda *_: 2)
     with pytest.raises(
         UserError, match="gradient_accumulation_steps is 3, which 2 GPUs cannot share out evenly"
     ):

@@ -166,7 +166,7 @@ def test_ranks_share_out_the_micro_batches_of_a_step(monkeypatch):
     job, sizes = a_job(gradient_accumulation_steps=3, dataloader_num_workers=0), plan.sizes(ROWS)
     whole = list(itertools.islice(train.load_steps(ROWS, sizes, 0, job, None), 4))
     assert sorted(len(current["batches"]) for current in whole) == [3, 3, 3, 3]
-    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
     shared = []
     for rank in range(2):
         monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
@@ -253,8 +253,8 @@ def test_a_stopped_step_leaves_no_trace():
 
 def test_ranks_finish_their_step_together(monkeypatch):
     """One that dropped it would leave the others waiting for its gradients for ever."""
-    monkeypatch.setattr(ranks, "world", lambda: 2)
-    monkeypatch.setattr(ranks, "add", lambda *_: None)
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "sum_in_place", lambda *_: None)
     net, job = small_model(a_job()).train(), a_job()
     masters = train.Masters(net, job)
     done = take_step(net, masters, job, of_rows([0, 1], [2]), 3, lambda: (True, False, False))
@@ -275,6 +275,6 @@ def test_out_of_memory_with_a_sharded_base_ends_the_rank(monkeypatch):
     monkeypatch.setattr(compiled, "token_losses", full)
     assert take_step(net, masters, job, of_rows([0, 1], [2])).stop == "memory"
     monkeypatch.setattr(placement, "sharded_now", lambda _: True)
-    monkeypatch.setattr(ranks, "add", lambda *_: pytest.fail("waits for ever"))
+    monkeypatch.setattr(ranks, "sum_in_place", lambda *_: pytest.fail("waits for ever"))
     with pytest.raises(UserError, match="not enough memory for a step of a sharded base"):
         take_step(net, masters, job, of_rows([0, 1], [2]))
