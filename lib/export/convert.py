@@ -19,7 +19,7 @@ from safetensors import safe_open
 from lib.common import files
 from lib.common.errors import UserError
 from lib.export import gguf_file, gguf_names, merge, quantise
-from lib.model.shards import read_header, locate_tensors, read_text_config
+from lib.model.shards import locate_tensors, read_header, read_text_config
 
 LARGE = 1 << 28  # numbers: 1 GiB as float32
 PIECE = 1 << 26  # bytes copied at a time

@@ -16,7 +16,7 @@ from lib.common import files
 from lib.common.errors import UserError
 from lib.export import convert, gguf_file, gguf_names, quantise, servers
 from lib.medical.disclaimer import DISCLAIMER
-from lib.model.shards import weight_bytes, read_text_config  # noqa: F401 - the notebook's names
+from lib.model.shards import read_text_config, weight_bytes  # noqa: F401 - the notebook's names
 from lib.params import GGUF_TYPES
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, safe_open, save_file
 
 from lib.common import files
 from lib.common.errors import UserError
-from lib.model.shards import canonical_name, read_header, locate_tensors, read_text_config
+from lib.model.shards import canonical_name, locate_tensors, read_header, read_text_config
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 SHARED = {
