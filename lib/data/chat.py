@@ -1,7 +1,10 @@
-"""The model's chat template and tokenizer: token ids, label mask, and the proof of the mask.
+"""The base model's tokenizer and chat template, as the prepare stage and its workers use them.
 
-Without transformers' tokenizer classes, which bring torch along: a worker of the prepare stage then takes a third of the memory.
-`same_as_transformers` holds the two together.
+    chat = load_chat(folder)
+    chat.render(messages)
+
+transformers' tokenizer classes bring torch along; without them a worker takes a third of the
+memory. `compare_with_transformers` proves that both give the same text and the same ids.
 """
 
 import hashlib
@@ -12,14 +15,16 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from lib.common import files
+from lib.common.chat_template import read_chat_template
 from lib.common.errors import UserError
 
 TURN_END = "<end_of_turn>"
-# text that spells one of these could fake a turn, a picture or a sound
+# a text that spells one of these could fake a turn, a picture or a sound
 CONTROL = re.compile(
-    r"<(?=(?:start_of_turn|end_of_turn|bos|eos|pad|unk|mask|start_of_image|end_of_image|image_soft_token|start_of_audio|"
-    r"end_of_audio|audio_soft_token|unused\d+)>)"
+    r"<(?=(?:start_of_turn|end_of_turn|bos|eos|pad|unk|mask|start_of_image|end_of_image|"
+    r"image_soft_token|start_of_audio|end_of_audio|audio_soft_token|unused\d+)>)"
 )
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 class Chat(NamedTuple):
@@ -30,86 +35,89 @@ class Chat(NamedTuple):
     specials: dict[str, str]
 
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
-        from transformers.utils.chat_template_utils import render_jinja_template
+        """Return a conversation as the text the model reads."""
+        from transformers.utils.chat_template_utils import render_jinja_template  # 2 s to import
 
-        return render_jinja_template(
+        rendered, _ = render_jinja_template(
             [messages],
             chat_template=self.template,
             add_generation_prompt=add_generation_prompt,
             **self.specials,
-        )[0][0]
+        )
+        return rendered[0]
 
     def decode(self, ids: list[int]) -> str:
+        """Return token ids as text, control tokens included."""
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
-    def id(self, token: str) -> int:
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token, None for one that the tokenizer does not have."""
         return self.tokenizer.token_to_id(token)
 
 
-def load(folder: pathlib.Path) -> Chat:
-    """Tokenizer and template of a model folder; UserError when it has no fast tokenizer or no template."""
-    import tokenizers
+def load_chat(folder: pathlib.Path) -> Chat:
+    """Read tokenizer and template of a model folder; UserError when one of them is missing."""
+    import tokenizers  # a command that tokenises nothing starts without it
 
-    if not (folder / "tokenizer.json").is_file():
+    path = folder / "tokenizer.json"
+    if not path.is_file():
         raise UserError(
-            f"`{files.shown(folder)}` has no tokenizer.json; expected a model folder with a fast tokenizer."
+            f"`{files.shown(folder)}` has no tokenizer.json; expected a model folder with a fast "
+            f"tokenizer."
         )
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     config = files.read_json(folder / "tokenizer_config.json", "tokenizer configuration")
-    path = folder / "chat_template.jinja"
-    template = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
-    if isinstance(template, list):  # several named ones
-        template = next((t["template"] for t in template if t["name"] == "default"), None)
-    if not template:
-        raise UserError(
-            f"the tokenizer of `{files.shown(folder)}` has no chat template; use an instruction-tuned base, or add one."
-        )
-    named = {
-        k: v["content"] if isinstance(v, dict) else v
-        for k, v in config.items()
-        if k.endswith("_token") and v
-    }
-    return Chat(tokenizer, template, {k: v for k, v in named.items() if isinstance(v, str)})
+    return Chat(tokenizer, read_chat_template(folder), _special_tokens(config))
 
 
-def identity(folder: pathlib.Path) -> str:
-    """16 hex digits of what turns text into ids: tokenizer, template, the libraries and this code."""
-    names = [
-        n
-        for n in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-        if (folder / n).is_file()
-    ]
+def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """Return {"bos_token": "<bos>", ...} of a tokenizer's configuration."""
+    specials = {}
+    for name, token in config.items():
+        if not name.endswith("_token") or not token:
+            continue
+        text = token["content"] if isinstance(token, dict) else token
+        if isinstance(text, str):  # add_bos_token is true or false
+            specials[name] = text
+    return specials
+
+
+def tokenizer_identity(folder: pathlib.Path) -> str:
+    """Return 16 hex digits that change with whatever turns text into ids and labels.
+
+    That is the tokenizer's files, the libraries behind it, and the code of lib/common and lib/data.
+    """
     versions = [importlib.metadata.version(p) for p in ("tokenizers", "transformers", "jinja2")]
     hashes = [
-        n + files.sha256(path)
-        for n, path in [("code", pathlib.Path(__file__)), *((n, folder / n) for n in names)]
+        name + files.sha256(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()
     ]
-    return hashlib.sha256(" ".join(versions + hashes).encode()).hexdigest()[:16]
+    parts = [*versions, files.code_hash("common", "data"), *hashes]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# ids and labels
-
-
-def same_as_transformers(
+def compare_with_transformers(
     chat: Chat, folder: pathlib.Path, rows: Iterable[tuple[list[dict[str, str]], list[int]]]
 ) -> int:
-    """How many (messages, stored ids) were compared; UserError when transformers' own tokenizer renders or tokenises one otherwise, or none came."""
-    from transformers import AutoTokenizer
+    """Hold the text and ids of (messages, stored ids) against transformers' own tokenizer.
 
-    theirs, count = AutoTokenizer.from_pretrained(folder), 0
+    Returns the number of rows compared; UserError at the first difference, or when none came.
+    """
+    from transformers import AutoTokenizer  # takes seconds, and brings torch along
+
+    theirs = AutoTokenizer.from_pretrained(folder)
+    count = 0
     for messages, ids in rows:
-        text, count = theirs.apply_chat_template(messages, tokenize=False), count + 1
-        if (
-            text != chat.render(messages)
-            or theirs(text, add_special_tokens=False)["input_ids"] != ids
-        ):
+        text = theirs.apply_chat_template(messages, tokenize=False)
+        same_text = text == chat.render(messages)
+        if not same_text or theirs(text, add_special_tokens=False)["input_ids"] != ids:
             raise UserError(
-                f"tokenizer.json and transformers' tokenizer of `{files.shown(folder)}` disagree on {messages[0]['content'][:80]!r}.\n"
+                f"tokenizer.json and transformers' tokenizer of `{files.shown(folder)}` disagree "
+                f"on {messages[0]['content'][:80]!r}.\n"
                 f"Files of one release belong together: fetch the base model again."
             )
+        count += 1
     if not count:
         raise UserError("no row was left to compare with transformers' tokenizer.")
     return count

@@ -217,7 +217,7 @@ def texts_of(path: pathlib.Path, at: np.ndarray) -> tuple[list[str], list[list[d
 
 @functools.cache
 def _chat(base: pathlib.Path, which: str) -> chat.Chat:
-    return chat.load(base)
+    return chat.load_chat(base)
 
 
 def _tokens(
@@ -265,7 +265,7 @@ def measure_chunk(
         (n, table["id"][n].as_py(), f"{lengths[n]:,} tokens | {short(messages)}")
         for n, messages in over
         if job.overlong == "drop"
-        or label_mask.cut(_chat(base, which), messages, job.max_seq_length) is None
+        or label_mask.cut_to_fit(_chat(base, which), messages, job.max_seq_length) is None
     ]
 
 
@@ -283,7 +283,10 @@ def tokenise_chunk(
     ):
         messages = json.loads(text)
         if len(ids) > job.max_seq_length:
-            long, messages = messages, label_mask.cut(tokenizer, messages, job.max_seq_length)
+            long, messages = (
+                messages,
+                label_mask.cut_to_fit(tokenizer, messages, job.max_seq_length),
+            )
             cut_rows.append(
                 {
                     "id": row_id,
@@ -292,7 +295,7 @@ def tokenise_chunk(
                 }
             )
             ids, labels = label_mask.encode(tokenizer, messages)
-        if trouble := label_mask.prove(tokenizer, ids, labels, messages):
+        if trouble := label_mask.find_mask_fault(tokenizer, ids, labels, messages):
             raise UserError(
                 f"row {row_id}: {trouble}.\nThe tokenizer or chat template of `{job.base_model}` cannot be used for training as it is."
             )

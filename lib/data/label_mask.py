@@ -1,4 +1,8 @@
-"""Which tokens of a row are trained, and the proof that these are the right ones."""
+"""Which tokens of a row are trained, and the proof that these are the right ones.
+
+ids, labels = encode(chat, messages)
+fault = find_mask_fault(chat, ids, labels, messages)  # "" when the mask is right
+"""
 
 import re
 from collections.abc import Iterable
@@ -7,35 +11,49 @@ from typing import Any
 from lib.common.errors import UserError
 from lib.data.chat import TURN_END, Chat
 
-IGNORED = -100  # the label transformers' loss skips
+IGNORED = -100  # the label that transformers' loss skips
 MODEL_TURN = "<start_of_turn>model\n"
 SENTENCE_END = re.compile(r"(?<=[^\s\d])[.!?][\"')\]]*(?=\s|$)|\n")  # not the "3." of a list
 
 
-def spans(chat: Chat, messages: list[dict[str, str]]) -> tuple[str, list[tuple[int, int]]]:
-    """The rendered conversation, and from where to where in it each answer and its <end_of_turn> stand.
+# -------------------------------------------------------------------------------------------------
+# ids and labels
 
-    The spans are those by which the rendering grows with each assistant turn, so any template whose rendering of a prefix is
-    a prefix of the rendering works; ValueError when it is not.
+
+def render_with_spans(
+    chat: Chat, messages: list[dict[str, str]]
+) -> tuple[str, list[tuple[int, int]]]:
+    """Render a conversation and find the characters of each answer with its <end_of_turn>.
+
+    A span, (start, end), is what the rendering grows by with an assistant turn. This holds for any
+    template that renders the first turns of a conversation alike whatever follows; ValueError for
+    any other.
     """
-    text, found = chat.render(messages), []
+    text = chat.render(messages)
+    spans = []
     for n, message in enumerate(messages):
-        if message["role"] == "assistant":
-            start = chat.render(messages[:n], add_generation_prompt=True)
-            if not text.startswith(start):
-                raise ValueError(
-                    "the chat template renders the same turns differently when more follow"
-                )
-            found.append((len(start), text.index(TURN_END, len(start)) + len(TURN_END)))
-    return text, found
+        if message["role"] != "assistant":
+            continue
+        before = chat.render(messages[:n], add_generation_prompt=True)
+        if not text.startswith(before):
+            raise ValueError(
+                "the chat template renders the same turns differently when more follow"
+            )
+        start = len(before)
+        spans.append((start, text.index(TURN_END, start) + len(TURN_END)))
+    return text, spans
 
 
-def label(encoding: Any, found: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Ids and labels of an encoded text: labels are its ids inside the spans, IGNORED elsewhere; ValueError when a token straddles an edge."""
+def label_tokens(encoding: Any, spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Return ids and labels of an encoded text: labels are ids inside the spans, else IGNORED.
+
+    ValueError when a token lies across the edge of a span.
+    """
     ids = encoding.ids
     labels = [IGNORED] * len(ids)
-    for start, end in found:
-        first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
+    for start, end in spans:
+        first = encoding.char_to_token(start)
+        last = encoding.char_to_token(end - 1)
         if (
             first is None
             or last is None
@@ -51,92 +69,129 @@ def label(encoding: Any, found: list[tuple[int, int]]) -> tuple[list[int], list[
 
 
 def encode(chat: Chat, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
-    """Token ids and labels of one conversation; labels are on assistant text and its <end_of_turn>, IGNORED elsewhere."""
-    text, found = spans(chat, messages)
-    return label(chat.tokenizer.encode(text, add_special_tokens=False), found)
+    """Return ids and labels of one conversation; answers and their <end_of_turn> are trained."""
+    text, spans = render_with_spans(chat, messages)
+    return label_tokens(_tokenise(chat, text), spans)
 
 
 def encode_all(
     chat: Chat, rows: Iterable[list[dict[str, str]]]
 ) -> list[tuple[list[int], list[int]]]:
-    """`encode` of many conversations at once; UserError when tokenizer or template cannot be used for training."""
-    import jinja2
+    """Encode many conversations; UserError when tokenizer or template cannot train on them."""
+    import jinja2  # a command that renders nothing starts without it
 
     try:
-        rendered = [spans(chat, messages) for messages in rows]
-        encoded = chat.tokenizer.encode_batch(
-            [text for text, _ in rendered], add_special_tokens=False
-        )
+        rendered = [render_with_spans(chat, messages) for messages in rows]
+        texts = [text for text, _ in rendered]
+        encodings = chat.tokenizer.encode_batch(texts, add_special_tokens=False)
         return [
-            label(encoding, found) for encoding, (_, found) in zip(encoded, rendered, strict=True)
+            label_tokens(encoding, spans)
+            for encoding, (_, spans) in zip(encodings, rendered, strict=True)
         ]
     except (ValueError, jinja2.TemplateError) as error:
         raise UserError(
-            f"{error}.\nThe tokenizer or chat template of the base model cannot be used for training on these rows as it is."
+            f"{error}.\nThe tokenizer or chat template of the base model cannot be used for "
+            f"training on these rows as it is."
         ) from None
 
 
-def prove(chat: Chat, ids: list[int], labels: list[int], messages: list[dict[str, str]]) -> str:
-    """What is wrong with a tokenised row, or an empty string: the checks every row must pass.
+def _tokenise(chat: Chat, text: str) -> Any:
+    return chat.tokenizer.encode(text, add_special_tokens=False)
 
-    Exactly one <bos>, first; every label its token; as many trained runs as answers, each right after the model's turn begins, and
-    each decoding to that answer, whole, and its <end_of_turn>: so at least one token is trained, the stop token is, no token of a
-    user is, and no answer is cut away. The whole decodes to the template's rendering, so that questions are whole too.
+
+# -------------------------------------------------------------------------------------------------
+# the proof
+
+
+def find_mask_fault(
+    chat: Chat, ids: list[int], labels: list[int], messages: list[dict[str, str]]
+) -> str:
+    """Say what is wrong with a tokenised row; an empty string when it passes every check.
+
+    - Exactly one <bos>, and it comes first.
+    - Every label is IGNORED or the token it stands for.
+    - The trained runs of tokens are as many as the answers. Each starts right after the model's
+      turn begins, and decodes to its answer, whole, and <end_of_turn>. So at least one token is
+      trained, the stop token is trained, no token of a user is, and no answer is cut away.
+    - The ids decode to the template's rendering, so that the questions are whole too.
     """
-    bos, head = chat.id("<bos>"), chat.tokenizer.encode(MODEL_TURN, add_special_tokens=False).ids
+    bos = chat.token_id("<bos>")
     if ids.count(bos) != 1 or ids[0] != bos:
         return f"{ids.count(bos)} <bos> tokens, expected one, first"
     if len(ids) != len(labels) or any(
-        lab not in (IGNORED, token) for token, lab in zip(ids, labels, strict=True)
+        label not in (IGNORED, token) for token, label in zip(ids, labels, strict=True)
     ):
         return "a label differs from its token"
     answers = [m["content"].strip() for m in messages if m["role"] == "assistant"]
-    edges = [
-        n
-        for n in range(len(ids) + 1)
-        if (n < len(ids) and labels[n] != IGNORED) != (n > 0 and labels[n - 1] != IGNORED)
-    ]
-    runs = list(zip(edges[::2], edges[1::2], strict=True))
+    runs = _trained_runs(labels)
     if len(runs) != len(answers):
         return f"{len(runs)} trained runs of tokens, expected {len(answers)}, one an answer"
-    for (start, end), answer in zip(runs, answers, strict=True):
-        if ids[start - len(head) : start] != head:
-            return f"a trained run does not start where the model's turn begins, but after {chat.decode(ids[max(0, start - 4) : start])!r}"
-        if ids[end - 1] != chat.id(TURN_END):
-            return f"an answer's {TURN_END} is not trained"
-        if chat.decode(ids[start:end]) != (answer + TURN_END).replace(
-            "\u2581", " "
-        ):  # the tokenizer writes blanks as U+2581
-            return "the trained tokens do not decode to the answer"
-    if chat.decode(ids) != chat.render(messages).replace("\u2581", " "):
+    for run, answer in zip(runs, answers, strict=True):
+        if fault := _find_run_fault(chat, ids, run, answer):
+            return fault
+    if chat.decode(ids) != _as_decoded(chat.render(messages)):
         return "the tokens do not decode to the rendered conversation"
     return ""
 
 
-def cut(chat: Chat, messages: list[dict[str, str]], most: int) -> list[dict[str, str]] | None:
-    """The conversation within `most` tokens: last exchanges left out, then the last answer cut after a whole sentence; None when nothing fits.
+def _trained_runs(labels: list[int]) -> list[tuple[int, int]]:
+    """Return the (start, end) of each unbroken run of trained tokens."""
+    trained = [False, *(label != IGNORED for label in labels), False]
+    edges = [n for n in range(len(labels) + 1) if trained[n] != trained[n + 1]]
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
-    The answer still ends in a trained <end_of_turn>, so it must end as an answer does, not in the middle of a sentence.
+
+def _find_run_fault(chat: Chat, ids: list[int], run: tuple[int, int], answer: str) -> str:
+    start, end = run
+    head = _tokenise(chat, MODEL_TURN).ids
+    if ids[start - len(head) : start] != head:
+        before = chat.decode(ids[max(0, start - 4) : start])
+        return f"a trained run does not start where the model's turn begins, but after {before!r}"
+    if ids[end - 1] != chat.token_id(TURN_END):
+        return f"an answer's {TURN_END} is not trained"
+    if chat.decode(ids[start:end]) != _as_decoded(answer + TURN_END):
+        return "the trained tokens do not decode to the answer"
+    return ""
+
+
+def _as_decoded(text: str) -> str:
+    # the tokenizer writes a blank as U+2581, so a text's own U+2581 comes back as a blank
+    return text.replace("\u2581", " ")
+
+
+# -------------------------------------------------------------------------------------------------
+# over-long rows
+
+
+def cut_to_fit(
+    chat: Chat, messages: list[dict[str, str]], max_tokens: int
+) -> list[dict[str, str]] | None:
+    """Shorten a conversation to at most `max_tokens`; None when nothing of it fits.
+
+    The last exchanges go first, then the last answer is cut after a whole sentence: it still ends
+    in a trained <end_of_turn>, so it must end as an answer does.
     """
-    while (
-        len(messages) > 3
-        and len(encode(chat, messages[:-1] + [{"role": "assistant", "content": "."}])[0]) > most
-    ):
+    while len(messages) > 3 and not _shortest_fits(chat, messages, max_tokens):
         messages = messages[:-2]
-    text, found = spans(chat, messages)
-    if len(chat.tokenizer.encode(text, add_special_tokens=False)) <= most:
+    text, spans = render_with_spans(chat, messages)
+    offsets = _tokenise(chat, text).offsets
+    if len(offsets) <= max_tokens:
         return messages
-    answer, start = messages[-1]["content"].strip(), found[-1][0]
-    offsets = chat.tokenizer.encode(text, add_special_tokens=False).offsets
-    room = (
-        offsets[max(0, most - 3)][0] - start
-    )  # the end token and the line end after it need their place
-    for end in reversed([m.end() for m in SENTENCE_END.finditer(answer[: max(0, room)])]):
-        shorter = [*messages[:-1], {"role": "assistant", "content": answer[:end].strip()}]
-        if (
-            re.search(r"\w", answer[:end])
-            and not answer[:end].rstrip().endswith(":")
-            and len(encode(chat, shorter)[0]) <= most
-        ):
+    answer = messages[-1]["content"].strip()
+    start, _ = spans[-1]
+    # the last token that can stay: the end token and the line end after it need their place
+    room = offsets[max(0, max_tokens - 3)][0] - start
+    ends = [match.end() for match in SENTENCE_END.finditer(answer[: max(0, room)])]
+    for end in reversed(ends):
+        part = answer[:end].strip()
+        shorter = [*messages[:-1], {"role": "assistant", "content": part}]
+        says_something = re.search(r"\w", part) and not part.endswith(":")
+        if says_something and len(encode(chat, shorter)[0]) <= max_tokens:
             return shorter
     return None
+
+
+def _shortest_fits(chat: Chat, messages: list[dict[str, str]], max_tokens: int) -> bool:
+    """Tell whether the conversation would fit with the shortest last answer there can be."""
+    shortest = [*messages[:-1], {"role": "assistant", "content": "."}]
+    return len(encode(chat, shortest)[0]) <= max_tokens

@@ -21,7 +21,7 @@ from lib.data.data_card import card as card
 from lib.data.data_card import summary
 from lib.data.duplicates import SAME_REASONS, Decisions
 from lib.data.rows import Rows, note_decided, progress, require_rows, timed, with_sides
-from lib.data.splits import SPLITS, Split
+from lib.data.splits import SPLITS, SplitWriter
 from lib.params import Params
 
 # in the order in which they are looked for
@@ -129,7 +129,7 @@ def read_and_clean(rows: Rows) -> None:
 @timed
 def measure(rows: Rows, base: pathlib.Path) -> None:
     """Count every row's tokens, before any row is dropped in favour of one that is too long itself; `base` has tokenizer and template."""
-    which, lengths = chat.identity(base), []
+    which, lengths = chat.tokenizer_identity(base), []
     bar = progress("tokenising", total=len(rows.made.side), unit="row")
     for (_, start), (own, too_long) in zip(
         rows.parts,
@@ -186,8 +186,8 @@ def tokenise(rows: Rows, base: pathlib.Path, final: pathlib.Path) -> dict[str, A
     """
     temporary = final.with_name(".data.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    out = {side: Split(temporary / side) for side in SPLITS}
-    which, counts, digest = chat.identity(base), Counter(), hashlib.sha256()
+    out = {side: SplitWriter(temporary / side) for side in SPLITS}
+    which, counts, digest = chat.tokenizer_identity(base), Counter(), hashlib.sha256()
     todo = [
         (path, np.flatnonzero(sides >= 0), sides[sides >= 0]) for path, _, sides in with_sides(rows)
     ]
@@ -233,4 +233,4 @@ def tokenise(rows: Rows, base: pathlib.Path, final: pathlib.Path) -> dict[str, A
 
 def compare_tokenizers(rows: Rows, base: pathlib.Path) -> int:
     """How many rows' text and stored ids transformers' own tokenizer gives too; UserError at a difference."""
-    return chat.same_as_transformers(chat.load(base), base, rows.sample)
+    return chat.compare_with_transformers(chat.load_chat(base), base, rows.sample)

@@ -1,4 +1,8 @@
-"""The prepared splits on disk: Arrow files in the layout of datasets.save_to_disk, written as they come."""
+"""The prepared splits on disk: Arrow files in the layout of datasets.save_to_disk.
+
+split = SplitWriter(folder / "train"); split.write(table); split.close()
+rows = load_split(folder, "train")
+"""
 
 import hashlib
 import json
@@ -28,73 +32,81 @@ SCHEMA = pa.schema(
 )
 
 
-class Split:
-    """One split on its way to disk; nothing of it is held."""
+class SplitWriter:
+    """Writes one split to disk, a table at a time; nothing of it stays in memory."""
 
-    def __init__(self, folder: pathlib.Path):
-        self.folder, self.shards, self.rows, self.writer = folder, 0, 0, None
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        self.shards = 0
+        self.rows = 0
+        self.file: Any = None
+        self.writer: Any = None
         folder.mkdir(parents=True)
 
     def write(self, table: Any) -> None:
+        """Append a table of SCHEMA, in a new file where the last one is full."""
         if self.writer and self.file.tell() > SHARD:
-            self._end()
+            self._end_shard()
         if not self.writer:
             self.file = pa.OSFile(str(self.folder / f"{self.shards}.arrow"), "wb")
-            self.writer, self.shards = pa.ipc.new_stream(self.file, table.schema), self.shards + 1
+            self.writer = pa.ipc.new_stream(self.file, table.schema)
+            self.shards += 1
         self.writer.write_table(table)
         self.rows += table.num_rows
 
-    def _end(self) -> None:
+    def _end_shard(self) -> None:
         self.writer.close()
         self.file.close()
         self.writer = None
 
     def close(self) -> None:
-        import datasets
+        """Write what `datasets` wants beside the Arrow files, and give these their final names."""
+        import datasets  # takes a second; only the end of the stage needs it
 
         datasets.disable_progress_bars()
         if not self.writer:
             self.write(SCHEMA.empty_table())
-        self._end()
-        # what `datasets` writes for no rows of these columns, with our files in it
-        empty = datasets.Dataset(SCHEMA.empty_table())
-        empty.save_to_disk(str(self.folder / "empty"))
+        self._end_shard()
+        # `datasets` writes its files for no rows of these columns; ours are then put in
+        empty = self.folder / "empty"
+        datasets.Dataset(SCHEMA.empty_table()).save_to_disk(str(empty))
         names = [f"data-{n:05d}-of-{self.shards:05d}.arrow" for n in range(self.shards)]
-        state = files.read_json(self.folder / "empty" / "state.json", "Arrow state")
-        files.write_json(
-            self.folder / "state.json",
-            {
-                **state,
-                "_data_files": [{"filename": name} for name in names],
-                "_fingerprint": hashlib.sha256(str(self.rows).encode()).hexdigest()[:16],
-            },
-        )
-        os.replace(self.folder / "empty" / "dataset_info.json", self.folder / "dataset_info.json")
-        shutil.rmtree(self.folder / "empty")
+        state = files.read_json(empty / "state.json", "Arrow state")
+        state |= {
+            "_data_files": [{"filename": name} for name in names],
+            "_fingerprint": hashlib.sha256(str(self.rows).encode()).hexdigest()[:16],
+        }
+        files.write_json(self.folder / "state.json", state)
+        os.replace(empty / "dataset_info.json", self.folder / "dataset_info.json")
+        shutil.rmtree(empty)
         for n, name in enumerate(names):
             os.replace(self.folder / f"{n}.arrow", self.folder / name)
 
 
-def load(folder: pathlib.Path, split: str) -> Any:
-    """One split as a datasets.Dataset; UserError when prepare has not left it."""
-    import datasets
+def load_split(folder: pathlib.Path, split: str) -> Any:
+    """Open one split as a datasets.Dataset; UserError when prepare has not left it."""
+    import datasets  # takes a second, which a command that opens no split should not wait
 
-    if not (folder / split).is_dir():
-        raise UserError(f"`{files.shown(folder / split)}` is missing: run prepare first.")
+    path = folder / split
+    if not path.is_dir():
+        raise UserError(f"`{files.shown(path)}` is missing: run prepare first.")
     try:
-        data = datasets.load_from_disk(str(folder / split))
+        data = datasets.load_from_disk(str(path))
         data["length"][:]
     except Exception as error:  # Arrow and datasets raise kinds of their own
         raise UserError(
-            f"`{files.shown(folder / split)}` cannot be read: {str(error).splitlines()[0][:200]}\n"
+            f"`{files.shown(path)}` cannot be read: {str(error).splitlines()[0][:200]}\n"
             f"Make it again with `make prepare FORCE=1`."
         ) from None
     return data
 
 
-def content(folder: pathlib.Path, split: str) -> str | None:
-    """sha256 over the tokens and labels of a split, in order; None where it is not there, or is empty."""
-    if not (folder / split).is_dir() or not len(data := load(folder, split)):
+def hash_split(folder: pathlib.Path, split: str) -> str | None:
+    """Return sha256 over a split's tokens and labels, in order; None for no split or no row."""
+    if not (folder / split).is_dir():
+        return None
+    data = load_split(folder, split)
+    if not len(data):
         return None
     digest = hashlib.sha256()
     for batch in data.select_columns(["input_ids", "labels"]).iter(256):

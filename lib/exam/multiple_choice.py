@@ -43,7 +43,7 @@ def sit(
 def _held_out(net: Any, folder: Path, name: str) -> dict[str, Any] | None:
     """Response loss and tokens of each row of the split never looked at in training, without one of the other; None without either."""
     for split in ("test", "validation"):
-        data = splits.load(folder / "data", split)
+        data = splits.load_split(folder / "data", split)
         if len(data):
             bar = partial(
                 tqdm, desc=f"{name}, held-out rows", file=sys.stdout, mininterval=2, ncols=100

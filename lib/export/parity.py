@@ -202,7 +202,7 @@ def choose(
     """
     random, rows, texts, used = np.random.default_rng(seed), [], [], []
     for split in ("validation", "test"):
-        held = splits.load(Path(data_folder), split)
+        held = splits.load_split(Path(data_folder), split)
         for n in random.permutation(len(held)).tolist() if len(rows) < ROWS else ():
             if any(label != label_mask.IGNORED for label in held[n]["labels"][:REACH]):
                 rows.append((held[n]["input_ids"], held[n]["labels"]))
@@ -222,7 +222,7 @@ def choose(
             ]
             for row in few
         ]
-        rows = label_mask.encode_all(chat.load(Path(model_dir)), turns)
+        rows = label_mask.encode_all(chat.load_chat(Path(model_dir)), turns)
         texts = [turn["content"] for pair in turns for turn in pair]
         source = "the bundled first-aid set: the run holds out no row that can be used, and may have trained on these"
     trained = [
@@ -276,7 +276,7 @@ def check(
     )
     weights = gguf_weights.compare(path, kind, folder)
     with llama.load(path) as engine:
-        same_tokens(engine, chat.load(folder), truth.texts, prompts, shown)
+        same_tokens(engine, chat.load_chat(folder), truth.texts, prompts, shown)
         figures = compare(truth, list(_predictions(engine, truth, kind)))
         within(figures, kind, shown)
         answers = [

@@ -112,13 +112,13 @@ def check(model_dir: pathlib.Path, ollama: str, localai: str, gguf: pathlib.Path
     takes away and Ollama's language has no function for.
     """
     tokenizer, said, fields = (
-        chat.load(pathlib.Path(model_dir)),
+        chat.load_chat(pathlib.Path(model_dir)),
         read_modelfile(ollama),
         yaml.safe_load(localai),
     )
     answered = tokenizer.render([*CONVERSATIONS[0], {"role": "assistant", "content": "Cool it."}])
     for stop in (said["parameter stop"], *fields["stopwords"]):
-        if tokenizer.id(stop) is None or f"Cool it.{stop}" not in answered:
+        if tokenizer.token_id(stop) is None or f"Cool it.{stop}" not in answered:
             raise UserError(
                 f"An answer of this base does not end in {stop}, but so: {answered[-40:]!r}\n{_WANTED}"
             )

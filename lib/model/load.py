@@ -13,6 +13,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lib.common import files, machine
+from lib.common.chat_template import read_chat_template
 from lib.common.errors import UserError
 from lib.model import adapter, base, device, placement, shards
 from lib.model.options import backend, check_options
@@ -41,13 +42,9 @@ UNSLOTH = {
 
 
 def load_tokenizer(folder: pathlib.Path) -> Any:
-    """The folder's fast tokenizer; UserError without a chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"the tokenizer of `{files.shown(folder)}` has no chat template; use an instruction-tuned base, or add one."
-        )
-    return tokenizer
+    """Read the folder's fast tokenizer; UserError when the folder has no chat template."""
+    read_chat_template(folder)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

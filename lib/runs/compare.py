@@ -283,7 +283,7 @@ def same_held_out(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 @functools.cache  # every pair of runs asks
 def _held_out(folder: pathlib.Path) -> list[str | None]:
-    return [splits.content(folder / "data", split) for split in ("validation", "test")]
+    return [splits.hash_split(folder / "data", split) for split in ("validation", "test")]
 
 
 def best_by(

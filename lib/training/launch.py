@@ -162,8 +162,8 @@ def main() -> None:
                 "per_device_train_batch_size: auto is settled by the train notebook. Started by hand, the ranks need a number."
             )
         data, validation = (
-            splits.load(folder / "data", "train"),
-            splits.load(folder / "data", "validation"),
+            splits.load_split(folder / "data", "train"),
+            splits.load_split(folder / "data", "validation"),
         )
         place = base.folder(job)
         net = load.load(place, job)

@@ -36,7 +36,7 @@ def prepare(job, folder, top):
     data.deduplicate(rows)
     data.decontaminate(rows)
     data.tokenise(rows, folder, top / "data")
-    return splits.load(top / "data", "train")
+    return splits.load_split(top / "data", "train")
 
 
 def ours(net, rows, job, seed):

@@ -80,7 +80,7 @@ def stored(folder):
     return {
         r["id"]: {**r, "split": s}
         for s in splits.SPLITS
-        for r in splits.load(folder / "data", s).to_list()
+        for r in splits.load_split(folder / "data", s).to_list()
     }
 
 
@@ -165,7 +165,7 @@ def test_what_is_on_disk_is_what_an_own_reading_and_encoding_gives(bundled_base,
     _, results = prepare(
         job(jsonl(tmp_path / "d.jsonl", made_up(120))), bundled_base, tmp_path / "run"
     )
-    gemma, kept = chat.load(bundled_base), stored(tmp_path / "run")
+    gemma, kept = chat.load_chat(bundled_base), stored(tmp_path / "run")
     assert len(kept) == 120
     for row in made_up(120):
         messages = [
@@ -432,12 +432,16 @@ def test_a_single_row_of_50_mb_is_dropped_without_working_on_it(bundled_base, ca
     assert time.monotonic() - begun < 60, "minutes would mean that it was cleaned or tokenised"
 
 
-def counted(monkeypatch, name):
+def count_encoded(monkeypatch):
+    """A list that takes the number of rows of each call of encode_all."""
     calls = []
-    real = getattr(chat, name)
-    monkeypatch.setattr(
-        chat, name, lambda gemma, rows: (calls.append(len(list(rows))), real(gemma, rows))[1]
-    )
+    real = label_mask.encode_all
+
+    def counting(gemma, rows):
+        calls.append(len(list(rows)))
+        return real(gemma, rows)
+
+    monkeypatch.setattr(label_mask, "encode_all", counting)
     return calls
 
 
@@ -449,7 +453,7 @@ def test_the_cache_reuses_what_did_not_change(bundled_base, cache, tmp_path, mon
         "clean_row",
         lambda messages, job_: (cleaned.append(1), real(messages, job_))[1],
     )
-    encoded = counted(monkeypatch, "encode_all")
+    encoded = count_encoded(monkeypatch)
 
     def work(path, **values):
         cleaned.clear()
@@ -510,7 +514,7 @@ def test_saved_splits_are_datasets_with_many_shards_too(tmp_path, monkeypatch):
     import pyarrow as pa
 
     monkeypatch.setattr(splits, "SHARD", 2000)
-    out = splits.Split(tmp_path / "data" / "train")
+    out = splits.SplitWriter(tmp_path / "data" / "train")
     rows = [
         {
             "id": f"r{n}",
@@ -529,19 +533,19 @@ def test_saved_splits_are_datasets_with_many_shards_too(tmp_path, monkeypatch):
     assert len(list((tmp_path / "data/train").glob("data-*.arrow"))) > 2
     assert (
         datasets.load_from_disk(str(tmp_path / "data/train")).to_list()
-        == splits.load(tmp_path / "data", "train").to_list()
+        == splits.load_split(tmp_path / "data", "train").to_list()
         == rows
     )
-    empty = splits.Split(tmp_path / "data" / "test")
+    empty = splits.SplitWriter(tmp_path / "data" / "test")
     empty.close()
-    assert len(splits.load(tmp_path / "data", "test")) == 0
+    assert len(splits.load_split(tmp_path / "data", "test")) == 0
     with pytest.raises(UserError, match="run prepare first"):
-        splits.load(tmp_path, "train")
+        splits.load_split(tmp_path, "train")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no state", "not Arrow"])
 def test_an_unreadable_split_says_so_and_what_to_do(tmp_path, damage):
-    split = splits.Split(tmp_path / "train")
+    split = splits.SplitWriter(tmp_path / "train")
     split.write(splits.SCHEMA.empty_table())
     split.close()
     file = next((tmp_path / "train").glob("*.arrow"))
@@ -551,17 +555,17 @@ def test_an_unreadable_split_says_so_and_what_to_do(tmp_path, damage):
         "not Arrow": lambda: file.write_text("hello"),
     }[damage]()
     with pytest.raises(UserError, match="(?s)train` cannot be read.*make prepare FORCE=1"):
-        splits.load(tmp_path, "train")
+        splits.load_split(tmp_path, "train")
 
 
 def test_a_template_that_breaks_the_mask_stops_the_stage(
     bundled_base, cache, tmp_path, monkeypatch
 ):
     path = jsonl(tmp_path / "d.jsonl", made_up(5))
-    real = chat.load
+    real = chat.load_chat
     monkeypatch.setattr(
         chat,
-        "load",
+        "load_chat",
         lambda folder: (c := real(folder))._replace(
             template=c.template.replace("{{- bos_token -}}", "{{- bos_token -}}{{- bos_token -}}")
         ),
@@ -645,7 +649,7 @@ def test_a_full_disk_is_told_and_what_was_there_before_stays(
     def full(self, table):
         raise OSError(28, "No space left on device", "train/0.arrow")
 
-    monkeypatch.setattr(splits.Split, "write", full)
+    monkeypatch.setattr(splits.SplitWriter, "write", full)
     with pytest.raises(UserError, match=r"tokenise: No space left on device: train/0.arrow"):
         prepare(job(path, seed=5), bundled_base, tmp_path / "run")
     assert len(stored(tmp_path / "run")) == 20

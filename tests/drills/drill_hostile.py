@@ -115,7 +115,7 @@ def _tokens(folder, runs):
         tokenizer.convert_tokens_to_ids(text) for text in ("<start_of_turn>", "<end_of_turn>")
     )
     for split in splits.SPLITS:
-        for row in splits.load(runs / "tiny/data", split):
+        for row in splits.load_split(runs / "tiny/data", split):
             ids, rows = row["input_ids"], rows + 1
             found = sorted(i for i in ids if i in control)
             if found != sorted([tokenizer.bos_token_id, start, start, end, end]):

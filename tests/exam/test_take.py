@@ -87,11 +87,11 @@ def exported(tiny_gemma3n, tmp_path_factory):
             "length": len(ids),
         }
         for n, (ids, labels) in enumerate(
-            label_mask.encode(chat.load(tiny_gemma3n), turns) for turns in TURNS
+            label_mask.encode(chat.load_chat(tiny_gemma3n), turns) for turns in TURNS
         )
     ]
     for name, kept in (("train", rows), ("validation", []), ("test", rows)):
-        split = splits.Split(folder / "data" / name)
+        split = splits.SplitWriter(folder / "data" / name)
         if kept:
             split.write(pa.Table.from_pylist(kept, splits.SCHEMA))
         split.close()

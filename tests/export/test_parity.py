@@ -48,7 +48,7 @@ def split(folder, name, conversations, tokenizer):
             )
         )
     ]
-    out = splits.Split(folder / name)
+    out = splits.SplitWriter(folder / name)
     if rows:
         out.write(pa.Table.from_pylist(rows, splits.SCHEMA))
     out.close()
@@ -71,7 +71,7 @@ def run(tiny_gemma3n, small, tmp_path_factory):
     shutil.copytree(tiny_gemma3n, folder / "merged")
     merge.missing_shared_kv(folder / "merged")
     gguf.to_gguf(folder / "merged", folder / "tiny-q8_0.gguf", "q8_0")
-    tokenizer = chat.load(folder / "merged")
+    tokenizer = chat.load_chat(folder / "merged")
     for name, count in (("train", 0), ("validation", 3), ("test", 4)):
         split(
             folder / "data",
@@ -266,7 +266,7 @@ def test_positions_are_trained_tokens_of_distinct_held_out_rows(run, small):
     held = [
         (row["input_ids"], row["labels"])
         for name in ("validation", "test")
-        for row in splits.load(data, name)
+        for row in splits.load_split(data, name)
     ]
     assert len(truth.rows) == len({tuple(ids) for ids in truth.rows}) == 4
     assert [tuple(ids) in {tuple(ids) for ids, _ in held[:3]} for ids in truth.rows] == [
@@ -298,8 +298,8 @@ def test_rows_beyond_reach_and_runs_without_held_out_rows(run, small, tmp_path, 
     rows, positions, *_ = parity.choose(data, merged, 1)
     assert rows
     assert all(0 < len(where) <= 4 and where[-1] < reach for where in positions)
-    split(tmp_path, "validation", [], chat.load(merged))
-    split(tmp_path, "test", [], chat.load(merged))
+    split(tmp_path, "validation", [], chat.load_chat(merged))
+    split(tmp_path, "test", [], chat.load_chat(merged))
     monkeypatch.undo()
     rows, positions, texts, source = parity.choose(tmp_path, merged, 1)
     assert len(rows) == len(positions)

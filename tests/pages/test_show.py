@@ -20,7 +20,7 @@ def test_numbers_for_people():
 def test_tables_and_tokens_escape_and_mark(bundled_base):
     from lib.data import chat, label_mask
 
-    tokenizer = chat.load(bundled_base)
+    tokenizer = chat.load_chat(bundled_base)
     messages = [
         {"role": "user", "content": f"Is {EVIL} safe?"},
         {"role": "assistant", "content": f"No: {EVIL}"},

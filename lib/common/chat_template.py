@@ -1,0 +1,35 @@
+"""The chat template of a model folder, read in one place for data, model and export.
+
+    read_chat_template(folder)  # the template's text
+
+With two orders of places, a run could train on one template and ship another.
+"""
+
+import pathlib
+
+from lib.common import files
+from lib.common.errors import UserError
+
+
+def read_chat_template(folder: pathlib.Path) -> str:
+    """Return a model folder's chat template; UserError when it has none.
+
+    The order of places is that of transformers: the file chat_template.jinja wins over
+    `chat_template` in tokenizer_config.json, where a list holds several and `default` is meant.
+    """
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        template = path.read_text(encoding="utf-8")
+    else:
+        config = files.read_json(folder / "tokenizer_config.json", "tokenizer configuration")
+        template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default")
+    if not template:
+        raise UserError(
+            f"the tokenizer of `{files.shown(folder)}` has no chat template, neither in "
+            f"chat_template.jinja nor in tokenizer_config.json; use an instruction-tuned base, "
+            f"or add one."
+        )
+    return template

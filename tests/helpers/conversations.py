@@ -1,0 +1,17 @@
+"""Conversations for tests of the chat template and the label mask."""
+
+from lib import params
+from lib.data import sources
+
+
+def row(question="Q?", answer="A."):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def bundled_messages():
+    return [
+        r["messages"]
+        for r in sources.read(
+            params.check({"dataset": "bundled:first-aid"}, "test"), lambda *a: None
+        )
+    ]
