@@ -4,7 +4,11 @@ python -m pytest tests/test_notebooks.py
 """
 
 import ast
+import os
 import pathlib
+import re
+import subprocess
+import sys
 import types
 import typing
 
@@ -15,9 +19,14 @@ import pytest
 from lib import params
 from lib.common import errors
 from lib.record.run_record import STAGES
+from lib.runs import colab
 
 NOTEBOOKS = pathlib.Path(__file__).parents[1] / "notebooks"
-STAGE_KEYS = {"prepare": ("prepare",), "train": ("train",), "export": ("export",)}
+GROUPS = {  # comment lines of the parameters cell
+    "prepare": ["model", "data", "lengths", "cleaning", "duplicates", "split"],
+    "train": ["model", "adapter", "batch", "schedule", "saving"],
+    "export": ["files", "exam", "hub"],
+}
 
 
 @pytest.fixture(params=STAGES)
@@ -45,7 +54,7 @@ def test_thin_without_functions_or_outputs(notebook):
         for line in c.source.splitlines()
         if line.strip() and not line.strip().startswith("#")
     ]
-    assert len(lines) <= 50, f"{name}: {len(lines)} code lines"
+    assert len(lines) <= 75, f"{name}: {len(lines)} code lines"
     assert (
         max(
             len(c.source.splitlines())
@@ -89,6 +98,9 @@ def test_parameters_cell_is_literal_annotated_and_equal_to_the_schema(notebook):
     assert list(found) == [k for k in params.FIELDS if params.stage_of(k) == name], (
         "keys, in the schema's order"
     )
+    assert max(len(line) for line in tagged[0].source.splitlines()) <= 100, "one line a parameter"
+    groups = re.findall(r"^# (\w+)$", tagged[0].source, re.MULTILINE)
+    assert groups == GROUPS[name]
     for key, (value, annotation) in found.items():
         field = params.FIELDS[key]
         default = field.get_default(call_default_factory=True)
@@ -118,49 +130,98 @@ def test_papermill_sees_every_parameter(notebook):
 
 
 def test_first_code_cell_touches_nothing_outside_colab(notebook, monkeypatch, tmp_path):
-    import os
-    import sys
-
     cell = code(notebook[1].cells)[0]
     monkeypatch.chdir(tmp_path)
-    before, modules = dict(os.environ), set(sys.modules)
+    before, modules, path = dict(os.environ), set(sys.modules), list(sys.path)
     exec(compile(cell.source, "first cell", "exec"), {})  # noqa: S102 - the cell is ours
     assert dict(os.environ) == before
+    assert sys.path == path
     assert list(tmp_path.iterdir()) == []
-    assert not {m for m in set(sys.modules) - modules if m.startswith("google")}
+    assert not {m for m in set(sys.modules) - modules if m.startswith(("google", "lib.runs.colab"))}
 
 
-def test_first_code_cell_does_what_colab_needs(notebook, monkeypatch, tmp_path):
-    import os
-    import subprocess
-    import sys
-    import types
+class NoSecret(Exception):
+    pass
 
-    ran, mounted = [], []
-    colab = types.ModuleType("google.colab")
 
-    class Missing(Exception):
-        pass
+@pytest.fixture
+def in_colab(monkeypatch):
+    """Colab's own modules, a machine on which nothing is run, and the list of what was done there, in order."""
+    done = []
 
-    colab.drive = types.SimpleNamespace(mount=mounted.append)
-    colab.userdata = types.SimpleNamespace(
-        get=lambda name: "hf_secret", SecretNotFoundError=Missing, NotebookAccessError=Missing
+    def secret(name):
+        done.append(("secret", name))
+        return "hf_secret"
+
+    fake = types.ModuleType("google.colab")
+    fake.drive = types.SimpleNamespace(mount=lambda path: done.append(("mount", path)))
+    fake.userdata = types.SimpleNamespace(
+        get=secret, SecretNotFoundError=NoSecret, NotebookAccessError=NoSecret
     )
     monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
-    monkeypatch.setitem(sys.modules, "google.colab", colab)
-    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append((command, check)))
-    monkeypatch.setattr(os, "chdir", ran.append)
+    monkeypatch.setitem(sys.modules, "google.colab", fake)
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, check: done.append(("run", command, check))
+    )
+    monkeypatch.setattr(os, "chdir", lambda path: done.append(("chdir", str(path))))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setenv("MEDRESCUE_RUNS", "")
+    return done
+
+
+def test_first_code_cell_does_what_colab_needs(notebook, in_colab, monkeypatch):
     exec(compile(code(notebook[1].cells)[0].source, "first cell", "exec"), {})  # noqa: S102 - the cell is ours
-    assert mounted == ["/content/drive"]
-    assert [c[0][:2] if isinstance(c, tuple) else c for c in ran] == [
-        ["git", "clone"],
-        [sys.executable, "-m"],
-        "/content/medrescue-tuning",
+    clone, *rest = in_colab
+    home = "/content/medrescue-tuning"
+    assert clone[1][:2] == ["git", "clone"]
+    assert clone[1][-2:] == ["https://github.com/medrescue/medrescue-tuning", home]
+    assert sys.path[0] == home, "lib is imported from the clone"
+    assert rest == [
+        ("mount", "/content/drive"),
+        ("secret", "HF_TOKEN"),
+        (
+            "run",
+            [sys.executable, "-m", "pip", "install", "-q", "-r", f"{errors.ROOT}/requirements.txt"],
+            True,
+        ),
+        ("chdir", str(errors.ROOT)),
     ]
-    assert all(c[1] for c in ran if isinstance(c, tuple)), (
-        "a failing clone or install must stop the cell"
-    )
+    assert clone[2] is True, "a clone that fails must stop the cell"
     assert os.environ["HF_TOKEN"] == "hf_secret"
     assert os.environ["MEDRESCUE_RUNS"].startswith("/content/drive/")
+
+
+def test_first_code_cell_again_does_not_clone_again(notebook, in_colab, monkeypatch):
+    monkeypatch.setattr(os.path, "exists", lambda path: True)
+    exec(compile(code(notebook[1].cells)[0].source, "first cell", "exec"), {})  # noqa: S102 - the cell is ours
+    assert [entry[0] for entry in in_colab] == ["mount", "secret", "run", "chdir"]
+
+
+def test_first_code_cell_is_the_same_in_every_notebook():
+    books = [nbformat.read(path, as_version=4) for path in NOTEBOOKS.glob("*.ipynb")]
+    assert len({code(book.cells)[0].source for book in books}) == 1
+
+
+def test_colab_without_a_token_says_what_is_left(in_colab, monkeypatch, capsys):
+    def refuse(name):
+        raise NoSecret
+
+    sys.modules["google.colab"].userdata.get = refuse
+    colab.prepare_session()
+    assert os.environ["HF_TOKEN"] == ""
+    assert "only public models and data" in capsys.readouterr().out
+
+
+def test_preparing_colab_needs_the_standard_library_alone():
+    """The first cell imports it before anything is installed."""
+    program = (
+        "import sys; from lib.runs import colab; "
+        "outside = {m.split('.')[0] for m in sys.modules} - set(sys.stdlib_module_names) - {'lib'}; "
+        "print(*sorted(m for m in outside if not m.startswith('__')))"
+    )
+    names = subprocess.run(
+        [sys.executable, "-S", "-c", program], cwd=errors.ROOT, capture_output=True, text=True
+    )
+    assert names.returncode == 0, names.stderr
+    assert names.stdout.split() == []
