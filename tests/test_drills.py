@@ -12,6 +12,7 @@ import pytest
 DRILLS = pathlib.Path(__file__).parent / "drills"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "trials"), [("params", 300), ("secrets", 6), ("soak", 2)])
 def test_nothing_is_lost(name, trials):
     done = subprocess.run(

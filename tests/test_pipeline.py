@@ -258,6 +258,7 @@ def test_report_shows_this_run(run):
     assert EVIL not in page
 
 
+@pytest.mark.slow
 def test_running_all_cells_in_jupyter_with_params_file_is_the_same_job(
     run, job, tmp_path, monkeypatch
 ):
@@ -287,6 +288,7 @@ def test_running_all_cells_in_jupyter_with_params_file_is_the_same_job(
     assert "nothing to do" in make("train", job, tmp_path, "--run", "tiny")
 
 
+@pytest.mark.slow
 def test_the_bundled_model_and_data(tmp_path):
     folder = tmp_path / "demo"
     make(
