@@ -54,9 +54,9 @@ def tiny_run(tiny_gemma3n, tmp_path_factory):
     merge.missing_shared_kv(folder / "merged")
     maker.random_adapter(tiny_gemma3n, folder / "adapter")
     gguf.to_gguf(folder / "merged", folder / "gguf" / "tiny-q8_0.gguf")
-    job = params.load("params/cpu.yaml", "max_seq_length=64")
+    job = params.load_job("params/cpu.yaml", "max_seq_length=64")
     servers.write(folder, folder / "gguf" / "tiny-q8_0.gguf", job)
-    files.atomic_write(folder / "params.yaml", params.dump(job))
+    files.atomic_write(folder / "params.yaml", params.to_yaml(job))
     stages = {
         stage: {"status": "finished", "attempts": [{}], "artifacts": [], "inputs": {}}
         for stage in run_record.STAGES

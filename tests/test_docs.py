@@ -86,7 +86,7 @@ def test_each_command_of_the_readme_is_one_make_accepts_with_parameters_that_exi
     if line:
         words = shlex.split(line)
         given = dict(itertools.pairwise(words))
-        params.load(given["--params"], given.get("--set", ""))
+        params.load_job(given["--params"], given.get("--set", ""))
         assert words[words.index("lib.runs") + 1] in (
             "run",
             "prepare",
@@ -99,7 +99,9 @@ def test_each_command_of_the_readme_is_one_make_accepts_with_parameters_that_exi
 
 def test_parameter_table_is_generated():
     shown = re.search(r"<!-- parameters: .*? -->\n(.*?)\n<!-- end -->", README, re.DOTALL)[1]
-    assert shown == params.table(), "run `.venv/bin/python -m lib.params` and paste its output"
+    assert shown == params.markdown_table(), (
+        "run `.venv/bin/python -m lib.params` and paste its output"
+    )
 
 
 def test_links_lead_somewhere():

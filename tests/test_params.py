@@ -43,16 +43,20 @@ def test_defaults_are_the_recipe():
 
 
 def test_a_runs_own_parameters_show_a_change_by_hand(tmp_path):
-    job = params.check({"learning_rate": 1e-4, "dataset": ["a.jsonl", {"dataset": "b"}]}, "test")
+    job = params.check_values(
+        {"learning_rate": 1e-4, "dataset": ["a.jsonl", {"dataset": "b"}]}, "test"
+    )
     path = tmp_path / "params.yaml"
-    path.write_text(params.dump(job))
-    assert params.recorded(tmp_path) == params.load(path) == job
-    path.write_text(params.dump(job).replace("0.0001", "0.0007"))
+    path.write_text(params.to_yaml(job))
+    assert params.load_recorded(tmp_path) == params.load_job(path) == job
+    path.write_text(params.to_yaml(job).replace("0.0001", "0.0007"))
     with pytest.raises(UserError, match="not as the run recorded it"):
-        params.recorded(tmp_path)
-    assert params.load(path).learning_rate == 7e-4, "as a params file of one's own it may be edited"
-    path.write_text(params.dump(job).rpartition("#")[0])
-    assert params.recorded(tmp_path) == job
+        params.load_recorded(tmp_path)
+    assert params.load_job(path).learning_rate == 7e-4, (
+        "as a params file of one's own it may be edited"
+    )
+    path.write_text(params.to_yaml(job).rpartition("#")[0])
+    assert params.load_recorded(tmp_path) == job
 
 
 @pytest.mark.parametrize(
@@ -91,7 +95,7 @@ def test_a_runs_own_parameters_show_a_change_by_hand(tmp_path):
 )
 def test_wrong_values_are_named_with_the_expected_form(write, text, expected):
     with pytest.raises(UserError) as error:
-        params.load(write(text))
+        params.load_job(write(text))
     assert expected in str(error.value)
     assert "job.yaml" in str(error.value)
     assert len(str(error.value).splitlines()) < 10
@@ -99,7 +103,7 @@ def test_wrong_values_are_named_with_the_expected_form(write, text, expected):
 
 def test_every_wrong_key_is_reported_at_once(write):
     with pytest.raises(UserError) as error:
-        params.load(write("lora_r: 0\nseed: -1\n"))
+        params.load_job(write("lora_r: 0\nseed: -1\n"))
     assert "lora_r" in str(error.value)
     assert "seed" in str(error.value)
 
@@ -109,28 +113,28 @@ def test_every_wrong_key_is_reported_at_once(write):
     [("2e-5", 2e-5), ("1E-4", 1e-4), ("1e-4", 1e-4), ("0.5", 0.5), (".5", 0.5), ("5.0e-4", 5e-4)],
 )
 def test_scientific_numbers_are_floats(write, text, value):
-    assert params.load(write(f"learning_rate: {text}")).learning_rate == value
+    assert params.load_job(write(f"learning_rate: {text}")).learning_rate == value
 
 
 def test_a_whole_number_is_a_number_but_not_the_other_way(write):
-    assert params.load(write("num_train_epochs: 2")).num_train_epochs == 2.0
+    assert params.load_job(write("num_train_epochs: 2")).num_train_epochs == 2.0
 
 
 def test_missing_and_binary_files(write, tmp_path):
     with pytest.raises(UserError, match=r"does not exist[\s\S]*params/cpu.yaml"):
-        params.load("params/nowhere.yaml")
+        params.load_job("params/nowhere.yaml")
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):
-        params.load(tmp_path / "b.yaml")
+        params.load_job(tmp_path / "b.yaml")
 
 
 def test_an_empty_file_means_the_defaults(write):
-    assert params.load(write("# nothing\n")) == params.Params()
+    assert params.load_job(write("# nothing\n")) == params.Params()
 
 
 def test_overrides_win_and_are_as_strict(write):
     path = write("seed: 1\nmax_steps: 7\n")
-    job = params.load(
+    job = params.load_job(
         path, 'learning_rate=1e-4 max_steps=50 gguf_types="[q8_0, f16]" dataset_revision='
     )
     assert (job.seed, job.learning_rate, job.max_steps, job.gguf_types, job.dataset_revision) == (
@@ -148,37 +152,37 @@ def test_overrides_win_and_are_as_strict(write):
         ('seed="1', "expected SET"),
     ):
         with pytest.raises(UserError) as error:
-            params.load(path, text)
+            params.load_job(path, text)
         assert expected in str(error.value)
 
 
 def test_dump_reads_back_to_the_same(write):
-    job = params.load(
+    job = params.load_job(
         write("base_model: 'no'\nlearning_rate: 1e-7\nnum_train_epochs: 1e5\ngguf_types: [f16]\n")
     )
-    assert params.load(write(params.dump(job), "again.yaml")) == job
+    assert params.load_job(write(params.to_yaml(job), "again.yaml")) == job
 
 
 def test_fingerprint_depends_on_data_and_training_alone(write):
-    base = params.fingerprint(params.load(write("seed: 1")))
-    assert base == params.fingerprint(params.load(write("seed: 1\ngguf_types: [f16]"))), (
+    base = params.fingerprint(params.load_job(write("seed: 1")))
+    assert base == params.fingerprint(params.load_job(write("seed: 1\ngguf_types: [f16]"))), (
         "an export key renamed the run"
     )
-    assert base == params.fingerprint(params.load(write("seed: 1\nlora_r: 8"))), (
+    assert base == params.fingerprint(params.load_job(write("seed: 1\nlora_r: 8"))), (
         "a default spelled out renamed the run"
     )
-    assert base == params.fingerprint(params.load(write("seed: 1\nmax_minutes: 9\nnum_gpus: 1"))), (
-        "what changes no weight renamed the run"
-    )
-    assert base != params.fingerprint(params.load(write("seed: 2")))
-    assert base != params.fingerprint(params.load(write("seed: 1\nlora_r: 4")))
+    assert base == params.fingerprint(
+        params.load_job(write("seed: 1\nmax_minutes: 9\nnum_gpus: 1"))
+    ), "what changes no weight renamed the run"
+    assert base != params.fingerprint(params.load_job(write("seed: 2")))
+    assert base != params.fingerprint(params.load_job(write("seed: 1\nlora_r: 4")))
 
 
 def test_every_key_is_described_and_has_a_stage():
     for key, field in params.FIELDS.items():
         assert field.description, key
         assert params.stage_of(key) in ("prepare", "train", "export"), key
-        assert params.type_name(key), key
+        assert params.describe_type(key), key
 
 
 @pytest.mark.parametrize(
@@ -187,10 +191,10 @@ def test_every_key_is_described_and_has_a_stage():
     ids=lambda p: p.name,
 )
 def test_presets_are_valid_short_and_list_only_what_differs(path):
-    job, lines = params.load(path), path.read_text().splitlines()
+    job, lines = params.load_job(path), path.read_text().splitlines()
     assert len(lines) <= 25
     given = {line.split(":")[0] for line in lines if line and not line.startswith("#")}
-    assert given == set(params.changed(job)), "a preset repeats a default"
+    assert given == set(params.find_changed(job)), "a preset repeats a default"
 
 
 @pytest.mark.parametrize(
@@ -206,23 +210,23 @@ def test_presets_are_valid_short_and_list_only_what_differs(path):
             "Entry 1, `weight`: input should be less than or equal to 1",
         ),
         ([{"revision": "v1"}], "Entry 1, `dataset`: field required"),
-        ([], "expected a text, or a list of"),
-        ({"dataset": "a/b"}, "expected a text, or a list of"),
+        ([], "expected a text, or a list, one or more of texts or {dataset, "),
+        ({"dataset": "a/b"}, "expected a text, or a list, one or more of texts or {dataset, "),
     ],
 )
 def test_a_wrong_list_of_sources_names_the_entry(listed, expected):
     with pytest.raises(UserError) as error:
-        params.check({"dataset": listed}, "test")
+        params.check_values({"dataset": listed}, "test")
     assert expected in str(error.value)
 
 
 def test_a_list_of_sources_may_name_them_plainly_and_comes_back_from_its_own_yaml(tmp_path):
-    job = params.check(
+    job = params.check_values(
         {"dataset": ["a/b", {"dataset": "c.jsonl", "max_rows": 5}], "columns": {"question": "ask"}},
         "test",
     )
-    (tmp_path / "p.yaml").write_text(params.dump(job))
-    assert params.load(tmp_path / "p.yaml") == job
+    (tmp_path / "p.yaml").write_text(params.to_yaml(job))
+    assert params.load_job(tmp_path / "p.yaml") == job
 
 
 def test_a_mapping_cut_by_its_blanks_says_how_to_quote_it():
@@ -254,6 +258,6 @@ def test_a_mapping_cut_by_its_blanks_says_how_to_quote_it():
 )
 def test_each_wrong_value_of_the_data_stage_says_what_is_expected(values, expected):
     with pytest.raises(UserError) as error:
-        params.check(values, "test")
+        params.check_values(values, "test")
     assert expected in str(error.value)
     assert len(str(error.value).splitlines()) < 6

@@ -132,7 +132,10 @@ def examine(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int = 1)
     items = read(exam)  # what cannot be asked is an error before the run is touched
     run_record.lock(folder)
     try:
-        job, run = params.recorded(folder), Run(folder, run_record.read_record(folder / "run.json"))
+        job, run = (
+            params.load_recorded(folder),
+            Run(folder, run_record.read_record(folder / "run.json")),
+        )
         for stage in run_record.STAGES[1:]:
             done, trouble = run.finished(stage)
             if not done:

@@ -62,7 +62,7 @@ def card(folder: pathlib.Path, part: str, repos: dict[str, str] | None = None) -
         raise UserError(
             f"`{files.shown(folder)}` is not a run: it has no run.json. A card is made from a run's records."
         )
-    run, job = files.read_json(folder / "run.json", "run record"), params.recorded(folder)
+    run, job = files.read_json(folder / "run.json", "run record"), params.load_recorded(folder)
     paths = (folder / "results.json", folder / "data" / "data_card.json")
     results, data = (files.read_json(path, "record") if path.is_file() else {} for path in paths)
     export, train = results.get("export", {}), results.get("train", {})

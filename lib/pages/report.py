@@ -35,7 +35,7 @@ def gather(folder: pathlib.Path) -> dict[str, Any]:
         "folder": folder,
         "run": run,
         "results": results,
-        "job": params.recorded(folder),
+        "job": params.load_recorded(folder),
         "damage": damage(folder, run),
         "exams": examined(folder, results),
         "entries": ledger.read(folder / "metrics.jsonl"),
@@ -192,7 +192,7 @@ def artifacts(
 
 def parameter_rows(job: Params) -> list[dict[str, Any]]:
     """Every parameter, those that differ from the defaults first: {parameter, value, default, meaning, changed}."""
-    changed, values = params.changed(job), job.model_dump()
+    changed, values = params.find_changed(job), job.model_dump()
     return [
         {
             "parameter": key,

@@ -114,7 +114,7 @@ def job(params_: Any, run: Any) -> Any:
     from lib.common import files
 
     print(f"run: {files.shown(run.folder)}")
-    changed, values = params.changed(params_), params_.model_dump()
+    changed, values = params.find_changed(params_), params_.model_dump()
     rows = [
         {"parameter": k, "value": str(v), "default": str(params.FIELDS[k].default)}
         for k, v in changed.items()

@@ -230,7 +230,7 @@ def open_run(folder: pathlib.Path, job: Params, force_from: str = "") -> Run:
                 },
             )
         run.save()  # before params.yaml: a folder with a file but no record is refused
-        files.atomic_write(folder / "params.yaml", params.dump(job))
+        files.atomic_write(folder / "params.yaml", params.to_yaml(job))
         # of a process killed while it wrote; only we write here now. In gguf/ they would be taken for part of the result
         for torn in [
             *filter(pathlib.Path.is_file, folder.glob(".*.tmp")),
@@ -288,7 +288,7 @@ def _compare(run: Run, job: Params, force_from: str) -> None:
     if not (run.folder / "params.yaml").exists():
         return
     try:
-        recorded = params.recorded(run.folder).model_dump()
+        recorded = params.load_recorded(run.folder).model_dump()
     except UserError as error:
         if force_from == "prepare":
             return
@@ -335,13 +335,13 @@ def begin(stage: str, namespace: dict[str, Any]) -> tuple[Params, Run]:
     """
     params_file, name = namespace.get("params_file") or "", namespace.get("run_name") or ""
     if params_file:
-        folder = folder_for(job := params.load(params_file), params_file, name)
+        folder = folder_for(job := params.load_job(params_file), params_file, name)
     else:
         folder = folder_for(Params(), "", name or "notebook")
         recorded = folder / "params.yaml"
-        job = params.check(
+        job = params.check_values(
             {
-                **(params.recorded(folder).model_dump() if recorded.exists() else {}),
+                **(params.load_recorded(folder).model_dump() if recorded.exists() else {}),
                 **{k: namespace[k] for k in params.FIELDS if k in namespace},
             },
             "the notebook's parameters cell",

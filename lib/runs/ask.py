@@ -45,7 +45,7 @@ def find(folder: pathlib.Path) -> tuple[params.Params, pathlib.Path]:
         raise UserError(
             f"`{files.shown(folder)}` is not a run: it has no run.json. `ls runs` shows what there is; RUN= takes a name from there."
         )
-    job, export = params.recorded(folder), read_record(folder / "run.json")["stages"]["export"]
+    job, export = params.load_recorded(folder), read_record(folder / "run.json")["stages"]["export"]
     again = f"Run `make export RUN={folder.name}` with the same PARAMS first."
     if export["status"] != "finished":
         raise UserError(

@@ -44,7 +44,7 @@ def _main(options: argparse.Namespace) -> int:
     _Stopper.install()
     folder = None
     try:
-        job = params.load(options.params, options.overrides)
+        job = params.load_job(options.params, options.overrides)
         folder = run_record.folder_for(job, options.params, options.run)
         if options.command == "report":
             return _report(folder)

@@ -70,7 +70,7 @@ def launch(folder: pathlib.Path, job: Params, processes: int) -> None:
     """
     for name in (END, stops.INTERRUPT, TRAINED):
         (folder / name).unlink(missing_ok=True)
-    files.atomic_write(folder / JOB, params.dump(job))
+    files.atomic_write(folder / JOB, params.to_yaml(job))
     command = [
         sys.executable,
         "-m",
@@ -156,7 +156,7 @@ def main() -> None:
     try:
         if not launched and ranks.rank() == 0:
             run_record.lock(folder)  # who launched the others holds it
-        job = params.load(folder / (JOB if launched else "params.yaml"))
+        job = params.load_job(folder / (JOB if launched else "params.yaml"))
         if job.per_device_train_batch_size == "auto":
             raise UserError(
                 "per_device_train_batch_size: auto is settled by the train notebook. Started by hand, the ranks need a number."

@@ -89,7 +89,7 @@ def _tensorboard(module: Any, job: Params, folder: pathlib.Path, name: str, step
     writer = module.SummaryWriter(
         str(folder / "tensorboard" / name), purge_step=step + 1
     )  # the line of `step` itself stands
-    writer.add_text("params", textwrap.indent(params.dump(job), "    "), step)
+    writer.add_text("params", textwrap.indent(params.to_yaml(job), "    "), step)
 
     def log(numbers: dict[str, float], step: int) -> None:
         for key, value in numbers.items():

@@ -95,7 +95,7 @@ def trainer(net, rows, job, steps):
 
 
 def main(run, steps):
-    job = params.load(run / "params.yaml").model_copy(update={"max_steps": steps, "num_gpus": 1})
+    job = params.load_job(run / "params.yaml").model_copy(update={"max_steps": steps, "num_gpus": 1})
     rows, held_out = splits.load_split(run / "data", "train"), splits.load_split(run / "data", "validation")
     folder = base.folder(job)
     net = load.load(folder, job)

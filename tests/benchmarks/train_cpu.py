@@ -88,7 +88,7 @@ def trainer(net, rows, job, seed, autocast, tokenizer):
 
 
 def main(rounds):
-    job = params.load("params/cpu.yaml")
+    job = params.load_job("params/cpu.yaml")
     cores = device.threads()
     folder = base.folder(job)
     tokenizer = load.load_tokenizer(folder)

@@ -111,7 +111,7 @@ def ours(params_file, steps, overrides, length):
     from lib.record import ledger
     from lib.training import loop
 
-    job = params.load(params_file, overrides)
+    job = params.load_job(params_file, overrides)
     job = job.model_copy(
         update={"base_model": str(BASE), "max_steps": steps, "warmup_steps": 0, "num_gpus": 1}
     )

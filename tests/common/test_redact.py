@@ -131,15 +131,15 @@ def test_a_stream_is_redacted_and_otherwise_itself():
 
 def test_a_name_that_only_looks_like_one_is_a_parameter(monkeypatch):
     monkeypatch.setenv("JUPYTER_TOKEN", "medrescue")
-    assert params.check({"dataset": "data/hf_medical_questions.jsonl"}, "test").dataset
-    assert params.check({"dataset": "ericrisco/medrescue"}, "test").dataset
+    assert params.check_values({"dataset": "data/hf_medical_questions.jsonl"}, "test").dataset
+    assert params.check_values({"dataset": "ericrisco/medrescue"}, "test").dataset
 
 
 @pytest.mark.parametrize("key", ["base_model", "push_to", "dataset"])
 def test_a_parameter_that_holds_a_token_is_refused_without_showing_it(key, tmp_path):
     (tmp_path / "job.yaml").write_text(f"{key}: {HF}\n")
     with pytest.raises(UserError, match=f"`{key}` holds a token or password") as error:
-        params.load(tmp_path / "job.yaml")
+        params.load_job(tmp_path / "job.yaml")
     assert HF not in str(error.value)
     with pytest.raises(UserError, match="holds a token"):
-        params.load("params/cpu.yaml", f"{key}={HF}")
+        params.load_job("params/cpu.yaml", f"{key}={HF}")

@@ -27,7 +27,7 @@ DATA = errors.ROOT.parent / "shared" / "data"
 
 
 def job(**values):
-    return params.check(ANY | values, "test")
+    return params.check_values(ANY | values, "test")
 
 
 def cleaned(text, **values):

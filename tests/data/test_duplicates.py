@@ -20,7 +20,7 @@ VOCABULARY = [
 
 
 def job(**values):
-    return params.check({"validation_size": 0.1, "test_size": 0.1, **values}, "test")
+    return params.check_values({"validation_size": 0.1, "test_size": 0.1, **values}, "test")
 
 
 def rows_of(*pairs):

@@ -26,7 +26,7 @@ from lib.data import exam_items, sources
 def run(job):
     commits = {}
     try:
-        job = params.check({"exam": [], **job}, "test")
+        job = params.check_values({"exam": [], **job}, "test")
         if job.exam:
             return {"items": [item for name in job.exam for item in exam_items.read(name)]}
         return {"rows": list(sources.read(job, None, commits=commits)), "commits": commits}

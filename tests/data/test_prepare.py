@@ -34,7 +34,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def job(path, **values):
-    return params.check(
+    return params.check_values(
         {
             "dataset": str(path),
             "max_seq_length": 256,

@@ -27,7 +27,7 @@ class Read(list):
 
     def __init__(self, dataset, **more):
         self.dropped, self.commits, self.ticks = [], {}, []
-        job = params.check(
+        job = params.check_values(
             {"dataset": dataset if isinstance(dataset, list) else str(dataset), **more}, "test"
         )
         super().__init__(
@@ -149,7 +149,7 @@ def test_a_folder_is_all_its_files_in_order_of_name(tmp_path):
     assert rows.pairs == [(f"q{n}", f"a{n}") for n in range(12)]
     assert len({r["id"] for r in rows}) == 12
     assert rows.ticks == sorted(rows.ticks)
-    assert rows.ticks[-1] <= sources.size(params.check({"dataset": str(tmp_path)}, "test"))
+    assert rows.ticks[-1] <= sources.size(params.check_values({"dataset": str(tmp_path)}, "test"))
 
 
 def test_what_datasets_saves_to_disk_is_read_and_of_its_splits_train_alone(tmp_path):
@@ -319,7 +319,7 @@ def test_rows_after_max_rows_are_not_looked_at(tmp_path):
 
 def test_the_fingerprint_is_of_the_bytes_and_of_a_hub_sets_revision(tmp_path, monkeypatch):
     def printed(dataset, **more):
-        return sources.fingerprint(params.check({"dataset": dataset, **more}, "test"))
+        return sources.fingerprint(params.check_values({"dataset": dataset, **more}, "test"))
 
     path = jsonl(tmp_path / "d.jsonl", *numbered(2))
     before = printed(str(path))
@@ -465,13 +465,15 @@ def test_a_cap_counts_the_rows_read_not_those_a_weight_leaves(tmp_path):
 )
 def test_wrong_entries_of_a_list_are_refused(entry):
     with pytest.raises(UserError, match="weight > 0 and <= 1"):
-        params.check({"dataset": [{"dataset": "bundled:first-aid", **entry}]}, "test")
+        params.check_values({"dataset": [{"dataset": "bundled:first-aid", **entry}]}, "test")
 
 
 def test_a_revision_beside_a_list_is_refused():
     with pytest.raises(UserError, match="in a list each entry has its own"):
         sources.check(
-            params.check({"dataset": [{"dataset": "owner/name"}], "dataset_revision": "v1"}, "test")
+            params.check_values(
+                {"dataset": [{"dataset": "owner/name"}], "dataset_revision": "v1"}, "test"
+            )
         )
 
 
@@ -736,7 +738,7 @@ def test_a_damaged_gzip_says_how_far_it_could_be_read(tmp_path, name, row, damag
 def test_unknown_datasets_name_what_is_expected(name):
     assert "bundled:first-aid" in refused(name)
     with pytest.raises(UserError):
-        sources.check(params.check({"exam": [name]}, "test"))
+        sources.check(params.check_values({"exam": [name]}, "test"))
 
 
 def test_an_empty_folder_says_what_it_should_hold(tmp_path):
@@ -859,7 +861,7 @@ def traced():
 )
 def test_reading_is_a_stream(tmp_path, name, request):
     (tmp_path / name).write_bytes(large(name, 20_000))
-    job, ticks = params.check({"dataset": str(tmp_path / name)}, "test"), []
+    job, ticks = params.check_values({"dataset": str(tmp_path / name)}, "test"), []
     peak = request.getfixturevalue("traced")
     reading = sources.read(job, None, ticks.append)
     next(reading)
@@ -876,7 +878,9 @@ def test_the_first_rows_of_a_file_that_is_cut_off_arrive_before_the_error(tmp_pa
     (tmp_path / "d.jsonl.gz").write_bytes(
         gzip.compress("".join(json.dumps(r) + "\n" for r in numbered(50_000)).encode())[:-50]
     )
-    reading = sources.read(params.check({"dataset": str(tmp_path / "d.jsonl.gz")}, "test"), None)
+    reading = sources.read(
+        params.check_values({"dataset": str(tmp_path / "d.jsonl.gz")}, "test"), None
+    )
     assert next(reading)["messages"][0]["content"] == "q0"
     with pytest.raises(UserError, match="cannot be read"):
         list(reading)

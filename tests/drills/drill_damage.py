@@ -137,7 +137,7 @@ def _verdict(state, path, copy, sound):
         try:
             return (
                 "harmless"
-                if params.load(path) == params.load(sound / "tiny/params.yaml")
+                if params.load_job(path) == params.load_job(sound / "tiny/params.yaml")
                 else _page(run, path.name)
             )
         except UserError:

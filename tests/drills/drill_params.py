@@ -42,7 +42,7 @@ NOT_YAML = [
 def wrong_value(key):
     """A value of a key that its type or its bounds forbid, known without asking the checker."""
     field = params.FIELDS[key]
-    expected = params.type_name(key)
+    expected = params.describe_type(key)
     texts = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=30).map(
         lambda text: f"x {text}"
     )

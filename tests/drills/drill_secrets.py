@@ -29,7 +29,7 @@ WAYS = {
     "shown": f"from IPython.display import HTML, display; display({EVERYTHING}, HTML('<b>' + {EVERYTHING} + '</b>'))",
     "raised": f"raise RuntimeError({EVERYTHING})",
     "raised with a cause": f"try:\n    1 / 0\nexcept ZeroDivisionError as error:\n    raise ValueError({EVERYTHING}) from error",
-    "a mistake of the user": f"from lib.params import UserError; raise UserError({EVERYTHING})",
+    "a mistake of the user": f"from lib.common.errors import UserError; raise UserError({EVERYTHING})",
     "warned": f"import warnings; warnings.warn({EVERYTHING})",
     "logged": f"import logging; logging.error('%s', {EVERYTHING})",
     "exit": f"sys.exit({EVERYTHING})",

@@ -95,11 +95,11 @@ def exported(tiny_gemma3n, tmp_path_factory):
         if kept:
             split.write(pa.Table.from_pylist(kept, splits.SCHEMA))
         split.close()
-    job = params.check(
+    job = params.check_values(
         {"base_model": str(tiny_gemma3n), "dataset": "bundled:first-aid", "gguf_types": ["f16"]},
         "test",
     )
-    (folder / "params.yaml").write_text(params.dump(job))
+    (folder / "params.yaml").write_text(params.to_yaml(job))
     made = {"prepare": ["data"], "train": ["adapter"], "export": ["merged", "gguf"]}
     files.write_json(
         folder / "run.json",
@@ -132,8 +132,10 @@ def runs(exported, tmp_path, monkeypatch):
 
 
 def reparam(folder, **changes):
-    job = params.check({**params.load(folder / "params.yaml").model_dump(), **changes}, "test")
-    (folder / "params.yaml").write_text(params.dump(job))
+    job = params.check_values(
+        {**params.load_job(folder / "params.yaml").model_dump(), **changes}, "test"
+    )
+    (folder / "params.yaml").write_text(params.to_yaml(job))
 
 
 def ask(runs, capsys, *words, name="small", file="exam.jsonl"):

@@ -24,7 +24,7 @@ from lib.export import servers, turns
 from lib.medical.disclaimer import DISCLAIMER
 from lib.model import llama
 
-JOB = params.load("params/cpu.yaml")
+JOB = params.load_job("params/cpu.yaml")
 TURN, STOP = "<start_of_turn>", "<end_of_turn>"
 
 
@@ -302,7 +302,7 @@ def test_notices_pass_on_gemmas_terms_and_keep_a_bases_own(tiny_run, tmp_path):
 
 def test_a_path_of_this_machine_is_in_no_file(tmp_path):
     (tmp_path / "my-base").mkdir()
-    job = params.check({**JOB.model_dump(), "base_model": str(tmp_path / "my-base")}, "test")
+    job = params.check_values({**JOB.model_dump(), "base_model": str(tmp_path / "my-base")}, "test")
     for text in (
         servers.modelfile("a.gguf", job),
         servers.localai_yaml("a.gguf", job, "a"),

@@ -12,6 +12,6 @@ def bundled_messages():
     return [
         r["messages"]
         for r in sources.read(
-            params.check({"dataset": "bundled:first-aid"}, "test"), lambda *a: None
+            params.check_values({"dataset": "bundled:first-aid"}, "test"), lambda *a: None
         )
     ]

@@ -112,7 +112,9 @@ def make(
         },
     )
     (folder / "params.yaml").write_text(
-        params.dump(params.check({"dataset": EVIL, "lora_r": 4, **(values or {})}, "test"))
+        params.to_yaml(
+            params.check_values({"dataset": EVIL, "lora_r": 4, **(values or {})}, "test")
+        )
     )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in ledger))
     output = {

@@ -53,8 +53,10 @@ def edit(run, name, change):
 
 
 def reparam(run, **changes):
-    job = params.check({**params.load(run / "params.yaml").model_dump(), **changes}, "test")
-    files.atomic_write(run / "params.yaml", params.dump(job))
+    job = params.check_values(
+        {**params.load_job(run / "params.yaml").model_dump(), **changes}, "test"
+    )
+    files.atomic_write(run / "params.yaml", params.to_yaml(job))
     return job
 
 
@@ -369,7 +371,7 @@ def test_each_card_says_how_to_use_what_lies_beside_it_and_names_the_others(run)
     )
     gguf, adapter, merged = (card.card(run, part, REPOS) for part in ("gguf", "adapter", "merged"))
     assert (
-        servers.commands("demo-q8_0.gguf", params.load(run / "params.yaml"), "demo-lora.gguf")
+        servers.commands("demo-q8_0.gguf", params.load_job(run / "params.yaml"), "demo-lora.gguf")
         in gguf
     )
     assert "ollama create first-aid -f Modelfile" in gguf

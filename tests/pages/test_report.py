@@ -181,7 +181,7 @@ def test_random_weights_harmful_answers_and_a_worse_exam_are_warned_of():
     ]
     dropped = {"prepare": {"dropped": {"dangerous_advice": 6}, "changed": {}}}
     assert cautions.warnings(run, dropped, "x") == [], "rows that were dropped were not kept"
-    kept = params.check({"near_duplicates": "keep", "decontaminate": 0}, "test")
+    kept = params.check_values({"near_duplicates": "keep", "decontaminate": 0}, "test")
     assert "held-out numbers may flatter" in cautions.warnings(run, {}, "x", job=kept)[0]
     evals = [
         {"event": "session", "session": 1, "start_step": 0},
@@ -256,7 +256,7 @@ def test_the_examples_are_as_they_were_recorded(name):
         if (folder / a["path"]).exists()
     ]
     assert not files.damaged(folder, kept)
-    params.recorded(folder)
+    params.load_recorded(folder)
     results = files.read_json(folder / "results.json", "results")["train"]
     by_ledger = ledger.summary(ledger.read(folder / "metrics.jsonl"))
     assert {k: results[k] for k in ("loss_last", "eval_loss_after", "steps")} == {

@@ -55,7 +55,8 @@ def test_a_job_shows_what_differs_first_and_escapes_it(tmp_path, capsys):
     from lib import params
 
     shown = show.job(
-        params.check({"dataset": EVIL, "lora_r": 4}, "test"), types.SimpleNamespace(folder=tmp_path)
+        params.check_values({"dataset": EVIL, "lora_r": 4}, "test"),
+        types.SimpleNamespace(folder=tmp_path),
     ).data
     page = Reader()
     page.feed(shown)

@@ -147,7 +147,7 @@ def test_what_changes_no_weight_may_change_as_a_run_goes_on(folder):
     assert (job.max_minutes, job.num_gpus, job.save_steps) == (5.0, 1, 7)
     assert run.stage("prepare")["status"] == "finished"
     files.unlock(run.folder)
-    assert params.load(folder / "params.yaml") == job
+    assert params.load_job(folder / "params.yaml") == job
     again, _ = by_hand("train", max_minutes=9.0)
     assert again.max_minutes == 9.0
 

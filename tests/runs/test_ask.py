@@ -61,9 +61,9 @@ def test_the_answer_is_llama_cpps_with_the_modelfiles_system_text_then_the_discl
 
 
 def test_only_the_bundled_model_is_called_a_stand_in_and_the_answer_comes_piece_by_piece(run):
-    job = params.load(run / "params.yaml")
+    job = params.load_job(run / "params.yaml")
     (run / "params.yaml").write_text(
-        params.dump(params.check({**job.model_dump(), "base_model": "some/base"}, "test"))
+        params.to_yaml(params.check_values({**job.model_dump(), "base_model": "some/base"}, "test"))
     )
     pieces = []
     ask.answer(run, QUESTION, pieces.append)

@@ -58,7 +58,7 @@ def finished(folder, **more):
             }
         },
     )
-    (folder / "params.yaml").write_text(params.dump(params.load("params/cpu.yaml")))
+    (folder / "params.yaml").write_text(params.to_yaml(params.load_job("params/cpu.yaml")))
     return folder
 
 

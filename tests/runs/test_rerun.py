@@ -24,11 +24,11 @@ def folder(tmp_path, monkeypatch):
     """A finished training in a runs folder of its own, from another commit."""
     monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path))
     folder = evil_run.make(tmp_path, "job")
-    (folder / "params.yaml").write_text(params.dump(params.load("params/cpu.yaml")))
+    (folder / "params.yaml").write_text(params.to_yaml(params.load_job("params/cpu.yaml")))
     change(
         folder,
         lambda run: run["fingerprints"].update(
-            dataset=sources.fingerprint(params.load("params/cpu.yaml"))
+            dataset=sources.fingerprint(params.load_job("params/cpu.yaml"))
         ),
     )
     change(
@@ -125,7 +125,7 @@ def test_revisions_of_the_record_are_pinned(folder):
     (folder / "data" / "data_card.json").write_text(
         json.dumps({"sources": [{"dataset": "owner/set", "commit": "d" * 40}]})
     )
-    told["job"] = params.check({"dataset": "owner/set"}, "test")
+    told["job"] = params.check_values({"dataset": "owner/set"}, "test")
     assert params.parse_overrides(rerun.pins(told)[1]) == {
         "base_revision": "b" * 40,
         "dataset_revision": "d" * 40,
@@ -134,8 +134,8 @@ def test_revisions_of_the_record_are_pinned(folder):
     (folder / "data" / "data_card.json").write_text(
         json.dumps({"sources": [{"commit": "d" * 40}, {"commit": None}]})
     )
-    told["job"] = params.check({"dataset": mixed}, "test")
-    pinned = params.check(
+    told["job"] = params.check_values({"dataset": mixed}, "test")
+    pinned = params.check_values(
         {**told["job"].model_dump(), **params.parse_overrides(rerun.pins(told)[1])}, "test"
     )
     assert [(s.dataset, s.revision, s.max_rows) for s in sources.parts(pinned)] == [

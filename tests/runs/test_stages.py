@@ -19,6 +19,7 @@ from lib import params
 from lib.common import files, machine
 from lib.common.errors import UserError
 from lib.data import sources
+from lib.params import reading
 from lib.record import run_record
 from lib.runs import notebook as notebook_module
 from lib.runs import stages
@@ -110,7 +111,7 @@ def test_a_kernel_that_raises_or_dies_is_a_failure_in_its_cell(tree, work, words
 
 def test_a_users_mistake_found_in_a_notebook_is_shown_without_a_traceback(tree):
     (tree.root / "prepare.py").write_text(
-        "from lib.params import UserError\nraise UserError('row 7 has no answer.\\nGive it one.')"
+        "from lib.common.errors import UserError\nraise UserError('row 7 has no answer.\\nGive it one.')"
     )
     code, out, err = tree.make_run("prepare")
     assert code == 1
@@ -536,7 +537,7 @@ def test_wrong_usage_is_one_screen_and_exit_code_2(words, expected):
 def here(fresh, tmp_path, monkeypatch):
     """This process as the runner of a tree of its own; no notebook is ever started."""
     tree = fresh.copy(tmp_path / "tree")
-    for module in (stages, run_record, params, files, sources):
+    for module in (stages, run_record, reading, files, sources):
         monkeypatch.setattr(module, "ROOT", tree.root)
     monkeypatch.setenv("MEDRESCUE_RUNS", "runs")
     monkeypatch.setattr(
@@ -570,7 +571,7 @@ def test_a_small_disk_is_an_error_before_anything_starts(here, command, monkeypa
 
 def test_all_stages_must_fit_at_the_start(here, monkeypatch, capsys):
     needs = [
-        stages.disk_needed(stage, params.load("params/job.yaml")) for stage in run_record.STAGES
+        stages.disk_needed(stage, params.load_job("params/job.yaml")) for stage in run_record.STAGES
     ]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": max(needs) + 1}))
     assert "prepare, train, export" in refused(capsys, "run", "--params", "params/job.yaml")
@@ -587,7 +588,9 @@ def test_a_small_memory_is_an_error_before_training_and_export_but_not_before_pr
             in refused(capsys, command, *bundled)
         )
     stages.check_machine(
-        ["prepare"], params.load("params/job.yaml", "base_model=bundled:gemma-3-270m"), here.root
+        ["prepare"],
+        params.load_job("params/job.yaml", "base_model=bundled:gemma-3-270m"),
+        here.root,
     )
 
 
@@ -601,7 +604,7 @@ def test_a_gpu_job_without_a_gpu_names_the_way_out(here, monkeypatch, capsys):
     ):  # prepare needs no card
         main(["prepare", "--params", "params/gpu.yaml", "--run", "job"])
     monkeypatch.setattr(machine, "gpus", lambda: ["a card"])
-    stages.check_machine(["train"], params.load("params/gpu.yaml"), here.root)
+    stages.check_machine(["train"], params.load_job("params/gpu.yaml"), here.root)
 
 
 @pytest.mark.parametrize(
@@ -657,7 +660,7 @@ def test_a_signal_in_the_middle_of_a_print_is_passed_on(capfd, monkeypatch):
 
 
 def test_the_disk_estimate_knows_the_formats():
-    job = params.load("params/cpu.yaml")
+    job = params.load_job("params/cpu.yaml")
     assert stages.disk_needed("export", job) < stages.disk_needed(
         "export", job.model_copy(update={"gguf_types": ["f16", "q8_0"]})
     )

@@ -136,7 +136,7 @@ def test_a_grid_is_every_combination_and_the_commands_make_the_jobs_that_were_ch
     ]
     for trial in found:
         given = dict(zip(trial.words[1::2], trial.words[2::2], strict=True))
-        assert params.load(given["--params"], given["--set"]) == trial.job
+        assert params.load_job(given["--params"], given["--set"]) == trial.job
         assert trial.job.max_steps == 20
         assert trial.folder.name == given["--run"] == f"try-{params.fingerprint(trial.job)}"
 
@@ -149,7 +149,7 @@ def test_overrides_and_texts_with_blanks_reach_every_trial(made):
         "weight_decay=0.5",
     )
     for trial in found:
-        assert params.load("params/cpu.yaml", trial.words[-1]) == trial.job
+        assert params.load_job("params/cpu.yaml", trial.words[-1]) == trial.job
         assert trial.job.columns == {"question": "what is asked", "answer": "it's"}
         assert trial.job.weight_decay == 0.5
 
@@ -198,7 +198,7 @@ def test_a_random_search_draws_the_same_trials_again_inside_its_bounds_and_more_
 
 def test_a_sweep_file_is_no_params_file_and_says_so():
     with pytest.raises(UserError, match="make sweep PARAMS=params/sweep.yaml"):
-        params.load("params/sweep.yaml")
+        params.load_job("params/sweep.yaml")
 
 
 def test_the_example_is_valid_and_short():

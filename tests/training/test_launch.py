@@ -60,7 +60,7 @@ def job_of(folder, **changes):
 
 def copy(folder, to, job):
     shutil.copytree(folder, to)
-    (to / "params.yaml").write_text(params.dump(job))
+    (to / "params.yaml").write_text(params.to_yaml(job))
     return to
 
 
@@ -203,7 +203,7 @@ def test_an_interrupted_pair_is_continued_by_one(folder, alone, tmp_path):
     run = copy(folder, tmp_path / "run", job)
     code = (
         f"import sys, pathlib; sys.path[:0] = [{str(ROOT)!r}]\nfrom lib import params\nfrom lib.training import launch\n"
-        f"run = pathlib.Path({str(run)!r})\nlaunch.launch(run, params.load(run / 'params.yaml'), 2)"
+        f"run = pathlib.Path({str(run)!r})\nlaunch.launch(run, params.load_job(run / 'params.yaml'), 2)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -260,7 +260,7 @@ def test_ranks_end_when_their_launcher_is_killed(folder, tmp_path):
     run = copy(folder, tmp_path / "run", job)
     code = (
         f"import sys, pathlib; sys.path[:0] = [{str(ROOT)!r}]\nfrom lib import params\nfrom lib.training import launch\n"
-        f"run = pathlib.Path({str(run)!r})\nlaunch.launch(run, params.load(run / 'params.yaml'), 2)"
+        f"run = pathlib.Path({str(run)!r})\nlaunch.launch(run, params.load_job(run / 'params.yaml'), 2)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],

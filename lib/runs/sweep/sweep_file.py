@@ -86,7 +86,7 @@ class Trial(NamedTuple):
 
 def read(sweep_file: str) -> Sweep:
     """A sweep file, strictly read: UserError names each wrong key, its value and the expected form."""
-    raw, wrong = params.read(sweep_file), []
+    raw, wrong = params.read_values(sweep_file), []
     for key in raw:
         if key not in Sweep.model_fields:
             of_params = (
@@ -95,7 +95,7 @@ def read(sweep_file: str) -> Sweep:
                 else ""
             )
             wrong.append(
-                f"unknown key `{key}`; {of_params or params.nearest(key, Sweep.model_fields)}"
+                f"unknown key `{key}`; {of_params or params.suggest_name(key, Sweep.model_fields)}"
             )
     if not wrong and len(given := [s for s in SEARCHES if s in raw]) != 1:
         wrong.append(
@@ -134,11 +134,11 @@ def trials(sweep: Sweep, sweep_file: str, overrides: str = "") -> list[Trial]:
         raise UserError(
             f"{sweep_file}: {', '.join(twice)} is both varied and set for every trial; keep one."
         )
-    base, found = params.read(sweep.base), {}
-    params.check(base, sweep.base)
+    base, found = params.read_values(sweep.base), {}
+    params.check_values(base, sweep.base)
     for number, values in enumerate(_draws(sweep) if sweep.random else _listed(sweep), 1):
         where = f"{sweep_file}, trial {number} ({text(values)})"
-        job = params.check({**base, **fixed, **values}, where)
+        job = params.check_values({**base, **fixed, **values}, where)
         _check(job, sweep, where)
         folder = run_record.folder_for(job, sweep_file)
         if folder in found and not sweep.random:

@@ -1,0 +1,40 @@
+"""Parameters of a job: one schema, strict reading, the hash in a run folder's name.
+
+python -m lib.params            # the table of parameters in params/README.md
+"""
+
+from lib.params.keeping import find_changed, fingerprint, load_recorded, to_yaml
+from lib.params.reading import check_values, load_job, parse_overrides, read_values, suggest_name
+from lib.params.schema import (
+    FIELDS,
+    GGUF_TYPES,
+    RULES,
+    Params,
+    Source,
+    Text,
+    is_free,
+    stage_of,
+)
+from lib.params.wording import describe_type, markdown_table
+
+__all__ = [
+    "FIELDS",
+    "GGUF_TYPES",
+    "RULES",
+    "Params",
+    "Source",
+    "Text",
+    "check_values",
+    "describe_type",
+    "find_changed",
+    "fingerprint",
+    "is_free",
+    "load_job",
+    "load_recorded",
+    "markdown_table",
+    "parse_overrides",
+    "read_values",
+    "stage_of",
+    "suggest_name",
+    "to_yaml",
+]

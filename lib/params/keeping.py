@@ -1,0 +1,65 @@
+"""A job's parameters as a run keeps them: a sealed params.yaml, and a hash in the folder's name."""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Collection
+from typing import Any
+
+import yaml
+
+from lib.common.errors import UserError
+from lib.params.reading import load_job
+from lib.params.schema import FIELDS, Params, is_free, stage_of
+
+SEAL = "# sha256 of the lines above: "
+
+
+def find_changed(
+    job: Params, stages: Collection[str] = ("prepare", "train", "export")
+) -> dict[str, Any]:
+    """The parameters of the given stages that differ from their defaults."""
+    return {
+        key: value
+        for key, value in job.model_dump().items()
+        if stage_of(key) in stages and value != FIELDS[key].get_default(call_default_factory=True)
+    }
+
+
+def fingerprint(job: Params) -> str:
+    """8 hex digits over the parameters that affect data or training and differ from the defaults.
+
+    A parameter added later renames no folder, since runs without it have its default; nor does one
+    that changes no weight.
+    """
+    values = find_changed(job, ("prepare", "train"))
+    text = json.dumps({k: v for k, v in values.items() if not is_free(k)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def to_yaml(job: Params) -> str:
+    """Every parameter as YAML for `load_job`, with a seal that `load_recorded` checks."""
+    text = yaml.safe_dump(job.model_dump(), sort_keys=False, allow_unicode=True)
+    return f"{text}{SEAL}{_hash(text)}\n"
+
+
+def load_recorded(folder: pathlib.Path) -> Params:
+    """The parameters a run was made with, from its params.yaml.
+
+    UserError where that file was damaged or edited: it would tell of another job.
+    """
+    path = folder / "params.yaml"
+    job = load_job(path)
+    # the seal is over the text, not the values: a later version may know more parameters
+    text, has_seal, seal = path.read_text(encoding="utf-8").rpartition(SEAL)
+    if has_seal and seal.strip() != _hash(text):
+        raise UserError(
+            f"{folder.name}/params.yaml is not as the run recorded it: damaged, or changed by "
+            f"hand. Put the old values back; other parameters go into a file of your own, with "
+            f"PARAMS= and another RUN=."
+        )
+    return job
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

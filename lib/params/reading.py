@@ -1,0 +1,139 @@
+"""Params files and overrides, read strictly: messages name each wrong key and what is expected."""
+
+import difflib
+import json
+import pathlib
+import shlex
+from collections.abc import Iterable
+from typing import Any
+
+import pydantic
+
+from lib.common import strict_yaml
+from lib.common.errors import ROOT, UserError
+from lib.common.redact import holds_secret
+from lib.params.schema import FIELDS, Params
+from lib.params.wording import describe_type
+
+LONGEST = 300  # characters of a wrong value that a message shows
+
+
+def load_job(params_file: str | pathlib.Path, overrides: str = "") -> Params:
+    """Read a params file (relative to the repository, or absolute) and apply `k=v k=v` overrides.
+
+    UserError where the file or an override is wrong.
+    """
+    values = read_values(params_file)
+    if "base" in values:  # no parameter of ours
+        raise UserError(
+            f"{params_file} is a sweep, many jobs in one file: `make sweep PARAMS={params_file}`."
+        )
+    where = f'{params_file} + SET="{overrides}"' if overrides else str(params_file)
+    return check_values({**values, **parse_overrides(overrides)}, where)
+
+
+def read_values(params_file: str | pathlib.Path) -> dict[str, Any]:
+    """The keys and values of a params file as they stand, not yet checked."""
+    path = ROOT / params_file
+    if not path.is_file():
+        presets = [p for p in (ROOT / "params").glob("*.yaml") if p.name != "sweep.yaml"]
+        raise UserError(
+            f"params file `{params_file}` does not exist (looked in {ROOT}).\n"
+            f"At hand: {', '.join(sorted(str(p.relative_to(ROOT)) for p in presets))}. "
+            f"Use PARAMS=params/cpu.yaml or write your own."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"params file `{params_file}` is not UTF-8 text (byte {error.start})."
+        ) from None
+    values = strict_yaml.parse(text, str(params_file))
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{params_file}: expected lines of `key: value`, found {type(values).__name__}."
+        )
+    return values
+
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    """`learning_rate=1e-4 max_steps=50`, as SET= has it, as a dict; values are strict YAML too."""
+    values: dict[str, Any] = {}
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f'SET="{text}": {error}; expected SET="key=value key=value"') from None
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UserError(
+                f'SET: `{word}` is not of the form key=value; expected SET="key=value key=value"'
+            )
+        if key in values:
+            raise UserError(f"SET: `{key}` is given twice; keep one")
+        values[key] = _parse_override(key, value)
+    return values
+
+
+def _parse_override(key: str, value: str) -> Any:
+    if not value:
+        return ""
+    try:
+        return strict_yaml.parse(value, f"SET: {key}")
+    except UserError as error:
+        cut_at_a_blank = value[0] in "[{" and value[-1] not in "]}"
+        if not cut_at_a_blank:
+            raise
+        raise UserError(
+            f"{error}; quote a value with blanks in it: SET=\"{key}='{value} ...'\""
+        ) from None
+
+
+# --------------------------------------------------------------------------------------------------
+# checking
+
+
+def check_values(values: dict[str, Any], where: str) -> Params:
+    """Validate raw values; UserError names each wrong key, its value and what is expected."""
+    wrong = [problem for key, value in values.items() if (problem := _find_problem(key, value))]
+    if not wrong:
+        try:
+            return Params(**values)
+        except pydantic.ValidationError as error:
+            for key in dict.fromkeys(str(e["loc"][0]) for e in error.errors()):
+                value = json.dumps(values[key], default=str)[:LONGEST]
+                entry = _describe_entry(error, key)
+                wrong.append(f"`{key}` is {value}; expected {describe_type(key)}{entry}")
+    raise UserError("\n".join([f"{where}:"] + [f"  - {line}" for line in wrong]))
+
+
+def _find_problem(key: str, value: Any) -> str:
+    """What is wrong with a key or a secret in its value; empty where nothing is."""
+    if key not in FIELDS:
+        return f"unknown parameter `{key}`; {suggest_name(key, FIELDS)}"
+    if holds_secret(value):
+        return (
+            f"`{key}` holds a token or password. Parameters are kept with the run and shown in its "
+            f"report; expected {describe_type(key)}. Secrets belong into the environment alone "
+            f"(HF_TOKEN), and one that stood in a file should be revoked"
+        )
+    return ""
+
+
+def _describe_entry(error: pydantic.ValidationError, key: str) -> str:
+    """Which entry of a list of sources is wrong, and which of its keys; empty for other values."""
+    inside = [e for e in error.errors() if e["loc"][0] == key and "Source" in e["loc"]]
+    if not inside:
+        return ""
+    location = inside[0]["loc"]
+    number = next(step for step in location if isinstance(step, int)) + 1
+    name = "" if location[-1] == "Source" else f", `{location[-1]}`"
+    return f". Entry {number}{name}: {inside[0]['msg'].lower()}"
+
+
+def suggest_name(key: Any, names: Iterable[str]) -> str:
+    """For a message about an unknown key: the name that was probably meant."""
+    near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+    return f"did you mean `{near[0]}`?" if near else "params/README.md lists them all"

@@ -1,0 +1,303 @@
+"""Every parameter of a job, with its default, its bounds and what it does.
+
+A new parameter is one line here, in its group, and one in the parameters cell of its stage's
+notebook. The order here is the order in those cells, in the table and in every params.yaml on disk.
+"""
+
+import functools
+from typing import Annotated, Any, Literal, get_args
+
+import annotated_types
+import pydantic
+
+Text = Annotated[str, annotated_types.MinLen(1)]
+CountOrAuto = Annotated[int, annotated_types.Ge(1)] | Literal["auto"]
+GgufType = Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]
+Rule = Literal[
+    "placeholder",
+    "answer_is_question",
+    "link_list",
+    "exact_duplicate",
+    "mojibake",
+    "html",
+    "control_characters",
+    "blanks",
+    "question_mark",
+    "flattened_lists",
+    "leaked_turns",
+]
+GGUF_TYPES: tuple[str, ...] = get_args(GgufType)
+RULES: tuple[str, ...] = get_args(Rule)
+
+
+def _parameter(stage: str, default: Any, text: str, free: bool = False, **bounds: Any) -> Any:
+    """A field of Params: the stage it changes first, what it does, and pydantic's bounds.
+
+    A `free` parameter changes no weight: it does not name the run's folder, and may change from one
+    session of a run to the next.
+    """
+    note: dict[str, Any] = {"stage": stage, "free": free}
+    return pydantic.Field(default, description=text, json_schema_extra=note, **bounds)
+
+
+_prepare = functools.partial(_parameter, "prepare")
+_train = functools.partial(_parameter, "train")
+_export = functools.partial(_parameter, "export")
+
+
+class Source(pydantic.BaseModel):
+    """One entry of a `dataset` list: what is read, and how much of it."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    dataset: Text
+    revision: str = ""
+    weight: float = pydantic.Field(1.0, gt=0, le=1)
+    max_rows: int = pydantic.Field(0, ge=0)
+    columns: dict[str, str] = {}
+
+
+class Params(pydantic.BaseModel):
+    """Every parameter of a job.
+
+    Defaults are the recipe of the project this pipeline grew from: Gemma 3n E4B on a T4. Parameters
+    of the stages prepare and train name the run's folder, those of export do not.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    # base model
+    base_model: Text = _prepare(
+        "unsloth/gemma-3n-E4B-it",
+        "hub id or local folder of the model to tune, or `bundled:gemma-3-270m`",
+    )
+    base_revision: str = _prepare(
+        "", "commit, tag or branch of a `base_model` on the hub; empty takes its newest"
+    )
+
+    # data
+    dataset: Text | list[Text | Source] = _prepare(
+        "ericrisco/medrescue",
+        "hub id, local file or folder, `bundled:first-aid`, or a list of these",
+        min_length=1,
+    )
+    dataset_revision: str = _prepare(
+        "", "commit, tag or branch of a `dataset` on the hub; empty takes its newest"
+    )
+    columns: dict[str, str] = _prepare(
+        {},
+        "which column of the data holds which of our fields, where that is not recognised, "
+        "as in {question: ask, answer: reply}",
+    )
+    max_rows: int = _prepare(0, "how many rows to read; 0 reads all", ge=0)
+    skip_bad_lines: int = _prepare(
+        0, "how many unreadable lines or rows are skipped and counted; one more is an error", ge=0
+    )
+    exam: list[Text] = _prepare(
+        ["bundled:exam"],
+        "multiple-choice sets to examine the model on; training rows that overlap are dropped",
+    )
+
+    # cleaning
+    max_seq_length: int = _prepare(
+        1024, "longest row, in tokens; `overlong` decides what happens to longer ones", ge=16
+    )
+    overlong: Literal["drop", "cut"] = _prepare(
+        "drop", "rows over max_seq_length: drop, or cut the last answer after a whole sentence"
+    )
+    skip_rules: list[Rule] = _prepare([], "cleaning rules that are not applied")
+    language: str = _prepare(
+        "en", "two-letter code of the language that answers must be in; empty takes any"
+    )
+    reasoning: Literal["strip", "keep"] = _prepare(
+        "strip", "what to do with <reasoning> and <think> blocks in answers"
+    )
+    personal_data: Literal["mask", "drop", "keep"] = _prepare(
+        "mask",
+        "e-mail addresses, phone, card and record numbers: mask them, drop their rows, or keep",
+    )
+    dangerous_advice: Literal["drop", "flag", "ignore"] = _prepare(
+        "drop",
+        "outdated or harmful first-aid advice: drop its rows, keep and count them, or ignore",
+    )
+
+    # duplicates, and what is held out
+    same_question: Literal["all", "first", "longest"] = _prepare(
+        "all", "which of several answers to the same question are kept"
+    )
+    answer_cap: int = _prepare(10, "how many rows may share one answer; 0 is no limit", ge=0)
+    near_duplicates: Literal["drop", "keep"] = _prepare(
+        "drop", "rows much like an earlier one: drop, or keep on the same side of the split"
+    )
+    near_duplicate_threshold: float = _prepare(
+        0.85,
+        "Jaccard similarity of three-word shingles from which rows count as near duplicates",
+        ge=0.8,
+        le=1,
+    )
+    decontaminate: int = _prepare(
+        13,
+        "training rows that share this many words in a row with held-out rows, exam or safety set "
+        "are dropped; 0 is off",
+        ge=0,
+        le=100,
+    )
+    validation_size: float = _prepare(
+        0.02, "share of question groups held out to measure the loss on", ge=0, lt=0.5
+    )
+    test_size: float = _prepare(
+        0.02, "share of question groups that training never looks at", ge=0, lt=0.5
+    )
+    seed: int = _prepare(
+        3407, "seed of the split, the data order and the adapter's first weights", ge=0, lt=2**32
+    )
+
+    # model
+    backend: Literal["auto", "unsloth", "transformers"] = _train(
+        "auto", "library that loads and patches the model; `auto` prints its choice and why"
+    )
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = _train(
+        "auto",
+        "arithmetic; `auto` picks by card; fp16 keeps what overflows in float32, scales the loss",
+    )
+    load_in_4bit: bool = _train(
+        True, "load the base weights in 4 bits (NF4, needs a CUDA card); false loads 16 bits"
+    )
+
+    # adapter
+    lora_r: int = _train(8, "rank of the adapter", ge=1, le=256)
+    lora_alpha: int = _train(8, "the adapter is scaled by lora_alpha / lora_r", ge=1)
+    lora_dropout: float = _train(0.0, "dropout on the adapter's input, as a share", ge=0, lt=1)
+    use_rslora: bool = _train(False, "scale the adapter by lora_alpha / sqrt(lora_r) instead")
+    use_dora: bool = _train(False, "weight-decomposed adapters (DoRA): slower, not fused")
+    bias: Literal["none"] = _train("none", "biases to train beside the adapter")
+    finetune_attention_modules: bool = _train(
+        True, "put adapters on q, k, v and o of the language layers"
+    )
+    finetune_mlp_modules: bool = _train(
+        True, "put adapters on gate, up and down of the language layers"
+    )
+
+    # batch
+    per_device_train_batch_size: CountOrAuto = _train(
+        4,
+        "rows in a micro-batch; `auto` takes the most that fit, for steps of "
+        "4 x gradient_accumulation_steps rows",
+    )
+    gradient_accumulation_steps: int = _train(
+        4, "micro-batches in a step, shared out among the GPUs", ge=1
+    )
+    packing: bool = _train(
+        False,
+        "lay the rows of a micro-batch end to end in one fixed shape, where each sees only itself: "
+        "no padding",
+    )
+
+    # memory and speed
+    torch_compile: bool = _train(
+        False, "compile the layers, on a GPU the micro-batch as one CUDA graph; needs packing"
+    )
+    gradient_checkpointing: bool = _train(
+        True, "recompute activations in the backward pass: less memory, a third more arithmetic"
+    )
+    offload_embedding: bool = _train(
+        True,
+        "keep Gemma 3n's per-layer embedding in main memory: 4.4 GiB less on the card",
+        free=True,
+    )
+    num_gpus: CountOrAuto = _train(
+        "auto",
+        "GPUs of this machine to train on; `auto` takes all that share gradient_accumulation_steps "
+        "evenly",
+        free=True,
+    )
+    fsdp: Literal["auto", "full_shard", "none"] = _train(
+        "auto",
+        "share the base weights out over the GPUs; `auto` does so where one is too small",
+        free=True,
+    )
+    dataloader_num_workers: int = _train(
+        2,
+        "threads that read and pad batches ahead; 0 reads between steps",
+        ge=0,
+        le=32,
+        free=True,
+    )
+
+    # schedule
+    num_train_epochs: float = _train(1.0, "passes over the training rows", gt=0)
+    max_steps: int = _train(
+        -1, "optimizer steps after which training ends; -1 leaves it to num_train_epochs", ge=-1
+    )
+    max_minutes: float = _train(
+        0.0, "minutes after which a session saves and stops; 0 is no limit", ge=0, free=True
+    )
+    learning_rate: float = _train(2e-5, "learning rate at the schedule's peak", gt=0, lt=1)
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = _train(
+        "linear", "shape of the schedule after warm-up"
+    )
+    warmup_steps: int = _train(5, "steps in which the learning rate rises to its peak", ge=0)
+    weight_decay: float = _train(0.01, "AdamW's decoupled weight decay", ge=0, lt=1)
+    neftune_noise_alpha: float = _train(
+        0.0, "uniform noise on the embeddings, scaled as in NEFTune; 0 is none", ge=0
+    )
+    max_grad_norm: float = _train(1.0, "norm to clip gradients to; 0 does not clip", ge=0)
+    optim: Literal["adamw_8bit", "adamw_torch"] = _train(
+        "adamw_8bit", "optimizer; `adamw_8bit` needs a CUDA card"
+    )
+
+    # saving and looking
+    save_steps: int = _train(500, "steps from one checkpoint to the next", ge=1, free=True)
+    save_total_limit: int = _train(2, "how many checkpoints are kept", ge=1, free=True)
+    logging_steps: int = _train(1, "steps from one ledger line to the next", ge=1, free=True)
+    eval_steps: int = _train(
+        0, "steps from one held-out loss to the next; 0 measures it before and after only", ge=0
+    )
+    early_stopping_patience: int = _train(
+        0,
+        "after how many held-out losses without a better one training stops and keeps the best "
+        "weights; 0 is off",
+        ge=0,
+    )
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = _train(
+        "none", "tracker that also gets every line of the ledger", free=True
+    )
+    sample_tokens: int = _train(
+        96, "longest answer to the fixed prompts before and after training, in tokens", ge=1
+    )
+
+    # export
+    gguf_types: list[GgufType] = _export(["q8_0"], "types of GGUF file to write", min_length=1)
+    lora_gguf: bool = _export(
+        True, "also write the adapter alone as a GGUF for llama.cpp's --lora; not with use_dora"
+    )
+    safety_tokens: int = _export(
+        128, "longest answer to a prompt of the safety set, in tokens; 0 asks none of them", ge=0
+    )
+    push_to: str = _export(
+        "",
+        "owner/name on the hub, for name-lora, name and name-lora-gguf (needs HF_TOKEN); empty "
+        "pushes nothing",
+    )
+    push_private: bool = _export(
+        True, "keep the hub repositories private; false makes each public once it is complete"
+    )
+
+
+FIELDS = Params.model_fields
+
+
+def _note(key: str) -> dict[str, Any]:
+    note = FIELDS[key].json_schema_extra
+    assert isinstance(note, dict)  # as `_parameter` made it
+    return note
+
+
+def stage_of(key: str) -> str:
+    """The stage that a parameter changes first."""
+    return _note(key)["stage"]
+
+
+def is_free(key: str) -> bool:
+    """Whether a parameter changes no weight, and so may change while a run goes on."""
+    return _note(key)["free"]
