@@ -13,6 +13,7 @@ from lib import params
 from lib.common.errors import UserError
 from lib.data import sources
 from lib.pages import report
+from lib.params import keeping
 from lib.record import run_record
 from lib.runs import rerun, run_job
 
@@ -159,13 +160,13 @@ def test_changed_data_an_unfinished_run_and_no_run_are_refused(folder, capsys):
 
 def test_a_parameter_the_record_lacks_is_named_with_its_default(folder):
     kept, _, _ = (
-        (folder / "params.yaml").read_text().partition(params.SEAL)
+        (folder / "params.yaml").read_text().partition(keeping.SEAL)
     )  # as a version that did not know it wrote and sealed it
     text = "".join(
         line for line in kept.splitlines(keepends=True) if not line.startswith("use_dora:")
     )
     (folder / "params.yaml").write_text(
-        f"{text}{params.SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
+        f"{text}{keeping.SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
     )
     now = {
         "commit": COMMIT,
