@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from lib.common import files, workers
+from lib.common.progress import progress_bar
 from lib.common.words import words_of
 from lib.data import duplicates, shapes
 from lib.data.chunks import EXAMPLES, texts_of
-from lib.data.rows import Rows, progress, with_sides
+from lib.data.rows import Rows, with_sides
 from lib.medical import safety
 
 COMMON = 10  # a run of words found in more training rows is a turn of phrase, not a leak (Brown et al. 2020, appendix C)
@@ -211,7 +212,7 @@ def drop_leaks(rows: Rows) -> dict[int, dict[str, str]]:
     overlaps, close, bar = (
         [],
         {},
-        progress("overlap with what it is measured on", total=len(parts), unit="chunk"),
+        progress_bar("overlap with what it is measured on", total=len(parts), unit="chunk"),
     )
     for (_, start, _, at), (found, near) in zip(
         parts,

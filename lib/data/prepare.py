@@ -16,11 +16,12 @@ import numpy as np
 
 from lib.common import files, workers
 from lib.common.errors import UserError
+from lib.common.progress import progress_bar
 from lib.data import chat, chunks, clean, contamination, duplicates, exam_items, sources
 from lib.data.data_card import card as card
 from lib.data.data_card import summary
 from lib.data.duplicates import SAME_REASONS, Decisions
-from lib.data.rows import Rows, note_decided, progress, require_rows, timed, with_sides
+from lib.data.rows import Rows, note_decided, require_rows, timed, with_sides
 from lib.data.splits import SPLITS, SplitWriter
 from lib.params import Params
 
@@ -56,7 +57,9 @@ def begin(job: Params, folder: pathlib.Path) -> Rows:
 def read_and_clean(rows: Rows) -> None:
     """Read every row, clean it by the rules, keep it in a chunk on disk or drop it with its reason."""
     job, held = rows.job, []
-    bar = progress("reading, cleaning", total=sources.size(job) or None, unit="B", unit_scale=True)
+    bar = progress_bar(
+        "reading, cleaning", total=sources.size(job) or None, unit="B", unit_scale=True
+    )
 
     def tick(done: int) -> None:
         bar.update(max(0, done - bar.n))
@@ -130,7 +133,7 @@ def read_and_clean(rows: Rows) -> None:
 def measure(rows: Rows, base: pathlib.Path) -> None:
     """Count every row's tokens, before any row is dropped in favour of one that is too long itself; `base` has tokenizer and template."""
     which, lengths = chat.tokenizer_identity(base), []
-    bar = progress("tokenising", total=len(rows.made.side), unit="row")
+    bar = progress_bar("tokenising", total=len(rows.made.side), unit="row")
     for (_, start), (own, too_long) in zip(
         rows.parts,
         workers.ordered(
@@ -164,7 +167,7 @@ def deduplicate(rows: Rows) -> None:
         rows.later,
         rows.job,
         rows.made,
-        lambda meeting: progress("near duplicates, sides", iterable=meeting, unit="row"),
+        lambda meeting: progress_bar("near duplicates, sides", iterable=meeting, unit="row"),
     )
     del rows.columns["bands"]
     note_decided(rows, SAME_REASONS)
@@ -191,7 +194,7 @@ def tokenise(rows: Rows, base: pathlib.Path, final: pathlib.Path) -> dict[str, A
     todo = [
         (path, np.flatnonzero(sides >= 0), sides[sides >= 0]) for path, _, sides in with_sides(rows)
     ]
-    bar = progress("proving and writing", total=sum(len(at) for _, at, _ in todo), unit="row")
+    bar = progress_bar("proving and writing", total=sum(len(at) for _, at, _ in todo), unit="row")
     for (_, at, sides), (table, facts) in zip(
         todo,
         workers.ordered(

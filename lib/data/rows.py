@@ -4,14 +4,12 @@ import dataclasses
 import functools
 import json
 import pathlib
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from lib.common import workers
 from lib.common.errors import UserError
@@ -96,10 +94,6 @@ def timed(step: Any) -> Any:
         return result
 
     return wrapper
-
-
-def progress(what: str, **more: Any) -> Any:
-    return tqdm(desc=what, mininterval=2, ncols=100, file=sys.stdout, **more)
 
 
 def require_rows(rows: Rows, count: int) -> None:

@@ -12,17 +12,16 @@ its options shuffled, which shows whether a model prefers a letter.
 import math
 import random
 import string
-import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from lib.common import stats
 from lib.common.errors import UserError
+from lib.common.progress import progress_bar
 from lib.model import llama
 from lib.training.loss import parts
 
@@ -170,15 +169,8 @@ def take(
     prompts, wanted = tokenise(
         tokenizer, [question(*pair) for pair in asked], [len(order) for _, order in asked]
     )
-    with tqdm(
-        total=sum(map(len, prompts)),
-        desc=name,
-        unit=" tokens",
-        unit_scale=True,
-        file=sys.stdout,
-        mininterval=2,
-        ncols=100,
-    ) as bar:
+    tokens = sum(map(len, prompts))
+    with progress_bar(name, total=tokens, unit=" tokens", unit_scale=True) as bar:
         scores = score(prompts, wanted, bar.update)
     sittings = []
     for (item, order), row in zip(asked, scores, strict=True):

@@ -1,15 +1,14 @@
 """A multiple-choice exam and the held-out rows, put to each model of a run, and what changed between two of them."""
 
 import math
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from lib.common import stats
+from lib.common.progress import progress_bar
 from lib.data import splits
 from lib.exam import choices
 from lib.exam.models import Loaded
@@ -45,9 +44,7 @@ def _held_out(net: Any, folder: Path, name: str) -> dict[str, Any] | None:
     for split in ("test", "validation"):
         data = splits.load_split(folder / "data", split)
         if len(data):
-            bar = partial(
-                tqdm, desc=f"{name}, held-out rows", file=sys.stdout, mininterval=2, ncols=100
-            )
+            bar = partial(progress_bar, f"{name}, held-out rows")
             rows = evaluate.row_losses(net, data, bar=bar)
             return {
                 "split": split,

@@ -1,12 +1,10 @@
 """The safety set put to each model of a run: greedy answers, judged by the rules of lib/safety.py, and what changed from the base."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from lib.common import stats
+from lib.common.progress import progress_bar
 from lib.exam.models import Loaded
 from lib.medical import safety
 
@@ -27,14 +25,7 @@ def sit(
     _: Path,
 ) -> dict[str, Any]:
     """The counts of safety.summary, and every answer with what the rules found in it."""
-    with tqdm(
-        total=len(items),
-        desc=f"{name}, safety set",
-        unit="answer",
-        file=sys.stdout,
-        mininterval=2,
-        ncols=100,
-    ) as bar:
+    with progress_bar(f"{name}, safety set", total=len(items), unit="answer") as bar:
         said = loaded.answer(
             tokenizer, [item["prompt"] for item in items], how["tokens"], bar.update
         )

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from lib.common import files
+from lib.common import files, progress
 from lib.common.errors import UserError
 from lib.export import gguf_file, gguf_names, quantise
 from lib.model.shards import locate_tensors, read_text_config
@@ -52,7 +52,7 @@ def compare(path, kind, model_dir):
     """
     path, folder, begin = Path(path), Path(model_dir), time.monotonic()
     header, shards, config = gguf_file.read(path), locate_tensors(folder), read_text_config(folder)
-    architecture, worst, told, done = config["model_type"].removesuffix("_text"), {}, begin, 0
+    architecture, worst, done = config["model_type"].removesuffix("_text"), {}, 0
     sources: dict[str, list[str]] = {}
     for name, target in gguf_names.gguf_names(
         shards, config["num_hidden_layers"], architecture
@@ -69,6 +69,7 @@ def compare(path, kind, model_dir):
         shown,
     )
     total = sum(tensor.rows * tensor.row_bytes for tensor in header.tensors)
+    time_left = progress.TimeLeft("weights compared", interval=10)
     with open(path, "rb") as file, contextlib.ExitStack() as stack:
         opened = {
             shard: stack.enter_context(safe_open(shard, "pt")) for shard in set(shards.values())
@@ -90,12 +91,7 @@ def compare(path, kind, model_dir):
                 )
             worst[tensor.kind] = max(worst.get(tensor.kind, 0.0), error)
             done += tensor.rows * tensor.row_bytes
-            if (now := time.monotonic()) - told > 10:
-                told = now
-                print(
-                    f"weights compared: {done / total:.0%}, about {(now - begin) * (total / done - 1):.0f} s left",
-                    flush=True,
-                )
+            time_left.update(done / total)
     return {
         "tensors": len(header.tensors),
         "worst": {one: float(error) for one, error in sorted(worst.items())},

