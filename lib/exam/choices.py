@@ -23,7 +23,7 @@ from lib.common import stats
 from lib.common.errors import UserError
 from lib.common.progress import progress_bar
 from lib.model import llama
-from lib.training.loss import parts
+from lib.training import loss
 
 INSTRUCTION = "Answer with the letter of the right option alone."
 LETTERS = string.ascii_uppercase
@@ -95,7 +95,7 @@ def model_scores(
 
     Prompts of similar length go together, the longest first, padded on the right: causal attention never sees the padding.
     """
-    body, weight, softcap = parts(net)
+    body, weight, softcap = loss.split_model(net)
     room, order, found = (
         TOKENS_AT_ONCE[net.device.type],
         sorted(range(len(prompts)), key=lambda n: -len(prompts[n])),
@@ -121,8 +121,7 @@ def model_scores(
                     (hidden @ weight.T).float(),
                     hidden.float() @ rows_of_letters.T,
                 )  # in 16 bit two letters would often tie
-                if softcap:
-                    whole, few = (softcap * torch.tanh(logits / softcap) for logits in (whole, few))
+                whole, few = (loss.cap_logits(logits, softcap) for logits in (whole, few))
                 scores = (few - torch.logsumexp(whole, 1, keepdim=True)).tolist()
         except torch.OutOfMemoryError:
             if len(now) == 1:

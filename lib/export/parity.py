@@ -136,7 +136,7 @@ def reference(data_folder: Path, model_dir: Path, net: Any, seed: int) -> Refere
         else psutil.virtual_memory().available
     )
     net = load.load_merged(folder, torch.float32) if needed < room else net
-    body, weight, softcap = loss.parts(net)
+    body, weight, softcap = loss.split_model(net)
     found = []
     with torch.inference_mode():
         for ids, where in zip(
@@ -148,7 +148,7 @@ def reference(data_folder: Path, model_dir: Path, net: Any, seed: int) -> Refere
                 input_ids=torch.tensor([ids[: where[-1]]], device=net.device), use_cache=False
             ).last_hidden_state[0]
             logits = (hidden[[n - 1 for n in where]].to(weight.dtype) @ weight.T).float()
-            logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+            loss.cap_logits(logits, softcap)
             found.append(torch.log_softmax(logits, -1).cpu().numpy())
     return Reference(
         rows,

@@ -52,7 +52,7 @@ def train(
     devices = ranks.count_gpus(job.num_gpus, job.gradient_accumulation_steps)
     if devices == 1:
         return loop.train(model, data, validation, job, folder, identity)
-    loss._workspace.clear()
+    loss.free_buffers()
     with placement.aside(model):  # the ranks need the cards
         launch(folder, job, devices)
     masters = Masters(model, job)

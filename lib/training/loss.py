@@ -1,8 +1,8 @@
-"""Cross entropy where a label is trained, and nowhere else: the output layer is most of a small Gemma's arithmetic.
+"""Cross entropy where a label is trained, and nowhere else.
 
-Gemma's output layer has 262,144 rows. Positions without a label (28 % of the bundled set's tokens, more where questions
-are long) need no logits, and none are computed for them. The gradient is formed chunk by chunk in the forward pass, so
-no logits are kept.
+The output layer is most of a small Gemma's arithmetic: it has 262,144 rows. Positions without a
+label (28 % of the bundled set's tokens, more where questions are long) need no logits, and none are
+computed for them. The gradient is formed chunk by chunk in the forward pass, so no logits are kept.
 """
 
 from typing import Any
@@ -11,31 +11,73 @@ import torch
 
 from lib.training.batches import Batch
 
-CHUNK = {
-    "cpu": 192,
-    "cuda": 512,
-}  # positions at a time: 192 x 262,144 logits are 96 MiB in bfloat16, 192 MiB in float32
+# positions at a time: 192 x 262,144 logits are 96 MiB in bfloat16, 192 MiB in float32
+CHUNK = {"cpu": 192, "cuda": 512}
+
 _workspace: dict[Any, tuple[torch.Tensor, ...]] = {}
 
 
+def cap_logits(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    """Bend logits in place to softcap * tanh(logits / softcap), as Gemma 2 and 3n do; None: not."""
+    return logits.div_(softcap).tanh_().mul_(softcap) if softcap else logits
+
+
+def split_model(model: Any) -> tuple[Any, torch.Tensor, float | None]:
+    """Return the body that gives hidden states, the output layer's weight, and the final soft cap.
+
+    The soft cap is 30 in Gemma 3n, None in Gemma 3.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    softcap = getattr(causal.config.get_text_config(), "final_logit_softcapping", None)
+    return causal.model, causal.get_output_embeddings().weight, softcap
+
+
+def token_losses(model: Any, batch: Batch, fused: bool = False) -> torch.Tensor:
+    """Return the cross entropy of each trained position, in nats, in the order of `batch.where`.
+
+    `fused` takes the compiled loss, which needs memory for two copies of all logits.
+    """
+    body, weight, softcap = split_model(model)
+    packing = {}
+    if batch.bounds is not None:
+        packing = {"position_ids": batch.position_ids, "bounds": batch.bounds}
+    hidden = body(input_ids=batch.input_ids, use_cache=False, **packing).last_hidden_state
+    # a base spread over cards gives its hidden states on another card than the one of the output
+    # layer, which shares the weight of the word embedding
+    trained = hidden.flatten(0, 1)[batch.where.to(hidden.device)].to(weight)
+    head_loss = _FusedHeadLoss if fused else _FrozenHeadLoss
+    return head_loss.apply(trained, weight, batch.targets.to(weight.device), softcap)
+
+
+def free_buffers() -> None:
+    """Give back the memory that the loss keeps for its logits."""
+    _workspace.clear()
+
+
 def _buffers(like: torch.Tensor, vocabulary: int) -> tuple[torch.Tensor, ...]:
-    """Logits in the model's precision, in float32, and their softmax: kept, because on a CPU fresh pages for buffers
-    of this size cost more than filling them (float(): 51 ms fresh, 6 ms into a kept buffer, at 128 positions on 2 cores)."""
+    """Return room for a chunk's logits in the model's precision, in float32, and their softmax.
+
+    The buffers are kept: on a CPU fresh pages for buffers of this size cost more than filling them
+    (float() takes 51 ms into fresh memory, 6 ms into a kept buffer: 128 positions on 2 cores).
+    """
     key = (like.device, like.dtype, vocabulary)
     if key not in _workspace:
         _workspace.clear()
-        with torch.inference_mode(
-            False
-        ):  # made while measuring the held-out loss, they must serve training too
-            kinds, rows = (like.dtype, torch.float32, torch.float32), CHUNK[like.device.type]
+        rows = CHUNK[like.device.type]
+        # buffers made while measuring the held-out loss must serve training too
+        with torch.inference_mode(False):
             _workspace[key] = tuple(
-                torch.empty(rows, vocabulary, dtype=d, device=like.device) for d in kinds
+                torch.empty(rows, vocabulary, dtype=dtype, device=like.device)
+                for dtype in (like.dtype, torch.float32, torch.float32)
             )
     return _workspace[key]
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Cross entropy of frozen-head logits, one value a target; saves d loss / d hidden instead of logits."""
+    """Cross entropy of a frozen output layer's logits, one value a target.
+
+    Saves d loss / d hidden for the backward pass, not the logits.
+    """
 
     @staticmethod
     def forward(
@@ -45,25 +87,22 @@ class _FrozenHeadLoss(torch.autograd.Function):
         targets: torch.Tensor,
         softcap: float | None,
     ) -> torch.Tensor:
-        losses, grad = (
-            hidden.new_empty(targets.shape, dtype=torch.float32),
-            torch.empty_like(hidden),
-        )
+        losses = hidden.new_empty(targets.shape, dtype=torch.float32)
+        grad = torch.empty_like(hidden)
         hidden, buffers = hidden.detach(), _buffers(weight, len(weight))
         for start in range(0, len(targets), len(buffers[0])):
             rows = slice(start, start + len(buffers[0]))
             target = targets[rows, None]
-            narrow, logits, p = (b[: len(target)] for b in buffers)
+            narrow, logits, p = (buffer[: len(target)] for buffer in buffers)
             torch.mm(hidden[rows], weight.T, out=narrow)
             logits.copy_(narrow)
-            if softcap:
-                logits.div_(softcap).tanh_().mul_(softcap)
+            cap_logits(logits, softcap)
             top, picked = logits.amax(1), logits.gather(1, target)[:, 0]
             torch.softmax(logits, 1, out=p)
-            losses[rows] = (
-                top - p.amax(1).log() - picked
-            )  # log-sum-exp: top - log softmax(top), which cannot underflow
+            # log-sum-exp as top - log softmax(top), which cannot underflow
+            losses[rows] = top - p.amax(1).log() - picked
             if ctx.needs_input_grad[0]:
+                # d loss / d logits is softmax - 1 at the target, softmax elsewhere
                 p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
                 if softcap:
                     p.mul_(1 - logits.div_(softcap).square_())  # d capped / d raw
@@ -74,15 +113,17 @@ class _FrozenHeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        # upstream in float32: 1 / trained tokens, rounded to bfloat16, would scale every gradient by up to 0.4 %
+        # upstream stays float32: 1 / trained tokens rounded to bfloat16 would scale every gradient
+        # by up to 0.4 %
         return (grad * upstream[:, None]).to(grad.dtype), None, None, None
 
 
 def _fused(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same for a chunk as one expression, for the compiler: losses, and their derivative by `hidden`."""
+    """The same as one expression for the compiler: losses, and their derivative by `hidden`."""
     logits = (hidden @ weight.T).float()
+    # cap_logits written out: the derivative needs the tanh, and the compiler keeps it in registers
     bent = torch.tanh(logits / softcap) if softcap else None
     logits = softcap * bent if softcap else logits
     normaliser = torch.logsumexp(logits, 1)
@@ -95,7 +136,10 @@ def _fused(
 
 
 class _FusedHeadLoss(torch.autograd.Function):
-    """_FrozenHeadLoss in one piece and compiled: the passes over the logits become two, for all the memory of two copies of them."""
+    """_FrozenHeadLoss compiled in one piece.
+
+    The passes over the logits become two, for the memory of two copies of all logits.
+    """
 
     @staticmethod
     def forward(
@@ -105,36 +149,9 @@ class _FusedHeadLoss(torch.autograd.Function):
         targets: torch.Tensor,
         softcap: float | None,
     ) -> torch.Tensor:
-        losses, grad = torch.compile(_fused, dynamic=False)(
-            hidden.detach(), weight, targets, softcap
-        )
+        compiled = torch.compile(_fused, dynamic=False)
+        losses, grad = compiled(hidden.detach(), weight, targets, softcap)
         ctx.save_for_backward(grad)
         return losses
 
     backward = _FrozenHeadLoss.backward
-
-
-def parts(model: Any) -> tuple[Any, torch.Tensor, float | None]:
-    """The body that gives hidden states, the output layer's weight, and the final soft cap (Gemma 3n: 30)."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    text = causal.config.get_text_config()
-    return (
-        causal.model,
-        causal.get_output_embeddings().weight,
-        getattr(text, "final_logit_softcapping", None),
-    )
-
-
-def token_losses(model: Any, batch: Batch, fused: bool = False) -> torch.Tensor:
-    """Cross entropy of each trained position of a batch, in nats, in the order of `batch.where`.
-
-    Of a base spread over cards the hidden states lie on another one than the output layer, which shares the word embedding's weight.
-    """
-    body, weight, softcap = parts(model)
-    packed = (
-        {} if batch.bounds is None else {"position_ids": batch.position_ids, "bounds": batch.bounds}
-    )
-    hidden = body(input_ids=batch.input_ids, use_cache=False, **packed).last_hidden_state
-    head = _FusedHeadLoss if fused else _FrozenHeadLoss
-    trained = hidden.flatten(0, 1)[batch.where.to(hidden.device)].to(weight)
-    return head.apply(trained, weight, batch.targets.to(weight.device), softcap)

@@ -146,7 +146,7 @@ def test_scores_do_not_depend_on_what_is_asked_together_nor_on_memory(tiny, monk
         choices.model_scores(net, prompts, wanted, lambda _: None), together, strict=True
     ):
         assert one == pytest.approx(other, abs=1e-4)
-    body, weight, softcap = choices.parts(net)
+    body, weight, softcap = choices.loss.split_model(net)
     sizes = []
 
     def limited(most, input_ids, **more):
@@ -157,7 +157,7 @@ def test_scores_do_not_depend_on_what_is_asked_together_nor_on_memory(tiny, monk
 
     monkeypatch.setitem(choices.TOKENS_AT_ONCE, "cpu", 10**6)
     monkeypatch.setattr(
-        choices, "parts", lambda net: (functools.partial(limited, 2), weight, softcap)
+        choices.loss, "split_model", lambda net: (functools.partial(limited, 2), weight, softcap)
     )
     for one, other in zip(
         choices.model_scores(net, prompts, wanted, lambda _: None), together, strict=True
@@ -165,7 +165,7 @@ def test_scores_do_not_depend_on_what_is_asked_together_nor_on_memory(tiny, monk
         assert one == pytest.approx(other, abs=1e-4)
     assert sizes[:2] == [5, 2]
     monkeypatch.setattr(
-        choices, "parts", lambda net: (functools.partial(limited, 0), weight, softcap)
+        choices.loss, "split_model", lambda net: (functools.partial(limited, 0), weight, softcap)
     )
     with pytest.raises(torch.OutOfMemoryError):
         choices.model_scores(net, prompts, wanted, lambda _: None)
