@@ -39,7 +39,7 @@ def of(
     run: Run, job: Params, artifacts: list[dict[str, Any]]
 ) -> Iterator[tuple[str, list[str], Callable[[], Any]]]:
     """Name, hashes of what it is made of, and a context that gives it `Loaded`; `artifacts` are {path, sha256} of the run."""
-    folder = base.folder(job)
+    folder = base.fetch(job.base_model, job.base_revision)
     sums = {
         part: [
             a["sha256"]

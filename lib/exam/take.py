@@ -119,7 +119,7 @@ def _method() -> list[str]:
     return [
         files.code_hash(*METHOD),
         *(importlib.metadata.version(p) for p in ("torch", "transformers", "xllamacpp")),
-        str(device.precision()[0]),
+        str(device.choose_precision()[0]),
     ]
 
 

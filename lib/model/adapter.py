@@ -1,4 +1,4 @@
-"""The LoRA adapter: on which modules it sits, what it must count, how its parameters are named on disk."""
+"""The LoRA adapter: on which modules it sits, how large it must be, how it is saved."""
 
 import pathlib
 import re
@@ -13,24 +13,31 @@ from lib.common.errors import UserError
 from lib.model import placement
 from lib.params import Params
 
-ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
 
 
-def targets(job: Params) -> str:
-    """PEFT target regex: the chosen projections of the language layers; never the vision or audio tower."""
-    names = [f"self_attn\\.{n}" for n in ATTENTION if job.finetune_attention_modules] + [
-        f"mlp\\.{n}" for n in MLP if job.finetune_mlp_modules
-    ]
+def target_pattern(finetune_attention_modules: bool, finetune_mlp_modules: bool) -> str:
+    """Return PEFT's regex for the modules to adapt; UserError when both choices are off.
+
+    It matches the projections of the language layers, never those of a vision or audio tower.
+    """
+    names = []
+    if finetune_attention_modules:
+        names += [rf"self_attn\.{projection}" for projection in ATTENTION]
+    if finetune_mlp_modules:
+        names += [rf"mlp\.{projection}" for projection in MLP]
     if not names:
         raise UserError(
-            "finetune_attention_modules and finetune_mlp_modules are both false: nothing would be trained. Set one to true."
+            "finetune_attention_modules and finetune_mlp_modules are both false: nothing would "
+            "be trained. Set one to true."
         )
     return rf"(?:.*\.)?(?:language_model|model)\.layers\.\d+\.(?:{'|'.join(names)})"
 
 
 def add(model: Any, job: Params) -> Any:
-    """Wrap with a fresh adapter, seeded, in the model's own precision (the trainer keeps float32 masters)."""
-    from peft import LoraConfig, get_peft_model
+    """Wrap the model with a fresh adapter, drawn from `seed`, in the model's own precision."""
+    from peft import LoraConfig, get_peft_model  # heavy, and not needed to read a folder's names
 
     torch.manual_seed(job.seed)
     config = LoraConfig(
@@ -40,117 +47,127 @@ def add(model: Any, job: Params) -> Any:
         bias=job.bias,
         use_rslora=job.use_rslora,
         use_dora=job.use_dora,
-        target_modules=targets(job),
+        target_modules=target_pattern(job.finetune_attention_modules, job.finetune_mlp_modules),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(
-        model, config, autocast_adapter_dtype=False
-    )  # in bfloat16, without casts in every layer
+    # the trainer keeps float32 masters, so a bfloat16 adapter spares a cast in every layer
+    return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
 def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
-    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+    """Return the parameters that are trained, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def numbers(p: torch.nn.Parameter) -> int:
-    state = getattr(p, "quant_state", None)
-    return state.shape.numel() if state is not None else p.numel()
+def count_numbers(parameter: torch.nn.Parameter) -> int:
+    """Return how many numbers a tensor stands for; a 4-bit one packs two into each byte."""
+    quant_state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if quant_state is None else quant_state.shape.numel()
 
 
-def count(model: Any) -> tuple[int, int]:
-    """Trainable and total parameters; a 4-bit tensor counts as the numbers it stands for, an offloaded table as the model's."""
-    tables = sum(m.table.numel() for m in model.modules() if isinstance(m, placement.Offloaded))
-    return sum(p.numel() for p in trainable(model).values()), sum(
-        numbers(p) for p in model.parameters()
-    ) + tables
+def count_parameters(model: Any) -> tuple[int, int]:
+    """Return the number of trainable and of all parameters, an offloaded table among them."""
+    tables = [m.table for m in model.modules() if isinstance(m, placement.Offloaded)]
+    total = sum(count_numbers(p) for p in model.parameters()) + sum(t.numel() for t in tables)
+    return sum(p.numel() for p in trainable(model).values()), total
 
 
 def saved_name(model: Any, name: str) -> str:
-    """A parameter's name in the class that the base's folder names: of a multimodal one we hold the language model alone."""
-    held = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return (
-        re.sub(r"^((?:base_model\.model\.)?model\.)", r"\1language_model.", name)
-        if getattr(held, "part_of_multimodal", False)
-        else name
-    )
+    """Return a parameter's name as the class named in the base folder's config.json has it.
 
-
-def check(model: Any, job: Params) -> int:
-    """Adapted modules of the model; UserError unless they and their parameters are those that the configuration implies.
-
-    Gemma 3n E4B at r=8: 18,595,840 parameters in 215 modules, since its last 15 layers share keys and values and own no k, v.
+    Of a multimodal base only the language model is loaded, whose names are shorter.
     """
-    text = model.config.get_text_config()
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    queries, keys = text.num_attention_heads * head, text.num_key_value_heads * head
-    size = {
-        "q_proj": (text.hidden_size, queries),
-        "k_proj": (text.hidden_size, keys),
-        "v_proj": (text.hidden_size, keys),
-        "o_proj": (queries, text.hidden_size),
-    }
-    own = text.num_hidden_layers - (getattr(text, "num_kv_shared_layers", 0) or 0)
-    modules = parameters = 0
-    for layer in range(text.num_hidden_layers):
-        width = (
-            text.intermediate_size[layer]
-            if isinstance(text.intermediate_size, list | tuple)
-            else text.intermediate_size
-        )
-        size |= {
-            "gate_proj": (text.hidden_size, width),
-            "up_proj": (text.hidden_size, width),
-            "down_proj": (width, text.hidden_size),
-        }
-        names = [
-            n
-            for n in ATTENTION
-            if job.finetune_attention_modules and (layer < own or n not in ("k_proj", "v_proj"))
-        ]
-        names += MLP if job.finetune_mlp_modules else ()
-        modules += len(names)
-        parameters += sum(
-            job.lora_r * sum(size[n]) + (size[n][1] if job.use_dora else 0) for n in names
-        )
-    pattern = re.compile(targets(job))
-    found = (
-        sum(
-            1
-            for n in trainable(model)
-            if ".lora_A." in n and pattern.fullmatch(n.partition(".lora_A.")[0])
-        ),
-        count(model)[0],
-    )
-    if found != (modules, parameters):
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if getattr(base, "part_of_multimodal", False):
+        return re.sub(r"^((?:base_model\.model\.)?model\.)", r"\1language_model.", name)
+    return name
+
+
+def check_size(model: Any, job: Params) -> int:
+    """Return the number of adapted modules; UserError unless modules and parameters are complete.
+
+    Both numbers follow from the configuration alone. Gemma 3n E4B at r=8 has 18,595,840 parameters
+    in 215 modules: its last 15 layers share keys and values, so they own no k_proj and v_proj.
+    """
+    modules, parameters = _expected_size(model.config.get_text_config(), job)
+    pattern = target_pattern(job.finetune_attention_modules, job.finetune_mlp_modules)
+    adapted = [n.partition(".lora_A.")[0] for n in trainable(model) if ".lora_A." in n]
+    actual_modules = sum(1 for name in adapted if re.fullmatch(pattern, name))
+    actual_parameters = count_parameters(model)[0]
+    if (actual_modules, actual_parameters) != (modules, parameters):
         raise UserError(
-            f"the adapter has {found[1]:,} trainable parameters in {found[0]} modules; this architecture at r={job.lora_r} has "
-            f"{parameters:,} in {modules}. Nothing was trained: these versions of transformers and peft do not fit the pipeline's."
+            f"the adapter has {actual_parameters:,} trainable parameters in {actual_modules} "
+            f"modules; this architecture at r={job.lora_r} has {parameters:,} in {modules}. "
+            "Nothing was trained: these versions of transformers and peft do not fit the "
+            "pipeline's. Run `make setup`."
         )
     return modules
 
 
-def save(model: Any, weights: dict[str, torch.Tensor], folder: pathlib.Path, job: Params) -> None:
-    """Write the adapter as a PEFT folder with those float32 weights; the folder appears when it is complete."""
-    temporary = folder.with_name(".adapter.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(str(temporary), state_dict={**model.state_dict(), **weights})
-    file = temporary / "adapter_model.safetensors"
-    save_file(
-        {saved_name(model, n): w for n, w in load_file(file).items()},
-        file,
-        metadata={"format": "pt"},
-    )
-    config = files.read_json(temporary / "adapter_config.json", "adapter configuration")
-    # PEFT writes the local folder the base was loaded from, which means nothing on another machine
-    files.write_json(
-        temporary / "adapter_config.json",
-        {
-            **config,
-            "base_model_name_or_path": job.base_model,
-            "revision": job.base_revision or None,
-        },
-    )
-    (temporary / "README.md").unlink(
-        missing_ok=True
-    )  # PEFT's empty template of a card says nothing true
-    files.replace_folder(temporary, folder)
+def _expected_size(text_config: Any, job: Params) -> tuple[int, int]:
+    """Return how many modules and parameters an adapter on this architecture must have."""
+    layers = text_config.num_hidden_layers
+    first_sharing = layers - (getattr(text_config, "num_kv_shared_layers", 0) or 0)
+    modules = parameters = 0
+    for layer in range(layers):
+        names: list[str] = []
+        if job.finetune_attention_modules:
+            owns_keys = layer < first_sharing
+            names += [n for n in ATTENTION if owns_keys or n not in ("k_proj", "v_proj")]
+        if job.finetune_mlp_modules:
+            names += MLP
+        sizes = _projection_sizes(text_config, layer)
+        modules += len(names)
+        for name in names:
+            inputs, outputs = sizes[name]
+            parameters += job.lora_r * (inputs + outputs)
+            if job.use_dora:  # a magnitude for each output
+                parameters += outputs
+    return modules, parameters
+
+
+def _projection_sizes(text_config: Any, layer: int) -> dict[str, tuple[int, int]]:
+    """Return (inputs, outputs) of each projection of a layer."""
+    hidden, heads = text_config.hidden_size, text_config.num_attention_heads
+    head = getattr(text_config, "head_dim", None) or hidden // heads
+    queries, keys = heads * head, text_config.num_key_value_heads * head
+    width = text_config.intermediate_size  # Gemma 3n has a list: one width for each layer
+    if isinstance(width, list | tuple):
+        width = width[layer]
+    return {
+        "q_proj": (hidden, queries),
+        "k_proj": (hidden, keys),
+        "v_proj": (hidden, keys),
+        "o_proj": (queries, hidden),
+        "gate_proj": (hidden, width),
+        "up_proj": (hidden, width),
+        "down_proj": (width, hidden),
+    }
+
+
+def save(
+    model: Any,
+    weights: dict[str, torch.Tensor],
+    folder: pathlib.Path,
+    base_model: str,
+    base_revision: str,
+) -> None:
+    """Write the adapter as a PEFT folder with these float32 weights.
+
+    The folder appears when it is complete.
+    """
+    partial = folder.with_name(".adapter.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(str(partial), state_dict={**model.state_dict(), **weights})
+
+    weight_file = partial / "adapter_model.safetensors"
+    renamed = {saved_name(model, name): w for name, w in load_file(weight_file).items()}
+    save_file(renamed, weight_file, metadata={"format": "pt"})
+
+    # PEFT writes the local folder the base was loaded from, which means nothing elsewhere
+    origin = {"base_model_name_or_path": base_model, "revision": base_revision or None}
+    config = files.read_json(partial / "adapter_config.json", "adapter configuration")
+    files.write_json(partial / "adapter_config.json", {**config, **origin})
+    # PEFT's README.md is the empty template of a model card
+    (partial / "README.md").unlink(missing_ok=True)
+    files.replace_folder(partial, folder)

@@ -1,68 +1,93 @@
-"""The base model's files: bundled, a local folder, or fetched from the hub. Nothing heavy is imported for them."""
+"""The base model's files: bundled, a local folder, or fetched from the hub.
+
+Neither torch nor transformers is imported for them.
+"""
 
 import hashlib
 import pathlib
-from typing import Any
+from collections.abc import Callable
 
 from lib.common.errors import ROOT, UserError
 from lib.model import bundled
-from lib.params import Params
 
 CACHE = ROOT / ".cache"
+BUNDLED = "bundled:gemma-3-270m"
 
 
-def folder(job: Params, weights: bool = True, progress: Any = print) -> pathlib.Path:
-    """The base model as a local folder: bundled, given, or fetched from the hub (`weights=False`: tokenizer and config only)."""
-    if job.base_model.startswith("bundled:"):
-        if job.base_model != "bundled:gemma-3-270m":
+def fetch(
+    base_model: str,
+    base_revision: str = "",
+    weights: bool = True,
+    progress: Callable[[str], object] = print,
+) -> pathlib.Path:
+    """Return the base model as a local folder; UserError when there is none.
+
+    `weights=False` fetches only tokenizer and configuration from the hub. `progress` gets a line
+    when the bundled model is made, which happens once.
+    """
+    if base_model.startswith("bundled:"):
+        if base_model != BUNDLED:
             raise UserError(
-                f"base_model `{job.base_model}` is not bundled; there is bundled:gemma-3-270m."
+                f"base_model `{base_model}` is not bundled; the only bundled one is {BUNDLED}."
             )
         return bundled.materialize(CACHE, progress)
-    path = ROOT / job.base_model
-    if path.is_dir():
-        if not (path / "config.json").is_file():
+    folder = ROOT / base_model
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
             raise UserError(
-                f"base_model folder `{job.base_model}` has no config.json; expected a Hugging Face model folder."
+                f"base_model folder `{base_model}` has no config.json; expected a Hugging Face "
+                "model folder."
             )
-        return path
-    if job.base_model.count("/") != 1 or job.base_model.startswith((".", "/", "~")):
+        return folder
+    if base_model.count("/") != 1 or base_model.startswith((".", "/", "~")):
         raise UserError(
-            f"base_model `{job.base_model}` does not exist (looked in {ROOT}); expected a folder there, a hub id `owner/name`, "
-            f"or bundled:gemma-3-270m."
+            f"base_model `{base_model}` does not exist (looked in {ROOT}); expected a folder "
+            f"there, a hub id `owner/name`, or {BUNDLED}."
         )
+    return _download(base_model, base_revision, weights)
+
+
+def _download(base_model: str, base_revision: str, weights: bool) -> pathlib.Path:
+    # here, not at the top: a bundled or local base needs no hub
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.model", "*.jinja"] + (["*.safetensors"] if weights else [])
+    patterns = ["*.json", "*.model", "*.jinja"]
+    if weights:
+        patterns.append("*.safetensors")
     try:
-        return pathlib.Path(
-            snapshot_download(
-                job.base_model, revision=job.base_revision or None, allow_patterns=patterns
-            )
+        folder = snapshot_download(
+            base_model, revision=base_revision or None, allow_patterns=patterns
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"base_model `{job.base_model}` could not be fetched: {str(error).splitlines()[0]}\n"
-            f"Check the id and the network; a gated one needs HF_TOKEN in the environment. Without network use "
-            f"base_model=bundled:gemma-3-270m or a local folder."
+            f"base_model `{base_model}` could not be fetched: {str(error).splitlines()[0]}\n"
+            "Check the id and the network; a gated model needs HF_TOKEN in the environment. "
+            f"Without a network use base_model={BUNDLED} or a local folder."
         ) from None
+    return pathlib.Path(folder)
 
 
-def fingerprint(path: pathlib.Path) -> str:
-    """16 hex digits that change when the base does: its config, and size, head and tail of each weight file (all of 16 GB takes a minute)."""
-    found = hashlib.sha256((path / "config.json").read_bytes())
-    for file in sorted(path.glob("*.safetensors")):
-        size = file.stat().st_size
-        found.update(f"{file.name} {size}".encode())
-        with open(file, "rb") as data:
-            found.update(data.read(2**20))
-            data.seek(max(0, size - 2**20))
-            found.update(data.read())
-    return found.hexdigest()[:16]
+def fingerprint(folder: pathlib.Path) -> str:
+    """Return 16 hex digits that change when the base does.
+
+    They cover config.json, and of each weight file its size, first and last MiB: all of 16 GB would
+    take a minute.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(2**20))
+            file.seek(max(0, size - 2**20))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
 
 
-def recorded(path: pathlib.Path) -> dict[str, str]:
-    """For a run's record: the fingerprint of a base, and of one from the hub the commit that its folder is named by."""
-    found = {"base": fingerprint(path)}
-    return {**found, "base_commit": path.name} if path.parent.name == "snapshots" else found
+def provenance(folder: pathlib.Path) -> dict[str, str]:
+    """Return what a run records of its base: the fingerprint, and the commit if it has one."""
+    record = {"base": fingerprint(folder)}
+    if folder.parent.name == "snapshots":  # the hub's cache names a snapshot by its commit
+        record["base_commit"] = folder.name
+    return record

@@ -1,4 +1,7 @@
-"""What computes: the card in use or the processor, its memory, its peak rate, and the precision that suits it."""
+"""What computes here: the GPU or the processor, its memory, its peak rate, its best precision.
+
+A "card" is an NVIDIA GPU; sizes in GB are 1e9 bytes, sizes in GiB are 2**30 bytes.
+"""
 
 import contextlib
 import functools
@@ -7,14 +10,14 @@ import re
 import resource
 import sys
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
 from lib.common import machine
 from lib.common.errors import UserError
-from lib.params import Params
 
-# dense 16-bit rates by vendors' datasheets, for the share of them that a run reaches
+# dense 16-bit operations per second by the vendors' datasheets; the longer names stand first
 PEAK_FLOPS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -26,92 +29,117 @@ PEAK_FLOPS = {
     "A10G": 70e12,
     "T4": 65e12,
 }
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Card(NamedTuple):
+    """The GPU in use; without one the name is empty and `gb` is 0."""
+
+    name: str
+    gb: float
 
 
 @functools.cache
-def card() -> tuple[str, float]:
-    """Name and GB of the card in use; ("", 0) without one."""
+def card() -> Card:
+    """Return name and memory of the GPU in use."""
     if not torch.cuda.is_available():
-        return "", 0.0
+        return Card("", 0.0)
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return properties.name, properties.total_memory / 1e9
+    return Card(properties.name, properties.total_memory / 1e9)
 
 
 def name() -> str:
-    return card()[0] or machine.hardware()["cpu"]
+    """Return the name of the GPU in use, or of the processor."""
+    return card().name or machine.hardware()["cpu"]
 
 
-def precision(job: Params | None = None) -> tuple[torch.dtype, str]:
-    """The type to compute in, and why."""
-    if job and job.precision != "auto":
-        if job.precision == "fp16" and not (job.load_in_4bit and torch.cuda.is_available()):
-            raise UserError(
-                "precision: fp16 is for a 4-bit base on a GPU, where only the products with it are float16. "
-                "Use bf16 or fp32, or set load_in_4bit: true."
-            )
-        if (
-            job.precision == "bf16"
-            and torch.cuda.is_available()
-            and not torch.cuda.is_bf16_supported(including_emulation=False)
-        ):
-            raise UserError(
-                f"precision: bf16 is not in {card()[0]}, which would emulate it slowly. Set precision: auto."
-            )
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[
-            job.precision
-        ], "as set"
-    if torch.cuda.is_available():
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, "the card has bfloat16"
-        if job and job.load_in_4bit:
+def choose_precision(
+    precision: str = "auto", load_in_4bit: bool = False
+) -> tuple[torch.dtype, str]:
+    """Return the type to compute in, and why; UserError when the machine or the base forbids it."""
+    if precision == "auto":
+        return _precision_of_machine(load_in_4bit)
+    cuda = torch.cuda.is_available()
+    if precision == "fp16" and not (load_in_4bit and cuda):
+        raise UserError(
+            "precision: fp16 is for a 4-bit base on a GPU, where only the products with it are "
+            "float16. Use bf16 or fp32, or set load_in_4bit: true."
+        )
+    if precision == "bf16" and cuda and not _card_has_bfloat16():
+        raise UserError(
+            f"precision: bf16 is not in {card().name}, which would emulate it slowly. "
+            "Set precision: auto."
+        )
+    return DTYPES[precision], "as set"
+
+
+def _precision_of_machine(load_in_4bit: bool) -> tuple[torch.dtype, str]:
+    if not torch.cuda.is_available():
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return (
-                torch.float16,
-                "the card has no bfloat16; Gemma 3n overflows in float16, so only products with 4-bit weights are float16",
+                torch.bfloat16,
+                "this processor multiplies bfloat16 about twice as fast as float32",
             )
-        return torch.float32, "the card has no bfloat16, and Gemma 3n overflows in float16"
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.bfloat16, "this processor multiplies bfloat16 about twice as fast as float32"
-    return torch.float32, "this processor has no fast bfloat16"
+        return torch.float32, "this processor has no fast bfloat16"
+    if _card_has_bfloat16():
+        return torch.bfloat16, "the card has bfloat16"
+    if load_in_4bit:
+        return torch.float16, (
+            "the card has no bfloat16; Gemma 3n overflows in float16, so only products with "
+            "4-bit weights are float16"
+        )
+    return torch.float32, "the card has no bfloat16, and Gemma 3n overflows in float16"
+
+
+def _card_has_bfloat16() -> bool:
+    # torch answers yes for an emulation too, which is slow
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def peak_flops() -> float:
-    """Operations a second of the card in use in 16 bit, by its datasheet; 0 where it is not known."""
-    return next(
-        (rate for name, rate in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", card()[0])), 0.0
-    )
+    """Return the datasheet's 16-bit operations per second of the GPU; 0 for an unknown one."""
+    for model, rate in PEAK_FLOPS.items():
+        if re.search(rf"\b{model}\b", card().name):
+            return rate
+    return 0.0
 
 
 @contextlib.contextmanager
-def memory_for(what: str, advice: str) -> Iterator[None]:
-    """Where the card has not enough memory inside the block: a UserError that says for what, and what to do."""
+def explain_out_of_memory(purpose: str, advice: str) -> Iterator[None]:
+    """Turn torch's OutOfMemoryError inside the block into a UserError that says what to do."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(f"{what}: {'. '.join(str(error).split('. ')[:2])}", advice) from None
+        # its first two sentences say how much was asked for; a page of statistics follows
+        cause = ". ".join(str(error).split(". ")[:2])
+        raise out_of_memory_error(f"{purpose}: {cause}", advice) from None
 
 
-def out_of_memory(what: str, advice: str) -> UserError:
+def out_of_memory_error(purpose: str, advice: str) -> UserError:
+    """Return the error that says what did not fit the device's memory, and what would help."""
+    size = f" ({card().gb:.1f} GB)" if card().name else ""
     return UserError(
-        f"{name()}{card()[0] and f' ({card()[1]:.1f} GB)'} has not enough memory for {what}.\n"
+        f"{name()}{size} has not enough memory for {purpose}.\n"
         f"End what else uses the card (`nvidia-smi` lists it), or {advice}."
     )
 
 
-def memory_gib() -> tuple[float, str]:
-    """Peak memory so far and whose it is: the card's allocations, or this process's resident set."""
+def peak_memory() -> tuple[float, str]:
+    """Return the peak memory so far in GiB, and where: "GPU" or "process" (main memory)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30, "GPU"
-    unit = (
-        1 if sys.platform == "darwin" else 1024
-    )  # ru_maxrss is in bytes on macOS, in KiB on Linux
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, "process"
 
 
-def threads() -> int:
-    """Cores for torch: what this process may use, not what the machine has; fewer where OMP_NUM_THREADS says so."""
-    asked = os.environ.get(
-        "OMP_NUM_THREADS", ""
-    )  # of a sweep's trial, or a scheduler's job, that has a part of the cores
-    cores = min(machine.cores(), int(asked)) if asked.isdigit() and int(asked) else machine.cores()
+def set_threads() -> int:
+    """Let torch use the cores that this process may use, and return how many these are.
+
+    A smaller OMP_NUM_THREADS wins: a sweep's trial, or a job of a scheduler, sets it to its share.
+    """
+    cores = machine.cores()
+    share = os.environ.get("OMP_NUM_THREADS", "")
+    if share.isdigit() and int(share) > 0:
+        cores = min(cores, int(share))
     torch.set_num_threads(cores)
     return cores

@@ -1,26 +1,32 @@
-"""Load a base model, by transformers or Unsloth, and put LoRA on its language layers."""
+"""Load models and tokenizers: a base with a fresh adapter, a base alone, a merged folder.
+
+    net = load_with_adapter(folder, job)
+
+Transformers or Unsloth reads the base (`options.choose_backend`). Before either does, the folder is
+checked, for both would replace a weight that is missing by random numbers.
+"""
 
 import contextlib
 import os
 import pathlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lib.common import files, machine
 from lib.common.chat_template import read_chat_template
-from lib.common.errors import UserError
 from lib.model import adapter, base, device, placement, shards
-from lib.model.options import backend, check_options
+from lib.model.model_folder import check_folder, refuse_missing, unreadable_folder
+from lib.model.options import check_options, choose_backend
 from lib.params import Params
 
 transformers.utils.logging.disable_progress_bar()
-# 4-bit altup coefficients are uint8, and training dies where Gemma 3n clamps them; towers and embedders are not trained
+# Modules that a 4-bit base keeps in 16 bit. Gemma 3n clamps its altup coefficients in training, and
+# 4-bit ones are uint8, on which that fails; towers and embedders are not trained.
 KEEP_16_BIT = [
     ".*altup.*",
     ".*per_layer_model_projection",
@@ -33,12 +39,16 @@ KEEP_16_BIT = [
 UNSLOTH = {
     "UNSLOTH_DISABLE_STATISTICS": "1",  # it counts its users over the network
     "UNSLOTH_COMPILE_LOCATION": str(base.CACHE / "unsloth"),  # else in the working folder
-    # not one step in 430 s on rows of changing length (H100, torch 2.11); without its compiler the first took 4 s
+    # with its compiler not one step in 430 s on rows of changing length (H100, torch 2.11);
+    # without it the first step took 4 s
     "UNSLOTH_COMPILE_DISABLE": "1",
     "UNSLOTH_BLOCK_COMPILE": "0",
-    # its generate fails where a card has no bfloat16: keys are float32 there, values float16, and its cache has one type for both
+    # its generate fails on a card without bfloat16: there keys are float32 and values float16, and
+    # its cache has one type for both
     "UNSLOTH_DISABLE_FAST_GENERATION": "1",
 }
+# {pattern: replacement} from a multimodal folder's tensor names to those of the text class
+TEXT_NAMES = {r"^(?:model\.)?language_model\.(?:model\.)?": "model."}
 
 
 def load_tokenizer(folder: pathlib.Path) -> Any:
@@ -47,210 +57,157 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# loading
+# --------------------------------------------------------------------------------------------------
+# a base with a fresh adapter
 
 
-def load(folder: pathlib.Path, job: Params) -> Any:
-    """The base with a fresh adapter, ready to train; UserError when the adapter is not exactly what the architecture asks for."""
+def load_with_adapter(folder: pathlib.Path, job: Params) -> Any:
+    """Return the base with a fresh adapter, ready to train.
+
+    UserError for settings that exclude each other, for an incomplete folder, for too little memory,
+    and when the adapter is not exactly what the architecture implies.
+    """
     check_options(job)
-    with _memory_for_base(folder):
-        model = (
-            _unsloth(folder, job) if backend(job)[0] == "unsloth" else _transformers(folder, job)
-        )
-    adapter.check(model, job)
+    backend, _ = choose_backend(job)
+    load = _load_by_unsloth if backend == "unsloth" else _load_by_transformers
+    with _explain_out_of_memory(folder):
+        model = load(folder, job)
+    adapter.check_size(model, job)
     return model
 
 
-def _transformers(folder: pathlib.Path, job: Params) -> Any:
-    model = adapter.add(load_model(folder, job), job)
-    if job.gradient_checkpointing:
-        # saving the random state waits for the GPU, and cannot be recorded into a CUDA graph; only dropout draws inside a layer
-        model.gradient_checkpointing_enable(
-            {"use_reentrant": False, "preserve_rng_state": job.lora_dropout > 0}
-        )
-    if placement.sharded(folder, job):
-        placement.shard(model)
-    if (
-        device.precision(job)[0] == torch.float16
-    ):  # Unsloth keeps float32 of its own around a Gemma 3n on such a card
-        _float32_around_4_bit(model)
-    return model
-
-
-def _memory_for_base(folder: pathlib.Path) -> contextlib.AbstractContextManager:
-    size = sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e9
-    return device.memory_for(
-        f"the base, {size:.1f} GB on disk",
+def _explain_out_of_memory(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    gb = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9
+    return device.explain_out_of_memory(
+        f"the base, {gb:.1f} GB on disk",
         "set load_in_4bit: true and offload_embedding: true, or take a smaller base",
     )
 
 
-def load_model(folder: pathlib.Path, job: Params) -> Any:
-    """The language model in 4 bit or in `precision()`, frozen, on the GPU where there is one.
+def _load_by_transformers(folder: pathlib.Path, job: Params) -> Any:
+    model = adapter.add(load_base(folder, job), job)
+    if job.gradient_checkpointing:
+        # Only dropout draws random numbers inside a layer. Without it the random state is not
+        # saved: that waits for the GPU, and cannot be recorded into a CUDA graph.
+        model.gradient_checkpointing_enable(
+            {"use_reentrant": False, "preserve_rng_state": job.lora_dropout > 0}
+        )
+    if _must_shard(folder, job):
+        placement.shard(model)
+    if _compute_dtype(job) == torch.float16:  # Unsloth has a float32 path of its own
+        _widen_around_4_bit(model)
+    return model
 
-    Of a multimodal Gemma 3n only the language model is read: its towers, 2 GiB, are not trained and see no input.
+
+def load_base(folder: pathlib.Path, job: Params) -> Any:
+    """Return the frozen language model in 4 bit or in the job's precision, on the GPU if any.
+
+    Of a multimodal Gemma 3n only the language model is read: its towers, 2 GiB, are not trained and
+    see no input.
     """
     check_options(job)
     torch.manual_seed(job.seed)
-    model = _read(
+    sharded = _must_shard(folder, job)
+    too_large = placement.exceeds_card(folder, job.precision, job.load_in_4bit)
+    model = _read_language_model(
         folder,
-        dtype=device.precision(job)[0],
-        device_map=placement.device_map(folder, job),
-        quantization_config=quantization(job),
+        dtype=_compute_dtype(job),
+        device_map=placement.choose_device_map(too_large, sharded, job.torch_compile),
+        quantization_config=quantization_config(job.load_in_4bit, job.precision),
     )
     model.config.use_cache = False
-    if job.offload_embedding and torch.cuda.is_available() and not placement.sharded(folder, job):
+    if job.offload_embedding and torch.cuda.is_available() and not sharded:
         placement.offload_embedding(model)
     return model.requires_grad_(False)
 
 
-def quantization(job: Params) -> Any:
-    """How a 4-bit base is quantised while it loads; None for a 16-bit one."""
-    if not job.load_in_4bit:
+def _must_shard(folder: pathlib.Path, job: Params) -> bool:
+    too_large = placement.exceeds_card(folder, job.precision, job.load_in_4bit)
+    return placement.must_shard(job.fsdp, too_large, job.load_in_4bit, job.torch_compile)
+
+
+def _compute_dtype(job: Params) -> torch.dtype:
+    dtype, _ = device.choose_precision(job.precision, job.load_in_4bit)
+    return dtype
+
+
+def quantization_config(
+    load_in_4bit: bool, precision: str
+) -> transformers.BitsAndBytesConfig | None:
+    """Return how a 4-bit base is quantised while it loads; None for a 16-bit one."""
+    if not load_in_4bit:
         return None
+    compute_dtype, _ = device.choose_precision(precision, load_in_4bit)
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=device.precision(job)[0],
+        bnb_4bit_compute_dtype=compute_dtype,
         llm_int8_skip_modules=KEEP_16_BIT,
     )
 
 
-def _read(folder: pathlib.Path, **options: Any) -> Any:
-    """The folder's language model, and nothing else of a multimodal one; UserError when any of its weights is not there."""
-    whole, text = _checked(folder)
-    if text is not whole:
-        options |= {
-            "config": text,
-            "key_mapping": {r"^(?:model\.)?language_model\.(?:model\.)?": "model."},
-        }
-    try:
-        with _quiet(text is not whole):
-            model, found = AutoModelForCausalLM.from_pretrained(
-                folder, output_loading_info=True, **options
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreadable(folder, error) from None
-    _refuse(folder, found["missing_keys"])
-    model.part_of_multimodal = text is not whole
-    return model
+def _widen_around_4_bit(model: Any) -> None:
+    """Let everything but the 4-bit products compute in float32.
 
-
-@contextlib.contextmanager
-def _quiet(multimodal: bool) -> Iterator[None]:
-    """transformers lists the towers' tensors, which are not read, as a warning of a page."""
-    level = transformers.utils.logging.get_verbosity()
-    if multimodal:
-        transformers.utils.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers.utils.logging.set_verbosity(level)
-
-
-def _checked(folder: pathlib.Path) -> tuple[Any, Any]:
-    """The folder's configuration and the one of its language model; UserError unless every weight of that is in its shards, whole
-    and of the shape it must have. Only headers are read: Unsloth, and transformers by a warning, would go on with random numbers."""
-    reading = "config.json"
-    try:
-        whole = AutoConfig.from_pretrained(folder)
-        text = whole.get_text_config()
-        with torch.device("meta"):
-            net = AutoModelForCausalLM.from_config(text)
-        shapes, reading = {}, "model.safetensors"
-        for shard in sorted(set(shards.locate_tensors(folder).values())):
-            reading = shard.name
-            with safe_open(shard, "pt") as file:
-                shapes |= {
-                    shards.canonical_name(n): tuple(file.get_slice(n).get_shape())
-                    for n in file.keys()
-                }  # noqa: SIM118
-    except UserError:
-        raise
-    except Exception as error:  # what is in a stranger's config.json decides which
-        raise _unreadable(folder, error, reading) from None
-    if getattr(whole, "quantization_config", None) or getattr(text, "quantization_config", None):
-        raise UserError(
-            f"the model folder `{files.shown(folder)}` is quantised already, and an adapter is merged into 16-bit weights. "
-            f"Set base_model to the 16-bit repository it was made from; load_in_4bit: true quantises that while loading."
-        )
-    _refuse(
-        folder,
-        [
-            n
-            for n, p in net.named_parameters()
-            if shapes.get(shards.canonical_name(n)) != tuple(p.shape)
-        ],
-    )
-    return whole, text
-
-
-def _refuse(folder: pathlib.Path, missing: Iterable[str]) -> None:
-    if missing := sorted(missing):
-        raise UserError(
-            f"the model folder `{files.shown(folder)}` lacks {len(missing)} weights, or has them in another shape than its config.json "
-            f"says: {', '.join(missing[:3])}{' ...' if missing[3:] else ''}. They would be random numbers.\n"
-            f"Expected a complete Hugging Face folder: fetch or build it again."
-        )
-
-
-def _unreadable(folder: pathlib.Path, error: Exception, name: str = "") -> UserError:
-    because = " ".join(str(error).split())[:300] or type(error).__name__
-    return UserError(
-        f"the model folder `{files.shown(folder)}` cannot be read{name and f' ({name})'}: {because}\n"
-        f"Expected a complete Hugging Face folder with safetensors: fetch or build it again."
-    )
-
-
-def _float32_around_4_bit(model: Any) -> None:
-    """What is not 4-bit computes in float32, except the tables: embeddings, and with them the output layer, stay 16-bit."""
-    head = model.get_output_embeddings()
+    The embedding tables, and with them the output layer, keep their 16 bits: the tables' results
+    are widened, the output layer's input is narrowed.
+    """
+    output_layer = model.get_output_embeddings()
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding | placement.Offloaded):
-            module.register_forward_hook(lambda module, inputs, output: output.float())
-            continue
-        if module is head:
-            module.register_forward_pre_hook(
-                lambda module, inputs: (inputs[0].to(module.weight.dtype),)
-            )
-            continue
-        for p in module.parameters(recurse=False):
-            if p.dtype == torch.float16:
-                p.data = p.data.float()
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.dtype == torch.float16:
-                setattr(module, name, buffer.float())
+            module.register_forward_hook(_widen_output)
+        elif module is output_layer:
+            module.register_forward_pre_hook(_narrow_input)
+        else:
+            _widen_tensors(module)
 
 
-def _unsloth(folder: pathlib.Path, job: Params) -> Any:
-    whole, text = _checked(folder)
-    for name, value in UNSLOTH.items():  # read at its import and later
+def _widen_output(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return output.float()
+
+
+def _narrow_input(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+    return (inputs[0].to(module.weight.dtype),)
+
+
+def _widen_tensors(module: torch.nn.Module) -> None:
+    for parameter in module.parameters(recurse=False):
+        if parameter.dtype == torch.float16:
+            parameter.data = parameter.data.float()
+    for name, buffer in module.named_buffers(recurse=False):
+        if buffer.dtype == torch.float16:
+            setattr(module, name, buffer.float())
+
+
+def _load_by_unsloth(folder: pathlib.Path, job: Params) -> Any:
+    folder_config, text_config = check_folder(folder)
+    multimodal = text_config is not folder_config
+    for name, value in UNSLOTH.items():  # it reads them at its import and later
         os.environ.setdefault(name, value)
-    # what it patches, it patches now as well; not in a catch_warnings, which would take back the filters that its import adds
+    # it patches transformers now as well as if it came first; no catch_warnings, which would take
+    # back the filters that its import adds
     warnings.filterwarnings("ignore", "WARNING: Unsloth should be imported before")
-    from unsloth import FastModel
+    from unsloth import FastModel  # optional, and it patches transformers
 
     checkpointing = "unsloth" if job.gradient_checkpointing else False
-    with _quiet(text is not whole):
+    with _without_warnings(multimodal):
         model, _ = FastModel.from_pretrained(
             str(folder),
-            dtype=device.precision(job)[0],
+            dtype=_compute_dtype(job),
             max_seq_length=job.max_seq_length,
             load_in_4bit=job.load_in_4bit,
-            quantization_config=quantization(job),
+            quantization_config=quantization_config(job.load_in_4bit, job.precision),
             random_state=job.seed,
             use_gradient_checkpointing=checkpointing,
             text_only=True,
             offload_embedding=False,
         )
-    model.generation_config.max_length = (
-        None  # Unsloth sets it, and each answer would then warn of two limits
-    )
+    # Unsloth sets it, and each answer would then warn of two limits
+    model.generation_config.max_length = None
     if job.offload_embedding:  # not by Unsloth, which leaves the table on the card under torchrun
         placement.offload_embedding(model)
-    model.part_of_multimodal = text is not whole
+    model.part_of_multimodal = multimodal
     return FastModel.get_peft_model(
         model,
         finetune_vision_layers=False,
@@ -267,16 +224,62 @@ def _unsloth(folder: pathlib.Path, job: Params) -> Any:
     )
 
 
+# --------------------------------------------------------------------------------------------------
+# a merged model
+
+
 def load_merged(folder: pathlib.Path, dtype: torch.dtype | None = None) -> Any:
-    """A merged 16-bit folder, to answer beside its GGUF; computes in `dtype`, or in what suits the machine."""
-    device.threads()
-    place = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
-    dtype = dtype or device.precision()[0]
-    if place is None:
-        machine.require_memory(
-            shards.weight_bytes(folder) * dtype.itemsize // 2,
-            f"{files.shown(folder)} in {str(dtype).removeprefix('torch.')}",
-        )
-    with _memory_for_base(folder):
-        model = _read(folder, dtype=dtype, device_map=place)
+    """Return the model of a merged 16-bit folder, to answer beside its GGUF.
+
+    It computes in `dtype`, or in what suits the machine. UserError when memory does not suffice.
+    """
+    device.set_threads()
+    if dtype is None:
+        dtype, _ = device.choose_precision()
+    device_map = None
+    if torch.cuda.is_available():
+        device_map = {"": torch.cuda.current_device()}
+    else:
+        needed = shards.weight_bytes(folder) * dtype.itemsize // 2  # the files are 16-bit
+        type_name = str(dtype).removeprefix("torch.")
+        machine.require_memory(needed, f"{files.shown(folder)} in {type_name}")
+    with _explain_out_of_memory(folder):
+        model = _read_language_model(folder, dtype=dtype, device_map=device_map)
     return model.requires_grad_(False).eval()
+
+
+# --------------------------------------------------------------------------------------------------
+# reading a folder
+
+
+def _read_language_model(folder: pathlib.Path, **options: Any) -> Any:
+    """Return the folder's language model without the rest of a multimodal one.
+
+    UserError when any of its weights is missing.
+    """
+    folder_config, text_config = check_folder(folder)
+    multimodal = text_config is not folder_config
+    if multimodal:
+        options |= {"config": text_config, "key_mapping": TEXT_NAMES}
+    try:
+        with _without_warnings(multimodal):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder, output_loading_info=True, **options
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise unreadable_folder(folder, error) from None
+    refuse_missing(folder, report["missing_keys"])
+    model.part_of_multimodal = multimodal
+    return model
+
+
+@contextlib.contextmanager
+def _without_warnings(multimodal: bool) -> Iterator[None]:
+    """Silence transformers for a multimodal folder: it lists the unread towers over a page."""
+    level = transformers.utils.logging.get_verbosity()
+    if multimodal:
+        transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(level)

@@ -1,4 +1,8 @@
-"""Where the weights of a base lie: on one card, over all of them, sharded over the ranks, or partly in main memory."""
+"""Where the weights of a base lie.
+
+On one card, spread over all visible cards, sharded over the ranks of a training (FSDP), or with
+one table in main memory.
+"""
 
 import contextlib
 import pathlib
@@ -9,116 +13,135 @@ import torch
 
 from lib.common.errors import UserError
 from lib.model import device, ranks
-from lib.params import Params
 
 
-def _too_large(folder: pathlib.Path, job: Params) -> bool:
-    """Whether the base's 16-bit weights, twice as large in float32, alone leave one card no room to train in."""
-    size = (
-        sum(p.stat().st_size for p in folder.glob("*.safetensors"))
-        / 1e9
-        * device.precision(job)[0].itemsize
-        / 2
-    )
-    return not job.load_in_4bit and size > 0.9 * device.card()[1] > 0
+def exceeds_card(folder: pathlib.Path, precision: str, load_in_4bit: bool) -> bool:
+    """Whether the base's weights alone leave one card no room to train in.
 
-
-def sharded(folder: pathlib.Path, job: Params) -> bool:
-    """Whether this rank holds only its part of the base (FSDP)."""
-    if (
-        ranks.world_size() == 1
-        or job.fsdp == "none"
-        or job.fsdp == "auto"
-        and not _too_large(folder, job)
-    ):
+    The files hold 16-bit weights; in float32 they are twice as large.
+    """
+    if load_in_4bit:
         return False
-    if job.load_in_4bit or job.torch_compile:
+    dtype, _ = device.choose_precision(precision, load_in_4bit)
+    gb_on_disk = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9
+    gb = gb_on_disk * dtype.itemsize / 2
+    return device.card().gb > 0 and gb > 0.9 * device.card().gb
+
+
+def must_shard(fsdp: str, too_large: bool, load_in_4bit: bool, torch_compile: bool) -> bool:
+    """Whether each rank holds only its part of the base (FSDP); UserError when it cannot.
+
+    `too_large` says that the base exceeds one card.
+    """
+    if ranks.world_size() == 1 or fsdp == "none":
+        return False
+    if fsdp == "auto" and not too_large:
+        return False
+    if load_in_4bit or torch_compile:
         raise UserError(
-            "fsdp shards a 16-bit base, step by step: set load_in_4bit: false and torch_compile: false, or fsdp: none."
+            "fsdp shards a 16-bit base, step by step: set load_in_4bit: false and "
+            "torch_compile: false, or fsdp: none."
         )
     return True
 
 
-def device_map(folder: pathlib.Path, job: Params) -> Any:
-    """transformers' device_map: the card; all visible ones in turn where one is too small; main memory for what is sharded later."""
-    if not torch.cuda.is_available() or sharded(folder, job):
+def choose_device_map(
+    too_large: bool, sharded: bool, torch_compile: bool
+) -> dict[str, int] | str | None:
+    """Return transformers' device_map for the base.
+
+    It names the current card, or all visible cards in turn ("balanced") when one is too small; None
+    is main memory, for a machine without a card and for a base that is sharded after loading.
+    """
+    if not torch.cuda.is_available() or sharded:
         return None
-    # a rank's neighbours need their cards themselves
-    if ranks.world_size() > 1 or not _too_large(folder, job) or torch.cuda.device_count() == 1:
+    # the other cards belong to the other ranks
+    alone = ranks.world_size() == 1 and torch.cuda.device_count() > 1
+    if not too_large or not alone:
         return {"": torch.cuda.current_device()}
-    if job.torch_compile:
+    if torch_compile:
         raise UserError(
-            f"torch_compile needs the whole base on one card, and {device.name()} ({device.card()[1]:.0f} GB) is too small for it. "
-            f"Set torch_compile: false."
+            f"torch_compile needs the whole base on one card, and {device.name()} "
+            f"({device.card().gb:.0f} GB) is too small for it. Set torch_compile: false."
         )
     return "balanced"
 
 
-def sharded_now(model: Any) -> bool:
+def is_sharded(model: Any) -> bool:
+    """Whether this rank holds only its part of the weights."""
     return any(hasattr(p, "to_local") for p in model.parameters())
 
 
-def spread(model: Any) -> bool:
+def is_spread(model: Any) -> bool:
     """Whether the weights lie on several cards."""
     return len({p.device for p in model.parameters() if p.is_cuda}) > 1
 
 
 def shard(model: Any) -> None:
-    """Spread the frozen base over the ranks, a layer at a time; adapter, word embedding and output layer stay whole on each.
+    """Shard the frozen base over the ranks, a layer at a time (FSDP2).
 
-    The adapter's gradients are summed by the trainer, as without sharding, so FSDP only gathers weights.
+    Adapter, word embedding and output layer stay whole on each rank. The trainer sums the adapter's
+    gradients, as it does without sharding, so FSDP only gathers weights.
     """
+    # here, not at the top: a build of torch without torch.distributed can train all else
     from torch.distributed.fsdp import fully_shard
 
     body = model.get_base_model().model
-    whole = {
+    kept_whole = {
         *(p for p in model.parameters() if p.requires_grad),
         model.get_output_embeddings().weight,
         model.get_input_embeddings().weight,
     }
     for layer in body.layers:
-        fully_shard(layer, ignored_params=whole)
-    fully_shard(body, ignored_params=whole)
-    here = (
-        torch.device("cuda", torch.cuda.current_device())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
-    for p in whole:
-        p.data = p.data.to(here)
-    held = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in model.parameters())
-    print(
-        f"rank {ranks.rank()} holds {held:,} of {sum(p.numel() for p in model.parameters()):,} parameters",
-        flush=True,
-    )
+        fully_shard(layer, ignored_params=kept_whole)
+    fully_shard(body, ignored_params=kept_whole)
+
+    device_of_rank = torch.device("cpu")
+    if torch.cuda.is_available():
+        device_of_rank = torch.device("cuda", torch.cuda.current_device())
+    for p in kept_whole:
+        p.data = p.data.to(device_of_rank)
+    local = sum(_local_part(p).numel() for p in model.parameters())
+    total = sum(p.numel() for p in model.parameters())
+    print(f"rank {ranks.rank()} holds {local:,} of {total:,} parameters", flush=True)
+
+
+def _local_part(parameter: Any) -> torch.Tensor:
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 @contextlib.contextmanager
-def aside(model: Any) -> Iterator[None]:
-    """The weights in main memory inside the block, then each on its card again: model.to() would put all of a spread one on the first."""
+def in_main_memory(model: Any) -> Iterator[None]:
+    """Move the weights to main memory inside the block, then each back to its own card.
+
+    `model.to()` would put all of a model that is spread over cards on the first one.
+    """
     tensors = [*model.parameters(), *model.buffers()]
-    places = [t.device for t in tensors]
-    for t in tensors:
-        t.data = t.data.to("cpu")
+    devices = [tensor.device for tensor in tensors]
+    for tensor in tensors:
+        tensor.data = tensor.data.to("cpu")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     try:
         yield
     finally:
-        for t, place in zip(tensors, places, strict=True):
-            t.data = t.data.to(place)
+        for tensor, place in zip(tensors, devices, strict=True):
+            tensor.data = tensor.data.to(place)
 
 
 class Offloaded(torch.nn.Module):
-    """An embedding table in the processor's memory: only the rows looked up go to the card."""
+    """An embedding table in main memory: only the rows looked up are copied to the card."""
 
-    def __init__(self, table: Any):
+    def __init__(self, embedding: Any) -> None:
         super().__init__()
-        self.device, self.scale = table.weight.device, float(table.embed_scale)
-        # not a parameter: nothing may move it with the model
-        self.__dict__["table"] = (
-            table.weight.data.to("cpu").pin_memory() if table.weight.is_cuda else table.weight.data
-        )
+        weight = embedding.weight
+        self.device = weight.device
+        self.scale = float(embedding.embed_scale)
+        table = weight.data
+        if weight.is_cuda:
+            table = table.to("cpu").pin_memory()
+        # past torch's __setattr__: a parameter or buffer would move with the model
+        self.__dict__["table"] = table
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         rows = torch.nn.functional.embedding(input_ids.to("cpu"), self.table)
@@ -126,7 +149,10 @@ class Offloaded(torch.nn.Module):
 
 
 def offload_embedding(model: Any) -> None:
-    """Keep Gemma 3n's per-layer embedding, 4.4 GiB on E4B, off the card: a row of 137 tokens needs 2.5 MB of it."""
+    """Keep Gemma 3n's per-layer embedding off the card, on E4B 4.4 GiB.
+
+    A row of 137 tokens needs 2.5 MB of it.
+    """
     for module in model.modules():
         if hasattr(module, "embed_tokens_per_layer"):
             module.embed_tokens_per_layer = Offloaded(module.embed_tokens_per_layer)

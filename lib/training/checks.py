@@ -19,7 +19,7 @@ def flops(model: Any) -> dict[str, float]:
     adapter and what checkpointing computes again are left out. `peak_flops` is the card's 16-bit datasheet rate; 0 if not known.
     """
     layers = sum(
-        adapter.numbers(m.weight)
+        adapter.count_numbers(m.weight)
         for n, m in model.named_modules()
         if hasattr(m, "in_features")
         and ".layers." in n
@@ -30,7 +30,8 @@ def flops(model: Any) -> dict[str, float]:
     )
     return {
         "flops_per_token": 4.0 * layers,
-        "flops_per_trained_token": 4.0 * adapter.numbers(model.get_output_embeddings().weight),
+        "flops_per_trained_token": 4.0
+        * adapter.count_numbers(model.get_output_embeddings().weight),
         "peak_flops": device.peak_flops(),
     }
 

@@ -63,7 +63,7 @@ def row_losses(model: Any, data: Any, rows_at_once: int = 8, bar: Any = iter) ->
     if found is not None:
         return found
     if rows_at_once == 1 or ranks.world_size() > 1:  # the others are in the middle of it
-        raise device.out_of_memory(
+        raise device.out_of_memory_error(
             f"the held-out loss, {rows_at_once} rows at once", "lower max_seq_length"
         )
     print(
@@ -122,7 +122,7 @@ def finished_answers(
         _not_training(model),
         torch.inference_mode(),
         _whole_slices(model),
-        device.memory_for(f"{len(prompts)} answers", "lower sample_tokens"),
+        device.explain_out_of_memory(f"{len(prompts)} answers", "lower sample_tokens"),
     ):
         out = model.generate(
             **batch,

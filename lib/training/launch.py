@@ -53,7 +53,7 @@ def train(
     if devices == 1:
         return loop.train(model, data, validation, job, folder, identity)
     loss.free_buffers()
-    with placement.aside(model):  # the ranks need the cards
+    with placement.in_main_memory(model):  # the ranks need the cards
         launch(folder, job, devices)
     masters = Masters(model, job)
     for name, weight in load_file(folder / TRAINED).items():
@@ -165,8 +165,8 @@ def main() -> None:
             splits.load_split(folder / "data", "train"),
             splits.load_split(folder / "data", "validation"),
         )
-        place = base.folder(job)
-        net = load.load(place, job)
+        place = base.fetch(job.base_model, job.base_revision)
+        net = load.load_with_adapter(place, job)
         recorded = run_record.read_record(folder / "run.json")["fingerprints"]["data"]
         masters = loop.train(
             net,
@@ -174,7 +174,7 @@ def main() -> None:
             validation,
             job,
             folder,
-            loop.identity(job, recorded, base.fingerprint(place), adapter.count(net)[0]),
+            loop.identity(job, recorded, base.fingerprint(place), adapter.count_parameters(net)[0]),
         )
         if launched and ranks.rank() == 0:
             save_file({n: w.contiguous() for n, w in masters.weights.items()}, folder / TRAINED)

@@ -64,8 +64,8 @@ def identity(
         "base": base_fingerprint,
         "trainable_parameters": trainable,
         "rows_a_step": plan.rows_a_step(job),
-        "computes in": str(device.precision(job)[0]),
-        "by": options.backend(job)[0],
+        "computes in": str(device.choose_precision(job.precision, job.load_in_4bit)[0]),
+        "by": options.choose_backend(job)[0],
         **({"micro_batch": job.per_device_train_batch_size} if exact else {}),
         **{k: getattr(job, k) for k in keys},
         **versions,
@@ -132,7 +132,7 @@ def _train(
             report(event, values)
 
     (tuned, everything), vocabulary = (
-        adapter.count(model),
+        adapter.count_parameters(model),
         model.config.get_text_config().vocab_size,
     )
     note(
@@ -141,10 +141,12 @@ def _train(
         total_steps=total,
         trainable_parameters=tuned,
         total_parameters=everything,
-        memory_of=device.memory_gib()[1],
+        memory_of=device.peak_memory()[1],
         device=device.name(),
         devices=ranks.world_size(),
-        dtype=str(device.precision(job)[0]).removeprefix("torch."),
+        dtype=str(device.choose_precision(job.precision, job.load_in_4bit)[0]).removeprefix(
+            "torch."
+        ),
         vocabulary=vocabulary,
         **checks.flops(model),
     )
@@ -246,7 +248,7 @@ def _train(
                     "step",
                     step=step,
                     **last,
-                    memory_gib=round(device.memory_gib()[0], 3),
+                    memory_gib=round(device.peak_memory()[0], 3),
                     **{**line, "loss": line["loss"] / line["steps"]},
                 )
                 line = {"steps": 0}

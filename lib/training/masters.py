@@ -37,7 +37,7 @@ class Masters:
         self.flat.grad = torch.zeros_like(self.flat)
         self.weights, self.gradients = self._views(self.flat), self._views(self.flat.grad)
         # of the loss: float16 gradients vanish below 6e-8; dynamic, as in torch.amp.GradScaler
-        self.scales = device.precision(job)[0] == torch.float16
+        self.scales = device.choose_precision(job.precision, job.load_in_4bit)[0] == torch.float16
         self.scale, self.steps_at_scale = START_SCALE if self.scales else 1.0, 0
         if job.optim == "adamw_8bit":
             from bitsandbytes.optim import AdamW8bit as optimizer

@@ -12,7 +12,7 @@ import torch
 from lib.common import files
 from lib.common.errors import UserError
 from lib.model import adapter, device, placement, ranks
-from lib.model.options import backend
+from lib.model.options import choose_backend
 from lib.params import FIELDS, Params
 from lib.training import batches, checkpoint, compiled, loss, packed, plan
 
@@ -58,7 +58,7 @@ def estimate(model: Any, sizes: plan.Sizes, job: Params) -> dict[str, float]:
     loaded = sum(
         p.numel() * p.element_size() for p in model.parameters() if p.device == model.device
     )
-    state = adapter.count(model)[0] * (8 + (2 if job.optim == "adamw_8bit" else 8))
+    state = adapter.count_parameters(model)[0] * (8 + (2 if job.optim == "adamw_8bit" else 8))
     logits = (
         10 * text.vocab_size * loss.CHUNK[model.device.type]
     )  # in 2 bytes, in 4, and their softmax
@@ -99,7 +99,7 @@ def probe(
             if (
                 cuda
                 and torch.cuda.max_memory_reserved() * _of_a_rank(job, devices)
-                > (1 - SPARE) * 1e9 * device.card()[1]
+                > (1 - SPARE) * 1e9 * device.card().gb
             ):
                 raise DoesNotFit
     except torch.OutOfMemoryError:
@@ -156,7 +156,7 @@ def check(
         raise UserError(
             "early_stopping_patience needs held-out rows, and there are none. Set validation_size, or early_stopping_patience: 0."
         )
-    kept = adapter.count(model)[0] * (4 + (2 if job.optim == "adamw_8bit" else 8))
+    kept = adapter.count_parameters(model)[0] * (4 + (2 if job.optim == "adamw_8bit" else 8))
     files.require_disk(
         folder,
         kept * (job.save_total_limit + 1 + (job.early_stopping_patience > 0)),
@@ -172,7 +172,7 @@ def check(
             }
         )
         devices = ranks.count_gpus(job.num_gpus, job.gradient_accumulation_steps)
-    if devices > 1 and placement.spread(model):
+    if devices > 1 and placement.is_spread(model):
         # here the base lies over all cards, there each holds a share of it: the one says nothing of the other
         if job.per_device_train_batch_size == "auto":
             raise UserError(
@@ -192,7 +192,7 @@ def check(
         )
     fixed, guess = plan.shape(sizes, job) if job.packing else None, estimate(model, sizes, job)
     figures = plan.figures(sizes, held_out, job, fixed)
-    peak, of = device.memory_gib()
+    peak, of = device.peak_memory()
     positions = minutes = "not probed, the base is sharded"
     if probed:
         positions = probed[1]
@@ -217,7 +217,7 @@ def check(
             if probed and (more := _of_a_rank(job, devices)) > 1
             else {}
         ),
-        "memory of the card, GiB": device.card()[1] * 1e9 / 2**30 or None,
+        "memory of the card, GiB": device.card().gb * 1e9 / 2**30 or None,
         "a checkpoint, MB": kept / 1e6,
         f"time estimated{', before compiling makes it shorter' * job.torch_compile}, minutes": minutes,
     }
@@ -226,7 +226,7 @@ def check(
 def _of_a_rank(job: Params, devices: int) -> float:
     """Memory of a process of several beside that of the only one: Unsloth's checkpointing keeps more on the card there, 12.8 GiB where one
     process took 9.7 (two H100, 8 rows of 994 tokens)."""
-    return 4 / 3 if devices > 1 and backend(job)[0] == "unsloth" else 1.0
+    return 4 / 3 if devices > 1 and choose_backend(job)[0] == "unsloth" else 1.0
 
 
 def _shortest(model: Any, data: Any, sizes: plan.Sizes, job: Params) -> tuple[float, int] | None:
@@ -273,7 +273,7 @@ def _probed(
     if settled:
         raise UserError(
             f"this run's checkpoints insist on micro-batches of {settled} rows, which do not fit {device.name()} "
-            f"({device.card()[1]:.1f} GB). Continue on a card like the one it began on, or start over with FORCE=1."
+            f"({device.card().gb:.1f} GB). Continue on a card like the one it began on, or start over with FORCE=1."
         )
     raise UserError(_what_would_fit(model, data, sizes, job, devices))
 

@@ -91,12 +91,12 @@ def micro_batch(
     def gathering(
         batch: Batch,
     ) -> torch.Tensor:  # the others wait for this rank inside a layer, where no word reaches them
-        with device.memory_for(
+        with device.explain_out_of_memory(
             "a step of a sharded base", "start over with a smaller per_device_train_batch_size"
         ):
             return eager(batch)
 
-    return gathering if placement.sharded_now(model) else eager
+    return gathering if placement.is_sharded(model) else eager
 
 
 def run_step(

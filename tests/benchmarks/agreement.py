@@ -30,10 +30,12 @@ def plain_model(folder, job):
     config = LoraConfig(
         r=job.lora_r,
         lora_alpha=job.lora_alpha,
-        target_modules=adapter.targets(job),
+        target_modules=adapter.target_pattern(
+            job.finetune_attention_modules, job.finetune_mlp_modules
+        ),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(load.load_model(folder, job), config)
+    return get_peft_model(load.load_base(folder, job), config)
 
 
 def plain_steps(net, rows, job, steps):
@@ -87,7 +89,8 @@ def trainer(net, rows, job, steps):
         disable_tqdm=True,
     )
     collate = transformers.DataCollatorForSeq2Seq(
-        transformers.AutoTokenizer.from_pretrained(base.folder(job)), padding=True
+        transformers.AutoTokenizer.from_pretrained(base.fetch(job.base_model, job.base_revision)),
+        padding=True,
     )
     transformers.Trainer(
         net, args, train_dataset=rows.select_columns(["input_ids", "labels"]), data_collator=collate
@@ -97,8 +100,8 @@ def trainer(net, rows, job, steps):
 def main(run, steps):
     job = params.load_job(run / "params.yaml").model_copy(update={"max_steps": steps, "num_gpus": 1})
     rows, held_out = splits.load_split(run / "data", "train"), splits.load_split(run / "data", "validation")
-    folder = base.folder(job)
-    net = load.load(folder, job)
+    folder = base.fetch(job.base_model, job.base_revision)
+    net = load.load_with_adapter(folder, job)
     with tempfile.TemporaryDirectory() as scratch:
         loop.train(
             net,
@@ -106,7 +109,7 @@ def main(run, steps):
             held_out,
             job,
             pathlib.Path(scratch),
-            loop.identity(job, "data", "base", adapter.count(net)[0]),
+            loop.identity(job, "data", "base", adapter.count_parameters(net)[0]),
         )
         entries = ledger.read(pathlib.Path(scratch) / "metrics.jsonl")
     results, ours = ledger.summary(entries), [e["loss"] for e in ledger.steps(entries)]

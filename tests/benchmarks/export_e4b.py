@@ -129,7 +129,9 @@ def make_adapter(folder, config):
         folder / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )
-    print(f"adapter: {adapter.count(net)[0]:,} parameters in {adapter.check(net, job)} modules")
+    print(
+        f"adapter: {adapter.count_parameters(net)[0]:,} parameters in {adapter.check_size(net, job)} modules"
+    )
 
 
 def measured(call, limit=None):

@@ -89,8 +89,8 @@ def trainer(net, rows, job, seed, autocast, tokenizer):
 
 def main(rounds):
     job = params.load_job("params/cpu.yaml")
-    cores = device.threads()
-    folder = base.folder(job)
+    cores = device.set_threads()
+    folder = base.fetch(job.base_model, job.base_revision)
     tokenizer = load.load_tokenizer(folder)
     tokenizer.padding_side = "right"
     transformers.utils.logging.set_verbosity_error()
@@ -101,20 +101,22 @@ def main(rounds):
         config = LoraConfig(
             r=job.lora_r,
             lora_alpha=job.lora_alpha,
-            target_modules=adapter.targets(job),
+            target_modules=adapter.target_pattern(
+                job.finetune_attention_modules, job.finetune_mlp_modules
+            ),
             task_type="CAUSAL_LM",
         )
         kinds = {
             "ours": (
-                adapter.add(load.load_model(folder, job), job),
+                adapter.add(load.load_base(folder, job), job),
                 lambda net, seed: ours(net, rows, job, seed),
             ),
             "Trainer, bf16=True": (
-                get_peft_model(load.load_model(folder, job), config),
+                get_peft_model(load.load_base(folder, job), config),
                 lambda net, seed: trainer(net, rows, job, seed, True, tokenizer),
             ),
             "Trainer, all bfloat16": (
-                get_peft_model(load.load_model(folder, job), config, autocast_adapter_dtype=False),
+                get_peft_model(load.load_base(folder, job), config, autocast_adapter_dtype=False),
                 lambda net, seed: trainer(net, rows, job, seed, False, tokenizer),
             ),
         }

@@ -119,7 +119,7 @@ def ours(params_file, steps, overrides, length):
         steps * job.per_device_train_batch_size * job.gradient_accumulation_steps, length=length
     )
     loaded = time.monotonic()
-    net = load.load(BASE, job)
+    net = load.load_with_adapter(BASE, job)
     loaded = time.monotonic() - loaded
     torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as scratch:
@@ -129,7 +129,7 @@ def ours(params_file, steps, overrides, length):
             rows.select([]),
             job,
             pathlib.Path(scratch),
-            loop.identity(job, "random", "random", adapter.count(net)[0]),
+            loop.identity(job, "random", "random", adapter.count_parameters(net)[0]),
         )
         entries = ledger.read(pathlib.Path(scratch) / "metrics.jsonl")
     lines = [e for e in entries if e["event"] == "step"][WARM_UP:]
@@ -171,7 +171,7 @@ def theirs(kind, steps, length):
     job = params.Params()
     loaded = time.monotonic()
     if kind.startswith("unsloth"):
-        net = load._unsloth(
+        net = load._load_by_unsloth(
             BASE, job.model_copy(update={"backend": "unsloth", "offload_embedding": False})
         )
     else:
@@ -179,12 +179,17 @@ def theirs(kind, steps, length):
             BASE,
             dtype=torch.bfloat16,
             device_map={"": 0},
-            quantization_config=load.quantization(job),
+            quantization_config=load.quantization_config(job.load_in_4bit, job.precision),
         )
         net = get_peft_model(
             net,
             LoraConfig(
-                r=8, lora_alpha=8, target_modules=adapter.targets(job), task_type="CAUSAL_LM"
+                r=8,
+                lora_alpha=8,
+                target_modules=adapter.target_pattern(
+                    job.finetune_attention_modules, job.finetune_mlp_modules
+                ),
+                task_type="CAUSAL_LM",
             ),
         )
     loaded = time.monotonic() - loaded

@@ -98,7 +98,7 @@ def session(folder, job=None, rows=ROWS, held_out=HELD_OUT, **identity):
         held_out,
         job,
         folder,
-        {**train.identity(job, "data-1", "base-1", adapter.count(net)[0]), **identity},
+        {**train.identity(job, "data-1", "base-1", adapter.count_parameters(net)[0]), **identity},
     )
 
 

@@ -57,8 +57,8 @@ def a_job(**changes):
 def tiny(tiny_gemma3n):
     """(model with adapter, tokenizer) as the notebook loads them."""
     job = a_job(base_model=str(tiny_gemma3n))
-    folder = base.folder(job)
-    return adapter.add(load.load_model(folder, job), job), load.load_tokenizer(folder)
+    folder = base.fetch(job.base_model, job.base_revision)
+    return adapter.add(load.load_base(folder, job), job), load.load_tokenizer(folder)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: cpu_bf16)
-        monkeypatch.setattr(device, "card", lambda: (name, gb))
+        monkeypatch.setattr(device, "card", lambda: device.Card(name, gb))
         real = FIND_SPEC
         monkeypatch.setattr(
             importlib.util,
@@ -256,7 +256,9 @@ def assert_same(first, second):
 @pytest.fixture(scope="module")
 def float32(tiny_gemma3n):
     """(model in float32 with a shaken adapter, its loss and gradients), nothing recomputed: the reference of several tests."""
-    net = shaken(load.load(tiny_gemma3n, a_job(precision="fp32", gradient_checkpointing=False)))
+    net = shaken(
+        load.load_with_adapter(tiny_gemma3n, a_job(precision="fp32", gradient_checkpointing=False))
+    )
     return net, loss_and_gradients(net)
 
 
@@ -291,7 +293,7 @@ def test_the_full_size_e4b_has_18_595_840_trainable_parameters():
             Gemma3nForCausalLM(Gemma3nTextConfig(num_kv_shared_layers=15)).requires_grad_(False),
             a_job(lora_r=8),
         )
-    assert (adapter.count(net)[0], len(adapted(net))) == (18_595_840, 215)
+    assert (adapter.count_parameters(net)[0], len(adapted(net))) == (18_595_840, 215)
 
 
 # as transformers' Gemma3nForConditionalGeneration names them; its picture tower is timm's MobileNetV5
@@ -356,7 +358,7 @@ OTHERS = [
 
 
 def test_the_pattern_spares_the_vision_and_audio_towers():
-    pattern = adapter.targets(a_job())
+    pattern = adapter.target_pattern(True, True)
     assert [n for n in LANGUAGE if not re.fullmatch(pattern, n)] == []
     assert [n for n in OTHERS if re.fullmatch(pattern, n)] == []
 
@@ -366,22 +368,22 @@ def test_the_real_audio_tower_is_not_hit():
         tower = transformers.AutoModel.from_config(Gemma3nAudioConfig(conf_num_hidden_layers=2))
     names = [f"model.audio_tower.{n}" for n, _ in tower.named_modules() if n]
     assert any(n.endswith("q_proj") for n in names)
-    assert not [n for n in names if re.fullmatch(adapter.targets(a_job()), n)]
+    assert not [n for n in names if re.fullmatch(adapter.target_pattern(True, True), n)]
 
 
 @pytest.mark.parametrize(
-    ("changes", "expected"),
+    ("chosen", "expected"),
     [
-        ({"finetune_mlp_modules": False}, set(adapter.ATTENTION)),
-        ({"finetune_attention_modules": False}, set(adapter.MLP)),
+        ((True, False), set(adapter.ATTENTION)),
+        ((False, True), set(adapter.MLP)),
     ],
 )
-def test_attention_or_mlp_alone(tiny_gemma3n, changes, expected):
+def test_attention_or_mlp_alone(tiny_gemma3n, chosen, expected):
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(
             transformers.AutoConfig.from_pretrained(tiny_gemma3n)
         )
-    net = inject_adapter_in_model(LoraConfig(target_modules=adapter.targets(a_job(**changes))), net)
+    net = inject_adapter_in_model(LoraConfig(target_modules=adapter.target_pattern(*chosen)), net)
     assert {n.rpartition(".")[2] for n in adapted(net)} == expected
 
 
@@ -421,8 +423,8 @@ def test_the_adapter_is_what_the_configuration_implies(
     job = a_job(**changes)
     with torch.device("meta"):
         net = adapter.add(AutoModelForCausalLM.from_config(text).requires_grad_(False), job)
-    assert adapter.check(net, job) == modules == len(adapted(net))
-    assert adapter.count(net)[0] == parameters
+    assert adapter.check_size(net, job) == modules == len(adapted(net))
+    assert adapter.count_parameters(net)[0] == parameters
 
 
 def test_the_bundled_base_has_the_configuration_tested_above(bundled_base):
@@ -486,12 +488,12 @@ def test_an_adapter_that_is_not_that_is_an_error(tiny_gemma3n, spoil, found):
         UserError,
         match=rf"the adapter has {found}; this architecture at r=8 has 1,054,720 in 215\. Nothing was trained",
     ):
-        adapter.check(net, a_job())
+        adapter.check_size(net, a_job())
 
 
 def test_an_adapter_of_another_rank_is_an_error(tiny):
     with pytest.raises(UserError, match="at r=4 has 527,360 in 215"):
-        adapter.check(tiny[0], a_job(lora_r=4))
+        adapter.check_size(tiny[0], a_job(lora_r=4))
 
 
 def test_rslora_scales_by_the_root_of_the_rank(tiny_gemma3n):
@@ -508,10 +510,10 @@ def test_rslora_scales_by_the_root_of_the_rank(tiny_gemma3n):
 def test_dora_trains_a_magnitude_for_every_output(tiny_gemma3n):
     """A fresh one changes nothing but roundings, its magnitudes are rows' norms, and they have gradients."""
     job = a_job(use_dora=True, precision="fp32")
-    plain = load.load_model(tiny_gemma3n, job)
+    plain = load.load_base(tiny_gemma3n, job)
     with torch.no_grad():
         before = plain(input_ids=IDS).logits
-        net = load.load(tiny_gemma3n, job)
+        net = load.load_with_adapter(tiny_gemma3n, job)
         torch.testing.assert_close(net(input_ids=IDS).logits, before, atol=1e-4, rtol=1e-4)
     magnitudes = {n: p for n, p in adapter.trainable(net).items() if "magnitude" in n}
     assert len(magnitudes) == 215
@@ -525,11 +527,13 @@ def test_dora_trains_a_magnitude_for_every_output(tiny_gemma3n):
 def test_nothing_to_train_is_an_error():
     """Said before the base is read, too."""
     job = a_job(finetune_attention_modules=False, finetune_mlp_modules=False)
-    for check in (adapter.targets, options.check_options):
-        with pytest.raises(
-            UserError, match="both false: nothing would be trained. Set one to true"
-        ):
-            check(job)
+    refused = pytest.raises(
+        UserError, match="both false: nothing would be trained. Set one to true"
+    )
+    with refused:
+        adapter.target_pattern(False, False)
+    with refused:
+        options.check_options(job)
 
 
 def test_what_must_stay_in_16_bit_is_not_quantised():
@@ -580,11 +584,11 @@ def test_a_fresh_adapter_is_seeded_and_changes_nothing(tiny_gemma3n):
 
 def test_the_base_is_frozen_and_in_the_announced_precision(tiny):
     net, _ = tiny
-    dtype, why = device.precision()
+    dtype, why = device.choose_precision()
     assert net.dtype == dtype
     assert why
     assert not any(p.requires_grad for n, p in net.named_parameters() if "lora_" not in n)
-    assert adapter.count(net) == (
+    assert adapter.count_parameters(net) == (
         sum(p.numel() for p in adapter.trainable(net).values()),
         sum(p.numel() for p in net.parameters()),
     )
@@ -596,13 +600,13 @@ def test_a_4_bit_tensor_counts_as_the_numbers_it_stands_for():
     packed = torch.nn.Parameter(torch.zeros(16, 1, dtype=torch.uint8), requires_grad=False)
     packed.quant_state = type("State", (), {"shape": torch.Size([4, 8])})()
     net.weight = packed
-    assert adapter.count(net) == (0, 32)
+    assert adapter.count_parameters(net) == (0, 32)
 
 
 def test_4_bit_without_a_card_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"load_in_4bit needs an NVIDIA GPU.*load_in_4bit: false"):
-        load.load_model(tmp_path / "nothing-here", a_job(load_in_4bit=True))
+        load.load_base(tmp_path / "nothing-here", a_job(load_in_4bit=True))
 
 
 @pytest.mark.parametrize(
@@ -622,27 +626,28 @@ def test_transformers_with_wrong_kv_sharing_is_refused(tiny_gemma3n, monkeypatch
             UserError,
             match=rf"transformers {re.escape(version)} trains Gemma 3n wrongly; expected 5.6 or newer",
         ):
-            load.load_model(tiny_gemma3n, a_job())
+            load.load_base(tiny_gemma3n, a_job())
     else:
-        assert load.load_model(tiny_gemma3n, a_job()).weight.requires_grad is False
+        assert load.load_base(tiny_gemma3n, a_job()).weight.requires_grad is False
 
 
 def test_a_local_folder_and_what_is_missing_from_it(tiny_gemma3n, tmp_path):
-    assert base.folder(a_job(base_model=str(tiny_gemma3n))) == tiny_gemma3n
+    assert base.fetch(str(tiny_gemma3n)) == tiny_gemma3n
     with pytest.raises(UserError, match=r"has no config.json"):
-        base.folder(a_job(base_model=str(tmp_path)))
+        base.fetch(str(tmp_path))
     with pytest.raises(UserError, match=r"does not exist.*hub id `owner/name`"):
-        base.folder(a_job(base_model=str(tmp_path / "missing")))
+        base.fetch(str(tmp_path / "missing"))
     for name in ("nothing", "./a/b", "~/model"):
         with pytest.raises(UserError, match="does not exist"):
-            base.folder(a_job(base_model=name))
+            base.fetch(name)
 
 
 def test_an_unknown_bundled_name():
     with pytest.raises(
-        UserError, match=r"`bundled:gemma-7b` is not bundled; there is bundled:gemma-3-270m"
+        UserError,
+        match=r"`bundled:gemma-7b` is not bundled; the only bundled one is bundled:gemma-3-270m",
     ):
-        base.folder(a_job(base_model="bundled:gemma-7b"))
+        base.fetch("bundled:gemma-7b")
 
 
 @pytest.mark.parametrize("name", ["owner/no-such-model", "own er/na me", "owner/-bad-"])
@@ -655,7 +660,7 @@ def test_a_hub_id_without_a_network_or_not_an_id(monkeypatch, tmp_path, name):
         UserError,
         match=rf"base_model `{name}` could not be fetched: .*\n.*HF_TOKEN.*bundled:gemma-3-270m",
     ):
-        base.folder(a_job(base_model=name))
+        base.fetch(name)
 
 
 def test_a_tokenizer_without_a_chat_template(tiny_gemma3n, tmp_path):
@@ -671,15 +676,15 @@ def test_a_tokenizer_without_a_chat_template(tiny_gemma3n, tmp_path):
 
 def test_load_gives_a_model_ready_to_train(tiny_gemma3n):
     """On the CPU, from the folder to a checked adapter; layers are recomputed unless the job says no."""
-    net = load.load(tiny_gemma3n, a_job())
+    net = load.load_with_adapter(tiny_gemma3n, a_job())
     assert (type(net).__name__, type(net.get_base_model())) == (
         "PeftModelForCausalLM",
         Gemma3nForCausalLM,
     )
-    assert {p.dtype for p in net.parameters()} == {device.precision(a_job())[0]}
+    assert {p.dtype for p in net.parameters()} == {device.choose_precision()[0]}
     assert (net.get_base_model().is_gradient_checkpointing, net.config.use_cache) == (True, False)
     assert (
-        not load.load(tiny_gemma3n, a_job(gradient_checkpointing=False))
+        not load.load_with_adapter(tiny_gemma3n, a_job(gradient_checkpointing=False))
         .get_base_model()
         .is_gradient_checkpointing
     )
@@ -691,7 +696,7 @@ def test_load_does_not_hand_out_a_wrong_adapter(tiny_gemma3n, monkeypatch):
         adapter, "add", lambda net, job: real(net, job.model_copy(update={"lora_r": 2}))
     )
     with pytest.raises(UserError, match="at r=8 has 1,054,720 in 215"):
-        load.load(tiny_gemma3n, a_job())
+        load.load_with_adapter(tiny_gemma3n, a_job())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -704,7 +709,7 @@ def test_of_a_multimodal_folder_the_language_model_is_loaded_bit_for_bit(
 ):
     """Both namings of the hub's folders; without timm or torchvision, and without a word about the towers that are not read."""
     folder = make_multimodal(tiny_gemma3n, tmp_path / "base", older, shards=3 if older else 1)
-    plain, net = load.load_model(tiny_gemma3n, a_job()), load.load_model(folder, a_job())
+    plain, net = load.load_base(tiny_gemma3n, a_job()), load.load_base(folder, a_job())
     assert type(net) is type(plain) is Gemma3nForCausalLM
     assert type(net.config) is Gemma3nTextConfig
     ours, theirs = net.state_dict(), plain.state_dict()
@@ -725,12 +730,12 @@ def test_other_warnings_of_a_plain_folder_are_heard(tiny_gemma3n, tmp_path, hear
         tmp_path / "base",
         load_file(tiny_gemma3n / "model.safetensors") | {"model.stranger.weight": torch.ones(2)},
     )
-    load.load_model(tmp_path / "base", a_job())
+    load.load_base(tmp_path / "base", a_job())
     assert "model.stranger.weight" in "".join(heard)
 
 
 def test_a_merged_multimodal_folder_answers_too(multimodal, heard, monkeypatch):
-    monkeypatch.setattr(device, "threads", lambda: 1)
+    monkeypatch.setattr(device, "set_threads", lambda: 1)
     with monkeypatch.context() as little:
         little.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**20}))
         if not torch.cuda.is_available():
@@ -750,7 +755,7 @@ def test_the_adapter_of_a_multimodal_base_loads_into_its_own_class(
 
     merge_adapter takes both for both namings of the base. For a plain base the names stay as they are.
     """
-    net = shaken(load.load(multimodal, a_job(precision="fp32"))).eval()
+    net = shaken(load.load_with_adapter(multimodal, a_job(precision="fp32"))).eval()
     net.save_pretrained(tmp_path / "text")
     shutil.copytree(tmp_path / "text", tmp_path / "own")
     tensors = {
@@ -763,7 +768,7 @@ def test_the_adapter_of_a_multimodal_base_loads_into_its_own_class(
         wanted = language.model(input_ids=IDS, use_cache=False).last_hidden_state
     fits = {}
     for name in ("text", "own"):
-        full, plain = full_class(multimodal), load.load_model(multimodal, a_job(precision="fp32"))
+        full, plain = full_class(multimodal), load.load_base(multimodal, a_job(precision="fp32"))
         full.model.language_model, full.lm_head = plain.model, plain.lm_head
         recwarn.clear()
         loaded = (
@@ -790,10 +795,10 @@ def test_the_adapter_of_a_multimodal_base_loads_into_its_own_class(
             )
         assert all(torch.equal(merged[0][n], merged[1][n]) for n in merged[0])
 
-    adapter.save(net, Masters(net, a_job()).weights, tmp_path / "saved", a_job())
+    adapter.save(net, Masters(net, a_job()).weights, tmp_path / "saved", "owner/base", "")
     assert set(load_file(tmp_path / "saved" / "adapter_model.safetensors")) == set(tensors)
 
-    plain = load.load(tiny_gemma3n, a_job())
+    plain = load.load_with_adapter(tiny_gemma3n, a_job())
     assert all(adapter.saved_name(plain, n) == n for n in plain.state_dict())
 
 
@@ -923,7 +928,9 @@ def test_a_folder_that_is_not_whole_is_refused_in_one_screen(
         lambda *args, **kwargs: pytest.fail("weights were read"),
     )
     with pytest.raises(UserError, match=said) as caught:
-        load.load_model(folder, a_job()) if by == "transformers" else load._unsloth(folder, a_job())
+        load.load_base(folder, a_job()) if by == "transformers" else load._load_by_unsloth(
+            folder, a_job()
+        )
     text = str(caught.value)
     assert "base" in text
     assert len(text.splitlines()) <= 3
@@ -943,7 +950,7 @@ def test_a_weight_of_a_multimodal_folder_is_missed_by_its_name_in_the_language_m
             metadata={"format": "pt"},
         )
     with pytest.raises(UserError, match=rf"lacks 1 weights.*{re.escape(UP)}"):
-        load.load_model(tmp_path / "base", a_job())
+        load.load_base(tmp_path / "base", a_job())
     assert heard == []
 
 
@@ -957,14 +964,14 @@ def test_weights_that_transformers_misses_though_they_are_there_are_an_error(
         lambda *args, **kwargs: (torch.nn.Linear(1, 1), {"missing_keys": {"model.norm.weight"}}),
     )
     with pytest.raises(UserError, match="lacks 1 weights.*model.norm.weight"):
-        load.load_model(multimodal, a_job())
+        load.load_base(multimodal, a_job())
 
     def fail(*args, **kwargs):
         raise OSError("the disk\nis gone")
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
     with pytest.raises(UserError, match="cannot be read: the disk is gone\nExpected"):
-        load.load_model(multimodal, a_job())
+        load.load_base(multimodal, a_job())
     assert transformers.utils.logging.get_verbosity() == transformers.utils.logging.WARNING
 
 
@@ -981,7 +988,6 @@ def test_weights_that_transformers_misses_though_they_are_there_are_an_error(
         (H100, {}, torch.bfloat16, "the card has bfloat16"),
         (T4, {"load_in_4bit": True}, torch.float16, "only products with 4-bit weights are float16"),
         (T4, {}, torch.float32, "overflows in float16"),
-        (T4, None, torch.float32, "overflows in float16"),
         (H100, {"precision": "fp32"}, torch.float32, "as set"),
         (H100, {"precision": "fp16", "load_in_4bit": True}, torch.float16, "as set"),
         ({"cpu_bf16": False}, {"precision": "bf16"}, torch.bfloat16, "as set"),
@@ -989,7 +995,7 @@ def test_weights_that_transformers_misses_though_they_are_there_are_an_error(
 )
 def test_precision(machine, there, changes, dtype, why):
     machine(**there)
-    found, because = device.precision(None if changes is None else a_job(**changes))
+    found, because = device.choose_precision(**changes)
     assert found == dtype
     assert why in because
 
@@ -999,12 +1005,13 @@ def test_precision(machine, there, changes, dtype, why):
 )
 def test_float16_without_a_4_bit_base_is_refused(machine, there, changes):
     machine(**there)
-    for check in (device.precision, options.check_options):
-        with pytest.raises(
-            UserError,
-            match=r"precision: fp16 is for a 4-bit base.*Use bf16 or fp32|load_in_4bit needs an NVIDIA GPU",
-        ):
-            check(a_job(precision="fp16", **changes))
+    with pytest.raises(UserError, match=r"precision: fp16 is for a 4-bit base.*Use bf16 or fp32"):
+        device.choose_precision("fp16", **changes)
+    with pytest.raises(
+        UserError,
+        match=r"precision: fp16 is for a 4-bit base.*Use bf16 or fp32|load_in_4bit needs an NVIDIA GPU",
+    ):
+        options.check_options(a_job(precision="fp16", **changes))
 
 
 @pytest.mark.parametrize(
@@ -1050,7 +1057,7 @@ def test_float16_without_a_4_bit_base_is_refused(machine, there, changes):
 )
 def test_backend(machine, there, changes, who, why):
     machine(**there)
-    found, because = options.backend(a_job(**changes))
+    found, because = options.choose_backend(a_job(**changes))
     assert found == who
     assert why in because
 
@@ -1161,8 +1168,8 @@ def test_settings_that_do_not_go_together_are_refused_before_anything_is_read(
     machine(**there)
     for check in (
         options.check_options,
-        lambda job: load.load(tmp_path / "nothing", job),
-        lambda job: load.load_model(tmp_path / "nothing", job),
+        lambda job: load.load_with_adapter(tmp_path / "nothing", job),
+        lambda job: load.load_base(tmp_path / "nothing", job),
     ):
         with pytest.raises(UserError, match=said) as caught:
             check(a_job(**changes))
@@ -1207,7 +1214,7 @@ def test_the_card_and_its_peak_rate(monkeypatch, tiny):
         assert device.name() == "NVIDIA A100-SXM4-80GB #1"
         assert checks.flops(tiny[0])["peak_flops"] == 312e12
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        assert device.card()[0], "asked once"
+        assert device.card().name, "asked once"
         device.card.cache_clear()
         assert device.card() == ("", 0.0)
         assert device.name()
@@ -1226,7 +1233,7 @@ def test_the_card_and_its_peak_rate(monkeypatch, tiny):
         ("NVIDIA GeForce RTX 3060", 0),
         ("", 0),
     ):
-        monkeypatch.setattr(device, "card", lambda name=name: (name, 1.0))
+        monkeypatch.setattr(device, "card", lambda name=name: device.Card(name, 1.0))
         assert checks.flops(tiny[0])["peak_flops"] == rate * 1e12, name
 
 
@@ -1256,17 +1263,20 @@ def test_where_the_weights_go(machine, tmp_path, monkeypatch, there, changes, ra
         file.truncate(20_000_000_000)  # sparse
     machine(**there)
     monkeypatch.setattr(parallel, "world_size", lambda: ranks)
-    assert placement.device_map(tmp_path, a_job(**changes)) == where
+    job = a_job(**changes)
+    too_large = placement.exceeds_card(tmp_path, job.precision, job.load_in_4bit)
+    sharded = placement.must_shard(job.fsdp, too_large, job.load_in_4bit, job.torch_compile)
+    assert placement.choose_device_map(too_large, sharded, job.torch_compile) == where
 
 
 @needs_cuda
 def test_weights_put_aside_return_to_where_each_lay(tiny_gemma3n):
     """A model spread over cards; here over a card and main memory."""
-    net = load.load(tiny_gemma3n, a_job())
+    net = load.load_with_adapter(tiny_gemma3n, a_job())
     net.get_base_model().model.layers[1].to("cpu")
     before = {n: (p, p.device, p.detach().clone()) for n, p in net.named_parameters()}
     assert len({place for _, place, _ in before.values()}) == 2
-    with placement.aside(net):
+    with placement.in_main_memory(net):
         assert {p.device.type for p in (*net.parameters(), *net.buffers())} == {"cpu"}
     for name, p in net.named_parameters():
         same, place, values = before[name]
@@ -1283,7 +1293,7 @@ def test_a_base_over_two_cards_trains_as_on_one(tiny_gemma3n, monkeypatch):
     )
 
     def trained():
-        net = load.load(tiny_gemma3n, job)
+        net = load.load_with_adapter(tiny_gemma3n, job)
         masters = Masters(net, job)
         for _ in range(2):
             loss_now = compiled.forward_backward(net.train(), batches.padded(row).to(net.device))
@@ -1292,27 +1302,33 @@ def test_a_base_over_two_cards_trains_as_on_one(tiny_gemma3n, monkeypatch):
         return net, loss_now, {n: w.cpu() for n, w in masters.weights.items()}
 
     one, loss_one, weights = trained()
-    assert not placement.spread(one)
-    monkeypatch.setattr(placement, "_too_large", lambda *_: True)
+    assert not placement.is_spread(one)
+    monkeypatch.setattr(placement, "exceeds_card", lambda *_: True)
     two, loss_two, found = trained()
-    assert placement.spread(two)
+    assert placement.is_spread(two)
     assert float(loss_two) == pytest.approx(float(loss_one), rel=1e-5)
     assert all(torch.allclose(found[n], w, atol=1e-5) for n, w in weights.items())
-    with placement.aside(two):
+    with placement.in_main_memory(two):
         pass
     again = Masters(two, job)  # as after ranks have trained
     assert all(torch.allclose(again.weights[n].cpu(), w, atol=1e-5) for n, w in weights.items())
 
 
-@pytest.mark.parametrize("changes", [{"load_in_4bit": True}, PACKED])
-def test_what_cannot_be_sharded_is_refused(machine, tmp_path, monkeypatch, changes):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"load_in_4bit": True, "torch_compile": False},
+        {"load_in_4bit": False, "torch_compile": True},
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(machine, monkeypatch, changes):
     machine(**H100)
     monkeypatch.setattr(parallel, "world_size", lambda: 2)
     with pytest.raises(
         UserError,
         match="fsdp shards a 16-bit base.*load_in_4bit: false and torch_compile: false, or fsdp: none",
     ):
-        placement.sharded(tmp_path, a_job(fsdp="full_shard", **changes))
+        placement.must_shard("full_shard", False, **changes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1321,7 +1337,7 @@ def test_what_cannot_be_sharded_is_refused(machine, tmp_path, monkeypatch, chang
 
 def test_recomputed_layers_give_the_same_gradients(tiny_gemma3n, float32, monkeypatch):
     """Bit for bit, through layers that read the keys and values of a layer recomputed after them; every layer really runs twice."""
-    net, runs = shaken(load.load(tiny_gemma3n, a_job(precision="fp32"))), []
+    net, runs = shaken(load.load_with_adapter(tiny_gemma3n, a_job(precision="fp32"))), []
     layer = type(net.get_base_model().model.layers[0])
     forward = layer.forward
     monkeypatch.setattr(
@@ -1337,9 +1353,9 @@ def test_recomputed_layers_give_the_same_gradients(tiny_gemma3n, float32, monkey
 
 def test_the_per_layer_table_off_the_card_changes_no_bit(tiny_gemma3n, float32):
     """Logits in bfloat16; loss and gradients of LoRA with recomputed layers. It is no parameter then, and still counted."""
-    net = load.load_model(tiny_gemma3n, a_job())
+    net = load.load_base(tiny_gemma3n, a_job())
     with torch.no_grad():
-        before, (_, everything) = net(input_ids=IDS).logits, adapter.count(net)
+        before, (_, everything) = net(input_ids=IDS).logits, adapter.count_parameters(net)
         placement.offload_embedding(net)
         assert torch.equal(net(input_ids=IDS).logits, before)
     assert not [
@@ -1347,16 +1363,16 @@ def test_the_per_layer_table_off_the_card_changes_no_bit(tiny_gemma3n, float32):
         for n in [*net.state_dict(), *dict(net.named_parameters()), *dict(net.named_buffers())]
         if "per_layer." in n and "embed" in n
     ]
-    assert adapter.count(net) == (0, everything)
+    assert adapter.count_parameters(net) == (0, everything)
     assert everything - sum(p.numel() for p in net.parameters()) == 2048 * 35 * 256
 
     job = a_job(precision="fp32")
-    net = load.load_model(tiny_gemma3n, job)
+    net = load.load_base(tiny_gemma3n, job)
     placement.offload_embedding(net)
     net = shaken(adapter.add(net, job))
     net.gradient_checkpointing_enable({"use_reentrant": False})
     assert net.get_base_model().is_gradient_checkpointing
-    assert adapter.check(net, job) == 215
+    assert adapter.check_size(net, job) == 215
     assert_same(loss_and_gradients(net), float32[1])
 
 
@@ -1367,14 +1383,14 @@ def test_the_table_moves_only_where_there_is_a_card_and_the_job_wants_it(
     tiny_gemma3n, monkeypatch, cuda, wanted, moved
 ):
     job, seen = a_job(offload_embedding=wanted), []
-    net = load.load_model(tiny_gemma3n, job)
-    monkeypatch.setattr(load, "_read", lambda *args, **kwargs: net)
-    monkeypatch.setattr(placement, "device_map", lambda *args: None)
+    net = load.load_base(tiny_gemma3n, job)
+    monkeypatch.setattr(load, "_read_language_model", lambda *args, **kwargs: net)
+    monkeypatch.setattr(placement, "choose_device_map", lambda *args: None)
     monkeypatch.setattr(placement, "offload_embedding", seen.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    monkeypatch.setattr(device, "card", lambda: ("NVIDIA L4", 23.6))
-    load.load_model(tiny_gemma3n, job)
+    monkeypatch.setattr(device, "card", lambda: device.Card("NVIDIA L4", 23.6))
+    load.load_base(tiny_gemma3n, job)
     assert seen == [net] * moved
 
 
@@ -1386,7 +1402,7 @@ def test_around_4_bit_everything_but_the_tables_is_float32(tiny, tiny_gemma3n, o
     """
     job = a_job(precision="fp32")
     half, whole = (
-        load._read(tiny_gemma3n, dtype=d).requires_grad_(False)
+        load._read_language_model(tiny_gemma3n, dtype=d).requires_grad_(False)
         for d in (torch.float16, torch.float32)
     )
     assert {p.dtype for p in half.parameters()} == {torch.float16}
@@ -1400,7 +1416,7 @@ def test_around_4_bit_everything_but_the_tables_is_float32(tiny, tiny_gemma3n, o
     half, whole = shaken(adapter.add(half, job)), shaken(adapter.add(whole, job))
     for net in (half, whole):
         net.eval()
-    load._float32_around_4_bit(half)
+    load._widen_around_4_bit(half)
     up = half.get_base_model().model.layers[0].mlp.up_proj.base_layer
     assert up.weight.dtype == torch.uint8
     up.weight = torch.nn.Parameter(weight.data.float(), requires_grad=False)
@@ -1443,11 +1459,11 @@ def test_around_4_bit_everything_but_the_tables_is_float32(tiny, tiny_gemma3n, o
 def test_load_widens_where_it_computes_in_float16_and_only_there(
     tiny_gemma3n, machine, monkeypatch
 ):
-    seen, real = [], load.load_model
+    seen, real = [], load.load_base
     net = real(tiny_gemma3n, a_job())
-    monkeypatch.setattr(load, "load_model", lambda *args: copy.deepcopy(net))
+    monkeypatch.setattr(load, "load_base", lambda *args: copy.deepcopy(net))
     monkeypatch.setattr(
-        load, "_float32_around_4_bit", lambda net: seen.append(len(adapter.trainable(net)))
+        load, "_widen_around_4_bit", lambda net: seen.append(len(adapter.trainable(net)))
     )
     for there, changes in (
         (T4, {"load_in_4bit": True, "backend": "transformers"}),
@@ -1455,7 +1471,7 @@ def test_load_widens_where_it_computes_in_float16_and_only_there(
         (T4, {}),
     ):
         machine(**there)
-        load.load(tiny_gemma3n, a_job(**changes))
+        load.load_with_adapter(tiny_gemma3n, a_job(**changes))
     assert seen == [430], "the adapter is there already, so that it becomes float32 too"
 
 
@@ -1516,12 +1532,12 @@ def test_unsloth_is_asked_for_the_same_job(
 ):
     """Text layers only, our seed, our list of what is not quantised, checkpointing as the job says, and nobody counted over the network."""
     job = a_job(load_in_4bit=True, **changes)
-    made = adapter.add(load.load_model(tiny_gemma3n, a_job()), job)
+    made = adapter.add(load.load_base(tiny_gemma3n, a_job()), job)
     stand_in = Unsloth(made)
     monkeypatch.setitem(sys.modules, "unsloth", stand_in)
     monkeypatch.setattr(
         load,
-        "_float32_around_4_bit",
+        "_widen_around_4_bit",
         lambda net: pytest.fail("Unsloth has its own way with float16"),
     )
     for name in load.UNSLOTH:
@@ -1529,7 +1545,7 @@ def test_unsloth_is_asked_for_the_same_job(
         monkeypatch.delenv(name)
     monkeypatch.setenv("UNSLOTH_COMPILE_DISABLE", "0")  # a user who wants its compiler
     machine(**there)
-    assert load.load(tiny_gemma3n, job) is made
+    assert load.load_with_adapter(tiny_gemma3n, job) is made
     assert stand_in.calls["settings"] == {
         "UNSLOTH_DISABLE_STATISTICS": "1",
         "UNSLOTH_COMPILE_LOCATION": str(base.CACHE / "unsloth"),
@@ -1600,7 +1616,7 @@ def test_a_card_too_small_for_the_base(tiny_gemma3n, machine, monkeypatch):
                 match=r"Tesla T4 \(15.6 GB\) has not enough memory for the base, 0.1 GB on disk: CUDA out of memory. "
                 r"Tried to allocate 4.00 GiB.\n.*nvidia-smi.*offload_embedding: true, or take a smaller base",
             ):
-                load.load(
+                load.load_with_adapter(
                     tiny_gemma3n,
                     a_job(
                         backend="unsloth" if by == "note_read" else "transformers",
@@ -1617,33 +1633,35 @@ def test_a_card_too_small_for_the_base(tiny_gemma3n, machine, monkeypatch):
 def test_unsloth_reads_a_multimodal_base_without_a_page_of_its_towers(
     tiny_gemma3n, machine, monkeypatch, multimodal
 ):
-    stand_in = Unsloth(adapter.add(load.load_model(tiny_gemma3n, a_job()), a_job()))
+    stand_in = Unsloth(adapter.add(load.load_base(tiny_gemma3n, a_job()), a_job()))
     monkeypatch.setitem(sys.modules, "unsloth", stand_in)
     machine(**L4)
     text, logging = object(), transformers.utils.logging
-    monkeypatch.setattr(load, "_checked", lambda folder: (object() if multimodal else text, text))
+    monkeypatch.setattr(
+        load, "check_folder", lambda folder: (object() if multimodal else text, text)
+    )
     before = logging.get_verbosity()
-    load._unsloth(tiny_gemma3n, a_job(backend="unsloth", load_in_4bit=True))
+    load._load_by_unsloth(tiny_gemma3n, a_job(backend="unsloth", load_in_4bit=True))
     assert stand_in.calls["verbosity"] == (logging.ERROR if multimodal else before)
     assert logging.get_verbosity() == before != logging.ERROR
 
 
 def test_an_adapter_of_unsloth_is_checked_too(tiny_gemma3n, machine, monkeypatch):
-    made = adapter.add(load.load_model(tiny_gemma3n, a_job()), a_job(lora_r=4))
+    made = adapter.add(load.load_base(tiny_gemma3n, a_job()), a_job(lora_r=4))
     monkeypatch.setitem(sys.modules, "unsloth", Unsloth(made))
     machine(**L4)
     with pytest.raises(
         UserError,
         match="527,360 trainable parameters in 215 modules; this architecture at r=8 has 1,054,720",
     ):
-        load.load(tiny_gemma3n, a_job(backend="unsloth"))
+        load.load_with_adapter(tiny_gemma3n, a_job(backend="unsloth"))
 
 
 def test_an_unsloth_base_in_16_bit_is_not_quantised(tiny_gemma3n, machine, monkeypatch):
-    stand_in = Unsloth(adapter.add(load.load_model(tiny_gemma3n, a_job()), a_job()))
+    stand_in = Unsloth(adapter.add(load.load_base(tiny_gemma3n, a_job()), a_job()))
     monkeypatch.setitem(sys.modules, "unsloth", stand_in)
     machine(**H100)
-    load.load(tiny_gemma3n, a_job(backend="unsloth"))
+    load.load_with_adapter(tiny_gemma3n, a_job(backend="unsloth"))
     _, kwargs = stand_in.calls["read"]
     assert (kwargs["load_in_4bit"], kwargs["quantization_config"]) == (False, None)
 
@@ -1663,7 +1681,7 @@ TINY_LAYERS = (
 
 def test_arithmetic_a_token_agrees_with_a_count_by_hand(tiny_gemma3n, tiny):
     """4 operations a weight of the layers' matrices; the adapter's are not counted, and no tower's."""
-    plain = load.load_model(tiny_gemma3n, a_job())
+    plain = load.load_base(tiny_gemma3n, a_job())
     expected = {
         "flops_per_token": 4.0 * TINY_LAYERS,
         "flops_per_trained_token": 4.0 * 2048 * 256,
@@ -1726,7 +1744,7 @@ def test_a_4_bit_weight_costs_the_arithmetic_of_what_it_stands_for(tiny_gemma3n)
 @pytest.fixture(scope="module")
 def embedder(tiny_gemma3n):
     """A model whose embeddings are looked at alone."""
-    return load.load_model(tiny_gemma3n, a_job(precision="fp32"))
+    return load.load_base(tiny_gemma3n, a_job(precision="fp32"))
 
 
 def embedded(net):

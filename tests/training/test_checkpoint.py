@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 OTHER = (
-    "fp32" if device.precision()[0] == torch.bfloat16 else "bf16"
+    "fp32" if device.choose_precision()[0] == torch.bfloat16 else "bf16"
 )  # than this machine computes in
 
 
@@ -125,7 +125,7 @@ def test_without_a_good_checkpoint_training_starts_over(stopped_copy, uninterrup
         ({"per_device_train_batch_size": 3}, "rows_a_step: checkpoint 4, now 6"),
         ({"packing": True}, "packing: checkpoint False, now True"),
         ({"load_in_4bit": True}, "load_in_4bit: checkpoint False, now True"),
-        ({"precision": OTHER}, f"computes in: checkpoint {device.precision()[0]}, now"),
+        ({"precision": OTHER}, f"computes in: checkpoint {device.choose_precision()[0]}, now"),
         ({"use_rslora": True}, "use_rslora: checkpoint False, now True"),
         ({"neftune_noise_alpha": 1.0}, "neftune_noise_alpha: checkpoint 0.0, now 1.0"),
         ({"base_model": "other/base"}, "base_model: checkpoint some/base, now other/base"),

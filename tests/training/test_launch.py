@@ -65,15 +65,15 @@ def copy(folder, to, job):
 
 
 def one_process(folder, job):
-    place = base.folder(job)
-    net = load.load(place, job)
+    place = base.fetch(job.base_model, job.base_revision)
+    net = load.load_with_adapter(place, job)
     return loop.train(
         net,
         ROWS,
         HELD_OUT,
         job,
         folder,
-        loop.identity(job, "data-1", base.fingerprint(place), adapter.count(net)[0]),
+        loop.identity(job, "data-1", base.fingerprint(place), adapter.count_parameters(net)[0]),
     )
 
 
@@ -186,7 +186,7 @@ def test_ranks_started_by_hand_wait_for_no_one_who_has_the_run(
     run = copy(folder, tmp_path / "run", job_of(folder))
     monkeypatch.setattr(sys, "argv", ["parallel", str(run)])
     monkeypatch.setattr(ranks.dist, "init_process_group", lambda *_, **__: None)
-    monkeypatch.setattr(load, "load", lambda *_: pytest.fail("the run is another's"))
+    monkeypatch.setattr(load, "load_with_adapter", lambda *_: pytest.fail("the run is another's"))
     fd = os.open(run, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     with pytest.raises(SystemExit) as ended:
@@ -231,15 +231,15 @@ def test_the_notebooks_model_has_what_the_ranks_trained(folder, alone, tmp_path,
     job = job_of(folder, eval_steps=2, early_stopping_patience=9)
     run = copy(folder, tmp_path / "run", job)
     monkeypatch.setattr(ranks, "count_gpus", lambda *_: 2)
-    place = base.folder(job)
-    net = load.load(place, job)
+    place = base.fetch(job.base_model, job.base_revision)
+    net = load.load_with_adapter(place, job)
     masters = launch.train(
         net,
         ROWS,
         HELD_OUT,
         job,
         run,
-        loop.identity(job, "data-1", base.fingerprint(place), adapter.count(net)[0]),
+        loop.identity(job, "data-1", base.fingerprint(place), adapter.count_parameters(net)[0]),
     )
     during = {
         e["step"]: e["eval_loss"]

@@ -80,7 +80,7 @@ def test_training_mode_is_what_the_base_calls_it(tmp_path, uninterrupted):
         HELD_OUT,
         job,
         tmp_path,
-        train.identity(job, "data-1", "base-1", adapter.count(net)[0]),
+        train.identity(job, "data-1", "base-1", adapter.count_parameters(net)[0]),
     )
     assert all(layer.gradient_checkpointing for layer in layers)
 

@@ -112,7 +112,7 @@ def test_8_bit_adamw_survives_a_stop(tmp_path, monkeypatch, real):
 @pytest.fixture
 def float16(monkeypatch):
     """The loss scale of a float16 job, around float32 arithmetic, in which a power of two changes no bit."""
-    monkeypatch.setattr(device, "precision", lambda job=None: (torch.float16, "a test"))
+    monkeypatch.setattr(device, "choose_precision", lambda *_: (torch.float16, "a test"))
 
 
 def overflows_from(limit):
@@ -258,7 +258,7 @@ def test_the_saved_adapter_is_the_trained_model(tiny_gemma3n, tmp_path):
         train_step(net, masters, job, {"batches": [(0, batches.of(row, None, 1 / 3))]}, 0.05)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "of-an-earlier-run").write_text("")
-    adapter.save(net, masters.weights, tmp_path / "adapter", job)
+    adapter.save(net, masters.weights, tmp_path / "adapter", job.base_model, job.base_revision)
 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter"]
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
@@ -267,7 +267,7 @@ def test_the_saved_adapter_is_the_trained_model(tiny_gemma3n, tmp_path):
     ]
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {t.dtype for t in tensors.values()} == {torch.float32}
-    assert sum(t.numel() for t in tensors.values()) == adapter.count(net)[0]
+    assert sum(t.numel() for t in tensors.values()) == adapter.count_parameters(net)[0]
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("owner/base", "v1")
     assert str(tiny_gemma3n) not in json.dumps(config)
@@ -287,7 +287,7 @@ def test_the_saved_adapter_has_the_masters_precision(tmp_path):
     net = small_model(job, torch.bfloat16).train()
     masters = train.Masters(net, job)
     train_step(net, masters, job, of_rows([0, 1]), 1e-3)
-    adapter.save(net, masters.weights, tmp_path / "adapter", job)
+    adapter.save(net, masters.weights, tmp_path / "adapter", job.base_model, job.base_revision)
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     for name, weight in masters.weights.items():
         assert torch.equal(tensors[name.replace(".default", "")], weight)

@@ -39,7 +39,7 @@ def a_card(monkeypatch, positions):
         ("max_memory_allocated", 2**30),
     ):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
-    monkeypatch.setattr(device, "card", lambda: ("A100", 40.0))
+    monkeypatch.setattr(device, "card", lambda: device.Card("A100", 40.0))
     monkeypatch.setattr(preflight.ranks, "count_gpus", lambda *_: 1)
     return tried
 
@@ -343,7 +343,7 @@ def test_no_disk_for_the_checkpoints(monkeypatch, tmp_path):
     )
     job = a_job(save_total_limit=3)
     preflight.check(small_model(job), ROWS, 5, job, tmp_path)
-    trainable = adapter.count(small_model(job))[0]
+    trainable = adapter.count_parameters(small_model(job))[0]
     assert asked == [(trainable * 12 * 4, "the checkpoints")], (
         "float32 weights and two moments, three kept and one being written"
     )
