@@ -98,8 +98,13 @@ def trainer(net, rows, job, steps):
 
 
 def main(run, steps):
-    job = params.load_job(run / "params.yaml").model_copy(update={"max_steps": steps, "num_gpus": 1})
-    rows, held_out = splits.load_split(run / "data", "train"), splits.load_split(run / "data", "validation")
+    job = params.load_job(run / "params.yaml").model_copy(
+        update={"max_steps": steps, "num_gpus": 1}
+    )
+    rows, held_out = (
+        splits.load_split(run / "data", "train"),
+        splits.load_split(run / "data", "validation"),
+    )
     folder = base.fetch(job.base_model, job.base_revision)
     net = load.load_with_adapter(folder, job)
     with tempfile.TemporaryDirectory() as scratch:
