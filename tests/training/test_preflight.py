@@ -179,7 +179,7 @@ def test_a_base_over_several_cards_is_not_probed(monkeypatch, tmp_path):
     """The ranks will shard it, and one process that has all of it would measure something else."""
     tried = a_card(monkeypatch, 10_000)
     monkeypatch.setattr(preflight.ranks, "count_gpus", lambda *_: 2)
-    monkeypatch.setattr(preflight.placement, "spread", lambda net: True)
+    monkeypatch.setattr(preflight.placement, "is_spread", lambda net: True)
     job, told = preflight.check(small_model(a_job()), ROWS, 5, a_job(), tmp_path)
     assert (job, tried, told["time estimated, minutes"]) == (
         a_job(),
@@ -273,7 +273,7 @@ def test_the_time_estimated_is_a_line_through_two_micro_batches(short, long, sta
 def test_unsloths_ranks_take_more_than_one_process(monkeypatch, tmp_path, engine, gpus, fits):
     """Of 40 GB one process took 29: a third more is over the 38 that may be taken."""
     a_card(monkeypatch, 10_000)
-    monkeypatch.setattr(preflight, "backend", lambda job: (engine, "as set"))
+    monkeypatch.setattr(preflight, "choose_backend", lambda job: (engine, "as set"))
     monkeypatch.setattr(preflight.ranks, "count_gpus", lambda *_: gpus)
     key, taken = "  in each of several processes, about", [15e9]
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: int(taken[0]))
