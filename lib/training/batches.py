@@ -1,18 +1,23 @@
 """Rows as tensors: padded side by side, or packed end to end in one fixed shape."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from lib.data.label_mask import IGNORED
 from lib.training.plan import Shape
 
+Row = dict[str, list[int]]  # input_ids and labels, of one length
+
 
 class Batch(NamedTuple):
-    """A micro-batch. Padded: input_ids of (rows, width). Packed: (1, tokens), with each row's own positions and bounds.
+    """A micro-batch: its tokens, and which positions are trained on which next token.
 
-    `where` are the flat positions whose next token is trained, `targets` those tokens, `weights` what each loss counts;
-    fixed shapes end in fillers of weight 0. `bounds` are the rows' starts and the end, as variable-length attention takes them.
+    input_ids is (rows, width) when padded, (1, tokens) when packed. `where` holds the flat
+    positions whose next token is trained, `targets` those tokens, `weights` the share of each loss
+    in the step's; of a fixed shape the last entries are fillers of weight 0. Packed batches have
+    each row's own positions, and in `bounds` the rows' starts and the end of the last one, as
+    variable-length attention takes them.
     """
 
     input_ids: torch.Tensor
@@ -22,60 +27,76 @@ class Batch(NamedTuple):
     position_ids: torch.Tensor | None = None
     bounds: torch.Tensor | None = None
 
-    def to(self, device: Any) -> "Batch":
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch on a device; copies from pinned memory do not wait."""
         return Batch(*(t if t is None else t.to(device, non_blocking=True) for t in self))
 
+    def pinned(self) -> "Batch":
+        """Return the batch in memory that a card reads by itself."""
+        return Batch(*(t if t is None else t.pin_memory() for t in self))
 
-def of(
+
+def make_batch(
     columns: dict[str, list[list[int]]], shape: Shape | None = None, weight: float = 1.0
 ) -> Batch:
-    """Rows read as columns `input_ids` and `labels`: packed into a shape, or padded without one. Each trained token counts `weight`."""
-    rows = [
-        {"input_ids": i, "labels": k}
-        for i, k in zip(columns["input_ids"], columns["labels"], strict=True)
-    ]
-    return packed(rows, shape, weight) if shape else padded(rows, weight)
+    """Pack the rows of columns `input_ids` and `labels` into a shape, or pad them without one.
 
-
-def padded(rows: list[dict[str, Any]], weight: float = 1.0) -> Batch:
-    """Rows of input_ids and labels, padded on the right to the longest.
-
-    No attention mask is needed: under causal attention no real position sees a later one, so the result is exact, and the
-    faster mask-free attention kernels apply.
+    Each trained token counts `weight`.
     """
-    width = max(len(r["input_ids"]) for r in rows)
-    ids = torch.tensor([r["input_ids"] + [0] * (width - len(r["input_ids"])) for r in rows])
-    labels = torch.tensor([r["labels"] + [IGNORED] * (width - len(r["labels"])) for r in rows])
-    return from_labels(ids, labels, weight)
+    rows = [
+        {"input_ids": ids, "labels": labels}
+        for ids, labels in zip(columns["input_ids"], columns["labels"], strict=True)
+    ]
+    return pack_rows(rows, shape, weight) if shape else pad_rows(rows, weight)
 
 
-def from_labels(ids: torch.Tensor, labels: torch.Tensor, weight: float = 1.0) -> Batch:
-    """A padded batch from right-padded ids and labels of (rows, width)."""
-    following = torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED)], 1).flatten()
+def pad_rows(rows: list[Row], weight: float = 1.0) -> Batch:
+    """Pad rows on the right to the longest.
+
+    No attention mask is needed: under causal attention no real position sees a later one, so the
+    result is exact, and the faster attention kernels without a mask apply.
+    """
+    width = max(len(row["input_ids"]) for row in rows)
+    ids = [row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows]
+    labels = [row["labels"] + [IGNORED] * (width - len(row["labels"])) for row in rows]
+    return batch_from_labels(torch.tensor(ids), torch.tensor(labels), weight)
+
+
+def batch_from_labels(ids: torch.Tensor, labels: torch.Tensor, weight: float = 1.0) -> Batch:
+    """Make a padded batch from ids and labels of (rows, width), both padded on the right."""
+    nothing = labels.new_full((len(labels), 1), IGNORED)
+    following = torch.cat([labels[:, 1:], nothing], 1).flatten()
     where = (following != IGNORED).nonzero()[:, 0]
     return Batch(ids, where, following[where], torch.full((len(where),), weight))
 
 
-def packed(rows: list[dict[str, Any]], shape: Shape, weight: float = 1.0) -> Batch:
-    """Rows end to end, filled up to `shape`; positions start anew at each row, so that rotary embeddings are those of the row alone."""
-    lengths = [len(r["input_ids"]) for r in rows]
-    rest = shape.tokens - sum(lengths)
-    # filled with <bos>: the padding token's embedding is zero, and so then is a norm whose derivative is 0 / 0
-    ids = torch.tensor(
-        [t for r in rows for t in r["input_ids"]] + [rows[0]["input_ids"][0]] * rest
-    )[None]
-    positions = torch.cat([torch.arange(n) for n in [*lengths, rest]])[None]
+def pack_rows(rows: list[Row], shape: Shape, weight: float = 1.0) -> Batch:
+    """Put rows end to end and fill them up to `shape`.
+
+    Positions start anew at each row, so that its rotary embeddings are those of the row alone.
+    """
+    lengths = [len(row["input_ids"]) for row in rows]
+    filler = shape.tokens - sum(lengths)
+
+    # filled with <bos>: the padding token's embedding is zero, and the norm of zeros has the
+    # derivative 0 / 0
+    tokens = [token for row in rows for token in row["input_ids"]]
+    bos = rows[0]["input_ids"][0]
+    ids = torch.tensor(tokens + [bos] * filler)[None]
+    positions = torch.cat([torch.arange(n) for n in [*lengths, filler]])[None]
+
+    # a row that is missing from a short batch has no tokens; the filler is one more row, the last
     ends = torch.tensor([0, *lengths]).cumsum(0).tolist()
-    # rows that are not there have no tokens; the filler is the last row
-    bounds = torch.tensor(
-        ends + ends[-1:] * (shape.rows - len(rows)) + [shape.tokens], dtype=torch.int32
-    )
-    labels = torch.tensor([t for r in rows for t in [*r["labels"][1:], IGNORED]] + [IGNORED] * rest)
-    found = (labels != IGNORED).nonzero()[:, 0]
-    where, targets, weights = (
-        torch.zeros(shape.trained, dtype=torch.long),
-        torch.zeros(shape.trained, dtype=torch.long),
-        torch.zeros(shape.trained),
-    )
-    where[: len(found)], targets[: len(found)], weights[: len(found)] = found, labels[found], weight
+    missing = ends[-1:] * (shape.rows - len(rows))
+    bounds = torch.tensor(ends + missing + [shape.tokens], dtype=torch.int32)
+
+    following = [label for row in rows for label in [*row["labels"][1:], IGNORED]]
+    labels = torch.tensor(following + [IGNORED] * filler)
+    trained = (labels != IGNORED).nonzero()[:, 0]
+    where = torch.zeros(shape.trained, dtype=torch.long)
+    targets = torch.zeros(shape.trained, dtype=torch.long)
+    weights = torch.zeros(shape.trained)
+    where[: len(trained)] = trained
+    targets[: len(trained)] = labels[trained]
+    weights[: len(trained)] = weight
     return Batch(ids, where, targets, weights, positions, bounds)

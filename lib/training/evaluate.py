@@ -85,7 +85,7 @@ def _row_losses(model: Any, data: Any, rows_at_once: int, bar: Any) -> np.ndarra
         for n in bar(
             range(ranks.rank(), len(every) + -len(every) % ranks.world_size(), ranks.world_size())
         ):
-            batch = batches.of(data[every[min(n, len(every) - 1)]])
+            batch = batches.make_batch(data[every[min(n, len(every) - 1)]])
             losses = (
                 token_losses(model, batch.to(model.device)).double().cpu()
             )  # a card adds up in no fixed order

@@ -63,7 +63,7 @@ def identity(
         "data": data_fingerprint,
         "base": base_fingerprint,
         "trainable_parameters": trainable,
-        "rows_a_step": plan.rows_a_step(job),
+        "rows_a_step": plan.rows_per_step(job),
         "computes in": str(device.choose_precision(job.precision, job.load_in_4bit)[0]),
         "by": options.choose_backend(job)[0],
         **({"micro_batch": job.per_device_train_batch_size} if exact else {}),
@@ -109,8 +109,8 @@ def _train(
     checkpoints.mkdir(exist_ok=True)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # of what came before: the probe, answers
-    sizes, total = plan.sizes(data), plan.total_steps(len(data), job)
-    fixed = plan.shape(sizes, job) if job.packing else None
+    sizes, total = plan.read_sizes(data), plan.count_steps(len(data), job)
+    fixed = plan.find_shape(sizes, job) if job.packing else None
     if job.torch_compile:
         compiled.fuse(model)
     masters = Masters(model, job)

@@ -28,7 +28,7 @@ def extremes(sizes: plan.Sizes, job: Params) -> tuple[list[int], list[int]]:
             b
         ].sum(), sizes.trained[b].sum()
 
-    every = [b for step in plan.epoch_steps(sizes.lengths, 0, job) for b in step]
+    every = [b for step in plan.plan_epoch(sizes.lengths, 0, job) for b in step]
     return min(every, key=cost), max(every, key=cost)
 
 
@@ -53,7 +53,7 @@ def estimate(model: Any, sizes: plan.Sizes, job: Params) -> dict[str, float]:
     )
     _, rows = extremes(sizes, job)
     positions = (
-        plan.shape(sizes, job).tokens if job.packing else len(rows) * int(sizes.lengths[rows].max())
+        plan.find_shape(sizes, job).tokens if job.packing else len(rows) * int(sizes.lengths[rows].max())
     )
     loaded = sum(
         p.numel() * p.element_size() for p in model.parameters() if p.device == model.device
@@ -80,9 +80,9 @@ def probe(
     or would not in each process of several."""
     cuda, was_training = torch.cuda.is_available(), model.training
     columns = data.select_columns(["input_ids", "labels"])[rows]
-    batch = batches.of(
+    batch = batches.make_batch(
         columns,
-        plan.shape(sizes, job) if job.packing else None,
+        plan.find_shape(sizes, job) if job.packing else None,
         1 / max(1, int(sizes.trained[rows].sum())),
     )
     model.train()
@@ -118,7 +118,7 @@ def alternatives(job: Params, devices: int) -> Iterator[Params]:
     if job.per_device_train_batch_size == "auto":
         rows = most = DEFAULT_ROWS * job.gradient_accumulation_steps
     else:
-        rows, most = plan.rows_a_step(job), job.per_device_train_batch_size - 1
+        rows, most = plan.rows_per_step(job), job.per_device_train_batch_size - 1
     for size in range(most, 0, -1):
         if rows % size == 0 and rows // size % devices == 0:
             yield job.model_copy(
@@ -148,7 +148,7 @@ def check(
 
     Memory is estimated, then measured by one micro-batch, the largest. Disk must hold the checkpoints.
     """
-    sizes = plan.sizes(data)
+    sizes = plan.read_sizes(data)
     devices = ranks.count_gpus(job.num_gpus, job.gradient_accumulation_steps)
     if not len(sizes.lengths):
         raise UserError(plan.NO_ROWS)
@@ -190,8 +190,8 @@ def check(
         raise UserError(
             f"gradient_accumulation_steps is {job.gradient_accumulation_steps}, which {devices} GPUs cannot share out evenly. {cure}"
         )
-    fixed, guess = plan.shape(sizes, job) if job.packing else None, estimate(model, sizes, job)
-    figures = plan.figures(sizes, held_out, job, fixed)
+    fixed, guess = plan.find_shape(sizes, job) if job.packing else None, estimate(model, sizes, job)
+    figures = plan.describe_plan(sizes, held_out, job, fixed)
     peak, of = device.peak_memory()
     positions = minutes = "not probed, the base is sharded"
     if probed:
@@ -251,8 +251,8 @@ def _seconds_an_epoch(
     if not 0 < each * many <= more:
         each = more / many
     start = more - each * many
-    steps = plan.epoch_steps(sizes.lengths, 0, job)
-    return start * sum(map(len, steps)) + each * plan.positions(sizes, steps, fixed)
+    steps = plan.plan_epoch(sizes.lengths, 0, job)
+    return start * sum(map(len, steps)) + each * plan.count_positions(sizes, steps, fixed)
 
 
 def _probed(

@@ -40,7 +40,7 @@ def load_steps(
             ranks.rank(), len(step) + -len(step) % ranks.world_size(), ranks.world_size()
         ):
             # of a short step every rank takes part, since they wait for each other: those without rows of it with rows that weigh nothing
-            batch = batches.of(
+            batch = batches.make_batch(
                 columns[step[min(place, len(step) - 1)]],
                 fixed,
                 1 / max(1, trained) if place < len(step) else 0.0,
@@ -53,11 +53,11 @@ def load_steps(
             "rows": rows,
             "trained": trained,
             "tokens": int(sizes.lengths[rows].sum()),
-            "padded": plan.positions(sizes, [step], fixed),
+            "padded": plan.count_positions(sizes, [step], fixed),
             "batches": mine,
         }
 
-    steps = plan.steps_from(sizes.lengths, start, job)
+    steps = plan.iterate_steps(sizes.lengths, start, job)
     if not job.dataloader_num_workers:
         while True:
             yield load(*next(steps))

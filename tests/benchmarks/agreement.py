@@ -43,11 +43,11 @@ def plain_steps(net, rows, job, steps):
     net.train()
     trained = list(adapter.trainable(net).values())
     optimizer = torch.optim.AdamW(trained, lr=job.learning_rate, weight_decay=job.weight_decay)
-    losses, order = [], plan.steps_from(plan.sizes(rows).lengths, 0, job)
+    losses, order = [], plan.iterate_steps(plan.read_sizes(rows).lengths, 0, job)
     for step in range(steps):
         _, (one,) = next(order)
         found = rows[one]
-        padded = batches.of({k: found[k] for k in ("input_ids", "labels")})
+        padded = batches.make_batch({k: found[k] for k in ("input_ids", "labels")})
         width = padded.input_ids.shape[1]
         labels = torch.tensor(
             [r + [-100] * (width - len(r)) for r in found["labels"]], device=net.device
@@ -129,7 +129,7 @@ def main(run, steps):
     apart = [abs(a - b) / b for a, b in zip(ours, theirs, strict=True)]
     print(
         f"\n{device.name()}, torch {torch.__version__}, transformers {transformers.__version__}; {job.base_model}, real weights, "
-        f"{len(rows):,} rows, {steps} steps of {plan.rows_a_step(job)}, learning rate {job.learning_rate:g}"
+        f"{len(rows):,} rows, {steps} steps of {plan.rows_per_step(job)}, learning rate {job.learning_rate:g}"
     )
     print("step    ours    plain   apart")
     for n in sorted({0, 1, 2, *range(9, steps, max(1, steps // 10)), steps - 1}):

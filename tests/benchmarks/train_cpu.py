@@ -41,7 +41,7 @@ def prepare(job, folder, top):
 
 def ours(net, rows, job, seed):
     masters, job = Masters(net, job), job.model_copy(update={"seed": seed})
-    loader = loop.load_steps(rows, plan.sizes(rows), 0, job, None)
+    loader = loop.load_steps(rows, plan.read_sizes(rows), 0, job, None)
     take = loop.micro_batch(net, masters, job, None)
     begun, count = time.monotonic(), 0
     for step in range(STEPS):

@@ -155,7 +155,7 @@ def of_rows(*groups):
     )
     return {
         "batches": [
-            (place, batches.of(ROWS[group], None, 1 / trained))
+            (place, batches.make_batch(ROWS[group], None, 1 / trained))
             for place, group in enumerate(groups)
         ]
     }

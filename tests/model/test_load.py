@@ -237,7 +237,7 @@ def loss_and_gradients(net):
     labels = IDS.clone()
     labels[:, :5] = -100
     net.train()
-    total = loss.token_losses(net, batches.from_labels(IDS, labels)).sum()
+    total = loss.token_losses(net, batches.batch_from_labels(IDS, labels)).sum()
     total.backward()
     gradients = {n: p.grad for n, p in adapter.trainable(net).items()}
     for p in adapter.trainable(net).values():
@@ -1296,7 +1296,7 @@ def test_a_base_over_two_cards_trains_as_on_one(tiny_gemma3n, monkeypatch):
         net = load.load_with_adapter(tiny_gemma3n, job)
         masters = Masters(net, job)
         for _ in range(2):
-            loss_now = compiled.forward_backward(net.train(), batches.padded(row).to(net.device))
+            loss_now = compiled.forward_backward(net.train(), batches.pad_rows(row).to(net.device))
             masters.take_gradients()
             masters.step(masters.norm(), 1e-3, 1.0)
         return net, loss_now, {n: w.cpu() for n, w in masters.weights.items()}

@@ -38,7 +38,7 @@ TRAINED = [(2, 11, 0.25), (11, 12, 0.25), (21, 22, 0.25), (23, 24, 0.25)]
 
 
 def test_a_padded_batch():
-    batch = batches.padded(ROWS, 0.25)
+    batch = batches.pad_rows(ROWS, 0.25)
     assert batch.input_ids.tolist() == [[2, 11, 12, 0, 0], [2, 0, 0, 0, 0], [2, 21, 22, 23, 24]]
     assert batch.where.tolist() == [0, 1, 11, 13]
     assert pairs(batch) == TRAINED
@@ -48,16 +48,16 @@ def test_a_padded_batch():
 def test_labels_of_one_row_never_predict_the_next_row():
     """A row that fills the width ends where the next begins."""
     ids = torch.tensor([[2, 5], [6, 7]])
-    batch = batches.from_labels(ids, ids, 1.0)
+    batch = batches.batch_from_labels(ids, ids, 1.0)
     assert pairs(batch) == [(2, 5, 1.0), (6, 7, 1.0)]
     row = {"input_ids": [2, 5], "labels": [2, 5]}
     other = {"input_ids": [6, 7], "labels": [6, 7]}
-    assert pairs(batches.packed([row, other], Shape(4, 2, 2))) == [(2, 5, 1.0), (6, 7, 1.0)]
+    assert pairs(batches.pack_rows([row, other], Shape(4, 2, 2))) == [(2, 5, 1.0), (6, 7, 1.0)]
 
 
 def test_a_packed_batch():
     """Positions start anew in each row and in the filler; rows that are not there have no tokens; fillers weigh nothing."""
-    batch = batches.packed(ROWS, Shape(12, 5, 6), 0.25)
+    batch = batches.pack_rows(ROWS, Shape(12, 5, 6), 0.25)
     assert batch.input_ids.shape == (1, 12)
     assert batch.input_ids[0, :9].tolist() == [2, 11, 12, 2, 2, 21, 22, 23, 24]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 0, 1, 2, 3, 4, 0, 1, 2]]
@@ -70,7 +70,7 @@ def test_a_packed_batch():
 
 
 def test_a_packed_batch_without_room_to_spare():
-    batch = batches.packed(ROWS, Shape(9, 3, 4))
+    batch = batches.pack_rows(ROWS, Shape(9, 3, 4))
     assert batch.bounds.tolist() == [0, 3, 4, 9, 9]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 0, 1, 2, 3, 4]]
     assert batch.weights.tolist() == [1.0] * 4
@@ -80,14 +80,14 @@ def test_a_packed_batch_without_room_to_spare():
 def test_rows_beyond_the_shape_are_an_error(shape):
     """Nothing is cut off in silence."""
     with pytest.raises(RuntimeError):
-        batches.packed(ROWS, shape)
+        batches.pack_rows(ROWS, shape)
 
 
 def test_all_batches_of_a_shape_have_its_sizes():
     """A recorded graph copies one over another."""
     shape = Shape(64, 4, 16)
     found = [
-        [(t.shape, t.dtype) for t in batches.packed(rows, shape)]
+        [(t.shape, t.dtype) for t in batches.pack_rows(rows, shape)]
         for rows in (ROWS, ROWS[:1], ROWS + ROWS[:1])
     ]
     assert found[0] == found[1] == found[2]
@@ -96,16 +96,19 @@ def test_all_batches_of_a_shape_have_its_sizes():
 
 def test_columns_are_packed_into_a_shape_and_padded_without_one():
     for ours, theirs in (
-        (batches.of(COLUMNS, None, 0.25), batches.padded(ROWS, 0.25)),
-        (batches.of(COLUMNS, Shape(12, 5, 6), 0.25), batches.packed(ROWS, Shape(12, 5, 6), 0.25)),
+        (batches.make_batch(COLUMNS, None, 0.25), batches.pad_rows(ROWS, 0.25)),
+        (
+            batches.make_batch(COLUMNS, Shape(12, 5, 6), 0.25),
+            batches.pack_rows(ROWS, Shape(12, 5, 6), 0.25),
+        ),
     ):
         assert all(a is b is None or torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     with pytest.raises(ValueError, match="zip"):
-        batches.of({**COLUMNS, "labels": COLUMNS["labels"][:2]})
+        batches.make_batch({**COLUMNS, "labels": COLUMNS["labels"][:2]})
 
 
 def test_a_batch_moves_whole():
-    for batch in (batches.padded(ROWS), batches.packed(ROWS, Shape(12, 5, 6))):
+    for batch in (batches.pad_rows(ROWS), batches.pack_rows(ROWS, Shape(12, 5, 6))):
         moved = batch.to("meta")
         assert isinstance(moved, Batch)
         assert [t is None for t in moved] == [t is None for t in batch]
@@ -132,13 +135,13 @@ def test_every_planned_micro_batch_fits_the_one_shape(count):
         np.array([len(r["input_ids"]) for r in rows]),
         np.array([sum(x != IGNORED for x in r["labels"][1:]) for r in rows]),
     )
-    shape = plan.shape(plan.Sizes(lengths, trained), job)
+    shape = plan.find_shape(plan.Sizes(lengths, trained), job)
     used = []
     for (_, step), _ in zip(
-        plan.steps_from(lengths, 0, job), range(plan.total_steps(count, job)), strict=False
+        plan.iterate_steps(lengths, 0, job), range(plan.count_steps(count, job)), strict=False
     ):
         for micro_batch in step:
-            batch = batches.packed([rows[n] for n in micro_batch], shape, 1.0)
+            batch = batches.pack_rows([rows[n] for n in micro_batch], shape, 1.0)
             assert batch.bounds.shape == (shape.rows + 2,)
             assert sorted(b for _, b, _ in pairs(batch)) == sorted(
                 x for n in micro_batch for x in rows[n]["labels"][1:] if x != IGNORED

@@ -256,7 +256,7 @@ def test_joined_in_bfloat16_within_its_rounding():
 
 
 ROWS = make_rows([25, 4, 14])
-BATCH = weighted(batches.packed(ROWS, Shape(64, 4, 64)), sum(trained(ROWS)))
+BATCH = weighted(batches.pack_rows(ROWS, Shape(64, 4, 64)), sum(trained(ROWS)))
 
 
 def test_every_layer_of_gemma3n_is_joined():
@@ -546,7 +546,7 @@ def test_a_graph_is_as_exact_as_the_eager_micro_batch(flash_in_bfloat16, dtype, 
     several = []
     for seed, lengths in enumerate(([25, 4, 14], [3, 50], [9, 9, 9, 9], [64])):
         rows = make_rows(lengths, seed)
-        several.append(weighted(batches.packed(rows, Shape(64, 4, 64)), sum(trained(rows))))
+        several.append(weighted(batches.pack_rows(rows, Shape(64, 4, 64)), sum(trained(rows))))
     with packed.in_use(net), fused.compiled(net):
         graph = fused.Graph(net, several[0], take, drop)
     assert not flat(taken.values()).any(), "recording must leave no gradient"

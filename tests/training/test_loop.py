@@ -164,10 +164,10 @@ def test_killed_at_ten_random_moments(tmp_path, seed):
 
 def packed_like_padded(monkeypatch):
     """A packing job takes the rows of each micro-batch that a padding one would."""
-    whole = plan.epoch_steps
+    whole = plan.plan_epoch
     monkeypatch.setattr(
         plan,
-        "epoch_steps",
+        "plan_epoch",
         lambda lengths, epoch, job: whole(
             lengths, epoch, job.model_copy(update={"packing": False})
         ),
@@ -203,8 +203,8 @@ def test_packed_rows_do_not_see_each_other():
         done = take_step(net, train.Masters(net, job), job, current)
         return done.loss, done.norm
 
-    job, sizes = a_job(packing=True, dataloader_num_workers=0), plan.sizes(ROWS)
-    current = next(train.load_steps(ROWS, sizes, 0, job, plan.shape(sizes, job)))
+    job, sizes = a_job(packing=True, dataloader_num_workers=0), plan.read_sizes(ROWS)
+    current = next(train.load_steps(ROWS, sizes, 0, job, plan.find_shape(sizes, job)))
     alone = taken(of_rows(*[[r] for r in current["rows"]]))
     assert taken(current, packing=True) == pytest.approx(alone, rel=1e-5)
     together = {
@@ -224,7 +224,7 @@ def test_a_packing_run_interrupted_and_continued(tmp_path, monkeypatch, micro_ba
     with pytest.raises(KeyboardInterrupt):
         session(tmp_path / "stopped", job)
     found = same_run(tmp_path / "stopped", session(tmp_path / "stopped", job), undisturbed)
-    shape = plan.shape(plan.sizes(ROWS), job)
+    shape = plan.find_shape(plan.read_sizes(ROWS), job)
     lines = ledger.steps(undisturbed[1])
     assert [e["padded"] for e in lines] == [shape.tokens * math.ceil(e["rows"] / 2) for e in lines]
     assert found["padding_share"] == pytest.approx(
@@ -335,7 +335,7 @@ def test_the_ledger_is_right_where_trainoutput_is_not(tmp_path, monkeypatch):
     assert found["seconds"] <= sum(walls)
     assert sum(rows) == sum(
         len(b)
-        for _, step in itertools.islice(plan.steps_from(np.array(ROWS["length"]), 0, job), 40)
+        for _, step in itertools.islice(plan.iterate_steps(np.array(ROWS["length"]), 0, job), 40)
         for b in step
     )
     assert found["samples_per_second_with_warm_up"] == pytest.approx(

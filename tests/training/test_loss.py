@@ -58,7 +58,7 @@ def batch(lengths, prompt=3, vocabulary=2000, seed=0):
 
 def token_losses(net, ids, labels):
     """Losses of a padded batch, and the row each belongs to."""
-    padded = batches.from_labels(ids, labels)
+    padded = batches.batch_from_labels(ids, labels)
     return loss.token_losses(net, padded), padded.where // ids.shape[1]
 
 

@@ -165,10 +165,10 @@ def test_the_scale_is_halved_as_often_as_it_takes(tmp_path, monkeypatch, float16
 
 
 def train_step_sizes():
-    sizes = plan.sizes(ROWS)
+    sizes = plan.read_sizes(ROWS)
     return [
         sum(int(sizes.trained[b].sum()) for b in step)
-        for step in plan.epoch_steps(sizes.lengths, 0, a_job())
+        for step in plan.plan_epoch(sizes.lengths, 0, a_job())
     ]
 
 
@@ -255,7 +255,9 @@ def test_the_saved_adapter_is_the_trained_model(tiny_gemma3n, tmp_path):
     masters = train.Masters(net.train(), job)
     row = {"input_ids": [[2, 50, 60, 70, 80, 90]], "labels": [[IGNORED] * 3 + [70, 80, 90]]}
     for _ in range(2):
-        train_step(net, masters, job, {"batches": [(0, batches.of(row, None, 1 / 3))]}, 0.05)
+        train_step(
+            net, masters, job, {"batches": [(0, batches.make_batch(row, None, 1 / 3))]}, 0.05
+        )
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "of-an-earlier-run").write_text("")
     adapter.save(net, masters.weights, tmp_path / "adapter", job.base_model, job.base_revision)

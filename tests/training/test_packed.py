@@ -52,7 +52,10 @@ def test_packed_rows_equal_padded_rows(net, shape):
     """Losses and every LoRA gradient, in float32."""
     rows = make_rows(LENGTHS)
     count = sum(trained(rows))
-    side, end = weighted(batches.padded(rows), count), weighted(batches.packed(rows, shape), count)
+    side, end = (
+        weighted(batches.pad_rows(rows), count),
+        weighted(batches.pack_rows(rows, shape), count),
+    )
     theirs, theirs_gradients = losses_and_gradients(net, side)
     ours, ours_gradients = losses_and_gradients(net, end)
     assert len(theirs) == count < len(ours) == shape.trained
@@ -64,12 +67,12 @@ def test_packed_rows_equal_padded_rows(net, shape):
 def test_packed_rows_equal_each_row_alone(net):
     """The rows one by one, so that nothing rests on padding."""
     rows = make_rows(LENGTHS)
-    together = token_losses(net, batches.packed(rows, ROOMY)).split(
+    together = token_losses(net, batches.pack_rows(rows, ROOMY)).split(
         [*trained(rows), ROOMY.trained - sum(trained(rows))]
     )
     for row, losses in zip(rows, together, strict=False):
         torch.testing.assert_close(
-            losses, token_losses(net, batches.padded([row])), rtol=1e-5, atol=1e-5
+            losses, token_losses(net, batches.pad_rows([row])), rtol=1e-5, atol=1e-5
         )
 
 
@@ -77,11 +80,11 @@ def test_packed_rows_equal_each_row_alone(net):
 def test_a_row_is_blind_to_the_others(net, changed):
     rows, others = make_rows(LENGTHS), make_rows(LENGTHS, seed=9)
     counts = trained(rows)
-    before = token_losses(net, batches.packed(rows, ROOMY)).split(
+    before = token_losses(net, batches.pack_rows(rows, ROOMY)).split(
         [*counts, ROOMY.trained - sum(counts)]
     )
     rows[changed] = others[changed]
-    after = token_losses(net, batches.packed(rows, ROOMY)).split(
+    after = token_losses(net, batches.pack_rows(rows, ROOMY)).split(
         [*counts, ROOMY.trained - sum(counts)]
     )
     for n in range(len(rows)):
@@ -93,7 +96,7 @@ def test_a_row_is_blind_to_the_others(net, changed):
 
 def test_positions_start_anew_in_each_row(net):
     """Rotary embeddings are relative, so no loss would show it; but positions far out are rounded more, or not there at all."""
-    seen, batch = [], batches.packed(make_rows(LENGTHS), ROOMY)
+    seen, batch = [], batches.pack_rows(make_rows(LENGTHS), ROOMY)
     hook = net.get_base_model().model.rotary_emb.register_forward_pre_hook(
         lambda module, inputs: seen.append(inputs[1])
     )
@@ -106,7 +109,7 @@ def test_positions_start_anew_in_each_row(net):
 def test_the_filler_takes_no_part(net):
     """Other numbers in it, or none of it, change no loss; its own entries weigh nothing."""
     rows = make_rows(LENGTHS)
-    batch = batches.packed(rows, ROOMY)
+    batch = batches.pack_rows(rows, ROOMY)
     other = batch.input_ids.clone()
     other[0, sum(LENGTHS) :] = 77
     real = batch.weights > 0
@@ -115,7 +118,7 @@ def test_the_filler_takes_no_part(net):
         token_losses(net, batch._replace(input_ids=other))[real], losses, rtol=1e-6, atol=1e-6
     )
     torch.testing.assert_close(
-        token_losses(net, batches.packed(rows, Shape(sum(LENGTHS), 5, 64)))[real],
+        token_losses(net, batches.pack_rows(rows, Shape(sum(LENGTHS), 5, 64)))[real],
         losses,
         rtol=1e-5,
         atol=1e-5,
@@ -131,8 +134,8 @@ def test_a_padding_token_of_zeros_gives_no_nan(make):
         net.get_input_embeddings().weight[0] = 0
     rows = make_rows(LENGTHS)
     count = sum(trained(rows))
-    _, theirs = losses_and_gradients(net, weighted(batches.padded(rows), count))
-    _, ours = losses_and_gradients(net, weighted(batches.packed(rows, ROOMY), count))
+    _, theirs = losses_and_gradients(net, weighted(batches.pad_rows(rows), count))
+    _, ours = losses_and_gradients(net, weighted(batches.pack_rows(rows, ROOMY), count))
     assert all(torch.isfinite(g).all() for g in ours.values())
     assert max(relative(ours[n], g) for n, g in theirs.items()) < 1e-4
 
@@ -142,7 +145,7 @@ def test_recomputed_layers_attend_within_rows_too(make):
     """With gradient checkpointing the backward pass runs the layers again."""
     net = adapted(make())
     rows = make_rows(LENGTHS)
-    batch = weighted(batches.packed(rows, ROOMY), sum(trained(rows)))
+    batch = weighted(batches.pack_rows(rows, ROOMY), sum(trained(rows)))
     losses, kept = losses_and_gradients(net, batch)
     net.gradient_checkpointing_enable({"use_reentrant": False})
     again, recomputed = losses_and_gradients(net, batch)
@@ -172,7 +175,7 @@ def test_the_models_own_attention_comes_back(own):
     """After the block, also when it ends in an exception; and with it the answers of before."""
     net = adapted(gemma3n())
     net.set_attn_implementation(own)
-    side = batches.padded(make_rows([20, 9]))
+    side = batches.pad_rows(make_rows([20, 9]))
     before = token_losses(net, side)
     with packed.in_use(net):
         assert {
@@ -434,7 +437,10 @@ def test_a_packed_model_on_the_card_equals_padded_rows_in_float32():
     """bfloat16 through FlashAttention, no further from the float32 truth than the same rows padded are."""
     rows = make_rows(LENGTHS)
     count = sum(trained(rows))
-    side, end = weighted(batches.padded(rows), count), weighted(batches.packed(rows, ROOMY), count)
+    side, end = (
+        weighted(batches.pad_rows(rows), count),
+        weighted(batches.pack_rows(rows, ROOMY), count),
+    )
     _, truth = losses_and_gradients(adapted(gemma3n()), side)
     net = adapted(gemma3n(), torch.bfloat16).to("cuda")
     off = []

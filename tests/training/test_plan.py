@@ -59,7 +59,7 @@ def flat(steps):
 
 
 def first(count, lengths, done, job):
-    return list(itertools.islice(plan.steps_from(lengths, done, job), count))
+    return list(itertools.islice(plan.iterate_steps(lengths, done, job), count))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def first(count, lengths, done, job):
 def test_every_row_once_an_epoch_and_only_one_step_is_short(count, rows, accumulation, packing):
     job, size = a_job(rows, accumulation, packing=packing), rows * accumulation
     for epoch in (0, 1):
-        steps = plan.epoch_steps(lengths_of(count), epoch, job)
+        steps = plan.plan_epoch(lengths_of(count), epoch, job)
         assert sorted(flat(steps)) == list(range(count))
         assert len(steps) == math.ceil(count / size)
         assert sorted(sum(map(len, s)) for s in steps)[1:] == [size] * (len(steps) - 1)
@@ -87,20 +87,20 @@ def test_every_row_once_an_epoch_and_only_one_step_is_short(count, rows, accumul
 @pytest.mark.parametrize(("rows", "accumulation"), SHAPES)
 def test_order_depends_on_seed_and_epoch_alone(packing, rows, accumulation):
     lengths, job = lengths_of(150), a_job(rows, accumulation, packing=packing)
-    steps = plan.epoch_steps(lengths, 0, job)
+    steps = plan.plan_epoch(lengths, 0, job)
     np.random.default_rng(9).random(5)
     np.random.seed(3)
     torch.manual_seed(99)
-    assert plan.epoch_steps(lengths, 0, job) == steps
-    assert plan.epoch_steps(lengths, 1, job) != steps
-    assert plan.epoch_steps(lengths, 0, job.model_copy(update={"seed": 6})) != steps
+    assert plan.plan_epoch(lengths, 0, job) == steps
+    assert plan.plan_epoch(lengths, 1, job) != steps
+    assert plan.plan_epoch(lengths, 0, job.model_copy(update={"seed": 6})) != steps
 
 
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize(("rows", "accumulation"), SHAPES)
 def test_other_rows_meet_in_a_step_of_the_next_epoch(packing, rows, accumulation):
     lengths, job = lengths_of(150), a_job(rows, accumulation, packing=packing)
-    sets = [{frozenset(flat([s])) for s in plan.epoch_steps(lengths, e, job)} for e in (0, 1)]
+    sets = [{frozenset(flat([s])) for s in plan.plan_epoch(lengths, e, job)} for e in (0, 1)]
     assert len(sets[0] & sets[1]) < 5
 
 
@@ -111,7 +111,7 @@ def test_steps_do_not_run_from_long_to_short(packing, rows, accumulation):
     longest = np.array(
         [
             max(lengths[flat([s])])
-            for s in plan.epoch_steps(lengths, 0, a_job(rows, accumulation, packing=packing))
+            for s in plan.plan_epoch(lengths, 0, a_job(rows, accumulation, packing=packing))
         ]
     )
     assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.4
@@ -147,10 +147,7 @@ def test_micro_batches_are_cut_from_the_same_steps():
 def test_packed_micro_batches_hold_nearly_the_same_tokens(count, rows):
     lengths, job = long_tailed(count), a_job(rows, 4, packing=True)
     packed = [
-        int(lengths[b].sum())
-        for s in plan.epoch_steps(lengths, 0, job)
-        for b in s
-        if len(b) == rows
+        int(lengths[b].sum()) for s in plan.plan_epoch(lengths, 0, job) for b in s if len(b) == rows
     ]
     shuffled = np.random.default_rng(1).permutation(lengths)
     random = shuffled[: count // rows * rows].reshape(-1, rows).sum(1)
@@ -168,8 +165,10 @@ def test_packed_micro_batches_hold_nearly_the_same_tokens(count, rows):
 def test_packing_wastes_little(count):
     lengths, job = long_tailed(count), a_job(8, 2, packing=True)
     rows = sizes_of(lengths)
-    padded = plan.figures(rows, 0, a_job(8, 2), None)["padding, share of positions"]
-    packed = plan.figures(rows, 0, job, plan.shape(rows, job))["padding, share of positions"]
+    padded = plan.describe_plan(rows, 0, a_job(8, 2), None)["padding, share of positions"]
+    packed = plan.describe_plan(rows, 0, job, plan.find_shape(rows, job))[
+        "padding, share of positions"
+    ]
     assert packed < 0.15
     assert packed < padded
 
@@ -184,9 +183,9 @@ def test_every_packed_micro_batch_fits_the_shape(count, rows, accumulation):
             a_job(rows, accumulation, packing=True, num_train_epochs=2.5, seed=seed),
         )
         all_rows = plan.Sizes(lengths, np.random.default_rng(seed).integers(1, lengths))
-        shape = plan.shape(all_rows, job)
+        shape = plan.find_shape(all_rows, job)
         batches = [
-            b for _, step in first(plan.total_steps(count, job), lengths, 0, job) for b in step
+            b for _, step in first(plan.count_steps(count, job), lengths, 0, job) for b in step
         ]
         tokens, trained = (max(int(column[b].sum()) for b in batches) for column in all_rows)
         assert shape.rows == rows >= max(map(len, batches))
@@ -202,24 +201,27 @@ def test_the_shape_covers_steps_beyond_the_first_epoch():
     lengths = np.array([64, 64, 192, 192, 320])
     job = a_job(2, 1, packing=True, max_steps=40)
     trained = np.array([1, 63, 1, 191, 200])
-    shape = plan.shape(plan.Sizes(lengths, trained), job)
+    shape = plan.find_shape(plan.Sizes(lengths, trained), job)
     batches = [b for _, step in first(40, lengths, 0, job) for b in step]
     assert shape.trained >= max(int(trained[b].sum()) for b in batches)
-    one_epoch = plan.shape(plan.Sizes(lengths, trained), job.model_copy(update={"max_steps": 1}))
+    one_epoch = plan.find_shape(
+        plan.Sizes(lengths, trained), job.model_copy(update={"max_steps": 1})
+    )
     assert shape.trained > one_epoch.trained, "the rows must be such that later epochs matter"
 
 
 @pytest.mark.parametrize("left", [1, 2, 3])
 def test_the_short_step_does_not_set_the_shape(left):
     lengths, job = long_tailed(200 + left), a_job(4, 1, packing=True)
-    short = next(s for s in plan.epoch_steps(lengths, 0, job) if len(flat([s])) < 4)
+    short = next(s for s in plan.plan_epoch(lengths, 0, job) if len(flat([s])) < 4)
     whole = [
-        int(lengths[b].sum()) for s in plan.epoch_steps(lengths, 0, job) for b in s if len(b) == 4
+        int(lengths[b].sum()) for s in plan.plan_epoch(lengths, 0, job) for b in s if len(b) == 4
     ]
     assert len(flat([short])) == left
     assert lengths[flat([short])].sum() < np.mean(whole)
     assert (
-        plan.shape(sizes_of(lengths), job).tokens == math.ceil(max(whole) / plan.TILE) * plan.TILE
+        plan.find_shape(sizes_of(lengths), job).tokens
+        == math.ceil(max(whole) / plan.TILE) * plan.TILE
     )
 
 
@@ -236,7 +238,7 @@ def test_sizes_are_read_from_the_rows():
             {"input_ids": [2, 5], "labels": [IGNORED, IGNORED], "length": 2},
         ]
     )
-    found = plan.sizes(rows)
+    found = plan.read_sizes(rows)
     assert found.lengths.tolist() == [4, 3, 2]
     assert found.trained.tolist() == [2, 2, 0]
 
@@ -248,7 +250,7 @@ def test_sizes_of_more_rows_than_are_read_at_once():
             "labels": [[IGNORED, IGNORED, n] if n % 3 else [IGNORED, n, n] for n in range(5000)],
         }
     )
-    assert plan.sizes(rows).trained.tolist() == [1 if n % 3 else 2 for n in range(5000)]
+    assert plan.read_sizes(rows).trained.tolist() == [1 if n % 3 else 2 for n in range(5000)]
 
 
 @pytest.mark.parametrize(
@@ -267,15 +269,15 @@ def test_sizes_of_more_rows_than_are_read_at_once():
 )
 def test_total_steps_are_those_of_transformers(changes, expected):
     """max_steps wins over num_train_epochs, also beyond an epoch: training goes round the rows again."""
-    assert plan.total_steps(22, a_job(**changes)) == expected
+    assert plan.count_steps(22, a_job(**changes)) == expected
 
 
 def test_figures():
     job, rows = a_job(), sizes_of(lengths_of(23))
-    found = plan.figures(rows, 5, job, None)
+    found = plan.describe_plan(rows, 5, job, None)
     width = sum(
         len(b) * max(rows.lengths[r] for r in b)
-        for s in plan.epoch_steps(rows.lengths, 0, job)
+        for s in plan.plan_epoch(rows.lengths, 0, job)
         for b in s
     )
     assert found["steps in all"] == found["steps an epoch"] == 6
@@ -291,9 +293,9 @@ def test_figures():
 
 def test_figures_with_packing():
     job, rows = a_job(packing=True), sizes_of(lengths_of(23))
-    shape = plan.shape(rows, job)
-    micro_batches = sum(len(s) for s in plan.epoch_steps(rows.lengths, 0, job))
-    assert plan.figures(rows, 5, job, shape)["padding, share of positions"] == pytest.approx(
+    shape = plan.find_shape(rows, job)
+    micro_batches = sum(len(s) for s in plan.plan_epoch(rows.lengths, 0, job))
+    assert plan.describe_plan(rows, 5, job, shape)["padding, share of positions"] == pytest.approx(
         1 - sum(rows.lengths) / (micro_batches * shape.tokens)
     )
 
@@ -301,11 +303,11 @@ def test_figures_with_packing():
 @pytest.mark.parametrize("packing", [False, True])
 def test_no_rows_are_a_user_error(packing):
     job = a_job(packing=packing)
-    rows = plan.sizes(
+    rows = plan.read_sizes(
         datasets.Dataset.from_list([{"input_ids": [2], "labels": [2], "length": 1}]).select([])
     )
     with pytest.raises(UserError, match="no rows"):
-        plan.figures(rows, 5, job, plan.shape(rows, job) if packing else None)
+        plan.describe_plan(rows, 5, job, plan.find_shape(rows, job) if packing else None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

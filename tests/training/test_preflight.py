@@ -16,7 +16,7 @@ from lib.model import adapter, device, ranks
 from lib.training import checkpoint, compiled, plan, preflight
 from lib.training.masters import Masters
 
-SIZES = plan.sizes(ROWS)
+SIZES = plan.read_sizes(ROWS)
 
 
 def a_card(monkeypatch, positions):
@@ -47,7 +47,7 @@ def a_card(monkeypatch, positions):
 @pytest.mark.parametrize("packing", [False, True])
 def test_the_largest_micro_batch_is_the_one_probed(packing):
     job = a_job(packing=packing)
-    every = [b for step in plan.epoch_steps(SIZES.lengths, 0, job) for b in step]
+    every = [b for step in plan.plan_epoch(SIZES.lengths, 0, job) for b in step]
     cost = {
         n: sum(SIZES.lengths[b]) if packing else len(b) * max(SIZES.lengths[b])
         for n, b in enumerate(every)
@@ -88,7 +88,7 @@ def test_auto_takes_the_largest_that_fits_and_keeps_the_rows_a_step(monkeypatch,
         a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=2),
         tmp_path,
     )
-    assert plan.rows_a_step(job) == 8
+    assert plan.rows_per_step(job) == 8
     assert job.per_device_train_batch_size == 4, (
         "8 rows of up to 29 tokens are 232 positions, 4 are 116"
     )
@@ -261,7 +261,7 @@ def test_a_full_reserve_counts_as_not_fitting(monkeypatch):
 )  # packed: all are of one shape
 def test_the_time_estimated_is_a_line_through_two_micro_batches(short, long, start, each):
     """Kernels are launched at their pace however few positions there are: on an H100 the largest alone said 0.23 minutes of 0.58."""
-    steps = plan.epoch_steps(SIZES.lengths, 0, a_job())
+    steps = plan.plan_epoch(SIZES.lengths, 0, a_job())
     expected = sum(start + each * len(b) * SIZES.lengths[b].max() for step in steps for b in step)
     assert preflight._seconds_an_epoch(short, long, SIZES, a_job(), None) == pytest.approx(expected)
 

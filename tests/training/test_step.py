@@ -46,7 +46,7 @@ def test_three_steps_equal_transformers_peft_and_torch():
     job = a_job(
         lora_dropout=0.0, max_steps=3, warmup_steps=1, lr_scheduler_type="cosine", max_grad_norm=0.5
     )
-    loader = train.load_steps(ROWS, plan.sizes(ROWS), 0, job, None)
+    loader = train.load_steps(ROWS, plan.read_sizes(ROWS), 0, job, None)
     ours, theirs = small_model(job).train(), small_model(job).train()
     start = {n: p.detach().clone() for n, p in adapter.trainable(theirs).items()}
     masters = train.Masters(ours, job)
@@ -56,7 +56,7 @@ def test_three_steps_equal_transformers_peft_and_torch():
         "cosine", optimizer, num_warmup_steps=1, num_training_steps=3
     )
     for number, (_, step) in enumerate(
-        itertools.islice(plan.steps_from(np.array(ROWS["length"]), 0, job), 3)
+        itertools.islice(plan.iterate_steps(np.array(ROWS["length"]), 0, job), 3)
     ):
         current = next(loader)
         done = train_step(ours, masters, job, current, plan.learning_rate(number, 3, job), number)
@@ -148,11 +148,11 @@ def test_the_loss_of_a_micro_batch_is_its_share_of_the_step():
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_the_loader_gives_every_step_of_the_plan_in_order(threads):
     job = a_job(dataloader_num_workers=threads)
-    sizes = plan.sizes(ROWS)
+    sizes = plan.read_sizes(ROWS)
     with contextlib.closing(train.load_steps(ROWS, sizes, 4, job, None)) as loader:
         found = list(itertools.islice(loader, 9))
     for current, (epoch, step) in zip(
-        found, itertools.islice(plan.steps_from(sizes.lengths, 4, job), 9), strict=True
+        found, itertools.islice(plan.iterate_steps(sizes.lengths, 4, job), 9), strict=True
     ):
         assert current["epoch"] == pytest.approx(epoch, abs=1e-4)
         assert current["rows"] == [r for b in step for r in b]
@@ -163,7 +163,10 @@ def test_the_loader_gives_every_step_of_the_plan_in_order(threads):
 
 def test_ranks_share_out_the_micro_batches_of_a_step(monkeypatch):
     """Each on one rank, with its place in the step and its weight among all of the step's trained tokens; what fills up a short step weighs nothing."""
-    job, sizes = a_job(gradient_accumulation_steps=3, dataloader_num_workers=0), plan.sizes(ROWS)
+    job, sizes = (
+        a_job(gradient_accumulation_steps=3, dataloader_num_workers=0),
+        plan.read_sizes(ROWS),
+    )
     whole = list(itertools.islice(train.load_steps(ROWS, sizes, 0, job, None), 4))
     assert sorted(len(current["batches"]) for current in whole) == [3, 3, 3, 3]
     monkeypatch.setattr(ranks, "world_size", lambda: 2)

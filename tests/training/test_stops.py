@@ -83,7 +83,7 @@ def test_running_out_of_memory_keeps_the_last_whole_step(tmp_path, monkeypatch, 
         at_call(patch, 8, full)  # the last micro-batch of step 4
         longest = max(
             ROWS["length"][r]
-            for b in next(plan.steps_from(np.array(ROWS["length"]), 3, job))[1]
+            for b in next(plan.iterate_steps(np.array(ROWS["length"]), 3, job))[1]
             for r in b
         )
         with pytest.raises(
@@ -171,7 +171,7 @@ POISON = {
 def test_a_diverged_step_stops_before_it_spoils_anything(tmp_path, monkeypatch, poison):
     job, (action, shown) = a_job(save_steps=1, max_steps=9), POISON[poison]
     undisturbed = whole_run(tmp_path / "whole", job)
-    step = next(plan.steps_from(np.array(ROWS["length"]), 6, job))[1]
+    step = next(plan.iterate_steps(np.array(ROWS["length"]), 6, job))[1]
     made = caught_masters(monkeypatch)
     with monkeypatch.context() as patch:
         at_call(patch, 13, action)
@@ -200,8 +200,8 @@ def test_a_diverged_step_stops_before_it_spoils_anything(tmp_path, monkeypatch, 
 def test_an_explosion_is_seen_again_after_a_resume(tmp_path, monkeypatch):
     """The rows that blew it up come again soon after the checkpoint; what came before it must not be forgotten."""
     job = a_job(save_steps=6, max_steps=9)
-    step = next(plan.steps_from(np.array(ROWS["length"]), 7, job))[1]
-    assert step[0] not in sum(plan.epoch_steps(np.array(ROWS["length"]), 0, job), []), (
+    step = next(plan.iterate_steps(np.array(ROWS["length"]), 7, job))[1]
+    assert step[0] not in sum(plan.plan_epoch(np.array(ROWS["length"]), 0, job), []), (
         "these rows must not meet before"
     )
     poisoned = pad(ROWS[step[0]]["input_ids"], 0)
