@@ -276,19 +276,22 @@ def packages():
 
 def test_lib_page_names_every_folder_and_file_and_no_other():
     sections = re.split(r"^### `(.+?)/`.*\n", text_of("lib/README.md"), flags=re.MULTILINE)[1:]
-    listed = {
-        folder: re.findall(r"^- `(.+?)`: \S", body.split("\n## ")[0], re.MULTILINE)
+    listed = [
+        f"{folder}/{name}"
         for folder, body in zip(sections[::2], sections[1::2], strict=True)
-    }
-    existing = {}
+        for name in re.findall(r"^- `(.+?)`: \S", body.split("\n## ")[0], re.MULTILINE)
+    ]
+    existing = []
     for folder in packages():
-        entries = [
-            path for path in folder.iterdir() if path.name not in ("__init__.py", "__pycache__")
-        ]
-        modules = [path.name for path in entries if path.suffix == ".py"]
-        data = [f"{path.name}/" for path in entries if path.is_dir() and path not in packages()]
-        existing[str(folder.relative_to(ROOT / "lib"))] = sorted(modules + data)
-    assert {folder: sorted(names) for folder, names in listed.items()} == existing
+        inside = str(folder.relative_to(ROOT / "lib"))
+        for path in folder.iterdir():
+            if path.suffix == ".py" and path.name != "__init__.py":
+                existing.append(f"{inside}/{path.name}")
+            elif path.is_dir() and path.name != "__pycache__" and path not in packages():
+                existing.append(f"{inside}/{path.name}/")
+    assert not set(existing) - set(listed), "lib/README.md says nothing of these"
+    assert not set(listed) - set(existing), "lib/README.md names what is not there"
+    assert len(listed) == len(existing), "lib/README.md names a file twice"
 
 
 def test_the_drawing_has_the_rows_of_the_contract():

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# One run or a sweep on a Slurm machine; the checkout and its runs on a disk that all nodes share, `make setup` done before:
+# One run or a sweep on a Slurm machine. The checkout and its runs are on a disk that all nodes share, and
+# `make setup` was done before.
 #   sbatch params/launch/slurm.sh run --params params/h100.yaml
 #   sbatch --nodes=2 params/launch/slurm.sh sweep --params params/sweep.yaml      # Ray over the nodes
-# Two minutes before its time is up the job saves, and queues itself again: the same command continues.
-# A token: export HF_TOKEN before sbatch, which passes the environment on.
+# Two minutes before its time is up the job saves and queues itself again: the same command continues.
+# To pass a token, export HF_TOKEN before sbatch, which passes the environment on.
 #SBATCH --job-name=medrescue
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -42,7 +43,7 @@ stop() {  # once: a second signal would not let it save
     stopped=1
     if [ -n "$job" ] && [ -z "$told" ]; then told=1; kill -TERM "$job"; fi
 }
-trap stop TERM  # before there is a job, or one that came in between would end this script alone
+trap stop TERM  # set before there is a job: a signal in between would end this script alone
 .venv/bin/python -m "$module" "${words[@]}" &
 job=$!
 if [ -n "$stopped" ]; then stop; fi
