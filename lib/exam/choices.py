@@ -142,9 +142,9 @@ def gguf_scores(
     """By llama.cpp, from the same token ids: among its 1,000 likeliest tokens, or the whole vocabulary (seconds) where a letter is none of them."""
     found = []
     for ids, letters in zip(prompts, wanted, strict=True):
-        likely = engine.next_tokens(ids)
+        likely = engine.next_token_logprobs(ids)
         if not set(letters) <= likely.keys():
-            likely = engine.next_tokens(ids, 2**20)
+            likely = engine.next_token_logprobs(ids, 2**20)
         found.append([likely.get(letter, math.nan) for letter in letters])
         tick(len(ids))
     return found

@@ -101,17 +101,17 @@ def _served(path: Path) -> Iterator[Loaded]:
     def score(
         prompts: choices.Prompts, wanted: choices.Wanted, tick: Callable[[int], Any]
     ) -> list[list[float]]:
-        with llama.load(path, n_ctx=max(map(len, prompts)) + 8) as engine:
+        with llama.load_gguf(path, n_ctx=max(map(len, prompts)) + 8) as engine:
             return choices.gguf_scores(engine, prompts, wanted, tick)
 
     def answer(
         _: Any, prompts: list[str], tokens: int, tick: Callable[[int], Any]
     ) -> list[tuple[str, bool]]:
-        with llama.load(path, n_parallel=SLOTS) as engine:
+        with llama.load_gguf(path, n_parallel=SLOTS) as engine:
             turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
             return [
                 (one["text"].strip(), one["stop"] == "stop")
-                for one in engine.chats(turns, tokens, tick)
+                for one in engine.chat_many(turns, tokens, tick)
             ]
 
     yield Loaded(score, answer)

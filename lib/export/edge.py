@@ -93,7 +93,7 @@ def fits(memory: int) -> int | None:
 def one(path: str, threads: int, repeats: int) -> dict[str, Any]:
     """Measure one file in this process, which should be fresh."""
     before = memory()
-    with llama.load(path, n_ctx=CONTEXT, n_threads=threads) as engine:
+    with llama.load_gguf(path, n_ctx=CONTEXT, n_threads=threads) as engine:
         ids = engine.tokenize(TEXT * 20, add_special=True)[:PROMPT]
         if len(ids) < PROMPT:
             raise UserError(

@@ -151,5 +151,5 @@ def compare(base_gguf, lora_gguf, merged_gguf, prompts):
 
 def _next(path, prompts, lora):
     """[{token id: log-probability}] of the 1,000 likeliest tokens after each prompt."""
-    with llama.load(path, lora=lora) as engine:
-        return [engine.next_tokens(prompt) for prompt in prompts]
+    with llama.load_gguf(path, lora=lora) as engine:
+        return [engine.next_token_logprobs(prompt) for prompt in prompts]

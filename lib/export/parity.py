@@ -267,7 +267,7 @@ def check(
         flush=True,
     )
     weights = gguf_weights.compare(path, kind, folder)
-    with llama.load(path) as engine:
+    with llama.load_gguf(path) as engine:
         same_tokens(engine, chat.load_chat(folder), truth.texts, prompts, shown)
         figures = compare(truth, list(_predictions(engine, truth, kind)))
         within(figures, kind, shown)
@@ -333,7 +333,7 @@ def same_tokens(
         ):
             differ(
                 ids(tokenizer.render(turns, add_generation_prompt=True)),
-                engine.tokenize(engine.template(turns), add_special=True),
+                engine.tokenize(engine.render(turns), add_special=True),
                 f"renders a conversation of {len(turns)} turns by its chat template",
                 "the template it was trained with",
             )
@@ -344,7 +344,7 @@ def _predictions(engine: llama.Engine, truth: Reference, kind: str) -> Any:
     with progress_bar(f"{kind} predictions", total=len(truth.logprobs), unit="position") as bar:
         for ids, where in zip(truth.rows, truth.positions, strict=True):
             for position in where:  # ascending, so that each continues what the one before it computed, as decoding does
-                yield engine.next_tokens(ids[:position], TOP, reuse=True)
+                yield engine.next_token_logprobs(ids[:position], TOP, reuse=True)
                 bar.update()
 
 

@@ -144,12 +144,12 @@ def check(model_dir: pathlib.Path, ollama: str, localai: str, gguf: pathlib.Path
         CONVERSATIONS[:1],
         lambda messages: localai_completion(localai, messages[0]["content"]),
     )
-    with llama.load(gguf) as engine:
+    with llama.load_gguf(gguf) as engine:
         compare(
             "llama.cpp",
             said["system"],
             [*CONVERSATIONS, PADDED],
-            lambda messages: engine.template(with_system(messages, said["system"])),
+            lambda messages: engine.render(with_system(messages, said["system"])),
         )
     return compared
 

@@ -1,10 +1,10 @@
 """llama.cpp inside this process (the `xllamacpp` wheel): load a GGUF, count tokens, complete, chat.
 
-    with llama.load("model.gguf") as engine:
+    with llama.load_gguf(path) as engine:
         print(engine.complete("The capital of France is", max_tokens=8)["text"])
 
-Completion and chat are in-process calls; tokenising and rendering the template exist only on the server's address,
-127.0.0.1 with a random port and a random key.
+Completion and chat are calls in this process. Tokenising and rendering the chat template exist only
+on the server's address: 127.0.0.1, with a random port and a random key.
 """
 
 import concurrent.futures
@@ -13,102 +13,64 @@ import functools
 import http.client
 import json
 import mmap
-import os
 import pathlib
-import re
 import secrets
-import subprocess
-import sys
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypedDict
 
 import xllamacpp
 
 from lib.common.errors import UserError
+from lib.model.llama_probe import require_loadable
 
-GREEDY = {
-    "temperature": 0,
-    "cache_prompt": False,
-}  # a cached prefix changes the batch shapes, so the rounding
+Messages = list[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
+Prompt = str | list[int]  # of a str control tokens are read and <bos> is put first; ids stay
 
-# llama.cpp says why it refuses a file only in its log, and a failed GGML_ASSERT kills the process (a block count of 0
-# is enough). So an unknown file is first loaded, and asked for one token, in a child process: its log is the reason.
-PROBE = """
-import sys, xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.n_parallel, params.verbosity = sys.argv[1], 256, 1, 1
-params.ui = params.fit_params = params.warmup = False
-params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path=path) for path in sys.argv[2:]]
-answer = xllamacpp.Server(params).handle_completions({"prompt": "a", "max_tokens": 1})
-sys.exit(answer["error"]["message"] if "error" in answer else 0)
-"""
+# a cached prefix changes the shapes of the batches, and with them the rounding
+GREEDY = {"temperature": 0, "cache_prompt": False}
 
 
-@functools.cache
-def probe(*stats):
-    """None if llama.cpp loads a GGUF, and an adapter on it, and decodes a token; else its reason. (path, size, mtime) of each."""
-    child = subprocess.run(
-        [sys.executable, "-c", PROBE, *(path for path, *_ in stats)],
-        check=False,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-    )
-    if child.returncode == 0:
-        return None
-    lines = re.findall(r"(?m)^[\d.]+ E (.+)$|(GGML_ASSERT\(.*\) failed)", child.stderr)
-    # One line or two name the cause; the others repeat "failed to load model" up the call stack.
-    causes = [
-        error or failed
-        for error, failed in lines
-        if "failed to load" not in error and "exiting" not in error
-    ]
-    return (
-        "; ".join(dict.fromkeys(causes))
-        or f"exit status {child.returncode}: {child.stderr.strip()[-300:]}"
-    )
+class Completion(TypedDict):
+    """What the model wrote; the rates are by llama.cpp's own clock."""
+
+    text: str
+    tokens: int  # generated
+    prompt_tokens: int
+    stop: str  # "stop": an end token or one of the stop texts; "length": max_tokens
+    tokens_per_second: float
+    prompt_tokens_per_second: float
 
 
 @contextlib.contextmanager
-def load(gguf_path, n_ctx=1024, n_threads=None, lora=None, n_parallel=1):
-    """Yield an Engine; n_ctx in tokens (llama.cpp rounds up to 256), n_threads None = physical cores, lora: a GGUF adapter.
+def load_gguf(
+    path: str | pathlib.Path,
+    n_ctx: int = 1024,
+    n_threads: int | None = None,
+    lora: str | pathlib.Path | None = None,
+    n_parallel: int = 1,
+) -> Iterator["Engine"]:
+    """Load a GGUF, and a GGUF adapter `lora` on it, and yield an Engine.
 
-    n_parallel: conversations that `chats` decodes in one batch, each with n_ctx tokens of room.
+    n_ctx: tokens of room for a conversation; llama.cpp rounds up to a multiple of 256
+    n_threads: None is the number of physical cores
+    n_parallel: conversations that `chat_many` decodes in one batch, each with n_ctx tokens of room
 
-    UserError, with llama.cpp's reason, for a file it refuses or crashes on. The first time a child loads it too: 1.5 s.
+    UserError, with llama.cpp's reason, for a file that it refuses or crashes on. The first time a
+    child process loads the file too, which takes 1.5 s.
     """
-    path, paths = (
-        pathlib.Path(gguf_path),
-        [pathlib.Path(given) for given in (gguf_path, lora) if given],
-    )
-    if missing := [given for given in paths if not given.is_file()]:
-        raise UserError(
-            f"No GGUF file at {missing[0]}. Expected the path of a .gguf file: run the export first."
-        )
-    stats = [(str(given), given.stat().st_size, given.stat().st_mtime_ns) for given in paths]
-    if reason := probe(*stats):
-        raise UserError(
-            f"llama.cpp does not load {' with '.join(f'{name} ({size:,} bytes)' for name, size, _ in stats)}: {reason}. "
-            "Expected a complete GGUF of a known architecture: export or copy it again."
-        )
-    params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel = str(path), n_ctx * n_parallel, n_parallel
-    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path=str(given)) for given in paths[1:]]
-    params.verbosity = -1  # silence: it logs to file descriptor 2, past sys.stderr
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = n_threads or -1
-    params.ui, params.fit_params, params.cache_ram_mib = False, False, 0
-    params.api_keys = [secrets.token_hex(16)]
-    begin = time.monotonic()
+    path = pathlib.Path(path)
+    adapters = [pathlib.Path(lora)] if lora else []
+    require_loadable([path, *adapters])
+    params = _server_params(path, adapters, n_ctx * n_parallel, n_threads, n_parallel)
     try:
-        engine = Engine(xllamacpp.Server(params), path, params.api_keys[0])
-        engine.load_seconds, engine.parallel = time.monotonic() - begin, n_parallel
-        engine._http(
-            "/slots"
-        )  # answered from its loop: a server that is closed before its loop has begun never closes
+        engine = Engine(path, params)
+        # answered from the server's loop: one that is closed before its loop has begun never closes
+        engine._request("/slots")
     except RuntimeError as error:
         raise UserError(
-            f"llama.cpp loads {path} with 256 tokens of context but not with n_ctx={n_ctx}: {error} "
-            "Expected enough free memory: lower n_ctx."
+            f"llama.cpp loads {path} with 256 tokens of context but not with n_ctx={n_ctx}: "
+            f"{error} Expected enough free memory: lower n_ctx."
         ) from error
     try:
         yield engine
@@ -116,27 +78,69 @@ def load(gguf_path, n_ctx=1024, n_threads=None, lora=None, n_parallel=1):
         engine.server = None  # the last reference: frees the model and closes the port
 
 
+def _server_params(
+    path: pathlib.Path,
+    adapters: list[pathlib.Path],
+    n_ctx: int,
+    n_threads: int | None,
+    n_parallel: int,
+) -> Any:
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path=str(lora)) for lora in adapters]
+    params.n_ctx = n_ctx
+    params.n_parallel = n_parallel
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = n_threads or -1
+    params.verbosity = -1  # silence: it logs to file descriptor 2, past sys.stderr
+    params.ui = False
+    params.fit_params = False
+    params.cache_ram_mib = 0
+    params.api_keys = [secrets.token_hex(16)]
+    return params
+
+
 class Engine:
-    """A loaded GGUF. Greedy, and nothing is cached between calls, so the same prompt gives the same text."""
+    """A loaded GGUF; `load_gguf` makes it.
 
-    def __init__(self, server, path, key):
-        self.server, self.path, self.key, self.load_seconds = server, path, key, None
+    It decodes greedily and caches nothing between calls, so the same prompt gives the same text.
+    """
 
-    def tokenize(self, text, add_special=False, parse_special=True):
-        """Token ids (list of int); add_special puts <bos> first, parse_special reads "<end_of_turn>" as one token."""
-        options = {"add_special": add_special, "parse_special": parse_special}
-        return self._call(self._http, "/tokenize", {"content": text, **options})["tokens"]
+    def __init__(self, path: pathlib.Path, params: Any) -> None:
+        begin = time.monotonic()
+        self.server = xllamacpp.Server(params)
+        self.load_seconds = time.monotonic() - begin
+        self.path = path
+        self.key = params.api_keys[0]
+        self.parallel = params.n_parallel  # conversations in one batch
 
-    def template(self, messages):
-        """The prompt (str) by the GGUF's chat template; tokenising it must not add another <bos> if it has one."""
+    def tokenize(
+        self, text: str, add_special: bool = False, parse_special: bool = True
+    ) -> list[int]:
+        """Return the text's token ids.
+
+        `add_special` puts <bos> first; `parse_special` reads "<end_of_turn>" as one token.
+        """
+        body = {"content": text, "add_special": add_special, "parse_special": parse_special}
+        return self._call(self._request, "/tokenize", body)["tokens"]
+
+    def render(self, messages: Messages) -> str:
+        """Return the prompt that the GGUF's chat template makes of the messages.
+
+        When it begins with <bos>, tokenising it must not add another one.
+        """
         self._require_template()
-        return self._call(self._http, "/apply-template", {"messages": messages})["prompt"]
+        return self._call(self._request, "/apply-template", {"messages": messages})["prompt"]
 
-    def complete(self, prompt, max_tokens=128, stop=(), ignore_eos=False):
-        """Continue a str (<bos> is put first, control tokens are read) or a list of ids (taken as it is); ignore_eos: to max_tokens.
+    def complete(
+        self,
+        prompt: Prompt,
+        max_tokens: int = 128,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> Completion:
+        """Continue a prompt up to an end token or a text of `stop`, or to max_tokens.
 
-        Returns text, tokens (generated), prompt_tokens, stop ("stop": end token or one of `stop`; "length"),
-        tokens_per_second and prompt_tokens_per_second (llama.cpp's own clock).
+        `ignore_eos` goes on to max_tokens.
         """
         body = {
             "prompt": prompt,
@@ -145,97 +149,109 @@ class Engine:
             "ignore_eos": ignore_eos,
             **GREEDY,
         }
-        return _summary(self._call(self.server.handle_completions, body))
+        return _summarize(self._call(self.server.handle_completions, body))
 
-    def next_tokens(self, prompt, count=1000, reuse=False):
-        """{token id: log-probability}, the likeliest first, of what follows a prompt (as `complete` takes it).
+    def next_token_logprobs(
+        self, prompt: Prompt, count: int = 1000, reuse: bool = False
+    ) -> dict[int, float]:
+        """Return {token id: log-probability} of what follows a prompt, the likeliest first.
 
-        They are the model's own, before temperature or sampling. `reuse` keeps what the call before computed of the same
-        beginning: several times faster, and other roundings (a batch of one is another kernel): mean KL 2e-6 in F16,
-        1e-3 in Q8_0 on Gemma 3 270M. The same calls in the same order give the same numbers either way.
+        They are the model's own, before temperature or sampling. `reuse` keeps what the previous
+        call computed of the same beginning. That is several times faster, with other roundings,
+        since a batch of one takes another kernel: mean KL 2e-6 in F16, 1e-3 in Q8_0 on Gemma 3
+        270M. The same calls in the same order give the same numbers either way.
         """
-        # llama.cpp tells no probabilities when the token it chose ends inside a UTF-8 character, so it must choose a letter
         body = {
             "prompt": prompt,
             "max_tokens": 1,
             "n_probs": count,
             **GREEDY,
             "cache_prompt": reuse,
+            # llama.cpp gives no probabilities when the token it chose ends inside a UTF-8
+            # character, so it is made to choose a letter
             "logit_bias": [[self._letter, 1e3]],
         }
         answer = self._call(self.server.handle_completions, body)
-        return {
-            token["id"]: token["logprob"]
-            for token in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        }
+        likeliest = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        return {token["id"]: token["logprob"] for token in likeliest}
 
     @functools.cached_property
-    def _letter(self):
+    def _letter(self) -> int:
         return self.tokenize("a")[0]
 
-    def chat(self, messages, max_tokens=128):
-        """Answer [{"role", "content"}, ...] by the GGUF's chat template; returns what `complete` returns."""
+    def chat(self, messages: Messages, max_tokens: int = 128) -> Completion:
+        """Answer a conversation by the GGUF's chat template."""
         self._require_template()
         body = {"messages": messages, "max_tokens": max_tokens, **GREEDY}
-        return _summary(self._call(self.server.handle_chat_completions, body))
+        return _summarize(self._call(self.server.handle_chat_completions, body))
 
-    def chats(self, conversations, max_tokens=128, tick=lambda count: None):
-        """[`chat` of each], as many at a time as the engine was loaded for; `tick(1)` after each.
+    def chat_many(
+        self,
+        conversations: Iterable[Messages],
+        max_tokens: int = 128,
+        tick: Callable[[int], object] = lambda count: None,
+    ) -> list[Completion]:
+        """Answer each conversation, as many at a time as the engine was loaded for.
 
-        Decoding is bound by reading the weights, which a batch does once: several times faster. The rounding is another.
+        `tick(1)` is called after each. Decoding is bound by reading the weights, which a batch does
+        once: several times faster than `chat` one by one, with other roundings.
         """
 
-        def one(messages):
-            said = self.chat(messages, max_tokens)
+        def answer(messages: Messages) -> Completion:
+            completion = self.chat(messages, max_tokens)
             tick(1)
-            return said
+            return completion
 
         with concurrent.futures.ThreadPoolExecutor(self.parallel) as pool:
-            return list(pool.map(one, conversations))
+            return list(pool.map(answer, conversations))
 
-    def stream(self, messages, write, max_tokens=128):
-        """`chat`, with each piece of text given to `write` as it comes; returns "stop" (it ended by itself) or "length"."""
+    def stream_chat(
+        self, messages: Messages, write: Callable[[str], object], max_tokens: int = 128
+    ) -> str:
+        """Answer as `chat` does, giving each piece of text to `write` as it comes.
+
+        Returns "stop" when the answer ended by itself, or "length".
+        """
         self._require_template()
-        failed, ended = [], []
+        errors: list[BaseException] = []
+        ends: list[str] = []
 
-        def take(
-            chunk,
-        ):  # what is raised in here, a Ctrl-C too, would be lost: it is kept, and True ends the generation
+        def take(chunk: dict[str, Any]) -> bool:
+            # An exception raised in here, Ctrl-C too, would be lost in llama.cpp: it is kept, and
+            # returning True ends the generation.
             try:
-                self._call(lambda: chunk)
+                _refuse_error(chunk, self.path)
                 for choice in chunk["choices"]:
                     write(choice["delta"].get("content") or "")
-                    ended.append(choice["finish_reason"])
+                    ends.append(choice["finish_reason"])
             except BaseException as error:
-                failed.append(error)
-            return bool(failed)
+                errors.append(error)
+            return bool(errors)
 
         body = {"messages": messages, "max_tokens": max_tokens, "stream": True, **GREEDY}
         self._call(lambda: self.server.handle_chat_completions(body, take) or {})
-        if failed:
-            raise failed[0]
-        return ended[-1]
+        if errors:
+            raise errors[0]
+        return ends[-1]
 
-    def _require_template(self):
+    def _require_template(self) -> None:
         with (
             open(self.path, "rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
         ):
-            if (
-                view.find(b"tokenizer.chat_template", 0, 1 << 26) < 0
-            ):  # llama.cpp would silently use ChatML
-                raise UserError(
-                    f"{self.path} has no chat template. Expected tokenizer.chat_template in the GGUF: "
-                    "export from a folder whose tokenizer has one, or use complete()."
-                )
+            has_template = view.find(b"tokenizer.chat_template", 0, 1 << 26) >= 0
+        if not has_template:  # llama.cpp would silently use ChatML
+            raise UserError(
+                f"{self.path} has no chat template. Expected tokenizer.chat_template in the GGUF: "
+                "export from a folder whose tokenizer has one, or use complete()."
+            )
 
-    def _http(self, route, body=None):
-        connection = http.client.HTTPConnection(
-            self.server.listening_address.removeprefix("http://"), timeout=60
-        )
-        with contextlib.closing(
-            connection
-        ):  # http.client, unlike urllib, never goes through a proxy
+    def _request(self, route: str, body: dict[str, Any] | None = None) -> Any:
+        """Ask the server's address: GET without a body, else POST."""
+        address = self.server.listening_address.removeprefix("http://")
+        # http.client, unlike urllib, never goes through a proxy
+        connection = http.client.HTTPConnection(address, timeout=60)
+        with contextlib.closing(connection):
             connection.request(
                 "POST" if body else "GET",
                 route,
@@ -244,26 +260,32 @@ class Engine:
             )
             return json.load(connection.getresponse())
 
-    def _call(self, function, *arguments):
+    def _call(self, function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+        """Call llama.cpp; UserError with its message when it refuses."""
         try:
             answer = function(*arguments)
-        except RuntimeError as error:  # a lone surrogate in the text, for one
+        except RuntimeError as error:  # for example a lone surrogate in the text
             answer = {"error": {"message": str(error)}}
-        if "error" in answer:
-            raise UserError(
-                f"llama.cpp refused the request on {self.path}: {answer['error']['message']}"
-            )
+        _refuse_error(answer, self.path)
         return answer
 
 
-def _summary(answer):
-    choice, times, usage = answer["choices"][0], answer["timings"], answer["usage"]
-    text = choice["message"]["content"] or "" if "message" in choice else choice["text"]
+def _refuse_error(answer: dict[str, Any], path: pathlib.Path) -> None:
+    if "error" in answer:
+        raise UserError(f"llama.cpp refused the request on {path}: {answer['error']['message']}")
+
+
+def _summarize(answer: dict[str, Any]) -> Completion:
+    choice, timings, usage = answer["choices"][0], answer["timings"], answer["usage"]
+    if "message" in choice:  # of a chat, where null is an empty answer
+        text = choice["message"]["content"] or ""
+    else:
+        text = choice["text"]
     return {
         "text": text,
         "tokens": usage["completion_tokens"],
         "prompt_tokens": usage["prompt_tokens"],
         "stop": choice["finish_reason"],
-        "tokens_per_second": times["predicted_per_second"],
-        "prompt_tokens_per_second": times["prompt_per_second"],
+        "tokens_per_second": timings["predicted_per_second"],
+        "prompt_tokens_per_second": timings["prompt_per_second"],
     }

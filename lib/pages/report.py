@@ -242,4 +242,6 @@ def _optional(path: pathlib.Path) -> Any:
 def _lengths(folder: pathlib.Path) -> list[int]:
     if not (folder / "data" / "train").is_dir():
         return []
-    return [n for split in splits.SPLITS for n in splits.load_split(folder / "data", split)["length"][:]]
+    return [
+        n for split in splits.SPLITS for n in splits.load_split(folder / "data", split)["length"][:]
+    ]

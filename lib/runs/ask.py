@@ -29,8 +29,8 @@ def answer(folder: pathlib.Path, question: str, write: Callable[[str], None]) ->
     ]
     context, longest = servers.limits(job)
     write(f"{files.shown(gguf)}\n" + f"{STAND_IN}\n" * job.base_model.startswith("bundled:") + "\n")
-    with llama.load(gguf, n_ctx=context) as engine:
-        ended = engine.stream(
+    with llama.load_gguf(gguf, n_ctx=context) as engine:
+        ended = engine.stream_chat(
             turns.with_system([{"role": "user", "content": question}], system), write, longest
         )
     write(

@@ -173,7 +173,7 @@ def test_scores_do_not_depend_on_what_is_asked_together_nor_on_memory(tiny, monk
 
 def test_letters_not_among_llama_cpps_likeliest_are_looked_up_in_the_whole_vocabulary():
     class Engine:
-        def next_tokens(self, ids, count=1000):
+        def next_token_logprobs(self, ids, count=1000):
             return {n: -float(n) for n in range(min(count, 3000))}
 
     assert choices.gguf_scores(Engine(), [[1], [1]], [[5, 7], [5, 2999]], lambda _: None) == [

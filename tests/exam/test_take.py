@@ -126,7 +126,7 @@ def exported(tiny_gemma3n, tmp_path_factory):
 def runs(exported, tmp_path, monkeypatch):
     shutil.copytree(exported, tmp_path / "runs")
     monkeypatch.setattr(device, "set_threads", lambda: 1)
-    monkeypatch.setattr(llama, "load", functools.partial(llama.load, n_threads=1))
+    monkeypatch.setattr(llama, "load_gguf", functools.partial(llama.load_gguf, n_threads=1))
     monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path / "runs"))
     return tmp_path / "runs"
 

@@ -360,10 +360,10 @@ def test_bounds_hold_on_both_sides_and_no_number_fails(kind):
 def test_probabilities_also_where_the_likeliest_token_is_part_of_a_character(run):
     """llama.cpp tells none there of its own accord."""
     random, seen = np.random.default_rng(0), 0
-    with llama.load(run[1]) as engine:
+    with llama.load_gguf(run[1]) as engine:
         for _ in range(200):
             ids = [2, *random.integers(300, 2000, 10).tolist()]
-            found = engine.next_tokens(ids, 5)
+            found = engine.next_token_logprobs(ids, 5)
             assert list(found.values()) == sorted(found.values(), reverse=True)
             if engine.complete(ids, max_tokens=1)["text"] == "\ufffd":
                 seen += 1

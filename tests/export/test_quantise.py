@@ -98,8 +98,8 @@ def near(path, other):
     """Mean difference in nats of the ten likeliest next tokens."""
     found = []
     for file in (path, other):
-        with llama.load(file) as engine:
-            found.append([engine.next_tokens(prompt) for prompt in PROMPTS])
+        with llama.load_gguf(file) as engine:
+            found.append([engine.next_token_logprobs(prompt) for prompt in PROMPTS])
     return np.mean(
         [
             abs(b[token] - a.get(token, min(a.values())))
@@ -128,7 +128,7 @@ def test_a_quantised_file_loads_answers_and_says_nearly_the_same(made, whole, ki
         == "<end_of_turn>"
     )
     assert gguf.LlamaFileType(header.metadata["general.file_type"]).name == f"MOSTLY_{kind.upper()}"
-    with llama.load(one["path"]) as engine:
+    with llama.load_gguf(one["path"]) as engine:
         assert engine.chat([{"role": "user", "content": PROMPTS[0]}], max_tokens=8)["tokens"] > 0
     assert 0 < near(one["path"], whole) < 0.8
     assert sorted(path.name for path in one["path"].parent.iterdir()) == [
@@ -414,7 +414,10 @@ def test_adapters_that_are_not_the_merged_model_are_refused(base, whole, adapted
         (b"gemma3n", b"gemma3x", "arch mismatch"),
     ):
         (tmp_path / "bad.gguf").write_bytes(data.replace(old, new))
-        with pytest.raises(UserError, match=reason), llama.load(whole, lora=tmp_path / "bad.gguf"):
+        with (
+            pytest.raises(UserError, match=reason),
+            llama.load_gguf(whole, lora=tmp_path / "bad.gguf"),
+        ):
             pass
     shutil.copytree(folder / "adapter", tmp_path / "adapter")
     weights = tmp_path / "adapter" / "adapter_model.safetensors"

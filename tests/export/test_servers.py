@@ -35,7 +35,7 @@ def tokenizer(tiny_run):
 
 @pytest.fixture(scope="module")
 def engine(tiny_run):
-    with llama.load(tiny_run / "gguf" / "tiny-q8_0.gguf") as loaded:
+    with llama.load_gguf(tiny_run / "gguf" / "tiny-q8_0.gguf") as loaded:
         yield loaded
 
 
@@ -74,7 +74,7 @@ def test_every_server_sends_the_ids_of_transformers_own_template(
     )["input_ids"]
     sent = {
         "LocalAI": turns.localai_prompt(localai, messages),
-        "llama.cpp": engine.template(turns.with_system(messages, servers.SYSTEM)),
+        "llama.cpp": engine.render(turns.with_system(messages, servers.SYSTEM)),
         "Ollama": turns.ollama_prompt(ollama, messages),
     }
     if (

@@ -204,7 +204,7 @@ def tokenizer(bundled_base):
 @pytest.fixture(scope="module")
 def oracle(bundled_base):
     """[(text, ids with control tokens read, ids with control tokens as plain text)] by llama.cpp on the GGUF."""
-    with llama.load(bundled_base.with_suffix(".gguf")) as engine:
+    with llama.load_gguf(bundled_base.with_suffix(".gguf")) as engine:
         return [
             (text, engine.tokenize(text), engine.tokenize(text, parse_special=False))
             for text in strings()
@@ -286,7 +286,7 @@ def test_sentencepiece_equals_llama_cpp_but_for_two_quirks(bundled_base, oracle)
 def test_lone_surrogates_are_refused_by_all(bundled_base, tokenizer):
     """Invalid Unicode has no UTF-8 form: no tokenizer has ids for it, so it is an error rather than a comparison."""
     with (
-        llama.load(bundled_base.with_suffix(".gguf")) as engine,
+        llama.load_gguf(bundled_base.with_suffix(".gguf")) as engine,
         pytest.raises(UserError, match="surrogate"),
     ):
         engine.tokenize("a\ud800")
@@ -341,7 +341,7 @@ PROMPTS = [
 
 def test_greedy_text_equals_llama_cpp_on_the_same_weights(bundled_base, tokenizer, converted):
     model = AutoModelForCausalLM.from_pretrained(bundled_base, dtype=torch.float32)
-    with llama.load(converted, n_threads=2) as engine:
+    with llama.load_gguf(converted, n_threads=2) as engine:
         for prompt in PROMPTS:
             ids = tokenizer(prompt, return_tensors="pt")
             out = model.generate(**ids, max_new_tokens=24, do_sample=False)[
@@ -355,7 +355,7 @@ def test_greedy_text_of_the_gguf_differs_only_at_near_ties(bundled_base, tokeniz
     0.4 here; so its text is followed token by token, and where transformers prefers another token it is by little."""
     model = AutoModelForCausalLM.from_pretrained(bundled_base, dtype=torch.float32)
     steps = agree = 0
-    with llama.load(bundled_base.with_suffix(".gguf"), n_threads=2) as engine:
+    with llama.load_gguf(bundled_base.with_suffix(".gguf"), n_threads=2) as engine:
         for prompt in PROMPTS:
             start = tokenizer(prompt)["input_ids"]
             ids = torch.tensor(
@@ -372,12 +372,12 @@ def test_greedy_text_of_the_gguf_differs_only_at_near_ties(bundled_base, tokeniz
 
 def test_converting_the_folder_keeps_tokens_and_template(converted, tokenizer, oracle):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    with llama.load(converted, n_threads=2) as engine:
+    with llama.load_gguf(converted, n_threads=2) as engine:
         assert [text for text, ids, _ in oracle if engine.tokenize(text) != ids] == []
         rendered = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-        assert engine.template(messages) == rendered.removeprefix("<bos>")
+        assert engine.render(messages) == rendered.removeprefix("<bos>")
         ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
         assert engine.chat(messages, max_tokens=1)["prompt_tokens"] == len(
             ids

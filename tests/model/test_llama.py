@@ -15,7 +15,7 @@ def gguf_path(bundled_base):
 
 
 def test_complete_is_greedy_repeatable_and_silent(gguf_path, capfd):
-    with llama.load(gguf_path, n_threads=2) as engine:
+    with llama.load_gguf(gguf_path, n_threads=2) as engine:
         first, second = (
             engine.complete("The capital of France is", max_tokens=8) for _ in range(2)
         )
@@ -35,25 +35,25 @@ def test_complete_is_greedy_repeatable_and_silent(gguf_path, capfd):
 
 @pytest.mark.timeout(60)  # it used to wait for ever
 def test_a_file_that_is_loaded_and_not_used_is_closed_again(gguf_path):
-    with llama.load(gguf_path, n_ctx=256):
+    with llama.load_gguf(gguf_path, n_ctx=256):
         pass
-    with pytest.raises(ZeroDivisionError), llama.load(gguf_path, n_ctx=256):
+    with pytest.raises(ZeroDivisionError), llama.load_gguf(gguf_path, n_ctx=256):
         raise ZeroDivisionError
 
 
 def test_stream_gives_the_text_of_chat_as_it_comes_and_keeps_what_is_raised(tiny_run):
     messages, pieces = [{"role": "user", "content": "Cool a burn?"}], []
-    with llama.load(tiny_run / "gguf" / "tiny-q8_0.gguf", n_ctx=256) as engine:
+    with llama.load_gguf(tiny_run / "gguf" / "tiny-q8_0.gguf", n_ctx=256) as engine:
         whole = engine.chat(messages, max_tokens=12)
-        assert engine.stream(messages, pieces.append, max_tokens=12) == whole["stop"]
+        assert engine.stream_chat(messages, pieces.append, max_tokens=12) == whole["stop"]
         assert len([piece for piece in pieces if piece]) > 3
         assert "".join(pieces) == whole["text"]
         with pytest.raises(KeyboardInterrupt):
-            engine.stream(
+            engine.stream_chat(
                 messages, lambda text: (_ for _ in ()).throw(KeyboardInterrupt), max_tokens=12
             )
         with pytest.raises(UserError, match="exceeds the available context size"):
-            engine.stream([{"role": "user", "content": "wound " * 400}], pieces.append)
+            engine.stream_chat([{"role": "user", "content": "wound " * 400}], pieces.append)
         assert engine.chat(messages, max_tokens=12)["text"] == whole["text"], (
             "it works on after that"
         )
@@ -61,23 +61,23 @@ def test_stream_gives_the_text_of_chat_as_it_comes_and_keeps_what_is_raised(tiny
 
 def test_many_conversations_at_once_are_each_answered_in_their_place(tiny_run):
     turns, ticks = [[{"role": "user", "content": "Cool a burn" + " now" * n}] for n in range(5)], []
-    with llama.load(tiny_run / "gguf" / "tiny-q8_0.gguf", n_ctx=256, n_parallel=3) as engine:
-        together = engine.chats(turns, 4, ticks.append)
+    with llama.load_gguf(tiny_run / "gguf" / "tiny-q8_0.gguf", n_ctx=256, n_parallel=3) as engine:
+        together = engine.chat_many(turns, 4, ticks.append)
         assert [one["prompt_tokens"] for one in together] == [
             engine.chat(turn, 1)["prompt_tokens"] for turn in turns
         ]
         assert ticks == [1] * 5
         assert all(one["tokens"] == 4 or one["stop"] == "stop" for one in together)
         long = [{"role": "user", "content": "wound " * 230}]
-        assert engine.chats([long] * 3, 1)[2]["prompt_tokens"] > 230, (
+        assert engine.chat_many([long] * 3, 1)[2]["prompt_tokens"] > 230, (
             "each has n_ctx tokens of room"
         )
         with pytest.raises(UserError, match="exceeds the available context size"):
-            engine.chats([turns[0], [{"role": "user", "content": "wound " * 400}]])
+            engine.chat_many([turns[0], [{"role": "user", "content": "wound " * 400}]])
 
 
 def test_requests_llama_cpp_refuses_are_user_errors(gguf_path):
-    with llama.load(gguf_path, n_ctx=256) as engine:
+    with llama.load_gguf(gguf_path, n_ctx=256) as engine:
         with pytest.raises(UserError, match="no chat template"):
             engine.chat([{"role": "user", "content": "Hi"}])
         with pytest.raises(UserError, match="exceeds the available context size"):
@@ -112,7 +112,7 @@ def blocks(data, count):
 def test_bad_files_are_user_errors_with_the_reason(gguf_path, tmp_path, capfd, damage, reason):
     path = tmp_path / "bad.gguf"
     path.write_bytes(damage(gguf_path.read_bytes()))
-    with pytest.raises(UserError) as error, llama.load(path):
+    with pytest.raises(UserError) as error, llama.load_gguf(path):
         pass
     assert str(path) in str(error.value)
     assert reason in str(error.value)
@@ -122,6 +122,6 @@ def test_bad_files_are_user_errors_with_the_reason(gguf_path, tmp_path, capfd, d
 def test_missing_file(tmp_path):
     with (
         pytest.raises(UserError, match="No GGUF file at .*none.gguf"),
-        llama.load(tmp_path / "none.gguf"),
+        llama.load_gguf(tmp_path / "none.gguf"),
     ):
         pass

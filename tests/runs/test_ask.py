@@ -44,7 +44,7 @@ def test_the_answer_is_llama_cpps_with_the_modelfiles_system_text_then_the_discl
     assert main(["ask", "--run", "tiny", "--question", QUESTION]) == 0
     assert files.describe(run, ["."]) == before
     out, err = capsys.readouterr()
-    with llama.load(run / "gguf" / "tiny-q8_0.gguf", n_ctx=2048) as engine:
+    with llama.load_gguf(run / "gguf" / "tiny-q8_0.gguf", n_ctx=2048) as engine:
         said, other = (
             engine.chat(
                 [{"role": "system", "content": system}, {"role": "user", "content": QUESTION}],

@@ -1,0 +1,71 @@
+"""Try a GGUF in a child process before llama.cpp loads it in this one.
+
+require_loadable([gguf_path, adapter_path])
+"""
+
+import functools
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+from lib.common.errors import UserError
+
+# llama.cpp gives the reason for refusing a file only in its log, and a failed GGML_ASSERT kills the
+# process (a block count of 0 is enough). So a child process first loads an unknown file and asks
+# for one token: its log holds the reason.
+PROBE = """
+import sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.n_parallel, params.verbosity = sys.argv[1], 256, 1, 1
+params.ui = params.fit_params = params.warmup = False
+params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path=path) for path in sys.argv[2:]]
+answer = xllamacpp.Server(params).handle_completions({"prompt": "a", "max_tokens": 1})
+sys.exit(answer["error"]["message"] if "error" in answer else 0)
+"""
+
+
+def require_loadable(paths: list[pathlib.Path]) -> None:
+    """Raise UserError unless llama.cpp loads the GGUF, the first path, with the adapters on it."""
+    for path in paths:
+        if not path.is_file():
+            raise UserError(
+                f"No GGUF file at {path}. Expected the path of a .gguf file: run the export first."
+            )
+    states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    reason = _probe(*states)
+    if reason:
+        names = " with ".join(f"{name} ({size:,} bytes)" for name, size, _ in states)
+        raise UserError(
+            f"llama.cpp does not load {names}: {reason}. "
+            "Expected a complete GGUF of a known architecture: export or copy it again."
+        )
+
+
+@functools.cache
+def _probe(*states: tuple[str, int, int]) -> str | None:
+    """Load a GGUF, and an adapter on it, in a child process, and decode a token.
+
+    Returns None when that works, else llama.cpp's reason. Each state is (path, bytes, mtime in ns),
+    so that a file which changes is tried again.
+    """
+    child = subprocess.run(
+        [sys.executable, "-c", PROBE, *(path for path, _, _ in states)],
+        check=False,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+    )
+    if child.returncode == 0:
+        return None
+    lines = re.findall(r"(?m)^[\d.]+ E (.+)$|(GGML_ASSERT\(.*\) failed)", child.stderr)
+    # One line or two name the cause; the others repeat "failed to load model" up the call stack.
+    causes = [
+        logged or assertion
+        for logged, assertion in lines
+        if "failed to load" not in logged and "exiting" not in logged
+    ]
+    last_words = f"exit status {child.returncode}: {child.stderr.strip()[-300:]}"
+    return "; ".join(dict.fromkeys(causes)) or last_words
