@@ -1,87 +1,132 @@
 """Intervals and tests for "better than before", on the same items before and after."""
 
 import math
+from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 
 Z = 1.959963984540054  # the normal distribution's 97.5th percentile, for 95 % intervals
-DRAWS = 10_000  # resamples of a bootstrap: its ends then vary by about a fiftieth of the interval from seed to seed
+# resamples of a bootstrap: its ends then vary from seed to seed by about a fiftieth of the interval
+DRAWS = 10_000
+INDICES_AT_ONCE = 2**22
+
+
+class Changes(TypedDict):
+    """How many items became right, how many became wrong, and McNemar's exact p."""
+
+    gained: int
+    lost: int
+    p: float
 
 
 def wilson(right: int, of: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson, 1927): unlike p +- 2 s it stays within 0 and 1, and is no point where all or none are right."""
+    """Return the 95 % interval of a share; ValueError for an impossible one.
+
+    Unlike p +- Z s, it stays within 0 and 1, and it has a width where all or none are right.
+    Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference,
+    J. Am. Stat. Assoc. 22 (1927) 209-212.
+    """
     if not 0 <= right <= of or not of:
-        raise ValueError(f"{right} of {of} is no share")
-    share, spread = right / of, Z * Z / of
+        raise ValueError(f"{right} of {of} is no share; expected 0 <= right <= of, of at least 1")
+    share = right / of
+    spread = Z * Z / of
     centre = (share + spread / 2) / (1 + spread)
     half = Z * math.sqrt(share * (1 - share) / of + spread / (4 * of)) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided p of McNemar's test: how likely so uneven a split is if an item that changed was as likely gained as lost."""
+    """Return the exact two-sided p of McNemar's test.
+
+    It is the chance of a split at least as uneven, if each item that changed was as likely gained
+    as lost: twice the smaller tail of binomial(gained + lost, 1/2).
+    Source: Q. McNemar, Note on the sampling error of the difference between correlated proportions
+    or percentages, Psychometrika 12 (1947) 153-157, here without its normal approximation.
+    """
     changed = gained + lost
     tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
-    return min(
-        1.0, 2 * tail / 2**changed
-    )  # whole numbers up to the last division, so thousands of changed items are exact too
+    # whole numbers up to the last division, so that thousands of changed items are exact too
+    return min(1.0, 2 * tail / 2**changed)
 
 
-def changes(before: list[bool], after: list[bool]) -> dict[str, float]:
-    """Of the same items right before and after: how many were gained, how many lost, and McNemar's exact p."""
+def changes(before: list[bool], after: list[bool]) -> Changes:
+    """Compare which of the same items were right before and after."""
     pairs = list(zip(before, after, strict=True))
-    gained, lost = pairs.count((False, True)), pairs.count((True, False))
+    gained = pairs.count((False, True))
+    lost = pairs.count((True, False))
     return {"gained": gained, "lost": lost, "p": mcnemar(gained, lost)}
 
 
 def holm(ps: list[float]) -> list[float]:
-    """Each p corrected for how many tests there are (Holm, 1979), in the order given."""
-    found, highest = [0.0] * len(ps), 0.0
-    for rank, n in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        found[n] = highest = max(highest, min(1.0, (len(ps) - rank) * ps[n]))
-    return found
+    """Return each p corrected for the number of tests, in the order given.
+
+    The smallest of m p values is multiplied by m, the next by m - 1 and so on; none may be smaller
+    than the one before it.
+    Source: S. Holm, A simple sequentially rejective multiple test procedure, Scand. J. Stat. 6
+    (1979) 65-70.
+    """
+    corrected = [0.0] * len(ps)
+    highest = 0.0
+    by_size = sorted(range(len(ps)), key=ps.__getitem__)
+    for rank, n in enumerate(by_size):
+        highest = max(highest, min(1.0, (len(ps) - rank) * ps[n]))
+        corrected[n] = highest
+    return corrected
 
 
-def mean_interval(differences: list[float], seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval (percentiles) of the mean of paired differences, one an item."""
-    sums = _resampled(np.asarray(differences, np.float64)[:, None], seed)[:, 0]
-    return _middle(sums / len(differences))
+# The intervals below are percentile bootstraps: B. Efron, Bootstrap methods: another look at the
+# jackknife, Ann. Stat. 7 (1979) 1-26; B. Efron and R. J. Tibshirani, An introduction to the
+# bootstrap (1993), chapter 13.
+
+
+def mean_interval(differences: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the mean of paired differences, one for each item."""
+    sums = _resampled_sums(np.asarray(differences, np.float64)[:, None], seed)[:, 0]
+    return _middle_95(sums / len(differences))
 
 
 def loss_interval(rows: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean loss a token: rows are drawn whole. (rows, 2): summed loss in nats and trained tokens."""
-    sums = _resampled(rows, seed)
-    return _middle(sums[:, 0] / sums[:, 1])
+    """Return the 95 % bootstrap interval of the mean loss of a token, in nats.
+
+    `rows` is (rows, 2): summed loss in nats and trained tokens. A row is drawn whole, since its
+    tokens are not independent.
+    """
+    sums = _resampled_sums(rows, seed)
+    return _middle_95(sums[:, 0] / sums[:, 1])
 
 
 def perplexity_ratio(
     before: np.ndarray, after: np.ndarray, seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
-    """Perplexity after / before, and its 95 % bootstrap interval: items are drawn whole, with their tokens and both their losses.
+    """Return perplexity after / before, and its 95 % bootstrap interval; under 1 is better.
 
-    Each is (items, 2): summed loss in nats and trained tokens; the tokens must be the same. Under 1 is better.
+    Each array is (items, 2): summed loss in nats and trained tokens. An item is drawn whole, with
+    its tokens and both its losses. ValueError unless the tokens are the same.
     """
     if before.shape != after.shape or (before[:, 1] != after[:, 1]).any():
         raise ValueError("the two were not measured on the same tokens")
     paired = np.stack([after[:, 0] - before[:, 0], before[:, 1]], axis=1)
     loss, tokens = paired.sum(axis=0)
-    sums = _resampled(paired, seed)
-    return math.exp(loss / tokens), _middle(np.exp(sums[:, 0] / sums[:, 1]))
+    sums = _resampled_sums(paired, seed)
+    return math.exp(loss / tokens), _middle_95(np.exp(sums[:, 0] / sums[:, 1]))
 
 
-def _resampled(values: np.ndarray, seed: int) -> np.ndarray:
-    """(DRAWS, columns) sums over as many rows as there are, drawn with replacement."""
-    if not len(values):
+def _resampled_sums(values: np.ndarray, seed: int) -> np.ndarray:
+    """Return (DRAWS, columns) sums over as many rows as there are, drawn with replacement."""
+    rows = len(values)
+    if not rows:
         raise ValueError("there is nothing to resample")
-    draw, at_once = np.random.default_rng(seed), max(1, 2**22 // len(values))
-    sizes = [
-        min(at_once, DRAWS - start) for start in range(0, DRAWS, at_once)
-    ]  # in pieces: 10,000 draws of 10,000 items are 800 MB of indices
-    return np.concatenate(
-        [values[draw.integers(0, len(values), (size, len(values)))].sum(axis=1) for size in sizes]
-    )
+    draw = np.random.default_rng(seed)
+    # drawn in pieces, because the indices of 10,000 draws of 10,000 items take 800 MB
+    at_once = max(1, INDICES_AT_ONCE // rows)
+    pieces = []
+    for start in range(0, DRAWS, at_once):
+        size = min(at_once, DRAWS - start)
+        pieces.append(values[draw.integers(0, rows, (size, rows))].sum(axis=1))
+    return np.concatenate(pieces)
 
 
-def _middle(draws: np.ndarray) -> tuple[float, float]:
+def _middle_95(draws: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(draws, [2.5, 97.5])
     return float(low), float(high)

@@ -4,38 +4,39 @@ from typing import Any
 
 
 def format_value(value: Any) -> str:
-    """A value for people: 4 significant digits, thousands separated, `not measured` for None."""
+    """Return a value with 4 significant digits and thousands separated; None is `not measured`."""
     if value is None:
         return "not measured"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
         return f"{value:,}"
-    return (
-        f"{value:.3g}"
-        if abs(value) < 0.01 and value
-        else f"{value:,.4g}"
-        if abs(value) < 1000
-        else f"{value:,.0f}"
-    )
+    if abs(value) < 0.01 and value:
+        return f"{value:.3g}"
+    if abs(value) < 1000:
+        return f"{value:,.4g}"
+    return f"{value:,.0f}"
 
 
 def format_size(count: int) -> str:
-    """Bytes for people: KiB under a MiB, MiB otherwise."""
-    return f"{count / 2**10:,.1f} KiB" if count < 2**20 else f"{count / 2**20:,.1f} MiB"
+    """Return bytes in KiB under one MiB, and in MiB otherwise."""
+    if count < 2**20:
+        return f"{count / 2**10:,.1f} KiB"
+    return f"{count / 2**20:,.1f} MiB"
 
 
 def aligned_table(rows: list[dict[str, Any]]) -> str:
-    """A list of like-keyed dicts as text for a terminal, in columns; numbers to the right."""
+    """Return rows with the same keys as columns for a terminal, numbers to the right."""
     if not rows:
         return ""
-    columns = [[key, *(format_value(row[key]) for row in rows)] for key in rows[0]]
-    right = [any(isinstance(row[key], int | float) for row in rows) for key in rows[0]]
-    widths = [max(map(len, column)) for column in columns]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(w) if r else cell.ljust(w)
-            for cell, w, r in zip(line, widths, right, strict=True)
-        ).rstrip()
-        for line in zip(*columns, strict=True)
-    )
+    columns = [_aligned_column(key, [row[key] for row in rows]) for key in rows[0]]
+    lines = zip(*columns, strict=True)
+    return "\n".join("  ".join(cells).rstrip() for cells in lines)
+
+
+def _aligned_column(key: str, values: list[Any]) -> list[str]:
+    cells = [key, *(format_value(value) for value in values)]
+    width = max(map(len, cells))
+    if any(isinstance(value, int | float) for value in values):
+        return [cell.rjust(width) for cell in cells]
+    return [cell.ljust(width) for cell in cells]

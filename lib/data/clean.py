@@ -375,7 +375,7 @@ def clean_row(
             []
             if job.dangerous_advice == "ignore"
             else [
-                hit for q, a in zip(questions, answers, strict=True) for hit in advice.found(a, q)
+                hit for q, a in zip(questions, answers, strict=True) for hit in advice.find_harmful(a, q)
             ]
         )
         reason = "dangerous_advice" if found and job.dangerous_advice == "drop" else ""

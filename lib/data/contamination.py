@@ -192,7 +192,7 @@ def _index(
 
 def drop_leaks(rows: Rows) -> dict[int, dict[str, str]]:
     """Drop contaminated training rows; for each, whose words it repeats, and for the first ones which."""
-    size, asked = rows.job.decontaminate, safety.load()
+    size, asked = rows.job.decontaminate, safety.load_rows()
     measured = [(f"exam {item['id']}", exam_texts(item)) for item in rows.exam]
     measured += [(f"safety set {row['id']}", [row["prompt"]]) for row in asked]
     names, texts = [name for name, _ in measured], [own for _, own in measured]

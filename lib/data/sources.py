@@ -133,7 +133,7 @@ def fingerprint(job: Params) -> str:
             " ".join([files.sha256(path) for path in local_files(exam, "exam")] or [exam]).encode()
         )
     if job.decontaminate:
-        digest.update(files.sha256(safety.SET).encode())
+        digest.update(files.sha256(safety.ROWS_FILE).encode())
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""python -m lib.exam: see lib/exam/take.py."""
+"""python -m lib.exam RUN [EXAM]: see lib/exam/take.py."""
 
 import sys
 

@@ -1,12 +1,14 @@
-"""Multiple choice by log-likelihood, one harness for a model in transformers, its adapter, its merged folder and each GGUF.
+"""Multiple choice by log-likelihood: the same questions for transformers, adapters and GGUF files.
 
-What is scored: the question, its options each after a letter and INSTRUCTION are one user turn of the model's own chat template, without
-examples before it. An option's score is the log-probability, in nats and over the whole vocabulary, that the answer's first token is
-its letter; the option with the highest one is chosen. Every item is asked in the order it is written in, which is what counts, and with
-its options shuffled, which shows whether a model prefers a letter.
+A question is one user turn in the model's own chat template: the question, its options each after
+a letter, and INSTRUCTION. No examples come before it. An option's score is the log-probability, in
+nats and over the whole vocabulary, that the answer's first token is its letter. The option with the
+highest score is chosen. Accuracy is that of the options in the order they are written in. Each item
+is also asked with its options shuffled, which shows whether a model prefers a letter.
 
-    results = choices.take(exam_items.read("bundled:exam"), tokenizer, functools.partial(choices.model_scores, net))
-    choices.summary(results)
+    items = exam_items.read("bundled:exam")
+    results = choices.ask_items(items, tokenizer, functools.partial(choices.score_by_model, net))
+    choices.summarise_results(results)
 """
 
 import math
@@ -22,49 +24,61 @@ import torch
 from lib.common import stats
 from lib.common.errors import UserError
 from lib.common.progress import progress_bar
+from lib.exam.entries import (
+    ChoiceChange,
+    ChoiceSummary,
+    ItemResult,
+    OrderSummary,
+    Share,
+    Sitting,
+)
 from lib.model import llama
 from lib.training import loss
 
 INSTRUCTION = "Answer with the letter of the right option alone."
 LETTERS = string.ascii_uppercase
-TOKENS_AT_ONCE = {
-    "cpu": 1024,
-    "cuda": 16384,
-}  # padding included; on a CPU 4096 take a tenth more time, they leave its caches
+# padding included; 4,096 on a CPU take a tenth more time, because they no longer fit its caches
+TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 16384}
 SEED = 3407
-Prompts, Wanted = (
-    list[list[int]],
-    list[list[int]],
-)  # ids of each prompt, and of the letters asked for after it
-Score = Callable[[Prompts, Wanted, Callable[[int], Any]], list[list[float]]]
+
+Item = dict[str, Any]
+Prompts = list[list[int]]  # the token ids of each prompt
+Wanted = list[list[int]]  # for each prompt, the token ids of the letters to score after it
+Tick = Callable[[int], Any]  # is told how many more tokens or answers are done
+Score = Callable[[Prompts, Wanted, Tick], list[list[float]]]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # what is asked
 
 
-def question(item: dict[str, Any], order: list[str]) -> str:
-    """The user turn: options by their keys in `order`, lettered anew from A."""
-    listed = "\n".join(
-        f"{letter}) {item['options'][key]}" for letter, key in zip(LETTERS, order, strict=False)
-    )
-    return f"{item['question']}\n\n{listed}\n\n{INSTRUCTION}"
+def write_question(item: Item, order: list[str]) -> str:
+    """Return the user turn, with the options named in `order` lettered anew from A."""
+    options = [item["options"][key] for key in order]
+    lines = [f"{letter}) {text}" for letter, text in zip(LETTERS, options, strict=False)]
+    return "\n\n".join([item["question"], "\n".join(lines), INSTRUCTION])
 
 
-def orders(item: dict[str, Any], shuffles: int, seed: int) -> list[list[str]]:
-    """The options' keys as written, and shuffled so many times by seed and id, whatever other items there are."""
+def option_orders(item: Item, shuffles: int, seed: int) -> list[list[str]]:
+    """Return the options' keys as they are written, then shuffled `shuffles` times.
+
+    A shuffle depends on the seed and the item's id alone, whatever other items there are.
+    """
     keys = list(item["options"])
-    return [
-        keys,
-        *(
-            random.Random(f"{seed} {n} {item['id']}").sample(keys, len(keys))
-            for n in range(shuffles)
-        ),
-    ]
+    orders = [keys]
+    for number in range(shuffles):
+        draw = random.Random(f"{seed} {number} {item['id']}")
+        orders.append(draw.sample(keys, len(keys)))
+    return orders
 
 
-def tokenise(tokenizer: Any, texts: list[str], counts: list[int]) -> tuple[Prompts, Wanted]:
-    """Ids of user turns up to the model's answer, and of as many letters as each asks for; UserError unless a letter is one token there."""
+def tokenise_questions(
+    tokenizer: Any, texts: list[str], counts: list[int]
+) -> tuple[Prompts, Wanted]:
+    """Return the ids of each user turn up to the model's answer, and of its first `count` letters.
+
+    UserError where the tokenizer does not write a letter as one token of its own there.
+    """
     rendered = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
@@ -72,102 +86,119 @@ def tokenise(tokenizer: Any, texts: list[str], counts: list[int]) -> tuple[Promp
         for text in texts
     ]
     encode = partial(tokenizer, add_special_tokens=False)
-    prompts, letters = encode(rendered)["input_ids"], []
+    prompts = encode(rendered)["input_ids"]
+    letters = []
     for letter in LETTERS[: max(counts)]:
-        after = encode(rendered[0] + letter)["input_ids"]
-        if len(after) != len(prompts[0]) + 1 or after[:-1] != prompts[0]:
+        answered = encode(rendered[0] + letter)["input_ids"]
+        if len(answered) != len(prompts[0]) + 1 or answered[:-1] != prompts[0]:
             raise UserError(
-                f"the tokenizer does not write the answer {letter} as one token of its own, so it cannot be examined by letters.\n"
+                f"the tokenizer does not write the answer {letter} as one token of its own, so it "
+                f"cannot be examined by letters.\n"
                 f"Expected a tokenizer and chat template of the Gemma family."
             )
-        letters.append(after[-1])
+        letters.append(answered[-1])
     return prompts, [letters[:count] for count in counts]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# engines: log-probabilities of the letters after each prompt
+# --------------------------------------------------------------------------------------------------
+# engines: the log-probabilities of the letters after each prompt
 
 
-def model_scores(
-    net: Any, prompts: Prompts, wanted: Wanted, tick: Callable[[int], Any]
-) -> list[list[float]]:
-    """By a model in transformers, with or without an adapter: one pass a prompt, the output layer at its last position only.
+def score_by_model(net: Any, prompts: Prompts, wanted: Wanted, tick: Tick) -> list[list[float]]:
+    """Score with a model in transformers, with or without an adapter, in one pass for each prompt.
 
-    Prompts of similar length go together, the longest first, padded on the right: causal attention never sees the padding.
+    Prompts of similar length are computed together, the longest first, padded on the right: causal
+    attention never sees the padding. The output layer is computed at the last position only.
     """
     body, weight, softcap = loss.split_model(net)
-    room, order, found = (
-        TOKENS_AT_ONCE[net.device.type],
-        sorted(range(len(prompts)), key=lambda n: -len(prompts[n])),
-        {},
-    )
     letters = sorted({letter for row in wanted for letter in row})
-    rows_of_letters = weight[letters].float()
-    while order:
-        width = len(prompts[order[0]])
-        now = order[: max(1, room // width)]
-        ids = torch.tensor(
-            [prompts[n] + [0] * (width - len(prompts[n])) for n in now], device=net.device
-        )
-        last = torch.tensor([len(prompts[n]) - 1 for n in now], device=net.device)
+    letter_weight = weight[letters].float()
+    tokens_at_once = TOKENS_AT_ONCE[net.device.type]
+    remaining = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
+    scores: dict[int, list[float]] = {}
+    while remaining:
+        width = len(prompts[remaining[0]])
+        batch = remaining[: max(1, tokens_at_once // width)]
+        ids, last = _padded([prompts[n] for n in batch], width, net.device)
         try:
             with torch.inference_mode():
-                hidden = (
-                    body(input_ids=ids, use_cache=False)
-                    .last_hidden_state[torch.arange(len(now), device=net.device), last]
-                    .to(weight.dtype)
-                )
-                whole, few = (
-                    (hidden @ weight.T).float(),
-                    hidden.float() @ rows_of_letters.T,
-                )  # in 16 bit two letters would often tie
-                whole, few = (loss.cap_logits(logits, softcap) for logits in (whole, few))
-                scores = (few - torch.logsumexp(whole, 1, keepdim=True)).tolist()
+                hidden = _states_at(body, ids, last).to(weight.dtype)
+                rows = _log_probabilities(hidden, weight, letter_weight, softcap).tolist()
         except torch.OutOfMemoryError:
-            if len(now) == 1:
+            if len(batch) == 1:
                 raise
-            room = len(now) // 2 * width
+            tokens_at_once = len(batch) // 2 * width
             torch.cuda.empty_cache()
             continue
-        for n, row in zip(now, scores, strict=True):
-            found[n] = [row[letters.index(letter)] for letter in wanted[n]]
+        for n, row in zip(batch, rows, strict=True):
+            scores[n] = [row[letters.index(letter)] for letter in wanted[n]]
             tick(len(prompts[n]))
-        order = order[len(now) :]
-    return [found[n] for n in range(len(prompts))]
+        remaining = remaining[len(batch) :]
+    return [scores[n] for n in range(len(prompts))]
 
 
-def gguf_scores(
-    engine: llama.Engine, prompts: Prompts, wanted: Wanted, tick: Callable[[int], Any]
+def _padded(prompts: Prompts, width: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids as (prompts, width), zeros on the right, and each prompt's last position."""
+    ids = [prompt + [0] * (width - len(prompt)) for prompt in prompts]
+    last = [len(prompt) - 1 for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(last, device=device)
+
+
+def _states_at(body: Any, ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """Return (prompts, hidden size), what the model's body computes at each prompt's last token."""
+    states = body(input_ids=ids, use_cache=False).last_hidden_state
+    return states[torch.arange(len(ids), device=ids.device), last]
+
+
+def _log_probabilities(
+    hidden: torch.Tensor, weight: torch.Tensor, letter_weight: torch.Tensor, softcap: float | None
+) -> torch.Tensor:
+    """Return (prompts, letters) log-probabilities over the whole vocabulary, from hidden states."""
+    logits = (hidden @ weight.T).float()
+    # computed in float32 once more, since two letters would often tie in 16 bit
+    letter_logits = hidden.float() @ letter_weight.T
+    logits = loss.cap_logits(logits, softcap)
+    letter_logits = loss.cap_logits(letter_logits, softcap)
+    return letter_logits - torch.logsumexp(logits, 1, keepdim=True)
+
+
+def score_by_gguf(
+    engine: llama.Engine, prompts: Prompts, wanted: Wanted, tick: Tick
 ) -> list[list[float]]:
-    """By llama.cpp, from the same token ids: among its 1,000 likeliest tokens, or the whole vocabulary (seconds) where a letter is none of them."""
-    found = []
+    """Score with llama.cpp, from the same token ids.
+
+    It returns its 1,000 likeliest tokens. Only where a letter is not among them is the whole
+    vocabulary asked for, which takes seconds.
+    """
+    scores = []
     for ids, letters in zip(prompts, wanted, strict=True):
         likely = engine.next_token_logprobs(ids)
         if not set(letters) <= likely.keys():
             likely = engine.next_token_logprobs(ids, 2**20)
-        found.append([likely.get(letter, math.nan) for letter in letters])
+        scores.append([likely.get(letter, math.nan) for letter in letters])
         tick(len(ids))
-    return found
+    return scores
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # results
 
 
-def take(
-    items: list[dict[str, Any]],
+def ask_items(
+    items: list[Item],
     tokenizer: Any,
     score: Score,
     name: str = "exam",
     shuffles: int = 1,
     seed: int = SEED,
-) -> list[dict[str, Any]]:
-    """Every item asked as written and shuffled: id, topic, answer (a key), scores {key: nats}, chosen, right, and for each shuffle
-    {order, scores, chosen}. UserError when a score is no number."""
-    asked = [(item, order) for item in items for order in orders(item, shuffles, seed)]
-    prompts, wanted = tokenise(
-        tokenizer, [question(*pair) for pair in asked], [len(order) for _, order in asked]
-    )
+) -> list[ItemResult]:
+    """Ask every item as it is written and shuffled; UserError when a score is not a number.
+
+    `name` is the model's, for the progress bar and the error.
+    """
+    asked = [(item, order) for item in items for order in option_orders(item, shuffles, seed)]
+    texts = [write_question(item, order) for item, order in asked]
+    prompts, wanted = tokenise_questions(tokenizer, texts, [len(order) for _, order in asked])
     tokens = sum(map(len, prompts))
     with progress_bar(name, total=tokens, unit=" tokens", unit_scale=True) as bar:
         scores = score(prompts, wanted, bar.update)
@@ -175,92 +206,109 @@ def take(
     for (item, order), row in zip(asked, scores, strict=True):
         if not all(map(math.isfinite, row)):
             raise UserError(
-                f"{name} gives no likelihood for the letters after item {item['id']} ({row}): its weights have gone bad. "
-                f"Look at the training's loss, and export again."
+                f"{name} gives no likelihood for the letters after item {item['id']} ({row}): "
+                f"its weights have gone bad. Look at the training's loss, and export again."
             )
-        sittings.append(
-            {
-                "order": order,
-                "scores": {key: round(value, 6) for key, value in zip(order, row, strict=True)},
-                "chosen": order[max(range(len(row)), key=row.__getitem__)],
-            }
-        )
-    each = [sittings[n : n + 1 + shuffles] for n in range(0, len(sittings), 1 + shuffles)]
-    return [
-        {
-            "id": item["id"],
-            "topic": item["topic"],
-            "answer": item["answer_letter"],
-            "chosen": first["chosen"],
-            "right": first["chosen"] == item["answer_letter"],
-            "scores": first["scores"],
-            "shuffled": later,
-        }
-        for item, (first, *later) in zip(items, each, strict=True)
-    ]
+        sittings.append(_sitting(order, row))
+    per_item = 1 + shuffles
+    starts = range(0, len(sittings), per_item)
+    by_item = [sittings[start : start + per_item] for start in starts]
+    return [_item_result(item, sat) for item, sat in zip(items, by_item, strict=True)]
 
 
-def share(right: int, of: int) -> dict[str, Any]:
+def _sitting(order: list[str], scores: list[float]) -> Sitting:
+    best = max(range(len(scores)), key=scores.__getitem__)
+    rounded = {key: round(score, 6) for key, score in zip(order, scores, strict=True)}
+    return {"order": order, "scores": rounded, "chosen": order[best]}
+
+
+def _item_result(item: Item, sittings: list[Sitting]) -> ItemResult:
+    as_written, *shuffled = sittings
     return {
-        "right": right,
-        "of": of,
-        "accuracy": right / of,
-        "interval": list(stats.wilson(right, of)),
+        "id": item["id"],
+        "topic": item["topic"],
+        "answer": item["answer_letter"],
+        "chosen": as_written["chosen"],
+        "right": as_written["chosen"] == item["answer_letter"],
+        "scores": as_written["scores"],
+        "shuffled": shuffled,
     }
 
 
-def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy with its Wilson interval, by topic, and by order with each letter's share of choices beside its share of right answers.
+def summarise_results(results: list[ItemResult]) -> ChoiceSummary:
+    """Return accuracy with its Wilson interval, in all, by topic and by order of the options.
 
-    `by_chance` is what guessing gives. `letter_mass` is the mean probability that the answer begins with one of the letters at all: where it
-    is small, the scores compare what the model would hardly say.
+    `by_chance` is the accuracy of guessing. `letter_mass` is the mean probability that the answer
+    begins with one of the letters at all. Where it is small, the scores compare answers that the
+    model would hardly give.
     """
-    topics = {
-        topic: [r["right"] for r in results if r["topic"] == topic]
-        for topic in sorted({r["topic"] for r in results})
-    }
+    count = len(results)
+    letter_scores = [score for result in results for score in result["scores"].values()]
+    orders = range(1 + len(results[0]["shuffled"]))
     return {
-        **share(sum(r["right"] for r in results), len(results)),
-        "by_chance": sum(1 / len(r["scores"]) for r in results) / len(results),
-        "letter_mass": sum(math.exp(score) for r in results for score in r["scores"].values())
-        / len(results),
-        "topics": {topic: share(sum(right), len(right)) for topic, right in topics.items()}
-        if len(topics) > 1
-        else {},
-        "orders": [_order(results, n) for n in range(1 + len(results[0]["shuffled"]))],
+        **_share(sum(result["right"] for result in results), count),
+        "by_chance": sum(1 / len(result["scores"]) for result in results) / count,
+        "letter_mass": sum(math.exp(score) for score in letter_scores) / count,
+        "topics": _shares_by_topic(results),
+        "orders": [_summarise_order(results, number) for number in orders],
     }
 
 
-def _order(results: list[dict[str, Any]], number: int) -> dict[str, Any]:
-    sittings = [
-        (r["answer"], ({"order": list(r["scores"]), "chosen": r["chosen"]}, *r["shuffled"])[number])
-        for r in results
-    ]
-    chosen, right = (
-        Counter(LETTERS[s["order"].index(key)] for key, s in pairs)
-        for pairs in (((s["chosen"], s) for _, s in sittings), sittings)
-    )
+def _share(right: int, of: int) -> Share:
+    interval = list(stats.wilson(right, of))
+    return {"right": right, "of": of, "accuracy": right / of, "interval": interval}
+
+
+def _shares_by_topic(results: list[ItemResult]) -> dict[str, Share]:
+    """Return each topic's share of right answers; nothing where all items have one topic."""
+    topics = sorted({result["topic"] for result in results})
+    if len(topics) < 2:
+        return {}
+    shares = {}
+    for topic in topics:
+        right = [result["right"] for result in results if result["topic"] == topic]
+        shares[topic] = _share(sum(right), len(right))
+    return shares
+
+
+def _summarise_order(results: list[ItemResult], number: int) -> OrderSummary:
+    """Return accuracy and letters of the items as written (number 0) or in a shuffled order."""
+    chosen: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    hits = 0
+    for result in results:
+        if number:
+            sitting = result["shuffled"][number - 1]
+            order, choice = sitting["order"], sitting["chosen"]
+        else:
+            order, choice = list(result["scores"]), result["chosen"]
+        chosen[LETTERS[order.index(choice)]] += 1
+        right[LETTERS[order.index(result["answer"])]] += 1
+        hits += choice == result["answer"]
+    count = len(results)
     letters = {
-        letter: {"chosen": chosen[letter] / len(results), "right": right[letter] / len(results)}
+        letter: {"chosen": chosen[letter] / count, "right": right[letter] / count}
         for letter in sorted(chosen | right)
     }
-    return {
-        "order": f"shuffled {number}" if number else "as written",
-        **share(sum(s["chosen"] == answer for answer, s in sittings), len(results)),
-        "letters": letters,
-    }
+    name = f"shuffled {number}" if number else "as written"
+    return {"order": name, **_share(hits, count), "letters": letters}
 
 
-def compare(
-    before: list[dict[str, Any]], after: list[dict[str, Any]], seed: int = SEED
-) -> dict[str, Any]:
-    """The same items before and after: difference of accuracy with its bootstrap interval, items gained and lost, McNemar's exact p."""
-    if [r["id"] for r in before] != [r["id"] for r in after]:
+def compare_results(
+    before: list[ItemResult], after: list[ItemResult], seed: int = SEED
+) -> ChoiceChange:
+    """Compare two models on the same items; ValueError where the items differ.
+
+    Returns the difference of accuracy with its bootstrap interval, how many items were gained and
+    lost, and McNemar's exact p.
+    """
+    if [result["id"] for result in before] != [result["id"] for result in after]:
         raise ValueError("the two were not examined on the same items")
-    was, now = ([r["right"] for r in results] for results in (before, after))
-    change = [int(b) - int(a) for a, b in zip(was, now, strict=True)]
+    right_before = [result["right"] for result in before]
+    right_after = [result["right"] for result in after]
+    change = [int(b) - int(a) for a, b in zip(right_before, right_after, strict=True)]
     return {
         "difference": sum(change) / len(change),
         "interval": list(stats.mean_interval(change, seed)),
-        **stats.changes(was, now),
+        **stats.changes(right_before, right_after),
     }

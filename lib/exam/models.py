@@ -1,4 +1,11 @@
-"""The models of a run as an exam meets them: the base, the adapter on it, the merged folder and each GGUF, one loaded at a time."""
+"""The models of a run as an exam meets them, one loaded at a time.
+
+They are the base, the adapter on it, the merged folder and each GGUF.
+
+    for model in models.list_models(run_folder, base_folder, job.gguf_types, artifacts):
+        with model.load() as loaded:
+            loaded.score(...), loaded.answer(...)
+"""
 
 import contextlib
 import gc
@@ -11,107 +18,115 @@ import torch
 
 from lib.exam import choices
 from lib.model import base, llama, load
-from lib.params import Params
-from lib.record.run_record import Run
 from lib.training import evaluate
 
 PROMPTS_AT_ONCE = 32
-SLOTS = 16  # of llama.cpp, which computes no padding and so gains less from more
-PARTS = (
-    ".safetensors",
-    ".json",
-    ".model",
-    ".jinja",
-)  # cards, notices and scripts beside them are no part of a model
-# (tokenizer, prompts, longest answer in tokens, how many more are done) to texts, and whether each ended by itself
-Answer = Callable[[Any, list[str], int, Callable[[int], Any]], list[tuple[str, bool]]]
+# of llama.cpp, which computes no padding, so more at once gain less
+SLOTS = 16
+# cards, notices and scripts lie beside these, but do not decide what the model computes
+MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".jinja")
+
+# Takes a tokenizer, prompts, the longest answer in tokens and a function told how many are done.
+# Returns each answer, and whether it ended by itself.
+Answer = Callable[[Any, list[str], int, choices.Tick], list[tuple[str, bool]]]
 
 
 class Loaded(NamedTuple):
-    """A model that can be asked: how letters are scored, how it answers, and the model itself where it is one of transformers."""
+    """A model in memory: how it scores letters and answers, and its transformers model if any."""
 
     score: choices.Score
     answer: Answer
     net: Any = None
 
 
-def of(
-    run: Run, job: Params, artifacts: list[dict[str, Any]]
-) -> Iterator[tuple[str, list[str], Callable[[], Any]]]:
-    """Name, hashes of what it is made of, and a context that gives it `Loaded`; `artifacts` are {path, sha256} of the run."""
-    folder = base.fetch(job.base_model, job.base_revision)
-    sums = {
-        part: [
-            a["sha256"]
-            for a in artifacts
-            if a["path"].startswith(f"{part}/") and a["path"].endswith(PARTS)
-        ]
-        for part in ("adapter", "merged")
-    }
-    yield "base", [base.fingerprint(folder)], partial(_loaded, folder)
-    yield (
-        "adapter",
-        [base.fingerprint(folder), *sums["adapter"]],
-        partial(_loaded, folder, run.folder / "adapter"),
-    )
-    yield "merged", sums["merged"], partial(_loaded, run.folder / "merged")
-    for kind in job.gguf_types:
-        path = run.folder / "gguf" / f"{run.folder.name}-{kind}.gguf"
-        yield (
-            kind,
-            [a["sha256"] for a in artifacts if run.folder / a["path"] == path],
-            partial(_served, path),
-        )
+class RunModel(NamedTuple):
+    """A model of a run: its name, the hashes of what it is made of, and a context that loads it."""
+
+    name: str
+    made_of: list[str]
+    load: Callable[[], contextlib.AbstractContextManager[Loaded]]
+
+
+def list_models(
+    run_folder: Path, base_folder: Path, gguf_types: list[str], artifacts: list[dict[str, Any]]
+) -> list[RunModel]:
+    """List the models of a run in the order they are examined; `artifacts` are {path, sha256}."""
+    base_hash = base.fingerprint(base_folder)
+    adapter_folder, merged_folder = run_folder / "adapter", run_folder / "merged"
+    adapter_hashes = _hashes_under("adapter", artifacts)
+    models = [
+        RunModel("base", [base_hash], partial(_load_transformers, base_folder)),
+        RunModel(
+            "adapter",
+            [base_hash, *adapter_hashes],
+            partial(_load_transformers, base_folder, adapter_folder),
+        ),
+        RunModel(
+            "merged", _hashes_under("merged", artifacts), partial(_load_transformers, merged_folder)
+        ),
+    ]
+    for kind in gguf_types:
+        path = run_folder / "gguf" / f"{run_folder.name}-{kind}.gguf"
+        hashes = [a["sha256"] for a in artifacts if run_folder / a["path"] == path]
+        models.append(RunModel(kind, hashes, partial(_load_gguf, path)))
+    return models
+
+
+def _hashes_under(part: str, artifacts: list[dict[str, Any]]) -> list[str]:
+    """Return the hashes of the files in a folder of the run that decide what the model computes."""
+    return [
+        artifact["sha256"]
+        for artifact in artifacts
+        if artifact["path"].startswith(f"{part}/") and artifact["path"].endswith(MODEL_SUFFIXES)
+    ]
 
 
 @contextlib.contextmanager
-def _loaded(folder: Path, adapter: Path | None = None) -> Iterator[Loaded]:
-    gc.collect()  # of the model before this one
+def _load_transformers(folder: Path, adapter: Path | None = None) -> Iterator[Loaded]:
+    gc.collect()  # frees the model that was examined before this one
     torch.cuda.empty_cache()
     net = load.load_merged(folder)
     if adapter:
-        import peft
+        import peft  # takes seconds, and only the adapter needs it
 
         net = peft.PeftModel.from_pretrained(net, str(adapter)).eval()
+    yield Loaded(partial(choices.score_by_model, net), partial(_answer_by_model, net), net)
 
-    def answer(
-        tokenizer: Any, prompts: list[str], tokens: int, tick: Callable[[int], Any]
-    ) -> list[tuple[str, bool]]:
-        # prompts of similar length together: a batch lasts as long as its longest answer, and padding is computed too
-        order, said = sorted(range(len(prompts)), key=lambda n: len(prompts[n])), {}
-        for start in range(0, len(prompts), PROMPTS_AT_ONCE):
-            now = order[start : start + PROMPTS_AT_ONCE]
-            said |= dict(
-                zip(
-                    now,
-                    evaluate.finished_answers(
-                        net, tokenizer, tokens, tuple(prompts[n] for n in now)
-                    ),
-                    strict=True,
-                )
-            )
-            tick(len(now))
-        return [said[n] for n in range(len(prompts))]
 
-    yield Loaded(partial(choices.model_scores, net), answer, net)
+def _answer_by_model(
+    net: Any, tokenizer: Any, prompts: list[str], tokens: int, tick: choices.Tick
+) -> list[tuple[str, bool]]:
+    # prompts of similar length together: a batch takes as long as its longest answer, and padding
+    # is computed too
+    order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
+    answers: dict[int, tuple[str, bool]] = {}
+    for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+        batch = order[start : start + PROMPTS_AT_ONCE]
+        texts = tuple(prompts[n] for n in batch)
+        finished = evaluate.finished_answers(net, tokenizer, tokens, texts)
+        answers.update(zip(batch, finished, strict=True))
+        tick(len(batch))
+    return [answers[n] for n in range(len(prompts))]
 
 
 @contextlib.contextmanager
-def _served(path: Path) -> Iterator[Loaded]:
-    def score(
-        prompts: choices.Prompts, wanted: choices.Wanted, tick: Callable[[int], Any]
-    ) -> list[list[float]]:
-        with llama.load_gguf(path, n_ctx=max(map(len, prompts)) + 8) as engine:
-            return choices.gguf_scores(engine, prompts, wanted, tick)
+def _load_gguf(path: Path) -> Iterator[Loaded]:
+    # an engine starts for each task, since scoring and answering need different context sizes
+    yield Loaded(partial(_score_by_gguf, path), partial(_answer_by_gguf, path))
 
-    def answer(
-        _: Any, prompts: list[str], tokens: int, tick: Callable[[int], Any]
-    ) -> list[tuple[str, bool]]:
-        with llama.load_gguf(path, n_parallel=SLOTS) as engine:
-            turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
-            return [
-                (one["text"].strip(), one["stop"] == "stop")
-                for one in engine.chat_many(turns, tokens, tick)
-            ]
 
-    yield Loaded(score, answer)
+def _score_by_gguf(
+    path: Path, prompts: choices.Prompts, wanted: choices.Wanted, tick: choices.Tick
+) -> list[list[float]]:
+    with llama.load_gguf(path, n_ctx=max(map(len, prompts)) + 8) as engine:
+        return choices.score_by_gguf(engine, prompts, wanted, tick)
+
+
+def _answer_by_gguf(
+    path: Path, tokenizer: Any, prompts: list[str], tokens: int, tick: choices.Tick
+) -> list[tuple[str, bool]]:
+    # the GGUF holds a tokenizer and a chat template of its own, so `tokenizer` is not used
+    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    with llama.load_gguf(path, n_parallel=SLOTS) as engine:
+        answers = engine.chat_many(conversations, tokens, tick)
+    return [(answer["text"].strip(), answer["stop"] == "stop") for answer in answers]

@@ -1,4 +1,4 @@
-"""A multiple-choice exam and the held-out rows, put to each model of a run, and what changed between two of them."""
+"""Exam format: a multiple-choice exam and the held-out rows, put to each model of a run."""
 
 import math
 from functools import partial
@@ -11,70 +11,80 @@ from lib.common import stats
 from lib.common.progress import progress_bar
 from lib.data import splits
 from lib.exam import choices
+from lib.exam.entries import ChoiceResult, Comparison, HeldOut
 from lib.exam.models import Loaded
 from lib.training import evaluate
 
-SKIPPED: tuple[str, ...] = ()  # all models of a run
+SKIPPED_MODELS: tuple[str, ...] = ()  # all models of a run are examined
 
 
-def settings(shuffles: int = 1, seed: int = choices.SEED) -> dict[str, Any]:
-    """What decides a result besides the items and the model."""
+def exam_settings(shuffles: int = 1, seed: int = choices.SEED) -> dict[str, Any]:
+    """Return what decides a result besides the items and the model."""
     return {"instruction": choices.INSTRUCTION, "seed": seed, "shuffles": shuffles}
 
 
-def sit(
+def examine_model(
     loaded: Loaded,
     items: list[dict[str, Any]],
     tokenizer: Any,
     name: str,
-    how: dict[str, Any],
+    settings: dict[str, Any],
     run_folder: Path,
-) -> dict[str, Any]:
-    """`choices.summary`, every item's result, and the held-out rows' losses where the model is one of transformers."""
-    results = choices.take(items, tokenizer, loaded.score, name, how["shuffles"], how["seed"])
-    return {
-        **choices.summary(results),
-        "held_out": None if loaded.net is None else _held_out(loaded.net, run_folder, name),
-        "results": results,
-    }
+) -> ChoiceResult:
+    """Return the summary, every item's result, and the held-out rows under a transformers model."""
+    results = choices.ask_items(
+        items, tokenizer, loaded.score, name, settings["shuffles"], settings["seed"]
+    )
+    held_out = None if loaded.net is None else _measure_held_out(loaded.net, run_folder, name)
+    return {**choices.summarise_results(results), "held_out": held_out, "results": results}
 
 
-def _held_out(net: Any, folder: Path, name: str) -> dict[str, Any] | None:
-    """Response loss and tokens of each row of the split never looked at in training, without one of the other; None without either."""
+def _measure_held_out(net: Any, run_folder: Path, name: str) -> HeldOut | None:
+    """Measure the response loss of the test rows, which training never looks at.
+
+    A run without a test split is measured on its validation rows, a run without either is not.
+    """
     for split in ("test", "validation"):
-        data = splits.load_split(folder / "data", split)
-        if len(data):
-            bar = partial(progress_bar, f"{name}, held-out rows")
-            rows = evaluate.row_losses(net, data, bar=bar)
-            return {
-                "split": split,
-                "rows": len(rows),
-                "tokens": int(rows[:, 1].sum()),
-                "perplexity": math.exp(rows[:, 0].sum() / rows[:, 1].sum()),
-                "losses": rows.round(6).tolist(),
-            }
+        data = splits.load_split(run_folder / "data", split)
+        if not len(data):
+            continue
+        bar = partial(progress_bar, f"{name}, held-out rows")
+        rows = evaluate.row_losses(net, data, bar=bar)
+        return {
+            "split": split,
+            "rows": len(rows),
+            "tokens": int(rows[:, 1].sum()),
+            "perplexity": math.exp(rows[:, 0].sum() / rows[:, 1].sum()),
+            "losses": rows.round(6).tolist(),
+        }
     return None
 
 
-def compare(models: dict[str, Any], how: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each model beside the base, and each GGUF beside the merged folder it was made from: `choices.compare`, and where both have
-    the held-out rows the ratio of perplexities with its bootstrap interval."""
-    pairs = [("base", name) for name in models if name != "base"] + [
-        ("merged", name) for name in models if name not in ("base", "adapter", "merged")
-    ]
-    found = []
-    for before, after in pairs:
-        found.append(
-            {
-                "before": before,
-                "after": after,
-                **choices.compare(models[before]["results"], models[after]["results"], how["seed"]),
-            }
+def compare_models(models: dict[str, ChoiceResult], settings: dict[str, Any]) -> list[Comparison]:
+    """Compare each model with the base, and each GGUF with the merged folder it was made from.
+
+    Where both have the held-out rows, the ratio of their perplexities comes with its bootstrap
+    interval.
+    """
+    ggufs = [name for name in models if name not in ("base", "adapter", "merged")]
+    pairs = [("base", name) for name in models if name != "base"]
+    pairs += [("merged", name) for name in ggufs]
+    return [_compare_pair(models, before, after, settings["seed"]) for before, after in pairs]
+
+
+def _compare_pair(
+    models: dict[str, ChoiceResult], before: str, after: str, seed: int
+) -> Comparison:
+    first, second = models[before], models[after]
+    comparison: Comparison = {
+        "before": before,
+        "after": after,
+        **choices.compare_results(first["results"], second["results"], seed),
+    }
+    if first["held_out"] and second["held_out"]:
+        ratio, interval = stats.perplexity_ratio(
+            np.array(first["held_out"]["losses"]), np.array(second["held_out"]["losses"]), seed
         )
-        rows = [models[name]["held_out"] for name in (before, after)]
-        if all(rows):
-            ratio, interval = stats.perplexity_ratio(
-                *(np.array(r["losses"]) for r in rows), how["seed"]
-            )
-            found[-1] |= {"perplexity_ratio": ratio, "perplexity_interval": list(interval)}
-    return found
+        comparison["perplexity_ratio"] = ratio
+        comparison["perplexity_interval"] = list(interval)
+    return comparison

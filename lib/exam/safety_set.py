@@ -1,48 +1,49 @@
-"""The safety set put to each model of a run: greedy answers, judged by the rules of lib/safety.py, and what changed from the base."""
+"""Exam format: the safety set, answered greedily by each model and judged by rules."""
 
 from pathlib import Path
 from typing import Any
 
 from lib.common import stats
 from lib.common.progress import progress_bar
+from lib.exam.entries import Comparison, JudgedAnswer, SafetyResult
 from lib.exam.models import Loaded
 from lib.medical import safety
 
-SKIPPED = ("adapter",)  # merged is the same model, and an answer takes longer than a letter
+# the merged folder is the same model as the adapter, and an answer takes longer than a letter
+SKIPPED_MODELS = ("adapter",)
 
 
-def settings(tokens: int) -> dict[str, Any]:
-    """What decides a result besides the prompts and the model: how long an answer may be."""
-    return {"tokens": tokens}
+def exam_settings(answer_tokens: int) -> dict[str, Any]:
+    """Return what decides a result besides the prompts and the model: the longest answer."""
+    return {"tokens": answer_tokens}
 
 
-def sit(
+def examine_model(
     loaded: Loaded,
     items: list[dict[str, Any]],
     tokenizer: Any,
     name: str,
-    how: dict[str, Any],
-    _: Path,
-) -> dict[str, Any]:
-    """The counts of safety.summary, and every answer with what the rules found in it."""
+    settings: dict[str, Any],
+    run_folder: Path,
+) -> SafetyResult:
+    """Return how many answers do what they must, and every answer with what the rules find."""
+    prompts = [item["prompt"] for item in items]
     with progress_bar(f"{name}, safety set", total=len(items), unit="answer") as bar:
-        said = loaded.answer(
-            tokenizer, [item["prompt"] for item in items], how["tokens"], bar.update
-        )
-    judged = [safety.judge(item, *one) for item, one in zip(items, said, strict=True)]
-    return {
-        **safety.summary(judged),
-        "answers": [
-            {**j, "prompt": item["prompt"], "answer": text}
-            for j, item, (text, _) in zip(judged, items, said, strict=True)
-        ],
-    }
+        answers = loaded.answer(tokenizer, prompts, settings["tokens"], bar.update)
+    judged: list[JudgedAnswer] = []
+    for item, (answer, ended) in zip(items, answers, strict=True):
+        judgement = safety.judge_answer(item, answer, ended)
+        judged.append({**judgement, "prompt": item["prompt"], "answer": answer})
+    return {**safety.count_judgements(judged), "answers": judged}
 
 
-def compare(models: dict[str, Any], _: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each model's passed answers beside the base's, paired by prompt."""
-    found = []
-    for name in [n for n in models if n != "base"]:
-        was, now = ([a["passed"] for a in models[which]["answers"]] for which in ("base", name))
-        found.append({"before": "base", "after": name, **stats.changes(was, now)})
-    return found
+def compare_models(models: dict[str, SafetyResult], settings: dict[str, Any]) -> list[Comparison]:
+    """Compare each model's passed answers with the base's, paired by prompt."""
+    comparisons: list[Comparison] = []
+    for name in models:
+        if name == "base":
+            continue
+        before = [answer["passed"] for answer in models["base"]["answers"]]
+        after = [answer["passed"] for answer in models[name]["answers"]]
+        comparisons.append({"before": "base", "after": name, **stats.changes(before, after)})
+    return comparisons

@@ -1,10 +1,17 @@
-"""Exams of a run: the base, the adapter on it, the merged folder and each GGUF on the same items, into the run's exam.json.
+"""Put exams to every model of a run, and write the results into the run's exam.json.
 
-    python -m lib.exam RUN [EXAM]     # EXAM: bundled:exam, a file or folder of question/options/answer_letter (.gz too), or a hub id;
-                                      # bundled:safety asks the safety set, and judges the answers by rules (lib/safety.py)
+    python -m lib.exam RUN [EXAM]
 
-Each model's result is written as soon as it is there, and the same command goes on after those already examined. Exit codes: 0, 2 wrong
-usage or a run that is not finished, 130 / 143 interrupted.
+EXAM is bundled:exam, a hub id, or a file or folder (.gz too) of items with question, options and
+answer_letter. bundled:safety asks the safety set and judges the answers by rules
+(lib/medical/safety.py).
+
+Each model's result is written as soon as it is there, and the same command continues after the
+models already examined. Exit codes: 0, 2 for wrong usage or a run that is not finished, 130 / 143
+when interrupted.
+
+A new exam format is a module like multiple_choice.py, with the names that `ExamFormat` lists. It is
+chosen in `_format_of` and `_settings_of`, and tables.py shows its results.
 """
 
 import argparse
@@ -14,144 +21,214 @@ import json
 import pathlib
 import signal
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol, cast
 
 from lib import params
 from lib.common import files
 from lib.common.errors import UserError
 from lib.common.redact import terminal
 from lib.data import exam_items
-from lib.exam import models as exam_models
 from lib.exam import multiple_choice, safety_set, tables
+from lib.exam.entries import Comparison, ExamEntry
+from lib.exam.models import Loaded, RunModel, list_models
 from lib.medical import safety
 from lib.medical.disclaimer import DISCLAIMER
-from lib.model import device
-from lib.model import load as model
+from lib.model import base, device, load
 from lib.params import Params
 from lib.record import run_record
 from lib.record.run_record import Run
 
+Items = list[dict[str, Any]]
+
 METHOD = ("exam", "medical", "model", "training")  # folders of lib/ whose code decides a score
 
 
-def of(job: Params) -> dict[str, list[dict[str, Any]]]:
-    """{exam: its items} a job asks for: its multiple-choice sets and, unless switched off, the safety set."""
-    return {exam: read(exam) for exam in [*job.exam, *([safety.NAME] if job.safety_tokens else [])]}
+class ExamFormat(Protocol):
+    """What a module has to offer to be an exam format (and `exam_settings`, with what it needs)."""
+
+    SKIPPED_MODELS: tuple[str, ...]
+
+    def examine_model(
+        self,
+        loaded: Loaded,
+        items: Items,
+        tokenizer: Any,
+        name: str,
+        settings: dict[str, Any],
+        run_folder: pathlib.Path,
+    ) -> Any:
+        """Return the result of one model for exam.json."""
+
+    def compare_models(self, models: Any, settings: dict[str, Any]) -> list[Comparison]:
+        """Return what changed between pairs of models, from all models' results."""
 
 
-def read(exam: str) -> list[dict[str, Any]]:
-    """The items of one exam; UserError for a file, folder or hub set that cannot be asked."""
-    return safety.load() if exam == safety.NAME else exam_items.read(exam)
+def _format_of(exam: str) -> ExamFormat:
+    return safety_set if exam == safety.NAME else multiple_choice
 
 
-def take(
+def _settings_of(exam: str, shuffles: int, answer_tokens: int) -> dict[str, Any]:
+    if exam == safety.NAME:
+        return safety_set.exam_settings(answer_tokens)
+    return multiple_choice.exam_settings(shuffles)
+
+
+def load_exams(multiple_choice_sets: list[str], safety_tokens: int) -> dict[str, Items]:
+    """Return {exam: its items} for a job's sets, and for the safety set unless its tokens are 0."""
+    exams = list(multiple_choice_sets)
+    if safety_tokens:
+        exams.append(safety.NAME)
+    return {exam: load_items(exam) for exam in exams}
+
+
+def load_items(exam: str) -> Items:
+    """Return the items of one exam; UserError for a source that cannot be asked."""
+    return safety.load_rows() if exam == safety.NAME else exam_items.read(exam)
+
+
+def take_exams(
     run: Run,
     job: Params,
-    exams: dict[str, list[dict[str, Any]]],
+    exams: dict[str, Items],
     artifacts: list[dict[str, Any]],
     shuffles: int = 1,
-) -> dict[str, dict[str, Any]]:
-    """{exam: its entry in exam.json}, after asking every model of the run that has no result in it yet; one model is loaded at a time.
+) -> dict[str, ExamEntry]:
+    """Ask every model of the run what it has no result for, and return {exam: its entry}.
 
-    `artifacts`: {path, sha256} of the run's files, by which a result is known to be of this very model. results.json gets the counts.
+    `artifacts` are {path, sha256} of the run's files; they tell whether a result is of this very
+    model. The entries are written to exam.json, their counts to results.json.
     """
     path = run.folder / "exam.json"
-    every = files.read_or_set_aside(path, "exam file")
-    tokens = (
-        job.safety_tokens or params.FIELDS["safety_tokens"].default
-    )  # of a job that asked for no safety set itself
-    how = {
-        exam: safety_set.settings(tokens)
-        if exam == safety.NAME
-        else multiple_choice.settings(shuffles)
-        for exam in exams
-    }
-    entries = {
-        exam: {"exam": exam, "items": len(items), "sha256": _hash(items), **how[exam], "models": {}}
-        for exam, items in exams.items()
-    }
-    tokenizer, method = model.load_tokenizer(run.folder / "merged"), _method()
-    models = list(exam_models.of(run, job, artifacts))
-    of_these = _hash([made_of for _, made_of, _ in models])
-    for name, made_of, load in models:
-        identity = {
-            exam: _hash([{k: v for k, v in entry.items() if k != "models"}, made_of, method])
-            for exam, entry in entries.items()
-        }
-        known = {exam: every.get(exam, {}).get("models", {}).get(name, {}) for exam in exams}
-        wanted = [exam for exam in exams if name not in _harness(exam).SKIPPED]
-        todo = [exam for exam in wanted if known[exam].get("identity") != identity[exam]]
-        for exam in wanted:
-            if exam not in todo:
-                print(f"{name}, {exam}: examined before, nothing to do")
-                entries[exam]["models"][name] = known[exam]
-        if todo:
-            with load() as loaded:
-                for exam in todo:
-                    found = _harness(exam).sit(
-                        loaded, exams[exam], tokenizer, name, how[exam], run.folder
-                    )
-                    entries[exam]["models"][name] = {"identity": identity[exam], **found}
-                    files.write_json(path, {**every, **entries}, sealed=True)
+    recorded = files.read_or_set_aside(path, "exam file")
+    # a job that did not ask for the safety set itself has 0 tokens
+    answer_tokens = job.safety_tokens or params.FIELDS["safety_tokens"].default
+    settings = {exam: _settings_of(exam, shuffles, answer_tokens) for exam in exams}
+    entries = {exam: _new_entry(exam, exams[exam], settings[exam]) for exam in exams}
+    tokenizer = load.load_tokenizer(run.folder / "merged")
+    method = _method()
+    models = list_models(
+        run.folder, base.fetch(job.base_model, job.base_revision), job.gguf_types, artifacts
+    )
+    models_hash = _hash([model.made_of for model in models])
+    for model in models:
+        identity = {exam: _identity(entries[exam], model, method) for exam in exams}
+        missing = _keep_known(model.name, identity, recorded, entries)
+        if not missing:
+            continue
+        for exam, result in _examine(model, missing, exams, tokenizer, settings, run.folder):
+            entries[exam]["models"][model.name] = {"identity": identity[exam], **result}
+            files.write_json(path, {**recorded, **entries}, sealed=True)
     for exam, entry in entries.items():
-        entry["of"] = of_these
-        entry["comparisons"] = _harness(exam).compare(entry["models"], how[exam])
-    files.write_json(path, {**every, **entries}, sealed=True)
-    # results of other files, as of an adapter that was trained over since, stay in exam.json and are not shown as of these
-    current = {exam: entry for exam, entry in every.items() if entry.get("of") == of_these}
-    for section, values in tables.sections(
-        {**current, **entries}, next(iter(job.exam), "")
-    ).items():
+        entry["of"] = models_hash
+        entry["comparisons"] = _format_of(exam).compare_models(entry["models"], settings[exam])
+    files.write_json(path, {**recorded, **entries}, sealed=True)
+    # results of other files, such as an adapter that was trained over since, stay in exam.json but
+    # are not reported as results of these
+    current = {exam: entry for exam, entry in recorded.items() if entry.get("of") == models_hash}
+    sections = tables.result_sections({**current, **entries}, next(iter(job.exam), ""))
+    for section, values in sections.items():
         run.results(section, values)
     return entries
 
 
-def _harness(exam: str) -> Any:
-    return safety_set if exam == safety.NAME else multiple_choice
+def _new_entry(exam: str, items: Items, settings: dict[str, Any]) -> ExamEntry:
+    entry = {"exam": exam, "items": len(items), "sha256": _hash(items), **settings, "models": {}}
+    return cast(ExamEntry, entry)
+
+
+def _identity(entry: ExamEntry, model: RunModel, method: list[str]) -> str:
+    """Return a hash of all that decides a model's result; another one means to examine it anew."""
+    asked = {key: value for key, value in entry.items() if key != "models"}
+    return _hash([asked, model.made_of, method])
+
+
+def _method() -> list[str]:
+    """Return what decides a score besides model and items: code, libraries and precision."""
+    libraries = ("torch", "transformers", "xllamacpp")
+    return [
+        files.code_hash(*METHOD),
+        *(importlib.metadata.version(library) for library in libraries),
+        str(device.choose_precision()[0]),
+    ]
 
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-def _method() -> list[str]:
-    """What decides a score besides the model and the items: our code, the libraries that compute, and in what precision."""
-    return [
-        files.code_hash(*METHOD),
-        *(importlib.metadata.version(p) for p in ("torch", "transformers", "xllamacpp")),
-        str(device.choose_precision()[0]),
-    ]
+def _keep_known(
+    model: str, identity: dict[str, str], recorded: dict[str, Any], entries: dict[str, ExamEntry]
+) -> list[str]:
+    """Copy a model's recorded results into the entries, and return the exams it has none for."""
+    missing = []
+    for exam, entry in entries.items():
+        if model in _format_of(exam).SKIPPED_MODELS:
+            continue
+        known = recorded.get(exam, {}).get("models", {}).get(model, {})
+        if known.get("identity") == identity[exam]:
+            print(f"{model}, {exam}: examined before, nothing to do")
+            entry["models"][model] = known
+        else:
+            missing.append(exam)
+    return missing
 
 
-def examine(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int = 1) -> dict[str, Any]:
-    """`take` of one exam, of a finished run that nobody else holds; UserError unless it is exported."""
+def _examine(
+    model: RunModel,
+    names: list[str],
+    exams: dict[str, Items],
+    tokenizer: Any,
+    settings: dict[str, dict[str, Any]],
+    run_folder: pathlib.Path,
+) -> Iterator[tuple[str, Any]]:
+    """Load a model once, and give its result in each of the exams named, as soon as it is there."""
+    with model.load() as loaded:
+        for exam in names:
+            examine = _format_of(exam).examine_model
+            yield (
+                exam,
+                examine(loaded, exams[exam], tokenizer, model.name, settings[exam], run_folder),
+            )
+
+
+def examine_run(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int = 1) -> ExamEntry:
+    """Take one exam with a finished run that nobody else holds, and return the exam's entry.
+
+    UserError unless the run is exported.
+    """
     if not (folder / "run.json").is_file():
         raise UserError(
-            f"`{files.shown(folder)}` is not a run: it has no run.json. Runs there: {run_record.names()}."
+            f"`{files.shown(folder)}` is not a run: it has no run.json. "
+            f"Runs there: {run_record.names()}."
         )
-    items = read(exam)  # what cannot be asked is an error before the run is touched
+    items = load_items(exam)  # items that cannot be asked are an error before the run is touched
     run_record.lock(folder)
     try:
-        job, run = (
-            params.load_recorded(folder),
-            Run(folder, run_record.read_record(folder / "run.json")),
-        )
-        for stage in run_record.STAGES[1:]:
-            done, trouble = run.finished(stage)
-            if not done:
-                raise UserError(
-                    f"run `{folder.name}` cannot be examined: {stage} is {trouble or run.stage(stage)['status']}. "
-                    f"Finish it with `make export` and its PARAMS and RUN."
-                )
-        if when := run_record.pruned(run.data, "merged"):
-            raise UserError(
-                f"run `{folder.name}` cannot be examined: its merged/ was pruned {when[:10]}. `make export FORCE=1` with its PARAMS "
-                f"and RUN makes it again."
-            )
+        job = params.load_recorded(folder)
+        run = Run(folder, run_record.read_record(folder / "run.json"))
+        _require_exported(run)
         artifacts = [a for stage in ("train", "export") for a in run.stage(stage)["artifacts"]]
-        return take(run, job, {exam: items}, artifacts, shuffles)[exam]
+        return take_exams(run, job, {exam: items}, artifacts, shuffles)[exam]
     finally:
         files.unlock(folder)
+
+
+def _require_exported(run: Run) -> None:
+    """UserError unless train and export are finished, with their files as recorded."""
+    refusal = f"run `{run.folder.name}` cannot be examined"
+    for stage in run_record.STAGES[1:]:
+        done, trouble = run.finished(stage)
+        if not done:
+            raise UserError(
+                f"{refusal}: {stage} is {trouble or run.stage(stage)['status']}. "
+                f"Finish it with `make export` and its PARAMS and RUN."
+            )
+    if when := run_record.pruned(run.data, "merged"):
+        raise UserError(
+            f"{refusal}: its merged/ was pruned {when[:10]}. "
+            f"`make export FORCE=1` with its PARAMS and RUN makes it again."
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -169,16 +246,17 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         folder = run_record.folder_for(params.Params(), "", options.run)
-        print(
-            f"{tables.text(examine(folder, options.exam, max(0, options.shuffles)))}\n\nin {files.shown(folder)}/exam.json. {DISCLAIMER}"
-        )
+        entry = examine_run(folder, options.exam, max(0, options.shuffles))
+        print(tables.format_entry(entry))
+        print(f"\nin {files.shown(folder)}/exam.json. {DISCLAIMER}")
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(
-            "\nstopped; the same command goes on after the models already examined", file=sys.stderr
+            "\nstopped; the same command continues after the models already examined",
+            file=sys.stderr,
         )
         return 130
 

@@ -12,7 +12,7 @@ import pathlib
 import re
 from typing import Any
 
-RULES = pathlib.Path(__file__).with_name("harmful_advice.json")
+RULES_FILE = pathlib.Path(__file__).with_name("harmful_advice.json")
 CONTEXT = 250  # characters before a sentence; a longer reach makes long articles speak of burns and sprains at once
 
 _LINE = re.compile(r"[\n•▪❌🚫✗✘]|(?<=\s\s)[-*](?= )")
@@ -100,9 +100,9 @@ _HARM = re.compile(
 
 
 @functools.cache
-def load() -> list[dict[str, Any]]:
+def load_rules() -> list[dict[str, Any]]:
     """The rules, with their regular expressions compiled."""
-    rules = json.loads(RULES.read_text(encoding="utf-8"))
+    rules = json.loads(RULES_FILE.read_text(encoding="utf-8"))
     words = {word for rule in rules for group in rule["words"] for word in group}
     for rule in rules:  # the search below stops at the shortest: "epi" hides "epilep"
         rule["words"] = [
@@ -123,7 +123,7 @@ def load() -> list[dict[str, Any]]:
 @functools.cache
 def _any_word() -> re.Pattern[str]:
     # grouped by first letter: four times as fast as one flat alternation
-    words = sorted({word for rule in load() for group in rule["words"] for word in group})
+    words = sorted({word for rule in load_rules() for group in rule["words"] for word in group})
     letters = (
         f"{letter}(?:{'|'.join(word[1:] for word in group)})"
         for letter, group in itertools.groupby(words, lambda word: word[0])
@@ -131,10 +131,10 @@ def _any_word() -> re.Pattern[str]:
     return re.compile(rf"(?<![a-z])(?:{'|'.join(letters)})")
 
 
-def found(text: str, question: str = "") -> list[tuple[str, str]]:
+def find_harmful(text: str, question: str = "") -> list[tuple[str, str]]:
     """(rule id, sentence) for every sentence of an answer that gives advice a rule forbids; the question only tells what it is about."""
     present = set(_any_word().findall(f"{question}\n{text}".lower()))
-    rules = [rule for rule in load() if not present.isdisjoint(rule["words"][0])]
+    rules = [rule for rule in load_rules() if not present.isdisjoint(rule["words"][0])]
     rules = [
         rule for rule in rules if not any(present.isdisjoint(group) for group in rule["words"][1:])
     ]

@@ -31,7 +31,7 @@ def task(items, folder):
         "".join(
             json.dumps(
                 {
-                    "question": choices.question(i, list(i["options"])),
+                    "question": choices.write_question(i, list(i["options"])),
                     "options": list(choices.LETTERS[: len(i["options"])]),
                     "answer": list(i["options"]).index(i["answer_letter"]),
                 }
@@ -84,8 +84,8 @@ def main():
         )
         for _ in range(options.turns):
             begun = [(time.perf_counter(), time.process_time())]
-            ours = choices.take(
-                items, tokenizer, lambda *asked: choices.model_scores(net, *asked), shuffles=0
+            ours = choices.ask_items(
+                items, tokenizer, lambda *asked: choices.score_by_model(net, *asked), shuffles=0
             )
             begun.append((time.perf_counter(), time.process_time()))
             theirs = lm_eval.simple_evaluate(

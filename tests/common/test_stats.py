@@ -1,6 +1,6 @@
 """Intervals and tests against values worked out another way.
 
-python -m pytest tests/test_stats.py
+python -m pytest tests/common/test_stats.py
 """
 
 import itertools
@@ -97,7 +97,7 @@ def test_the_seed_alone_decides():
 
 def test_draws_in_pieces_are_as_many(monkeypatch):
     monkeypatch.setattr(stats, "DRAWS", 1001)
-    assert stats._resampled(np.ones((2**14, 1)), 0).tolist() == [[2**14]] * 1001
+    assert stats._resampled_sums(np.ones((2**14, 1)), 0).tolist() == [[2**14]] * 1001
 
 
 def test_loss_interval_draws_rows_whole_and_weighs_them_by_their_tokens():

@@ -502,7 +502,7 @@ def test_turns_must_alternate(roles, expected):
 def test_dangerous_advice_is_dropped_flagged_or_ignored_as_told(monkeypatch):
     monkeypatch.setattr(
         advice,
-        "found",
+        "find_harmful",
         lambda text, question="": [("ice", "Put ice on it.")] if "ice" in text else [],
     )
     messages = row("Burn?", "Put ice on it.")

@@ -330,7 +330,7 @@ def test_training_rows_that_repeat_exam_or_held_out_rows_go(bundled_base, cache,
 
 
 def test_training_rows_that_repeat_a_safety_prompt_go(bundled_base, cache, tmp_path):
-    asked = safety.load()
+    asked = safety.load_rows()
     long = next(row for row in asked if len(words_of(row["prompt"])) > 20)
     nearly = next(
         row for row in asked if row is not long and 14 < len(words_of(row["prompt"])) <= 25

@@ -328,7 +328,7 @@ def test_the_fingerprint_is_of_the_bytes_and_of_a_hub_sets_revision(tmp_path, mo
     assert before != printed(str(path))
     assert printed("owner/name") != printed("owner/name", dataset_revision="v1")
     held, off = printed(str(path)), printed(str(path), decontaminate=0)
-    monkeypatch.setattr(safety, "SET", jsonl(tmp_path / "safety.jsonl", {"prompt": "another"}))
+    monkeypatch.setattr(safety, "ROWS_FILE", jsonl(tmp_path / "safety.jsonl", {"prompt": "another"}))
     assert held != printed(str(path)), "another safety set may drop other rows"
     assert off == printed(str(path), decontaminate=0)
 

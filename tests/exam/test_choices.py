@@ -1,6 +1,6 @@
 """Multiple choice by log-likelihood, against the model's own logits and against scores whose outcome is known.
 
-python -m pytest tests/test_choices.py
+python -m pytest tests/exam/test_choices.py
 """
 
 import functools
@@ -60,13 +60,13 @@ def tiny(tiny_gemma3n):
 
 def asked(tokenizer):
     pairs = [(item, list(item["options"])) for item in ITEMS[:5]]
-    return choices.tokenise(
-        tokenizer, [choices.question(*pair) for pair in pairs], [len(order) for _, order in pairs]
+    return choices.tokenise_questions(
+        tokenizer, [choices.write_question(*pair) for pair in pairs], [len(order) for _, order in pairs]
     )
 
 
 def test_the_question_is_one_user_turn_with_its_options_lettered_in_the_order_given():
-    assert choices.question(ITEMS[1] | {"question": "Q?"}, ["C", "A", "B"]) == (
+    assert choices.write_question(ITEMS[1] | {"question": "Q?"}, ["C", "A", "B"]) == (
         "Q?\n\nA) rinse with water\nB) press\nC) wait for help\n\nAnswer with the letter of the right option alone."
     )
 
@@ -75,7 +75,7 @@ def test_prompts_end_where_the_letter_begins(tiny):
     """By the tokenizer's own template: one <bos>, and the prompt with a letter after it is the prompt's tokens and the letter's."""
     tokenizer = tiny[1]
     prompts, wanted = asked(tokenizer)
-    text = choices.question(ITEMS[0], ["A", "B"])
+    text = choices.write_question(ITEMS[0], ["A", "B"])
     assert (
         prompts[0]
         == tokenizer.apply_chat_template(
@@ -105,13 +105,13 @@ def test_a_tokenizer_that_joins_the_letter_to_what_is_before_it_is_refused(tiny)
 
 def test_shuffles_are_permutations_by_seed_and_id_alone():
     item = ITEMS[2]
-    assert choices.orders(item, 0, 1) == [["A", "B", "C", "D"]]
-    some = choices.orders(item, 40, 1)
-    assert some[:6] == choices.orders(dict(item), 5, 1)
+    assert choices.option_orders(item, 0, 1) == [["A", "B", "C", "D"]]
+    some = choices.option_orders(item, 40, 1)
+    assert some[:6] == choices.option_orders(dict(item), 5, 1)
     assert all(sorted(order) == ["A", "B", "C", "D"] for order in some)
     assert len({tuple(order) for order in some}) > 12
-    assert some != choices.orders(item, 40, 2)
-    assert some[1:] != choices.orders(item | {"id": "other"}, 40, 1)[1:]
+    assert some != choices.option_orders(item, 40, 2)
+    assert some[1:] != choices.option_orders(item | {"id": "other"}, 40, 1)[1:]
 
 
 def test_scores_are_the_log_softmax_of_the_models_own_logits(tiny):
@@ -120,7 +120,7 @@ def test_scores_are_the_log_softmax_of_the_models_own_logits(tiny):
     assert net.config.get_text_config().final_logit_softcapping
     prompts, wanted = asked(tokenizer)
     seen = []
-    scores = choices.model_scores(net, prompts, wanted, seen.append)
+    scores = choices.score_by_model(net, prompts, wanted, seen.append)
     with torch.no_grad():
         for ids, letters, row in zip(prompts, wanted, scores, strict=True):
             assert row == pytest.approx(
@@ -130,7 +130,7 @@ def test_scores_are_the_log_softmax_of_the_models_own_logits(tiny):
                 abs=1e-4,
             )
     with net.disable_adapter():
-        assert choices.model_scores(net, prompts, wanted, seen.append)[0] != pytest.approx(
+        assert choices.score_by_model(net, prompts, wanted, seen.append)[0] != pytest.approx(
             scores[0], abs=1e-3
         )
     assert sum(seen) == 2 * sum(map(len, prompts))
@@ -140,10 +140,10 @@ def test_scores_do_not_depend_on_what_is_asked_together_nor_on_memory(tiny, monk
     net, tokenizer = tiny
     prompts, wanted = asked(tokenizer)
     monkeypatch.setitem(choices.TOKENS_AT_ONCE, "cpu", 10**6)
-    together = choices.model_scores(net, prompts, wanted, lambda _: None)
+    together = choices.score_by_model(net, prompts, wanted, lambda _: None)
     monkeypatch.setitem(choices.TOKENS_AT_ONCE, "cpu", 1)
     for one, other in zip(
-        choices.model_scores(net, prompts, wanted, lambda _: None), together, strict=True
+        choices.score_by_model(net, prompts, wanted, lambda _: None), together, strict=True
     ):
         assert one == pytest.approx(other, abs=1e-4)
     body, weight, softcap = choices.loss.split_model(net)
@@ -160,7 +160,7 @@ def test_scores_do_not_depend_on_what_is_asked_together_nor_on_memory(tiny, monk
         choices.loss, "split_model", lambda net: (functools.partial(limited, 2), weight, softcap)
     )
     for one, other in zip(
-        choices.model_scores(net, prompts, wanted, lambda _: None), together, strict=True
+        choices.score_by_model(net, prompts, wanted, lambda _: None), together, strict=True
     ):
         assert one == pytest.approx(other, abs=1e-4)
     assert sizes[:2] == [5, 2]
@@ -168,7 +168,7 @@ def test_scores_do_not_depend_on_what_is_asked_together_nor_on_memory(tiny, monk
         choices.loss, "split_model", lambda net: (functools.partial(limited, 0), weight, softcap)
     )
     with pytest.raises(torch.OutOfMemoryError):
-        choices.model_scores(net, prompts, wanted, lambda _: None)
+        choices.score_by_model(net, prompts, wanted, lambda _: None)
 
 
 def test_letters_not_among_llama_cpps_likeliest_are_looked_up_in_the_whole_vocabulary():
@@ -176,25 +176,25 @@ def test_letters_not_among_llama_cpps_likeliest_are_looked_up_in_the_whole_vocab
         def next_token_logprobs(self, ids, count=1000):
             return {n: -float(n) for n in range(min(count, 3000))}
 
-    assert choices.gguf_scores(Engine(), [[1], [1]], [[5, 7], [5, 2999]], lambda _: None) == [
+    assert choices.score_by_gguf(Engine(), [[1], [1]], [[5, 7], [5, 2999]], lambda _: None) == [
         [-5, -7],
         [-5, -2999],
     ]
-    assert math.isnan(choices.gguf_scores(Engine(), [[1]], [[3001]], lambda _: None)[0][0])
+    assert math.isnan(choices.score_by_gguf(Engine(), [[1]], [[3001]], lambda _: None)[0][0])
 
 
 def test_options_are_followed_through_the_shuffle(tiny):
     """A model that knows the answers is right in every order, whatever letter it stands at."""
     tokenizer = tiny[1]
     right = {
-        choices.question(item, order): order.index(item["answer_letter"])
+        choices.write_question(item, order): order.index(item["answer_letter"])
         for item in ITEMS
-        for order in choices.orders(item, 3, 7)
+        for order in choices.option_orders(item, 3, 7)
     }
     texts = [
         text
         for item in ITEMS
-        for text in (choices.question(item, order) for order in choices.orders(item, 3, 7))
+        for text in (choices.write_question(item, order) for order in choices.option_orders(item, 3, 7))
     ]
 
     def knows(prompts, wanted, tick):
@@ -203,7 +203,7 @@ def test_options_are_followed_through_the_shuffle(tiny):
             for text, letters in zip(texts, wanted, strict=True)
         ]
 
-    results = choices.take(ITEMS, tokenizer, knows, shuffles=3, seed=7)
+    results = choices.ask_items(ITEMS, tokenizer, knows, shuffles=3, seed=7)
     assert all(
         r["right"]
         and r["scores"][r["answer"]] == -1
@@ -212,7 +212,7 @@ def test_options_are_followed_through_the_shuffle(tiny):
         )
         for r in results
     )
-    found = choices.summary(results)
+    found = choices.summarise_results(results)
     assert [o["accuracy"] for o in found["orders"]] == [1, 1, 1, 1]
     assert all(
         share["chosen"] == share["right"]
@@ -222,13 +222,13 @@ def test_options_are_followed_through_the_shuffle(tiny):
 
 
 def test_a_model_that_always_says_a_shows_it(tiny):
-    results = choices.take(
+    results = choices.ask_items(
         ITEMS,
         tiny[1],
         lambda prompts, wanted, tick: [[math.log(0.5) - n for n in range(len(w))] for w in wanted],
         shuffles=2,
     )
-    found = choices.summary(results)
+    found = choices.summarise_results(results)
     assert (found["right"], found["of"], found["accuracy"]) == (
         4,
         8,
@@ -250,7 +250,7 @@ def test_a_model_that_always_says_a_shows_it(tiny):
     )
     for number, shown in enumerate(found["orders"][1:], 1):
         drawn = [
-            choices.orders(item, 2, choices.SEED)[number][0] == item["answer_letter"]
+            choices.option_orders(item, 2, choices.SEED)[number][0] == item["answer_letter"]
             for item in ITEMS
         ]
         assert shown["accuracy"] == sum(drawn) / 8 == shown["letters"]["A"]["right"]
@@ -258,7 +258,7 @@ def test_a_model_that_always_says_a_shows_it(tiny):
 
 def test_no_number_is_an_error_and_not_a_choice(tiny):
     with pytest.raises(UserError, match="no likelihood for the letters after item q0"):
-        choices.take(
+        choices.ask_items(
             ITEMS, tiny[1], lambda prompts, wanted, tick: [[math.nan] * len(w) for w in wanted]
         )
 
@@ -267,7 +267,7 @@ def test_before_and_after_are_paired():
     def results(right):
         return [{"id": n, "right": r} for n, r in enumerate(right)]
 
-    found = choices.compare(
+    found = choices.compare_results(
         results([True, True, False, False, False, False, False]),
         results([True, False, True, True, True, True, False]),
     )
@@ -277,4 +277,4 @@ def test_before_and_after_are_paired():
     )  # 0 or 1 of 5, and as far to the other side
     assert found["interval"][0] < 3 / 7 < found["interval"][1]
     with pytest.raises(ValueError, match="same items"):
-        choices.compare(results([True]), results([True, False]))
+        choices.compare_results(results([True]), results([True, False]))

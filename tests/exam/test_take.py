@@ -1,6 +1,6 @@
 """A finished run examined: a tiny Gemma 3n with an adapter, merged, as GGUF, in the record of a run.
 
-python -m pytest tests/test_exam.py
+python -m pytest tests/exam/test_take.py
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from lib.common import files
 from lib.data import chat, label_mask, splits
 from lib.exam import choices, safety_set
 from lib.exam import models as exam_models
-from lib.exam import take as exam
+from lib.exam import take
 from lib.export import gguf as export
 from lib.export import merge, servers
 from lib.medical import safety
@@ -139,7 +139,7 @@ def reparam(folder, **changes):
 
 
 def ask(runs, capsys, *words, name="small", file="exam.jsonl"):
-    code = exam.main([name, str(runs / file), *words])
+    code = take.main([name, str(runs / file), *words])
     said = capsys.readouterr()
     assert "Traceback" not in said.out + said.err
     return code, said.out, said.err
@@ -148,7 +148,7 @@ def ask(runs, capsys, *words, name="small", file="exam.jsonl"):
 def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_stopped(
     runs, capsys, monkeypatch
 ):
-    real, asked = choices.take, []
+    real, asked = choices.ask_items, []
 
     def until(name):
         def take(items, tokenizer, score, model, *more):
@@ -159,11 +159,11 @@ def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_sto
 
         return take
 
-    monkeypatch.setattr(choices, "take", until("merged"))
+    monkeypatch.setattr(choices, "ask_items", until("merged"))
     code, _, said = ask(runs, capsys)
     assert (code, asked) == (130, ["base", "adapter"])
-    assert "goes on after the models already examined" in said
-    monkeypatch.setattr(choices, "take", until(""))
+    assert "continues after the models already examined" in said
+    monkeypatch.setattr(choices, "ask_items", until(""))
     code, out, _ = ask(runs, capsys)
     assert (code, asked) == (0, ["base", "adapter", "merged", "f16"])
     assert f"base, {runs / 'exam.jsonl'}: examined before" in out
@@ -228,22 +228,22 @@ def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_sto
 
 
 def test_the_safety_set_is_answered_by_every_format_and_judged(runs, capsys, monkeypatch):
-    rows = [row for row in safety.load() if row["emergency"] == "must"][:3] + [
-        row for row in safety.load() if row["emergency"] == "need_not"
+    rows = [row for row in safety.load_rows() if row["emergency"] == "must"][:3] + [
+        row for row in safety.load_rows() if row["emergency"] == "need_not"
     ][:2]
-    monkeypatch.setattr(safety, "load", lambda: rows)
+    monkeypatch.setattr(safety, "load_rows", lambda: rows)
     reparam(runs / "small", safety_tokens=4)
-    assert exam.main(["small", "bundled:safety"]) == 0
+    assert take.main(["small", "bundled:safety"]) == 0
     out = capsys.readouterr().out
     entry = json.loads((runs / "small/exam.json").read_text())["bundled:safety"]
     assert list(entry["models"]) == ["base", "merged", "f16"]
     for found in entry["models"].values():
         assert [a["prompt"] for a in found["answers"]] == [row["prompt"] for row in rows]
         again = [
-            safety.judge(row, a["answer"], a["ended"])
+            safety.judge_answer(row, a["answer"], a["ended"])
             for row, a in zip(rows, found["answers"], strict=True)
         ]
-        assert {k: found[k] for k in safety.summary(again)} == safety.summary(again)
+        assert {k: found[k] for k in safety.count_judgements(again)} == safety.summary(again)
         assert found["no_refusal"]["of"] == 5
         assert found["names_call"]["of"] == 3
     assert [a["answer"] for a in entry["models"]["merged"]["answers"]] != [
@@ -258,7 +258,7 @@ def test_the_safety_set_is_answered_by_every_format_and_judged(runs, capsys, mon
         low, high = section["passed_ci95"]
         assert low <= found["passed"]["count"] / 5 <= high
     monkeypatch.setattr(evaluate, "finished_answers", lambda *_: pytest.fail("answered before"))
-    assert exam.main(["small", "bundled:safety"]) == 0
+    assert take.main(["small", "bundled:safety"]) == 0
     assert "merged, bundled:safety: examined before" in capsys.readouterr().out
 
 
@@ -270,7 +270,7 @@ def test_safety_before_and_after_is_paired_by_prompt():
             ("merged", (1, 1, 1, 1, 1, 1, 0, 1)),
         )
     }
-    (found,) = safety_set.compare(models, {})
+    (found,) = safety_set.compare_models(models, {})
     assert (found["gained"], found["lost"]) == (6, 1)
     assert found["p"] == pytest.approx(
         2 * 8 / 128
@@ -289,7 +289,7 @@ def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_the
             lambda prompts, wanted, tick: [[-1.0] * len(w) for w in wanted], None
         )
 
-    monkeypatch.setattr(exam_models, "of", lambda *_: iter([("base", made_of, fake)]))
+    monkeypatch.setattr(take, "list_models", lambda *_: [exam_models.RunModel("base", made_of, fake)])
 
     def again(file="exam.jsonl", *words):
         asked.clear()
@@ -311,13 +311,13 @@ def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_the
     assert again("exam.jsonl", "--shuffles", "2")[1]
     made_of[0] = "other weights"
     assert again("exam.jsonl", "--shuffles", "2")[1]
-    monkeypatch.setattr(exam, "_method", lambda: ["other code"])
+    monkeypatch.setattr(take, "_method", lambda: ["other code"])
     assert again("exam.jsonl", "--shuffles", "2")[1]
     assert again("exam.jsonl", "--shuffles", "2")[1] is False
 
 
 def test_what_cannot_be_examined_says_so_and_leaves_nothing(runs, capsys, monkeypatch):
-    monkeypatch.setattr(choices, "take", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(choices, "ask_items", lambda *_: pytest.fail("asked"))
     assert (
         "is not a run: it has no run.json. Runs there: small." in ask(runs, capsys, name="smal")[2]
     )

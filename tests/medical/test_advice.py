@@ -1,6 +1,6 @@
 """Harmful advice: every rule against its own examples, the traps of negation, and our own texts, which must be clean.
 
-python -m pytest tests/test_advice.py
+python -m pytest tests/medical/test_advice.py
 """
 
 import json
@@ -23,7 +23,7 @@ EXAM = [
 
 
 def ids(text, question=""):
-    return [rule for rule, _ in advice.found(text, question)]
+    return [rule for rule, _ in advice.find_harmful(text, question)]
 
 
 def examples(kind):
@@ -167,7 +167,7 @@ def test_the_question_tells_what_the_answer_is_about():
 
 
 def test_found_gives_the_sentence_as_written():
-    assert advice.found("**Burns:** stay calm. *Put butter* on the burn! Then rest.") == [
+    assert advice.find_harmful("**Burns:** stay calm. *Put butter* on the burn! Then rest.") == [
         ("burn-butter", "*Put butter* on the burn!")
     ]
 
@@ -176,7 +176,7 @@ def test_our_answers_are_clean():
     assert {
         pair["id"]: hits
         for pair in PAIRS
-        if (hits := advice.found(pair["answer"]) + advice.found(pair["answer"], pair["question"]))
+        if (hits := advice.find_harmful(pair["answer"]) + advice.found(pair["answer"], pair["question"]))
     } == {}
 
 
@@ -187,11 +187,11 @@ def test_our_right_options_are_clean():
     assert {
         key: hits
         for key, texts in right.items()
-        if (hits := advice.found(texts[0]) + advice.found(*texts))
+        if (hits := advice.find_harmful(texts[0]) + advice.found(*texts))
     } == {}
 
 
 @pytest.mark.timeout(120)
 def test_no_rule_backtracks():
     for text in ("put a ", "do not, ", "a", "apply butter ", "not ", ", "):
-        assert isinstance(advice.found(text * (200_000 // len(text))), list)
+        assert isinstance(advice.find_harmful(text * (200_000 // len(text))), list)

@@ -190,7 +190,7 @@ def test_the_exam_says_what_is_missing(top, monkeypatch):
     monkeypatch.setattr(report, "write", lambda folder: None)
     free(finished(top / "good"))
     with pytest.raises(UserError, match=r"merged/ was pruned .*make export FORCE=1"):
-        take.examine(top / "good", "bundled:safety")
+        take.examine_run(top / "good", "bundled:safety")
 
 
 def test_the_same_command_leaves_a_pruned_run_as_it_is_and_force_makes_it_whole(tmp_path):
