@@ -61,7 +61,9 @@ def tiny(tiny_gemma3n):
 def asked(tokenizer):
     pairs = [(item, list(item["options"])) for item in ITEMS[:5]]
     return choices.tokenise_questions(
-        tokenizer, [choices.write_question(*pair) for pair in pairs], [len(order) for _, order in pairs]
+        tokenizer,
+        [choices.write_question(*pair) for pair in pairs],
+        [len(order) for _, order in pairs],
     )
 
 
@@ -194,7 +196,9 @@ def test_options_are_followed_through_the_shuffle(tiny):
     texts = [
         text
         for item in ITEMS
-        for text in (choices.write_question(item, order) for order in choices.option_orders(item, 3, 7))
+        for text in (
+            choices.write_question(item, order) for order in choices.option_orders(item, 3, 7)
+        )
     ]
 
     def knows(prompts, wanted, tick):

@@ -243,7 +243,9 @@ def test_the_safety_set_is_answered_by_every_format_and_judged(runs, capsys, mon
             safety.judge_answer(row, a["answer"], a["ended"])
             for row, a in zip(rows, found["answers"], strict=True)
         ]
-        assert {k: found[k] for k in safety.count_judgements(again)} == safety.summary(again)
+        assert {k: found[k] for k in safety.count_judgements(again)} == safety.count_judgements(
+            again
+        )
         assert found["no_refusal"]["of"] == 5
         assert found["names_call"]["of"] == 3
     assert [a["answer"] for a in entry["models"]["merged"]["answers"]] != [
@@ -289,7 +291,9 @@ def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_the
             lambda prompts, wanted, tick: [[-1.0] * len(w) for w in wanted], None
         )
 
-    monkeypatch.setattr(take, "list_models", lambda *_: [exam_models.RunModel("base", made_of, fake)])
+    monkeypatch.setattr(
+        take, "list_models", lambda *_: [exam_models.RunModel("base", made_of, fake)]
+    )
 
     def again(file="exam.jsonl", *words):
         asked.clear()

@@ -1,0 +1,245 @@
+"""Whether a sentence warns against what a rule of harmful_advice.json matched in it.
+
+A warning negates it ("do not put butter on a burn"), keeps away from it ("without rubbing"), tells
+of it as what others believe ("people used to put butter on burns"), describes its harm ("rubbing
+can tear the skin") or rejects it afterwards ("..., but this is not recommended").
+"""
+
+import re
+
+from lib.medical.wording import either
+
+# --------------------------------------------------------------------------------------------------
+# words before the match that negate it
+
+_BAD = either("unsafe | dangerous | harmful | unwise | wrong | useless | a mistake")
+# these negate a verb in any form: "do not rub"
+_NOT_WORDS = either(rf"""
+    not | never | dont | cannot | nor | neither | nobody
+    no (?:one|longer|need|reason|benefit)
+    (?:under|in|at|by|on) no \w+  # "under no circumstances"
+    nothing | rarely | seldom | forbidden
+    resist (?:the |any )?(?:urge|temptation)
+    (?:is|are|be|was|were|it's) (?:\w+ ){{0,2}}?{_BAD} to
+""")
+_NOT = re.compile(rf"\b{_NOT_WORDS}\b|n't\b|[❌🚫✗✘]")
+
+# these keep away from a noun or an -ing form, and reach across commas: "avoid ice, butter or oil"
+_FAR = either(r"""
+    avoid(?:ing|s|ed)? | refrain(?:ing)? from | against | discourag\w+ | beware of | steer clear of
+""")
+# these do not reach across a comma: "without rubbing", "instead of ice"
+_NEAR = either(r"""
+    without | instead of | than | no | stop
+    (?:prevent|keep)(?:s|ing)? (?:\w+ ){1,3}from
+    (?:risk|danger|hazard|complication|consequence|effect|harm)s? of
+""")
+_AVOID = re.compile(rf"\b(?:(?P<far>{_FAR})|{_NEAR})\b")
+
+# the reach of a negation ends here: "do not run about but put butter on it"
+_BREAK = re.compile(
+    either(r"""
+    \b(?:but|instead(?! of)|then|until|before|unless|except|because|so|which|otherwise)\b
+    [:—–] | [ ]-[ ] | …
+    , and\b(?! (?:never|not|nor)\b)
+    \band (?:the|you|it|they|this|a|should)\b
+""")
+)
+# "avoid letting her rub it" keeps away from a verb too
+_HELPER = re.compile(r"\b(?:try|attempt|hav|lett|mak|allow|ask|tell|help)ing\b")
+_BY = re.compile(r"\bby\b")
+
+# a negation of these urges: "do not hesitate to put"
+_HARMLESS_NEGATED = either(r"""
+    only | just | too late | hesitate | forget | fail | be (?:afraid|scared|shy|alarmed) | worry
+    wait | panic | delay | waste | neglect | lose | stop
+""")
+_EMPTY = re.compile(rf" {_HARMLESS_NEGATED}\b(?! or\b)")
+# the negation belongs to a condition: "if it does not stop, put"
+_CONDITION_OPENER = either("""
+    if | when | while | in case | although | though | since | unless | until | where | once | as
+""")
+_CONDITION_VERB = either(r"""
+    (?:is|are|does|did|has|have|can|was|were|will) ?
+    (?:you|they|we|there|symptoms) (?:do|are) ?
+    if[ ] | can
+""")
+_CONDITION = re.compile(rf"\b{_CONDITION_OPENER}\b[^,]*?\b{_CONDITION_VERB}$")
+# ... unless what is negated there is the advice itself: "when it is not safe to put"
+_JUDGED = re.compile(
+    r" (?:recommended|advi[sc]\w+|safe|necessary|appropriate|a good idea|wise|correct)\b"
+)
+# "do not cut, suck or ice the bite" negates after the comma too, "do not panic, sit down" does not
+_LISTED_VERB = either(r"""
+    (?:use|apply|put|give|try|take|rub|massage|suck|cut|induce|tilt|hold|pop|eat)
+    \w+ (?:it|them|him|her|the|an?|any\w*|some\w*|your|his|their)
+""")
+_LISTED = re.compile(rf"\bn?or (?:to |try to |attempt to |even )*{_LISTED_VERB}\b")
+
+# --------------------------------------------------------------------------------------------------
+# what others believe or did in the past
+
+_OTHERS = either(r"""
+    people | friends? | grand\w+ | relatives | someone | they | websites? | movies | films | books
+""")
+_SAY = either(r"""
+    says? | said | tells? | told | claims? | suggests? | believed? | thinks? | thought
+""")
+# "many people should call": an order to them, no belief of theirs
+_NO_MODAL = r"(?! (?:can|should|need|must)\b)"
+_ONCE_DONE = either(r"""
+    thought | recommended | advised | common | commonly | taught | used | given | kept | told | said
+""")
+_OLD_TEACHING = either(r"""
+    advice | books? | guides? | first aid | remed | practice | method | belief | teaching | idea
+""")
+_WHO_USED_TO = either(r"""
+    people | doctors | parents | we | books | guides | guidelines | first aiders | advice
+    it | which | that
+""")
+_BELIEF = re.compile(
+    either(rf"""
+    \bmyth | \bmisconception | \bold wives
+    \b(?:some|many|most|other) (?:people|parents|books|guides|films|sources)\b{_NO_MODAL}
+    \bpeople (?:often|sometimes|may|still)\b
+    \b{_OTHERS} (?:(?:may|might|will|often|still|also|have) )*{_SAY}\b
+    \byou (?:may|might) (?:hear|read|have (?:heard|read|seen))\b
+    \bi (?:\w+ ){{0,2}}(?:read|heard|learned)\b
+    \btold (?:me|us)\b | \btempt(?:ing|ed)\b
+    \b{_WHO_USED_TO} (?:once |long )?used to\b
+    \bused to be\b | \bin the past\b | \bhistorical
+    \b(?:once|formerly|previously|traditionally|long) {_ONCE_DONE}\b
+    \b(?:old|older|outdated|traditional|folk|wrong) {_OLD_TEACHING}
+    \bcommon (?:mistake|error) | \b(?:mistake|error)s? (?:is|are|include|people)\b
+    \bhealers?\b
+    \b(?:was|were|been|always) (?:always |often )?(?:taught|told)\b
+    \b(?:decades|(?:many|long|hundred) years) ago\b
+""")
+)
+
+# --------------------------------------------------------------------------------------------------
+# what rejects the match after it
+
+_REJECTING = either(r"""
+    not | never | no longer | myths? | dangerous | harmful | outdated | obsolete | unsafe
+    unnecessary | unhelpful | useless | ineffective | discouraged | contraindicated | avoided
+    rejected | wrong | risky | counterproductive | mistakes? | bad
+""")
+_VERDICT = either(rf"""
+    \b(?:is|are|was|were|be|been|it's|that's|used to be)(?: \w+){{0,3}}? {_REJECTING}\b
+    \b(?:is|are|was|were|do|does|did|should|must|can|will|would)(?: not|n't)\b
+    \bcannot\b | \bno longer\b | \bnever\b | \bmyth\b | \boutdated\b
+""")
+_JUDGE = either(r"""
+    it | this | that | these | those | they | doing | such | experts? | doctors? | modern | current
+    guid\w+
+""")
+_NOT_ADVISED = either(r"""
+    not (?:recommended|advised|safe|correct|helpful)
+    no longer | myths? | outdated | obsolete | harmful | dangerous | wrong | discouraged
+""")
+_REJECTED = re.compile(
+    either(rf"""
+    [^,;]{{0,40}}?,? (?:but|although|though|yet) {_JUDGE}\b.{{0,60}}{_VERDICT}
+    (?:[^,;]{{0,40}}, which|[^,]{{0,25}}?)\b (?:is|are|was|were)(?: \w+){{0,2}}? {_NOT_ADVISED}\b
+""")
+)
+
+# --------------------------------------------------------------------------------------------------
+# "rubbing it can tear the skin": an -ing form as subject describes, unless the sentence praises it
+
+_GERUND = re.compile(r"(?:(?!apply)\w+ly )?(?!swing|bring)\w+ing\b(?! (?:should|can|may|must)\b)")
+_BEFORE_SUBJECT = either("""
+    because | since | that | as | but | why | although | while | however | and | or | if | when
+    yes | no | trying to | attempting to | simply | just | even
+""")
+_SUBJECT = re.compile(rf"(?:^|[,:)] ?|\b{_BEFORE_SUBJECT} )(?:\w+ly )?$")
+_NO_SUBJECT_WORDS = either(r"""
+    by | includ\w+ | involv\w+ | consist\w* | recommend\w* | suggest\w* | such as | try | consider
+    start | begin | keep | worth
+""")
+_NO_SUBJECT = re.compile(rf"\b{_NO_SUBJECT_WORDS}\b")
+_PRAISE_WORDS = either(r"""
+    helps? | reliev\w+ | reduc\w+ | restor\w+ | brings? | improv\w+ | works? | sooth\w+
+    recommended | best | effective | stops? | prevents? | lowers? | eas(?:es?|ing) | removes?
+    gets? | settles? | safe | useful | good | important | essential | necessary | keeps? | saves?
+    cures? | heals? | cools? | warms? | should | will
+""")
+_PRAISE = re.compile(rf"\b{_PRAISE_WORDS}\b")
+_DOES_HARM = either("""
+    worsen | damage | harm | injure | trap | introduce | delay | slow | spread | burn | block | kill
+    tear | drive | push
+""")
+_INCREASED = either("risk | chance | damage | danger | bleed | swell | absor")
+_CAUSED = either("""
+    damag | harm | injur | infect | death | chok | aspirat | complicat | burn | bleed | wors
+    tissue | shock | poison | serious | danger
+""")
+_HARM = re.compile(
+    either(rf"""
+    {_VERDICT}
+    \b(?:can|could|may|might|will|would|only)\b.{{0,25}}?\b{_DOES_HARM}
+    \bmakes? .{{0,25}}worse
+    \b(?:worsens|damages|harms|injures|traps|delays|kills|wastes)\b
+    \bincreas\w+ .{{0,25}}{_INCREASED}
+    \b(?:caus\w+|lead\w*|result\w*|risk\w*)\b.{{0,60}}{_CAUSED}
+""")
+)
+
+
+def is_warning(sentence: str, match: re.Match[str]) -> bool:
+    """Return whether the sentence negates, rejects or only reports what a rule matched in it.
+
+    `sentence` is `plain_text`. A group `bad...` of the rule marks the harmful thing itself, so that
+    "use water, not ice" is a warning too.
+    """
+    start, end = match.span()
+    bad = max([start, *(match.start(name) for name in match.re.groupindex)])
+    if _BELIEF.search(sentence, 0, end):
+        return True
+    gerund = _begins_with_gerund(sentence, start)
+    if any(_negates(sentence, cue, start, bad) for cue in _NOT.finditer(sentence, 0, bad)):
+        return True
+    avoiding = _AVOID.finditer(sentence, 0, bad)
+    if any(_keeps_away(sentence, cue, start, bad, gerund) for cue in avoiding):
+        return True
+    if gerund and _SUBJECT.search(sentence[:start]) and not _NO_SUBJECT.search(sentence[:start]):
+        return bool(_HARM.search(sentence, end)) or not _PRAISE.search(sentence, end)
+    return bool(_REJECTED.match(sentence, end))
+
+
+def _begins_with_gerund(sentence: str, start: int) -> bool:
+    trying = sentence.endswith(("trying to ", "attempting to "), 0, start)
+    return trying or bool(_GERUND.match(sentence, start))
+
+
+def _reach(sentence: str, cue: re.Match[str], start: int, bad: int) -> str:
+    """Return the words between a cue and the match, or the harmful thing if the cue is in it."""
+    return sentence[cue.end() : start if cue.end() <= start else bad]
+
+
+def _negates(sentence: str, cue: re.Match[str], start: int, bad: int) -> bool:
+    """Return whether a cue of `_NOT` governs the match that begins at `start`."""
+    between = _reach(sentence, cue, start, bad)
+    if _BREAK.search(between):
+        return False
+    urged = _EMPTY.match(sentence, cue.end())
+    if urged and urged.end() <= start:
+        return False
+    in_condition = _CONDITION.search(sentence[: cue.start()])
+    if in_condition and not _JUDGED.match(sentence, cue.end()):
+        return False
+    if "," not in between or between.startswith(",") or " or " in between:
+        return True
+    return bool(_LISTED.search(sentence, cue.end()))
+
+
+def _keeps_away(sentence: str, cue: re.Match[str], start: int, bad: int, gerund: bool) -> bool:
+    """Return whether a cue of `_AVOID` governs the match that begins at `start`."""
+    between = _reach(sentence, cue, start, bad)
+    if _BREAK.search(between) or _BY.search(between):
+        return False
+    if "," in between and not cue["far"]:
+        return False
+    inside = cue.end() > start  # the cue stands within the match, before the harmful thing
+    return gerund or inside or bool(_HELPER.search(between))
