@@ -17,9 +17,8 @@ from transformers import AutoModelForCausalLM
 from lib import params
 from lib.common import files
 from lib.data import chat, label_mask, splits
-from lib.exam import choices, safety_set
+from lib.exam import choices, safety_set, take
 from lib.exam import models as exam_models
-from lib.exam import take
 from lib.export import gguf as export
 from lib.export import merge, servers
 from lib.medical import safety
