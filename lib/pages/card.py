@@ -1,6 +1,6 @@
 """Model cards: README.md of the adapter, the merged folder and the GGUF files, from a run's records and nothing else.
 
-    texts = card.cards(run.folder, push.repositories("owner/name"))     # {"adapter": ..., "merged": ..., "gguf": ...}
+    texts = card.cards(run.folder, push.name_repositories("owner/name"))     # {"adapter": ..., "merged": ..., "gguf": ...}
     card.write(run.folder)                                              # README.md beside the weights
 
 A value that is not in run.json, results.json, params.yaml or data_card.json reads "not measured" or "not recorded".

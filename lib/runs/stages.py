@@ -35,7 +35,7 @@ def check_machine(stages: Sequence[str], job: Params, folder: pathlib.Path) -> N
         f"{', '.join(stages)} of {job.base_model}",
     )
     if "export" in stages and job.push_to:  # before hours are spent
-        push.ready(job.push_to)
+        push.require_access(job.push_to)
     if {"train", "export"} & set(stages) and not machine.gpus() and (size := _base_size(job)):
         machine.require_memory(size, f"{job.base_model}, which train and export load,")
 

@@ -1,25 +1,30 @@
-"""A local stand-in for the hub's upload protocol: repositories, large files in one or many parts, commits, and ways to fail.
+"""A local stand-in for the hub's upload protocol: repositories, files in parts, commits, failures.
 
 with hub_upload.Hub() as served:
     served.fail("PUT", "/lfs/", 500, times=1)
-    push.push(...)                              # HF_TOKEN is one of served.tokens
+    push.push_run(...)                          # HF_TOKEN is one of served.tokens
     served.repos["maria/first-aid"].files       # {path: bytes}
 """
 
 import base64
+import contextlib
 import hashlib
 import http.server
 import json
 import re
 import threading
 import time
+import types
 import urllib.parse
+
+from huggingface_hub import constants
+
+TOKEN = "hf_writes"
 
 ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/validate-yaml", "card"),
     ("POST", r"/api/repos/create", "create"),
-    ("DELETE", r"/api/repos/delete", "delete"),
     ("GET", r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", "info"),
     ("PUT", r"/api/models/([^/]+/[^/]+)/settings", "settings"),
     ("POST", r"/api/models/([^/]+/[^/]+)/preupload/main", "preupload"),
@@ -56,10 +61,7 @@ class Repo:
 
     def __init__(self, private):
         self.private, self.stored, self.parts, self.commits = private, {}, {}, []
-        self.name, self.shown = (
-            "",
-            -1,
-        )  # where it was moved to; the commit that is shown as the newest
+        self.name = ""  # where it was moved to
         self.add({".gitattributes": b"*.safetensors filter=lfs\n"})
 
     def add(self, files):
@@ -80,7 +82,7 @@ class Hub:
     def __init__(self):
         self.repos, self.tokens, self.asked, self.received, self.failures = (
             {},
-            {"hf_writes": account()},
+            {TOKEN: account()},
             [],
             [],
             [],
@@ -116,6 +118,30 @@ class Hub:
                     return fault["how"]
                 fault["skip"] -= 1
         return None
+
+
+@contextlib.contextmanager
+def serving(monkeypatch, token_path):
+    """The stand-in, with this process's hub library pointed at it and no waits between its retries."""
+    with Hub() as hub:
+        for name, value in {
+            "ENDPOINT": hub.url,
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_DISABLE_PROGRESS_BARS": True,
+            "HF_TOKEN_PATH": str(token_path),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        no_wait = types.SimpleNamespace(sleep=lambda seconds: None)
+        monkeypatch.setattr("huggingface_hub.utils._http.time", no_wait)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
+def changes(hub):
+    """What was asked of the hub beyond looking."""
+    looking = ("/api/validate-yaml",)
+    return [(method, path) for method, path in hub.asked if method != "GET" and path not in looking]
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -170,7 +196,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     )
         return self.answer(404, {"error": f"no {self.command} {url.path}"})
 
-    do_GET = do_POST = do_PUT = do_DELETE = handle_one
+    do_GET = do_POST = do_PUT = handle_one
 
     def chunks(self):
         data = b""
@@ -260,19 +286,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.hub.repos[name] = Repo(asked.get("visibility") == "private")
         self.answer(200, {"url": f"{self.hub.url}/{name}"})
 
-    def delete(self, body):
-        asked = json.loads(body)
-        self.repo(name := f"{asked['organization']}/{asked['name']}")
-        del self.hub.repos[name]
-        self.answer(200, {})
-
     def settings(self, body, name):
         self.repo(name).private = json.loads(body)["visibility"] == "private"
         self.answer(200, {})
 
     def info(self, body, name, revision):
         repo = self.repo(name, writing=False)
-        sha, files = next((c for c in repo.commits if c[0] == revision), repo.commits[repo.shown])
+        sha, files = next((c for c in repo.commits if c[0] == revision), repo.commits[-1])
         entries = []
         for path, data in files.items():
             digest = hashlib.sha256(data).hexdigest()
@@ -359,10 +379,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def commit(self, body, name):
         repo = self.repo(name)
-        first, *lines = [json.loads(line) for line in body.splitlines()]
-        head, files = repo.commits[-1]
-        if first["value"].get("parentCommit", head) != head:
-            raise Refusal(412, "A commit has happened since. Please refresh and try again.")
+        _, *lines = [json.loads(line) for line in body.splitlines()]
+        _, files = repo.commits[-1]
         new = {}
         for value, large in ((line["value"], line["key"] == "lfsFile") for line in lines):
             if large and value["oid"] not in repo.stored:

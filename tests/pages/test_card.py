@@ -21,7 +21,7 @@ from lib.pages import card
 from lib.record import run_record
 
 DEMO = ROOT / "runs" / "examples" / "demo"
-REPOS = push.repositories("maria/first-aid")
+REPOS = push.name_repositories("maria/first-aid")
 EXAM = {
     "items": 120,
     "base_correct": 31,
