@@ -97,7 +97,7 @@ def dry_run(*words):
 @pytest.mark.parametrize("command", MAKE)
 def test_make_accepts_each_command_and_its_parameters_exist(command):
     shown = dry_run(*shlex.split(command)[1:])
-    if "lib.runs.sweep" in shown:
+    if "lib.runs.sweep" in shown and "PARAMS" in command:
         # a make under make prints more than the command
         given = shlex.split(next(line for line in shown.splitlines() if "lib.runs.sweep" in line))
         assert sweep_file.trials(
