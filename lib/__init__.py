@@ -2,5 +2,6 @@
 
 import warnings
 
-# tqdm's advice to install widgets: progress here is plain text on purpose, so that it shows in terminals and stays in notebooks
+# tqdm advises to install widgets; progress is plain text here on purpose, so that it shows in
+# terminals and stays in executed notebooks
 warnings.filterwarnings("ignore", message="IProgress not found")
