@@ -230,7 +230,8 @@ def test_limits_stand_before_the_details():
 
 
 def test_figures_of_the_machine_table_stand_on_the_pages_that_measured_them():
-    measured = text_of("tests/benchmarks/README.md") + text_of("params/README.md")
+    pages = ("tests/benchmarks/README.md", "params/README.md", "runs/examples/README.md")
+    measured = "".join(text_of(page) for page in pages)
     table = text_of("README.md").split("## Your machine")[1].split("\n\n")[1]
     figures = [
         figure
