@@ -61,7 +61,7 @@ def tiny_run(tiny_gemma3n, tmp_path_factory):
         stage: {"status": "finished", "attempts": [{}], "artifacts": [], "inputs": {}}
         for stage in run_record.STAGES
     }
-    stages["export"]["artifacts"] = files.describe(folder, ["merged", "gguf"])
+    stages["export"]["artifacts"] = files.describe_files(folder, ["merged", "gguf"])
     files.write_json(folder / "run.json", {"run": "tiny", "fingerprints": {}, "stages": stages})
     return folder
 

@@ -113,7 +113,7 @@ def test_record_says_finished_and_names_no_path_of_this_machine(run, job):
         entry = record["stages"][stage]
         assert entry["status"] == "finished"
         assert [a["exit"] for a in entry["attempts"]] == ["ok"]
-        assert files.damaged(folder, entry["artifacts"]) == ""
+        assert files.find_damage(folder, entry["artifacts"]) == ""
     assert record["packages"]["torch"]
     assert set(record["fingerprints"]) >= {"dataset", "data"}
     assert str(ROOT) not in (folder / "run.json").read_text()
@@ -165,8 +165,8 @@ def test_results_add_up_and_come_from_the_ledger(run):
         == prepare["rows_kept"]
         == prepare["train"] + prepare["validation"] + prepare["test"]
     )
-    entries = ledger.read(folder / "metrics.jsonl")
-    assert ledger.summary(entries) == train
+    entries = ledger.read_ledger(folder / "metrics.jsonl")
+    assert ledger.summarise(entries) == train
     assert (train["steps"], train["sessions"], train["steps_repeated"]) == (4, 1, 0)
     assert train["eval_loss_after"] < train["eval_loss_before"]
     for when in ("before", "after"):

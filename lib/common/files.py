@@ -6,18 +6,39 @@ import json
 import os
 import pathlib
 import shutil
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NotRequired, TypedDict
 
 from lib.common.errors import ROOT, UserError
 
 FD_VARIABLE = "MEDRESCUE_RUN_FD"  # how the runner hands its lock to the kernel it starts
-_locks: dict[
-    str, int
-] = {}  # locks this process holds: a cell that is run twice must not wait for itself
+# locks that this process holds, by folder: a cell that is run twice must not wait for itself
+_locks: dict[str, int] = {}
+
+
+class Artifact(TypedDict):
+    """A file that a stage made, as run.json has it."""
+
+    path: str  # relative to the run's folder
+    bytes: int
+    sha256: str
+    pruned: NotRequired[str]  # when `make prune` removed it
+
+
+def shown(path: pathlib.Path) -> str:
+    """A path for records and messages: relative to the repository when it lies inside."""
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()
+
+
+# --------------------------------------------------------------------------------------------------
+# reading and writing
 
 
 def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
-    """Write beside and rename, so that a reader sees the old file or the new one; UserError when the disk refuses."""
+    """Write beside and rename, so that a reader sees the old file or the new one.
+
+    UserError when the disk refuses.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = content.encode() if isinstance(content, str) else content
     try:
@@ -34,28 +55,35 @@ def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any, sealed: bool = False) -> None:
-    """Write JSON; `sealed` adds a `seal` over the other values of an object, which `read_json` checks and takes off."""
+    """Write JSON; `sealed` adds to an object a `seal`, which `read_json` checks and takes off."""
     if sealed:
-        value = {**value, "seal": _seal(value)}
+        value = {**value, "seal": _hash_values(value)}
     # allow_nan=False: NaN is not JSON, and a NaN in a record is a number nobody measured
     atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: pathlib.Path, what: str) -> Any:
-    """Parse a JSON file of ours; UserError when it is torn, or its seal says that a value is not as it was written."""
+    """Read a JSON file of ours; UserError when it is torn, or its seal does not fit its values.
+
+    `what` names the file in the message.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{what} `{shown(path)}` is not readable JSON ({error}).") from None
-    if isinstance(value, dict) and "seal" in value and value.pop("seal") != _seal(value):
+    if isinstance(value, dict) and "seal" in value and value.pop("seal") != _hash_values(value):
         raise UserError(
-            f"{what} `{shown(path)}` does not match its seal: it was damaged, or changed by hand, and its numbers cannot be trusted."
+            f"{what} `{shown(path)}` does not match its seal: it was damaged, or changed by hand, "
+            f"and its numbers cannot be trusted."
         )
     return value
 
 
 def read_or_set_aside(path: pathlib.Path, what: str) -> dict[str, Any]:
-    """`read_json`; {} where there is no file, or a damaged one, which gets another name: what can be made again must not stop a run."""
+    """`read_json`; {} where there is no file, or a damaged one, which gets another name.
+
+    For what can be made again: its damage must not stop a run.
+    """
     if not path.exists():
         return {}
     try:
@@ -64,19 +92,21 @@ def read_or_set_aside(path: pathlib.Path, what: str) -> dict[str, Any]:
         aside = path.with_name(f"{path.stem}.damaged{path.suffix}")
         os.replace(path, aside)
         print(
-            f"{error} It is now {aside.name}; what it held is made again by its stages, with FORCE=1 where they are finished."
+            f"{error} It is now {aside.name}; what it held is made again by its stages, "
+            f"with FORCE=1 where they are finished."
         )
         return {}
 
 
-def _seal(values: dict[str, Any]) -> str:
-    """sha256 over an object's values, by which a flipped bit is seen that leaves it JSON."""
+def _hash_values(values: Mapping[str, Any]) -> str:
+    """sha256 over an object's values: it betrays a flipped bit that leaves the file JSON."""
+    # through JSON and back, as a reader will have them: a tuple is a list then
     rest = json.loads(json.dumps({k: v for k, v in values.items() if k != "seal"}))
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def replace_folder(temporary: pathlib.Path, final: pathlib.Path) -> None:
-    """Give a finished folder its final name; an older one of that name goes only when the new one is complete."""
+    """Give a finished folder its final name; only then the older one of that name is removed."""
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -85,35 +115,48 @@ def replace_folder(temporary: pathlib.Path, final: pathlib.Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def lock(folder: pathlib.Path) -> int | None:
-    """Lock a folder itself; returns the descriptor that holds the lock, None while other processes hold it.
+# --------------------------------------------------------------------------------------------------
+# locks
 
-    flock belongs to the open file: it lasts until every process that has the descriptor (runner and kernel) has closed
-    it or is gone, and leaves no file behind. UserError on a disk without locks.
+
+def lock_folder(folder: pathlib.Path) -> int | None:
+    """Lock a folder itself; the descriptor that holds the lock, None while others hold it.
+
+    flock belongs to the open file: it lasts until every process that has the descriptor (runner and
+    kernel) has closed it or is gone, and leaves no file behind. UserError on a disk without locks.
     """
-    if (key := str(folder)) in _locks:
+    key = str(folder)
+    if key in _locks:
         return _locks[key]
     try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        if (handed := os.environ.get(FD_VARIABLE)) and os.path.sameopenfile(int(handed), fd):
-            os.close(fd)
-            fd = int(handed)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        handed = os.environ.get(FD_VARIABLE)
+        if handed and os.path.sameopenfile(int(handed), descriptor):
+            os.close(descriptor)
+            descriptor = int(handed)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(fd)
+        os.close(descriptor)
         return None
     except OSError as error:
         raise UserError(
-            f"cannot lock `{shown(folder)}`: {error.strerror}. Expected a folder on a disk with file locks (some network "
-            f"disks have none).\nMove what is there away, or set MEDRESCUE_RUNS to a folder on a local disk."
+            f"cannot lock `{shown(folder)}`: {error.strerror}. Expected a folder on a disk with "
+            f"file locks (some network disks have none).\n"
+            f"Move what is there away, or set MEDRESCUE_RUNS to a folder on a local disk."
         ) from None
-    _locks[key] = fd
-    return fd
+    _locks[key] = descriptor
+    return descriptor
 
 
-def unlock(folder: pathlib.Path) -> None:
-    if (fd := _locks.pop(str(folder), None)) is not None:
-        os.close(fd)
+def unlock_folder(folder: pathlib.Path) -> None:
+    """Give back this process's lock on a folder; nothing happens where it has none."""
+    descriptor = _locks.pop(str(folder), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+# --------------------------------------------------------------------------------------------------
+# hashes
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -122,52 +165,66 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def code_hash(*folders: str) -> str:
-    """One sha256 over the modules and rules (JSON) of folders of lib/: part of the key under which a result of theirs is kept.
+    """One sha256 over the modules and rules (JSON) of folders of lib/.
 
-    Whole folders: with a list of files, a new one would serve results that it no longer gives.
+    It is part of the key under which a result of theirs is kept. Whole folders, not a list of
+    files: with a list, a new file would serve results that the code no longer gives.
     """
-    names = sorted(
+    paths = sorted(
         path
         for folder in folders
         for suffix in ("py", "json")
         for path in (ROOT / "lib" / folder).glob(f"*.{suffix}")
     )
-    return hashlib.sha256(
-        " ".join(f"{path.relative_to(ROOT)} {sha256(path)}" for path in names).encode()
-    ).hexdigest()
+    text = " ".join(f"{path.relative_to(ROOT)} {sha256(path)}" for path in paths)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def describe(folder: pathlib.Path, names: list[str]) -> list[dict[str, Any]]:
-    """path (relative to `folder`), bytes and sha256 of every file at or under the given names, sorted."""
-    found: list[pathlib.Path] = []
+def describe_files(folder: pathlib.Path, names: Iterable[str]) -> list[Artifact]:
+    """Path, bytes and sha256 of every file at or under `names` in `folder`, sorted by path."""
+    paths: set[pathlib.Path] = set()
     for name in names:
         top = folder / name
-        found += [top] if top.is_file() else [p for p in top.rglob("*") if p.is_file()]
+        paths.update([top] if top.is_file() else (p for p in top.rglob("*") if p.is_file()))
     return [
-        {"path": p.relative_to(folder).as_posix(), "bytes": p.stat().st_size, "sha256": sha256(p)}
-        for p in sorted(set(found))
+        {
+            "path": path.relative_to(folder).as_posix(),
+            "bytes": path.stat().st_size,
+            "sha256": sha256(path),
+        }
+        for path in sorted(paths)
     ]
 
 
-def damaged(folder: pathlib.Path, artifacts: list[dict[str, Any]]) -> str:
-    """The first recorded artefact that is missing or differs, with how; empty when all are as recorded, or were freed by `make prune`."""
-    for item in [a for a in artifacts if not a.get("pruned")]:
-        path = folder / item["path"]
+def find_damage(folder: pathlib.Path, artifacts: Iterable[Artifact]) -> str:
+    """What is wrong with the first recorded file that is missing or differs; empty if none is.
+
+    Files that `make prune` freed are not looked for.
+    """
+    for artifact in artifacts:
+        if artifact.get("pruned"):
+            continue
+        name = artifact["path"]
+        path = folder / name
         if not path.is_file():
-            return f"{item['path']} is missing"
-        if path.stat().st_size != item["bytes"]:
-            return f"{item['path']} has {path.stat().st_size:,} bytes, recorded {item['bytes']:,}"
-        if sha256(path) != item["sha256"]:
-            return f"{item['path']} does not match its recorded sha256"
+            return f"{name} is missing"
+        size = path.stat().st_size
+        if size != artifact["bytes"]:
+            return f"{name} has {size:,} bytes, recorded {artifact['bytes']:,}"
+        if sha256(path) != artifact["sha256"]:
+            return f"{name} does not match its recorded sha256"
     return ""
 
 
+# --------------------------------------------------------------------------------------------------
+# space
+
+
 def size_of(path: pathlib.Path) -> int:
-    return (
-        sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-        if path.is_dir()
-        else path.stat().st_size
-    )
+    """Bytes of a file, or of all files under a folder."""
+    if not path.is_dir():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
 def require_disk(folder: pathlib.Path, needed: int, what: str) -> None:
@@ -175,11 +232,7 @@ def require_disk(folder: pathlib.Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"Not enough disk for {what}: it needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free at "
-            f"`{shown(folder)}`.\nFree some space, or set MEDRESCUE_RUNS to a folder on a larger disk."
+            f"Not enough disk for {what}: it needs about {needed / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} GiB are free at `{shown(folder)}`.\n"
+            f"Free some space, or set MEDRESCUE_RUNS to a folder on a larger disk."
         )
-
-
-def shown(path: pathlib.Path) -> str:
-    """A path as records and messages name it: relative to the repository when it lies inside."""
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()

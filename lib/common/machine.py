@@ -1,4 +1,7 @@
-"""What a run runs on: checkout, package versions, processor, memory, cards, processes. Nothing heavy is imported for it."""
+"""What a run runs on: checkout, package versions, processor, memory, cards, processes.
+
+Nothing heavy is imported for it.
+"""
 
 import importlib.metadata
 import os
@@ -7,7 +10,7 @@ import platform
 import re
 import subprocess
 import sys
-from typing import Any
+from typing import TypedDict
 
 import psutil
 
@@ -32,54 +35,61 @@ PACKAGES = (
 )
 
 
+class Hardware(TypedDict):
+    """A machine as run.json has it."""
+
+    system: str
+    cpu: str
+    cores: int | None
+    memory_gib: float | None
+    gpus: list[str]
+
+
 def cores() -> int:
-    """What this process may use, not what the machine has."""
+    """Cores that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def commit() -> dict[str, Any]:
-    """Commit and dirty flag of the checkout; None outside one."""
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=20
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    head, status = git("rev-parse", "HEAD"), git("status", "--porcelain")
-    return {"commit": head, "dirty": None if status is None else bool(status)}
-
-
-def changes() -> str:
-    """What tracked files have beyond the commit, as `git apply` takes it, without secrets; empty where nothing differs, or outside a checkout."""
+def _run(*command: str, seconds: int) -> str | None:
+    """The output of a command in the checkout; None where it is not installed, fails or hangs."""
     try:
-        done = subprocess.run(
-            ["git", "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color"],
-            cwd=ROOT,
-            capture_output=True,
-            timeout=20,
-        )
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return redacted(done.stdout.decode(errors="replace")) if done.returncode == 0 else ""
+        return None
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+
+
+def describe_checkout() -> tuple[str | None, bool | None]:
+    """The checkout's commit, and whether it has uncommitted changes; None outside a checkout."""
+    head = _run("git", "rev-parse", "HEAD", seconds=20)
+    status = _run("git", "status", "--porcelain", seconds=20)
+    return head.strip() if head else None, None if status is None else bool(status.strip())
+
+
+def uncommitted_changes() -> str:
+    """What tracked files have beyond the commit, as `git apply` takes it, without secrets.
+
+    Empty where nothing differs, or outside a checkout.
+    """
+    plain = ("--no-ext-diff", "--no-textconv", "--no-color")  # whatever the user's git prefers
+    return redacted(_run("git", "diff", "HEAD", *plain, seconds=20) or "")
 
 
 def packages() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that decide a result, as far as they are installed."""
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def hardware() -> dict[str, Any]:
-    """Processor, memory, GPUs as their own tools name them; nothing is imported for it."""
-    cpu, memory = platform.processor() or platform.machine(), None
+def hardware() -> Hardware:
+    """What the machine's own tools say of it."""
+    cpu = platform.processor() or platform.machine()
+    memory = None
     if sys.platform == "linux":
         models = re.findall(r"model name\s*:\s*(.+)", pathlib.Path("/proc/cpuinfo").read_text())
         cpu = models[0] if models else cpu
@@ -95,20 +105,12 @@ def hardware() -> dict[str, Any]:
 
 def gpus() -> list[str]:
     """Names and memory of the visible NVIDIA cards; empty without a working nvidia-smi."""
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.strip().splitlines() if done.returncode == 0 else []
+    query = ("--query-gpu=name,memory.total", "--format=csv,noheader")
+    return (_run("nvidia-smi", *query, seconds=30) or "").strip().splitlines()
 
 
-def alive(pid: int) -> bool:
-    """Whether a process of this machine runs, whoever's it is."""
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs, whoever owns it."""
     try:
         os.kill(pid, 0)
     except OSError as error:
@@ -117,10 +119,15 @@ def alive(pid: int) -> bool:
 
 
 def require_memory(needed: int, what: str) -> None:
-    """UserError unless `needed` bytes of main memory are free: what takes more is killed by the system, which says nothing."""
+    """UserError unless `needed` bytes of main memory are free.
+
+    The system kills a process that takes more than there is, without a message.
+    """
     free = psutil.virtual_memory().available
     if free < needed:
         raise UserError(
-            f"Not enough memory for {what}: it needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free.\n"
-            f"Close other programs, take a machine with more memory or with a GPU, or a smaller base_model."
+            f"Not enough memory for {what}: it needs about {needed / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} GiB are free.\n"
+            f"Close other programs, take a machine with more memory or with a GPU, or a smaller "
+            f"base_model."
         )

@@ -1,75 +1,72 @@
-"""YAML without its surprises: what reads as one thing to one reader and another to the next is an error."""
+"""YAML without its surprises: what two readers may take for different things is an error."""
 
 import re
+from collections.abc import Hashable
 from typing import Any
 
 import yaml
 
 from lib.common.errors import UserError
 
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML 1.2 numbers and booleans; duplicate keys and the YAML 1.1 words (`no`, `on`, `010`, `1:30`) are errors."""
-
-
-_StrictLoader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("tag:yaml.org,2002:bool", r"true|false|True|False", "tfTF"),
+AMBIGUOUS = "!ambiguous"
+# a kind of plain value, the form it must have, and the characters it may begin with
+KINDS = (
+    ("tag:yaml.org,2002:bool", r"true|false|True|False", [*"tfTF"]),
     ("tag:yaml.org,2002:null", r"null|~|", ["n", "~", ""]),
-    ("tag:yaml.org,2002:int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+    ("tag:yaml.org,2002:int", r"[-+]?(?:0|[1-9][0-9]*)", [*"-+0123456789"]),
     (
         "tag:yaml.org,2002:float",
         r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?",
-        "-+.0123456789",
+        [*"-+.0123456789"],
     ),
     (
-        "!ambiguous",
+        AMBIGUOUS,
         r"(?i:yes|no|on|off|y|n)|0[0-9_]+|0[xob][0-9a-fA-F_]+|[0-9]+(?::[0-9]+)+|[0-9]+_[0-9_]+",
-        "yYnNoO0123456789",
+        [*"yYnNoO0123456789"],
     ),
-):
-    _StrictLoader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list(_first))
+)
 
 
-def _ambiguous(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+class _StrictLoader(yaml.SafeLoader):
+    """YAML 1.2 numbers and booleans; duplicate keys and YAML 1.1's words are errors.
+
+    Those are `no`, `on`, `010` and `1:30`, which YAML 1.1 reads as false, true, 8 and 90.
+    """
+
+
+def _refuse_ambiguous(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
     raise yaml.constructor.ConstructorError(
         None,
         None,
-        f"`{node.value}` reads as different things in different YAML versions; write true or false, a plain "
-        f'decimal number, or quote it ("{node.value}") if it is a text',
+        f"`{node.value}` reads as different things in different YAML versions; write true or "
+        f'false, a plain decimal number, or quote it ("{node.value}") if it is a text',
         node.start_mark,
     )
 
 
-def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for n, key in enumerate(keys):
-        if isinstance(key, list | dict):
-            raise yaml.constructor.ConstructorError(
-                None,
-                None,
-                "a key is a list or a mapping; expected a name",
-                node.value[n][0].start_mark,
-            )
-        if key in keys[:n]:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"`{key}` is given twice; keep one", node.value[n][0].start_mark
-            )
-    return dict(
-        zip(
-            keys,
-            (loader.construct_object(value, deep=True) for _, value in node.value),
-            strict=True,
-        )
-    )
+def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    mapping: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node)
+        if not isinstance(key, Hashable):
+            problem = "a key is a list or a mapping; expected a name"
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        if key in mapping:
+            problem = f"`{key}` is given twice; keep one"
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
 
 
-_StrictLoader.add_constructor("!ambiguous", _ambiguous)
-_StrictLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_StrictLoader.yaml_implicit_resolvers = {}
+for _tag, _form, _first in KINDS:
+    _StrictLoader.add_implicit_resolver(_tag, re.compile(f"^(?:{_form})$"), _first)
+_StrictLoader.add_constructor(AMBIGUOUS, _refuse_ambiguous)
+_StrictLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
 def parse(text: str, where: str) -> Any:
-    """The value that a text of YAML says; UserError with `where` and the line."""
+    """The value that a YAML text stands for; UserError with `where` and the line."""
     try:
         return yaml.load(text, _StrictLoader)  # a SafeLoader underneath: no tag can build an object
     except yaml.MarkedYAMLError as error:

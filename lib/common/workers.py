@@ -1,67 +1,81 @@
-"""Work in several processes, a bounded amount of it at a time, results in order."""
+"""Work in several processes: a bounded amount of it at a time, results in order."""
 
 import collections
-import concurrent.futures.process
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from lib.common import machine
 from lib.common.errors import UserError
 
-MOST = 8  # each holds a tokenizer of 0.3 GiB
+MOST = 8  # processes: each holds a tokenizer of 0.3 GiB
 
 
-def start(small: bool) -> concurrent.futures.ProcessPoolExecutor | None:
-    """A pool with a process a core this one may use; None, so that all is done here, for little work or one core."""
-    cores = machine.cores()
-    if small or cores == 1:
+def start_pool(small: bool) -> ProcessPoolExecutor | None:
+    """A pool with a process for each core this one may use.
+
+    None for little work (`small`) or one core: then `map_in_order` does all in this process.
+    """
+    if small or machine.cores() == 1:
         return None
-    # spawn, not fork: a notebook's kernel has threads, and a forked child of it may wait for ever for a lock one of them held
-    return concurrent.futures.ProcessPoolExecutor(
-        min(cores, MOST), multiprocessing.get_context("spawn"), _begin
-    )
+    # spawn, not fork: a notebook's kernel has threads, and a forked child may wait for ever for a
+    # lock that one of them held
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(_count_processes(), context, _prepare_worker)
 
 
-def stop(pool: concurrent.futures.ProcessPoolExecutor | None) -> None:
+def _count_processes() -> int:
+    return min(machine.cores(), MOST)
+
+
+def stop_pool(pool: ProcessPoolExecutor | None) -> None:
     if pool:
         pool.shutdown(cancel_futures=True)
 
 
-def ordered(
-    pool: concurrent.futures.ProcessPoolExecutor | None,
+def map_in_order(
+    pool: ProcessPoolExecutor | None,
     function: Callable[..., Any],
     items: Iterable[tuple[Any, ...]],
 ) -> Iterator[Any]:
-    """function(*item) for each item, in order; items are taken only as the work goes on, so that a stream stays one."""
+    """Yield function(*item) for each item, in order.
+
+    Items are taken only as the work goes on, so that a stream of rows is never held in memory.
+    """
     if pool is None:
         yield from (function(*item) for item in items)
         return
-    waiting: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
+    waiting: collections.deque[Future[Any]] = collections.deque()
+    most_waiting = _count_processes() + 2  # so that no process waits for work
     try:
         for item in items:
             waiting.append(pool.submit(function, *item))
-            if len(waiting) > pool._max_workers + 2:
+            if len(waiting) > most_waiting:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    except concurrent.futures.process.BrokenProcessPool:
+    except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed: by hand, or by the system because memory ran out. The same command tries again."
+            "a worker process was killed: by hand, or by the system because memory ran out. "
+            "The same command tries again."
         ) from None
     finally:
         for future in waiting:
             future.cancel()
 
 
-def _begin() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the cores are taken by our processes
+def _prepare_worker() -> None:
+    """What a worker does first: leave the other cores alone, and end when its parent does."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # our processes take the cores
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
-
-    def follow() -> None:  # a parent killed with -9 tells nobody
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    assert parent is not None
+    parent.join()  # a parent killed with -9 can tell nobody
+    os._exit(1)

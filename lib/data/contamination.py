@@ -206,7 +206,7 @@ def drop_leaks(rows: Rows) -> dict[int, dict[str, str]]:
         for path, start, sides in with_sides(rows)
     ]
     held = [(path, at, size) for path, _, at, _ in parts if len(at)]
-    hashes = np.unique(np.concatenate([always, *workers.ordered(rows.pool, chunk_runs, held)]))
+    hashes = np.unique(np.concatenate([always, *workers.map_in_order(rows.pool, chunk_runs, held)]))
     np.save(rows.scratch / "held_out.npy", hashes)
     files.write_json(rows.scratch / "measured.json", texts)
     overlaps, close, bar = (
@@ -216,7 +216,7 @@ def drop_leaks(rows: Rows) -> dict[int, dict[str, str]]:
     )
     for (_, start, _, at), (found, near) in zip(
         parts,
-        workers.ordered(
+        workers.map_in_order(
             rows.pool,
             chunk_overlaps,
             (
@@ -243,7 +243,7 @@ def drop_leaks(rows: Rows) -> dict[int, dict[str, str]]:
     for name, runs in zip(names, own_runs, strict=True):
         owners = dict.fromkeys(find(wanted, runs).tolist(), name) | owners
     for found in (
-        workers.ordered(rows.pool, chunk_owners, ((*part, wanted) for part in held))
+        workers.map_in_order(rows.pool, chunk_owners, ((*part, wanted) for part in held))
         if len(wanted)
         else []
     ):

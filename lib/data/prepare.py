@@ -45,7 +45,7 @@ def begin(job: Params, folder: pathlib.Path) -> Rows:
     exam = (
         [item for name in job.exam for item in exam_items.read(name)] if job.decontaminate else []
     )
-    pool = workers.start(
+    pool = workers.start_pool(
         small=not hub and sources.size(job) < SMALL or 0 < job.max_rows <= CHUNK_ROWS
     )
     return Rows(
@@ -92,7 +92,7 @@ def read_and_clean(rows: Rows) -> None:
 
     start = 0
     with open(rows.scratch / "signatures", "wb") as signed:
-        for path in workers.ordered(rows.pool, chunks.clean_chunk, chunked()):
+        for path in workers.map_in_order(rows.pool, chunks.clean_chunk, chunked()):
             table, facts = chunks.load(
                 path, [*COLUMNS, "later_questions", "signature", "bands"]
             )  # not the texts
@@ -136,7 +136,7 @@ def measure(rows: Rows, base: pathlib.Path) -> None:
     bar = progress_bar("tokenising", total=len(rows.made.side), unit="row")
     for (_, start), (own, too_long) in zip(
         rows.parts,
-        workers.ordered(
+        workers.map_in_order(
             rows.pool,
             chunks.measure_chunk,
             ((rows.job, path, base, which) for path, _ in rows.parts),
@@ -197,7 +197,7 @@ def tokenise(rows: Rows, base: pathlib.Path, final: pathlib.Path) -> dict[str, A
     bar = progress_bar("proving and writing", total=sum(len(at) for _, at, _ in todo), unit="row")
     for (_, at, sides), (table, facts) in zip(
         todo,
-        workers.ordered(
+        workers.map_in_order(
             rows.pool,
             chunks.tokenise_chunk,
             ((rows.job, path, at, base, which) for path, at, _ in todo),
@@ -215,7 +215,7 @@ def tokenise(rows: Rows, base: pathlib.Path, final: pathlib.Path) -> dict[str, A
         digest.update(sides.tobytes() + facts["digest"])
         bar.update(len(at))
     bar.close()
-    workers.stop(rows.pool)
+    workers.stop_pool(rows.pool)
     rows.changed.update({"answer_cut": counts["truncated"]} if counts["truncated"] else {})
     require_rows(rows, sum(counts[side] for side in SPLITS))
     if not counts["train"]:

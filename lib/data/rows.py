@@ -84,7 +84,7 @@ def timed(step: Any) -> Any:
         try:
             result = step(rows, *args)
         except BaseException as error:
-            workers.stop(rows.pool)
+            workers.stop_pool(rows.pool)
             if isinstance(error, OSError):
                 raise UserError(
                     f"{step.__name__}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}."

@@ -2,8 +2,8 @@
 
 import sys
 
-from lib.common.redact import terminal
+from lib.common.redact import redacted_terminal
 from lib.exam.take import main
 
-with terminal():
+with redacted_terminal():
     sys.exit(main())

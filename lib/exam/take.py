@@ -27,7 +27,7 @@ from typing import Any, Protocol, cast
 from lib import params
 from lib.common import files
 from lib.common.errors import UserError
-from lib.common.redact import terminal
+from lib.common.redact import redacted_terminal
 from lib.data import exam_items
 from lib.exam import multiple_choice, safety_set, tables
 from lib.exam.entries import Comparison, ExamEntry
@@ -36,7 +36,7 @@ from lib.medical import safety
 from lib.medical.disclaimer import DISCLAIMER
 from lib.model import base, device, load
 from lib.params import Params
-from lib.record import run_record
+from lib.record import run_folder, run_record
 from lib.record.run_record import Run
 
 Items = list[dict[str, Any]]
@@ -128,7 +128,7 @@ def take_exams(
     current = {exam: entry for exam, entry in recorded.items() if entry.get("of") == models_hash}
     sections = tables.result_sections({**current, **entries}, next(iter(job.exam), ""))
     for section, values in sections.items():
-        run.results(section, values)
+        run.write_results(section, values)
     return entries
 
 
@@ -200,10 +200,10 @@ def examine_run(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int 
     if not (folder / "run.json").is_file():
         raise UserError(
             f"`{files.shown(folder)}` is not a run: it has no run.json. "
-            f"Runs there: {run_record.names()}."
+            f"Runs there: {run_folder.list_names()}."
         )
     items = load_items(exam)  # items that cannot be asked are an error before the run is touched
-    run_record.lock(folder)
+    run_folder.lock_run(folder)
     try:
         job = params.load_recorded(folder)
         run = Run(folder, run_record.read_record(folder / "run.json"))
@@ -211,20 +211,20 @@ def examine_run(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int 
         artifacts = [a for stage in ("train", "export") for a in run.stage(stage)["artifacts"]]
         return take_exams(run, job, {exam: items}, artifacts, shuffles)[exam]
     finally:
-        files.unlock(folder)
+        files.unlock_folder(folder)
 
 
 def _require_exported(run: Run) -> None:
     """UserError unless train and export are finished, with their files as recorded."""
     refusal = f"run `{run.folder.name}` cannot be examined"
     for stage in run_record.STAGES[1:]:
-        done, trouble = run.finished(stage)
+        done, trouble = run.check_finished(stage)
         if not done:
             raise UserError(
                 f"{refusal}: {stage} is {trouble or run.stage(stage)['status']}. "
                 f"Finish it with `make export` and its PARAMS and RUN."
             )
-    if when := run_record.pruned(run.data, "merged"):
+    if when := run_record.when_pruned(run.data, "merged"):
         raise UserError(
             f"{refusal}: its merged/ was pruned {when[:10]}. "
             f"`make export FORCE=1` with its PARAMS and RUN makes it again."
@@ -245,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        folder = run_record.folder_for(params.Params(), "", options.run)
+        folder = run_folder.choose_folder(params.Params(), "", options.run)
         entry = examine_run(folder, options.exam, max(0, options.shuffles))
         print(tables.format_entry(entry))
         print(f"\nin {files.shown(folder)}/exam.json. {DISCLAIMER}")
@@ -262,5 +262,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with terminal():
+    with redacted_terminal():
         sys.exit(main())

@@ -164,7 +164,7 @@ def check_gguf(path, model_dir, expected=None):
 
 def describe_artifacts(run_dir):
     """[{path relative to the run, bytes, sha256}] of adapter/, merged/ and gguf/."""
-    return files.describe(Path(run_dir), ["adapter", "merged", "gguf"])
+    return files.describe_files(Path(run_dir), ["adapter", "merged", "gguf"])
 
 
 def metadata(job, run, base_folder=None):

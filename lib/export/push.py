@@ -87,7 +87,7 @@ def push_run(
             "Run the export stage first."
         )
     plans = {part: _plan(folder, part, of_part[part], cards.get(part, "")) for part in repos}
-    if trouble := files.damaged(folder, [a for part in repos for a in of_part[part]]):
+    if trouble := files.find_damage(folder, [a for part in repos for a in of_part[part]]):
         raise UserError(
             f"{trouble}, so it is not what was verified. Nothing was pushed; "
             f"run the export stage again (FORCE=1)."

@@ -96,7 +96,7 @@ def _training(train: dict[str, Any], entries: list[dict[str, Any]]) -> list[str]
     )
     if before and after and after > before:
         found.append("the held-out loss is higher after training than before")
-    evals = ledger.kept(entries, "eval")
+    evals = ledger.keep_valid(entries, "eval")
     best = min(evals, key=lambda e: e["eval_loss"], default=None)
     if (
         best

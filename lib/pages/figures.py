@@ -93,7 +93,7 @@ def smooth(y: np.ndarray, window: int) -> np.ndarray:
 
 def curves(entries: list[dict[str, Any]], width: float = WIDE) -> Any:
     """Loss (each logged step, their running mean, held-out), learning rate and memory over steps; a dotted line where a session resumed."""
-    steps, evals = ledger.steps(entries), ledger.kept(entries, "eval")
+    steps, evals = ledger.valid_steps(entries), ledger.keep_valid(entries, "eval")
     panels = [
         ("loss", "nats a token", 3.0),
         *(
@@ -194,7 +194,7 @@ def overlay(runs: list[tuple[str, list[dict[str, Any]]]], width: float = WIDE) -
     figure, [axes] = _panels(width, [3.8 if width == WIDE else 3.2])
     for number, (name, entries) in enumerate(runs):
         steps, style = (
-            ledger.steps(entries),
+            ledger.valid_steps(entries),
             {"color": LINES[number % len(LINES)], "linestyle": DASHES[number // 2 % len(DASHES)]},
         )
         seen = dict(
@@ -214,7 +214,7 @@ def overlay(runs: list[tuple[str, list[dict[str, Any]]]], width: float = WIDE) -
         )
         held = [
             (seen.get(e["step"], 0 if not e["step"] else None), e["eval_loss"])
-            for e in ledger.kept(entries, "eval")
+            for e in ledger.keep_valid(entries, "eval")
         ]
         axes.plot(
             [x for x, _ in held if x is not None],

@@ -38,7 +38,7 @@ def gather(folder: pathlib.Path) -> dict[str, Any]:
         "job": params.load_recorded(folder),
         "damage": damage(folder, run),
         "exams": examined(folder, results),
-        "entries": ledger.read(folder / "metrics.jsonl"),
+        "entries": ledger.read_ledger(folder / "metrics.jsonl"),
         "rerun": _optional(folder / "rerun.json"),
         "samples": [
             s
@@ -82,7 +82,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
             lambda width: figures.curves(entries, width),
             "Loss, learning rate and memory over optimizer steps",
         )
-        if ledger.steps(entries)
+        if ledger.valid_steps(entries)
         else "",
         answers=answers(told["samples"]),
         sessions=[e for e in entries if e["event"] == "session"],
@@ -230,7 +230,7 @@ def damage(folder: pathlib.Path, run: dict[str, Any]) -> list[str]:
         for a in run["stages"][stage]["artifacts"]
         if a["path"].startswith("data/") or a["path"].endswith(("samples.json", "metrics.jsonl"))
     ]
-    if trouble := files.damaged(folder, [a for a in read if (folder / a["path"]).exists()]):
+    if trouble := files.find_damage(folder, [a for a in read if (folder / a["path"]).exists()]):
         found.append(f"{trouble}: what is read from it cannot be trusted; run its stage again")
     return found
 

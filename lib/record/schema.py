@@ -6,20 +6,14 @@ did not have it yet.
 
 from typing import Any, Literal, NotRequired, TypedDict
 
+from lib.common.files import Artifact
+from lib.common.machine import Hardware
+
 Stage = Literal["prepare", "train", "export"]
 Status = Literal["pending", "running", "finished", "failed", "interrupted"]
 
 # --------------------------------------------------------------------------------------------------
 # run.json
-
-
-class Artifact(TypedDict):
-    """A file that a stage made."""
-
-    path: str  # relative to the run's folder
-    bytes: int
-    sha256: str
-    pruned: NotRequired[str]  # when `make prune` removed it
 
 
 class Attempt(TypedDict):
@@ -68,16 +62,6 @@ class Pruned(TypedDict):
     bytes: int
     at: str
     again: NotRequired[str]  # when its stage was begun again
-
-
-class Hardware(TypedDict):
-    """The machine of the last attempt."""
-
-    system: str
-    cpu: str
-    cores: int | None
-    memory_gib: float | None
-    gpus: list[str]
 
 
 class RunRecord(TypedDict):

@@ -2,11 +2,11 @@
 
 import sys
 
-from lib.common.redact import terminal
+from lib.common.redact import redacted_terminal
 
 COMMAND = sys.argv[1] if sys.argv[1:] else ""
 
-with terminal():
+with redacted_terminal():
     # each imports what the other does not need: a job starts without matplotlib, a list without papermill
     if COMMAND in ("list", "prune", "compare", "rerun"):
         from lib.runs import manage as commands

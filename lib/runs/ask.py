@@ -60,7 +60,7 @@ def find(folder: pathlib.Path) -> tuple[params.Params, pathlib.Path]:
         raise UserError(
             f"The export of run `{folder.name}` recorded no {job.gguf_types[0]} GGUF with a Modelfile. {again}"
         )
-    if trouble := files.damaged(folder, wanted):
+    if trouble := files.find_damage(folder, wanted):
         raise UserError(
             f"{trouble} in run `{folder.name}`, so it is not what was verified. {again}"
         )

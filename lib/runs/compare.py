@@ -18,7 +18,7 @@ from lib.medical import safety
 from lib.pages import figures, page, report
 from lib.pages.cautions import warnings
 from lib.pages.headline import right, smallest, tuned
-from lib.record import ledger, run_record
+from lib.record import ledger, run_folder, run_record
 from lib.record.run_record import STAGES
 from lib.runs import listing
 
@@ -127,9 +127,11 @@ def write(folders: list[pathlib.Path], metric: str = "eval_loss_after") -> tuple
             0,
             f"these runs hold out different rows, so their held-out losses do not compare: {' | '.join(map(', '.join, groups))}",
         )
-    top = run_record.runs_folder()
+    top = run_folder.runs_folder()
     top.mkdir(parents=True, exist_ok=True)
-    drawn = [(told["name"], told["entries"]) for told in runs if ledger.steps(told["entries"])]
+    drawn = [
+        (told["name"], told["entries"]) for told in runs if ledger.valid_steps(told["entries"])
+    ]
     drawn.sort(key=lambda pair: pair[0] not in {name for name, _ in best})
     shown = drawn[:LINES]
     path = page.write(

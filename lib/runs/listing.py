@@ -8,16 +8,16 @@ from typing import Any
 
 from lib.common import files
 from lib.common.errors import ROOT, UserError
-from lib.common.machine import alive
+from lib.common.machine import is_alive
 from lib.common.text import format_size
 from lib.pages.headline import examined, headline
-from lib.record import run_record
+from lib.record import run_folder, run_record
 from lib.record.run_record import FREED, STAGES
 
 
 def find(names: str = "") -> list[pathlib.Path]:
     """Run folders by name under the runs folder, or by path; all there are, oldest first, without names. UserError names what is no run."""
-    top, found = run_record.runs_folder(), []
+    top, found = run_folder.runs_folder(), []
     if not names.split():
         return sorted(
             (p.parent for p in top.glob("*/run.json")),
@@ -28,7 +28,7 @@ def find(names: str = "") -> list[pathlib.Path]:
         if folder is None:
             raise UserError(
                 f"`{name}` is not a run: neither `{files.shown(top / name)}` nor `{name}` has a run.json. "
-                f"Runs there: {run_record.names()}."
+                f"Runs there: {run_folder.list_names()}."
             )
         found.append(folder)
     return found
@@ -91,7 +91,7 @@ def state(run: dict[str, Any]) -> str:
         if entry["status"] == "running":
             last = entry["attempts"][-1]
             gone = last.get("host") == socket.gethostname() and not any(
-                alive(last[key]) for key in ("pid", "kernel") if key in last
+                is_alive(last[key]) for key in ("pid", "kernel") if key in last
             )
             return f"{stage} cut off: its process is gone" if gone else f"{stage} running"
         if entry["status"] == "pending" and not entry["attempts"]:
@@ -99,7 +99,7 @@ def state(run: dict[str, Any]) -> str:
         if entry["status"] != "finished":
             return f"{stage} {entry['status']}"
         before = f"{stage} finished"
-    freed = [part for part in FREED if run_record.pruned(run, part)]
+    freed = [part for part in FREED if run_record.when_pruned(run, part)]
     return "finished" + f", {' and '.join(freed)} pruned" * bool(freed)
 
 

@@ -14,7 +14,7 @@ import sys
 from lib.common import files
 from lib.common.errors import UserError
 from lib.common.text import aligned_table
-from lib.record import run_record
+from lib.record import run_folder
 from lib.runs import compare, listing, prune, rerun
 
 COMMANDS = ("list", "prune", "compare", "rerun")
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             print(
                 aligned_table(listing.listed(folders))
-                or f"no runs in {files.shown(run_record.runs_folder())}"
+                or f"no runs in {files.shown(run_folder.runs_folder())}"
             )
         return 0
     except UserError as error:

@@ -8,7 +8,7 @@ from lib.common import files
 from lib.common.errors import UserError
 from lib.common.text import aligned_table, format_size
 from lib.pages import report
-from lib.record import run_record
+from lib.record import run_folder, run_record
 from lib.record.run_record import FREED, STAGES, Run
 from lib.runs.listing import _read, state
 
@@ -72,7 +72,7 @@ def prune(folders: list[pathlib.Path], yes: bool) -> None:
 
 def free(folder: pathlib.Path) -> None:
     """Remove what `freeable` names of one run, unless someone holds it or what stays is not as recorded."""
-    run_record.lock(folder)
+    run_folder.lock_run(folder)
     try:
         run = Run(folder, run_record.read_record(folder / "run.json"))
         parts = freeable(folder, run.data)
@@ -82,11 +82,11 @@ def free(folder: pathlib.Path) -> None:
             for a in run.stage(stage)["artifacts"]
             if a["path"].split("/")[0] not in parts
         ]
-        if trouble := files.damaged(folder, stay):
+        if trouble := files.find_damage(folder, stay):
             raise UserError(
                 f"{trouble}, and what was to go may be needed to make it again. Run its last stage again first."
             )
-        now = run_record.now()
+        now = run_record.timestamp()
         # the record first: a folder half removed is then one that was pruned, never a result that went bad
         for part, count in parts.items():
             for item in [
@@ -103,4 +103,4 @@ def free(folder: pathlib.Path) -> None:
             print(f"{folder.name}: {part}/ removed, {format_size(count)}")
         report.write(folder)
     finally:
-        files.unlock(folder)
+        files.unlock_folder(folder)

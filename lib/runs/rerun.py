@@ -12,7 +12,7 @@ from lib.common import files, machine
 from lib.common.errors import UserError
 from lib.data import sources
 from lib.pages import page, report
-from lib.record import ledger, run_record
+from lib.record import ledger, run_folder
 from lib.record.run_record import STAGES
 from lib.runs import listing, run_job
 
@@ -24,14 +24,20 @@ def repeat(name: str) -> int:
             f"`{name}` is not one run. Expected RUN=name; `make runs` lists what there is."
         )
     [folder] = listing.find(name)
-    told, target = report.gather(folder), run_record.runs_folder() / f"{folder.name}-rerun"
+    told, target = report.gather(folder), run_folder.runs_folder() / f"{folder.name}-rerun"
     if any(told["run"]["stages"][stage]["status"] != "finished" for stage in STAGES[:2]):
         raise UserError(
             f"run `{folder.name}` has no finished training to repeat (it is: {listing.state(told['run'])}). "
             f"`make run` with its PARAMS and RUN continues it."
         )
     check_data(told)
-    now = {**machine.commit(), "packages": machine.packages(), "hardware": machine.hardware()}
+    commit, dirty = machine.describe_checkout()
+    now = {
+        "commit": commit,
+        "dirty": dirty,
+        "packages": machine.packages(),
+        "hardware": machine.hardware(),
+    }
     different = differences(told, now)
     print(f"rerun of {files.shown(folder)} in {files.shown(target)}")
     print(
@@ -143,7 +149,9 @@ def compared(old: dict[str, Any], new: dict[str, Any]) -> tuple[bool, list[str]]
                 else f"{what}: different (sha256 {was[:12]}, now {now[:12]})"
             )
         same = same and was is not None and was == now
-    losses = [{e["step"]: e["loss"] for e in ledger.steps(told["entries"])} for told in (old, new)]
+    losses = [
+        {e["step"]: e["loss"] for e in ledger.valid_steps(told["entries"])} for told in (old, new)
+    ]
     if shared := sorted(losses[0].keys() & losses[1].keys()):
         apart = [
             (abs(losses[0][n] - losses[1][n]), n) for n in shared if losses[0][n] != losses[1][n]

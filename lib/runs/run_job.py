@@ -15,9 +15,9 @@ import sys
 from lib import params
 from lib.common import files
 from lib.common.errors import UserError
-from lib.common.redact import terminal
+from lib.common.redact import redacted_terminal
 from lib.data import sources
-from lib.record import run_record
+from lib.record import opening, run_folder
 from lib.record.run_record import STAGES
 from lib.runs.notebook import StageFailed, _Stopper
 from lib.runs.stages import check_machine, check_source, run_stage
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="TEXT",
         help="what to ask the run's first GGUF (command ask)",
     )
-    with terminal():
+    with redacted_terminal():
         return _main(parser.parse_args(argv))
 
 
@@ -45,7 +45,7 @@ def _main(options: argparse.Namespace) -> int:
     folder = None
     try:
         job = params.load_job(options.params, options.overrides)
-        folder = run_record.folder_for(job, options.params, options.run)
+        folder = run_folder.choose_folder(job, options.params, options.run)
         if options.command == "report":
             return _report(folder)
         if options.command == "ask":
@@ -60,7 +60,7 @@ def _main(options: argparse.Namespace) -> int:
         sources.check(job)
         if not folder.exists():  # before anything is made or downloaded
             check_machine(wanted, job, _existing(folder))
-        run = run_record.open_run(folder, job, forced[0] if options.force else "")
+        run = opening.open_run(folder, job, forced[0] if options.force else "")
         if not (options.force and "prepare" in forced):
             check_source(run, job)
         print(f"run: {files.shown(folder)}")
@@ -91,7 +91,7 @@ def _main(options: argparse.Namespace) -> int:
         return 128 + (_Stopper.signal or signal.SIGINT)
     finally:
         if folder:
-            files.unlock(folder)
+            files.unlock_folder(folder)
 
 
 def _existing(folder: pathlib.Path) -> pathlib.Path:

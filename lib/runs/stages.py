@@ -10,7 +10,7 @@ from lib.data import sources
 from lib.export import push
 from lib.medical import safety
 from lib.params import Params
-from lib.record import run_record
+from lib.record import run_folder, run_record
 from lib.record.run_record import Run
 from lib.runs.notebook import StageFailed, execute
 
@@ -82,7 +82,7 @@ def disk_needed(stage: str, job: Params) -> int:
 def run_stage(run: Run, stage: str, job: Params, force: bool) -> None:
     """Execute one stage unless it is finished; StageFailed when it does not end well, after the record says so."""
     entry = run.stage(stage)
-    done, trouble = run.finished(stage)
+    done, trouble = run.check_finished(stage)
     if done and not force:
         freed = sorted(
             {f"{a['path'].split('/')[0]}/" for a in entry["artifacts"] if a.get("pruned")}
@@ -98,7 +98,7 @@ def run_stage(run: Run, stage: str, job: Params, force: bool) -> None:
     target = run.folder / f"{stage}.ipynb"
     if target.exists():
         os.replace(target, run.folder / f"{stage}.attempt{len(entry['attempts'])}.ipynb")
-    run.begin(stage, "make", force)
+    run.begin_attempt(stage, "make", force)
     print(f"{stage}: {files.shown(target)}", flush=True)
     values = {
         "params_file": files.shown(run.folder / "params.yaml"),
@@ -106,7 +106,9 @@ def run_stage(run: Run, stage: str, job: Params, force: bool) -> None:
         **job.model_dump(),
     }
     try:
-        execute(ROOT / "notebooks" / f"{stage}.ipynb", target, values, run_record.lock(run.folder))
+        execute(
+            ROOT / "notebooks" / f"{stage}.ipynb", target, values, run_folder.lock_run(run.folder)
+        )
         run.data = run_record.read_record(
             run.folder / "run.json"
         )  # the kernel wrote artefacts and hashes into it
@@ -114,12 +116,14 @@ def run_stage(run: Run, stage: str, job: Params, force: bool) -> None:
             raise StageFailed("the notebook reached its end without recording a result", None)
     except StageFailed as error:
         run.data = run_record.read_record(run.folder / "run.json")
-        run.end(stage, "interrupted" if error.interrupted else "failed", str(error), error.cell)
+        run.end_attempt(
+            stage, "interrupted" if error.interrupted else "failed", str(error), error.cell
+        )
         raise
     run.stage(stage)["notebook"] = files.sha256(
         target
     )  # a report is no proof when its numbers can be typed into it
-    run.end(stage, "finished", "ok")
+    run.end_attempt(stage, "finished", "ok")
 
 
 def check_source(run: Run, job: Params) -> None:

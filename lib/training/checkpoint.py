@@ -27,7 +27,7 @@ def save_checkpoint(
     try:
         temporary.mkdir(parents=True)
         masters.save(temporary)
-        state = {"step": step, **identity, "files": files.describe(temporary, ["."])}
+        state = {"step": step, **identity, "files": files.describe_files(temporary, ["."])}
         files.write_json(temporary / "checkpoint.json", state, sealed=True)
         for path in temporary.glob("*.safetensors"):  # on disk before an older checkpoint goes
             with open(path, "rb") as file:
@@ -48,7 +48,7 @@ def newest_checkpoint(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             state = files.read_json(path / "checkpoint.json", "record")
-            trouble = files.damaged(path, state["files"])
+            trouble = files.find_damage(path, state["files"])
         except UserError as error:
             trouble = str(error).removesuffix(".")
         except (KeyError, TypeError) as error:

@@ -27,7 +27,7 @@ from lib.common.errors import ROOT, UserError
 from lib.data import splits
 from lib.model import adapter, base, load, placement, ranks
 from lib.params import Params
-from lib.record import run_record
+from lib.record import run_folder, run_record
 from lib.training import loop, loss, stops
 from lib.training.masters import Masters
 
@@ -133,7 +133,7 @@ def launch(folder: pathlib.Path, job: Params, processes: int) -> None:
 
 def _end_with(parents: list[int]) -> None:
     """End this rank when torchrun, or the process that started it, is gone: it would keep the card and write on."""
-    while all(map(machine.alive, parents)):
+    while all(map(machine.is_alive, parents)):
         time.sleep(1)
     os._exit(1)
 
@@ -155,7 +155,7 @@ def main() -> None:
     dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
         if not launched and ranks.rank() == 0:
-            run_record.lock(folder)  # who launched the others holds it
+            run_folder.lock_run(folder)  # who launched the others holds it
         job = params.load_job(folder / (JOB if launched else "params.yaml"))
         if job.per_device_train_batch_size == "auto":
             raise UserError(

@@ -117,7 +117,7 @@ def _train(
     first = step = resume(checkpoints, masters, identity)
     ledger = Ledger(folder / "metrics.jsonl") if writes else None
     if writes:
-        ledger.check(step)
+        ledger.require_steps(step)
     if not step and any(w.any() for n, w in masters.weights.items() if "lora_B" in n):
         raise UserError(
             "the adapter in memory has been trained already, and there is no checkpoint to go back to. Restart the kernel (the notebook) "
@@ -160,7 +160,7 @@ def _train(
         model,
         validation,
         job,
-        ranks.from_first(ledger.evals(step) if writes else None),
+        ranks.from_first(ledger.eval_losses(step) if writes else None),
         note,
         lambda: signals.got,
     )
@@ -186,7 +186,7 @@ def _train(
     started, line, recent = (
         time.monotonic(),
         {"steps": 0},
-        collections.deque(ranks.from_first(ledger.losses() if writes else None), maxlen=20),
+        collections.deque(ranks.from_first(ledger.step_losses() if writes else None), maxlen=20),
     )
     bar = tqdm(
         total=total,

@@ -116,8 +116,8 @@ def main(run, steps):
             pathlib.Path(scratch),
             loop.identity(job, "data", "base", adapter.count_parameters(net)[0]),
         )
-        entries = ledger.read(pathlib.Path(scratch) / "metrics.jsonl")
-    results, ours = ledger.summary(entries), [e["loss"] for e in ledger.steps(entries)]
+        entries = ledger.read_ledger(pathlib.Path(scratch) / "metrics.jsonl")
+    results, ours = ledger.summarise(entries), [e["loss"] for e in ledger.valid_steps(entries)]
     del net
     net = plain_model(folder, job)
     theirs = plain_steps(net, rows, job, steps)

@@ -131,9 +131,9 @@ def ours(params_file, steps, overrides, length):
             pathlib.Path(scratch),
             loop.identity(job, "random", "random", adapter.count_parameters(net)[0]),
         )
-        entries = ledger.read(pathlib.Path(scratch) / "metrics.jsonl")
+        entries = ledger.read_ledger(pathlib.Path(scratch) / "metrics.jsonl")
     lines = [e for e in entries if e["event"] == "step"][WARM_UP:]
-    results = ledger.summary(entries)
+    results = ledger.summarise(entries)
     return {
         "step seconds": [e["seconds"] for e in lines],
         "rows": job.per_device_train_batch_size * job.gradient_accumulation_steps,

@@ -104,15 +104,15 @@ def test_every_kind_of_damage_is_named(tmp_path):
     (tmp_path / "data/deep").mkdir(parents=True)
     (tmp_path / "data/deep/a").write_text("aaaa")
     (tmp_path / "b").write_text("bbbb")
-    listed = files.describe(tmp_path, ["data", "b"])
+    listed = files.describe_files(tmp_path, ["data", "b"])
     assert [(f["path"], f["bytes"]) for f in listed] == [("b", 4), ("data/deep/a", 4)]
-    assert files.damaged(tmp_path, listed) == ""
+    assert files.find_damage(tmp_path, listed) == ""
     (tmp_path / "b").write_text("bbbx")
-    assert files.damaged(tmp_path, listed) == "b does not match its recorded sha256"
+    assert files.find_damage(tmp_path, listed) == "b does not match its recorded sha256"
     (tmp_path / "b").write_text("bb")
-    assert files.damaged(tmp_path, listed) == "b has 2 bytes, recorded 4"
+    assert files.find_damage(tmp_path, listed) == "b has 2 bytes, recorded 4"
     (tmp_path / "b").unlink()
-    assert files.damaged(tmp_path, listed) == "b is missing"
+    assert files.find_damage(tmp_path, listed) == "b is missing"
 
 
 def test_too_small_a_disk_is_said_in_gib(tmp_path, monkeypatch):
@@ -155,22 +155,24 @@ def other(code, folder, **options):
 
 
 def test_one_process_has_the_lock_and_may_ask_twice(tmp_path):
-    take = "print(files.lock(folder) is not None)"
-    fd = files.lock(tmp_path)
-    assert files.lock(tmp_path) == fd
+    take = "print(files.lock_folder(folder) is not None)"
+    fd = files.lock_folder(tmp_path)
+    assert files.lock_folder(tmp_path) == fd
     assert other(take, tmp_path) == "False"
-    files.unlock(tmp_path)
-    files.unlock(tmp_path)
+    files.unlock_folder(tmp_path)
+    files.unlock_folder(tmp_path)
     assert other(take, tmp_path) == "True"
-    assert files.lock(tmp_path) is not None  # the other process is gone, and with it its lock
-    files.unlock(tmp_path)
+    assert (
+        files.lock_folder(tmp_path) is not None
+    )  # the other process is gone, and with it its lock
+    files.unlock_folder(tmp_path)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_handed_lock_lasts_until_both_have_let_go(tmp_path):
     """As between runner and kernel; the descriptor of another folder is no key to this one."""
-    same = "print(files.lock(folder) == int(os.environ[files.FD_VARIABLE]))"
-    fd = files.lock(tmp_path)
+    same = "print(files.lock_folder(folder) == int(os.environ[files.FD_VARIABLE]))"
+    fd = files.lock_folder(tmp_path)
     assert (
         other(same, tmp_path, env={**os.environ, files.FD_VARIABLE: str(fd)}, pass_fds=(fd,))
         == "True"
@@ -182,27 +184,27 @@ def test_a_handed_lock_lasts_until_both_have_let_go(tmp_path):
         pass_fds=(fd,),
     )
     assert waiter.stdout.readline() == b"here\n"
-    files.unlock(tmp_path)
-    assert other("print(files.lock(folder) is None)", tmp_path) == "True"
+    files.unlock_folder(tmp_path)
+    assert other("print(files.lock_folder(folder) is None)", tmp_path) == "True"
     waiter.communicate(b"\n")
     (tmp_path / "other").mkdir()
-    fd = files.lock(tmp_path)
+    fd = files.lock_folder(tmp_path)
     assert (
         other(
             same, tmp_path / "other", env={**os.environ, files.FD_VARIABLE: str(fd)}, pass_fds=(fd,)
         )
         == "False"
     )
-    files.unlock(tmp_path)
+    files.unlock_folder(tmp_path)
 
 
 def test_what_cannot_be_locked_is_the_users_to_know(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "absent"):
         with pytest.raises(UserError, match="cannot lock"):
-            files.lock(path)
+            files.lock_folder(path)
     monkeypatch.setattr(
         files.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(9, "Bad file descriptor"))
     )  # as NFS does
     with pytest.raises(UserError, match="MEDRESCUE_RUNS"):
-        files.lock(tmp_path)
+        files.lock_folder(tmp_path)

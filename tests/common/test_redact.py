@@ -113,7 +113,7 @@ def test_of_two_secrets_of_which_one_begins_the_other_nothing_is_left(monkeypatc
 
 def test_an_error_nobody_foresaw_is_redacted_too(monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "a-secret-of-mine")
-    with pytest.raises(SystemExit) as stop, redact.terminal():
+    with pytest.raises(SystemExit) as stop, redact.redacted_terminal():
         raise RuntimeError("login with a-secret-of-mine failed")
     assert stop.value.code == 1
     said = capsys.readouterr().err
@@ -122,7 +122,7 @@ def test_an_error_nobody_foresaw_is_redacted_too(monkeypatch, capsys):
 
 
 def test_a_stream_is_redacted_and_otherwise_itself():
-    stream = redact.Redacted(inner := io.StringIO())
+    stream = redact.RedactedStream(inner := io.StringIO())
     assert stream.write(f"x {HF} y\n") == len(HF) + 5
     stream.flush()
     assert inner.getvalue() == "x (a token) y\n"

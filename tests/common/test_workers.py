@@ -29,9 +29,9 @@ def _two_cores():
 
 @pytest.fixture(scope="module")
 def pool(_two_cores):
-    made = workers.start(small=False)
+    made = workers.start_pool(small=False)
     yield made
-    workers.stop(made)
+    workers.stop_pool(made)
 
 
 def test_results_come_in_order_and_items_are_taken_as_the_work_goes_on(pool):
@@ -43,7 +43,7 @@ def test_results_come_in_order_and_items_are_taken_as_the_work_goes_on(pool):
             yield (0.02 if n == 0 else 0.0, n)
 
     ahead = []
-    for n, result in enumerate(workers.ordered(pool, nap, items())):
+    for n, result in enumerate(workers.map_in_order(pool, nap, items())):
         assert result == n
         ahead.append(len(taken) - n)
     assert len(taken) == 40
@@ -65,22 +65,24 @@ def fail(value):
 
 @pytest.mark.parametrize("where", ["here", "there"])
 def test_an_error_of_a_worker_is_raised_with_its_own_words(pool, where):
-    results = workers.ordered(pool if where == "there" else None, fail, ((n,) for n in range(9)))
+    results = workers.map_in_order(
+        pool if where == "there" else None, fail, ((n,) for n in range(9))
+    )
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(UserError, match="row 3 is wrong"):
         next(results)
 
 
 def test_little_work_or_one_core_starts_no_process(monkeypatch):
-    assert workers.start(small=True) is None
+    assert workers.start_pool(small=True) is None
     monkeypatch.setattr(workers.machine, "cores", lambda: 1)
-    assert workers.start(small=False) is None
+    assert workers.start_pool(small=False) is None
 
 
 def test_workers_of_a_killed_parent_end(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
-        "import os, sys, time\nfrom lib.common import workers\nworkers.machine.cores = lambda: 2\nif __name__ == '__main__':\n    pool = workers.start(False)\n"
+        "import os, sys, time\nfrom lib.common import workers\nworkers.machine.cores = lambda: 2\nif __name__ == '__main__':\n    pool = workers.start_pool(False)\n"
         "    print(*[f.result() for f in [pool.submit(os.getpid) for _ in range(20)]], flush=True)\n    time.sleep(600)\n"
     )
     parent = subprocess.Popen(
@@ -103,7 +105,7 @@ def die(value):
 
 
 def test_a_killed_worker_is_told(tmp_path):
-    own = workers.start(small=False)
+    own = workers.start_pool(small=False)
     with pytest.raises(UserError, match="a worker process was killed"):
-        list(workers.ordered(own, die, [(1,)]))
-    workers.stop(own)
+        list(workers.map_in_order(own, die, [(1,)]))
+    workers.stop_pool(own)

@@ -174,7 +174,7 @@ def _ledger(run, sound):
         step = checkpoint.newest_checkpoint(run / "checkpoints")[1]["step"]
     try:
         book = ledger.Ledger(run / "metrics.jsonl")
-        book.check(step)
+        book.require_steps(step)
     except UserError:
         return "detected"
     return "harmless" if _upto(run, step) == _upto(sound, step) else "LOST: other numbers"
@@ -182,9 +182,9 @@ def _ledger(run, sound):
 
 def _upto(run, step):
     """What a session resuming there builds on."""
-    entries = [*ledger.read(run / "metrics.jsonl"), {"event": "session", "start_step": step}]
-    return ledger.steps(entries), [
-        (e["when"], e["eval_loss"]) for e in ledger.kept(entries, "eval") if e["when"] == "before"
+    entries = [*ledger.read_ledger(run / "metrics.jsonl"), {"event": "session", "start_step": step}]
+    return ledger.valid_steps(entries), [
+        (e["when"], e["eval_loss"]) for e in ledger.keep_valid(entries, "eval") if e["when"] == "before"
     ]
 
 

@@ -174,7 +174,7 @@ def _clock(params, runs, library, wanted):
     if (
         any(
             e["seconds"] <= 0
-            for e in tiny.ledger.steps(tiny.ledger.read(runs / "tiny/metrics.jsonl"))
+            for e in tiny.ledger.valid_steps(tiny.ledger.read_ledger(runs / "tiny/metrics.jsonl"))
         )
         or results["export"]["seconds"] < 0
     ):

@@ -64,7 +64,7 @@ def training(folder, more=1):
             run
             for run in sorted((folder / "runs").glob("*"))
             if train(run)["status"] == "running"
-            and ledger.steps(ledger.read(run / "metrics.jsonl"))
+            and ledger.valid_steps(ledger.read_ledger(run / "metrics.jsonl"))
         ]
         if len(found) >= more:
             return found
@@ -136,7 +136,7 @@ def drill(folder, trials):
         whole = [
             r
             for r in runs
-            if train(r)["status"] == "finished" and not files.damaged(r, train(r)["artifacts"])
+            if train(r)["status"] == "finished" and not files.find_damage(r, train(r)["artifacts"])
         ]
         cut = [a["exit"] for r in runs for a in train(r)["attempts"] if a["exit"] != "ok"]
         for run in whole:

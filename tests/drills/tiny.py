@@ -168,7 +168,7 @@ def span(attempt):
 def outcome(runs):
     """What must not depend on interruptions: results of each stage, every step's loss, the bits of weights and GGUF."""
     folder, results = runs / "tiny", files.read_json(runs / "tiny/results.json", "results")
-    entries = ledger.read(folder / "metrics.jsonl")
+    entries = ledger.read_ledger(folder / "metrics.jsonl")
     stages = record(runs)["stages"]
     return {
         "outputs": {
@@ -180,8 +180,8 @@ def outcome(runs):
             for a in stages[stage]["artifacts"]
             if a["path"].endswith((".safetensors", ".gguf", ".arrow"))
         },
-        "losses": [(e["step"], e["loss"]) for e in ledger.steps(entries)],
-        "evals": [(e["when"], e["step"], e["eval_loss"]) for e in ledger.kept(entries, "eval")],
+        "losses": [(e["step"], e["loss"]) for e in ledger.valid_steps(entries)],
+        "evals": [(e["when"], e["step"], e["eval_loss"]) for e in ledger.keep_valid(entries, "eval")],
         "rows": {
             k: results["prepare"][k]
             for k in ("rows_read", "rows_kept", "train", "validation", "test", "dropped")
@@ -197,7 +197,7 @@ def untrue(runs):
     """What a run's records claim that is not so; empty where they tell the truth."""
     found, folder, data = [], runs / "tiny", record(runs)
     for stage, entry in data["stages"].items():
-        if entry["status"] == "finished" and (trouble := files.damaged(folder, entry["artifacts"])):
+        if entry["status"] == "finished" and (trouble := files.find_damage(folder, entry["artifacts"])):
             found.append(f"{stage} says finished, and {trouble}")
         if entry["status"] == "running":
             found.append(f"{stage} says running, and nothing runs")

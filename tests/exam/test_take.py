@@ -104,13 +104,13 @@ def exported(tiny_gemma3n, tmp_path_factory):
         folder / "run.json",
         {
             "run": "small",
-            "created": run_record.now(),
+            "created": run_record.timestamp(),
             "fingerprints": {},
             "stages": {
                 stage: {
                     "status": "finished",
-                    "attempts": [{"by": "make", "exit": "ok", "end": run_record.now()}],
-                    "artifacts": files.describe(folder, names),
+                    "attempts": [{"by": "make", "exit": "ok", "end": run_record.timestamp()}],
+                    "artifacts": files.describe_files(folder, names),
                     "inputs": {},
                 }
                 for stage, names in made.items()

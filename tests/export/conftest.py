@@ -40,7 +40,7 @@ def send(served, run, caplog, capfd):
             return push.push_run(
                 run,
                 to,
-                files.describe(run, ["adapter", "merged", "gguf"])
+                files.describe_files(run, ["adapter", "merged", "gguf"])
                 if artifacts is None
                 else artifacts,
                 cards,

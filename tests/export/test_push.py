@@ -65,7 +65,7 @@ def test_the_card_comes_last_and_what_was_verified_besides_is_not_pushed(served,
     (run / "adapter" / "left.safetensors").write_bytes(b"never verified")
     (run / "data").mkdir()
     (run / "data" / "rows.jsonl").write_text("a person's words")
-    listed = [a for a in files.describe(run, ["adapter", "data"]) if "left" not in a["path"]]
+    listed = [a for a in files.describe_files(run, ["adapter", "data"]) if "left" not in a["path"]]
     results = send(artifacts=listed)
     assert [result["repo"] for result in results] == [LORA]
     assert served.repos[LORA].files["README.md"].decode() == CARDS["adapter"]
@@ -165,7 +165,7 @@ def test_a_malformed_name_is_refused_with_the_expected_form(served, send, to):
     ],
 )
 def test_what_is_not_as_verified_is_not_pushed(served, run, send, change, expected):
-    verified = files.describe(run, ["adapter", "merged", "gguf"])
+    verified = files.describe_files(run, ["adapter", "merged", "gguf"])
     change(run)
     with pytest.raises(
         UserError, match=f"^{expected}, so it is not what was verified. Nothing was pushed"
@@ -194,9 +194,9 @@ def test_a_card_that_is_missing_or_names_no_licence_is_refused(served, send, car
 
 def test_parts_without_weights_are_refused(served, run, send):
     with pytest.raises(UserError, match="There is nothing to push"):
-        send(artifacts=files.describe(run, ["data"]))
+        send(artifacts=files.describe_files(run, ["data"]))
     with pytest.raises(UserError, match="^gguf/ holds no weights"):
-        send(artifacts=files.describe(run, ["adapter", "gguf/Modelfile"]))
+        send(artifacts=files.describe_files(run, ["adapter", "gguf/Modelfile"]))
     assert served.asked == []
 
 

@@ -114,7 +114,7 @@ from lib.common.errors import UserError
 from lib.export import push
 folder = pathlib.Path(sys.argv[1])
 try:
-    push.push_run(folder, "maria/first-aid", files.describe(folder, ["adapter", "merged", "gguf"]), json.loads(sys.argv[2]))
+    push.push_run(folder, "maria/first-aid", files.describe_files(folder, ["adapter", "merged", "gguf"]), json.loads(sys.argv[2]))
 except UserError as error:
     print("UserError:", error)
 """

@@ -105,7 +105,7 @@ def session(folder, job=None, rows=ROWS, held_out=HELD_OUT, **identity):
 def whole_run(folder, job=None, **options):
     """(weights, ledger entries) of a run nobody disturbed."""
     masters = session(folder, job, **options)
-    return {n: w.clone() for n, w in masters.weights.items()}, ledger.read(folder / "metrics.jsonl")
+    return {n: w.clone() for n, w in masters.weights.items()}, ledger.read_ledger(folder / "metrics.jsonl")
 
 
 def at_every_call(monkeypatch, action):
@@ -177,8 +177,8 @@ def same_run(folder, masters, uninterrupted):
     """The weights and every step's numbers are those of the undisturbed run, bit for bit."""
     weights, entries = uninterrupted
     assert all(torch.equal(masters.weights[n], w) for n, w in weights.items())
-    assert numbers(ledger.read(folder / "metrics.jsonl")) == numbers(entries)
-    return ledger.summary(ledger.read(folder / "metrics.jsonl"))
+    assert numbers(ledger.read_ledger(folder / "metrics.jsonl")) == numbers(entries)
+    return ledger.summarise(ledger.read_ledger(folder / "metrics.jsonl"))
 
 
 def numbers(entries):
@@ -194,7 +194,7 @@ def numbers(entries):
         "padded",
         "trained",
     )
-    return [{k: e[k] for k in keys} for e in ledger.steps(entries)]
+    return [{k: e[k] for k in keys} for e in ledger.valid_steps(entries)]
 
 
 def checkpoints(folder):
@@ -205,7 +205,7 @@ def evals(folder):
     """Held-out losses as (when, step, loss), in the order measured."""
     return [
         (e["when"], e["step"], e["eval_loss"])
-        for e in ledger.read(folder / "metrics.jsonl")
+        for e in ledger.read_ledger(folder / "metrics.jsonl")
         if e["event"] == "eval"
     ]
 

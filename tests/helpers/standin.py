@@ -27,11 +27,11 @@ def cells(stage):
     return [
         f"# {stage}",
         f'params_file: str = ""\nrun_name: str = ""\n{KEYS[stage]}',
-        f"import json, os, pathlib, signal, sys, time\nfrom lib.record import run_record as record\njob, run = record.begin({stage!r}, globals())",
+        f"import json, os, pathlib, signal, sys, time\nfrom lib.record import notebook as record\njob, run = record.begin_stage({stage!r}, globals())",
         f"exec(pathlib.Path('{stage}.py').read_text())",
         f"(run.folder / {name!r}).mkdir(exist_ok=True)\n(run.folder / {name!r} / 'result.txt').write_text(result)\n"
         f"run.data['fingerprints'].update(fingerprints)\n"
-        f"record.finish(run, {stage!r}, {{'value': result}}, [{name!r}], result)",
+        f"record.finish_stage(run, {stage!r}, {{'value': result}}, [{name!r}], result)",
     ]
 
 

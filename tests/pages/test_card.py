@@ -41,7 +41,7 @@ def run(tmp_path):
     edit(
         folder,
         "results.json",
-        lambda results: [results.pop(section, None) for section in run_record.EXAMS],
+        lambda results: [results.pop(section, None) for section in run_record.EXAM_SECTIONS],
     )
     return folder
 

@@ -255,10 +255,10 @@ def test_the_examples_are_as_they_were_recorded(name):
         for a in stage["artifacts"]
         if (folder / a["path"]).exists()
     ]
-    assert not files.damaged(folder, kept)
+    assert not files.find_damage(folder, kept)
     params.load_recorded(folder)
     results = files.read_json(folder / "results.json", "results")["train"]
-    by_ledger = ledger.summary(ledger.read(folder / "metrics.jsonl"))
+    by_ledger = ledger.summarise(ledger.read_ledger(folder / "metrics.jsonl"))
     assert {k: results[k] for k in ("loss_last", "eval_loss_after", "steps")} == {
         k: by_ledger[k] for k in ("loss_last", "eval_loss_after", "steps")
     }

@@ -49,7 +49,7 @@ def test_a_run_resumed_near_its_end_keeps_true_numbers():
         start(2, 96),
         *(line(2, n) for n in range(97, 101)),
     ]
-    found = ledger.summary(entries)
+    found = ledger.summarise(entries)
     assert (found["steps"], found["sessions"], found["steps_repeated"]) == (100, 2, 0)
     assert found["loss_mean"] == pytest.approx(2.0)
     assert found["samples_per_second"] == pytest.approx(16.0)
@@ -62,12 +62,12 @@ def test_a_run_resumed_near_its_end_keeps_true_numbers():
 def test_a_flipped_bit_in_any_byte_of_a_line_is_seen_or_changes_no_number(tmp_path):
     path = tmp_path / "metrics.jsonl"
     ledger.Ledger(path).write("step", step=1, steps=1, loss=2.0625, lr=1e-4)
-    sound, (entry,) = path.read_bytes(), ledger.read(path)
+    sound, (entry,) = path.read_bytes(), ledger.read_ledger(path)
     for at in range(len(sound) - 1):
         for bit in range(8):
             path.write_bytes(sound[:at] + bytes([sound[at] ^ 1 << bit]) + sound[at + 1 :])
             try:
-                found = ledger.read(path)
+                found = ledger.read_ledger(path)
             except UserError:
                 continue
             numbers = [{k: v for k, v in e.items() if k in entry} for e in found]
@@ -88,13 +88,13 @@ def test_lines_lost_at_a_lines_end_are_seen_when_a_session_resumes(tmp_path):
     book.write("session", start_step=0)
     for n in range(1, 6):
         book.write("step", step=n, steps=1, loss=2.0)
-    book.check(3)
-    book.check(5)
+    book.require_steps(3)
+    book.require_steps(5)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-2]))
-    ledger.Ledger(path).check(3)
+    ledger.Ledger(path).require_steps(3)
     with pytest.raises(UserError, match="numbers of 3 of the 5 steps"):
-        ledger.Ledger(path).check(5)
+        ledger.Ledger(path).require_steps(5)
 
 
 def test_steps_run_twice_after_a_kill_count_once_and_the_last_value_wins():
@@ -107,7 +107,7 @@ def test_steps_run_twice_after_a_kill_count_once_and_the_last_value_wins():
         line(2, 2, 40.0),
         line(2, 3, 30.0),
     ]
-    found = ledger.summary(entries)
+    found = ledger.summarise(entries)
     assert found["steps_repeated"] == 2
     assert found["loss_mean"] == pytest.approx((5 + 40 + 30) / 3)
     assert found["seconds"] == 5.0, "the time of repeated steps was spent all the same"
@@ -137,7 +137,7 @@ def test_a_run_continued_on_another_machine_names_the_last_and_its_rates():
         on(4, 10, 1, "H100", 1e13),
         *(line(4, n) for n in range(11, 13)),
     ]
-    found = ledger.summary(entries)
+    found = ledger.summarise(entries)
     assert (found["device"], found["devices"], found["earlier_devices"]) == (
         "H100",
         1,
@@ -155,14 +155,14 @@ def test_a_run_continued_on_another_machine_names_the_last_and_its_rates():
         4 * 8 + 4 + 1 + 2,
         90.0,
     )
-    nothing_left = ledger.summary([*entries, on(5, 12, 8, "B200", 1e15)])
+    nothing_left = ledger.summarise([*entries, on(5, 12, 8, "B200", 1e15)])
     assert nothing_left == {**found, "sessions": 5}, (
         "a session that found all steps done has no rates"
     )
 
 
 def test_a_line_of_several_steps_weighs_as_many():
-    found = ledger.summary(
+    found = ledger.summarise(
         [start(1), line(1, 10, loss=1.0, steps=10), line(1, 12, loss=4.0, steps=2)]
     )
     assert found["loss_mean"] == pytest.approx((10 * 1.0 + 2 * 4.0) / 12)
@@ -176,7 +176,7 @@ def test_lines_past_the_point_of_resume_are_replaced_even_on_other_steps():
         start(2, 10),
         line(2, 20, loss=2.0, steps=10),
     ]
-    found = ledger.summary(entries)
+    found = ledger.summarise(entries)
     assert found["loss_mean"] == pytest.approx(1.5)
     assert found["steps_repeated"] == 3
 
@@ -198,13 +198,13 @@ def test_evals_past_the_point_of_resume_are_not_built_on(tmp_path):
             book.write("session", start_step=step)
         else:
             book.write("eval", when=event, step=step, eval_loss=loss)
-    assert list(book.evals(7).items()) == [
+    assert list(book.eval_losses(7).items()) == [
         (("before", 0), 5.0),
         (("during", 2), 4.0),
         (("during", 5), 3.5),
         (("during", 7), 3.2),
     ]
-    assert list(book.evals(5)) == [("before", 0), ("during", 2), ("during", 5)]
+    assert list(book.eval_losses(5)) == [("before", 0), ("during", 2), ("during", 5)]
 
 
 def test_an_eval_measured_again_has_its_last_value(tmp_path):
@@ -213,11 +213,11 @@ def test_an_eval_measured_again_has_its_last_value(tmp_path):
         book.write("eval", when="during", step=step, eval_loss=loss)
     book.write("session", start_step=2)
     book.write("eval", when="during", step=4, eval_loss=3.5)
-    assert book.evals(4) == {("during", 2): 4.0, ("during", 4): 3.5}
+    assert book.eval_losses(4) == {("during", 2): 4.0, ("during", 4): 3.5}
 
 
 def test_nothing_measured_is_none_not_zero():
-    found = ledger.summary([start(1)])
+    found = ledger.summarise([start(1)])
     assert found["loss_mean"] is None
     assert found["samples_per_second"] is None
     assert found["eval_loss_before"] is None
@@ -229,10 +229,10 @@ def test_write_read_and_a_torn_last_line(tmp_path):
     book.write("step", step=1)
     with path.open("a") as file:
         file.write('{"event": "step", "sess')
-    assert [e["step"] for e in ledger.read(path)] == [1], "a torn line is no line"
+    assert [e["step"] for e in ledger.read_ledger(path)] == [1], "a torn line is no line"
     again = ledger.Ledger(path)
     again.write("step", step=2)
-    assert [(e["session"], e["step"]) for e in ledger.read(path)] == [(1, 1), (2, 2)]
+    assert [(e["session"], e["step"]) for e in ledger.read_ledger(path)] == [(1, 1), (2, 2)]
 
 
 @pytest.mark.parametrize("bad", ["{broken", "[1]", '{"event": "step"}', "\x00\x00"])
@@ -241,7 +241,7 @@ def test_damage_inside_is_an_error_with_its_line(tmp_path, bad):
     good = json.dumps({"event": "step", "session": 1, "step": 1})
     path.write_text(f"{good}\n{bad}\n{good}\n")
     with pytest.raises(UserError, match="line 2 is damaged"):
-        ledger.read(path)
+        ledger.read_ledger(path)
 
 
 def test_not_a_number_never_gets_in(tmp_path):

@@ -15,7 +15,7 @@ from lib import params
 from lib.common import errors, files, machine
 from lib.common.errors import UserError
 from lib.params import Params
-from lib.record import run_record
+from lib.record import notebook, opening, run_folder, run_record
 from lib.record.executed import mark_failed
 from lib.record.run_record import STAGES
 
@@ -28,17 +28,17 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(run_record, "hardware", dict)  # asks the GPU's tool each time
     yield tmp_path / "runs" / "job"
-    files.unlock(tmp_path / "runs" / "job")
+    files.unlock_folder(tmp_path / "runs" / "job")
 
 
 def by_hand(stage, **values):
-    return run_record.begin(stage, {"run_name": "job", **values})
+    return notebook.begin_stage(stage, {"run_name": "job", **values})
 
 
 def finish(run, stage, output="a result"):
     (run.folder / stage).mkdir(exist_ok=True)
     (run.folder / stage / "file").write_text(output)
-    run_record.finish(run, stage, {"value": output}, [stage], output)
+    notebook.finish_stage(run, stage, {"value": output}, [stage], output)
 
 
 def finished(folder, **values):
@@ -58,20 +58,20 @@ def statuses(folder):
 )
 def test_a_run_name_is_one_plain_path_component(name):
     with pytest.raises(UserError, match="cannot name a run"):
-        run_record.folder_for(Params(), "params/t4.yaml", name)
+        run_folder.choose_folder(Params(), "params/t4.yaml", name)
 
 
 def test_a_run_without_a_name_is_named_by_its_file_and_parameters(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path))
-    plain = run_record.folder_for(Params(), "params/my job!.yaml")
+    plain = run_folder.choose_folder(Params(), "params/my job!.yaml")
     assert plain == tmp_path / f"my-job-{params.fingerprint(Params())}"
-    assert run_record.folder_for(Params(gguf_types=["f16"]), "params/my job!.yaml") == plain
-    assert run_record.folder_for(Params(learning_rate=0.5), "params/my job!.yaml") != plain
+    assert run_folder.choose_folder(Params(gguf_types=["f16"]), "params/my job!.yaml") == plain
+    assert run_folder.choose_folder(Params(learning_rate=0.5), "params/my job!.yaml") != plain
     monkeypatch.setenv(
         "MEDRESCUE_RUNS", "elsewhere"
     )  # not the shell's folder: the kernel has another one
     monkeypatch.chdir(tmp_path)
-    assert run_record.runs_folder() == errors.ROOT / "elsewhere"
+    assert run_folder.runs_folder() == errors.ROOT / "elsewhere"
 
 
 def test_three_notebooks_by_hand_are_one_run_and_give_it_back(folder):
@@ -79,7 +79,7 @@ def test_three_notebooks_by_hand_are_one_run_and_give_it_back(folder):
     assert statuses(folder) == ["finished"] * 3
     assert [len(data["stages"][s]["attempts"]) for s in STAGES] == [1, 1, 1]
     assert data["stages"]["export"]["inputs"] == {"prepare": "a result", "train": "a result"}
-    take = "import pathlib, sys\nfrom lib.common import files\nsys.exit(files.lock(pathlib.Path(sys.argv[1])) is None)"
+    take = "import pathlib, sys\nfrom lib.common import files\nsys.exit(files.lock_folder(pathlib.Path(sys.argv[1])) is None)"
     taken = subprocess.run([sys.executable, "-c", take, str(folder)], cwd=errors.ROOT, timeout=60)
     assert taken.returncode == 0  # though this process, like an open kernel, lives on
 
@@ -146,7 +146,7 @@ def test_what_changes_no_weight_may_change_as_a_run_goes_on(folder):
     job, run = by_hand("train", max_minutes=5.0, num_gpus=1, save_steps=7)
     assert (job.max_minutes, job.num_gpus, job.save_steps) == (5.0, 1, 7)
     assert run.stage("prepare")["status"] == "finished"
-    files.unlock(run.folder)
+    files.unlock_folder(run.folder)
     assert params.load_job(folder / "params.yaml") == job
     again, _ = by_hand("train", max_minutes=9.0)
     assert again.max_minutes == 9.0
@@ -158,27 +158,27 @@ def test_changed_parameters_are_refused_shown_and_forced(folder):
     before = (folder / "run.json").read_bytes()
     changed = Params(lora_r=16, gguf_types=["f16"])
     with pytest.raises(UserError, match=r"(?s)lora_r: recorded 8, now 16.*make train FORCE=1"):
-        run_record.open_run(folder, changed)
+        opening.open_run(folder, changed)
     with pytest.raises(UserError, match="max_rows: recorded 0, now 5"):
-        run_record.open_run(
+        opening.open_run(
             folder, Params(max_rows=5), "train"
         )  # training anew does not make the rows anew
     assert (folder / "run.json").read_bytes() == before
-    assert run_record.open_run(folder, changed, "prepare").stage("train")["status"] == "pending"
-    files.unlock(folder)
+    assert opening.open_run(folder, changed, "prepare").stage("train")["status"] == "pending"
+    files.unlock_folder(folder)
     assert (folder / "checkpoints").exists()  # nothing was begun yet
-    run = run_record.open_run(folder, changed)
-    run.begin("train", "make")
+    run = opening.open_run(folder, changed)
+    run.begin_attempt("train", "make")
     assert not (folder / "checkpoints").exists()  # of the old rank
     assert statuses(folder) == ["finished", "running", "pending"]
 
 
 def test_results_of_what_is_started_over_do_not_stay(folder):
     finished(folder)
-    run = run_record.open_run(folder, Params())
+    run = opening.open_run(folder, Params())
     for section in ("exam", "exams", "safety"):
-        run.results(section, {"items": 1})
-    run.begin("train", "make", force=True)
+        run.write_results(section, {"items": 1})
+    run.begin_attempt("train", "make", force=True)
     assert set(files.read_json(folder / "results.json", "results")) == {"prepare", "export"}, (
         "what was examined was another adapter"
     )
@@ -186,20 +186,20 @@ def test_results_of_what_is_started_over_do_not_stay(folder):
 
 def test_a_damaged_results_file_is_set_aside_and_does_not_stop_a_stage(folder, capsys):
     finished(folder)
-    run = run_record.open_run(folder, Params())
+    run = opening.open_run(folder, Params())
     (folder / "results.json").write_text((folder / "results.json").read_text().replace("}", "", 1))
-    run.results("train", {"steps": 4})
+    run.write_results("train", {"steps": 4})
     assert files.read_json(folder / "results.json", "results") == {"train": {"steps": 4}}
     assert (folder / "results.damaged.json").exists()
     assert "made again by its stages, with FORCE=1" in capsys.readouterr().out
 
 
 def test_a_damaged_copy_of_a_killed_notebook_does_not_lock_the_run(folder):
-    run = run_record.open_run(folder, Params())
-    run.begin("prepare", "make")
-    files.unlock(folder)
+    run = opening.open_run(folder, Params())
+    run.begin_attempt("prepare", "make")
+    files.unlock_folder(folder)
     (folder / "prepare.ipynb").write_text('{"cells": [')
-    assert run_record.open_run(folder, Params()).stage("prepare")["status"] == "interrupted"
+    assert opening.open_run(folder, Params()).stage("prepare")["status"] == "interrupted"
 
 
 def executed(*states):
@@ -232,15 +232,15 @@ def executed(*states):
     ],
 )
 def test_a_dead_process_is_corrected_in_record_and_notebook(folder, states, cell):
-    run = run_record.open_run(folder, Params())
-    run.begin("prepare", "make")
+    run = opening.open_run(folder, Params())
+    run.begin_attempt("prepare", "make")
     run.stage("prepare")["attempts"][-1]["pid"] = (
         os.getpid()
     )  # a container gives the same number again and again
     run.save()
     files.write_json(folder / "prepare.ipynb", executed(*states))
-    files.unlock(folder)
-    entry = run_record.open_run(folder, Params()).stage("prepare")
+    files.unlock_folder(folder)
+    entry = opening.open_run(folder, Params()).stage("prepare")
     assert entry["status"] == "interrupted"
     assert entry["attempts"][-1]["cell"] == cell
     assert "killed" in entry["attempts"][-1]["exit"]
@@ -277,10 +277,10 @@ def test_the_interrupt_that_shuts_a_kernel_down_is_not_taken_for_the_cause():
 
 
 def test_what_a_killed_write_left_is_swept(folder):
-    run_record.open_run(folder, Params())
+    opening.open_run(folder, Params())
     (folder / ".train.ipynb.77.tmp").touch()
     (folder / ".adapter.tmp").mkdir()  # a folder in the making is its maker's business
-    run_record.open_run(folder, Params())
+    opening.open_run(folder, Params())
     assert sorted(os.listdir(folder)) == [".adapter.tmp", "params.yaml", "run.json"]
 
 
@@ -291,7 +291,7 @@ def test_what_a_killed_conversion_left_is_no_part_of_the_export(folder):
     (folder / "gguf/.convert-x1/merged/model.safetensors").write_text("16 GB")
     (folder / "gguf/.job-q8_0.gguf.draft").write_text("half")
     (folder / "gguf/job-q8_0.gguf").write_text("whole")
-    run_record.open_run(folder, Params())
+    opening.open_run(folder, Params())
     assert [p.name for p in (folder / "gguf").iterdir()] == ["job-q8_0.gguf"]
 
 
@@ -305,35 +305,35 @@ def test_a_kill_between_the_first_two_files_leaves_a_usable_run(folder, monkeypa
 
     monkeypatch.setattr(files, "atomic_write", killed)
     with pytest.raises(KeyboardInterrupt):
-        run_record.open_run(folder, Params())
+        opening.open_run(folder, Params())
     monkeypatch.setattr(files, "atomic_write", real)
-    assert run_record.open_run(folder, Params()).stage("prepare")["status"] == "pending"
+    assert opening.open_run(folder, Params()).stage("prepare")["status"] == "pending"
 
 
 @pytest.mark.parametrize(
     "where", [["stages", "train"], ["stages"], ["fingerprints"], ["stages", "train", "attempts"]]
 )
 def test_a_record_that_lacks_parts_is_refused(folder, where):
-    run_record.open_run(folder, Params())
-    files.unlock(folder)
+    opening.open_run(folder, Params())
+    files.unlock_folder(folder)
     part = data = files.read_json(folder / "run.json", "record")
     for key in where[:-1]:
         part = part[key]
     del part[where[-1]]
     files.write_json(folder / "run.json", data)
     with pytest.raises(UserError, match="is not whole"):
-        run_record.open_run(folder, Params())
+        opening.open_run(folder, Params())
     assert str(folder) not in files._locks
 
 
 def test_the_holder_is_named_and_a_dead_one_is_waited_for(folder, monkeypatch):
-    run = run_record.open_run(folder, Params())
-    run.begin("prepare", "make")
-    monkeypatch.setattr(files, "lock", lambda _: None)  # as another process sees it
-    monkeypatch.setattr(run_record, "ORPHAN_SECONDS", 0.3)
+    run = opening.open_run(folder, Params())
+    run.begin_attempt("prepare", "make")
+    monkeypatch.setattr(files, "lock_folder", lambda _: None)  # as another process sees it
+    monkeypatch.setattr(run_folder, "ORPHAN_SECONDS", 0.3)
     last = run.stage("prepare")["attempts"][-1]
     with pytest.raises(UserError) as caught:
-        run_record.lock(folder)
+        run_folder.lock_run(folder)
     assert (
         f"in use by process {os.getpid()} on {last['host']} (prepare, since {last['start']}).\n"
         in str(caught.value)
@@ -343,16 +343,16 @@ def test_the_holder_is_named_and_a_dead_one_is_waited_for(folder, monkeypatch):
     with pytest.raises(
         UserError, match="that process is gone, but process 77, which it had started, still runs"
     ):
-        run_record.lock(folder)
+        run_folder.lock_run(folder)
     last["host"] = "another-machine"  # whose processes we cannot see
     run.save()
-    assert run_record._holder(folder) == (
+    assert run_folder._describe_holder(folder) == (
         f"by process {NOBODY} on another-machine (prepare, since {last['start']})",
         False,
     )
-    run.end("prepare", "finished", "ok")
+    run.end_attempt("prepare", "finished", "ok")
     with pytest.raises(UserError, match="in use by a command that has just begun"):
-        run_record.lock(folder)
+        run_folder.lock_run(folder)
 
 
 def test_the_stand_in_notebooks_name_real_parameters():
@@ -383,8 +383,8 @@ def checkout(tmp_path, monkeypatch):
 def test_a_dirty_checkout_leaves_its_difference_in_the_run_and_git_takes_it_back(folder, checkout):
     (checkout / "code.py").write_text("a = 2\n")
     (checkout / "untracked.txt").write_text("password = 12345678")
-    run = run_record.open_run(folder, Params())
-    run.begin("prepare", "make")
+    run = opening.open_run(folder, Params())
+    run.begin_attempt("prepare", "make")
     last = run.stage("prepare")["attempts"][-1]
     assert last["dirty"] is True
     patch = (folder / last["patch"]).read_text()
@@ -398,16 +398,16 @@ def test_a_dirty_checkout_leaves_its_difference_in_the_run_and_git_takes_it_back
 def test_a_clean_one_an_untracked_file_and_too_large_a_difference_leave_none(
     folder, checkout, monkeypatch
 ):
-    run = run_record.open_run(folder, Params())
-    run.begin("prepare", "make")
+    run = opening.open_run(folder, Params())
+    run.begin_attempt("prepare", "make")
     assert "patch" not in run.stage("prepare")["attempts"][-1]
     (checkout / "untracked.txt").write_text("x")
-    run.begin("prepare", "make")
+    run.begin_attempt("prepare", "make")
     assert run.stage("prepare")["attempts"][-1]["dirty"] is True
     assert "patch" not in run.stage("prepare")["attempts"][-1]
     (checkout / "code.py").write_text("a = 2\n" * 100)
     monkeypatch.setattr(run_record, "PATCH_BYTES", 100)
-    run.begin("prepare", "make")
+    run.begin_attempt("prepare", "make")
     assert "patch" not in run.stage("prepare")["attempts"][-1]
     assert not list(folder.glob("*.patch"))
 
@@ -415,8 +415,8 @@ def test_a_clean_one_an_untracked_file_and_too_large_a_difference_leave_none(
 def test_a_secret_in_a_tracked_file_is_masked(folder, checkout, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "a-secret-of-mine")
     (checkout / "code.py").write_text(f"login('a-secret-of-mine')\nother = 'hf_{'Ab1' * 11}'\n")
-    run = run_record.open_run(folder, Params())
-    run.begin("prepare", "make")
+    run = opening.open_run(folder, Params())
+    run.begin_attempt("prepare", "make")
     patch = (folder / run.stage("prepare")["attempts"][-1]["patch"]).read_text()
     assert "login('(HF_TOKEN)')" in patch
     assert "other = '(a token)'" in patch

@@ -39,10 +39,10 @@ def test_the_answer_is_llama_cpps_with_the_modelfiles_system_text_then_the_discl
     modelfile.write_text(
         modelfile.read_text().replace(servers.SYSTEM, "Press firmly on the wound.")
     )
-    change(run, artifacts=files.describe(run, ["gguf"]))
-    before = files.describe(run, ["."])
+    change(run, artifacts=files.describe_files(run, ["gguf"]))
+    before = files.describe_files(run, ["."])
     assert main(["ask", "--run", "tiny", "--question", QUESTION]) == 0
-    assert files.describe(run, ["."]) == before
+    assert files.describe_files(run, ["."]) == before
     out, err = capsys.readouterr()
     with llama.load_gguf(run / "gguf" / "tiny-q8_0.gguf", n_ctx=2048) as engine:
         said, other = (

@@ -17,7 +17,7 @@ from lib.common import files
 from lib.common.errors import UserError
 from lib.exam import take
 from lib.pages import report
-from lib.record import run_record
+from lib.record import run_folder, run_record
 from lib.runs import listing, manage
 from lib.runs.prune import free
 
@@ -43,8 +43,8 @@ def finished(folder, **more):
         for s in run_record.STAGES
     }
     stages["train"]["artifacts"], stages["export"]["artifacts"] = (
-        files.describe(folder, ["adapter"]),
-        files.describe(folder, ["merged", "gguf"]),
+        files.describe_files(folder, ["adapter"]),
+        files.describe_files(folder, ["merged", "gguf"]),
     )
     evil_run.write(
         folder,
@@ -136,12 +136,12 @@ def test_prune_shows_asks_and_frees_only_what_can_be_made_again(top, monkeypatch
     ]
     assert (other / "checkpoints").exists()
     run = run_record.Run(folder, data(folder))
-    assert run.finished("export") == (True, ""), "what was freed on purpose is no damage"
+    assert run.check_finished("export") == (True, ""), "what was freed on purpose is no damage"
     assert [a["path"] for a in run.stage("export")["artifacts"] if a.get("pruned")] == ["merged/w"]
     assert [p["path"] for p in run.data["pruned"]] == ["checkpoints", "merged"]
     assert listing.state(run.data) == "finished, checkpoints and merged pruned"
     (folder / "gguf" / "w").write_text("other")
-    assert run.finished("export")[1], "damage elsewhere is still seen"
+    assert run.check_finished("export")[1], "damage elsewhere is still seen"
     capsys.readouterr()
     manage.main(["prune", "--yes"])
     assert "nothing to free" in capsys.readouterr().out
@@ -165,8 +165,8 @@ def test_a_run_in_use_or_damaged_keeps_everything(top, monkeypatch, capsys):
     assert manage.main(["prune", "--yes"]) == 0
     assert "good: kept. adapter/w" in capsys.readouterr().out
     (folder / "adapter" / "w").write_text("adapter" * 100)
-    monkeypatch.setattr(run_record, "ORPHAN_SECONDS", 0)
-    monkeypatch.setattr(files, "lock", lambda folder: None)
+    monkeypatch.setattr(run_folder, "ORPHAN_SECONDS", 0)
+    monkeypatch.setattr(files, "lock_folder", lambda folder: None)
     manage.main(["prune", "--yes"])
     assert "is in use" in capsys.readouterr().out
     assert (folder / "merged" / "w").exists()
@@ -182,8 +182,8 @@ def test_killed_while_it_removes_the_record_already_says_pruned(top, monkeypatch
     monkeypatch.setattr(shutil, "rmtree", killed)
     assert manage.main(["prune", "--yes"]) == 130
     run = run_record.Run(folder, data(folder))
-    assert run.finished("export") == (True, "")
-    assert run_record.pruned(run.data, "merged")
+    assert run.check_finished("export") == (True, "")
+    assert run_record.when_pruned(run.data, "merged")
 
 
 def test_the_exam_says_what_is_missing(top, monkeypatch):
@@ -211,5 +211,5 @@ def test_the_same_command_leaves_a_pruned_run_as_it_is_and_force_makes_it_whole(
     assert len(tree.stage("export")["attempts"]) == 1
     assert tree.make_run("export", "--force")[0] == 0
     assert (tree.run / "merged" / "w").exists()
-    assert not run_record.pruned(tree.record(), "merged")
+    assert not run_record.when_pruned(tree.record(), "merged")
     tree.stop()

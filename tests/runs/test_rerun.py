@@ -14,7 +14,7 @@ from lib.common.errors import UserError
 from lib.data import sources
 from lib.pages import report
 from lib.params import keeping
-from lib.record import run_record
+from lib.record import run_folder
 from lib.runs import rerun, run_job
 
 COMMIT = "0123456789abcdef"
@@ -178,4 +178,4 @@ def test_a_parameter_the_record_lacks_is_named_with_its_default(folder):
         "that checkout had uncommitted changes (they were not kept)",
         "not in the record, so with today's default: use_dora=false",
     ]
-    assert run_record.runs_folder() == folder.parent
+    assert run_folder.runs_folder() == folder.parent

@@ -311,10 +311,10 @@ def test_states_and_the_table_come_from_the_run_folders(tmp_path, made, capsys, 
 # a trial, and sweeps with Ray, on stand-in notebooks whose train stage takes a step in a moment
 
 TRAIN = """
-from lib.record import ledger
+from lib.record import ledger, run_record
 from lib.training import stops
 book = ledger.Ledger(run.folder / 'metrics.jsonl')
-first = len(ledger.steps(ledger.read(book.path)))
+first = len(ledger.valid_steps(ledger.read_ledger(book.path)))
 book.write('session', start_step=first)
 (run.folder / f'session-{book.session}').write_text(str(os.getpid()))
 for step in range(first + 1, job.max_steps + 1):
@@ -336,7 +336,7 @@ def tree(tmp_path):
     work[3:] = [
         TRAIN,
         "(run.folder / 'adapter').mkdir(exist_ok=True)\n(run.folder / 'adapter/result.txt').write_text('done')\n"
-        "record.finish(run, 'train', ledger.summary(ledger.read(book.path)), ['adapter'], 'done')",
+        "record.finish(run, 'train', ledger.summarise(ledger.read_ledger(book.path)), ['adapter'], 'done')",
     ]
     (made.root / "notebooks/train.ipynb").write_text(standin.notebook(work))
     (made.root / "params/few.yaml").write_text(

@@ -225,9 +225,9 @@ def test_the_micro_batch_may_change_between_sessions(tmp_path, monkeypatch, rows
         with pytest.raises(RuntimeError, match="machine stopped"):
             session(tmp_path / "run", job)
     resumed, resumed_entries = whole_run(tmp_path / "run", other)
-    assert ledger.summary(resumed_entries)["sessions"] == 2
+    assert ledger.summarise(resumed_entries)["sessions"] == 2
     assert apart(weights, resumed, job) < 1e-3
-    for ours, theirs in zip(ledger.steps(resumed_entries), ledger.steps(entries), strict=True):
+    for ours, theirs in zip(ledger.valid_steps(resumed_entries), ledger.valid_steps(entries), strict=True):
         assert (ours["step"], ours["rows"], ours["tokens"], ours["trained"]) == (
             theirs["step"],
             theirs["rows"],
@@ -250,7 +250,7 @@ def test_a_folder_half_written_by_a_kill_is_ignored_and_goes(stopped_copy, unint
         (stopped_copy / "checkpoints" / name / "adapter.safetensors").write_bytes(b"half")
     same_run(stopped_copy, session(stopped_copy), uninterrupted)
     assert checkpoints(stopped_copy) == ["step-000004", "step-000006"]
-    assert not checkpoint.files.damaged(
+    assert not checkpoint.files.find_damage(
         stopped_copy / "checkpoints" / "step-000006",
         checkpoint.newest_checkpoint(stopped_copy / "checkpoints")[1]["files"],
     )
@@ -263,8 +263,8 @@ def test_a_checkpoint_appears_under_its_name_only_when_complete(tmp_path, monkey
         seen.append((folder.name, sorted(p.name for p in folder.parent.glob("step-*"))))
         return real(folder, names)
 
-    real = checkpoint.files.describe
-    monkeypatch.setattr(checkpoint.files, "describe", describe)
+    real = checkpoint.files.describe_files
+    monkeypatch.setattr(checkpoint.files, "describe_files", describe)
     session(tmp_path, a_job(max_steps=4))
     assert seen == [(".step-000002.tmp", []), (".step-000004.tmp", ["step-000002"])]
 
@@ -317,7 +317,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_and_says_so(
     assert checkpoints(tmp_path) == ["step-000002", "step-000004"]
     for name in checkpoints(tmp_path):
         state = json.loads((tmp_path / "checkpoints" / name / "checkpoint.json").read_text())
-        assert not checkpoint.files.damaged(tmp_path / "checkpoints" / name, state["files"])
+        assert not checkpoint.files.find_damage(tmp_path / "checkpoints" / name, state["files"])
     found = same_run(tmp_path, session(tmp_path), uninterrupted)
     assert (found["sessions"], found["steps_repeated"]) == (2, 2)
 

@@ -156,7 +156,7 @@ def test_early_stopping_stops_and_restores_the_best(tmp_path, stopped_early):
     wanted = session(tmp_path, a_job(max_steps=best, lr_scheduler_type="constant"))
     assert all(torch.equal(weights[n], w) for n, w in wanted.weights.items())
     assert evals(folder)[-1] == ("after", max(during), during[best])
-    assert ledger.summary(ledger.read(folder / "metrics.jsonl"))["best_step"] == best
+    assert ledger.summarise(ledger.read_ledger(folder / "metrics.jsonl"))["best_step"] == best
     assert [p.name for p in (folder / "checkpoints" / "best").iterdir()] == [f"step-{best:06d}"]
     last = load_file(folder / "checkpoints" / f"step-{max(during):06d}" / "adapter.safetensors")
     assert any(not torch.equal(weights[n], w) for n, w in last.items()), (
@@ -176,7 +176,7 @@ def test_a_resumed_run_stops_early_at_the_same_step(
     same_run(
         tmp_path,
         session(tmp_path, a_job(**EARLY)),
-        (weights, ledger.read(folder / "metrics.jsonl")),
+        (weights, ledger.read_ledger(folder / "metrics.jsonl")),
     )
     assert {(when, step): loss for when, step, loss in evals(tmp_path)} == {
         (when, step): loss for when, step, loss in evals(folder)
@@ -189,7 +189,7 @@ def test_a_run_stopped_early_and_started_again_changes_nothing(tmp_path, stopped
     same_run(
         tmp_path / "run",
         session(tmp_path / "run", a_job(**EARLY)),
-        (weights, ledger.read(folder / "metrics.jsonl")),
+        (weights, ledger.read_ledger(folder / "metrics.jsonl")),
     )
     assert evals(tmp_path / "run") == evals(folder)
 

@@ -93,7 +93,7 @@ def alone(folder, tmp_path_factory):
 
 def same_training(run, alone):
     """Losses and weights agree to rounding, and there is one line a step, whoever computed it."""
-    ours, theirs = (ledger.steps(ledger.read(r / "metrics.jsonl")) for r in (run, alone))
+    ours, theirs = (ledger.valid_steps(ledger.read_ledger(r / "metrics.jsonl")) for r in (run, alone))
     assert [e["step"] for e in ours] == [e["step"] for e in theirs]
     assert [e["tokens"] for e in ours] == [e["tokens"] for e in theirs]
     assert [e["loss"] for e in ours] == pytest.approx([e["loss"] for e in theirs], rel=1e-5)
@@ -104,7 +104,7 @@ def same_training(run, alone):
     for name in wanted:
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-4)
     measured = [
-        [e["eval_loss"] for e in ledger.read(r / "metrics.jsonl") if e["event"] == "eval"]
+        [e["eval_loss"] for e in ledger.read_ledger(r / "metrics.jsonl") if e["event"] == "eval"]
         for r in (run, alone)
     ]
     assert measured[0] == pytest.approx(measured[1], rel=1e-4)
@@ -115,7 +115,7 @@ def test_two_processes_train_what_one_does(folder, alone, tmp_path, capfd):
     run = copy(folder, tmp_path / "run", job)
     launch.launch(run, job, 2)
     same_training(run, alone)
-    session = next(e for e in ledger.read(run / "metrics.jsonl") if e["event"] == "session")
+    session = next(e for e in ledger.read_ledger(run / "metrics.jsonl") if e["event"] == "session")
     assert session["devices"] == 2
     assert [p.name for p in run.glob(".*")] == [launch.TRAINED], (
         "else what the processes told each other is gone"
@@ -213,13 +213,13 @@ def test_an_interrupted_pair_is_continued_by_one(folder, alone, tmp_path):
         start_new_session=True,
     )
     wait_for(
-        lambda: [e for e in ledger.read(run / "metrics.jsonl") if e["event"] == "step"],
+        lambda: [e for e in ledger.read_ledger(run / "metrics.jsonl") if e["event"] == "step"],
         "a first step",
         120,
     )
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=120)
-    done = ledger.steps(ledger.read(run / "metrics.jsonl"))[-1]["step"]
+    done = ledger.valid_steps(ledger.read_ledger(run / "metrics.jsonl"))[-1]["step"]
     if done < 6:
         assert f"KeyboardInterrupt: stopped after step {done} of 6" in out
     one_process(run, job)
@@ -243,7 +243,7 @@ def test_the_notebooks_model_has_what_the_ranks_trained(folder, alone, tmp_path,
     )
     during = {
         e["step"]: e["eval_loss"]
-        for e in ledger.read(run / "metrics.jsonl")
+        for e in ledger.read_ledger(run / "metrics.jsonl")
         if e["event"] == "eval" and e["when"] == "during"
     }
     best = min(during, key=during.get)
@@ -278,7 +278,7 @@ def test_ranks_end_when_their_launcher_is_killed(folder, tmp_path):
         ]
 
     wait_for(
-        lambda: [e for e in ledger.read(run / "metrics.jsonl") if e["event"] == "step"],
+        lambda: [e for e in ledger.read_ledger(run / "metrics.jsonl") if e["event"] == "step"],
         "a first step",
         120,
     )

@@ -103,7 +103,7 @@ def test_nothing_is_compiled_for_no_step(tmp_path, monkeypatch, uninterrupted):
 
 def test_max_steps_beyond_an_epoch_goes_on_with_the_next(tmp_path):
     session(tmp_path, a_job(max_steps=8))
-    lines = ledger.steps(ledger.read(tmp_path / "metrics.jsonl"))
+    lines = ledger.valid_steps(ledger.read_ledger(tmp_path / "metrics.jsonl"))
     assert [e["epoch"] for e in lines] == pytest.approx([n / 6 for n in range(1, 9)], abs=1e-4)
     assert sum(e["rows"] for e in lines[:6]) == 23
 
@@ -181,7 +181,7 @@ def test_packed_rows_train_as_padded_ones_do(tmp_path, monkeypatch):
     packed_weights, packed_entries = whole_run(
         tmp_path / "packed", a_job(lora_dropout=0.0, max_steps=10, packing=True)
     )
-    for ours, theirs in zip(ledger.steps(packed_entries), ledger.steps(entries), strict=True):
+    for ours, theirs in zip(ledger.valid_steps(packed_entries), ledger.valid_steps(entries), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
         assert (ours["rows"], ours["tokens"], ours["trained"]) == (
@@ -190,7 +190,7 @@ def test_packed_rows_train_as_padded_ones_do(tmp_path, monkeypatch):
             theirs["trained"],
         )
     assert apart(weights, packed_weights, job) < 1e-3
-    found = [ledger.summary(e) for e in (packed_entries, entries)]
+    found = [ledger.summarise(e) for e in (packed_entries, entries)]
     assert found[0]["eval_loss_after"] == pytest.approx(found[1]["eval_loss_after"], rel=1e-5)
 
 
@@ -225,7 +225,7 @@ def test_a_packing_run_interrupted_and_continued(tmp_path, monkeypatch, micro_ba
         session(tmp_path / "stopped", job)
     found = same_run(tmp_path / "stopped", session(tmp_path / "stopped", job), undisturbed)
     shape = plan.find_shape(plan.read_sizes(ROWS), job)
-    lines = ledger.steps(undisturbed[1])
+    lines = ledger.valid_steps(undisturbed[1])
     assert [e["padded"] for e in lines] == [shape.tokens * math.ceil(e["rows"] / 2) for e in lines]
     assert found["padding_share"] == pytest.approx(
         1 - sum(e["tokens"] for e in lines) / sum(e["padded"] for e in lines)
@@ -245,13 +245,13 @@ def test_ledger_lines_of_several_steps_never_span_a_checkpoint(
     with pytest.raises(RuntimeError, match="machine stopped"):
         session(tmp_path, job)
     session(tmp_path, job)
-    entries = ledger.read(tmp_path / "metrics.jsonl")
-    found, wanted = ledger.summary(entries), ledger.summary(uninterrupted[1])
-    assert sum(e["steps"] for e in ledger.steps(entries)) == STEPS
+    entries = ledger.read_ledger(tmp_path / "metrics.jsonl")
+    found, wanted = ledger.summarise(entries), ledger.summarise(uninterrupted[1])
+    assert sum(e["steps"] for e in ledger.valid_steps(entries)) == STEPS
     assert found["steps_repeated"] == 1
     assert found["loss_mean"] == pytest.approx(wanted["loss_mean"], rel=1e-12)
-    assert [e["epoch"] for e in ledger.steps(entries)] == pytest.approx(
-        [e["step"] / 6 for e in ledger.steps(entries)], abs=1e-4
+    assert [e["epoch"] for e in ledger.valid_steps(entries)] == pytest.approx(
+        [e["step"] / 6 for e in ledger.valid_steps(entries)], abs=1e-4
     )
 
 
@@ -261,7 +261,7 @@ def test_the_epoch_of_a_line_is_that_of_its_step_also_when_the_next_was_dropped(
     at_call(monkeypatch, 7, interrupt)
     with pytest.raises(KeyboardInterrupt):
         session(tmp_path, a_job(logging_steps=5, save_steps=100))
-    (line,) = ledger.steps(ledger.read(tmp_path / "metrics.jsonl"))
+    (line,) = ledger.valid_steps(ledger.read_ledger(tmp_path / "metrics.jsonl"))
     assert (line["step"], line["steps"], line["epoch"]) == (3, 3, 0.5)
 
 
@@ -327,7 +327,7 @@ def test_the_ledger_is_right_where_trainoutput_is_not(tmp_path, monkeypatch):
     middle = time.monotonic()
     session(tmp_path / "ours", job)
     walls = middle - begun, time.monotonic() - middle
-    found = ledger.summary(ledger.read(tmp_path / "ours" / "metrics.jsonl"))
+    found = ledger.summarise(ledger.read_ledger(tmp_path / "ours" / "metrics.jsonl"))
     assert (found["steps"], found["sessions"], found["steps_repeated"]) == (40, 2, 0)
     assert found["loss_mean"] == pytest.approx(sum(losses.values()) / 40, rel=1e-12)
     assert found["loss_mean"] == pytest.approx(np.mean(logged), rel=0.05)
@@ -341,7 +341,7 @@ def test_the_ledger_is_right_where_trainoutput_is_not(tmp_path, monkeypatch):
     assert found["samples_per_second_with_warm_up"] == pytest.approx(
         sum(rows) / found["seconds"], rel=1e-3
     )
-    lines = ledger.steps(ledger.read(tmp_path / "ours" / "metrics.jsonl"))
+    lines = ledger.valid_steps(ledger.read_ledger(tmp_path / "ours" / "metrics.jsonl"))
     assert [e["session"] for e in lines] == [1] * 38 + [2] * 2
     assert all(e["seconds"] >= own for e, own in zip(lines, seconds, strict=True))
     warm = [

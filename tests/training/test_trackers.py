@@ -374,7 +374,7 @@ def test_an_interrupt_is_not_swallowed(fake, folder):
 
 
 def test_every_line_of_a_real_ledger_is_taken(fake, folder, capsys):
-    entries = ledger.read(ROOT / "runs" / "examples" / "demo" / "metrics.jsonl")
+    entries = ledger.read_ledger(ROOT / "runs" / "examples" / "demo" / "metrics.jsonl")
     report = trackers.start(Params(report_to="wandb"), folder)
     for entry in entries:
         report(entry["event"], {k: v for k, v in entry.items() if k not in ("event", "session")})

@@ -2,8 +2,8 @@
 
 import sys
 
-from lib.common.redact import terminal
+from lib.common.redact import redacted_terminal
 from lib.runs.sweep.command import main
 
-with terminal():
+with redacted_terminal():
     sys.exit(main())

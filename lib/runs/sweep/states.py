@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from lib.common import files, text
 from lib.common.errors import UserError
-from lib.record import ledger, run_record
+from lib.record import ledger, run_folder, run_record
 from lib.runs.sweep.sweep_file import Sweep, Trial
 
 RECORD = "sweep.json"  # in a trial's folder: why the sweep stopped it early
@@ -28,9 +28,9 @@ def state(folder: pathlib.Path, sweep: Sweep) -> State:
     run = run_record.Run(folder, run_record.read_record(path))
     stage = "train" if run.stage("train")["attempts"] else "prepare"
     word, attempts = run.stage(stage)["status"], run.stage(stage)["attempts"]
-    evals = ledger.kept(ledger.read(folder / "metrics.jsonl"), "eval")
+    evals = ledger.keep_valid(ledger.read_ledger(folder / "metrics.jsonl"), "eval")
     last = (evals[-1]["step"], evals[-1]["eval_loss"]) if evals else (None, None)
-    if stage == "train" and run.finished("train")[0]:
+    if stage == "train" and run.check_finished("train")[0]:
         return State(
             "finished",
             *last,
@@ -51,8 +51,8 @@ def settle(found: list[Trial], seconds: float = 90) -> None:
     for trial in found:
         while trial.folder.exists():
             try:
-                run_record.lock(trial.folder)
-                files.unlock(trial.folder)
+                run_folder.lock_run(trial.folder)
+                files.unlock_folder(trial.folder)
                 break
             except UserError:
                 if time.monotonic() > end:

@@ -15,11 +15,13 @@ from lib import params
 from lib.common.errors import UserError
 from lib.data import sources
 from lib.params import Params, Text
-from lib.record import ledger, run_record
+from lib.record import ledger, run_folder
 from lib.runs import stages
 
 SEARCHES = ("grid", "list", "random")
-METRICS = [k for k, v in ledger.summary([]).items() if k not in ("device", "devices", "memory_of")]
+METRICS = [
+    k for k, v in ledger.summarise([]).items() if k not in ("device", "devices", "memory_of")
+]
 
 
 def _key(expected: str, default: Any = ..., **bounds: Any) -> Any:
@@ -140,7 +142,7 @@ def trials(sweep: Sweep, sweep_file: str, overrides: str = "") -> list[Trial]:
         where = f"{sweep_file}, trial {number} ({text(values)})"
         job = params.check_values({**base, **fixed, **values}, where)
         _check(job, sweep, where)
-        folder = run_record.folder_for(job, sweep_file)
+        folder = run_folder.choose_folder(job, sweep_file)
         if folder in found and not sweep.random:
             raise UserError(
                 f"{where} is the same run as ({text(found[folder].values)}): it differs only in what changes no weight."

@@ -78,7 +78,9 @@ class Follower(tune.Trainable):
             ended = (
                 self.process is None or self.process.poll() is not None
             )  # asked before the ledger is read: no line comes later
-            for entry in ledger.kept(ledger.read(self.folder / "metrics.jsonl"), "eval"):
+            for entry in ledger.keep_valid(
+                ledger.read_ledger(self.folder / "metrics.jsonl"), "eval"
+            ):
                 if entry["when"] == "during" and entry["step"] > self.reported:
                     self.reported = entry["step"]
                     return {
@@ -147,7 +149,7 @@ class Asha(ASHAScheduler):
             why = {k: result[k] for k in ("at_step", "evals", "eval_loss")}
             files.write_json(
                 pathlib.Path(trial.config["trial"]["folder"]) / states.RECORD,
-                {"stopped_early": {**why, "time": run_record.now()}},
+                {"stopped_early": {**why, "time": run_record.timestamp()}},
             )
         return decision
 

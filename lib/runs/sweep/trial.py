@@ -10,7 +10,7 @@ import threading
 import time
 
 from lib.common import files
-from lib.record import run_record
+from lib.record import run_folder
 from lib.runs import run_job
 
 SAVING_SECONDS = 150  # how long an earlier trial on this folder may take to save: more than lib.runs waits for its kernel
@@ -27,8 +27,8 @@ def _follow_parent() -> None:
 
 def _wait_for(name: str) -> None:
     """Until the trial that was killed a moment ago has saved; after that the runner says who holds the folder."""
-    folder, end = run_record.runs_folder() / name, time.monotonic() + SAVING_SECONDS
-    while folder.exists() and files.lock(folder) is None and time.monotonic() < end:
+    folder, end = run_folder.runs_folder() / name, time.monotonic() + SAVING_SECONDS
+    while folder.exists() and files.lock_folder(folder) is None and time.monotonic() < end:
         time.sleep(0.2)
 
 

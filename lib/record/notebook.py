@@ -1,0 +1,112 @@
+"""What a stage's notebook calls in its first cells and its last: under `make`, and opened by hand.
+
+job, run = notebook.begin_stage("prepare", globals())
+...
+notebook.finish_stage(run, "prepare", results, ["data"], output)
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+from lib import params
+from lib.common import files
+from lib.common.errors import UserError
+from lib.params import Params
+from lib.record.opening import open_run
+from lib.record.run_folder import choose_folder, lock_run, unlock_on_error
+from lib.record.run_record import Run, earlier_stages, later_stages, read_record
+
+
+def begin_stage(stage: str, namespace: dict[str, Any]) -> tuple[Params, Run]:
+    """A notebook's parameters and its open run; under `make` the runner has recorded the start.
+
+    `params_file` wins when it is set. Without it the cell's values count, and for the parameters of
+    other stages what the run's record says, so that the three notebooks together are one job.
+    """
+    job, folder = _read_job(namespace)
+    if os.environ.get(files.FD_VARIABLE):
+        lock_run(folder)
+        run = Run(folder, read_record(folder / "run.json"))
+        run.stage(stage)["attempts"][-1]["kernel"] = os.getpid()
+        run.save()
+        return job, run
+    run = open_run(folder, job)
+    with unlock_on_error(folder):
+        for earlier in earlier_stages(stage):
+            _require_finished(run, earlier, stage)
+        run.begin_attempt(stage, "notebook")
+    return job, run
+
+
+def _read_job(namespace: dict[str, Any]) -> tuple[Params, pathlib.Path]:
+    """The job that a notebook's variables mean, and the folder of its run."""
+    params_file = namespace.get("params_file") or ""
+    name = namespace.get("run_name") or ""
+    if params_file:
+        job = params.load_job(params_file)
+        return job, choose_folder(job, params_file, name)
+    folder = choose_folder(Params(), "", name or "notebook")
+    recorded = {}
+    if (folder / "params.yaml").exists():
+        recorded = params.load_recorded(folder).model_dump()
+    given = {key: namespace[key] for key in params.FIELDS if key in namespace}
+    return params.check_values({**recorded, **given}, "the notebook's parameters cell"), folder
+
+
+def _require_finished(run: Run, earlier: str, stage: str) -> None:
+    done, trouble = run.check_finished(earlier)
+    if not done:
+        state = f"has changed: {trouble}" if trouble else f"is {run.stage(earlier)['status']}"
+        raise UserError(
+            f"{stage} needs {earlier}, which {state}.\n"
+            f"Run notebooks/{earlier}.ipynb with the same parameters first."
+        )
+
+
+def finish_stage(
+    run: Run, stage: str, results: dict[str, Any], artifacts: list[str], output: str
+) -> None:
+    """Record a stage's results, its files with their hashes, and the hash of the whole.
+
+    `output` is a hash that changes when this stage's result does; later stages that were made from
+    another one are then pending again.
+    """
+    entry = run.stage(stage)
+    if entry["status"] != "running":
+        # this kernel gave the run back: its copy of the record may be an old one by now
+        raise UserError(
+            f"this attempt at {stage} is already recorded as {entry['status']}.\n"
+            f"To run it again, start at the notebook's first cell."
+        )
+    run.write_results(stage, results)
+    entry["artifacts"] = files.describe_files(run.folder, artifacts)
+    entry["output"] = output
+    entry["inputs"] = run.outputs_before(stage)
+    for later in later_stages(stage):
+        made = run.stage(later)
+        if made["status"] == "finished" and made["inputs"].get(stage) != output:
+            print(f"{later}: was made from another result of {stage}; it will run again")
+            made["status"] = "pending"
+    run.save()
+    if entry["attempts"][-1]["by"] == "notebook":  # under make the runner has the last word
+        run.end_attempt(stage, "finished", "ok")
+        # the kernel may stay open for hours, and the next notebook needs the run
+        files.unlock_folder(run.folder)
+
+
+def hash_artifact(folder: pathlib.Path, name: str) -> str:
+    """One sha256 over the paths and hashes of everything under folder/name."""
+    parts = [[file["path"], file["sha256"]] for file in files.describe_files(folder, [name])]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def glue_results(results: dict[str, Any]) -> None:
+    """Put headline values into the executed notebook, where `sb.read_notebook` finds them."""
+    import scrapbook  # slow to import, and needed here alone
+
+    for key, value in results.items():
+        if isinstance(value, str | int | float):  # it cannot take None
+            scrapbook.glue(key, value)

@@ -1,0 +1,157 @@
+"""Opening a run: lock its folder, read or make its record, correct it, compare the parameters."""
+
+import contextlib
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from lib import params
+from lib.common import files
+from lib.common.errors import UserError
+from lib.params import Params
+from lib.record.executed import mark_failed
+from lib.record.run_folder import lock_run, unlock_on_error
+from lib.record.run_record import STAGES, Run, earlier_stages, later_stages, read_record, timestamp
+
+CUT_OFF = {
+    "notebook": "its kernel ended before the last cell, or its first cells were run again",
+    "make": "its process ended without closing the record (killed, or the machine stopped)",
+}
+
+
+def open_run(folder: pathlib.Path, job: Params, force_from: str = "") -> Run:
+    """Lock, read or create, correct and check a run folder.
+
+    A record left `running` by a process that died is corrected to `interrupted`. Parameters that
+    differ from the recorded ones are refused for stages already started, unless `force_from` names
+    a stage at or before them; changed export parameters only put export back to pending.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot create the run folder `{files.shown(folder)}`: {error.strerror}. "
+            f"Set MEDRESCUE_RUNS to a folder you can write, or choose another name with RUN=."
+        ) from None
+    lock_run(folder)
+    with unlock_on_error(folder):
+        if (folder / "run.json").exists():
+            run = Run(folder, read_record(folder / "run.json"))
+            _correct_cut_off(run)
+            _reconcile_parameters(run, job, force_from)
+        else:
+            run = _create_run(folder)
+        run.save()  # before params.yaml: a folder with a file but no record is refused
+        files.atomic_write(folder / "params.yaml", params.to_yaml(job))
+        _remove_torn_files(folder)
+    return run
+
+
+def _create_run(folder: pathlib.Path) -> Run:
+    foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if foreign:
+        raise UserError(
+            f"`{files.shown(folder)}` has no run.json but holds {', '.join(foreign[:5])}: it is "
+            f"not a run of this pipeline, or a half-deleted one.\n"
+            f"Move it away, or choose another name with RUN=."
+        )
+    return Run(
+        folder,
+        {
+            "run": folder.name,
+            "created": timestamp(),
+            "fingerprints": {},
+            "stages": {
+                stage: {"status": "pending", "attempts": [], "artifacts": [], "inputs": {}}
+                for stage in STAGES
+            },
+        },
+    )
+
+
+def _remove_torn_files(folder: pathlib.Path) -> None:
+    """Remove what a process left that was killed while it wrote: only we write here now."""
+    for torn in folder.glob(".*.tmp"):
+        if torn.is_file():
+            torn.unlink()
+    # left in gguf/, they would be taken for part of the result
+    for torn in (folder / "gguf").glob(".*"):
+        if torn.is_dir():
+            shutil.rmtree(torn)
+        else:
+            torn.unlink()
+
+
+def _correct_cut_off(run: Run) -> None:
+    """Close attempts whose process is gone: we hold the lock, so no stage can be `running`."""
+    for stage in STAGES:
+        if run.stage(stage)["status"] != "running":
+            continue
+        by = run.stage(stage)["attempts"][-1]["by"]
+        reason = CUT_OFF["notebook" if by == "notebook" else "make"]
+        path = run.folder / f"{stage}.ipynb"
+        cell = None
+        if by != "notebook" and path.exists():
+            # a damaged notebook stays as it is: then the record alone tells what happened
+            with contextlib.suppress(UserError, KeyError, TypeError):
+                notebook = files.read_json(path, "executed notebook")
+                cell = mark_failed(notebook, "Interrupted", reason)
+                files.atomic_write(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+        run.end_attempt(stage, "interrupted", reason, cell)
+        print(f"{stage}: the last attempt was cut off; the record now says so")
+
+
+# --------------------------------------------------------------------------------------------------
+# parameters that changed since
+
+
+def _reconcile_parameters(run: Run, job: Params, force_from: str) -> None:
+    """Refuse changed parameters of stages that have begun; put back to pending what export made."""
+    if not (run.folder / "params.yaml").exists():
+        return
+    try:
+        recorded = params.load_recorded(run.folder).model_dump()
+    except UserError as error:
+        if force_from == "prepare":  # all is made anew
+            return
+        raise UserError(
+            f"The recorded parameters of run `{run.folder.name}` are not readable:\n{error}\n"
+            f"Choose another name with RUN=, or start it over with `make run FORCE=1`."
+        ) from None
+    changed = {
+        key: (recorded[key], value)
+        for key, value in job.model_dump().items()
+        if recorded[key] != value and not params.is_free(key)
+    }
+    _refuse_changes(run, changed, force_from)
+    for key, (old, new) in changed.items():
+        stage = params.stage_of(key)
+        for affected in (stage, *later_stages(stage)):
+            entry = run.stage(affected)
+            entry["started_from"] = None  # nothing made under the old value may be continued
+            if entry["status"] == "finished":
+                print(f"{affected}: `{key}` changed from {old!r} to {new!r}; it will run again")
+                entry["status"] = "pending"
+
+
+def _refuse_changes(run: Run, changed: dict[str, tuple[Any, Any]], force_from: str) -> None:
+    """UserError where a parameter changed of a stage that has begun and is not started over."""
+    kept = earlier_stages(force_from) if force_from else STAGES
+    refused = {
+        key: stage
+        for key in changed
+        if (stage := params.stage_of(key)) != "export"
+        and stage in kept
+        and run.stage(stage)["attempts"]
+    }
+    if not refused:
+        return
+    lines = [f"  {key}: recorded {changed[key][0]!r}, now {changed[key][1]!r}" for key in refused]
+    first = next(stage for stage in STAGES if stage in refused.values())
+    raise UserError(
+        f"run `{run.folder.name}` was made with other parameters:\n"
+        + "\n".join(lines)
+        + f"\nChoose another name with RUN= (run_name in a notebook), or start it over with "
+        f"`make {first} FORCE=1` and the same PARAMS and RUN."
+    )

@@ -1,0 +1,87 @@
+"""A run's folder: where it lies, how it is named, and the lock on it."""
+
+import contextlib
+import os
+import pathlib
+import re
+import socket
+import time
+from collections.abc import Iterator
+
+from lib import params
+from lib.common import files
+from lib.common.errors import ROOT, UserError
+from lib.common.machine import is_alive
+from lib.params import Params
+from lib.record.run_record import read_record
+
+# a kernel whose runner was killed looks for it once a second, then ends; a long call into C delays
+# that
+ORPHAN_SECONDS = 10
+
+
+def runs_folder() -> pathlib.Path:
+    """The folder that holds the runs: MEDRESCUE_RUNS, or runs/ of the checkout."""
+    return (ROOT / (os.environ.get("MEDRESCUE_RUNS") or "runs")).resolve()
+
+
+def list_names() -> str:
+    """The names of the runs there are, for a message."""
+    names = sorted(path.parent.name for path in runs_folder().glob("*/run.json"))
+    return ", ".join(names) or "none"
+
+
+def choose_folder(job: Params, params_file: str, name: str = "") -> pathlib.Path:
+    """runs/<name>, or runs/<stem of the params file>-<fingerprint>; UserError on a bad name."""
+    if not name:
+        stem = pathlib.PurePath(params_file or "notebook").stem
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
+        name = f"{plain}-{params.fingerprint(job)}"
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
+        raise UserError(
+            f"RUN=`{name}` cannot name a run; expected letters, digits, `.`, `_`, `-`, starting "
+            f"with a letter, digit or `_`, at most 100, no path. The run is then runs/<name>."
+        )
+    return runs_folder() / name
+
+
+def lock_run(folder: pathlib.Path) -> int:
+    """Lock a run, as files.lock_folder does; UserError says who holds it.
+
+    The kernel of a killed runner is given time to end.
+    """
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while (descriptor := files.lock_folder(folder)) is None:
+        holder, is_orphan = _describe_holder(folder)
+        if not is_orphan or time.monotonic() > deadline:
+            raise UserError(
+                f"run `{folder.name}` is in use {holder}.\n"
+                f"Wait for it, stop it, or choose another name with RUN=."
+            )
+        time.sleep(0.2)
+    return descriptor
+
+
+def _describe_holder(folder: pathlib.Path) -> tuple[str, bool]:
+    """Who holds a locked run, by its record, and whether that is a killed runner's kernel."""
+    try:
+        stages = read_record(folder / "run.json")["stages"]
+        stage, entry = next((s, e) for s, e in stages.items() if e["status"] == "running")
+    except (UserError, StopIteration):
+        return "by a command that has just begun, or is about to end", False
+    last = entry["attempts"][-1]
+    holder = f"by process {last['pid']} on {last['host']} ({stage}, since {last['start']})"
+    if last["host"] != socket.gethostname() or is_alive(last["pid"]):
+        return holder, False
+    kernel = f"process {last['kernel']}" if "kernel" in last else "its kernel"
+    return f"{holder}: that process is gone, but {kernel}, which it had started, still runs", True
+
+
+@contextlib.contextmanager
+def unlock_on_error(folder: pathlib.Path) -> Iterator[None]:
+    """Give the lock back when the block does not end well."""
+    try:
+        yield
+    except BaseException:
+        files.unlock_folder(folder)
+        raise
