@@ -20,7 +20,7 @@ from lib.common import files, machine
 from lib.common.errors import UserError
 from lib.data import sources
 from lib.params import reading
-from lib.record import run_record
+from lib.record import run_folder, run_record
 from lib.runs import notebook as notebook_module
 from lib.runs import stages
 from lib.runs.run_job import main
@@ -537,7 +537,7 @@ def test_wrong_usage_is_one_screen_and_exit_code_2(words, expected):
 def here(fresh, tmp_path, monkeypatch):
     """This process as the runner of a tree of its own; no notebook is ever started."""
     tree = fresh.copy(tmp_path / "tree")
-    for module in (stages, run_record, reading, files, sources):
+    for module in (stages, run_folder, reading, files, sources):
         monkeypatch.setattr(module, "ROOT", tree.root)
     monkeypatch.setenv("MEDRESCUE_RUNS", "runs")
     monkeypatch.setattr(
