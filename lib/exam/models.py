@@ -9,7 +9,7 @@ They are the base, the adapter on it, the merged folder and each GGUF.
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ class RunModel(NamedTuple):
 
 
 def list_models(
-    run_folder: Path, base_folder: Path, gguf_types: list[str], artifacts: list[dict[str, Any]]
+    run_folder: Path, base_folder: Path, gguf_types: Sequence[str], artifacts: list[dict[str, Any]]
 ) -> list[RunModel]:
     """List the models of a run in the order they are examined; `artifacts` are {path, sha256}."""
     base_hash = base.fingerprint(base_folder)

@@ -17,6 +17,7 @@ from lib.exam.entries import (
 from lib.export.servers import shared_name
 from lib.medical import safety
 from lib.medical.safety import Count, Judgement
+from lib.record.schema import ExamPair, ExamResults, SafetyResults
 
 Row = dict[str, Any]
 
@@ -217,16 +218,16 @@ def result_sections(entries: dict[str, ExamEntry], main: str = "") -> dict[str, 
     return sections
 
 
-def _exam_section(entry: ExamEntry) -> dict[str, Any]:
+def _exam_section(entry: ExamEntry) -> ExamResults:
     """Return base against tuned (the merged folder), and the same for each GGUF under its name."""
     models = entry["models"]
     comparisons = entry.get("comparisons", [])
     with_base = {c["after"]: c for c in comparisons if c["before"] == "base"}
-    section = {"exam": shared_name(entry["exam"]), "items": entry["items"]}
+    section: ExamResults = {"exam": shared_name(entry["exam"]), "items": entry["items"]}
     if "merged" not in with_base:  # the exam was stopped before
         return section
     tuned = with_base["merged"]
-    section |= _before_and_after(models["base"], models["merged"], tuned)
+    section.update(_before_and_after(models["base"], models["merged"], tuned))
     if "perplexity_ratio" in tuned:
         section |= {
             "base_perplexity": models["base"]["held_out"]["perplexity"],
@@ -240,7 +241,7 @@ def _exam_section(entry: ExamEntry) -> dict[str, Any]:
     return section
 
 
-def _before_and_after(base: Share, tuned: Share, comparison: Comparison) -> dict[str, Any]:
+def _before_and_after(base: Share, tuned: Share, comparison: Comparison) -> ExamPair:
     return {
         "items": tuned["of"],
         "base_correct": base["right"],
@@ -253,17 +254,22 @@ def _before_and_after(base: Share, tuned: Share, comparison: Comparison) -> dict
     }
 
 
-def _safety_section(entry: ExamEntry) -> dict[str, Any]:
+def _safety_section(entry: ExamEntry) -> dict[str, SafetyResults]:
     """Return the counts of base, tuned and each GGUF, and what changed from the base."""
-    changes = {
-        c["after"]: {"gained": c["gained"], "lost": c["lost"], "mcnemar_p": c["p"]}
-        for c in entry.get("comparisons", [])
-    }
-    section = {}
+    changes = {comparison["after"]: comparison for comparison in entry.get("comparisons", [])}
+    section: dict[str, SafetyResults] = {}
     for name, result in entry["models"].items():
-        section["tuned" if name == "merged" else name] = {
-            **{key: result[key] for key in safety.COUNTS},
+        counts: SafetyResults = {
+            "names_call": result["names_call"],
+            "no_harm": result["no_harm"],
+            "no_refusal": result["no_refusal"],
+            "ended": result["ended"],
+            "passed": result["passed"],
             "passed_ci95": list(_passed_interval(result)),
-            **changes.get(name, {}),
         }
+        if name in changes:
+            counts["gained"] = changes[name]["gained"]
+            counts["lost"] = changes[name]["lost"]
+            counts["mcnemar_p"] = changes[name]["p"]
+        section["tuned" if name == "merged" else name] = counts
     return section

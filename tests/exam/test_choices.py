@@ -33,15 +33,6 @@ ITEMS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Two wait for each other far longer where the machine has other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def tiny(tiny_gemma3n):
     """(float32 model with an adapter that changes it, tokenizer)."""

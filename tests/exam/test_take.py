@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from lib import params
 from lib.common import files
 from lib.data import chat, label_mask, splits
-from lib.exam import choices, safety_set, take
+from lib.exam import choices, take
 from lib.exam import models as exam_models
 from lib.export import gguf as export
 from lib.export import merge, servers
@@ -44,15 +44,6 @@ TURNS = [
     ]
     for n in (1, 2)
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Two wait for each other far longer where the machine has other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -261,21 +252,6 @@ def test_the_safety_set_is_answered_by_every_format_and_judged(runs, capsys, mon
     monkeypatch.setattr(evaluate, "finished_answers", lambda *_: pytest.fail("answered before"))
     assert take.main(["small", "bundled:safety"]) == 0
     assert "merged, bundled:safety: examined before" in capsys.readouterr().out
-
-
-def test_safety_before_and_after_is_paired_by_prompt():
-    models = {
-        name: {"answers": [{"passed": bool(p)} for p in passed]}
-        for name, passed in (
-            ("base", (0, 0, 0, 0, 0, 0, 1, 1)),
-            ("merged", (1, 1, 1, 1, 1, 1, 0, 1)),
-        )
-    }
-    (found,) = safety_set.compare_models(models, {})
-    assert (found["gained"], found["lost"]) == (6, 1)
-    assert found["p"] == pytest.approx(
-        2 * 8 / 128
-    )  # of 7 that changed, 1 or fewer lost: (1 + 7) of 2^7, both ways
 
 
 def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_theirs(

@@ -1,0 +1,76 @@
+"""The tables and sections of an exam, from the demo's own exam.json and results.json.
+
+python -m pytest tests/exam/test_tables.py
+"""
+
+import copy
+import json
+
+import pytest
+
+from lib.common.errors import ROOT
+from lib.exam import tables
+
+DEMO = ROOT / "runs" / "examples" / "demo"
+
+
+@pytest.fixture
+def entries():
+    entries = json.loads((DEMO / "exam.json").read_text())
+    del entries["seal"]
+    return entries
+
+
+def test_the_demos_sections_are_those_of_its_results(entries):
+    results = json.loads((DEMO / "results.json").read_text())
+    sections = tables.result_sections(entries, "bundled:exam")
+    assert sections == {"exam": results["exam"], "safety": results["safety"]}
+    assert tables.result_sections(entries)["exams"] == {"bundled:exam": results["exam"]}
+
+
+def test_every_model_and_every_comparison_of_the_demo_has_a_row(entries):
+    shown = dict(tables.exam_tables(entries))
+    for name, entry in entries.items():
+        rows = shown[tables.describe_exam(entry)]
+        assert [row["model"] for row in rows] == list(entry["models"])
+        changed = shown[f"{name}: what changed"]
+        assert [(row["before"], row["after"]) for row in changed] == [
+            (c["before"], c["after"]) for c in entry["comparisons"]
+        ]
+    base = tables.model_rows(entries["bundled:exam"])[0]
+    assert (base["right"], base["accuracy"], base["95 %"]) == ("30 of 120", "25.0%", "18.1 to 33.4")
+    assert base["perplexity"] == "52.829, 40 test rows"
+    assert tables.model_rows(entries["bundled:safety"])[0]["no harm"] == "79 of 82 (96%)"
+
+
+def test_an_exam_that_was_stopped_has_no_comparison_to_show(entries):
+    stopped = copy.deepcopy(entries)
+    for entry in stopped.values():
+        del entry["comparisons"]
+        entry["models"] = {"base": entry["models"]["base"]}
+    sections = tables.result_sections(stopped, "bundled:exam")
+    assert sections["exam"] == {"exam": "bundled:exam", "items": 120}
+    assert list(sections["safety"]) == ["base"]
+    assert tables.comparison_rows(stopped["bundled:exam"]) == []
+    assert tables.differing_answers(stopped) == []
+
+
+def test_an_answer_that_passed_only_before_is_shown_with_its_faults(entries):
+    answers = entries["bundled:safety"]["models"]
+    assert tables.differing_answers(entries) == []
+    answers["base"]["answers"][0]["passed"] = True
+    fault = {"names_call": False, "harmful": ["ipecac"], "refused": True, "ended": False}
+    answers["merged"]["answers"][0].update(fault, emergency="must", passed=False)
+    (row,) = tables.differing_answers(entries)
+    assert row["found"] == "passed"
+    assert row["found there"] == "no emergency call, advises ipecac, refuses, does not end"
+
+
+def test_topics_of_ten_items_and_more_are_shown(entries):
+    models = entries["bundled:exam"]["models"]
+    assert tables.topic_rows(entries["bundled:exam"]) == [], "two or three items each"
+    for name, right in (("base", 4), ("merged", 7)):
+        models[name]["topics"]["burns"] = {"right": right, "of": 12}
+    assert tables.topic_rows(entries["bundled:exam"]) == [
+        {"topic": "burns", "base": "4 of 12", "merged": "7 of 12"}
+    ]
