@@ -103,7 +103,7 @@ def _answer_by_model(
     for start in range(0, len(prompts), PROMPTS_AT_ONCE):
         batch = order[start : start + PROMPTS_AT_ONCE]
         texts = tuple(prompts[n] for n in batch)
-        finished = evaluate.finished_answers(net, tokenizer, tokens, texts)
+        finished = evaluate.generate_answers(net, tokenizer, tokens, texts)
         answers.update(zip(batch, finished, strict=True))
         tick(len(batch))
     return [answers[n] for n in range(len(prompts))]

@@ -49,7 +49,7 @@ def _measure_held_out(net: Any, run_folder: Path, name: str) -> HeldOut | None:
         if not len(data):
             continue
         bar = partial(progress_bar, f"{name}, held-out rows")
-        rows = evaluate.row_losses(net, data, bar=bar)
+        rows = evaluate.measure_row_losses(net, data, bar=bar)
         return {
             "split": split,
             "rows": len(rows),

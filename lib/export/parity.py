@@ -167,7 +167,7 @@ def check_all(
     folder = Path(run_folder) / "merged"
     net = load.load_merged(folder)
     answers, checks = (
-        {"16-bit model": evaluate.answers(net, load.load_tokenizer(folder), max_tokens)},
+        {"16-bit model": evaluate.answer_prompts(net, load.load_tokenizer(folder), max_tokens)},
         {},
     )
     truth = reference(Path(run_folder) / "data", folder, net, seed)

@@ -1,4 +1,4 @@
-"""The trained state: float32 masters and optimizer; on disk as folders that are whole or absent, no pickle."""
+"""Checkpoints: folders of float32 masters and optimizer, each whole or absent, without pickle."""
 
 import os
 import pathlib
@@ -8,43 +8,104 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from lib.common import files
+from lib.common import files, machine
 from lib.common.errors import UserError
-from lib.model import ranks
+from lib.model import device, options, ranks
+from lib.params import Params
+from lib.training import plan
 from lib.training.masters import Masters
+
+# what decides the weights of a run, beside its data and its base
+IDENTITY = (
+    "base_model",
+    "base_revision",
+    "load_in_4bit",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "use_dora",
+    "finetune_attention_modules",
+    "finetune_mlp_modules",
+    "packing",
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "neftune_noise_alpha",
+    "max_grad_norm",
+    "optim",
+    "seed",
+)
+
+
+def describe_identity(
+    job: Params, data_fingerprint: str, base_fingerprint: str, trainable: int
+) -> dict[str, Any]:
+    """Return what a checkpoint must agree on with the job that resumes from it.
+
+    The number of GPUs is not part of it, nor how the rows of a step fall into micro-batches where
+    neither packing nor random numbers depend on that: those change the rounding, nothing else.
+    """
+    installed = machine.packages()
+    versions = {
+        f"{name} version": ".".join(installed[name].split(".")[:2])
+        for name in ("torch", "transformers", "peft")
+    }
+    identity = {
+        "data": data_fingerprint,
+        "base": base_fingerprint,
+        "trainable_parameters": trainable,
+        "rows_a_step": plan.rows_per_step(job),
+        "computes in": str(device.choose_precision(job.precision, job.load_in_4bit)[0]),
+        "by": options.choose_backend(job)[0],
+    }
+    if job.packing or job.lora_dropout or job.neftune_noise_alpha:
+        identity["micro_batch"] = job.per_device_train_batch_size
+    return {**identity, **{name: getattr(job, name) for name in IDENTITY}, **versions}
 
 
 def save_checkpoint(
     folder: pathlib.Path, step: int, masters: Masters, identity: dict[str, Any], keep: int
 ) -> None:
-    """Write checkpoints/step-NNNNNN beside and rename; older ones beyond `keep` go afterwards."""
+    """Write checkpoints/step-NNNNNN beside, rename it, and remove older ones beyond `keep`.
+
+    A step that is saved already is left alone. UserError when the disk is full.
+    """
     final = folder / f"step-{step:06d}"
     if final.exists() or ranks.rank():
         return
     temporary = folder / f".{final.name}.tmp"
-    for left in folder.glob(".step-*.tmp"):  # by a kill
-        shutil.rmtree(left)
+    for unfinished in folder.glob(".step-*.tmp"):  # left there by a kill
+        shutil.rmtree(unfinished)
     try:
         temporary.mkdir(parents=True)
         masters.save(temporary)
         state = {"step": step, **identity, "files": files.describe_files(temporary, ["."])}
         files.write_json(temporary / "checkpoint.json", state, sealed=True)
-        for path in temporary.glob("*.safetensors"):  # on disk before an older checkpoint goes
+        # on disk before an older checkpoint goes
+        for path in temporary.glob("*.safetensors"):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         temporary.replace(final)
     except (OSError, SafetensorError, UserError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"the checkpoint of step {step} could not be saved: {error}. Earlier checkpoints are whole. Free some disk space, or lower "
-            f"save_total_limit; the same command continues from the last one."
+            f"the checkpoint of step {step} could not be saved: {error}. Earlier checkpoints are "
+            f"whole. Free some disk space, or lower save_total_limit; the same command continues "
+            f"from the last one."
         ) from None
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
 
 
 def newest_checkpoint(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]] | None:
-    """The newest checkpoint whose files match their hashes; damaged ones are passed over, and it says so."""
+    """Return the path and checkpoint.json of the newest checkpoint that matches its hashes.
+
+    Damaged ones are put aside under another name, and a printed line names them.
+    """
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             state = files.read_json(path / "checkpoint.json", "record")
@@ -61,25 +122,25 @@ def newest_checkpoint(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any
 
 
 def resume(folder: pathlib.Path, masters: Masters, identity: dict[str, Any]) -> int:
-    """Load the newest good checkpoint; returns its step, 0 without one. Refuses one of other data, parameters or size."""
-    found = ranks.from_first(newest_checkpoint(folder) if ranks.rank() == 0 else None)
-    if not found:
+    """Load the newest good checkpoint and return its step, 0 without one.
+
+    UserError for a checkpoint of other data, parameters or size, with the differences.
+    """
+    newest = ranks.from_first(newest_checkpoint(folder) if ranks.rank() == 0 else None)
+    if not newest:
         return 0
-    path, state = found
-    differ = [
-        f"  {k}: checkpoint {state.get(k)}, now {v}"
-        for k, v in identity.items()
-        if state.get(k) != v
+    path, state = newest
+    differences = [
+        f"  {name}: checkpoint {state.get(name)}, now {value}"
+        for name, value in identity.items()
+        if state.get(name) != value
     ]
-    if differ:
-        raise UserError(
-            "\n".join(
-                [
-                    f"checkpoint {path.name} does not belong to this job:",
-                    *differ,
-                    "Start training over with FORCE=1, or choose another RUN=.",
-                ]
-            )
-        )
+    if differences:
+        lines = [
+            f"checkpoint {path.name} does not belong to this job:",
+            *differences,
+            "Start training over with FORCE=1, or choose another RUN=.",
+        ]
+        raise UserError("\n".join(lines))
     masters.load(path)
     return state["step"]

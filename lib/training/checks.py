@@ -1,4 +1,4 @@
-"""What is checked of a loaded model, and what is added to it, before the first step."""
+"""What is computed and checked of a loaded model, and added to it, before the first step."""
 
 import contextlib
 import math
@@ -10,52 +10,112 @@ import transformers
 
 from lib.common.errors import UserError
 from lib.model import adapter, device
+from lib.params import Params
+from lib.training import loss, plan
 
 
-def flops(model: Any) -> dict[str, float]:
-    """What model FLOPs utilisation is computed from: operations a token in the layers, and a trained token in the output layer.
+def count_flops(model: Any) -> dict[str, float]:
+    """Return what model FLOPs utilisation is computed from, for the ledger.
 
-    4 a weight: 2 forward and 2 for the gradient of its input; frozen weights have none of their own. Attention scores, the
-    adapter and what checkpointing computes again are left out. `peak_flops` is the card's 16-bit datasheet rate; 0 if not known.
+    `flops_per_token` are the operations in the layers, `flops_per_trained_token` those in the
+    output layer: 4 a weight, 2 forward and 2 for the gradient of its input, since frozen weights
+    have no gradient of their own. Attention scores, the adapter and what checkpointing computes
+    again are left out. `peak_flops` is the card's 16-bit datasheet rate, 0 if that is not known.
     """
     layers = sum(
-        adapter.count_numbers(m.weight)
-        for n, m in model.named_modules()
-        if hasattr(m, "in_features")
-        and ".layers." in n
-        and "lora_" not in n
-        and "tower" not in n
-        and not hasattr(m, "base_layer")
-        and isinstance(getattr(m, "weight", None), torch.nn.Parameter)
+        adapter.count_numbers(module.weight)
+        for name, module in model.named_modules()
+        if _is_linear_of_a_layer(name, module)
     )
+    output = adapter.count_numbers(model.get_output_embeddings().weight)
     return {
         "flops_per_token": 4.0 * layers,
-        "flops_per_trained_token": 4.0
-        * adapter.count_numbers(model.get_output_embeddings().weight),
+        "flops_per_trained_token": 4.0 * output,
         "peak_flops": device.peak_flops(),
     }
 
 
+def _is_linear_of_a_layer(name: str, module: Any) -> bool:
+    """Tell a language layer's own linear layer from an adapter's, its wrapper's and a tower's."""
+    return (
+        hasattr(module, "in_features")
+        and ".layers." in name
+        and "lora_" not in name
+        and "tower" not in name
+        and not hasattr(module, "base_layer")
+        and isinstance(getattr(module, "weight", None), torch.nn.Parameter)
+    )
+
+
+def estimate_memory(model: Any, sizes: plan.Sizes, job: Params) -> dict[str, float]:
+    """Compute in GiB what is loaded, the masters with AdamW's state, and the activations.
+
+    Activations are those of the largest micro-batch, in 2 bytes. A layer keeps about 14 widths and
+    5 MLP widths a position. With checkpointing a layer keeps its input alone (4 streams in Gemma
+    3n), and one layer at a time is whole. This is coarse; the probe measures it.
+    """
+    text = model.config.get_text_config()
+    mlp = text.intermediate_size
+    if isinstance(mlp, list | tuple):
+        mlp = max(mlp)
+    streams = getattr(text, "altup_num_inputs", 1)
+    layer = (14 + 2 * streams) * text.hidden_size + 5 * mlp
+    if job.gradient_checkpointing:
+        kept = text.num_hidden_layers * streams * text.hidden_size + layer
+    else:
+        kept = text.num_hidden_layers * layer
+    if job.packing:
+        positions = plan.find_shape(sizes, job).tokens
+    else:
+        _, rows = plan.find_extremes(sizes, job)
+        positions = len(rows) * int(sizes.lengths[rows].max())
+    loaded = sum(
+        p.numel() * p.element_size() for p in model.parameters() if p.device == model.device
+    )
+    # float32 weights and gradients, and the optimizer's two moments
+    state = adapter.count_parameters(model)[0] * (8 + moment_bytes(job.optim))
+    # a chunk's logits in 2 bytes and in 4, and their softmax
+    logits = 10 * text.vocab_size * loss.CHUNK[model.device.type]
+    return {
+        "weights": loaded / 2**30,
+        "masters and optimizer": state / 2**30,
+        "activations": (2 * kept * positions + logits) / 2**30,
+    }
+
+
+def moment_bytes(optim: str) -> int:
+    """Return the bytes of AdamW's two moments of one number."""
+    return 2 if optim == "adamw_8bit" else 8
+
+
 @contextlib.contextmanager
-def neftune(model: Any, alpha: float) -> Iterator[None]:
-    """Uniform noise on the embeddings while training, alpha / sqrt(tokens x width) at most (Jain et al., 2023, arXiv:2310.05914)."""
+def add_neftune_noise(model: Any, alpha: float) -> Iterator[None]:
+    """Add uniform noise to the embeddings while the model trains inside the block; alpha 0: none.
 
-    def noise(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    It is at most alpha / sqrt(tokens x width) (NEFTune, Jain et al., 2023, arXiv:2310.05914).
+    """
+    if not alpha:
+        yield
+        return
+
+    def add_noise(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if not model.training:
+            return output
         most = alpha / math.sqrt(output.shape[1] * output.shape[2])
-        return output + torch.zeros_like(output).uniform_(-most, most) if model.training else output
+        return output + torch.zeros_like(output).uniform_(-most, most)
 
-    hook = model.get_input_embeddings().register_forward_hook(noise) if alpha else None
+    hook = model.get_input_embeddings().register_forward_hook(add_noise)
     try:
         yield
     finally:
-        if hook:
-            hook.remove()
+        hook.remove()
 
 
 def check_cache(model: Any, tokenizer: Any, tolerance: float = 0.05) -> float:
-    """Largest relative difference between logits computed at once and token by token through the key/value cache.
+    """Compare logits computed at once with those computed through the key/value cache.
 
-    UserError above the tolerance: the sign of broken key/value sharing, seen in older releases of Gemma 3n.
+    Returns their relative difference at the last token of a prompt; UserError above the tolerance,
+    which is the sign of broken key/value sharing, seen in older releases of Gemma 3n.
     """
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": "How do I stop a nosebleed?"}],
@@ -64,15 +124,15 @@ def check_cache(model: Any, tokenizer: Any, tolerance: float = 0.05) -> float:
         return_dict=True,
     )["input_ids"].to(model.device)
     with torch.inference_mode():
-        whole = model(input_ids=ids, use_cache=False).logits[0, -1].float()
-        past = model(input_ids=ids[:, :-1], use_cache=True).past_key_values
-        step = (
-            model(input_ids=ids[:, -1:], past_key_values=past, use_cache=True).logits[0, -1].float()
-        )
-    difference = float((whole - step).norm() / whole.norm())
+        at_once = model(input_ids=ids, use_cache=False).logits[0, -1].float()
+        cache = model(input_ids=ids[:, :-1], use_cache=True).past_key_values
+        last = model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+        cached = last.logits[0, -1].float()
+    difference = float((at_once - cached).norm() / at_once.norm())
     if not difference <= tolerance:  # NaN fails too
         raise UserError(
-            f"logits with and without the key/value cache differ by {difference:.1%} (expected under {tolerance:.0%}): "
-            f"this base and transformers {transformers.__version__} do not fit together. Nothing was trained."
+            f"logits with and without the key/value cache differ by {difference:.1%} (expected "
+            f"under {tolerance:.0%}): this base and transformers {transformers.__version__} do not "
+            f"fit together. Nothing was trained."
         )
     return difference

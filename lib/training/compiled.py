@@ -146,7 +146,7 @@ def fuse(model: Any) -> int:
 
 
 @contextlib.contextmanager
-def compiled(model: Any) -> Iterator[None]:
+def compile_layers(model: Any) -> Iterator[None]:
     """Each decoder layer's forward compiled for fixed shapes inside the block; layers of one kind share their code."""
     layers = [m for m in model.modules() if type(m).__name__.endswith("DecoderLayer")]
     own = [vars(m).get("forward") for m in layers]  # accelerate's hooks are such

@@ -1,5 +1,6 @@
 """The held-out response loss before, during and after training, and early stopping by it."""
 
+import functools
 import math
 import pathlib
 import shutil
@@ -8,21 +9,24 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from tqdm import tqdm
-
 from lib.common import stats
+from lib.common.progress import progress_bar
 from lib.model import ranks
 from lib.params import Params
 from lib.training import evaluate
 from lib.training.checkpoint import resume, save_checkpoint
 from lib.training.masters import Masters
-from lib.training.stops import Diverged
+from lib.training.stops import Diverged, Signals
+
+# a job that compiles runs on a large card; where its memory does not do, half as many are tried
+ROWS_AT_ONCE = 8
+ROWS_AT_ONCE_COMPILED = 32
 
 
 class HeldOut:
-    """Measures once at each (when, step), notes it in the ledger, and keeps the best weights in checkpoints/best.
+    """Measures once at each (when, step), notes it in the ledger, and keeps the best weights.
 
-    `known` are the losses that earlier sessions noted; `stopped` says whether this one was interrupted.
+    `known` are the losses that earlier sessions noted. The best weights lie in checkpoints/best.
     """
 
     def __init__(
@@ -32,98 +36,107 @@ class HeldOut:
         job: Params,
         known: dict[tuple[str, int], float],
         note: Callable[..., None],
-        stopped: Callable[[], bool],
-    ):
-        self.model, self.data, self.job, self.known, self.note, self.stopped = (
-            model,
-            data,
-            job,
-            known,
-            note,
-            stopped,
-        )
+        signals: Signals,
+    ) -> None:
+        self.model = model
+        self.data = data
+        self.job = job
+        self.known = known
+        self.note = note
+        self.signals = signals
 
     def measure(self, when: str, step: int) -> float | None:
-        """Loss in nats a trained token; None, and nothing is noted, of an empty split. KeyboardInterrupt when stopped meanwhile."""
+        """Return the loss in nats a trained token; None, and nothing is noted, for an empty split.
+
+        Raises KeyboardInterrupt when the session is interrupted meanwhile, Diverged when the loss
+        is no finite number.
+        """
         if (when, step) in self.known or not len(self.data):
             return self.known.get((when, step))
-
-        def bar(groups: Iterable[int]) -> Iterator[int]:
-            for group in tqdm(
-                groups,
-                desc=f"held-out loss {when}",
-                file=sys.stdout,
-                mininterval=2,
-                ncols=100,
-                disable=ranks.rank() > 0,
-            ):
-                if self.stopped() and ranks.world_size() == 1:  # ranks finish together
-                    raise KeyboardInterrupt(
-                        f"stopped in the held-out loss after step {step}; its checkpoint is saved"
-                    )
-                yield group
-
         begun = time.monotonic()
-        rows = evaluate.row_losses(
-            self.model, self.data, rows_at_once=32 if self.job.torch_compile else 8, bar=bar
+        rows = evaluate.measure_row_losses(
+            self.model,
+            self.data,
+            rows_at_once=ROWS_AT_ONCE_COMPILED if self.job.torch_compile else ROWS_AT_ONCE,
+            bar=functools.partial(self._watch, when, step),
         )
         loss, tokens = evaluate.mean_loss(rows)
+        assert loss is not None, "every row of a split has a trained token"
         if not math.isfinite(loss):
             raise Diverged(
-                f"the held-out loss at step {step} is {loss}: the weights have gone bad. Earlier checkpoints are kept. "
-                f"A lower learning_rate, or more warmup_steps, is the usual cure."
+                f"the held-out loss at step {step} is {loss}: the weights have gone bad. Earlier "
+                f"checkpoints are kept. A lower learning_rate, or more warmup_steps, is the usual "
+                f"cure."
             )
         self.known[when, step] = loss
         seconds = round(time.monotonic() - begun, 3)
-        shown = when != "during" and len(rows) > 1 and ranks.rank() == 0
-        interval = {"ci95": stats.loss_interval(rows)} if shown else {}
+        interval = {}
+        if when != "during" and len(rows) > 1 and ranks.rank() == 0:
+            interval["ci95"] = stats.loss_interval(rows)
         self.note(
             "eval", when=when, step=step, eval_loss=loss, tokens=tokens, seconds=seconds, **interval
         )
         return loss
 
-    def due(self, step: int, total: int) -> bool:
-        """Whether to measure after this step; with early stopping the last weights must be compared too."""
-        return bool(self.job.eval_steps) and bool(
-            step % self.job.eval_steps == 0 if step < total else self.job.early_stopping_patience
-        )
+    def _watch(self, when: str, step: int, groups: Iterable[int]) -> Iterator[int]:
+        """Yield the groups under a progress bar, until the session is interrupted."""
+        for group in progress_bar(f"held-out loss {when}", groups, disable=ranks.rank() > 0):
+            # several ranks finish together
+            if self.signals.got and ranks.world_size() == 1:
+                raise KeyboardInterrupt(
+                    f"stopped in the held-out loss after step {step}; its checkpoint is saved"
+                )
+            yield group
 
-    def during(
+    def is_due(self, step: int, total: int) -> bool:
+        """Tell whether to measure after this step.
+
+        After the last step only with early stopping, which must compare the last weights too.
+        """
+        if not self.job.eval_steps:
+            return False
+        if step < total:
+            return step % self.job.eval_steps == 0
+        return self.job.early_stopping_patience > 0
+
+    def measure_during(
         self, step: int, masters: Masters, checkpoints: pathlib.Path, identity: dict[str, Any]
     ) -> None:
         """Measure, and with early stopping keep the weights if they are the best so far."""
         loss = self.measure("during", step)
         if self.job.early_stopping_patience and loss is not None and loss == min(self._course()):
-            save_checkpoint(checkpoints / "best", step, masters, identity, sys.maxsize)
+            save_checkpoint(checkpoints / "best", step, masters, identity, keep=sys.maxsize)
 
-    def patience_spent(self) -> bool:
-        """Whether the best of the evals during training is early_stopping_patience evals ago."""
+    def is_patience_spent(self) -> bool:
+        """Tell whether the best eval during training is early_stopping_patience evals ago."""
         course = self._course()
-        return (
-            0 < self.job.early_stopping_patience <= len(course) - 1 - course.index(min(course))
-            if course
-            else False
-        )
+        if not course or not self.job.early_stopping_patience:
+            return False
+        evals_since_best = len(course) - 1 - course.index(min(course))
+        return evals_since_best >= self.job.early_stopping_patience
 
     def _course(self) -> list[float]:
         return [loss for (when, _), loss in self.known.items() if when == "during"]
 
 
 def forget_later(checkpoints: pathlib.Path, step: int) -> None:
-    """Remove best weights of steps that are run again."""
+    """Remove the best weights of steps that are run again."""
     for stale in (checkpoints / "best").glob("step-*"):
-        if int(stale.name[5:]) > step:
+        if int(stale.name.removeprefix("step-")) > step:
             shutil.rmtree(stale)
 
 
 def forget_earlier(checkpoints: pathlib.Path) -> None:
-    """Keep the newest best weights alone; not sooner than a checkpoint is saved after them, since a resume may need those before."""
+    """Keep the newest best weights alone.
+
+    To be called once a checkpoint is saved after them: until then a resume may need earlier ones.
+    """
     for old in sorted((checkpoints / "best").glob("step-*"))[:-1]:
         shutil.rmtree(old)
 
 
-def take_best(checkpoints: pathlib.Path, masters: Masters, identity: dict[str, Any]) -> int:
-    """The best weights into the masters; returns their step, 0 where they cannot be read back."""
+def restore_best(checkpoints: pathlib.Path, masters: Masters, identity: dict[str, Any]) -> int:
+    """Load the best weights into the masters; return their step, 0 if they cannot be read back."""
     step = resume(checkpoints / "best", masters, identity)
     if not step:
         print("the best weights cannot be read back; these are the last ones", flush=True)

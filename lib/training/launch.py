@@ -28,7 +28,7 @@ from lib.data import splits
 from lib.model import adapter, base, load, placement, ranks
 from lib.params import Params
 from lib.record import run_folder, run_record
-from lib.training import loop, loss, stops
+from lib.training import checkpoint, loop, loss, stops
 from lib.training.masters import Masters
 
 PATIENCE = datetime.timedelta(
@@ -174,7 +174,9 @@ def main() -> None:
             validation,
             job,
             folder,
-            loop.identity(job, recorded, base.fingerprint(place), adapter.count_parameters(net)[0]),
+            checkpoint.describe_identity(
+                job, recorded, base.fingerprint(place), adapter.count_parameters(net)[0]
+            ),
         )
         if launched and ranks.rank() == 0:
             save_file({n: w.contiguous() for n, w in masters.weights.items()}, folder / TRAINED)

@@ -1,75 +1,38 @@
-"""The training loop: an exact order, an honest ledger, a stop at any moment that loses no completed step."""
+"""The training loop: an exact order, an honest ledger, and a stop at any moment that loses no step.
+
+    masters = loop.train(model, data, validation, job, folder, identity)
+
+The notebook calls it through `launch.train`, which starts several processes where several GPUs are.
+"""
 
 import collections
 import contextlib
+import dataclasses
+import functools
 import pathlib
-import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from lib.common import machine
 from lib.common.errors import UserError
-from lib.model import adapter, device, options, ranks
+from lib.common.progress import progress_bar
+from lib.model import adapter, device, ranks
 from lib.params import Params
 from lib.record.ledger import Ledger
 from lib.training import checks, compiled, plan, stops, trackers
 from lib.training.checkpoint import resume, save_checkpoint
-from lib.training.held_out import HeldOut, forget_earlier, forget_later, take_best
+from lib.training.held_out import HeldOut, forget_earlier, forget_later, restore_best
 from lib.training.masters import Masters
-from lib.training.step import load_steps, micro_batch, run_step
-
-
-def identity(
-    job: Params, data_fingerprint: str, base_fingerprint: str, trainable: int
-) -> dict[str, Any]:
-    """What a checkpoint must agree on with the job that resumes from it.
-
-    Not the number of GPUs, nor, where neither packing nor random numbers depend on it, how the rows of a step fall into
-    micro-batches: those change the rounding, nothing else.
-    """
-    keys = (
-        "base_model",
-        "base_revision",
-        "load_in_4bit",
-        "lora_r",
-        "lora_alpha",
-        "lora_dropout",
-        "use_rslora",
-        "use_dora",
-        "finetune_attention_modules",
-        "finetune_mlp_modules",
-        "packing",
-        "num_train_epochs",
-        "max_steps",
-        "learning_rate",
-        "lr_scheduler_type",
-        "warmup_steps",
-        "weight_decay",
-        "neftune_noise_alpha",
-        "max_grad_norm",
-        "optim",
-        "seed",
-    )
-    exact = job.packing or job.lora_dropout or job.neftune_noise_alpha
-    installed = machine.packages()
-    versions = {
-        f"{name} version": ".".join(installed[name].split(".")[:2])
-        for name in ("torch", "transformers", "peft")
-    }
-    return {
-        "data": data_fingerprint,
-        "base": base_fingerprint,
-        "trainable_parameters": trainable,
-        "rows_a_step": plan.rows_per_step(job),
-        "computes in": str(device.choose_precision(job.precision, job.load_in_4bit)[0]),
-        "by": options.choose_backend(job)[0],
-        **({"micro_batch": job.per_device_train_batch_size} if exact else {}),
-        **{k: getattr(job, k) for k in keys},
-        **versions,
-    }
+from lib.training.step import (
+    Accumulate,
+    LoadedStep,
+    build_accumulate,
+    load_first_batch,
+    load_steps,
+    run_step,
+)
 
 
 def train(
@@ -80,199 +43,278 @@ def train(
     folder: pathlib.Path,
     identity: dict[str, Any],
 ) -> Masters:
-    """Train the adapter in `model`, writing folder/metrics.jsonl and folder/checkpoints; resumes from what is there.
+    """Train the adapter in `model`; write folder/metrics.jsonl and folder/checkpoints.
 
-    `identity` goes into every checkpoint, and one of another identity is refused. KeyboardInterrupt (Ctrl-C, or the
-    runner's SIGTERM), a stop file and max_minutes end the session after saving the last completed step. Under torchrun
-    every rank calls it; rank 0 alone writes.
+    It resumes from the newest checkpoint there; `identity` goes into every checkpoint, and one of
+    another identity is refused. KeyboardInterrupt (Ctrl-C, or the runner's SIGTERM), a stop file
+    and max_minutes end the session after the last completed step is saved. Under torchrun every
+    rank calls it; rank 0 alone writes.
     """
-    report = trackers.start(job, folder) if ranks.rank() == 0 else None
+    session = _Session(model, data, validation, job, folder, identity)
     try:
-        return _train(model, data, validation, job, folder, identity, report)
+        session.set_up()
+        session.train_steps()
+        session.finish()
+        return session.masters
     finally:
-        if report:
-            report(
-                "end", {}
-            )  # the kernel is killed when the notebook ends, and a tracker's queue with it
+        session.close()
 
 
-def _train(
-    model: Any,
-    data: Any,
-    validation: Any,
-    job: Params,
-    folder: pathlib.Path,
-    identity: dict[str, Any],
-    report: Any,
-) -> Masters:
-    checkpoints, writes = folder / "checkpoints", ranks.rank() == 0
-    checkpoints.mkdir(exist_ok=True)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()  # of what came before: the probe, answers
-    sizes, total = plan.read_sizes(data), plan.count_steps(len(data), job)
-    fixed = plan.find_shape(sizes, job) if job.packing else None
-    if job.torch_compile:
-        compiled.fuse(model)
-    masters = Masters(model, job)
-    first = step = resume(checkpoints, masters, identity)
-    ledger = Ledger(folder / "metrics.jsonl") if writes else None
-    if writes:
-        ledger.require_steps(step)
-    if not step and any(w.any() for n, w in masters.weights.items() if "lora_B" in n):
-        raise UserError(
-            "the adapter in memory has been trained already, and there is no checkpoint to go back to. Restart the kernel (the notebook) "
-            "and run all cells again."
+@dataclasses.dataclass
+class _Session:
+    """One session of a run: what it trains, how far it has got, and what it writes down."""
+
+    model: Any
+    data: Any
+    validation: Any
+    job: Params
+    folder: pathlib.Path
+    identity: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.writes = ranks.rank() == 0
+        self.checkpoints = self.folder / "checkpoints"
+        self.signals = stops.Signals()
+        self.line: dict[str, Any] = {"steps": 0}  # sums since the last ledger line
+        self.last: dict[str, float] = {}  # epoch, rate and gradient norm of the last step
+        self.report = trackers.start(self.job, self.folder) if self.writes else None
+
+    def close(self) -> None:
+        # the kernel is killed when the notebook ends, and a tracker's queue with it
+        if self.report:
+            self.report("end", {})
+
+    # ----------------------------------------------------------------------------------------------
+    # set-up
+
+    def set_up(self) -> None:
+        """Take up the run where it stands, and measure the held-out loss if that is due."""
+        self.checkpoints.mkdir(exist_ok=True)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()  # the probe's and the answers' peaks are not ours
+        self.sizes = plan.read_sizes(self.data)
+        self.total = plan.count_steps(len(self.data), self.job)
+        self.shape = plan.fixed_shape(self.sizes, self.job)
+        self.vocabulary = self.model.config.get_text_config().vocab_size
+        if self.job.torch_compile:
+            compiled.fuse(self.model)
+
+        self.masters = Masters(self.model, self.job)
+        self.first = self.step = resume(self.checkpoints, self.masters, self.identity)
+        self.ledger = Ledger(self.folder / "metrics.jsonl") if self.writes else None
+        if self.ledger:
+            self.ledger.require_steps(self.step)
+        # not a method: the held-out loss keeps it, and a circle would keep the model on the card
+        self.note = functools.partial(_note, self.ledger, self.report)
+        if not self.step:
+            self._refuse_a_trained_adapter()
+        # cards of different kinds draw different numbers for a fresh adapter
+        ranks.copy_from_first(self.masters.flat)
+        self.masters.publish()
+
+        self._note_session()
+        known = ranks.from_first(self.ledger.eval_losses(self.step) if self.ledger else {})
+        self.held_out = HeldOut(
+            self.model, self.validation, self.job, known, self.note, self.signals
         )
-    ranks.copy_from_first(masters.flat)  # cards of different kinds draw different numbers
-    masters.publish()
+        if self.writes:
+            forget_later(self.checkpoints, self.step)
+        if not self.step:
+            self.held_out.measure("before", self.step)
+        elif self.held_out.is_due(self.step, self.total):  # the session before had no time for it
+            self._measure_held_out()
 
-    def note(event: str, **values: Any) -> None:
-        if writes:
-            ledger.write(event, **values)
-            report(event, values)
-
-    (tuned, everything), vocabulary = (
-        adapter.count_parameters(model),
-        model.config.get_text_config().vocab_size,
-    )
-    note(
-        "session",
-        start_step=step,
-        total_steps=total,
-        trainable_parameters=tuned,
-        total_parameters=everything,
-        memory_of=device.peak_memory()[1],
-        device=device.name(),
-        devices=ranks.world_size(),
-        dtype=str(device.choose_precision(job.precision, job.load_in_4bit)[0]).removeprefix(
-            "torch."
-        ),
-        vocabulary=vocabulary,
-        **checks.flops(model),
-    )
-    if writes:
-        print(
-            f"{'continuing after' if step else 'starting at'} step {step} of {total}: {len(data):,} rows, {tuned:,} trainable parameters",
-            flush=True,
-        )
-    signals = stops.Signals()
-    held_out = HeldOut(
-        model,
-        validation,
-        job,
-        ranks.from_first(ledger.eval_losses(step) if writes else None),
-        note,
-        lambda: signals.got,
-    )
-    if writes:
-        forget_later(checkpoints, step)
-    if not step:
-        held_out.measure("before", step)
-    elif held_out.due(step, total):  # the session before had no time for it
-        held_out.during(step, masters, checkpoints, identity)
-    loader, take = load_steps(data, sizes, step, job, fixed), None
-    # not train() alone: Unsloth's generate turns gradient checkpointing off, and only its for_training() turns it on again
-    getattr(model, "for_training", model.train)()
-    if step < total and not held_out.patience_spent():
-        begun = time.monotonic()
-        take = micro_batch(
-            model,
-            masters,
-            job,
-            lambda: next(load_steps(data, sizes, step, job, fixed))["batches"][0][1],
-        )
-        if job.torch_compile:
-            note("compiled", seconds=round(time.monotonic() - begun, 3))
-    started, line, recent = (
-        time.monotonic(),
-        {"steps": 0},
-        collections.deque(ranks.from_first(ledger.step_losses() if writes else None), maxlen=20),
-    )
-    bar = tqdm(
-        total=total,
-        initial=step,
-        desc="training",
-        unit="step",
-        file=sys.stdout,
-        mininterval=2,
-        ncols=100,
-        disable=not writes,
-    )
-    with signals, bar, checks.neftune(model, job.neftune_noise_alpha), contextlib.closing(loader):
-        while step < total and not held_out.patience_spent():
-            begun, current, rate = (
-                time.monotonic(),
-                next(loader),
-                plan.learning_rate(step, total, job),
+    def _refuse_a_trained_adapter(self) -> None:
+        """Raise UserError unless the adapter in memory is fresh: every B of LoRA starts at zero."""
+        if any(w.any() for name, w in self.masters.weights.items() if "lora_B" in name):
+            raise UserError(
+                "the adapter in memory has been trained already, and there is no checkpoint to go "
+                "back to. Restart the kernel (the notebook) and run all cells again."
             )
-            done = run_step(
-                take,
-                masters,
-                step,
-                current,
-                job,
-                lambda: (
-                    signals.got or (folder / stops.INTERRUPT).exists(),
-                    0 < job.max_minutes <= (time.monotonic() - started) / 60,
-                    (folder / stops.STOP_FILE).exists(),
-                ),
-            )
-            if done.loss is not None:
-                if stops.diverged(done, recent, vocabulary):
-                    raise stops.Diverged(
-                        f"step {step + 1} has the loss {done.loss:.4g} and the gradient norm {done.norm:.4g}; its rows are "
-                        f"{[data[n]['id'] for n in current['rows']]}. The last checkpoint is kept. "
-                        f"A lower learning_rate, or more warmup_steps, is the usual cure."
-                    )
-                masters.step(done.norm, rate, job.max_grad_norm)
-                step += 1
-                recent.append(done.loss)
-                line = _add(
-                    line,
-                    loss=done.loss,
-                    tokens=current["tokens"],
-                    padded=current["padded"],
-                    trained=current["trained"],
-                    rows=len(current["rows"]),
-                    seconds=time.monotonic() - begun,
-                )
-                last = {"epoch": current["epoch"], "lr": rate, "grad_norm": done.norm}
-                bar.set_postfix(loss=f"{done.loss:.3f}", refresh=False)
-                bar.update()
-            stop = done.stop if done.stop != "time" or step < total else ""
-            measuring = not stop and held_out.due(step, total)
-            saving = stop or measuring or step == total or step % job.save_steps == 0
-            # a ledger line never spans a checkpoint or an eval: a session that resumes from it must replace whole lines
-            if line["steps"] and (saving or step % job.logging_steps == 0):
-                note(
-                    "step",
-                    step=step,
-                    **last,
-                    memory_gib=round(device.peak_memory()[0], 3),
-                    **{**line, "loss": line["loss"] / line["steps"]},
-                )
-                line = {"steps": 0}
-            if saving:
-                save_checkpoint(checkpoints, step, masters, identity, job.save_total_limit)
-                if writes:
-                    forget_earlier(checkpoints)
-            if measuring:
-                held_out.during(step, masters, checkpoints, identity)
-            if stop:
-                (folder / stops.STOP_FILE).unlink(missing_ok=True)
-                stops.end_session(stop, step, total, step - first, current, sizes, job)
-    del take  # a recorded graph holds the memory of a step
-    if job.early_stopping_patience:
-        if step < total and writes:
+
+    def _note_session(self) -> None:
+        trainable, parameters = adapter.count_parameters(self.model)
+        dtype, _ = device.choose_precision(self.job.precision, self.job.load_in_4bit)
+        self.note(
+            "session",
+            start_step=self.step,
+            total_steps=self.total,
+            trainable_parameters=trainable,
+            total_parameters=parameters,
+            memory_of=device.peak_memory()[1],
+            device=device.name(),
+            devices=ranks.world_size(),
+            dtype=str(dtype).removeprefix("torch."),
+            vocabulary=self.vocabulary,
+            **checks.count_flops(self.model),
+        )
+        if self.writes:
+            begin = "continuing after" if self.step else "starting at"
             print(
-                f"stopped early: no better held-out loss in the last {job.early_stopping_patience} evals",
+                f"{begin} step {self.step} of {self.total}: {len(self.data):,} rows, "
+                f"{trainable:,} trainable parameters",
                 flush=True,
             )
-        if best := take_best(checkpoints, masters, identity):
-            note("best", step=best)
-    held_out.measure("after", step)
-    return masters
+
+    # ----------------------------------------------------------------------------------------------
+    # the steps
+
+    def train_steps(self) -> None:
+        """Train until the last step, the end of patience, or a reason to stop, which is raised.
+
+        When it returns, the memory that a recorded graph holds is free for the held-out loss.
+        """
+        _set_training(self.model)
+        loader = load_steps(self.data, self.sizes, self.step, self.job, self.shape)
+        # a run whose steps are done would pay for compiling and get nothing
+        accumulate = self._build_accumulate() if self._steps_remain() else None
+        watcher = stops.Watcher(self.folder, self.job.max_minutes, self.signals)
+        losses = ranks.from_first(self.ledger.step_losses() if self.ledger else [])
+        recent = collections.deque(losses, maxlen=20)
+        bar = progress_bar(
+            "training", total=self.total, initial=self.step, unit="step", disable=not self.writes
+        )
+        noise = checks.add_neftune_noise(self.model, self.job.neftune_noise_alpha)
+        with self.signals, bar, noise, contextlib.closing(loader):
+            while accumulate and self._steps_remain():
+                begun = time.monotonic()
+                loaded = next(loader)
+                rate = plan.learning_rate(self.step, self.total, self.job)
+
+                # one step: forward, backward, the sum over the ranks
+                done = run_step(
+                    accumulate, self.masters, self.step, loaded, self.job.seed, watcher.look
+                )
+
+                # move the weights, unless the step was dropped
+                if done.loss is not None and done.norm is not None:
+                    self._refuse_divergence(done.loss, done.norm, recent, loaded)
+                    self.masters.step(done.norm, rate, self.job.max_grad_norm)
+                    self.step += 1
+                    recent.append(done.loss)
+                    self._add_to_line(done.loss, loaded, time.monotonic() - begun)
+                    self.last = {"epoch": loaded["epoch"], "lr": rate, "grad_norm": done.norm}
+                    bar.set_postfix(loss=f"{done.loss:.3f}", refresh=False)
+                    bar.update()
+
+                # write down, save, measure, stop
+                self._after_step(done.stop, loaded)
+
+    def _steps_remain(self) -> bool:
+        return self.step < self.total and not self.held_out.is_patience_spent()
+
+    def _build_accumulate(self) -> Accumulate:
+        if not self.job.torch_compile:
+            return build_accumulate(self.model, self.masters, self.job.packing)
+        begun = time.monotonic()
+        example = load_first_batch(self.data, self.sizes, self.step, self.job, self.shape)
+        accumulate = build_accumulate(self.model, self.masters, self.job.packing, example)
+        self.note("compiled", seconds=round(time.monotonic() - begun, 3))
+        return accumulate
+
+    def _refuse_divergence(
+        self, loss: float, norm: float, recent: collections.deque, loaded: LoadedStep
+    ) -> None:
+        """Raise Diverged before a step that has gone bad moves a weight."""
+        if stops.has_diverged(loss, norm, recent, self.vocabulary):
+            row_ids = [self.data[row]["id"] for row in loaded["rows"]]
+            raise stops.explain_divergence(self.step + 1, loss, norm, row_ids)
+
+    # ----------------------------------------------------------------------------------------------
+    # after a step
+
+    def _after_step(self, stop: str, loaded: LoadedStep) -> None:
+        if stop == "time" and self.step == self.total:
+            stop = ""  # all is done: there is no session to come
+        measuring = not stop and self.held_out.is_due(self.step, self.total)
+        last = self.step == self.total
+        saving = bool(stop) or measuring or last or self.step % self.job.save_steps == 0
+        # a ledger line never spans a checkpoint or an eval: a session that resumes from it must
+        # replace whole lines
+        if self.line["steps"] and (saving or self.step % self.job.logging_steps == 0):
+            self._write_line()
+        if saving:
+            self._save()
+        if measuring:
+            self._measure_held_out()
+        if stop:
+            self._end(stop, loaded)
+
+    def _add_to_line(self, loss: float, loaded: LoadedStep, seconds: float) -> None:
+        values = {
+            "loss": loss,
+            "tokens": loaded["tokens"],
+            "padded": loaded["padded"],
+            "trained": loaded["trained"],
+            "rows": len(loaded["rows"]),
+            "seconds": seconds,
+        }
+        self.line["steps"] += 1
+        for name, value in values.items():
+            self.line[name] = self.line.get(name, 0) + value
+
+    def _write_line(self) -> None:
+        line = {**self.line, "loss": self.line["loss"] / self.line["steps"]}
+        memory = round(device.peak_memory()[0], 3)
+        self.note("step", step=self.step, **self.last, memory_gib=memory, **line)
+        self.line = {"steps": 0}
+
+    def _save(self) -> None:
+        save_checkpoint(
+            self.checkpoints, self.step, self.masters, self.identity, self.job.save_total_limit
+        )
+        if self.writes:
+            forget_earlier(self.checkpoints)
+
+    def _measure_held_out(self) -> None:
+        self.held_out.measure_during(self.step, self.masters, self.checkpoints, self.identity)
+
+    def _end(self, stop: str, loaded: LoadedStep) -> None:
+        # the wish is granted; a stop file left there would end the next session too
+        (self.folder / stops.STOP_FILE).unlink(missing_ok=True)
+        if stop == "memory":
+            longest = int(self.sizes.lengths[loaded["rows"]].max())
+            raise stops.explain_memory(self.step, longest)
+        raise stops.explain_stop(
+            stop, self.step, self.total, self.step - self.first, self.job.max_minutes
+        )
+
+    # ----------------------------------------------------------------------------------------------
+    # the end of a run
+
+    def finish(self) -> None:
+        """Go back to the best weights with early stopping, and measure the held-out loss."""
+        patience = self.job.early_stopping_patience
+        if patience:
+            if self.step < self.total and self.writes:
+                print(
+                    f"stopped early: no better held-out loss in the last {patience} evals",
+                    flush=True,
+                )
+            best = restore_best(self.checkpoints, self.masters, self.identity)
+            if best:
+                self.note("best", step=best)
+        self.held_out.measure("after", self.step)
 
 
-def _add(line: dict[str, Any], **values: float) -> dict[str, Any]:
-    return {"steps": line["steps"] + 1, **{k: line.get(k, 0) + v for k, v in values.items()}}
+def _note(
+    ledger: Ledger | None,
+    report: Callable[[str, dict[str, Any]], None] | None,
+    event: str,
+    **values: Any,
+) -> None:
+    """Write an event into the ledger and send it to the tracker; on rank 0, which has both."""
+    if ledger and report:
+        ledger.write(event, **values)
+        report(event, values)
+
+
+def _set_training(model: Any) -> None:
+    """Set the model to training; Unsloth's own method also turns gradient checkpointing on again.
+
+    Its generate turns that off, and train() leaves it off.
+    """
+    if hasattr(model, "for_training"):
+        model.for_training()
+    else:
+        model.train()

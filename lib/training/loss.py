@@ -124,14 +124,16 @@ def _fused(
     """The same as one expression for the compiler: losses, and their derivative by `hidden`."""
     logits = (hidden @ weight.T).float()
     # cap_logits written out: the derivative needs the tanh, and the compiler keeps it in registers
-    bent = torch.tanh(logits / softcap) if softcap else None
-    logits = softcap * bent if softcap else logits
+    if softcap:
+        bent = torch.tanh(logits / softcap)
+        logits = softcap * bent
     normaliser = torch.logsumexp(logits, 1)
     slope = (
         torch.exp(logits - normaliser[:, None])
         - (torch.arange(len(weight), device=weight.device) == targets[:, None]).float()
     )
-    slope = slope * (1 - bent * bent) if softcap else slope
+    if softcap:
+        slope = slope * (1 - bent * bent)
     return normaliser - logits.gather(1, targets[:, None])[:, 0], slope.to(hidden.dtype) @ weight
 
 

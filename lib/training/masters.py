@@ -13,33 +13,40 @@ from lib.common import files
 from lib.model import adapter, device
 from lib.params import Params
 
-START_SCALE, GROWTH_STEPS = (
-    2.0**14,
-    2000,
-)  # float16's loss scale: halved at an overflow, doubled after so many steps without one
+# float16's loss scale: halved at an overflow, doubled after this many steps without one
+START_SCALE = 2.0**14
+GROWTH_STEPS = 2000
 
 
 class Masters:
-    """float32 copies of the adapter: steps of 2e-5 vanish in bfloat16's 8 bits, and gradients add up exactly enough.
+    """float32 copies of the adapter's weights, their gradients and their optimizer.
 
-    All weights lie in one tensor, all gradients in another, so that clipping, the optimizer and a sum over GPUs are a few
-    launches and not a few for each of 430 tensors; `weights` and `gradients` are views by name.
+    In bfloat16's 8 bits a step of 2e-5 vanishes, and sums of gradients are rough. All weights lie
+    in one tensor, `flat`, all gradients in another: clipping, the optimizer and a sum over GPUs are
+    then a few kernel launches, and not a few for each of 430 tensors. `weights` and `gradients` are
+    views into them by name; `live` are the model's own parameters.
     """
 
-    def __init__(self, model: Any, job: Params):
-        self.live = adapter.trainable(model)
-        place = next(
-            iter(self.live.values())
-        ).device  # of a base spread over cards, the first adapter's
+    def __init__(self, model: Any, job: Params) -> None:
+        self.live: dict[str, torch.nn.Parameter] = adapter.trainable(model)
+        # a base spread over cards has its adapter on several; the masters lie on the first one's
+        place = next(iter(self.live.values())).device
         self.flat = torch.cat(
             [p.detach().to(place, torch.float32).flatten() for p in self.live.values()]
         )
         self.flat.grad = torch.zeros_like(self.flat)
-        self.weights, self.gradients = self._views(self.flat), self._views(self.flat.grad)
-        # of the loss: float16 gradients vanish below 6e-8; dynamic, as in torch.amp.GradScaler
-        self.scales = device.choose_precision(job.precision, job.load_in_4bit)[0] == torch.float16
-        self.scale, self.steps_at_scale = START_SCALE if self.scales else 1.0, 0
+        self.weights = self._views(self.flat)
+        self.gradients = self._views(self.flat.grad)
+
+        # the loss is multiplied by `scale`, since float16 gradients vanish below 6e-8; dynamic, as
+        # in torch.amp.GradScaler
+        dtype, _ = device.choose_precision(job.precision, job.load_in_4bit)
+        self.scales = dtype == torch.float16
+        self.scale = START_SCALE if self.scales else 1.0
+        self.steps_at_scale = 0
+
         if job.optim == "adamw_8bit":
+            # imported here: bitsandbytes is there on machines with a GPU alone
             from bitsandbytes.optim import AdamW8bit as optimizer
         else:
             optimizer = functools.partial(torch.optim.AdamW, fused=self.flat.is_cuda)
@@ -47,42 +54,56 @@ class Masters:
 
     def _views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         parts = flat.split([p.numel() for p in self.live.values()])
-        return {n: part.view_as(p) for (n, p), part in zip(self.live.items(), parts, strict=True)}
+        return {
+            name: part.view_as(p) for (name, p), part in zip(self.live.items(), parts, strict=True)
+        }
+
+    # ----------------------------------------------------------------------------------------------
+    # gradients
 
     def take_gradients(self) -> None:
-        found = [n for n, p in self.live.items() if p.grad is not None]
-        if found:
+        """Add the model's gradients to the masters' and drop them there."""
+        names = [name for name, p in self.live.items() if p.grad is not None]
+        if names:
             torch._foreach_add_(
-                [self.gradients[n] for n in found],
-                [self.live[n].grad.to(self.flat.device) for n in found],
+                [self.gradients[name] for name in names],
+                [self.live[name].grad.to(self.flat.device) for name in names],
             )
         self.drop_live_gradients()
 
     def drop_live_gradients(self) -> None:
+        """Forget the gradients that lie in the model's own parameters."""
         for p in self.live.values():
             p.grad = None
 
     def drop_gradients(self) -> None:
+        """Forget all gradients of the step, the model's and the masters'."""
         self.drop_live_gradients()
         self.flat.grad.zero_()
 
     def norm(self) -> float:
-        """The gradients' norm, before clipping; reading it waits for the GPU."""
+        """Return the gradients' norm, before clipping; reading it waits for the GPU."""
         return float(self.flat.grad.norm()) / self.scale
 
     def lower_scale(self) -> bool:
-        """After an overflow in float16: drop the gradients and halve the loss scale; False when there is nothing to halve."""
+        """Drop the gradients that overflowed in float16 and halve the loss scale.
+
+        Returns False, and does nothing, when there is nothing to halve.
+        """
         if self.scale <= 1:
             return False
         self.drop_gradients()
-        self.scale, self.steps_at_scale = self.scale / 2, 0
+        self.scale /= 2
+        self.steps_at_scale = 0
         return True
 
+    # ----------------------------------------------------------------------------------------------
+    # the optimizer step
+
     def step(self, norm: float, rate: float, max_norm: float) -> None:
-        """One optimizer step with the gradients of that norm, clipped to `max_norm` (0: not)."""
-        shrink = (
-            min(1.0, (max_norm or math.inf) / (norm + 1e-6)) / self.scale
-        )  # torch.nn.utils.clip_grad_norm_'s rule
+        """Make one optimizer step with gradients of that norm, clipped to `max_norm` (0: not)."""
+        # clipped by the rule of torch.nn.utils.clip_grad_norm_, and freed of the loss scale
+        shrink = min(1.0, (max_norm or math.inf) / (norm + 1e-6)) / self.scale
         if shrink != 1:
             self.flat.grad.mul_(shrink)
         for group in self.optimizer.param_groups:
@@ -92,44 +113,44 @@ class Masters:
         self.publish()
         self.steps_at_scale += 1
         if self.scales and self.steps_at_scale == GROWTH_STEPS:
-            self.scale, self.steps_at_scale = self.scale * 2, 0
+            self.scale *= 2
+            self.steps_at_scale = 0
 
     @torch.no_grad()
     def publish(self) -> None:
+        """Copy the masters into the model's own parameters, rounded to their precision."""
         torch._foreach_copy_(list(self.live.values()), list(self.weights.values()))
 
-    def save(self, folder: pathlib.Path) -> None:
-        """adapter.safetensors, optimizer.safetensors and optimizer.json: no pickle.
+    # ----------------------------------------------------------------------------------------------
+    # on disk
 
-        The state is read by parameter, not through state_dict(): bitsandbytes nests its tensors there.
+    def save(self, folder: pathlib.Path) -> None:
+        """Write adapter.safetensors, optimizer.safetensors and optimizer.json, without pickle.
+
+        The optimizer's state is read by parameter, not through state_dict(): bitsandbytes nests its
+        tensors there.
         """
         state = self.optimizer.state[self.flat]
-        save_file(
-            {n: w.contiguous() for n, w in self.weights.items()}, folder / "adapter.safetensors"
-        )
-        save_file(
-            {k: v.contiguous() for k, v in state.items() if torch.is_tensor(v)},
-            folder / "optimizer.safetensors",
-        )
-        files.write_json(
-            folder / "optimizer.json",
-            {
-                "scale": self.scale,
-                "steps_at_scale": self.steps_at_scale,
-                "state": {k: v for k, v in state.items() if not torch.is_tensor(v)},
-            },
-        )
+        weights = {name: weight.contiguous() for name, weight in self.weights.items()}
+        save_file(weights, folder / "adapter.safetensors")
+        tensors = {k: v.contiguous() for k, v in state.items() if torch.is_tensor(v)}
+        save_file(tensors, folder / "optimizer.safetensors")
+        numbers = {
+            "scale": self.scale,
+            "steps_at_scale": self.steps_at_scale,
+            "state": {k: v for k, v in state.items() if not torch.is_tensor(v)},
+        }
+        files.write_json(folder / "optimizer.json", numbers)
 
     def load(self, folder: pathlib.Path) -> None:
+        """Take back what `save` wrote, and publish it."""
         for name, weight in load_file(folder / "adapter.safetensors").items():
             self.weights[name].copy_(weight)
         numbers = json.loads((folder / "optimizer.json").read_text())
-        self.scale, self.steps_at_scale = numbers["scale"], numbers["steps_at_scale"]
-        for key, value in {
-            **load_file(folder / "optimizer.safetensors"),
-            **numbers["state"],
-        }.items():
-            self.optimizer.state[self.flat][key] = (
-                value.to(self.flat.device) if torch.is_tensor(value) else value
-            )
+        self.scale = numbers["scale"]
+        self.steps_at_scale = numbers["steps_at_scale"]
+        state = self.optimizer.state[self.flat]
+        for key, tensor in load_file(folder / "optimizer.safetensors").items():
+            state[key] = tensor.to(self.flat.device)
+        state.update(numbers["state"])
         self.publish()

@@ -17,7 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface
 NAME = "packed"
 
 
-def mask(bounds: torch.Tensor, tokens: int, window: int) -> torch.Tensor:
+def same_row_mask(bounds: torch.Tensor, tokens: int, window: int) -> torch.Tensor:
     """(tokens, tokens), true where a query may look: same row, not later, at most `window - 1` back (0: no limit)."""
     place = torch.arange(tokens, device=bounds.device)
     row = torch.searchsorted(bounds, place, right=True)
@@ -135,7 +135,7 @@ def attention(
         query,
         key,
         value,
-        attn_mask=mask(bounds, query.shape[2], window),
+        attn_mask=same_row_mask(bounds, query.shape[2], window),
         scale=scale,
         enable_gqa=True,
     )
@@ -147,7 +147,7 @@ AttentionMaskInterface.register(NAME, lambda *_, **__: None)
 
 
 @contextlib.contextmanager
-def in_use(model: Any) -> Iterator[None]:
+def attend_within_rows(model: Any) -> Iterator[None]:
     """The language layers attend within packed rows inside the block; answers are generated with the model's own attention."""
     config = model.config.get_text_config()
     before, config._attn_implementation = config._attn_implementation, NAME

@@ -62,9 +62,16 @@ def read_sizes(data: Any) -> Sizes:
     return Sizes(lengths, np.concatenate(trained))
 
 
+def micro_batch_rows(job: Params) -> int:
+    """Return the rows of a micro-batch; the preflight must have settled `auto`."""
+    rows = job.per_device_train_batch_size
+    assert rows != "auto", "per_device_train_batch_size: auto is not settled yet"
+    return rows
+
+
 def rows_per_step(job: Params) -> int:
     """Return the rows of an optimizer step."""
-    return job.per_device_train_batch_size * job.gradient_accumulation_steps
+    return micro_batch_rows(job) * job.gradient_accumulation_steps
 
 
 def count_steps(rows: int, job: Params) -> int:
@@ -91,13 +98,13 @@ def plan_epoch(lengths: np.ndarray, epoch: int, job: Params) -> list[list[MicroB
 
 def _padded_steps(lengths: np.ndarray, order: np.ndarray, job: Params) -> list[list[MicroBatch]]:
     """Put rows of similar length together, in pools of a few steps."""
-    micro_batch, size = job.per_device_train_batch_size, rows_per_step(job)
+    size = rows_per_step(job)
     steps = []
     for start in range(0, len(order), size * POOL):
         pool = order[start : start + size * POOL]
         pool = pool[np.argsort(-lengths[pool], kind="stable")]
         for first in range(0, len(pool), size):
-            steps.append(_split(pool[first : first + size].tolist(), micro_batch))
+            steps.append(_split(pool[first : first + size].tolist(), micro_batch_rows(job)))
     return steps
 
 
@@ -105,7 +112,7 @@ def _packed_steps(
     lengths: np.ndarray, order: np.ndarray, epoch: int, job: Params
 ) -> list[list[MicroBatch]]:
     """Fill micro-batches with rows whose tokens sum to nearly the same."""
-    micro_batch = job.per_device_train_batch_size
+    micro_batch = micro_batch_rows(job)
     draw = np.random.default_rng([job.seed, epoch, 2])
     # only nearly by length: in exact order the same rows would meet in every epoch
     order = order[np.argsort(-lengths[order] * draw.uniform(0.9, 1, len(order)), kind="stable")]
@@ -164,11 +171,32 @@ def find_shape(sizes: Sizes, job: Params) -> Shape:
             for batch in step:
                 tokens = max(tokens, int(sizes.lengths[batch].sum()))
                 trained = max(trained, int(sizes.trained[batch].sum()))
-    return Shape(_fill_tiles(tokens), job.per_device_train_batch_size, _fill_tiles(trained))
+    return Shape(_fill_tiles(tokens), micro_batch_rows(job), _fill_tiles(trained))
+
+
+def fixed_shape(sizes: Sizes, job: Params) -> Shape | None:
+    """Return the shape of a job that packs its rows; None for one that pads them."""
+    return find_shape(sizes, job) if job.packing else None
 
 
 def _fill_tiles(count: int) -> int:
     return math.ceil(count / TILE) * TILE
+
+
+def find_extremes(sizes: Sizes, job: Params) -> tuple[MicroBatch, MicroBatch]:
+    """Return the micro-batches that need the least and the most memory.
+
+    They are compared by positions, then by trained tokens.
+    """
+
+    def cost(rows: MicroBatch) -> tuple[int, int]:
+        lengths = sizes.lengths[rows]
+        positions = lengths.sum() if job.packing else len(rows) * lengths.max()
+        return positions, sizes.trained[rows].sum()
+
+    steps = plan_epoch(sizes.lengths, 0, job)
+    micro_batches = [rows for step in steps for rows in step]
+    return min(micro_batches, key=cost), max(micro_batches, key=cost)
 
 
 def count_positions(sizes: Sizes, steps: list[list[MicroBatch]], shape: Shape | None) -> int:

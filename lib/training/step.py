@@ -1,13 +1,14 @@
-"""One optimizer step: its rows read ahead, its micro-batches through the model, its gradients summed over the GPUs."""
+"""One optimizer step: its rows are read ahead, its micro-batches go through the model, and the
+gradients are summed over the GPUs."""
 
 import collections
 import contextlib
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -16,124 +17,172 @@ from lib.params import Params
 from lib.training import batches, compiled, packed, plan
 from lib.training.batches import Batch
 from lib.training.masters import Masters
-from lib.training.stops import STOPS, Done
+from lib.training.stops import STOPS, Done, StopRequests
+
+# takes a micro-batch's gradients into the masters and returns its share of the step's loss
+Accumulate = Callable[[Batch], torch.Tensor]
 
 
-def seed_for(job: Params, step: int, place: int) -> None:
-    """Random numbers of a micro-batch (dropout, NEFTune) depend on seed, step and its place alone: a resumed run, or one on
-    another number of GPUs, draws the same."""
-    torch.manual_seed(
-        int.from_bytes(hashlib.sha256(f"{job.seed} {step} {place}".encode()).digest()[:7], "big")
-    )
+class LoadedStep(TypedDict):
+    """A step's rows on all ranks, and the micro-batches of this one."""
+
+    epoch: float  # epochs that are finished with it
+    rows: list[int]
+    trained: int  # tokens with a loss
+    tokens: int
+    padded: int  # positions, padding included
+    batches: list[tuple[int, Batch]]  # each with its place in the step
+
+
+# --------------------------------------------------------------------------------------------------
+# reading ahead
 
 
 def load_steps(
-    data: Any, sizes: plan.Sizes, start: int, job: Params, fixed: plan.Shape | None
-) -> Iterator[dict[str, Any]]:
-    """Every step after `start` with this rank's micro-batches, read and padded ahead by dataloader_num_workers threads."""
-    columns, pin = data.select_columns(["input_ids", "labels"]), torch.cuda.is_available()
-
-    def load(epoch: float, step: list[list[int]]) -> dict[str, Any]:
-        rows = [n for b in step for n in b]
-        trained, mine = int(sizes.trained[rows].sum()), []
-        for place in range(
-            ranks.rank(), len(step) + -len(step) % ranks.world_size(), ranks.world_size()
-        ):
-            # of a short step every rank takes part, since they wait for each other: those without rows of it with rows that weigh nothing
-            batch = batches.make_batch(
-                columns[step[min(place, len(step) - 1)]],
-                fixed,
-                1 / max(1, trained) if place < len(step) else 0.0,
-            )
-            mine.append(
-                (place, Batch(*(t.pin_memory() if pin and t is not None else t for t in batch)))
-            )
-        return {
-            "epoch": round(epoch, 4),
-            "rows": rows,
-            "trained": trained,
-            "tokens": int(sizes.lengths[rows].sum()),
-            "padded": plan.count_positions(sizes, [step], fixed),
-            "batches": mine,
-        }
-
-    steps = plan.iterate_steps(sizes.lengths, start, job)
+    data: Any, sizes: plan.Sizes, start: int, job: Params, shape: plan.Shape | None
+) -> Generator[LoadedStep, None, None]:
+    """Yield every step after `start`, read and padded ahead by dataloader_num_workers threads."""
+    columns = data.select_columns(["input_ids", "labels"])
+    read_step = functools.partial(_read_step, columns, sizes, shape)
+    steps = plan.iterate_steps(sizes.lengths, start, job)  # without end
     if not job.dataloader_num_workers:
         while True:
-            yield load(*next(steps))
+            yield read_step(*next(steps))
     with ThreadPoolExecutor(job.dataloader_num_workers) as pool:
         ahead = collections.deque(
-            pool.submit(load, *next(steps)) for _ in range(job.dataloader_num_workers + 1)
+            pool.submit(read_step, *next(steps)) for _ in range(job.dataloader_num_workers + 1)
         )
         while True:
             yield ahead.popleft().result()
-            ahead.append(pool.submit(load, *next(steps)))
+            ahead.append(pool.submit(read_step, *next(steps)))
 
 
-def micro_batch(
-    model: Any, masters: Masters, job: Params, example: Callable[[], Batch]
-) -> Callable[[Batch], torch.Tensor]:
-    """The function that takes a micro-batch's gradients into the masters and returns its share of the loss.
+def load_first_batch(
+    data: Any, sizes: plan.Sizes, start: int, job: Params, shape: plan.Shape | None
+) -> Batch:
+    """Return this rank's first micro-batch of the step after `start`.
 
-    With torch_compile it is built from an example, which takes minutes and changes no weight.
+    It is read in this thread: one that pins memory while a CUDA graph is recorded would spoil it.
     """
-    attention = functools.partial(packed.in_use, model) if job.packing else contextlib.nullcontext
-    if job.torch_compile:
-        with attention(), compiled.compiled(model):
-            return compiled.Graph(model, example(), masters.take_gradients, masters.drop_gradients)
+    columns = data.select_columns(["input_ids", "labels"])
+    epoch, step = next(plan.iterate_steps(sizes.lengths, start, job))
+    return _read_step(columns, sizes, shape, epoch, step)["batches"][0][1]
 
-    def eager(batch: Batch) -> torch.Tensor:
+
+def _read_step(
+    columns: Any,
+    sizes: plan.Sizes,
+    shape: plan.Shape | None,
+    epoch: float,
+    step: list[plan.MicroBatch],
+) -> LoadedStep:
+    rows = [row for micro_batch in step for row in micro_batch]
+    trained = int(sizes.trained[rows].sum())
+    mine = []
+    # every rank takes part in a short step equally often, since they wait for each other: one that
+    # has no rows left takes rows again, and they weigh nothing
+    places = len(step) + -len(step) % ranks.world_size()
+    for place in range(ranks.rank(), places, ranks.world_size()):
+        micro_batch = step[min(place, len(step) - 1)]
+        weight = 1 / max(1, trained) if place < len(step) else 0.0
+        batch = batches.make_batch(columns[micro_batch], shape, weight)
+        mine.append((place, batch.pinned() if torch.cuda.is_available() else batch))
+    return {
+        "epoch": round(epoch, 4),
+        "rows": rows,
+        "trained": trained,
+        "tokens": int(sizes.lengths[rows].sum()),
+        "padded": plan.count_positions(sizes, [step], shape),
+        "batches": mine,
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# one micro-batch
+
+
+def seed_micro_batch(seed: int, step: int, place: int) -> None:
+    """Let a micro-batch's random numbers (dropout, NEFTune) depend on seed, step and place alone.
+
+    So a resumed run, or one on another number of GPUs, draws the same.
+    """
+    digest = hashlib.sha256(f"{seed} {step} {place}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def build_accumulate(
+    model: Any, masters: Masters, packing: bool, example: Batch | None = None
+) -> Accumulate:
+    """Return the function that takes a micro-batch's gradients into the masters.
+
+    With an example it is compiled and recorded for batches of that shape, which takes minutes and
+    changes no weight. UserError ends a rank of a sharded base that runs out of memory.
+    """
+    attention: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    if packing:
+        attention = functools.partial(packed.attend_within_rows, model)
+    if example is not None:
+        with attention(), compiled.compile_layers(model):
+            return compiled.Graph(model, example, masters.take_gradients, masters.drop_gradients)
+
+    def accumulate(batch: Batch) -> torch.Tensor:
         with attention():
             loss = compiled.forward_backward(model, batch.to(model.device), scale=masters.scale)
         masters.take_gradients()
         return loss
 
-    def gathering(
-        batch: Batch,
-    ) -> torch.Tensor:  # the others wait for this rank inside a layer, where no word reaches them
+    def accumulate_sharded(batch: Batch) -> torch.Tensor:
+        # the other ranks wait for this one inside a layer, where no word reaches them
         with device.explain_out_of_memory(
             "a step of a sharded base", "start over with a smaller per_device_train_batch_size"
         ):
-            return eager(batch)
+            return accumulate(batch)
 
-    return gathering if placement.is_sharded(model) else eager
+    return accumulate_sharded if placement.is_sharded(model) else accumulate
+
+
+# --------------------------------------------------------------------------------------------------
+# one step
 
 
 def run_step(
-    take: Callable[[Batch], torch.Tensor],
+    accumulate: Accumulate,
     masters: Masters,
     step: int,
-    current: dict[str, Any],
-    job: Params,
-    told: Callable[[], tuple[bool, bool, bool]],
+    loaded: LoadedStep,
+    seed: int,
+    look: Callable[[], StopRequests],
 ) -> Done:
-    """A step's micro-batches on all ranks: its loss a trained token and its gradient norm, the gradients summed in the masters.
+    """Run a step's micro-batches on all ranks; its gradients are left, summed, in the masters.
 
-    Every trained token of the step weighs the same, however its rows fall into micro-batches and ranks. `told` says
-    whether this rank was interrupted, its time is over, a stop file is there.
+    Returns the loss a trained token and the gradient norm. Every trained token of the step weighs
+    the same, however its rows fall into micro-batches and ranks. `look` tells what asks this rank
+    to stop.
     """
-    total, full = torch.zeros(1 + len(STOPS), device=masters.flat.device), False
+    # the step's loss, and how many ranks have each reason to stop
+    total = torch.zeros(1 + len(STOPS), device=masters.flat.device)
+    out_of_memory = False
     try:
-        for place, batch in current["batches"]:
-            if (
-                ranks.world_size() == 1 and told()[0]
-            ):  # ranks finish their step together, or one would wait for ever
+        for place, batch in loaded["batches"]:
+            # several ranks finish their step together, or one would wait for ever
+            if ranks.world_size() == 1 and look().interrupted:
                 masters.drop_gradients()
                 return Done(None, None, "interrupted")
-            seed_for(job, step, place)
-            total[0] += take(batch)
-    except torch.OutOfMemoryError:  # the others are waiting for this rank's sum
-        full = True
-    total[1:] = torch.tensor([*told(), full])
+            seed_micro_batch(seed, step, place)
+            total[0] += accumulate(batch)
+    except torch.OutOfMemoryError:
+        out_of_memory = True  # not raised here: the others are waiting for this rank's sum
+
+    total[1:] = torch.tensor([*look(), out_of_memory])
     ranks.sum_in_place(total, masters.flat.grad)
-    loss, *stops = total.tolist()
-    stop = next((why for why, ranks in zip(STOPS, stops, strict=True) if ranks), "")
-    if stops[-1]:
+    loss, *votes = total.tolist()
+    stop = next((reason for reason, count in zip(STOPS, votes, strict=True) if count), "")
+    if votes[STOPS.index("memory")]:
         masters.drop_gradients()
         return Done(None, None, stop)
+
     norm = masters.norm()
-    if (
-        math.isfinite(loss) and not math.isfinite(norm) and masters.lower_scale()
-    ):  # float16 overflowed: the same step again
-        return run_step(take, masters, step, current, job, told)
+    overflowed = math.isfinite(loss) and not math.isfinite(norm)
+    if overflowed and masters.lower_scale():  # in float16: the same step again
+        return run_step(accumulate, masters, step, loaded, seed, look)
     return Done(loss, norm, stop)

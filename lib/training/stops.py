@@ -1,88 +1,137 @@
-"""Why a training session ends before its last step, and what is said then."""
+"""Why a training session ends before its last step, and what people are told then."""
 
 import collections
 import math
+import pathlib
 import signal
+import time
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from lib.common.errors import UserError
 from lib.model import device, ranks
-from lib.params import Params
-from lib.training import plan
 
 STOP_FILE = "stop"  # `touch runs/NAME/stop` ends a session as Ctrl-C does
 INTERRUPT = ".interrupt"  # the same, from the process that started the ranks
+
+# the fields of StopRequests, in their order, and memory; where several hold, the first counts
 STOPS = ("interrupted", "time", "file", "memory")
 
 
 class SessionOver(Exception):
-    """max_minutes is up, or a stop file was found: the work so far is saved, the same command continues."""
+    """max_minutes is up, or a stop file was found; the work is saved, the same command goes on."""
 
 
 class Diverged(Exception):
-    """The loss is not a finite number, or has exploded; the last good checkpoint is kept."""
+    """The loss is no finite number, or has exploded; the last good checkpoint is kept."""
 
 
 class Signals:
-    """SIGINT (Ctrl-C, or the runner's SIGTERM) only sets `got` until the block ends; SIGTERM too in a rank, which has no runner."""
+    """Inside the block a signal that would end the process only sets `got`.
+
+    The signal is SIGINT (Ctrl-C, or the runner's SIGTERM passed on), in a rank SIGTERM too: a rank
+    has no runner.
+    """
 
     got = False
 
     def __enter__(self) -> "Signals":
-        numbers = (signal.SIGINT, signal.SIGTERM) if ranks.world_size() > 1 else (signal.SIGINT,)
-        self.before = {n: signal.signal(n, self._note) for n in numbers}
+        numbers = [signal.SIGINT]
+        if ranks.world_size() > 1:
+            numbers.append(signal.SIGTERM)
+        self.before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def _note(self, number: int, frame: Any) -> None:
         self.got = True
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
 
+class StopRequests(NamedTuple):
+    """What asks this rank to end the session."""
+
+    interrupted: bool
+    time_is_up: bool
+    stop_file: bool
+
+
+class Watcher:
+    """Looks for what asks this rank to end the session; max_minutes count from its making."""
+
+    def __init__(self, folder: pathlib.Path, max_minutes: float, signals: Signals) -> None:
+        self.folder, self.max_minutes, self.signals = folder, max_minutes, signals
+        self.begun = time.monotonic()
+
+    def look(self) -> StopRequests:
+        minutes = (time.monotonic() - self.begun) / 60
+        return StopRequests(
+            interrupted=self.signals.got or (self.folder / INTERRUPT).exists(),
+            time_is_up=0 < self.max_minutes <= minutes,
+            stop_file=(self.folder / STOP_FILE).exists(),
+        )
+
+
 class Done(NamedTuple):
-    """A step as all ranks see it, and why to stop after it ("" or one of STOPS). Loss and norm are None when it was not completed,
-    and its accumulation dropped."""
+    """A step as all ranks see it, and why to stop after it: "" or one of STOPS.
+
+    Loss and norm are None when the step was not completed, and its gradients were dropped.
+    """
 
     loss: float | None
     norm: float | None
     stop: str
 
 
-def diverged(done: Done, recent: collections.deque, vocabulary: int) -> bool:
-    """Whether a loss is no number, or both worse than guessing among all tokens and three times the mean of the last steps."""
-    exploded = len(recent) >= 5 and done.loss > max(
-        math.log(vocabulary), 3 * sum(recent) / len(recent)
+def has_diverged(loss: float, norm: float, recent: collections.deque, vocabulary: int) -> bool:
+    """Tell whether a step has gone bad: loss or gradient norm is no finite number, or it exploded.
+
+    A loss has exploded when it is worse than guessing among all tokens and three times the mean of
+    the `recent` losses.
+    """
+    if not math.isfinite(loss + norm):
+        return True
+    if len(recent) < 5:
+        return False
+    return loss > max(math.log(vocabulary), 3 * sum(recent) / len(recent))
+
+
+def explain_divergence(step: int, loss: float, norm: float, row_ids: Iterable[str]) -> Diverged:
+    """Return the error of a step, from 1, that has diverged, naming its rows."""
+    return Diverged(
+        f"step {step} has the loss {loss:.4g} and the gradient norm {norm:.4g}; its rows are "
+        f"{list(row_ids)}. The last checkpoint is kept. "
+        f"A lower learning_rate, or more warmup_steps, is the usual cure."
     )
-    return exploded or not math.isfinite(done.loss + done.norm)
 
 
-def end_session(
-    stop: str,
-    step: int,
-    total: int,
-    done: int,
-    current: dict[str, Any],
-    sizes: plan.Sizes,
-    job: Params,
-) -> None:
-    """Raise what ends a session early, its last completed step being saved."""
-    if stop == "memory":
-        longest = sizes.lengths[current["rows"]].max()
-        raise UserError(
-            f"{device.name()} ran out of memory in step {step + 1}, whose longest row has {longest} tokens. Step {step} is "
-            f"saved. End what else uses the card (`nvidia-smi` lists it), and the same command continues; or start over with half "
-            f"the per_device_train_batch_size and twice the gradient_accumulation_steps."
-        )
+def explain_memory(step: int, longest: int) -> UserError:
+    """Return the error of a session whose card was full in the step after `step`."""
+    return UserError(
+        f"{device.name()} ran out of memory in step {step + 1}, whose longest row has {longest} "
+        f"tokens. Step {step} is saved. End what else uses the card (`nvidia-smi` lists it), and "
+        f"the same command continues; or start over with half the per_device_train_batch_size and "
+        f"twice the gradient_accumulation_steps."
+    )
+
+
+def explain_stop(
+    stop: str, step: int, total: int, steps_done: int, max_minutes: float
+) -> KeyboardInterrupt | SessionOver:
+    """Return what ends a session after `step` of `total`, its checkpoint being saved.
+
+    `steps_done` are the steps of this session, by which the sessions that remain are counted.
+    """
     if stop == "interrupted":
-        raise KeyboardInterrupt(f"stopped after step {step} of {total}; its checkpoint is saved")
-    more = (
-        f"; about {math.ceil((total - step) / max(1, done))} more sessions of this length remain"
-        if stop == "time"
-        else ""
-    )
-    raise SessionOver(
-        f"{f'max_minutes={job.max_minutes:g} is up' if stop == 'time' else 'a stop file was found'} after step {step} of {total}; "
-        f"its checkpoint is saved. The same command continues{more}."
+        return KeyboardInterrupt(f"stopped after step {step} of {total}; its checkpoint is saved")
+    reason, remaining = "a stop file was found", ""
+    if stop == "time":
+        sessions = math.ceil((total - step) / max(1, steps_done))
+        reason = f"max_minutes={max_minutes:g} is up"
+        remaining = f"; about {sessions} more sessions of this length remain"
+    return SessionOver(
+        f"{reason} after step {step} of {total}; its checkpoint is saved. "
+        f"The same command continues{remaining}."
     )

@@ -22,7 +22,7 @@ from lib import params
 from lib.data import splits
 from lib.model import adapter, base, device, load
 from lib.record import ledger
-from lib.training import batches, evaluate, loop, plan
+from lib.training import batches, checkpoint, evaluate, loop, plan
 
 
 def plain_model(folder, job):
@@ -114,18 +114,18 @@ def main(run, steps):
             held_out,
             job,
             pathlib.Path(scratch),
-            loop.identity(job, "data", "base", adapter.count_parameters(net)[0]),
+            checkpoint.describe_identity(job, "data", "base", adapter.count_parameters(net)[0]),
         )
         entries = ledger.read_ledger(pathlib.Path(scratch) / "metrics.jsonl")
     results, ours = ledger.summarise(entries), [e["loss"] for e in ledger.valid_steps(entries)]
     del net
     net = plain_model(folder, job)
     theirs = plain_steps(net, rows, job, steps)
-    same, tokens = evaluate.response_loss(net, held_out)
+    same, tokens = evaluate.measure_loss(net, held_out)
     del net
     net = plain_model(folder, job)
     trainer(net, rows, job, steps)
-    shuffled, _ = evaluate.response_loss(net, held_out)
+    shuffled, _ = evaluate.measure_loss(net, held_out)
     apart = [abs(a - b) / b for a, b in zip(ours, theirs, strict=True)]
     print(
         f"\n{device.name()}, torch {torch.__version__}, transformers {transformers.__version__}; {job.base_model}, real weights, "

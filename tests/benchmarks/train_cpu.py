@@ -25,7 +25,9 @@ from lib.data import splits
 from lib.model import adapter, base, device, load
 from lib.training import loop, plan
 from lib.training.masters import Masters
+from lib.training.stops import StopRequests
 
+NO_REQUEST = StopRequests(False, False, False)
 STEPS = 3
 
 
@@ -42,11 +44,11 @@ def prepare(job, folder, top):
 def ours(net, rows, job, seed):
     masters, job = Masters(net, job), job.model_copy(update={"seed": seed})
     loader = loop.load_steps(rows, plan.read_sizes(rows), 0, job, None)
-    take = loop.micro_batch(net, masters, job, None)
+    take = loop.build_accumulate(net, masters, job.packing)
     begun, count = time.monotonic(), 0
     for step in range(STEPS):
         current = next(loader)
-        done = loop.run_step(take, masters, step, current, job, lambda: (False, False, False))
+        done = loop.run_step(take, masters, step, current, job.seed, lambda: NO_REQUEST)
         masters.step(done.norm, plan.learning_rate(step, 46, job), job.max_grad_norm)
         count += len(current["rows"])
     loader.close()

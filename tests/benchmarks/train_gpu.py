@@ -109,7 +109,7 @@ def ours(params_file, steps, overrides, length):
     from lib import params
     from lib.model import adapter, load
     from lib.record import ledger
-    from lib.training import loop
+    from lib.training import checkpoint, loop
 
     job = params.load_job(params_file, overrides)
     job = job.model_copy(
@@ -129,7 +129,7 @@ def ours(params_file, steps, overrides, length):
             rows.select([]),
             job,
             pathlib.Path(scratch),
-            loop.identity(job, "random", "random", adapter.count_parameters(net)[0]),
+            checkpoint.describe_identity(job, "random", "random", adapter.count_parameters(net)[0]),
         )
         entries = ledger.read_ledger(pathlib.Path(scratch) / "metrics.jsonl")
     lines = [e for e in entries if e["event"] == "step"][WARM_UP:]

@@ -249,7 +249,7 @@ def test_the_safety_set_is_answered_by_every_format_and_judged(runs, capsys, mon
         assert {k: section[k] for k in safety.COUNTS} == {k: found[k] for k in safety.COUNTS}
         low, high = section["passed_ci95"]
         assert low <= found["passed"]["count"] / 5 <= high
-    monkeypatch.setattr(evaluate, "finished_answers", lambda *_: pytest.fail("answered before"))
+    monkeypatch.setattr(evaluate, "generate_answers", lambda *_: pytest.fail("answered before"))
     assert take.main(["small", "bundled:safety"]) == 0
     assert "merged, bundled:safety: examined before" in capsys.readouterr().out
 

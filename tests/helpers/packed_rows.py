@@ -112,7 +112,7 @@ def gemma3():
 
 
 def attending(net, batch):
-    return packed.in_use(net) if batch.bounds is not None else contextlib.nullcontext()
+    return packed.attend_within_rows(net) if batch.bounds is not None else contextlib.nullcontext()
 
 
 def token_losses(net, batch):

@@ -13,8 +13,9 @@ from lib.data.label_mask import IGNORED
 from lib.model import adapter
 from lib.params import Params
 from lib.record import ledger
-from lib.training import batches, compiled
+from lib.training import batches, checkpoint, compiled
 from lib.training import loop as train
+from lib.training.stops import StopRequests
 
 BASE = {
     "base_model": "some/base",
@@ -98,7 +99,12 @@ def session(folder, job=None, rows=ROWS, held_out=HELD_OUT, **identity):
         held_out,
         job,
         folder,
-        {**train.identity(job, "data-1", "base-1", adapter.count_parameters(net)[0]), **identity},
+        {
+            **checkpoint.describe_identity(
+                job, "data-1", "base-1", adapter.count_parameters(net)[0]
+            ),
+            **identity,
+        },
     )
 
 
@@ -161,9 +167,13 @@ def of_rows(*groups):
     }
 
 
-def take_step(net, masters, job, current, step=0, flags=lambda: (False, False, False)):
+NO_REQUEST = StopRequests(False, False, False)
+INTERRUPTED = StopRequests(True, False, False)
+
+
+def take_step(net, masters, job, current, step=0, look=lambda: NO_REQUEST):
     return train.run_step(
-        train.micro_batch(net, masters, job, None), masters, step, current, job, flags
+        train.build_accumulate(net, masters, job.packing), masters, step, current, job.seed, look
     )
 
 

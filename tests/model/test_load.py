@@ -1212,7 +1212,7 @@ def test_the_card_and_its_peak_rate(monkeypatch, tiny):
     try:
         assert device.card() == ("NVIDIA A100-SXM4-80GB #1", 85.1)
         assert device.name() == "NVIDIA A100-SXM4-80GB #1"
-        assert checks.flops(tiny[0])["peak_flops"] == 312e12
+        assert checks.count_flops(tiny[0])["peak_flops"] == 312e12
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         assert device.card().name, "asked once"
         device.card.cache_clear()
@@ -1234,7 +1234,7 @@ def test_the_card_and_its_peak_rate(monkeypatch, tiny):
         ("", 0),
     ):
         monkeypatch.setattr(device, "card", lambda name=name: device.Card(name, 1.0))
-        assert checks.flops(tiny[0])["peak_flops"] == rate * 1e12, name
+        assert checks.count_flops(tiny[0])["peak_flops"] == rate * 1e12, name
 
 
 @pytest.mark.parametrize(
@@ -1687,10 +1687,10 @@ def test_arithmetic_a_token_agrees_with_a_count_by_hand(tiny_gemma3n, tiny):
         "flops_per_trained_token": 4.0 * 2048 * 256,
         "peak_flops": 0.0,
     }
-    assert checks.flops(plain) == expected
-    assert checks.flops(tiny[0]) == expected
+    assert checks.count_flops(plain) == expected
+    assert checks.count_flops(tiny[0]) == expected
     placement.offload_embedding(plain)
-    assert checks.flops(plain) == expected
+    assert checks.count_flops(plain) == expected
 
 
 def test_arithmetic_of_the_multimodal_class_leaves_its_towers_out(multimodal):
@@ -1699,7 +1699,7 @@ def test_arithmetic_of_the_multimodal_class_leaves_its_towers_out(multimodal):
         "tower" in n and ".layers." in n and hasattr(m, "in_features")
         for n, m in full.named_modules()
     )
-    assert checks.flops(full)["flops_per_token"] == 4.0 * TINY_LAYERS
+    assert checks.count_flops(full)["flops_per_token"] == 4.0 * TINY_LAYERS
 
 
 def test_arithmetic_of_the_full_size_e4b():
@@ -1717,7 +1717,7 @@ def test_arithmetic_of_the_full_size_e4b():
     )
     assert 35 * layer + 20 * 2 * 2048 * 512 == 3_904_924_400
     for model_or_wrapped in (net, adapter.add(net, a_job(use_dora=True))):
-        found = checks.flops(model_or_wrapped)
+        found = checks.count_flops(model_or_wrapped)
         assert (found["flops_per_token"], found["flops_per_trained_token"]) == (
             4.0 * 3_904_924_400,
             4.0 * 262_400 * 2048,
@@ -1729,7 +1729,7 @@ def test_a_4_bit_weight_costs_the_arithmetic_of_what_it_stands_for(tiny_gemma3n)
         net = AutoModelForCausalLM.from_config(
             AutoConfig.from_pretrained(tiny_gemma3n)
         ).requires_grad_(False)
-    before = checks.flops(net)
+    before = checks.count_flops(net)
     for name, module in net.named_modules():
         if name.endswith(("_proj", "linear_left")) and ".layers." in name:
             size = module.weight.shape
@@ -1738,7 +1738,7 @@ def test_a_4_bit_weight_costs_the_arithmetic_of_what_it_stands_for(tiny_gemma3n)
                 requires_grad=False,
             )
             module.weight.quant_state = types.SimpleNamespace(shape=size)
-    assert checks.flops(net) == before
+    assert checks.count_flops(net) == before
 
 
 @pytest.fixture(scope="module")
@@ -1754,7 +1754,7 @@ def embedded(net):
 def test_neftune_adds_bounded_seeded_noise_in_training_only(embedder):
     """Uniform up to alpha / sqrt(tokens x width) on each number, other noise each time, the same after the same seed, the same through PEFT."""
     plain, most = embedded(embedder), 5 / math.sqrt(40 * 256)
-    with checks.neftune(embedder, 5.0):
+    with checks.add_neftune_noise(embedder, 5.0):
         embedder.eval()
         assert torch.equal(embedded(embedder), plain)
         embedder.train()
@@ -1773,7 +1773,7 @@ def test_neftune_adds_bounded_seeded_noise_in_training_only(embedder):
 def test_neftune_reaches_the_loss_of_an_adapted_model(float32):
     net, (plain, _) = float32
     torch.manual_seed(0)
-    with checks.neftune(net, 20.0):
+    with checks.add_neftune_noise(net, 20.0):
         noisy, _ = loss_and_gradients(net)
     assert not torch.equal(noisy, plain)
     assert torch.equal(loss_and_gradients(net)[0], plain)
@@ -1784,13 +1784,13 @@ def test_neftune_goes_after_an_exception_and_is_not_there_at_zero(embedder):
     plain = embedded(embedder)
 
     def stop():
-        with checks.neftune(embedder, 5.0):
+        with checks.add_neftune_noise(embedder, 5.0):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         stop()
     assert torch.equal(embedded(embedder), plain)
-    with checks.neftune(embedder, 0.0):
+    with checks.add_neftune_noise(embedder, 0.0):
         assert not embedder.get_input_embeddings()._forward_hooks
         assert torch.equal(embedded(embedder), plain)
 

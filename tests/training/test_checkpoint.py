@@ -156,7 +156,7 @@ def test_the_micro_batch_of_a_packing_job_is_part_of_it():
         a_job(packing=True),
         a_job(packing=True, per_device_train_batch_size=4, gradient_accumulation_steps=1),
     ]
-    ours, theirs = (train.identity(job, "data-1", "base-1", 1) for job in jobs)
+    ours, theirs = (checkpoint.describe_identity(job, "data-1", "base-1", 1) for job in jobs)
     assert {k for k in ours if ours[k] != theirs[k]} == {"micro_batch"}
 
 

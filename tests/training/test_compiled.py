@@ -345,7 +345,7 @@ def test_forward_backward_fused_equals_plain(monkeypatch):
     net, found = adapted(gemma3n()), []
     for kind in (True, False):
         net.zero_grad(set_to_none=True)
-        with packed.in_use(net):
+        with packed.attend_within_rows(net):
             total = fused.forward_backward(net, BATCH, fused=kind)
         assert compiled == [loss._fused], "one of the two must be the other code"
         found.append((total, {n: p.grad for n, p in net.named_parameters() if p.requires_grad}))
@@ -361,7 +361,7 @@ def test_the_scale_is_in_the_gradients_alone():
     net, found = adapted(gemma3n()), []
     for scale in (1.0, 1024.0):
         net.zero_grad(set_to_none=True)
-        with packed.in_use(net):
+        with packed.attend_within_rows(net):
             total = fused.forward_backward(net, BATCH, scale=scale)
         found.append(
             (total, {n: p.grad / scale for n, p in net.named_parameters() if p.requires_grad})
@@ -407,7 +407,7 @@ def test_layers_of_one_kind_share_their_code(graphs):
     seen = []
     for _ in range(2):
         plain, plain_gradients = losses_and_gradients(net, BATCH)
-        with fused.compiled(net):
+        with fused.compile_layers(net):
             losses, gradients = losses_and_gradients(net, BATCH)
         torch.testing.assert_close(losses, plain, rtol=1e-4, atol=1e-4)
         assert max(relative(gradients[n], g) for n, g in plain_gradients.items()) < 1e-3
@@ -428,11 +428,11 @@ def test_compiled_puts_everything_back(graphs, monkeypatch):
     net = adapted(gemma3n())
     layers = net.get_base_model().model.layers
     before = [layer.forward for layer in layers], torch._dynamo.config.recompile_limit
-    with fused.compiled(net):
+    with fused.compile_layers(net):
         assert all("forward" in vars(layer) for layer in layers)
         assert torch._dynamo.config.recompile_limit >= 64
     assert ([layer.forward for layer in layers], torch._dynamo.config.recompile_limit) == before
-    with pytest.raises(KeyboardInterrupt), fused.compiled(net):
+    with pytest.raises(KeyboardInterrupt), fused.compile_layers(net):
         raise KeyboardInterrupt
     assert ([layer.forward for layer in layers], torch._dynamo.config.recompile_limit) == before
     assert not any("forward" in vars(layer) for layer in layers)
@@ -547,7 +547,7 @@ def test_a_graph_is_as_exact_as_the_eager_micro_batch(flash_in_bfloat16, dtype, 
     for seed, lengths in enumerate(([25, 4, 14], [3, 50], [9, 9, 9, 9], [64])):
         rows = make_rows(lengths, seed)
         several.append(weighted(batches.pack_rows(rows, Shape(64, 4, 64)), sum(trained(rows))))
-    with packed.in_use(net), fused.compiled(net):
+    with packed.attend_within_rows(net), fused.compile_layers(net):
         graph = fused.Graph(net, several[0], take, drop)
     assert not flat(taken.values()).any(), "recording must leave no gradient"
     assert all(p.grad is None for p in live.values())
@@ -560,11 +560,11 @@ def test_a_graph_is_as_exact_as_the_eager_micro_batch(flash_in_bfloat16, dtype, 
             graph(batch)
             assert relative(flat(taken.values()), 2 * ours) < 0.02
             drop()
-            with packed.in_use(net):
+            with packed.attend_within_rows(net):
                 fused.forward_backward(net, batch.to(CARD))
             theirs = flat(p.grad for p in live.values())
             drop()
-            with packed.in_use(exact):
+            with packed.attend_within_rows(exact):
                 truth = float(fused.forward_backward(exact, batch))
             wanted.append(flat(p.grad for p in known.values()))
             forget(known)

@@ -71,16 +71,16 @@ def test_response_loss_equals_one_row_at_a_time(tiny, rows):
                         total + cross_entropy(logits[position], torch.tensor(label)).item(),
                         tokens + 1,
                     )
-    loss, counted = evaluate.response_loss(net, rows)
+    loss, counted = evaluate.measure_loss(net, rows)
     assert counted == tokens == sum(len(r["input_ids"]) - len(r["input_ids"]) // 2 for r in rows)
     assert loss == pytest.approx(total / tokens, rel=1e-5)
 
 
 def test_response_loss_does_not_depend_on_the_batch(tiny, rows):
     net, _ = tiny
-    expected, tokens = evaluate.response_loss(net, rows, rows_at_once=1)
+    expected, tokens = evaluate.measure_loss(net, rows, rows_at_once=1)
     for size in (2, 3, 100):
-        assert evaluate.response_loss(net, rows, rows_at_once=size) == (
+        assert evaluate.measure_loss(net, rows, rows_at_once=size) == (
             pytest.approx(expected, rel=1e-5),
             tokens,
         )
@@ -88,9 +88,9 @@ def test_response_loss_does_not_depend_on_the_batch(tiny, rows):
 
 def test_row_losses_are_those_of_each_row_alone_in_the_order_of_the_rows(tiny, rows):
     net, _ = tiny
-    alone = [evaluate.response_loss(net.train(), rows.select([n])) for n in range(len(rows))]
+    alone = [evaluate.measure_loss(net.train(), rows.select([n])) for n in range(len(rows))]
     for size in (1, 3, 100):
-        found = evaluate.row_losses(net, rows, size)
+        found = evaluate.measure_row_losses(net, rows, size)
         assert net.training
         assert found[:, 1].tolist() == [tokens for _, tokens in alone]
         assert (found[:, 0] / found[:, 1]).tolist() == pytest.approx(
@@ -103,21 +103,21 @@ def test_training_mode_is_off_while_measuring_and_restored(tiny, rows, training)
     """Dropout of 0.5 would show."""
     net, tokenizer = tiny
     net.train(training)
-    first = evaluate.response_loss(net, rows)
-    assert evaluate.response_loss(net, rows) == first
-    evaluate.answers(net, tokenizer, 2, PROMPTS[:1])
+    first = evaluate.measure_loss(net, rows)
+    assert evaluate.measure_loss(net, rows) == first
+    evaluate.answer_prompts(net, tokenizer, 2, PROMPTS[:1])
     assert {m.training for m in net.modules()} == {training}
     assert all(p.requires_grad == ("lora_" in n) for n, p in net.named_parameters())
 
 
 def test_an_empty_split_has_no_loss(tiny, rows):
-    assert evaluate.response_loss(tiny[0], rows.select([])) == (None, 0)
+    assert evaluate.measure_loss(tiny[0], rows.select([])) == (None, 0)
 
 
 def test_rows_that_do_not_fit_at_once_are_halved(tiny, rows, monkeypatch, capsys):
     """The loss is the same, and one row that does not fit is an error."""
     net, _ = tiny
-    wanted, tokens = evaluate.response_loss(net.eval(), rows)
+    wanted, tokens = evaluate.measure_loss(net.eval(), rows)
     real = evaluate.token_losses
 
     def limited(net, batch, most=2):
@@ -126,14 +126,14 @@ def test_rows_that_do_not_fit_at_once_are_halved(tiny, rows, monkeypatch, capsys
         return real(net, batch)
 
     monkeypatch.setattr(evaluate, "token_losses", limited)
-    assert evaluate.response_loss(net.train(), rows) == (pytest.approx(wanted, rel=1e-5), tokens)
+    assert evaluate.measure_loss(net.train(), rows) == (pytest.approx(wanted, rel=1e-5), tokens)
     assert net.training
     assert capsys.readouterr().out.count("rows at once do not fit") == 2
     monkeypatch.setattr(evaluate, "token_losses", lambda net, batch: limited(net, batch, 0))
     with pytest.raises(
         UserError, match=r"not enough memory for the held-out loss, 1 rows at once(.|\n)*nvidia-smi"
     ):
-        evaluate.response_loss(net, rows)
+        evaluate.measure_loss(net, rows)
 
 
 def test_a_failed_attempt_at_the_held_out_loss_gives_its_memory_back(tiny, rows, monkeypatch):
@@ -149,13 +149,13 @@ def test_a_failed_attempt_at_the_held_out_loss_gives_its_memory_back(tiny, rows,
         return real(net, batch)
 
     monkeypatch.setattr(evaluate, "token_losses", limited)
-    evaluate.response_loss(tiny[0].eval(), rows)
+    evaluate.measure_loss(tiny[0].eval(), rows)
     assert len(alive) > 3
 
 
 def test_batches_have_every_row_once_longest_first():
     lengths = [5, 9, 1, 9, 3]
-    assert evaluate.groups(lengths, 2) == [[1, 3], [0, 4], [2]]
+    assert evaluate.group_by_length(lengths, 2) == [[1, 3], [0, 4], [2]]
 
 
 def test_the_output_layer_never_gets_a_slice_with_gaps(tiny):
@@ -166,7 +166,7 @@ def test_the_output_layer_never_gets_a_slice_with_gaps(tiny):
         lambda module, inputs, out: seen.append(inputs[0].is_contiguous())
     )
     try:
-        evaluate.answers(net, tokenizer, 3, PROMPTS)
+        evaluate.answer_prompts(net, tokenizer, 3, PROMPTS)
     finally:
         hook.remove()
     assert len(seen) == 3
@@ -177,10 +177,10 @@ def test_the_output_layer_never_gets_a_slice_with_gaps(tiny):
 def test_answers_of_a_batch_equal_single_ones(tiny):
     """Padded on the left, under a mask, greedy: the same tokens as alone, for prompts of very different length."""
     net, tokenizer = tiny
-    together = evaluate.answers(net, tokenizer, 12, PROMPTS)
-    assert together == [evaluate.answers(net, tokenizer, 12, (p,))[0] for p in PROMPTS]
+    together = evaluate.answer_prompts(net, tokenizer, 12, PROMPTS)
+    assert together == [evaluate.answer_prompts(net, tokenizer, 12, (p,))[0] for p in PROMPTS]
     assert len(set(together)) == 3
-    assert together == evaluate.answers(net, tokenizer, 12, PROMPTS), "greedy"
+    assert together == evaluate.answer_prompts(net, tokenizer, 12, PROMPTS), "greedy"
 
 
 def test_answers_equal_a_plain_greedy_loop_without_a_cache(tiny):
@@ -195,7 +195,7 @@ def test_answers_equal_a_plain_greedy_loop_without_a_cache(tiny):
         for _ in range(8):
             new.append(int(net(input_ids=torch.tensor([ids + new])).logits[0, -1].argmax()))
     assert (
-        evaluate.answers(net, tokenizer, 8, PROMPTS)[1]
+        evaluate.answer_prompts(net, tokenizer, 8, PROMPTS)[1]
         == tokenizer.decode(new, skip_special_tokens=True).strip()
     )
 
@@ -209,7 +209,7 @@ def test_prompts_begin_with_one_bos_after_padding_on_the_left(tiny, monkeypatch)
         return kwargs["input_ids"]
 
     monkeypatch.setattr(net, "generate", generate)
-    assert evaluate.answers(net, tokenizer, 5, PROMPTS) == [""] * 3
+    assert evaluate.answer_prompts(net, tokenizer, 5, PROMPTS) == [""] * 3
     for ids, mask, prompt in zip(
         given["input_ids"].tolist(), given["attention_mask"].tolist(), PROMPTS, strict=True
     ):
@@ -244,12 +244,12 @@ def test_answers_end_at_the_turn(tiny, monkeypatch, stop):
         return out
 
     monkeypatch.setattr(causal, "forward", scripted)
-    (first, ended), (second, unended) = evaluate.finished_answers(net, tokenizer, 9, PROMPTS[:2])
+    (first, ended), (second, unended) = evaluate.generate_answers(net, tokenizer, 9, PROMPTS[:2])
     assert (ended, unended) == (True, False)
     assert first == tokenizer.decode([word] * 3).strip()
     assert second == tokenizer.decode([word] * 9).strip()
     seen.clear()
-    evaluate.answers(net, tokenizer, 9, PROMPTS[:1])
+    evaluate.answer_prompts(net, tokenizer, 9, PROMPTS[:1])
     assert len(seen) == 4, "nothing is computed after the turn's end"
 
 

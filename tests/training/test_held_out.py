@@ -50,7 +50,7 @@ def test_an_eval_is_the_held_out_loss_of_the_model_at_its_step(tmp_path):
         assert evals(tmp_path / str(step))[-1] == ("after", step, during[step])
         net = small_model(a_job()).eval()
         train.resume(tmp_path / str(step) / "checkpoints", train.Masters(net, a_job()), {})
-        assert evaluate.response_loss(net, HELD_OUT)[0] == during[step], "measured without dropout"
+        assert evaluate.measure_loss(net, HELD_OUT)[0] == during[step], "measured without dropout"
     assert len({loss for *_, loss in evals(tmp_path / "whole")}) == 4
 
 
@@ -86,7 +86,7 @@ def test_ctrl_c_does_not_wait_for_a_held_out_loss(tmp_path, monkeypatch, uninter
 
 
 def test_ctrl_c_in_a_held_out_loss_ends_it_there(tmp_path, monkeypatch, uninterrupted):
-    job, real, groups = a_job(eval_steps=2), evaluate._row_losses, []
+    job, real, groups = a_job(eval_steps=2), evaluate._try_row_losses, []
     session(tmp_path / "whole", job)
 
     def interrupted_at_the_second(model, data, rows, bar):
@@ -104,14 +104,14 @@ def test_ctrl_c_in_a_held_out_loss_ends_it_there(tmp_path, monkeypatch, uninterr
             counted if (tmp_path / "stopped/checkpoints/step-000004").exists() else bar,
         )
 
-    monkeypatch.setattr(evaluate, "_row_losses", interrupted_at_the_second)
+    monkeypatch.setattr(evaluate, "_try_row_losses", interrupted_at_the_second)
     assert len(HELD_OUT) > 3, "more groups of one row would follow"
     with pytest.raises(
         KeyboardInterrupt, match="held-out loss after step 4; its checkpoint is saved"
     ):
         session(tmp_path / "stopped", job)
     assert len(groups) == 2
-    monkeypatch.setattr(evaluate, "_row_losses", real)
+    monkeypatch.setattr(evaluate, "_try_row_losses", real)
     same_run(tmp_path / "stopped", session(tmp_path / "stopped", job), uninterrupted)
     assert [e[:2] for e in evals(tmp_path / "stopped")] == [
         e[:2] for e in evals(tmp_path / "whole")
@@ -217,14 +217,14 @@ def test_patience(losses, spent):
         (a_job(early_stopping_patience=2, eval_steps=2), spent),
         (a_job(), False),
     ):
-        assert HeldOut(None, None, job, found, None, None).patience_spent() is expected
+        assert HeldOut(None, None, job, found, None, None).is_patience_spent() is expected
 
 
 def scripted(monkeypatch, *losses):
     """Held-out losses as given, one a measurement, where a decision is tested and not what a small model learns."""
     told = iter(losses)
     monkeypatch.setattr(
-        evaluate, "row_losses", lambda *_, **__: np.array([[10 * next(told), 10.0]])
+        evaluate, "measure_row_losses", lambda *_, **__: np.array([[10 * next(told), 10.0]])
     )
 
 

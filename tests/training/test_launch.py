@@ -25,7 +25,7 @@ from lib.common.errors import ROOT, UserError
 from lib.model import adapter, base, load, ranks
 from lib.record import ledger
 from lib.record.run_record import STAGES
-from lib.training import launch, loop
+from lib.training import checkpoint, launch, loop
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,9 @@ def one_process(folder, job):
         HELD_OUT,
         job,
         folder,
-        loop.identity(job, "data-1", base.fingerprint(place), adapter.count_parameters(net)[0]),
+        checkpoint.describe_identity(
+            job, "data-1", base.fingerprint(place), adapter.count_parameters(net)[0]
+        ),
     )
 
 
@@ -239,7 +241,9 @@ def test_the_notebooks_model_has_what_the_ranks_trained(folder, alone, tmp_path,
         HELD_OUT,
         job,
         run,
-        loop.identity(job, "data-1", base.fingerprint(place), adapter.count_parameters(net)[0]),
+        checkpoint.describe_identity(
+            job, "data-1", base.fingerprint(place), adapter.count_parameters(net)[0]
+        ),
     )
     during = {
         e["step"]: e["eval_loss"]

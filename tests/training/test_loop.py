@@ -36,8 +36,8 @@ from helpers.small_training import (
 from lib.data.label_mask import IGNORED
 from lib.model import adapter
 from lib.record import ledger
+from lib.training import checkpoint, plan
 from lib.training import loop as train
-from lib.training import plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,7 +80,7 @@ def test_training_mode_is_what_the_base_calls_it(tmp_path, uninterrupted):
         HELD_OUT,
         job,
         tmp_path,
-        train.identity(job, "data-1", "base-1", adapter.count_parameters(net)[0]),
+        checkpoint.describe_identity(job, "data-1", "base-1", adapter.count_parameters(net)[0]),
     )
     assert all(layer.gradient_checkpointing for layer in layers)
 
@@ -96,7 +96,7 @@ def test_nothing_is_compiled_for_no_step(tmp_path, monkeypatch, uninterrupted):
             if '"after"' not in line
         )
     )
-    monkeypatch.setattr(train, "micro_batch", lambda *_: pytest.fail("built for nothing"))
+    monkeypatch.setattr(train, "build_accumulate", lambda *_: pytest.fail("built for nothing"))
     found = same_run(tmp_path, session(tmp_path), uninterrupted)
     assert found["eval_loss_after"] is not None
 

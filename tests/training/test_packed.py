@@ -163,7 +163,7 @@ def test_one_long_row_equals_the_models_own_attention(make, own):
     bounds = torch.tensor([0, 30], dtype=torch.int32)
     with torch.no_grad():
         theirs = net(input_ids=ids, use_cache=False).logits
-        with packed.in_use(net):
+        with packed.attend_within_rows(net):
             ours = net(
                 input_ids=ids, use_cache=False, position_ids=torch.arange(30)[None], bounds=bounds
             ).logits
@@ -177,12 +177,12 @@ def test_the_models_own_attention_comes_back(own):
     net.set_attn_implementation(own)
     side = batches.pad_rows(make_rows([20, 9]))
     before = token_losses(net, side)
-    with packed.in_use(net):
+    with packed.attend_within_rows(net):
         assert {
             m.config._attn_implementation for m in net.modules() if hasattr(m, "self_attn")
         } == {packed.NAME}
     assert net.config.get_text_config()._attn_implementation == own
-    with pytest.raises(KeyboardInterrupt), packed.in_use(net):
+    with pytest.raises(KeyboardInterrupt), packed.attend_within_rows(net):
         raise KeyboardInterrupt
     assert net.config.get_text_config()._attn_implementation == own
     assert torch.equal(token_losses(net, side), before)
@@ -207,7 +207,7 @@ def test_the_mask_equals_a_loop(bounds, window):
         [rows[q] == rows[k] and k <= q and (not window or q - k < window) for k in range(12)]
         for q in range(12)
     ]
-    found = packed.mask(torch.tensor(bounds, dtype=torch.int32), 12, window)
+    found = packed.same_row_mask(torch.tensor(bounds, dtype=torch.int32), 12, window)
     assert found.dtype == torch.bool
     assert found.tolist() == expected
 
@@ -224,9 +224,9 @@ def test_the_mask_of_one_row_is_that_of_transformers():
     }
     bounds = torch.tensor([0, 30], dtype=torch.int32)
     assert torch.equal(
-        packed.mask(bounds, 30, WINDOW), create_sliding_window_causal_mask(**options)[0, 0]
+        packed.same_row_mask(bounds, 30, WINDOW), create_sliding_window_causal_mask(**options)[0, 0]
     )
-    assert torch.equal(packed.mask(bounds, 30, 0), create_causal_mask(**options)[0, 0])
+    assert torch.equal(packed.same_row_mask(bounds, 30, 0), create_causal_mask(**options)[0, 0])
 
 
 def heads(query, key, tokens, size, dtype=torch.float32, seed=0, device="cpu"):
@@ -281,7 +281,7 @@ def plain_flash(query, key, value, bounds, back, scale):
     """What the operator computes, on (tokens, heads, size), by the definition and in float32."""
     q, k, v = wide(query, key, value)
     scores = (q @ k.transpose(1, 2) * scale).masked_fill(
-        ~packed.mask(bounds, len(query), back + 1), -torch.inf
+        ~packed.same_row_mask(bounds, len(query), back + 1), -torch.inf
     )
     return (scores.softmax(-1) @ v).transpose(0, 1).to(query.dtype).contiguous(), scores.logsumexp(
         -1
@@ -291,7 +291,7 @@ def plain_flash(query, key, value, bounds, back, scale):
 def plain_flash_backward(grad, query, key, value, out, lse, bounds, back, scale):
     """Its derivative, written out: inside an operator autograd does not record."""
     q, k, v, g, o = wide(query, key, value, grad, out)
-    p = (q @ k.transpose(1, 2) * scale - lse[..., None]).exp() * packed.mask(
+    p = (q @ k.transpose(1, 2) * scale - lse[..., None]).exp() * packed.same_row_mask(
         bounds, len(query), back + 1
     )
     slope = p * (g @ v.transpose(1, 2) - (g * o).sum(-1, keepdim=True)) * scale
@@ -387,7 +387,7 @@ def masked_in_float32(module, leaves, grad, bounds, window):
         q,
         k,
         v,
-        attn_mask=packed.mask(bounds, q.shape[2], window),
+        attn_mask=packed.same_row_mask(bounds, q.shape[2], window),
         scale=module.head_dim**-0.5,
         enable_gqa=True,
     ).transpose(1, 2)

@@ -13,7 +13,7 @@ from helpers.small_training import HELD_OUT, ROWS, a_job, small_model
 from lib.common import files
 from lib.common.errors import UserError
 from lib.model import adapter, device, ranks
-from lib.training import checkpoint, compiled, plan, preflight
+from lib.training import checkpoint, checks, compiled, plan, preflight
 from lib.training.masters import Masters
 
 SIZES = plan.read_sizes(ROWS)
@@ -52,7 +52,7 @@ def test_the_largest_micro_batch_is_the_one_probed(packing):
         n: sum(SIZES.lengths[b]) if packing else len(b) * max(SIZES.lengths[b])
         for n, b in enumerate(every)
     }
-    for rows, end in zip(preflight.extremes(SIZES, job), (min, max), strict=True):
+    for rows, end in zip(plan.find_extremes(SIZES, job), (min, max), strict=True):
         assert rows in [every[n] for n, c in cost.items() if c == end(cost.values())]
 
 
@@ -61,8 +61,8 @@ def test_a_probe_leaves_no_trace():
     job = a_job()
     net = small_model(job).eval()
     before = {n: p.clone() for n, p in net.named_parameters()}
-    _, rows = preflight.extremes(SIZES, job)
-    seconds, positions = preflight.probe(net, ROWS, SIZES, job, rows)
+    _, rows = plan.find_extremes(SIZES, job)
+    seconds, positions = preflight.probe_micro_batch(net, ROWS, SIZES, job, rows)
     assert seconds > 0
     assert positions == len(rows) * max(SIZES.lengths[rows])
     assert all(torch.equal(before[n], p) and p.grad is None for n, p in net.named_parameters())
@@ -70,7 +70,7 @@ def test_a_probe_leaves_no_trace():
 
 
 def test_what_fits_is_reported_as_it_is(tmp_path):
-    job, told = preflight.check(small_model(a_job()), ROWS, len(HELD_OUT), a_job(), tmp_path)
+    job, told = preflight.check_fit(small_model(a_job()), ROWS, len(HELD_OUT), a_job(), tmp_path)
     assert job == a_job()
     assert (told["training rows"], told["held-out rows"], told["steps in all"]) == (23, 5, 6)
     assert told["GPUs"] == 0
@@ -81,7 +81,7 @@ def test_what_fits_is_reported_as_it_is(tmp_path):
 
 def test_auto_takes_the_largest_that_fits_and_keeps_the_rows_a_step(monkeypatch, tmp_path, capsys):
     tried = a_card(monkeypatch, 130)
-    job, _ = preflight.check(
+    job, _ = preflight.check_fit(
         small_model(a_job()),
         ROWS,
         5,
@@ -99,7 +99,7 @@ def test_auto_takes_the_largest_that_fits_and_keeps_the_rows_a_step(monkeypatch,
 
 
 def test_auto_on_a_processor_takes_the_usual(tmp_path):
-    job, _ = preflight.check(
+    job, _ = preflight.check_fit(
         small_model(a_job()),
         ROWS,
         5,
@@ -112,7 +112,7 @@ def test_auto_on_a_processor_takes_the_usual(tmp_path):
 def test_auto_shares_out_among_the_devices(monkeypatch, tmp_path):
     a_card(monkeypatch, 10_000)
     monkeypatch.setattr(preflight.ranks, "count_gpus", lambda *_: 2)
-    job, told = preflight.check(
+    job, told = preflight.check_fit(
         small_model(a_job()),
         ROWS,
         5,
@@ -127,7 +127,7 @@ def test_auto_keeps_the_micro_batch_of_a_packed_run(monkeypatch, tmp_path):
     """Free memory may differ the next time; the order of packed rows depends on the micro-batch."""
     settled_on(tmp_path, 2)
     a_card(monkeypatch, 10_000)
-    job, _ = preflight.check(
+    job, _ = preflight.check_fit(
         small_model(a_job()),
         ROWS,
         5,
@@ -154,7 +154,7 @@ def test_a_settled_micro_batch_on_two_gpus(monkeypatch, tmp_path):
     monkeypatch.setattr(ranks, "count_gpus", gpus)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     job = a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=2)
-    settled, told = preflight.check(small_model(job), ROWS, 5, job, tmp_path)
+    settled, told = preflight.check_fit(small_model(job), ROWS, 5, job, tmp_path)
     assert (
         settled.per_device_train_batch_size,
         settled.gradient_accumulation_steps,
@@ -164,7 +164,9 @@ def test_a_settled_micro_batch_on_two_gpus(monkeypatch, tmp_path):
         UserError,
         match="which 2 GPUs cannot share out evenly. This run's checkpoints insist on micro-batches of 8 rows: set num_gpus: 1",
     ):
-        preflight.check(small_model(job), ROWS, 5, job.model_copy(update={"num_gpus": 2}), tmp_path)
+        preflight.check_fit(
+            small_model(job), ROWS, 5, job.model_copy(update={"num_gpus": 2}), tmp_path
+        )
 
 
 def test_a_settled_micro_batch_on_a_smaller_card(monkeypatch, tmp_path):
@@ -172,7 +174,7 @@ def test_a_settled_micro_batch_on_a_smaller_card(monkeypatch, tmp_path):
     a_card(monkeypatch, 130)
     job = a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=2)
     with pytest.raises(UserError, match="insist on micro-batches of 8 rows, which do not fit A100"):
-        preflight.check(small_model(job), ROWS, 5, job, tmp_path)
+        preflight.check_fit(small_model(job), ROWS, 5, job, tmp_path)
 
 
 def test_a_base_over_several_cards_is_not_probed(monkeypatch, tmp_path):
@@ -180,14 +182,14 @@ def test_a_base_over_several_cards_is_not_probed(monkeypatch, tmp_path):
     tried = a_card(monkeypatch, 10_000)
     monkeypatch.setattr(preflight.ranks, "count_gpus", lambda *_: 2)
     monkeypatch.setattr(preflight.placement, "is_spread", lambda net: True)
-    job, told = preflight.check(small_model(a_job()), ROWS, 5, a_job(), tmp_path)
+    job, told = preflight.check_fit(small_model(a_job()), ROWS, 5, a_job(), tmp_path)
     assert (job, tried, told["time estimated, minutes"]) == (
         a_job(),
         [],
         "not probed, the base is sharded",
     )
     with pytest.raises(UserError, match="auto cannot be tried for a base sharded"):
-        preflight.check(
+        preflight.check_fit(
             small_model(a_job()), ROWS, 5, a_job(per_device_train_batch_size="auto"), tmp_path
         )
 
@@ -206,9 +208,9 @@ def test_a_failed_probe_gives_its_memory_back(monkeypatch):
     monkeypatch.setattr(compiled, "forward_backward", holding)
     job = a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=2)
     assert (
-        preflight.fitting(small_model(job), ROWS, SIZES, preflight.alternatives(job, 1))[
-            0
-        ].per_device_train_batch_size
+        preflight.find_fitting(
+            small_model(job), ROWS, SIZES, preflight.smaller_micro_batches(job, 1)
+        )[0].per_device_train_batch_size
         == 4
     )
     assert len(tried) == 3
@@ -217,7 +219,7 @@ def test_a_failed_probe_gives_its_memory_back(monkeypatch):
 def test_what_does_not_fit_names_the_setting_that_does(monkeypatch, tmp_path):
     a_card(monkeypatch, 70)
     with pytest.raises(UserError) as error:
-        preflight.check(
+        preflight.check_fit(
             small_model(a_job()),
             ROWS,
             5,
@@ -238,7 +240,7 @@ def test_when_not_even_one_row_fits(monkeypatch, tmp_path):
         UserError,
         match="No smaller micro-batch does. Set gradient_checkpointing: true or load_in_4bit: true",
     ):
-        preflight.check(small_model(job), ROWS, 5, job, tmp_path)
+        preflight.check_fit(small_model(job), ROWS, 5, job, tmp_path)
 
 
 def test_a_full_reserve_counts_as_not_fitting(monkeypatch):
@@ -246,7 +248,7 @@ def test_a_full_reserve_counts_as_not_fitting(monkeypatch):
     a_card(monkeypatch, 10_000)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: int(39e9))
     with pytest.raises(preflight.DoesNotFit):
-        preflight.probe(small_model(a_job()), ROWS, SIZES, a_job(), [0, 1])
+        preflight.probe_micro_batch(small_model(a_job()), ROWS, SIZES, a_job(), [0, 1])
 
 
 @pytest.mark.parametrize(
@@ -277,18 +279,18 @@ def test_unsloths_ranks_take_more_than_one_process(monkeypatch, tmp_path, engine
     monkeypatch.setattr(preflight.ranks, "count_gpus", lambda *_: gpus)
     key, taken = "  in each of several processes, about", [15e9]
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: int(taken[0]))
-    told = preflight.check(
+    told = preflight.check_fit(
         small_model(a_job()), ROWS, 5, a_job(gradient_accumulation_steps=2), tmp_path
     )[1]
     assert told.get(key) == (None if fits else pytest.approx(4 / 3))
     taken[0] = 29e9
     if fits:
-        preflight.check(
+        preflight.check_fit(
             small_model(a_job()), ROWS, 5, a_job(gradient_accumulation_steps=2), tmp_path
         )
     else:
         with pytest.raises(UserError, match="per_device_train_batch_size=2 does not fit"):
-            preflight.check(
+            preflight.check_fit(
                 small_model(a_job()), ROWS, 5, a_job(gradient_accumulation_steps=2), tmp_path
             )
 
@@ -299,7 +301,7 @@ def test_a_card_that_fills_up_while_probed_costs_the_estimate_alone(monkeypatch,
         torch.cuda, "max_memory_reserved", lambda: int(39e9) if len(tried) > 2 else 0
     )
     assert (
-        preflight.check(small_model(a_job()), ROWS, 5, a_job(), tmp_path)[1][
+        preflight.check_fit(small_model(a_job()), ROWS, 5, a_job(), tmp_path)[1][
             "time estimated, minutes"
         ]
         > 0
@@ -312,7 +314,7 @@ def test_what_an_earlier_candidate_had_taken_is_not_held_against_the_next(monkey
     tried, peak = a_card(monkeypatch, 10_000), [int(39.9e9)]
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: peak.__setitem__(0, 0))
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: peak[0])
-    assert preflight.check(small_model(a_job()), ROWS, 5, a_job(), tmp_path)[0] == a_job()
+    assert preflight.check_fit(small_model(a_job()), ROWS, 5, a_job(), tmp_path)[0] == a_job()
     assert tried
 
 
@@ -322,7 +324,7 @@ def test_early_stopping_needs_held_out_rows(tmp_path):
         UserError,
         match="early_stopping_patience needs held-out rows, and there are none. Set validation_size",
     ):
-        preflight.check(small_model(job), ROWS, 0, job, tmp_path)
+        preflight.check_fit(small_model(job), ROWS, 0, job, tmp_path)
 
 
 def test_micro_batches_that_the_gpus_cannot_share(monkeypatch, tmp_path):
@@ -331,7 +333,7 @@ def test_micro_batches_that_the_gpus_cannot_share(monkeypatch, tmp_path):
     with pytest.raises(
         UserError, match="gradient_accumulation_steps is 3, which 2 GPUs cannot share out evenly"
     ):
-        preflight.check(
+        preflight.check_fit(
             small_model(a_job()), ROWS, 5, a_job(gradient_accumulation_steps=3), tmp_path
         )
 
@@ -342,7 +344,7 @@ def test_no_disk_for_the_checkpoints(monkeypatch, tmp_path):
         files, "require_disk", lambda folder, size, what: asked.append((size, what))
     )
     job = a_job(save_total_limit=3)
-    preflight.check(small_model(job), ROWS, 5, job, tmp_path)
+    preflight.check_fit(small_model(job), ROWS, 5, job, tmp_path)
     trainable = adapter.count_parameters(small_model(job))[0]
     assert asked == [(trainable * 12 * 4, "the checkpoints")], (
         "float32 weights and two moments, three kept and one being written"
@@ -351,13 +353,13 @@ def test_no_disk_for_the_checkpoints(monkeypatch, tmp_path):
 
 def test_an_empty_split(tmp_path):
     with pytest.raises(UserError, match="the training split has no rows"):
-        preflight.check(small_model(a_job()), ROWS.select([]), 5, a_job(), tmp_path)
+        preflight.check_fit(small_model(a_job()), ROWS.select([]), 5, a_job(), tmp_path)
 
 
 def test_the_estimate_grows_with_what_it_should():
     """More positions, no checkpointing, a state of four bytes instead of one."""
     net = small_model(a_job())
-    of = lambda **changes: preflight.estimate(net, SIZES, a_job(**changes))  # noqa: E731
+    of = lambda **changes: checks.estimate_memory(net, SIZES, a_job(**changes))  # noqa: E731
     assert of(per_device_train_batch_size=4)["activations"] > of()["activations"]
     assert of(gradient_checkpointing=False)["activations"] > of()["activations"]
     assert of()["masters and optimizer"] > of(optim="adamw_8bit")["masters and optimizer"]

@@ -12,6 +12,8 @@ import torch
 import transformers
 
 from helpers.small_training import (
+    INTERRUPTED,
+    NO_REQUEST,
     ROWS,
     a_job,
     apart,
@@ -32,7 +34,7 @@ from lib.data.label_mask import IGNORED
 from lib.model import adapter, placement, ranks
 from lib.training import compiled, plan
 from lib.training import loop as train
-from lib.training.step import seed_for
+from lib.training.step import seed_micro_batch
 from lib.training.stops import Done
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -133,7 +135,7 @@ def test_the_loss_of_a_micro_batch_is_its_share_of_the_step():
     job = a_job(lora_dropout=0.0)
     net = small_model(job)
     masters = train.Masters(net, job)
-    take = train.micro_batch(net, masters, job, None)
+    take = train.build_accumulate(net, masters, job.packing)
     current = of_rows([0, 1], [2, 3])
     shares = [float(take(batch)) for _, batch in current["batches"]]
     losses = torch.cat([compiled.token_losses(net, batch) for _, batch in current["batches"]])
@@ -199,7 +201,7 @@ def test_threads_of_the_loader_change_no_bit(tmp_path, uninterrupted):
 
 def test_random_numbers_depend_on_seed_step_and_place_alone():
     def draw(seed, step, place):
-        seed_for(a_job(seed=seed), step, place)
+        seed_micro_batch(seed, step, place)
         return torch.rand(4).tolist()
 
     keys = list(itertools.product((5, 6), range(12), range(12)))
@@ -238,7 +240,7 @@ def test_a_stopped_step_leaves_no_trace():
     job, current = a_job(), of_rows([0, 1], [2])
     net = small_model(job).train()
     masters = train.Masters(net, job)
-    answers = iter([(False, False, False), (True, False, False), (True, False, False)])
+    answers = iter([NO_REQUEST, INTERRUPTED, INTERRUPTED])
     done = take_step(net, masters, job, current, 3, lambda: next(answers))
     assert done == Done(None, None, "interrupted")
     assert not masters.flat.grad.any()
@@ -260,7 +262,7 @@ def test_ranks_finish_their_step_together(monkeypatch):
     monkeypatch.setattr(ranks, "sum_in_place", lambda *_: None)
     net, job = small_model(a_job()).train(), a_job()
     masters = train.Masters(net, job)
-    done = take_step(net, masters, job, of_rows([0, 1], [2]), 3, lambda: (True, False, False))
+    done = take_step(net, masters, job, of_rows([0, 1], [2]), 3, lambda: INTERRUPTED)
     untouched = small_model(job).train()
     assert done == take_step(
         untouched, train.Masters(untouched, job), job, of_rows([0, 1], [2]), 3

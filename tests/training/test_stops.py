@@ -34,7 +34,6 @@ from lib.record import ledger
 from lib.training import checkpoint, plan, stops
 from lib.training import loop as train
 from lib.training import masters as masters_module
-from lib.training.stops import Done
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -232,11 +231,11 @@ def test_an_explosion_is_seen_again_after_a_resume(tmp_path, monkeypatch):
 )
 def test_what_counts_as_diverged(loss, norm, recent, expected):
     """Three times the mean of the last steps, and worse than guessing among 96 tokens, whose loss is 4.56."""
-    assert stops.diverged(Done(loss, norm, ""), train.collections.deque(recent, 20), 96) is expected
+    assert stops.has_diverged(loss, norm, train.collections.deque(recent, 20), 96) is expected
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_one_gradient_that_is_no_number_is_seen(bad):
     masters = train.Masters(small_model(a_job()), a_job())
     next(iter(masters.gradients.values()))[0, 0] = bad
-    assert stops.diverged(Done(1.0, masters.norm(), ""), train.collections.deque(), 96)
+    assert stops.has_diverged(1.0, masters.norm(), train.collections.deque(), 96)
