@@ -1,6 +1,7 @@
-"""The compiled path: LoRA inside the frozen weight's own matrix products, compiled layers, a micro-batch as one CUDA graph.
+"""The compiled path of training, for 16-bit bases and packed micro-batches of one fixed shape.
 
-Applied to transformers' own model code, for 16-bit bases and packed micro-batches of one fixed shape.
+LoRA is computed inside the frozen weight's own matrix products, layers are compiled, and a whole
+micro-batch is replayed as one CUDA graph. All is applied to transformers' own model code.
 """
 
 import contextlib
@@ -14,15 +15,21 @@ from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextAltUp
 from lib.training.batches import Batch
 from lib.training.loss import token_losses
 
-# ---------------------------------------------------------------------------------------------------------------------
-# LoRA without passes of its own. y = x W' + (x A') B' costs a read and a write of y beyond the product with W, and 8-column
-# products run far below the rate of the card. But [x, x A'] [W, B]' is one product whose inner dimension grows by the rank,
-# 2,048 to 2,056 on Gemma 3n, and backward g [W, B] gives both gradients at once. So the narrower of A and B lives in spare
-# columns (rows, where the layer narrows) of W's own storage; the optimizer updates it there.
+# --------------------------------------------------------------------------------------------------
+# LoRA without passes of its own
+#
+# y = x W' + (x A') B' costs a read and a write of y beyond the product with W, and products of 8
+# columns run far below the rate of the card. But [x, x A'] [W, B]' is one product whose inner
+# dimension grows by the rank, 2,048 to 2,056 on Gemma 3n, and backward g [W, B] gives both
+# gradients at once. So the narrower of A and B lives in spare columns (rows, where the layer
+# narrows) of W's own storage; the optimizer updates it there.
 
 
 class _Widening(torch.autograd.Function):
-    """For out >= in. `wide` is [W, B] of (out, in + r); `b` is a view of it, passed for its gradient."""
+    """The product of a layer with out >= in: `wide` is [W, B] of (out, in + r).
+
+    `b` is a view of it, passed for its gradient.
+    """
 
     @staticmethod
     def forward(
@@ -43,12 +50,15 @@ class _Widening(torch.autograd.Function):
         x, low, a, wide = ctx.saved_tensors
         both = grad @ wide
         low_grad = both[:, x.shape[1] :] * ctx.scale
-        # (low' grad)' and not grad' low: for 8 columns cuBLAS picks a kernel of a tenth the speed for the latter
+        # (low' grad)' and not grad' low: for 8 columns cuBLAS has a kernel of a tenth of the speed
         return both[:, : x.shape[1]] + low_grad @ a, low_grad.T @ x, (low.T @ grad).T, None, None
 
 
 class _Narrowing(torch.autograd.Function):
-    """For out < in. `tall` is [W; A] of (out + r, in); `a` is a view of it, passed for its gradient."""
+    """The product of a layer with out < in: `tall` is [W; A] of (out + r, in).
+
+    `a` is a view of it, passed for its gradient.
+    """
 
     @staticmethod
     def forward(
@@ -80,76 +90,91 @@ class FusedLinear(Linear):
             return super().forward(x)
         a, b = self.lora_A["default"].weight, self.lora_B["default"].weight
         product = _Widening if len(b) >= a.shape[1] else _Narrowing
-        return product.apply(
-            x.flatten(0, -2), a, b, self.joined, self.scaling["default"]
-        ).unflatten(0, x.shape[:-1])
+        rows = x.flatten(0, -2)
+        out = product.apply(rows, a, b, self.joined, self.scaling["default"])
+        return out.unflatten(0, x.shape[:-1])
 
 
 class FusedAltUp(Gemma3nTextAltUp):
-    """transformers' prediction as four multiply-adds: its matrix product of 4 x 4 a token has a kernel ten times slower than memory."""
+    """transformers' prediction as four multiply-adds.
+
+    Its own matrix product of 4 x 4 a token has a kernel ten times slower than the card's memory.
+    """
 
     def predict(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if not self.training:  # held-out rows come in larger batches, and four float32 copies of those streams are gigabytes
+        # held-out rows come in larger batches: four float32 copies of their streams are gigabytes
+        if not self.training:
             return super().predict(hidden_states)
         count, clip = self.config.altup_num_inputs, self.config.altup_coef_clip
         weight = self.prediction_coefs.weight
         modalities = self.compute_router_modalities(hidden_states[self.config.altup_active_idx])
-        coefs = torch.nn.functional.linear(
-            modalities, weight.clamp(-clip, clip) if clip else weight
-        )
-        coefs = (
-            coefs.unflatten(-1, (count, count)).float().permute(2, 3, 0, 1)[..., None]
-        )  # (to, from, 1, tokens, 1)
+        if clip:
+            weight = weight.clamp(-clip, clip)
+        coefs = torch.nn.functional.linear(modalities, weight)
+        # (to, from, 1, tokens, 1)
+        coefs = coefs.unflatten(-1, (count, count)).float().permute(2, 3, 0, 1)[..., None]
         wide = hidden_states.float()
         return ((coefs * wide[None]).sum(1) + wide).type_as(hidden_states)
 
 
 def fuse(model: Any) -> int:
-    """Give every plain LoRA layer of a 16-bit base the joined storage; returns how many. Layers with dropout, DoRA, biases, quantised
-    weights, or a rank that is no multiple of 8 (rows must stay 16-byte aligned) keep peft's own code. Move or copy the model before,
-    not after: that would part what is joined."""
-    count = 0
+    """Give every plain LoRA layer of a 16-bit base the joined storage; return how many.
+
+    The others keep peft's own code. Move or copy the model before, not after: that would part what
+    is joined.
+    """
     for altup in [m for m in model.modules() if type(m) is Gemma3nTextAltUp]:
         altup.__class__ = FusedAltUp
-    for layer in [m for m in model.modules() if type(m) is Linear]:
-        base, (a, b) = (
-            layer.base_layer,
-            (layer.lora_A["default"].weight, layer.lora_B["default"].weight),
-        )
-        if (
-            type(base) is not torch.nn.Linear
-            or base.bias is not None
-            or layer.lora_dropout["default"].__class__ is not torch.nn.Identity
-            or layer.lora_variant
-            or layer.lora_B["default"].bias is not None
-            or len(a) % 8
-            or not a.dtype == b.dtype == base.weight.dtype
-        ):
-            continue
-        widening = len(b) >= a.shape[1]
-        joined = (
-            torch.cat([base.weight.data, b.data], 1)
-            if widening
-            else torch.cat([base.weight.data, a.data], 0)
-        )
-        if widening:
-            base.weight.data, b.data = joined[:, : a.shape[1]], joined[:, a.shape[1] :]
-        else:
-            base.weight.data, a.data = joined[: len(b)], joined[len(b) :]
-        layer.joined, layer.__class__ = joined, FusedLinear
-        count += 1
-    return count
+    layers = [m for m in model.modules() if type(m) is Linear and _is_plain(m)]
+    for layer in layers:
+        _join_storage(layer)
+    return len(layers)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def _is_plain(layer: Linear) -> bool:
+    """Tell whether the products above compute what the layer does.
+
+    Layers with dropout, DoRA, biases or quantised weights do more. The rank must be a multiple of
+    8, since rows must stay 16-byte aligned.
+    """
+    base, a, b = layer.base_layer, layer.lora_A["default"], layer.lora_B["default"]
+    return (
+        type(base) is torch.nn.Linear
+        and base.bias is None
+        and type(layer.lora_dropout["default"]) is torch.nn.Identity
+        and not layer.lora_variant
+        and b.bias is None
+        and len(a.weight) % 8 == 0
+        and a.weight.dtype == b.weight.dtype == base.weight.dtype
+    )
+
+
+def _join_storage(layer: Linear) -> None:
+    """Put W and the narrower of A and B into one tensor, and leave views of it in their places."""
+    base, a, b = layer.base_layer, layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    if len(b) >= a.shape[1]:
+        joined = torch.cat([base.weight.data, b.data], 1)
+        base.weight.data, b.data = joined[:, : a.shape[1]], joined[:, a.shape[1] :]
+    else:
+        joined = torch.cat([base.weight.data, a.data], 0)
+        base.weight.data, a.data = joined[: len(b)], joined[len(b) :]
+    layer.joined = joined
+    layer.__class__ = FusedLinear
+
+
+# --------------------------------------------------------------------------------------------------
 # compiled layers, and the whole micro-batch as one launch
 
 
 @contextlib.contextmanager
 def compile_layers(model: Any) -> Iterator[None]:
-    """Each decoder layer's forward compiled for fixed shapes inside the block; layers of one kind share their code."""
+    """Compile each decoder layer's forward for fixed shapes inside the block.
+
+    Layers of one kind share their code.
+    """
     layers = [m for m in model.modules() if type(m).__name__.endswith("DecoderLayer")]
-    own = [vars(m).get("forward") for m in layers]  # accelerate's hooks are such
+    # accelerate's hooks are a forward of the layer's own, in its instance
+    own = [vars(layer).get("forward") for layer in layers]
     with torch._dynamo.config.patch(recompile_limit=64):
         try:
             for layer in layers:
@@ -165,7 +190,10 @@ def compile_layers(model: Any) -> Iterator[None]:
 def forward_backward(
     model: Any, batch: Batch, fused: bool = False, scale: float = 1.0
 ) -> torch.Tensor:
-    """The weighted sum of a micro-batch's losses; its gradients, times `scale`, are left in the parameters."""
+    """Return the weighted sum of a micro-batch's losses.
+
+    Its gradients, times `scale`, are left in the parameters.
+    """
     losses = token_losses(model, batch, fused)
     loss = (losses * batch.weights.to(losses.device)).sum()
     (loss * scale).backward()
@@ -173,26 +201,24 @@ def forward_backward(
 
 
 class Graph:
-    """forward_backward of one fixed shape, recorded once and replayed: thousands of kernels for the price of one launch.
+    """forward_backward of one fixed shape, recorded once and replayed.
 
-    `after` is recorded too, and must leave no gradient in the parameters. Make it with a batch of the shape; then call it with others.
+    Thousands of kernels cost one launch so. Make it with a batch of the shape, then call it with
+    others. `after` is recorded too and must leave no gradient in the parameters; `drop` forgets the
+    gradients of the runs before the recording.
     """
 
     def __init__(
         self, model: Any, example: Batch, after: Callable[[], None], drop: Callable[[], None]
-    ):
-        self.batch, self.graph = (
-            Batch(*(t.to(model.device, copy=True) for t in example)),
-            torch.cuda.CUDAGraph(),
-        )
-        with _constants_on(
-            model.device
-        ) as self.constants:  # the recording reads them where they lie
+    ) -> None:
+        # the recording reads its input, and constants, where they lie: both are kept
+        self.batch = Batch(*(t if t is None else t.to(model.device, copy=True) for t in example))
+        self.graph = torch.cuda.CUDAGraph()
+        with _constants_on(model.device) as self.constants:
+            # two runs beside: they compile, tune and allocate, none of which can be recorded
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(
-                stream
-            ):  # compiles, tunes and allocates, none of which can be recorded
+            with torch.cuda.stream(stream):
                 for _ in range(2):
                     forward_backward(model, self.batch, fused=True)
                     drop()
@@ -211,9 +237,13 @@ class Graph:
 
 @contextlib.contextmanager
 def _constants_on(device: torch.device) -> Iterator[dict[float, torch.Tensor]]:
-    """torch.tensor(number) gives a tensor that already lies on the card. Gemma 3n's forward makes one on the CPU and copies it,
-    and a copy from ordinary memory cannot be recorded."""
-    make, kept = torch.tensor, {}
+    """Let torch.tensor(number) give a tensor that lies on the device already; yields those given.
+
+    Gemma 3n's forward makes one on the CPU and copies it, and a copy from ordinary memory cannot be
+    recorded.
+    """
+    make = torch.tensor
+    kept: dict[float, torch.Tensor] = {}
 
     def tensor(value: Any, *args: Any, **options: Any) -> torch.Tensor:
         if args or options or type(value) is not float:

@@ -1,9 +1,13 @@
-"""Several GPUs or machines: one process a device, the micro-batches of a step shared out, gradients summed, rank 0 writes.
+"""Training on several GPUs or machines: one process a device, started by torchrun.
 
-    torchrun --nproc_per_node=2 -m lib.training.launch runs/NAME          # what the train notebook does for num_gpus: 2
+The micro-batches of a step are shared out, gradients are summed, and rank 0 writes. The train
+notebook starts for num_gpus: 2
 
-On machines that share the run's folder, the same command on each, with --nnodes=2 --node_rank=0 (then 1) --master_addr=HOST.
-It leaves checkpoints; `make train` with the run's parameters then finds all steps done and writes the adapter.
+    torchrun --nproc_per_node=2 -m lib.training.launch runs/NAME
+
+On machines that share the run's folder it is started by hand, the same command on each, with
+--nnodes=2 --node_rank=0 (then 1) --master_addr=HOST. It leaves checkpoints; `make train` with the
+run's parameters then finds all steps done and writes the adapter.
 """
 
 import codecs
@@ -31,13 +35,22 @@ from lib.record import run_folder, run_record
 from lib.training import checkpoint, loop, loss, stops
 from lib.training.masters import Masters
 
-PATIENCE = datetime.timedelta(
-    hours=12
-)  # of a rank for the others: rank 0 may save to a slow disk, one may compile longer
-# in the run's folder, between the ranks and the process that started them: the job with its micro-batch settled,
-# how the ranks ended, the trained weights
-JOB, END, TRAINED = ".job.yaml", ".end", ".trained.safetensors"
-LAUNCHER = "MEDRESCUE_LAUNCHER"  # process number of who started torchrun; not set when a person did
+# how long a rank waits for the others: rank 0 may save to a slow disk, one may compile longer
+PATIENCE = datetime.timedelta(hours=12)
+
+# files in the run's folder, between the ranks and the process that started them
+JOB = ".job.yaml"  # the job, its micro-batch settled
+END = ".end"  # how the ranks ended: the error's name in the first line, then its message
+TRAINED = ".trained.safetensors"  # the weights
+
+# environment variable: process number of who started torchrun; not set when a person did
+LAUNCHER = "MEDRESCUE_LAUNCHER"
+
+# what may end the ranks as planned, by the name in END
+ENDS = {
+    error.__name__: error
+    for error in (KeyboardInterrupt, stops.SessionOver, stops.Diverged, UserError)
+}
 
 
 def train(
@@ -47,14 +60,14 @@ def train(
     job: Params,
     folder: pathlib.Path,
     identity: dict[str, Any],
-) -> Any:
-    """`loop.train` here, or under torchrun on the job's GPUs; either way the weights end up in `model`."""
+) -> Masters:
+    """Train here as `loop.train` does, or on the job's GPUs; the weights end up in `model`."""
     devices = ranks.count_gpus(job.num_gpus, job.gradient_accumulation_steps)
     if devices == 1:
         return loop.train(model, data, validation, job, folder, identity)
     loss.free_buffers()
     with placement.in_main_memory(model):  # the ranks need the cards
-        launch(folder, job, devices)
+        run_ranks(folder, job, devices)
     masters = Masters(model, job)
     for name, weight in load_file(folder / TRAINED).items():
         masters.weights[name].copy_(weight)
@@ -63,49 +76,25 @@ def train(
     return masters
 
 
-def launch(folder: pathlib.Path, job: Params, processes: int) -> None:
-    """Train the run of a folder in `processes` processes under torchrun, their output in ours; the weights are left in TRAINED.
+# --------------------------------------------------------------------------------------------------
+# the process that starts the ranks
 
-    An interruption is passed on and waited for; what ended the ranks is raised here.
+
+def run_ranks(folder: pathlib.Path, job: Params, processes: int) -> None:
+    """Train the run of a folder in `processes` processes; their weights are left in TRAINED.
+
+    Their output becomes ours. An interruption is passed on and waited for; what ended the ranks is
+    raised here.
     """
     for name in (END, stops.INTERRUPT, TRAINED):
         (folder / name).unlink(missing_ok=True)
     files.atomic_write(folder / JOB, params.to_yaml(job))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={processes}",
-        "-m",
-        "lib.training.launch",
-        str(folder),
-    ]
-    # a session of its own: Ctrl-C in a terminal would have torchrun kill the ranks before they have saved
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        env={
-            **os.environ,
-            "PYTHONUNBUFFERED": "1",
-            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
-            LAUNCHER: str(os.getpid()),
-        },
-    )
-    text = codecs.getincrementaldecoder("utf-8")("replace")
+    process = _start_torchrun(folder, processes)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     try:
         while process.poll() is None:
             try:
-                while (
-                    part := process.stdout.read1()
-                ):  # as it comes: a progress bar ends its lines with \r, to be written over
-                    if not (
-                        folder / END
-                    ).exists():  # what follows is torchrun's report of ranks that said themselves why they ended
-                        print(text.decode(part), end="", flush=True)
+                _pass_on_output(process, decoder, folder)
                 process.wait()
             except KeyboardInterrupt:
                 (folder / stops.INTERRUPT).touch()
@@ -116,92 +105,129 @@ def launch(folder: pathlib.Path, job: Params, processes: int) -> None:
         for name in (END, JOB, stops.INTERRUPT):
             (folder / name).unlink(missing_ok=True)
     kind, _, message = end.partition("\n")
-    kinds = {
-        "KeyboardInterrupt": KeyboardInterrupt,
-        "SessionOver": stops.SessionOver,
-        "Diverged": stops.Diverged,
-        "UserError": UserError,
-    }
-    if kind in kinds:
-        raise kinds[kind](message)
+    if kind in ENDS:
+        raise ENDS[kind](message)
     if process.returncode:
         raise UserError(
-            f"training on {processes} devices ended with exit code {process.returncode}; what it printed is above. "
-            f"The same command continues from the last checkpoint."
+            f"training on {processes} devices ended with exit code {process.returncode}; what it "
+            f"printed is above. The same command continues from the last checkpoint."
         )
 
 
-def _end_with(parents: list[int]) -> None:
-    """End this rank when torchrun, or the process that started it, is gone: it would keep the card and write on."""
-    while all(map(machine.is_alive, parents)):
-        time.sleep(1)
-    os._exit(1)
+def _start_torchrun(folder: pathlib.Path, processes: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "torch.distributed.run"]
+    command += ["--standalone", f"--nproc_per_node={processes}"]
+    command += ["-m", "lib.training.launch", str(folder)]
+    environment = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
+        LAUNCHER: str(os.getpid()),
+    }
+    # a session of its own: Ctrl-C in a terminal would have torchrun kill the ranks before they have
+    # saved
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env=environment,
+    )
+
+
+def _pass_on_output(
+    process: subprocess.Popen[bytes], decoder: codecs.IncrementalDecoder, folder: pathlib.Path
+) -> None:
+    """Print what the ranks print, until they have ended or this process is interrupted.
+
+    It is printed as it comes: a progress bar ends its lines with \\r, to be written over.
+    """
+    assert process.stdout is not None, "torchrun is started with a pipe"
+    while part := process.stdout.read1():  # type: ignore[attr-defined]  # a pipe's reader has it
+        # once the ranks have written why they ended, torchrun prints its own report of that
+        if not (folder / END).exists():
+            print(decoder.decode(part), end="", flush=True)
+
+
+# --------------------------------------------------------------------------------------------------
+# one rank
 
 
 def main() -> None:
-    """One rank: load the run's job, model and data, train, and leave the result in its last checkpoint."""
-    folder, cuda, launched = (
-        pathlib.Path(sys.argv[1]).resolve(),
-        torch.cuda.is_available(),
-        LAUNCHER in os.environ,
-    )
-    threading.Thread(
-        target=_end_with,
-        args=([os.getppid(), *([int(os.environ[LAUNCHER])] if launched else [])],),
-        daemon=True,
-    ).start()
+    """Run one rank: train the run's job, and leave the result in its last checkpoint."""
+    folder = pathlib.Path(sys.argv[1]).resolve()
+    cuda = torch.cuda.is_available()
+    launched = LAUNCHER in os.environ
+    _end_with_parents()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
-        if not launched and ranks.rank() == 0:
-            run_folder.lock_run(folder)  # who launched the others holds it
-        job = params.load_job(folder / (JOB if launched else "params.yaml"))
-        if job.per_device_train_batch_size == "auto":
-            raise UserError(
-                "per_device_train_batch_size: auto is settled by the train notebook. Started by hand, the ranks need a number."
-            )
-        data, validation = (
-            splits.load_split(folder / "data", "train"),
-            splits.load_split(folder / "data", "validation"),
-        )
-        place = base.fetch(job.base_model, job.base_revision)
-        net = load.load_with_adapter(place, job)
-        recorded = run_record.read_record(folder / "run.json")["fingerprints"]["data"]
-        masters = loop.train(
-            net,
-            data,
-            validation,
-            job,
-            folder,
-            checkpoint.describe_identity(
-                job, recorded, base.fingerprint(place), adapter.count_parameters(net)[0]
-            ),
-        )
-        if launched and ranks.rank() == 0:
-            save_file({n: w.contiguous() for n, w in masters.weights.items()}, folder / TRAINED)
+        _train_rank(folder, launched)
     except (UserError, stops.SessionOver, stops.Diverged, KeyboardInterrupt) as error:
-        told = f"{type(error).__name__}\n{error}"
-        if launched:
-            with (
-                contextlib.suppress(FileExistsError),
-                open(folder / END, "x") as file,
-            ):  # all ranks end alike; the first one says so
-                file.write(told)
-        elif ranks.rank() == 0:
-            print(told, flush=True)
+        _report_end(folder, launched, error)
         # not 0 unless all ranks have agreed to end: torchrun then ends those that wait for this one
-        agreed = (
-            isinstance(error, stops.SessionOver)
-            or isinstance(error, KeyboardInterrupt)
-            and error.args
-        )
+        interrupted = isinstance(error, KeyboardInterrupt) and error.args
+        agreed = isinstance(error, stops.SessionOver) or interrupted
         sys.exit(0 if agreed else 1)
     dist.barrier()
     sys.stdout.flush()
-    os._exit(
-        0
-    )  # all is written; at the interpreter's end a thread of gloo's that is still there now and then aborts the process
+    # all is written; at the interpreter's end a thread of gloo's that is still there now and then
+    # aborts the process
+    os._exit(0)
+
+
+def _train_rank(folder: pathlib.Path, launched: bool) -> None:
+    if not launched and ranks.rank() == 0:
+        run_folder.lock_run(folder)  # who launched the others holds it
+    job = params.load_job(folder / (JOB if launched else "params.yaml"))
+    if job.per_device_train_batch_size == "auto":
+        raise UserError(
+            "per_device_train_batch_size: auto is settled by the train notebook. Started by hand, "
+            "the ranks need a number."
+        )
+    data = splits.load_split(folder / "data", "train")
+    validation = splits.load_split(folder / "data", "validation")
+    base_folder = base.fetch(job.base_model, job.base_revision)
+    model = load.load_with_adapter(base_folder, job)
+    data_fingerprint = run_record.read_record(folder / "run.json")["fingerprints"]["data"]
+    trainable, _ = adapter.count_parameters(model)
+    identity = checkpoint.describe_identity(
+        job, data_fingerprint, base.fingerprint(base_folder), trainable
+    )
+    masters = loop.train(model, data, validation, job, folder, identity)
+    if launched and ranks.rank() == 0:
+        weights = {name: weight.contiguous() for name, weight in masters.weights.items()}
+        save_file(weights, folder / TRAINED)
+
+
+def _report_end(folder: pathlib.Path, launched: bool, error: BaseException) -> None:
+    """Leave why this rank ends to who started it, or print it."""
+    report = f"{type(error).__name__}\n{error}"
+    if launched:
+        # all ranks end alike; the first one writes it
+        with contextlib.suppress(FileExistsError), open(folder / END, "x") as file:
+            file.write(report)
+    elif ranks.rank() == 0:
+        print(report, flush=True)
+
+
+def _end_with_parents() -> None:
+    """End this rank when torchrun, or the process that started it, is gone.
+
+    It would keep the card and write on.
+    """
+    parents = [os.getppid()]
+    if LAUNCHER in os.environ:
+        parents.append(int(os.environ[LAUNCHER]))
+
+    def watch() -> None:
+        while all(map(machine.is_alive, parents)):
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Attention over rows packed end to end: each position sees the earlier ones of its own row, and no other row.
+"""Attention over rows packed end to end: a position sees the earlier ones of its own row alone.
 
-Registered with transformers under the name `packed`, so that its own model code runs unchanged. On a GPU of compute
-capability 8.0 or more FlashAttention's variable-length kernel does it (head size 256 goes backward there since FlashAttention 2);
-elsewhere plain attention under the same mask, which costs the square of the packed length.
+It is registered with transformers under the name `packed`, so that its own model code runs
+unchanged. On a GPU of compute capability 8.0 or more FlashAttention's variable-length kernel does
+it (a head size of 256 has a backward pass there since FlashAttention 2); elsewhere plain attention
+under the same mask does, which costs the square of the packed length.
 """
 
 import contextlib
@@ -18,14 +19,23 @@ NAME = "packed"
 
 
 def same_row_mask(bounds: torch.Tensor, tokens: int, window: int) -> torch.Tensor:
-    """(tokens, tokens), true where a query may look: same row, not later, at most `window - 1` back (0: no limit)."""
-    place = torch.arange(tokens, device=bounds.device)
-    row = torch.searchsorted(bounds, place, right=True)
-    back = place[:, None] - place[None]
+    """Return (tokens, tokens), true where a query may look.
+
+    That is in its own row, not later, and at most `window - 1` positions back (0: no limit).
+    """
+    position = torch.arange(tokens, device=bounds.device)
+    row = torch.searchsorted(bounds, position, right=True)
+    back = position[:, None] - position[None]
     return (row[:, None] == row[None]) & (back >= 0) & (back < (window or tokens))
 
 
-# Opaque to the compiler on purpose, as two operators: torch.ops.aten's flash kernels have no stable autograd of their own.
+# --------------------------------------------------------------------------------------------------
+# the flash kernel
+#
+# Two operators that are opaque to the compiler on purpose: torch.ops.aten's own have no stable
+# autograd. `back` is how far a query may look back, -1 without limit.
+
+
 @torch.library.custom_op("medrescue::packed_attention", mutates_args=())
 def _flash(
     query: torch.Tensor,
@@ -35,9 +45,9 @@ def _flash(
     back: int,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = query.shape[
-        0
-    ]  # only sets the launch grid; a true maximum would have to be read back from the GPU
+    # the longest row only sets the launch grid: all tokens are as good as the true one, which would
+    # have to be read back from the GPU
+    longest = query.shape[0]
     out, lse, *_ = torch.ops.aten._flash_attention_forward(
         query,
         key,
@@ -57,14 +67,21 @@ def _flash(
 
 
 @_flash.register_fake
-def _(query, key, value, bounds, back, scale):
-    return torch.empty_like(query), query.new_empty(
-        (query.shape[1], query.shape[0]), dtype=torch.float32
-    )
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    back: int,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens, heads = query.shape[:2]
+    return torch.empty_like(query), query.new_empty((heads, tokens), dtype=torch.float32)
 
 
+# as many arguments as the kernel has
 @torch.library.custom_op("medrescue::packed_attention_backward", mutates_args=())
-def _flash_backward(
+def _flash_backward(  # noqa: PLR0913
     grad: torch.Tensor,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -75,7 +92,8 @@ def _flash_backward(
     back: int,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    longest, no_dropout = query.shape[0], torch.zeros(2, dtype=torch.uint64, device=query.device)
+    longest = query.shape[0]
+    no_dropout = torch.zeros(2, dtype=torch.uint64, device=query.device)  # a generator's state
     return torch.ops.aten._flash_attention_backward(
         grad.contiguous(),
         query,
@@ -98,7 +116,13 @@ def _flash_backward(
 
 
 @_flash_backward.register_fake
-def _(grad, query, key, value, out, lse, bounds, back, scale):
+def _(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *_: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
@@ -114,7 +138,12 @@ def _backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor | None
 _flash.register_autograd(_backward, setup_context=_save)
 
 
-def attention(
+# --------------------------------------------------------------------------------------------------
+# attention for transformers
+
+
+# as many arguments as transformers passes
+def attention(  # noqa: PLR0913
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -125,8 +154,9 @@ def attention(
     bounds: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention call: heads of (1, heads, tokens, size) to (1, tokens, heads, size)."""
-    scale, window = module.head_dim**-0.5 if scaling is None else scaling, sliding_window or 0
+    """Attend within rows: heads of (1, heads, tokens, size) give (1, tokens, heads, size)."""
+    scale = module.head_dim**-0.5 if scaling is None else scaling
+    window = sliding_window or 0
     if query.is_cuda:
         parts = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
         out, _ = _flash(*parts, bounds, window - 1, scale)
@@ -148,7 +178,10 @@ AttentionMaskInterface.register(NAME, lambda *_, **__: None)
 
 @contextlib.contextmanager
 def attend_within_rows(model: Any) -> Iterator[None]:
-    """The language layers attend within packed rows inside the block; answers are generated with the model's own attention."""
+    """Let the language layers attend within packed rows inside the block.
+
+    Outside it, when answers are generated, the model has its own attention.
+    """
     config = model.config.get_text_config()
     before, config._attn_implementation = config._attn_implementation, NAME
     try:

@@ -227,7 +227,9 @@ def test_the_micro_batch_may_change_between_sessions(tmp_path, monkeypatch, rows
     resumed, resumed_entries = whole_run(tmp_path / "run", other)
     assert ledger.summarise(resumed_entries)["sessions"] == 2
     assert apart(weights, resumed, job) < 1e-3
-    for ours, theirs in zip(ledger.valid_steps(resumed_entries), ledger.valid_steps(entries), strict=True):
+    for ours, theirs in zip(
+        ledger.valid_steps(resumed_entries), ledger.valid_steps(entries), strict=True
+    ):
         assert (ours["step"], ours["rows"], ours["tokens"], ours["trained"]) == (
             theirs["step"],
             theirs["rows"],

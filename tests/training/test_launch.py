@@ -95,7 +95,9 @@ def alone(folder, tmp_path_factory):
 
 def same_training(run, alone):
     """Losses and weights agree to rounding, and there is one line a step, whoever computed it."""
-    ours, theirs = (ledger.valid_steps(ledger.read_ledger(r / "metrics.jsonl")) for r in (run, alone))
+    ours, theirs = (
+        ledger.valid_steps(ledger.read_ledger(r / "metrics.jsonl")) for r in (run, alone)
+    )
     assert [e["step"] for e in ours] == [e["step"] for e in theirs]
     assert [e["tokens"] for e in ours] == [e["tokens"] for e in theirs]
     assert [e["loss"] for e in ours] == pytest.approx([e["loss"] for e in theirs], rel=1e-5)
@@ -115,7 +117,7 @@ def same_training(run, alone):
 def test_two_processes_train_what_one_does(folder, alone, tmp_path, capfd):
     job = job_of(folder)
     run = copy(folder, tmp_path / "run", job)
-    launch.launch(run, job, 2)
+    launch.run_ranks(run, job, 2)
     same_training(run, alone)
     session = next(e for e in ledger.read_ledger(run / "metrics.jsonl") if e["event"] == "session")
     assert session["devices"] == 2
@@ -133,7 +135,7 @@ def test_a_sharded_base_trains_the_same(folder, alone, tmp_path, capfd):
     """Each rank holds about half of the frozen weights, and short steps and splits keep nobody waiting."""
     job = job_of(folder, fsdp="full_shard")
     run = copy(folder, tmp_path / "run", job)
-    launch.launch(run, job, 2)
+    launch.run_ranks(run, job, 2)
     same_training(run, alone)
     held, total = (
         int(n.replace(",", ""))
@@ -205,7 +207,7 @@ def test_an_interrupted_pair_is_continued_by_one(folder, alone, tmp_path):
     run = copy(folder, tmp_path / "run", job)
     code = (
         f"import sys, pathlib; sys.path[:0] = [{str(ROOT)!r}]\nfrom lib import params\nfrom lib.training import launch\n"
-        f"run = pathlib.Path({str(run)!r})\nlaunch.launch(run, params.load_job(run / 'params.yaml'), 2)"
+        f"run = pathlib.Path({str(run)!r})\nlaunch.run_ranks(run, params.load_job(run / 'params.yaml'), 2)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -264,7 +266,7 @@ def test_ranks_end_when_their_launcher_is_killed(folder, tmp_path):
     run = copy(folder, tmp_path / "run", job)
     code = (
         f"import sys, pathlib; sys.path[:0] = [{str(ROOT)!r}]\nfrom lib import params\nfrom lib.training import launch\n"
-        f"run = pathlib.Path({str(run)!r})\nlaunch.launch(run, params.load_job(run / 'params.yaml'), 2)"
+        f"run = pathlib.Path({str(run)!r})\nlaunch.run_ranks(run, params.load_job(run / 'params.yaml'), 2)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -302,9 +304,9 @@ def _read(path):
 def test_what_ends_the_ranks_is_raised_and_nothing_else_shown(folder, tmp_path, capfd):
     job = job_of(folder)
     run = copy(folder, tmp_path / "run", job)
-    launch.launch(run, job.model_copy(update={"max_steps": 2}), 2)
+    launch.run_ranks(run, job.model_copy(update={"max_steps": 2}), 2)
     with pytest.raises(UserError, match="max_steps: checkpoint 2, now 3"):
-        launch.launch(run, job.model_copy(update={"max_steps": 3}), 2)
+        launch.run_ranks(run, job.model_copy(update={"max_steps": 3}), 2)
     shown = capfd.readouterr()
     assert "Traceback" not in shown.out + shown.err
 

@@ -181,7 +181,9 @@ def test_packed_rows_train_as_padded_ones_do(tmp_path, monkeypatch):
     packed_weights, packed_entries = whole_run(
         tmp_path / "packed", a_job(lora_dropout=0.0, max_steps=10, packing=True)
     )
-    for ours, theirs in zip(ledger.valid_steps(packed_entries), ledger.valid_steps(entries), strict=True):
+    for ours, theirs in zip(
+        ledger.valid_steps(packed_entries), ledger.valid_steps(entries), strict=True
+    ):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
         assert (ours["rows"], ours["tokens"], ours["trained"]) == (

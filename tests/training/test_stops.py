@@ -65,7 +65,9 @@ def test_ctrl_c_in_the_last_step_is_not_swallowed(tmp_path, monkeypatch, uninter
     at_call(monkeypatch, 12, interrupt)
     with pytest.raises(KeyboardInterrupt, match=f"stopped after step {STEPS} of {STEPS}"):
         session(tmp_path)
-    assert ledger.summarise(ledger.read_ledger(tmp_path / "metrics.jsonl"))["eval_loss_after"] is None
+    assert (
+        ledger.summarise(ledger.read_ledger(tmp_path / "metrics.jsonl"))["eval_loss_after"] is None
+    )
     found = same_run(tmp_path, session(tmp_path), uninterrupted)
     assert found["eval_loss_after"] is not None
 
@@ -99,7 +101,9 @@ def test_running_out_of_memory_keeps_the_last_whole_step(tmp_path, monkeypatch, 
         a_job(lora_dropout=0.0, per_device_train_batch_size=1, gradient_accumulation_steps=4),
     )
     assert apart(wanted, smaller, job) < 1e-3
-    assert [e["rows"] for e in ledger.valid_steps(found)] == [e["rows"] for e in ledger.valid_steps(entries)]
+    assert [e["rows"] for e in ledger.valid_steps(found)] == [
+        e["rows"] for e in ledger.valid_steps(entries)
+    ]
     assert ledger.summarise(found)["steps_repeated"] == 0
 
 
@@ -184,7 +188,10 @@ def test_a_diverged_step_stops_before_it_spoils_anything(tmp_path, monkeypatch, 
     assert all(torch.equal(made[0].weights[n], w) for n, w in saved.items()), (
         "the step must not have moved a weight"
     )
-    assert [e["step"] for e in ledger.valid_steps(ledger.read_ledger(tmp_path / "run" / "metrics.jsonl"))] == [
+    assert [
+        e["step"]
+        for e in ledger.valid_steps(ledger.read_ledger(tmp_path / "run" / "metrics.jsonl"))
+    ] == [
         1,
         2,
         3,
