@@ -26,6 +26,10 @@ needs_cuda = pytest.mark.skipif(
 )
 
 
+def draw(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def make_rows(lengths, seed=0):
     """Rows of input_ids and labels; the first third of each is not trained."""
     draw = torch.Generator().manual_seed(seed)

@@ -111,7 +111,9 @@ def session(folder, job=None, rows=ROWS, held_out=HELD_OUT, **identity):
 def whole_run(folder, job=None, **options):
     """(weights, ledger entries) of a run nobody disturbed."""
     masters = session(folder, job, **options)
-    return {n: w.clone() for n, w in masters.weights.items()}, ledger.read_ledger(folder / "metrics.jsonl")
+    return {n: w.clone() for n, w in masters.weights.items()}, ledger.read_ledger(
+        folder / "metrics.jsonl"
+    )
 
 
 def at_every_call(monkeypatch, action):

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from helpers.packed_rows import draw
 from lib.data.label_mask import IGNORED
 from lib.model import adapter
 from lib.params import Params
@@ -219,3 +220,52 @@ def test_the_bundled_base_with_its_262144_words(bundled_base):
         losses, _ = token_losses(net, ids, labels)
         plain = whole_logits_losses(net, ids, labels)
     torch.testing.assert_close(losses, plain, rtol=1e-3, atol=1e-2)
+
+
+# --------------------------------------------------------------------------------------------------
+# the loss in one piece
+
+
+@pytest.mark.parametrize("softcap", [None, 30.0, 2.0])
+@pytest.mark.parametrize("uncompiled", [True, False], ids=["expression", "function"])
+def test_the_fused_loss_equals_the_plain_one(monkeypatch, softcap, uncompiled):
+    """Values and gradients, of the bare expression and of the autograd function around it, and of cross entropy itself."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    weight, targets, upstream = draw(50, 16, seed=1), torch.arange(9) * 5, torch.linspace(0.1, 2, 9)
+    found = []
+    for head in (
+        fused_expression if uncompiled else loss._FusedHeadLoss.apply,
+        loss._FrozenHeadLoss.apply,
+        whole_logits,
+    ):
+        hidden = (3 * draw(9, 16)).requires_grad_()
+        losses = head(hidden, weight, targets, softcap)
+        found.append((losses, *torch.autograd.grad(losses, hidden, upstream)))
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def fused_expression(hidden, weight, targets, softcap):
+    """loss._fused with its derivative attached to its values."""
+    losses, slope = loss._fused(hidden.detach(), weight, targets, softcap)
+    attached = (hidden * slope).sum(1)
+    return losses + attached - attached.detach()
+
+
+def whole_logits(hidden, weight, targets, softcap):
+    logits = hidden @ weight.T
+    return cross_entropy(
+        softcap * torch.tanh(logits / softcap) if softcap else logits, targets, reduction="none"
+    )
+
+
+def test_the_fused_loss_in_bfloat16():
+    """Losses in float32, the derivative in the model's precision; a hopeless token's loss is finite."""
+    hidden, weight = (500 * torch.eye(4)[:1]).bfloat16(), torch.eye(4).bfloat16()
+    losses, slope = loss._fused(hidden, weight, torch.tensor([3]), None)
+    assert losses.dtype == torch.float32
+    assert losses.item() == pytest.approx(500)
+    assert slope.dtype == torch.bfloat16
+    assert slope.tolist() == [[1, 0, 0, -1]]

@@ -40,7 +40,7 @@ from lib.training.stops import Done
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the same arithmetic as transformers
 
 
@@ -143,7 +143,7 @@ def test_the_loss_of_a_micro_batch_is_its_share_of_the_step():
     assert shares[0] != pytest.approx(shares[1], rel=0.01)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the loader
 
 
@@ -195,7 +195,7 @@ def test_threads_of_the_loader_change_no_bit(tmp_path, uninterrupted):
     same_run(tmp_path, session(tmp_path, a_job(dataloader_num_workers=0)), uninterrupted)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # random numbers
 
 
@@ -232,7 +232,7 @@ def test_noise_is_the_same_after_a_resume(tmp_path, monkeypatch, micro_batch, ch
     same_run(tmp_path / "stopped", session(tmp_path / "stopped", job), undisturbed)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # a step that is dropped, or finished for the other ranks
 
 

@@ -38,7 +38,7 @@ from lib.training import masters as masters_module
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # stopped and continued
 
 
@@ -144,7 +144,7 @@ def test_ctrl_c_takes_a_stop_file_away_too(tmp_path, monkeypatch, uninterrupted)
     same_run(tmp_path, session(tmp_path), uninterrupted)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # divergence
 
 
