@@ -13,8 +13,7 @@ import torch
 
 from helpers.small_training import a_job, session
 from lib.common.errors import ROOT
-from lib.training import checkpoint
-from lib.training import loop as train
+from lib.training import checkpoint, loop
 
 NAMES = """
 import os, pathlib, sys
@@ -60,11 +59,11 @@ def killed_at(folder, everywhere, saving):
     def counted(*args):
         sys.setprofile(count)
         try:
-            return loop(*args)
+            return real(*args)
         finally:
             sys.setprofile(None)
 
-    loop, train.train = train.train, counted
+    real, loop.train = loop.train, counted
     session(folder, a_job(**MANY_KILLS))
     return counts
 

@@ -13,8 +13,8 @@ from lib.data.label_mask import IGNORED
 from lib.model import adapter
 from lib.params import Params
 from lib.record import ledger
-from lib.training import batches, checkpoint, compiled
-from lib.training import loop as train
+from lib.training import batches, checkpoint, compiled, loop
+from lib.training.step import build_accumulate, run_step
 from lib.training.stops import StopRequests
 
 BASE = {
@@ -93,7 +93,7 @@ def session(folder, job=None, rows=ROWS, held_out=HELD_OUT, **identity):
     job = job or a_job()
     folder.mkdir(exist_ok=True)
     net = small_model(job)
-    return train.train(
+    return loop.train(
         net,
         rows,
         held_out,
@@ -174,8 +174,8 @@ INTERRUPTED = StopRequests(True, False, False)
 
 
 def take_step(net, masters, job, current, step=0, look=lambda: NO_REQUEST):
-    return train.run_step(
-        train.build_accumulate(net, masters, job.packing), masters, step, current, job.seed, look
+    return run_step(
+        build_accumulate(net, masters, job.packing), masters, step, current, job.seed, look
     )
 
 

@@ -33,8 +33,8 @@ from lib.common.errors import UserError
 from lib.model import device
 from lib.record import ledger
 from lib.training import checkpoint
-from lib.training import loop as train
 from lib.training import masters as masters_module
+from lib.training.masters import Masters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -333,16 +333,16 @@ def test_no_pickle_anywhere(tmp_path, monkeypatch):
     monkeypatch.setattr("pickle.dumps", refuse)
     job = a_job(max_steps=2)
     net = small_model(job)
-    masters = train.Masters(net, job)
+    masters = Masters(net, job)
     train_step(net.train(), masters, job, of_rows([0]), 1e-3)
-    train.save_checkpoint(tmp_path, 1, masters, {}, 2)
+    checkpoint.save_checkpoint(tmp_path, 1, masters, {}, 2)
     assert sorted(p.name for p in (tmp_path / "step-000001").iterdir()) == [
         "adapter.safetensors",
         "checkpoint.json",
         "optimizer.json",
         "optimizer.safetensors",
     ]
-    again = train.Masters(small_model(job), job)
-    assert train.resume(tmp_path, again, {}) == 1
+    again = Masters(small_model(job), job)
+    assert checkpoint.resume(tmp_path, again, {}) == 1
     assert torch.equal(again.flat, masters.flat)
     assert all(torch.equal(again.live[n], p) for n, p in masters.live.items())

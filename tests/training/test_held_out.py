@@ -24,9 +24,9 @@ from helpers.small_training import (
     whole_run,
 )
 from lib.record import ledger
-from lib.training import evaluate
-from lib.training import loop as train
+from lib.training import checkpoint, evaluate
 from lib.training.held_out import HeldOut
+from lib.training.masters import Masters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,7 +49,7 @@ def test_an_eval_is_the_held_out_loss_of_the_model_at_its_step(tmp_path):
         session(tmp_path / str(step), a_job(max_steps=step, lr_scheduler_type="constant"))
         assert evals(tmp_path / str(step))[-1] == ("after", step, during[step])
         net = small_model(a_job()).eval()
-        train.resume(tmp_path / str(step) / "checkpoints", train.Masters(net, a_job()), {})
+        checkpoint.resume(tmp_path / str(step) / "checkpoints", Masters(net, a_job()), {})
         assert evaluate.measure_loss(net, HELD_OUT)[0] == during[step], "measured without dropout"
     assert len({loss for *_, loss in evals(tmp_path / "whole")}) == 4
 

@@ -36,8 +36,9 @@ from helpers.small_training import (
 from lib.data.label_mask import IGNORED
 from lib.model import adapter
 from lib.record import ledger
-from lib.training import checkpoint, plan
-from lib.training import loop as train
+from lib.training import checkpoint, loop, plan
+from lib.training.masters import Masters
+from lib.training.step import load_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -74,7 +75,7 @@ def test_training_mode_is_what_the_base_calls_it(tmp_path, uninterrupted):
 
     net.for_training = lambda: checkpointing(True)
     checkpointing(False)  # what the answers before training leave behind
-    train.train(
+    loop.train(
         net,
         ROWS,
         HELD_OUT,
@@ -96,7 +97,7 @@ def test_nothing_is_compiled_for_no_step(tmp_path, monkeypatch, uninterrupted):
             if '"after"' not in line
         )
     )
-    monkeypatch.setattr(train, "build_accumulate", lambda *_: pytest.fail("built for nothing"))
+    monkeypatch.setattr(loop, "build_accumulate", lambda *_: pytest.fail("built for nothing"))
     found = same_run(tmp_path, session(tmp_path), uninterrupted)
     assert found["eval_loss_after"] is not None
 
@@ -202,11 +203,11 @@ def test_packed_rows_do_not_see_each_other():
     def taken(current, **changes):
         job = a_job(lora_dropout=0.0, **changes)
         net = small_model(job)
-        done = take_step(net, train.Masters(net, job), job, current)
+        done = take_step(net, Masters(net, job), job, current)
         return done.loss, done.norm
 
     job, sizes = a_job(packing=True, dataloader_num_workers=0), plan.read_sizes(ROWS)
-    current = next(train.load_steps(ROWS, sizes, 0, job, plan.find_shape(sizes, job)))
+    current = next(load_steps(ROWS, sizes, 0, job, plan.find_shape(sizes, job)))
     alone = taken(of_rows(*[[r] for r in current["rows"]]))
     assert taken(current, packing=True) == pytest.approx(alone, rel=1e-5)
     together = {
@@ -320,8 +321,8 @@ def test_the_ledger_is_right_where_trainoutput_is_not(tmp_path, monkeypatch):
         seconds.append(time.monotonic() - begun)
         return done
 
-    run_step = train.run_step
-    monkeypatch.setattr(train, "run_step", timed)
+    run_step = loop.run_step
+    monkeypatch.setattr(loop, "run_step", timed)
     at_call(monkeypatch, 77, crash)  # the first of two micro-batches of step 39
     begun = time.monotonic()
     with pytest.raises(RuntimeError, match="machine stopped"):

@@ -25,9 +25,9 @@ from helpers.small_training import (
 )
 from lib.data.label_mask import IGNORED
 from lib.model import adapter, device
-from lib.training import batches, plan, stops
-from lib.training import loop as train
+from lib.training import batches, checkpoint, plan, stops
 from lib.training import masters as masters_module
+from lib.training.masters import Masters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_masters_keep_what_bfloat16_would_lose():
     job = a_job(lora_dropout=0.0, learning_rate=1e-5, warmup_steps=0)
     net = small_model(job, torch.bfloat16).train()
-    masters = train.Masters(net, job)
+    masters = Masters(net, job)
     name = next(n for n in masters.weights if "layers.0" in n and "lora_A" in n)
     start = masters.weights[name].clone()
     for _ in range(4):
@@ -197,8 +197,8 @@ def test_the_scale_survives_a_resume(tmp_path, monkeypatch, float16, micro_batch
     same_run(tmp_path / "run", session(tmp_path / "run", job), whole)
     assert {k: v for k, v in scales(tmp_path / "run").items() if k in told} == told
     assert len(calls) < in_whole
-    loaded = train.Masters(small_model(job), job)
-    train.resume(tmp_path / "run" / "checkpoints", loaded, {})
+    loaded = Masters(small_model(job), job)
+    checkpoint.resume(tmp_path / "run" / "checkpoints", loaded, {})
     assert (loaded.scale, loaded.steps_at_scale) == told[12]
 
 
@@ -232,7 +232,7 @@ def test_a_loss_that_is_no_number_is_not_tried_again(tmp_path, monkeypatch, floa
 
 
 def test_without_float16_there_is_no_scale(monkeypatch):
-    masters = train.Masters(small_model(a_job()), a_job())
+    masters = Masters(small_model(a_job()), a_job())
     assert masters.scale == 1.0
     assert not masters.lower_scale()
 
@@ -252,7 +252,7 @@ def test_the_saved_adapter_is_the_trained_model(tiny_gemma3n, tmp_path):
 
     job = a_job(base_model="owner/base", base_revision="v1", lora_dropout=0.0)
     net = adapter.add(base(), job)
-    masters = train.Masters(net.train(), job)
+    masters = Masters(net.train(), job)
     row = {"input_ids": [[2, 50, 60, 70, 80, 90]], "labels": [[IGNORED] * 3 + [70, 80, 90]]}
     for _ in range(2):
         train_step(
@@ -287,7 +287,7 @@ def test_the_saved_adapter_is_the_trained_model(tiny_gemma3n, tmp_path):
 def test_the_saved_adapter_has_the_masters_precision(tmp_path):
     job = a_job(lora_dropout=0.0)
     net = small_model(job, torch.bfloat16).train()
-    masters = train.Masters(net, job)
+    masters = Masters(net, job)
     train_step(net, masters, job, of_rows([0, 1]), 1e-3)
     adapter.save(net, masters.weights, tmp_path / "adapter", job.base_model, job.base_revision)
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")

@@ -33,8 +33,8 @@ from lib.common.errors import UserError
 from lib.data.label_mask import IGNORED
 from lib.model import adapter, placement, ranks
 from lib.training import compiled, plan
-from lib.training import loop as train
-from lib.training.step import seed_micro_batch
+from lib.training.masters import Masters
+from lib.training.step import build_accumulate, load_steps, seed_micro_batch
 from lib.training.stops import Done
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,10 +48,10 @@ def test_three_steps_equal_transformers_peft_and_torch():
     job = a_job(
         lora_dropout=0.0, max_steps=3, warmup_steps=1, lr_scheduler_type="cosine", max_grad_norm=0.5
     )
-    loader = train.load_steps(ROWS, plan.read_sizes(ROWS), 0, job, None)
+    loader = load_steps(ROWS, plan.read_sizes(ROWS), 0, job, None)
     ours, theirs = small_model(job).train(), small_model(job).train()
     start = {n: p.detach().clone() for n, p in adapter.trainable(theirs).items()}
-    masters = train.Masters(ours, job)
+    masters = Masters(ours, job)
     weights = list(adapter.trainable(theirs).values())
     optimizer = torch.optim.AdamW(weights, lr=job.learning_rate, weight_decay=job.weight_decay)
     schedule = transformers.get_scheduler(
@@ -110,7 +110,7 @@ def test_accumulated_gradients_are_those_of_one_micro_batch(groups):
 
     def gradients(*groups):
         net = small_model(job).train()
-        masters = train.Masters(net, job)
+        masters = Masters(net, job)
         for p in masters.weights.values():
             p += 0.1  # B starts at zero, which leaves A without a gradient
         masters.publish()
@@ -124,7 +124,7 @@ def test_accumulated_gradients_are_those_of_one_micro_batch(groups):
         assert (found[name] - gradient).norm() < 1e-4 * gradient.norm() + 1e-7 * whole.norm, name
     assert all(gradient.any() for gradient in wanted.values())
     means = [
-        take_step(small_model(job), train.Masters(small_model(job), job), job, of_rows(group)).loss
+        take_step(small_model(job), Masters(small_model(job), job), job, of_rows(group)).loss
         for group in groups
     ]
     assert abs(np.mean(means) - whole.loss) > 1e-3, "a mean of means must be another number"
@@ -134,8 +134,8 @@ def test_the_loss_of_a_micro_batch_is_its_share_of_the_step():
     """Each rank adds what its micro-batches give; the sum over all is the mean over the step's trained tokens."""
     job = a_job(lora_dropout=0.0)
     net = small_model(job)
-    masters = train.Masters(net, job)
-    take = train.build_accumulate(net, masters, job.packing)
+    masters = Masters(net, job)
+    take = build_accumulate(net, masters, job.packing)
     current = of_rows([0, 1], [2, 3])
     shares = [float(take(batch)) for _, batch in current["batches"]]
     losses = torch.cat([compiled.token_losses(net, batch) for _, batch in current["batches"]])
@@ -151,7 +151,7 @@ def test_the_loss_of_a_micro_batch_is_its_share_of_the_step():
 def test_the_loader_gives_every_step_of_the_plan_in_order(threads):
     job = a_job(dataloader_num_workers=threads)
     sizes = plan.read_sizes(ROWS)
-    with contextlib.closing(train.load_steps(ROWS, sizes, 4, job, None)) as loader:
+    with contextlib.closing(load_steps(ROWS, sizes, 4, job, None)) as loader:
         found = list(itertools.islice(loader, 9))
     for current, (epoch, step) in zip(
         found, itertools.islice(plan.iterate_steps(sizes.lengths, 4, job), 9), strict=True
@@ -169,13 +169,13 @@ def test_ranks_share_out_the_micro_batches_of_a_step(monkeypatch):
         a_job(gradient_accumulation_steps=3, dataloader_num_workers=0),
         plan.read_sizes(ROWS),
     )
-    whole = list(itertools.islice(train.load_steps(ROWS, sizes, 0, job, None), 4))
+    whole = list(itertools.islice(load_steps(ROWS, sizes, 0, job, None), 4))
     assert sorted(len(current["batches"]) for current in whole) == [3, 3, 3, 3]
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
     shared = []
     for rank in range(2):
         monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
-        shared.append(list(itertools.islice(train.load_steps(ROWS, sizes, 0, job, None), 4)))
+        shared.append(list(itertools.islice(load_steps(ROWS, sizes, 0, job, None), 4)))
     for current, *parts in zip(whole, *shared, strict=True):
         assert [[place for place, _ in part["batches"]] for part in parts] == [[0, 2], [1, 3]], (
             "as many on each, for they wait for each other"
@@ -239,7 +239,7 @@ def test_noise_is_the_same_after_a_resume(tmp_path, monkeypatch, micro_batch, ch
 def test_a_stopped_step_leaves_no_trace():
     job, current = a_job(), of_rows([0, 1], [2])
     net = small_model(job).train()
-    masters = train.Masters(net, job)
+    masters = Masters(net, job)
     answers = iter([NO_REQUEST, INTERRUPTED, INTERRUPTED])
     done = take_step(net, masters, job, current, 3, lambda: next(answers))
     assert done == Done(None, None, "interrupted")
@@ -248,10 +248,10 @@ def test_a_stopped_step_leaves_no_trace():
     untouched = small_model(job).train()
     again, first = (
         take_step(net, masters, job, current, 3),
-        take_step(untouched, train.Masters(untouched, job), job, current, 3),
+        take_step(untouched, Masters(untouched, job), job, current, 3),
     )
     assert again == first, "the step taken again is the step nobody stopped"
-    assert again != take_step(untouched, train.Masters(untouched, job), job, current, 4), (
+    assert again != take_step(untouched, Masters(untouched, job), job, current, 4), (
         "there must be dropout to tell"
     )
 
@@ -261,11 +261,11 @@ def test_ranks_finish_their_step_together(monkeypatch):
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
     monkeypatch.setattr(ranks, "sum_in_place", lambda *_: None)
     net, job = small_model(a_job()).train(), a_job()
-    masters = train.Masters(net, job)
+    masters = Masters(net, job)
     done = take_step(net, masters, job, of_rows([0, 1], [2]), 3, lambda: INTERRUPTED)
     untouched = small_model(job).train()
     assert done == take_step(
-        untouched, train.Masters(untouched, job), job, of_rows([0, 1], [2]), 3
+        untouched, Masters(untouched, job), job, of_rows([0, 1], [2]), 3
     )._replace(stop="interrupted")
 
 
@@ -276,7 +276,7 @@ def test_out_of_memory_with_a_sharded_base_ends_the_rank(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     net, job = small_model(a_job()).train(), a_job()
-    masters = train.Masters(net, job)
+    masters = Masters(net, job)
     monkeypatch.setattr(compiled, "token_losses", full)
     assert take_step(net, masters, job, of_rows([0, 1], [2])).stop == "memory"
     monkeypatch.setattr(placement, "is_sharded", lambda _: True)

@@ -3,6 +3,7 @@
 python -m pytest tests/training/test_stops.py
 """
 
+import collections
 import math
 import re
 import signal
@@ -31,9 +32,9 @@ from helpers.small_training import (
 )
 from lib.common.errors import UserError
 from lib.record import ledger
-from lib.training import checkpoint, plan, stops
-from lib.training import loop as train
+from lib.training import checkpoint, loop, plan, stops
 from lib.training import masters as masters_module
+from lib.training.masters import Masters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -156,7 +157,7 @@ def caught_masters(monkeypatch):
         made.append(masters_module.Masters(*args))
         return made[-1]
 
-    monkeypatch.setattr(train, "Masters", make)
+    monkeypatch.setattr(loop, "Masters", make)
     return made
 
 
@@ -238,11 +239,11 @@ def test_an_explosion_is_seen_again_after_a_resume(tmp_path, monkeypatch):
 )
 def test_what_counts_as_diverged(loss, norm, recent, expected):
     """Three times the mean of the last steps, and worse than guessing among 96 tokens, whose loss is 4.56."""
-    assert stops.has_diverged(loss, norm, train.collections.deque(recent, 20), 96) is expected
+    assert stops.has_diverged(loss, norm, collections.deque(recent, 20), 96) is expected
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_one_gradient_that_is_no_number_is_seen(bad):
-    masters = train.Masters(small_model(a_job()), a_job())
+    masters = Masters(small_model(a_job()), a_job())
     next(iter(masters.gradients.values()))[0, 0] = bad
-    assert stops.has_diverged(1.0, masters.norm(), train.collections.deque(), 96)
+    assert stops.has_diverged(1.0, masters.norm(), collections.deque(), 96)
