@@ -1,12 +1,14 @@
-"""What people run the exported files with: Ollama, LocalAI, llama.cpp, and Python for the adapter; held against the tokenizer.
+"""Write what people run the exported files with: for Ollama, LocalAI, llama.cpp and Python.
 
-    deploy.write(run.folder, run.folder / "gguf" / "first-aid-q8_0.gguf", job)
+    servers.write_server_files(run.folder, run.folder / "gguf" / "first-aid-q8_0.gguf", job)
 
-Nothing is written before lib/turns.py has found that each server would send the model what the tokenizer's template says.
+Nothing is written before turns.py has found that each server would send the model what the
+tokenizer's template says.
 """
 
 import json
 import pathlib
+import re
 import shlex
 
 import yaml
@@ -19,10 +21,11 @@ from lib.medical.disclaimer import DISCLAIMER
 from lib.params import Params
 
 SYSTEM = "You are a first-aid assistant that works offline. " + DISCLAIMER
-SNIPPET = pathlib.Path(__file__).with_name("adapter_ask.py")
+ASK_SCRIPT = pathlib.Path(__file__).with_name("adapter_ask.py")
 
-# Gemma has no system turn: its own template puts the system text before the first user message, and so do these.
-# No <bos>: Ollama, LocalAI and llama.cpp put it first themselves. Ollama has no function that trims.
+# Gemma has no system turn: its own template puts the system text before the first user message,
+# and so do these. No <bos>: Ollama, LocalAI and llama.cpp put it first themselves. Ollama's
+# language has no function that trims.
 OLLAMA = """{{- $system := .System }}
 {{- range $i, $_ := .Messages }}
 {{- $last := eq (len (slice $.Messages $i)) 1 }}
@@ -38,8 +41,9 @@ OLLAMA = """{{- $system := .System }}
 {{- end }}
 {{- end }}"""
 
-# LocalAI renders each message by itself, then `chat` the whole. So a system message opens the user's turn and leaves a mark,
-# and `chat` takes the mark out with the opening that the user's own message brings.
+# LocalAI renders each message by itself, then all of them by `chat`. So a system message opens the
+# user's turn and leaves a mark; `chat` removes the mark and the second opening, which the user's
+# own message brings.
 LOCALAI = {
     "chat_message": """{{ if eq .RoleName "system" }}<start_of_turn>user
 {{ .Content }}
@@ -63,144 +67,163 @@ LOCALAI = {
 }
 
 
-def write(folder: pathlib.Path, gguf: pathlib.Path, job: Params) -> dict[str, int]:
-    """Write gguf/Modelfile, gguf/localai.yaml, adapter/ask.py and the licence notices of a run; how many conversations each server got right.
+def write_server_files(folder: pathlib.Path, gguf: pathlib.Path, job: Params) -> dict[str, int]:
+    """Write gguf/Modelfile, gguf/localai.yaml, adapter/ask.py and the licence notices of a run.
 
-    `gguf` lies in the run's gguf/, merged/ has its tokenizer. UserError, and nothing is written, when a server would not send
-    what the tokenizer's template says.
+    `gguf` lies in the run's gguf/; merged/ has its tokenizer. Returns how many conversations were
+    compared for each server. UserError, and nothing is written, when a server would not send what
+    the tokenizer's template says.
     """
-    folder, gguf = pathlib.Path(folder), pathlib.Path(gguf)
-    ollama, localai = modelfile(gguf.name, job), localai_yaml(gguf.name, job, folder.name)
-    compared = turns.check(folder / "merged", ollama, localai, gguf)
-    files.atomic_write(gguf.parent / "Modelfile", ollama)
+    folder = pathlib.Path(folder)
+    gguf = pathlib.Path(gguf)
+    base, longest = job.base_model, job.max_seq_length
+    modelfile = format_modelfile(gguf.name, base, longest)
+    localai = format_localai(gguf.name, folder.name, base, longest)
+    compared = turns.compare_turns(folder / "merged", gguf, SYSTEM)
+    files.atomic_write(gguf.parent / "Modelfile", modelfile)
     files.atomic_write(gguf.parent / "localai.yaml", localai)
-    files.atomic_write(folder / "adapter" / "ask.py", SNIPPET.read_text(encoding="utf-8"))
+    files.atomic_write(folder / "adapter" / "ask.py", ASK_SCRIPT.read_text(encoding="utf-8"))
     for part in ("adapter", "merged", "gguf"):
-        if (
-            part != "merged" or not (folder / part / "NOTICE").exists()
-        ):  # a base's own notice, copied there, says more
-            files.atomic_write(folder / part / "NOTICE", notice(job))
+        # a base's own notice, copied to merged/, says more
+        if part != "merged" or not (folder / part / "NOTICE").exists():
+            files.atomic_write(folder / part / "NOTICE", format_notice(base))
     return compared
 
 
-def base_name(job: Params) -> str:
-    """The base as others know it; the bundled file was quantised from the hub's google/gemma-3-270m."""
-    return (
-        "google/gemma-3-270m"
-        if job.base_model == "bundled:gemma-3-270m"
-        else shared_name(job.base_model)
-    )
+def base_name(base_model: str) -> str:
+    """Name a base as others know it; the bundled file was quantised from google/gemma-3-270m."""
+    if base_model == "bundled:gemma-3-270m":
+        return "google/gemma-3-270m"
+    return shared_name(base_model)
 
 
 def shared_name(name: str) -> str:
-    """A hub id or bundled name as it is; of a path only the last part, as the files are read elsewhere."""
+    """Keep a hub id or bundled name, and only the last part of a path: files are read elsewhere."""
+    is_path = not name.startswith("bundled:") and (ROOT / name).exists()
+    return pathlib.Path(name).name if is_path else name
+
+
+def format_notice(base_model: str) -> str:
+    """Format what Gemma's terms ask to be passed on with a derived model."""
     return (
-        pathlib.Path(name).name
-        if not name.startswith("bundled:") and (ROOT / name).exists()
-        else name
+        "Gemma is provided under and subject to the Gemma Terms of Use found at "
+        "ai.google.dev/gemma/terms\n"
+        f"Modified: a model derived from {base_name(base_model)} by LoRA fine-tuning. "
+        f"{DISCLAIMER}\n"
     )
 
 
-def notice(job: Params) -> str:
-    """What Gemma's terms ask to be passed on with a derived model."""
-    return (
-        "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms\n"
-        f"Modified: a model derived from {base_name(job)} by LoRA fine-tuning. {DISCLAIMER}\n"
-    )
+def answer_limits(max_seq_length: int) -> tuple[int, int]:
+    """Return the tokens of context, and of the longest answer.
+
+    No longer answer was trained, and a model in a loop must end.
+    """
+    return max(2048, 4 * max_seq_length), max_seq_length
 
 
-def limits(job: Params) -> tuple[int, int]:
-    """Tokens of context and of the longest answer: no longer one was trained, and a model in a loop must end."""
-    return max(2048, 4 * job.max_seq_length), job.max_seq_length
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # the files
 
 
-def modelfile(gguf_name: str, job: Params, system: str = SYSTEM) -> str:
-    """An Ollama Modelfile: the turn format, its stop, the disclaimer as system text, and greedy answers as they were checked."""
-    context, answer = limits(job)
-    texts = {"TEMPLATE": OLLAMA, "SYSTEM": system, "LICENSE": notice(job)}
-    if any('"""' in text for text in texts.values()):
+def format_modelfile(
+    gguf_name: str, base_model: str, max_seq_length: int, system: str = SYSTEM
+) -> str:
+    """Format an Ollama Modelfile: turns, stop, disclaimer, and greedy answers as were checked."""
+    context, longest = answer_limits(max_seq_length)
+    notice = format_notice(base_model)
+    if any('"""' in text for text in (OLLAMA, system, notice)):
         raise UserError(
             'The system text holds """, which ends a text of a Modelfile. Write it without.'
         )
-    settings = {
-        "stop": f'"{TURN_END}"',
-        "temperature": 0,
-        "repeat_penalty": 1,
-        "num_ctx": context,
-        "num_predict": answer,
-    }
-    return "\n".join(
-        [
-            "# ollama create NAME -f Modelfile; for another GGUF file of this folder change the next line",
-            f"FROM ./{gguf_name}",
-            f'TEMPLATE """{texts["TEMPLATE"]}"""',
-            *(f"PARAMETER {key} {value}" for key, value in settings.items()),
-            *(f'{key} """{texts[key]}"""' for key in ("SYSTEM", "LICENSE")),
-            "",
-        ]
+    lines = [
+        "# ollama create NAME -f Modelfile; "
+        "for another GGUF file of this folder change the next line",
+        f"FROM ./{gguf_name}",
+        f'TEMPLATE """{OLLAMA}"""',
+        f'PARAMETER stop "{TURN_END}"',
+        "PARAMETER temperature 0",
+        "PARAMETER repeat_penalty 1",
+        f"PARAMETER num_ctx {context}",
+        f"PARAMETER num_predict {longest}",
+        f'SYSTEM """{system}"""',
+        f'LICENSE """{notice}"""',
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def parse_modelfile(text: str) -> dict[str, str]:
+    """Parse a Modelfile of ours into from, template, system, license, `parameter stop`, ..."""
+    found = re.findall(
+        r'^(FROM|TEMPLATE|SYSTEM|LICENSE|PARAMETER \w+) (?:"""(.*?)"""|"?([^\n]*?)"?)$',
+        text,
+        re.MULTILINE | re.DOTALL,
     )
+    return {keyword.lower(): block or line for keyword, block, line in found}
 
 
-class _Readable(yaml.SafeDumper):
-    """Texts of several lines as blocks."""
+class _BlockDumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks."""
 
 
-_Readable.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
-    ),
-)
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-def localai_yaml(gguf_name: str, job: Params, name: str, system: str = SYSTEM) -> str:
-    """A LocalAI model file, of documented fields only; it goes into LocalAI's models folder with the GGUF beside it."""
-    context, answer = limits(job)
+_BlockDumper.add_representer(str, _represent_text)
+
+
+def format_localai(
+    gguf_name: str, name: str, base_model: str, max_seq_length: int, system: str = SYSTEM
+) -> str:
+    """Format a LocalAI model file of documented fields only.
+
+    It belongs into LocalAI's models folder, with the GGUF beside it.
+    """
+    context, longest = answer_limits(max_seq_length)
     fields = {
         "name": name,
-        "description": f"First aid, from {base_name(job)}. {DISCLAIMER}",
+        "description": f"First aid, from {base_name(base_model)}. {DISCLAIMER}",
         "backend": "llama-cpp",
         "parameters": {
             "model": gguf_name,
             "temperature": 0.0,
             "repeat_penalty": 1.0,
-            "max_tokens": answer,
+            "max_tokens": longest,
         },
         "context_size": context,
         "stopwords": [TURN_END],
         "system_prompt": system,
         "template": LOCALAI,
     }
-    return yaml.dump(fields, Dumper=_Readable, sort_keys=False, allow_unicode=True, width=10000)
+    return yaml.dump(fields, Dumper=_BlockDumper, sort_keys=False, allow_unicode=True, width=10000)
 
 
-def commands(gguf_name: str, job: Params, lora: str = "") -> str:
-    """llama.cpp command lines for a GGUF, for a GGUF adapter `lora` on its base's GGUF, or for both, as a block for a shell."""
-    context, answer = limits(job)
-    options, question = (
-        f"--ctx-size {context} --predict {answer} --temp 0",
-        turns.CONVERSATIONS[0][0]["content"],
-    )
-    told, body = (
-        f'--system-prompt "$SYSTEM" {options}',
-        {"messages": turns.with_system(turns.CONVERSATIONS[0], SYSTEM)},
-    )
+def format_commands(gguf_name: str, base_model: str, max_seq_length: int, lora: str = "") -> str:
+    """Format llama.cpp command lines as a block for a shell.
+
+    They run a GGUF, a GGUF adapter `lora` on a GGUF of its base, or both.
+    """
+    context, longest = answer_limits(max_seq_length)
+    options = f"--ctx-size {context} --predict {longest} --temp 0"
+    with_system = f'--system-prompt "$SYSTEM" {options}'
     lines = [f"SYSTEM={shlex.quote(SYSTEM)}"]
     if gguf_name:
+        messages = turns.prepend_system(turns.CONVERSATIONS[0], SYSTEM)
+        body = shlex.quote(json.dumps({"messages": messages}))
+        question = shlex.quote(turns.CONVERSATIONS[0][0]["content"])
         lines += [
             "# a conversation, one answer, a server",
-            f"llama-cli --model {gguf_name} {told}",
-            f"llama-cli --model {gguf_name} {told} --single-turn --prompt {shlex.quote(question)}",
+            f"llama-cli --model {gguf_name} {with_system}",
+            f"llama-cli --model {gguf_name} {with_system} --single-turn --prompt {question}",
             f"llama-server --model {gguf_name} {options} --port 8080",
-            f"curl -s localhost:8080/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}",
+            "curl -s localhost:8080/v1/chat/completions "
+            f"-H 'Content-Type: application/json' -d {body}",
         ]
     if lora:
         lines += [
-            f"# the adapter on a GGUF of {base_name(job)} itself",
-            f"llama-cli --model BASE.gguf --lora {lora} {told}",
+            f"# the adapter on a GGUF of {base_name(base_model)} itself",
+            f"llama-cli --model BASE.gguf --lora {lora} {with_system}",
         ]
     return "\n".join(lines)

@@ -103,7 +103,7 @@ def card(folder: pathlib.Path, part: str, repos: dict[str, str] | None = None) -
         run=run,
         job=job,
         prepare=results.get("prepare", {}),
-        base=servers.base_name(job),
+        base=servers.base_name(job.base_model),
         stand_in=job.base_model.startswith("bundled:"),
         warnings=warnings,
         sources=_sources(data),
@@ -114,7 +114,9 @@ def card(folder: pathlib.Path, part: str, repos: dict[str, str] | None = None) -
         names=names,
         gguf=gguf,
         compared=export.get("turns", {}),
-        commands=servers.commands(gguf, job, lora) if gguf or lora else "",
+        commands=servers.format_commands(gguf, job.base_model, job.max_seq_length, lora)
+        if gguf or lora
+        else "",
         repos={p: r for p, r in (repos or {}).items() if p != part},
         disclaimer=DISCLAIMER,
         system=servers.SYSTEM,
@@ -127,7 +129,11 @@ def _header(
     job: Params, part: str, name: str, repos: dict[str, str], results: dict[str, Any]
 ) -> str:
     """The YAML the hub reads; a base or a data set that is not on the hub is left out, as the hub would refuse it."""
-    base = repos["merged"] if part == "gguf" and "merged" in repos else servers.base_name(job)
+    base = (
+        repos["merged"]
+        if part == "gguf" and "merged" in repos
+        else servers.base_name(job.base_model)
+    )
     relation = {
         "adapter": "adapter",
         "merged": "finetune",

@@ -24,14 +24,14 @@ def answer(folder: pathlib.Path, question: str, write: Callable[[str], None]) ->
             'There is no question. Expected one in Q=, for example make ask RUN=name Q="My hand is burnt. What do I do first?"'
         )
     job, gguf = find(folder)
-    system = turns.read_modelfile((folder / "gguf" / "Modelfile").read_text(encoding="utf-8"))[
+    system = servers.parse_modelfile((folder / "gguf" / "Modelfile").read_text(encoding="utf-8"))[
         "system"
     ]
-    context, longest = servers.limits(job)
+    context, longest = servers.answer_limits(job.max_seq_length)
     write(f"{files.shown(gguf)}\n" + f"{STAND_IN}\n" * job.base_model.startswith("bundled:") + "\n")
     with llama.load_gguf(gguf, n_ctx=context) as engine:
         ended = engine.stream_chat(
-            turns.with_system([{"role": "user", "content": question}], system), write, longest
+            turns.prepend_system([{"role": "user", "content": question}], system), write, longest
         )
     write(
         f"\n[cut after {longest} tokens: it did not end by itself]" * (ended == "length")

@@ -1,6 +1,6 @@
 """The renderer of Go templates gives what Go itself gave (tests/helpers/go_templates.json, Go 1.27), and refuses what it does not know.
 
-python -m pytest tests/test_go_template.py
+python -m pytest tests/export/test_go_template.py
 """
 
 import json
@@ -8,7 +8,9 @@ import pathlib
 
 import pytest
 
-from lib.export import go_template, servers, turns
+from helpers import go_template
+from helpers.server_prompts import SPRIG
+from lib.export import servers
 
 CASES = json.loads(
     (pathlib.Path(__file__).parents[1] / "helpers" / "go_templates.json").read_text(
@@ -21,9 +23,9 @@ CASES = json.loads(
 def test_as_go_does(case):
     if case["error"]:
         with pytest.raises(ValueError, match="^Go template: "):
-            go_template.render(case["template"], case["data"], turns.SPRIG)
+            go_template.render(case["template"], case["data"], SPRIG)
     else:
-        assert go_template.render(case["template"], case["data"], turns.SPRIG) == case["output"]
+        assert go_template.render(case["template"], case["data"], SPRIG) == case["output"]
 
 
 def test_the_shipped_templates_are_among_what_go_rendered():

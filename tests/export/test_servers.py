@@ -1,6 +1,6 @@
-"""The files for Ollama, LocalAI, llama.cpp and Python: what they say, and that each server sends what the tokenizer's template says.
+"""The files for Ollama, LocalAI, llama.cpp and Python: what they say, and which turns each server sends.
 
-python -m pytest tests/test_deploy.py
+python -m pytest tests/export/test_servers.py
 """
 
 import json
@@ -15,9 +15,12 @@ import pytest
 import torch
 import xllamacpp
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helpers import server_prompts
 from lib import params
 from lib.common.errors import UserError
 from lib.export import servers, turns
@@ -25,6 +28,7 @@ from lib.medical.disclaimer import DISCLAIMER
 from lib.model import llama
 
 JOB = params.load_job("params/cpu.yaml")
+BASE = (JOB.base_model, JOB.max_seq_length)
 TURN, STOP = "<start_of_turn>", "<end_of_turn>"
 
 
@@ -43,6 +47,12 @@ def talk(*contents):
     return [
         {"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(contents)
     ]
+
+
+def written(tiny_run):
+    """The texts of Modelfile and localai.yaml."""
+    names = ("Modelfile", "localai.yaml")
+    return [(tiny_run / "gguf" / name).read_text(encoding="utf-8") for name in names]
 
 
 def base_with(tiny_run, folder, change):
@@ -65,17 +75,14 @@ def test_every_server_sends_the_ids_of_transformers_own_template(
     tiny_run, tokenizer, engine, number
 ):
     messages = [*turns.CONVERSATIONS, turns.PADDED][number]
-    ollama, localai = (
-        (tiny_run / "gguf" / name).read_text(encoding="utf-8")
-        for name in ("Modelfile", "localai.yaml")
-    )
+    ollama, localai = written(tiny_run)
     ids = tokenizer.apply_chat_template(
-        turns.with_system(messages, servers.SYSTEM), add_generation_prompt=True, return_dict=True
+        turns.prepend_system(messages, servers.SYSTEM), add_generation_prompt=True, return_dict=True
     )["input_ids"]
     sent = {
-        "LocalAI": turns.localai_prompt(localai, messages),
-        "llama.cpp": engine.render(turns.with_system(messages, servers.SYSTEM)),
-        "Ollama": turns.ollama_prompt(ollama, messages),
+        "LocalAI": server_prompts.localai_prompt(localai, messages),
+        "llama.cpp": engine.render(turns.prepend_system(messages, servers.SYSTEM)),
+        "Ollama": server_prompts.ollama_prompt(ollama, messages),
     }
     if (
         messages is turns.PADDED
@@ -89,16 +96,37 @@ def test_every_server_sends_the_ids_of_transformers_own_template(
         )  # llama.cpp, which all three have inside, puts <bos> first
 
 
+WORDS = st.text(min_size=1, max_size=30).map(str.strip).filter(bool)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(pairs=st.lists(st.tuples(WORDS, WORDS), max_size=2), last=WORDS, system=st.none() | WORDS)
+def test_the_templates_of_both_files_give_the_turns_that_an_export_compares(
+    tiny_run, pairs, last, system
+):
+    messages = talk(*(text for pair in pairs for text in pair), last)
+    if system:
+        messages = turns.prepend_system(messages, system)
+    ollama, localai = written(tiny_run)
+    joined = turns.join_turns(turns.prepend_system(messages, servers.SYSTEM))
+    assert server_prompts.ollama_prompt(ollama, messages) == joined
+    padded = [
+        m if m["role"] == "system" else {**m, "content": f" \n{m['content']}\t"} for m in messages
+    ]
+    assert server_prompts.localai_prompt(localai, padded) == joined
+    if len(messages) == 1:
+        assert server_prompts.localai_completion(localai, f" {last}\n") == joined
+
+
 def test_the_disclaimer_is_in_the_first_turn_once_and_an_applications_own_system_text_replaces_it(
     tiny_run,
 ):
-    ollama, localai = (
-        (tiny_run / "gguf" / name).read_text(encoding="utf-8")
-        for name in ("Modelfile", "localai.yaml")
-    )
+    ollama, localai = written(tiny_run)
     for prompt in (
-        lambda m: turns.ollama_prompt(ollama, m),
-        lambda m: turns.localai_prompt(localai, m),
+        lambda m: server_prompts.ollama_prompt(ollama, m),
+        lambda m: server_prompts.localai_prompt(localai, m),
     ):
         text = prompt(talk("One?", "Two.", "Three?"))
         assert text.startswith(f"{TURN}user\n{servers.SYSTEM}\n\nOne?{STOP}")
@@ -111,24 +139,23 @@ def test_the_disclaimer_is_in_the_first_turn_once_and_an_applications_own_system
         )
     two = [{"role": "system", "content": "A."}, {"role": "system", "content": "B."}, *talk("One?")]
     assert (
-        turns.ollama_prompt(ollama, two)
-        == turns.localai_prompt(localai, two)
+        server_prompts.ollama_prompt(ollama, two)
+        == server_prompts.localai_prompt(localai, two)
         == f"{TURN}user\nA.\n\nB.\n\nOne?{STOP}\n{TURN}model\n"
     )
     assert (
-        turns.localai_completion(localai, " One? ")
+        server_prompts.localai_completion(localai, " One? ")
         == f"{TURN}user\n{servers.SYSTEM}\n\nOne?{STOP}\n{TURN}model\n"
     )
 
 
 def test_two_user_messages_in_a_row_both_stay_the_users(tiny_run):
     messages = [*talk("One?"), *talk("Two?")]
-    ollama, localai = (
-        (tiny_run / "gguf" / name).read_text(encoding="utf-8")
-        for name in ("Modelfile", "localai.yaml")
+    ollama, localai = written(tiny_run)
+    assert server_prompts.ollama_prompt(ollama, messages).endswith(
+        f"One?\n\nTwo?{STOP}\n{TURN}model\n"
     )
-    assert turns.ollama_prompt(ollama, messages).endswith(f"One?\n\nTwo?{STOP}\n{TURN}model\n")
-    assert turns.localai_prompt(localai, messages).endswith(
+    assert server_prompts.localai_prompt(localai, messages).endswith(
         f"One?{STOP}\n{TURN}user\nTwo?{STOP}\n{TURN}model\n"
     )
 
@@ -137,12 +164,10 @@ def test_two_user_messages_in_a_row_both_stay_the_users(tiny_run):
 # the check at export
 
 
-def test_check_counts_what_it_compared(tiny_run):
-    texts = [
-        (tiny_run / "gguf" / name).read_text(encoding="utf-8")
-        for name in ("Modelfile", "localai.yaml")
-    ]
-    compared = turns.check(tiny_run / "merged", *texts, tiny_run / "gguf" / "tiny-q8_0.gguf")
+def test_the_comparison_counts_conversations(tiny_run):
+    compared = turns.compare_turns(
+        tiny_run / "merged", tiny_run / "gguf" / "tiny-q8_0.gguf", servers.SYSTEM
+    )
     assert compared == {"Ollama": 5, "LocalAI": 6, "LocalAI, completion": 1, "llama.cpp": 6}
 
 
@@ -151,7 +176,7 @@ def test_check_counts_what_it_compared(tiny_run):
     [
         (
             lambda t: t.replace("else turn['role']", "else 'human'"),
-            "(?s)Ollama would not send.*from character 15 on:.*>human.*>user",
+            "(?s)Ollama and LocalAI would not send.*from character 15 on:.*>human.*>user",
         ),
         (
             lambda t: t.replace("<end_of_turn>", "</s>"),
@@ -159,9 +184,9 @@ def test_check_counts_what_it_compared(tiny_run):
         ),
         (
             lambda t: t.replace("+ '\n' }}", "+ ' ' }}"),
-            "(?s)Ollama would not send.*from character 19 on:",
+            "(?s)Ollama and LocalAI would not send.*from character 19 on:",
         ),
-        (lambda t: t.replace("| trim", ""), "(?s)LocalAI would not send.*Help"),
+        (lambda t: t.replace("| trim", ""), "(?s)Ollama and LocalAI would not send.*Help"),
         (
             lambda t: (
                 "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('no system role') }}{%- endif -%}"
@@ -169,7 +194,7 @@ def test_check_counts_what_it_compared(tiny_run):
             ),
             "no system role",
         ),
-        (lambda t: t.replace("+ '\n\n' -%}", "+ '\n' -%}"), "Ollama would not send"),
+        (lambda t: t.replace("+ '\n\n' -%}", "+ '\n' -%}"), "LocalAI would not send"),
     ],
 )
 def test_a_base_with_other_turns_gets_no_files(tiny_run, tmp_path, change, said):
@@ -179,60 +204,22 @@ def test_a_base_with_other_turns_gets_no_files(tiny_run, tmp_path, change, said)
     (run / "gguf" / "tiny-q8_0.gguf").symlink_to(tiny_run / "gguf" / "tiny-q8_0.gguf")
     base_with(tiny_run, run / "merged", change)
     with pytest.raises(UserError, match=said) as error:
-        servers.write(run, run / "gguf" / "tiny-q8_0.gguf", JOB)
+        servers.write_server_files(run, run / "gguf" / "tiny-q8_0.gguf", JOB)
     assert "Expected a base with Gemma's turns" in str(error.value)
     assert sorted(path.name for part in ("adapter", "gguf") for path in (run / part).iterdir()) == [
         "tiny-q8_0.gguf"
     ]
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        (
-            "{{ .Content }}<end_of_turn>\n{{ if $last }}",
-            "{{ .Content }}<end_of_turn>{{ if $last }}",
-            "Ollama would not",
-        ),
-        (
-            'SYSTEM """',
-            'SYSTEM """ ',
-            None,
-        ),  # another system text is as good, as long as it comes where the tokenizer puts it
-        (
-            "{{ if $system }}{{ $system }}\n\n",
-            "{{ if $system }}{{ $system }}\n",
-            "Ollama would not",
-        ),
-        ('stop "<end_of_turn>"', 'stop "<eos>"', "does not end in <eos>"),
-        (
-            "{{ trim .Content }}<end_of_turn>\n    {{ if .Last",
-            "{{ .Content }}<end_of_turn>\n    {{ if .Last",
-            "LocalAI would not",
-        ),
-        ("<system_ends>{{ else", "{{ else", "LocalAI would not"),
-        (
-            "join_chat_messages_by_character: ''",
-            'join_chat_messages_by_character: "\\n"',
-            "LocalAI would not",
-        ),
-        ("{{ trim .Input }}", "{{ .Input }}!", "LocalAI, completion would not"),
-        ("- <end_of_turn>", "- </s>", "does not end in </s>"),
-    ],
-)
-def test_a_damaged_file_is_found(tiny_run, old, new, said):
-    texts = [
-        (tiny_run / "gguf" / name).read_text(encoding="utf-8")
-        for name in ("Modelfile", "localai.yaml")
-    ]
-    changed = [text.replace(old, new, 1) for text in texts]
-    assert changed != texts
-    arguments = (tiny_run / "merged", *changed, tiny_run / "gguf" / "tiny-q8_0.gguf")
-    if said is None:
-        assert turns.check(*arguments)
-    else:
-        with pytest.raises(UserError, match=said):
-            turns.check(*arguments)
+def test_a_gguf_with_another_template_than_the_tokenizers_gets_no_files(tiny_run, monkeypatch):
+    def render(engine, messages):
+        return turns.join_turns(messages).replace("Fièvre", "Fievre")
+
+    monkeypatch.setattr(llama.Engine, "render", render)
+    with pytest.raises(UserError, match=r"(?s)^llama.cpp would not send.*Fièvre.*Fievre"):
+        turns.compare_turns(
+            tiny_run / "merged", tiny_run / "gguf" / "tiny-q8_0.gguf", servers.SYSTEM
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -241,7 +228,7 @@ def test_a_damaged_file_is_found(tiny_run, old, new, said):
 
 def test_modelfile(tiny_run):
     text = (tiny_run / "gguf" / "Modelfile").read_text(encoding="utf-8")
-    said = turns.read_modelfile(text)
+    said = servers.parse_modelfile(text)
     assert (tiny_run / "gguf" / said["from"]).resolve() == (
         tiny_run / "gguf" / "tiny-q8_0.gguf"
     ).resolve()
@@ -257,7 +244,7 @@ def test_modelfile(tiny_run):
         "parameter num_predict": "64",
     }
     with pytest.raises(UserError, match='"""'):
-        servers.modelfile("a.gguf", JOB, system='a """ b')
+        servers.format_modelfile("a.gguf", *BASE, system='a """ b')
 
 
 def test_localai_file_has_documented_fields_only_and_survives_yaml(tiny_run):
@@ -296,26 +283,26 @@ def test_notices_pass_on_gemmas_terms_and_keep_a_bases_own(tiny_run, tmp_path):
         assert "ai.google.dev/gemma/terms" in (tiny_run / part / "NOTICE").read_text()
     run = shutil.copytree(tiny_run, tmp_path / "run")
     (run / "merged" / "NOTICE").write_text("of the base")
-    servers.write(run, run / "gguf" / "tiny-q8_0.gguf", JOB)
+    servers.write_server_files(run, run / "gguf" / "tiny-q8_0.gguf", JOB)
     assert (run / "merged" / "NOTICE").read_text() == "of the base"
 
 
 def test_a_path_of_this_machine_is_in_no_file(tmp_path):
     (tmp_path / "my-base").mkdir()
-    job = params.check_values({**JOB.model_dump(), "base_model": str(tmp_path / "my-base")}, "test")
+    base = str(tmp_path / "my-base")
     for text in (
-        servers.modelfile("a.gguf", job),
-        servers.localai_yaml("a.gguf", job, "a"),
-        servers.notice(job),
-        servers.commands("a.gguf", job, "l.gguf"),
+        servers.format_modelfile("a.gguf", base, 64),
+        servers.format_localai("a.gguf", "a", base, 64),
+        servers.format_notice(base),
+        servers.format_commands("a.gguf", base, 64, "l.gguf"),
     ):
         assert str(tmp_path) not in text
-    assert "my-base" in servers.notice(job)
-    assert "google/gemma-3-270m" in servers.notice(JOB)
+    assert "my-base" in servers.format_notice(base)
+    assert "google/gemma-3-270m" in servers.format_notice(JOB.base_model)
 
 
 def test_options_of_the_llama_cpp_commands_are_llama_cpps():
-    block = servers.commands("a.gguf", JOB, "lora.gguf")
+    block = servers.format_commands("a.gguf", *BASE, "lora.gguf")
     lines = [shlex.split(line, comments=True) for line in block.splitlines() if line[0] != "#"]
     assert [line[0].partition("=")[0] for line in lines] == [
         "SYSTEM",
@@ -347,8 +334,8 @@ def test_options_of_the_llama_cpp_commands_are_llama_cpps():
         == {"role": "system", "content": servers.SYSTEM}
         == {"role": "system", "content": lines[0][0].partition("=")[2]}
     )
-    assert "--lora" not in servers.commands("a.gguf", JOB)
-    assert servers.commands("", JOB, "l.gguf").count("\nllama-") == 1
+    assert "--lora" not in servers.format_commands("a.gguf", *BASE)
+    assert servers.format_commands("", *BASE, "l.gguf").count("\nllama-") == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -376,7 +363,7 @@ def test_the_adapters_own_script_answers_with_it(
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_gemma3n)
     prompt = tokenizer.apply_chat_template(
-        turns.with_system(talk("Cool a burn?"), servers.SYSTEM),
+        turns.prepend_system(talk("Cool a burn?"), servers.SYSTEM),
         add_generation_prompt=True,
         return_dict=True,
         return_tensors="pt",

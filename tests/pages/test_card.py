@@ -161,7 +161,7 @@ def test_the_hubs_table_has_the_exam_only_where_that_very_part_was_examined(run)
 def test_push_takes_the_cards(run, part):
     item = {"path": f"{part}/a.safetensors", "bytes": 1, "sha256": "0" * 64}
     plan = push._plan(run, part, [item], card.card(run, part, REPOS))
-    assert plan[-1]["path"] == "README.md"
+    assert plan[-1].path == "README.md"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -370,14 +370,18 @@ def test_each_card_says_how_to_use_what_lies_beside_it_and_names_the_others(run)
         ),
     )
     gguf, adapter, merged = (card.card(run, part, REPOS) for part in ("gguf", "adapter", "merged"))
+    job = params.load_job(run / "params.yaml")
     assert (
-        servers.commands("demo-q8_0.gguf", params.load_job(run / "params.yaml"), "demo-lora.gguf")
+        servers.format_commands(
+            "demo-q8_0.gguf", job.base_model, job.max_seq_length, "demo-lora.gguf"
+        )
         in gguf
     )
     assert "ollama create first-aid -f Modelfile" in gguf
     assert "localai.yaml" in section(gguf, "How to use it")
     assert (
-        "(Ollama: 5; llama.cpp: 6), and\neach came out as the tokenizer's own template says" in gguf
+        "compared with the\ntokenizer's own template (Ollama: 5; llama.cpp: 6), and none differed"
+        in gguf
     )
     assert "README.md" not in rows(gguf, "Files")
     assert 'python ask.py "My hand is burnt. What do I do?"    # with --base FOLDER' in adapter

@@ -2,7 +2,7 @@
 
     render("{{ range .Messages }}{{ .Content }}{{ end }}", {"Messages": [{"Content": "Hi"}]})
 
-Held against Go's own output in tests/go_templates.json. The packages that know all of Go's are 27,000 lines, or compile it.
+Held against Go's own output in tests/helpers/go_templates.json. The packages that know all of Go's are 27,000 lines, or compile it.
 """
 
 import json
