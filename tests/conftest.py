@@ -39,6 +39,50 @@ def tiny_gemma3n(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def plain_tiny(tiny_gemma3n):
+    """The tiny Gemma 3n as `load_base` gives it, one for the session: read it, or copy.deepcopy it."""
+    from helpers.tiny_models import a_job
+    from lib.model import load
+
+    return load.load_base(tiny_gemma3n, a_job())
+
+
+@pytest.fixture(scope="session")
+def adapted_tiny(tiny_gemma3n):
+    """(the tiny Gemma 3n with a fresh adapter, its tokenizer), one for the session: read only."""
+    from helpers.tiny_models import a_job
+    from lib.model import adapter, load
+
+    job = a_job()
+    return adapter.add(load.load_base(tiny_gemma3n, job), job), load.load_tokenizer(tiny_gemma3n)
+
+
+@pytest.fixture(scope="session")
+def multimodal_tiny(tiny_gemma3n, tmp_path_factory):
+    """Folder of the tiny Gemma 3n with towers, in two shards, one for the session: copy before changing."""
+    from helpers.tiny_models import make_multimodal
+
+    return make_multimodal(tiny_gemma3n, tmp_path_factory.mktemp("multimodal") / "base", shards=2)
+
+
+@pytest.fixture(scope="session")
+def float32_tiny(tiny_gemma3n):
+    """(the tiny Gemma 3n in float32 with a shaken adapter, its loss and gradients on one thread), nothing recomputed."""
+    import torch
+
+    from helpers.tiny_models import a_job, loss_and_gradients, shaken
+    from lib.model import load
+
+    job = a_job(precision="fp32", gradient_checkpointing=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    net = shaken(load.load_with_adapter(tiny_gemma3n, job))
+    reference = loss_and_gradients(net)
+    torch.set_num_threads(before)
+    return net, reference
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tiny_gemma3n, tmp_path_factory):
     """A run folder with a finished export of the tiny Gemma 3n (a random adapter, not merged), one for the session: copy before changing."""
     import shutil

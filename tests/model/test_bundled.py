@@ -1,6 +1,6 @@
 """The bundled Gemma 3 270M against llama.cpp on the GGUF it was made from.
 
-python -m pytest tests/test_bundled.py
+python -m pytest tests/model/test_bundled.py
 """
 
 import json

@@ -1,6 +1,6 @@
 """llama.cpp in process: completion, tokens, and files it refuses or would crash on.
 
-python -m pytest tests/test_llama.py
+python -m pytest tests/model/test_llama.py
 """
 
 import pytest

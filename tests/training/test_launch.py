@@ -309,19 +309,3 @@ def test_what_ends_the_ranks_is_raised_and_nothing_else_shown(folder, tmp_path, 
         launch.run_ranks(run, job.model_copy(update={"max_steps": 3}), 2)
     shown = capfd.readouterr()
     assert "Traceback" not in shown.out + shown.err
-
-
-@pytest.mark.parametrize(
-    ("there", "wanted", "accumulation", "expected"),
-    [(0, "auto", 4, 1), (2, "auto", 4, 2), (2, "auto", 1, 1), (4, "auto", 6, 3), (2, 1, 4, 1)],
-)
-def test_how_many_devices(monkeypatch, there, wanted, accumulation, expected):
-    """As many as share out a step's micro-batches evenly."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
-    assert ranks.count_gpus(wanted, accumulation) == expected
-
-
-def test_more_devices_than_there_are(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match="num_gpus is 2, and torch sees 1"):
-        ranks.count_gpus(2, 4)
