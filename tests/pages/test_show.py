@@ -1,20 +1,12 @@
 """What the notebooks show: escaped, marked, in numbers for people.
 
-python -m pytest tests/test_show.py
+python -m pytest tests/pages/test_show.py
 """
 
 from helpers.page import Reader
-from lib.common import text
 from lib.pages import figures, show
 
 EVIL = '<script>alert("x")</script><img src=http://evil.example/x onerror=alert(1)>'
-
-
-def test_numbers_for_people():
-    assert [
-        text.format_value(v) for v in (None, True, 1234567, 0.00012345, 2.34567, 12345.6, "x", 0.0)
-    ] == ["not measured", "True", "1,234,567", "0.000123", "2.346", "12,346", "x", "0"]
-    assert (text.format_size(1500), text.format_size(3 * 2**20)) == ("1.5 KiB", "3.0 MiB")
 
 
 def test_tables_and_tokens_escape_and_mark(bundled_base):
@@ -118,10 +110,3 @@ def test_parity_and_edge_of_earlier_versions_have_gaps_and_no_errors():
     )
     [row] = show.edge_table([{"format": "q8_0", "bytes": 2**20}])
     assert (row["file, MiB"], row["fits in"], row["memory, MiB"]) == (1.0, None, None)
-
-
-def test_text_tables_align():
-    assert text.aligned_table(
-        [{"run": "a", "loss": 1.5}, {"run": "longer", "loss": 12}]
-    ).splitlines() == ["run     loss", "a        1.5", "longer    12"]
-    assert text.aligned_table([]) == ""
