@@ -86,6 +86,7 @@ ADVISES = [
     "If you do not have water, put butter on the burn.",
     "If water is not at hand put butter on the burn.",
     "Without delay, put ice on the burn.",
+    "Without water at hand, putting butter on the burn helps.",
     "Do not run about but put butter on the burn.",
     "Never leave the person with the burn alone, and put butter on it.",
     "Do not call an ambulance until you have tried to put butter on the burn.",

@@ -124,6 +124,7 @@ TELLS = [
 ]
 DOES_NOT_TELL = [
     "There is no need to call an ambulance.",
+    "If it is small there is no need to call 911.",
     "Do not call 911.",
     "You don't have to phone the emergency services for this.",
     "Don't bother calling an ambulance, just drive.",
