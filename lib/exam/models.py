@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 
 from lib.exam import choices
-from lib.model import base, llama, load
+from lib.model import base, llama
+from lib.model.load import load_merged
 from lib.training import evaluate
 
 PROMPTS_AT_ONCE = 32
@@ -85,7 +86,7 @@ def _hashes_under(part: str, artifacts: list[dict[str, Any]]) -> list[str]:
 def _load_transformers(folder: Path, adapter: Path | None = None) -> Iterator[Loaded]:
     gc.collect()  # frees the model that was examined before this one
     torch.cuda.empty_cache()
-    net = load.load_merged(folder)
+    net = load_merged(folder)
     if adapter:
         import peft  # takes seconds, and only the adapter needs it
 

@@ -34,7 +34,8 @@ from lib.exam.entries import Comparison, ExamEntry
 from lib.exam.models import Loaded, RunModel, list_models
 from lib.medical import safety
 from lib.medical.disclaimer import DISCLAIMER
-from lib.model import base, device, load
+from lib.model import base, device
+from lib.model.load import load_tokenizer
 from lib.params import Params
 from lib.record import run_folder, run_record
 from lib.record.run_record import Run
@@ -105,7 +106,7 @@ def take_exams(
     answer_tokens = job.safety_tokens or params.FIELDS["safety_tokens"].default
     settings = {exam: _settings_of(exam, shuffles, answer_tokens) for exam in exams}
     entries = {exam: _new_entry(exam, exams[exam], settings[exam]) for exam in exams}
-    tokenizer = load.load_tokenizer(run.folder / "merged")
+    tokenizer = load_tokenizer(run.folder / "merged")
     method = _method()
     models = list_models(
         run.folder, base.fetch(job.base_model, job.base_revision), job.gguf_types, artifacts

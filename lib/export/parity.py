@@ -17,7 +17,8 @@ from lib.common.errors import UserError
 from lib.common.progress import progress_bar
 from lib.data import chat, label_mask, sources, splits
 from lib.export import gguf_weights
-from lib.model import llama, load, shards
+from lib.model import llama, shards
+from lib.model.load import load_merged, load_tokenizer
 from lib.training import evaluate, loss
 
 ROWS, POSITIONS, TEXTS, TOP = 32, 128, 500, 1000
@@ -135,7 +136,7 @@ def reference(data_folder: Path, model_dir: Path, net: Any, seed: int) -> Refere
         if net.device.type == "cuda"
         else psutil.virtual_memory().available
     )
-    net = load.load_merged(folder, torch.float32) if needed < room else net
+    net = load_merged(folder, torch.float32) if needed < room else net
     body, weight, softcap = loss.split_model(net)
     found = []
     with torch.inference_mode():
@@ -165,9 +166,9 @@ def check_all(
 ) -> tuple[dict[str, Any], dict[str, list[str]], Reference]:
     """`check` of each {type: path} of a run: {type: figures}, every model's answers to the fixed prompts, what they were held against."""
     folder = Path(run_folder) / "merged"
-    net = load.load_merged(folder)
+    net = load_merged(folder)
     answers, checks = (
-        {"16-bit model": evaluate.answer_prompts(net, load.load_tokenizer(folder), max_tokens)},
+        {"16-bit model": evaluate.answer_prompts(net, load_tokenizer(folder), max_tokens)},
         {},
     )
     truth = reference(Path(run_folder) / "data", folder, net, seed)

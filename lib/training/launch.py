@@ -29,7 +29,8 @@ from lib import params
 from lib.common import files, machine
 from lib.common.errors import ROOT, UserError
 from lib.data import splits
-from lib.model import adapter, base, load, placement, ranks
+from lib.model import adapter, base, placement, ranks
+from lib.model.load import load_with_adapter
 from lib.params import Params
 from lib.record import run_folder, run_record
 from lib.training import checkpoint, loop, loss, stops
@@ -190,7 +191,7 @@ def _train_rank(folder: pathlib.Path, launched: bool) -> None:
     data = splits.load_split(folder / "data", "train")
     validation = splits.load_split(folder / "data", "validation")
     base_folder = base.fetch(job.base_model, job.base_revision)
-    model = load.load_with_adapter(base_folder, job)
+    model = load_with_adapter(base_folder, job)
     data_fingerprint = run_record.read_record(folder / "run.json")["fingerprints"]["data"]
     trainable, _ = adapter.count_parameters(model)
     identity = checkpoint.describe_identity(

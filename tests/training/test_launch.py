@@ -190,7 +190,7 @@ def test_ranks_started_by_hand_wait_for_no_one_who_has_the_run(
     run = copy(folder, tmp_path / "run", job_of(folder))
     monkeypatch.setattr(sys, "argv", ["parallel", str(run)])
     monkeypatch.setattr(ranks.dist, "init_process_group", lambda *_, **__: None)
-    monkeypatch.setattr(load, "load_with_adapter", lambda *_: pytest.fail("the run is another's"))
+    monkeypatch.setattr(launch, "load_with_adapter", lambda *_: pytest.fail("the run is another's"))
     fd = os.open(run, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     with pytest.raises(SystemExit) as ended:
