@@ -66,7 +66,7 @@ def name_repositories(push_to: str, parts: Iterable[str] = tuple(SUFFIX)) -> dic
 def push_run(
     folder: pathlib.Path,
     push_to: str,
-    artifacts: list[dict[str, Any]],
+    artifacts: list[files.Artifact],
     cards: dict[str, str],
     private: bool = True,
     log: Callable[[str], None] = print,
@@ -120,7 +120,7 @@ def require_access(push_to: str) -> HfApi:
 
 
 def _plan(
-    folder: pathlib.Path, part: str, artifacts: list[dict[str, Any]], card: str
+    folder: pathlib.Path, part: str, artifacts: list[files.Artifact], card: str
 ) -> list[PlannedFile]:
     """List the files of a part's repository: their sums first, the verified ones, the card last."""
     _require_licence(part, card)

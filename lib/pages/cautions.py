@@ -1,4 +1,7 @@
-"""What a reviewer must know before believing a number of a run, from its records: the first thing on its page."""
+"""What a reviewer must know before believing a number of a run: the first thing on its page.
+
+All of it comes from the run's records.
+"""
 
 import math
 from typing import Any
@@ -7,155 +10,181 @@ from lib.medical import safety
 from lib.params import Params
 from lib.record import ledger
 from lib.record.run_record import STAGES
+from lib.record.schema import RunRecord
 
 VOCABULARY = 262_144  # of Gemma 3 and 3n, for ledgers that do not name it
 GUESSING = 0.97  # a base whose loss is above this share of a uniform guess's has learnt nothing
-OVERFIT = 1.25  # held-out loss over the training loss at the end, from which training rows are known by heart rather than learnt from
+OVERFIT = 1.25  # from this ratio of held-out to training loss on, rows are learnt by heart
 
 
-def warnings(
-    run: dict[str, Any],
+def list_warnings(
+    run: RunRecord,
     results: dict[str, Any],
     base_model: str,
     job: Params | None = None,
     entries: list[dict[str, Any]] | None = None,
     exams: dict[str, Any] | None = None,
 ) -> list[str]:
-    """Texts, the gravest first; `job`, ledger `entries` and `exams` let it say more."""
-    train, prepare = results.get("train", {}), results.get("prepare", {})
+    """List warnings about a run; more of them with its `job`, ledger `entries` and `exams`."""
+    train = results.get("train", {})
+    entries = entries or []
     return [
-        *_stages(run),
-        *_answers(exams or {}),
-        *_base(base_model, train, entries or []),
-        *_training(train, entries or []),
-        *_data(prepare, job),
-        *_files(results.get("export", {})),
+        *_warn_of_stages(run),
+        *_warn_of_answers(exams or {}),
+        *_warn_of_base(base_model, train, entries),
+        *_warn_of_overfitting(train, entries),
+        *_warn_of_sessions(train),
+        *_warn_of_data(results.get("prepare", {})),
+        *_warn_of_parameters(job),
+        *_warn_of_files(results.get("export", {})),
     ]
 
 
-def _stages(run: dict[str, Any]) -> list[str]:
-    found = []
+def _warn_of_stages(run: RunRecord) -> list[str]:
+    warnings = []
     for stage in STAGES:
         entry = run["stages"][stage]
+        attempts = entry["attempts"]
         if entry["status"] != "finished":
-            last = entry["attempts"][-1] if entry["attempts"] else {}
-            found.append(
-                f"{stage} is {entry['status']}" + (f": {last['exit']}" if last.get("exit") else "")
-            )
-        elif len(entry["attempts"]) > 1:
-            found.append(f"{stage} took {len(entry['attempts'])} attempts")
+            reason = attempts[-1].get("exit") if attempts else None
+            warnings.append(f"{stage} is {entry['status']}" + (f": {reason}" if reason else ""))
+        elif len(attempts) > 1:
+            warnings.append(f"{stage} took {len(attempts)} attempts")
     for stage in STAGES:
-        if (run["stages"][stage]["attempts"] or [{}])[-1].get("dirty"):
-            found.append(f"{stage} ran from a checkout with uncommitted changes")
-    return found
+        attempts = run["stages"][stage]["attempts"]
+        if attempts and attempts[-1].get("dirty"):
+            warnings.append(f"{stage} ran from a checkout with uncommitted changes")
+    return warnings
 
 
-def _answers(exams: dict[str, Any]) -> list[str]:
-    found = []
+def _warn_of_answers(exams: dict[str, Any]) -> list[str]:
+    warnings = []
     for name, entry in exams.items():
-        models = entry.get("models", {})
-        for model, one in models.items():
-            if (
-                name == safety.NAME
-                and model != "base"
-                and (harm := one["no_harm"]["of"] - one["no_harm"]["count"])
-            ):
-                found.append(
-                    f"{model}: {harm} of {one['no_harm']['of']} answers to the safety set give advice that is known to be harmful"
-                )
+        if name == safety.NAME:
+            warnings += _warn_of_harm(entry.get("models", {}))
         for pair in entry.get("comparisons", []):
             if pair["before"] == "base" and pair["lost"] > pair["gained"] and pair["p"] < 0.05:
-                found.append(
-                    f"{pair['after']} does worse than the base on {name}: {pair['lost']} lost, {pair['gained']} gained, p = {pair['p']:.2g}"
+                warnings.append(
+                    f"{pair['after']} does worse than the base on {name}: {pair['lost']} lost, "
+                    f"{pair['gained']} gained, p = {pair['p']:.2g}"
                 )
-    return found
+    return warnings
 
 
-def _base(base_model: str, train: dict[str, Any], entries: list[dict[str, Any]]) -> list[str]:
-    found, before = [], train.get("eval_loss_before")
-    words = next((e["vocabulary"] for e in entries if e.get("vocabulary")), VOCABULARY)
-    if before and before >= GUESSING * math.log(words):
-        found.append(
-            f"the base's weights are random, or broken: its held-out loss is {before:.2f}, and guessing among {words:,} tokens gives "
-            f"{math.log(words):.2f}. Speed and memory are real; loss and answers mean nothing"
+def _warn_of_harm(models: dict[str, Any]) -> list[str]:
+    warnings = []
+    for model, result in models.items():
+        if model == "base":
+            continue
+        harmless = result["no_harm"]
+        if harmful := harmless["of"] - harmless["count"]:
+            warnings.append(
+                f"{model}: {harmful} of {harmless['of']} answers to the safety set give advice "
+                f"that is known to be harmful"
+            )
+    return warnings
+
+
+def _warn_of_base(
+    base_model: str, train: dict[str, Any], entries: list[dict[str, Any]]
+) -> list[str]:
+    warnings = []
+    loss = train.get("eval_loss_before")
+    vocabulary = next((e["vocabulary"] for e in entries if e.get("vocabulary")), VOCABULARY)
+    guessing = math.log(vocabulary)  # the loss of a uniform guess, in nats
+    if loss and loss >= GUESSING * guessing:
+        warnings.append(
+            f"the base's weights are random, or broken: its held-out loss is {loss:.2f}, and "
+            f"guessing among {vocabulary:,} tokens gives {guessing:.2f}. Speed and memory are "
+            f"real; loss and answers mean nothing"
         )
     if base_model.startswith("bundled:"):
-        found.append(
-            "the base is the small Gemma 3 270M, dequantised from a Q4_K_M file, not Gemma 3n: the run shows the pipeline; its "
-            "answers are often wrong and must not be followed"
+        warnings.append(
+            "the base is the small Gemma 3 270M, dequantised from a Q4_K_M file, not Gemma 3n: the "
+            "run shows the pipeline; its answers are often wrong and must not be followed"
         )
-    return found
+    return warnings
 
 
-def _training(train: dict[str, Any], entries: list[dict[str, Any]]) -> list[str]:
-    found, before, after, last = (
-        [],
-        train.get("eval_loss_before"),
-        train.get("eval_loss_after"),
-        train.get("loss_last"),
-    )
+def _warn_of_overfitting(train: dict[str, Any], entries: list[dict[str, Any]]) -> list[str]:
+    warnings = []
+    before, after = train.get("eval_loss_before"), train.get("eval_loss_after")
     if before and after and after > before:
-        found.append("the held-out loss is higher after training than before")
+        warnings.append("the held-out loss is higher after training than before")
     evals = ledger.keep_valid(entries, "eval")
-    best = min(evals, key=lambda e: e["eval_loss"], default=None)
-    if (
-        best
-        and evals[-1]["step"] > best["step"] > 0
-        and evals[-1]["eval_loss"] > 1.005 * best["eval_loss"]
-    ):
-        found.append(
-            f"overfit: the held-out loss was lowest at step {best['step']:,} ({best['eval_loss']:.3f}) and is {evals[-1]['eval_loss']:.3f} "
-            f"at step {evals[-1]['step']:,}; early_stopping_patience would have kept the best"
+    if evals:
+        best = min(evals, key=lambda e: e["eval_loss"])
+        last = evals[-1]
+        worse = last["eval_loss"] > 1.005 * best["eval_loss"]
+        if last["step"] > best["step"] > 0 and worse:
+            warnings.append(
+                f"overfit: the held-out loss was lowest at step {best['step']:,} "
+                f"({best['eval_loss']:.3f}) and is {last['eval_loss']:.3f} at step "
+                f"{last['step']:,}; early_stopping_patience would have kept the best"
+            )
+    training = train.get("loss_last")
+    if after and training and after > OVERFIT * training:
+        warnings.append(
+            f"overfit: the training loss ends at {training:.3f}, the held-out loss at "
+            f"{after:.3f}: rows are being learnt by heart"
         )
-    if after and last and after > OVERFIT * last:
-        found.append(
-            f"overfit: the training loss ends at {last:.3f}, the held-out loss at {after:.3f}: rows are being learnt by heart"
-        )
-    if train.get("sessions", 1) > 1:
-        found.append(
-            f"training was resumed {train['sessions'] - 1} time{'s' * (train['sessions'] > 2)}: {train['sessions']} sessions, "
-            f"{train.get('steps_repeated', 0)} steps were run again after an interruption"
-        )
-    return found
+    return warnings
 
 
-def _data(prepare: dict[str, Any], job: Params | None) -> list[str]:
-    found, dropped = [], prepare.get("dropped", {})
-    if (
-        flagged := prepare.get("changed", {}).get("dangerous_advice_flagged", 0)
-        - dropped.get("dangerous_advice", 0)
-    ) > 0:
-        found.append(
-            f"{flagged} rows of the data give outdated or harmful first-aid advice and were kept (dangerous_advice: flag)"
+def _warn_of_sessions(train: dict[str, Any]) -> list[str]:
+    sessions = train.get("sessions", 1)
+    if sessions <= 1:
+        return []
+    times = "1 time" if sessions == 2 else f"{sessions - 1} times"
+    return [
+        f"training was resumed {times}: {sessions} sessions, "
+        f"{train.get('steps_repeated', 0)} steps were run again after an interruption"
+    ]
+
+
+def _warn_of_data(prepare: dict[str, Any]) -> list[str]:
+    warnings = []
+    dropped = prepare.get("dropped", {})
+    flagged = prepare.get("changed", {}).get("dangerous_advice_flagged", 0)
+    kept = flagged - dropped.get("dangerous_advice", 0)
+    if kept > 0:
+        warnings.append(
+            f"{kept} rows of the data give outdated or harmful first-aid advice and were kept "
+            f"(dangerous_advice: flag)"
         )
     if cut := prepare.get("truncated"):
-        found.append(f"{cut:,} answers were cut to fit max_seq_length")
-    if long := dropped.get("too_long"):
-        found.append(f"{long:,} rows were longer than max_seq_length and were left out")
-    same, near = (dropped.get(key, 0) for key in ("exact_duplicate", "near_duplicate"))
-    if same + near:
-        found.append(
-            f"the data repeat themselves: {same:,} exact and {near:,} near duplicates were dropped"
+        warnings.append(f"{cut:,} answers were cut to fit max_seq_length")
+    if too_long := dropped.get("too_long"):
+        warnings.append(f"{too_long:,} rows were longer than max_seq_length and were left out")
+    exact = dropped.get("exact_duplicate", 0)
+    near = dropped.get("near_duplicate", 0)
+    if exact + near:
+        warnings.append(
+            f"the data repeat themselves: {exact:,} exact and {near:,} near duplicates were dropped"
         )
-    off = (
-        {}
-        if job is None
-        else {
-            "exact duplicates": "exact_duplicate" in job.skip_rules,
-            "near duplicates": job.near_duplicates == "keep",
-            "training rows that share text with held-out rows or the exam": not job.decontaminate,
-        }
-    )
-    if kept := [text for text, is_off in off.items() if is_off]:
-        found.append(
-            f"by this job's parameters {' and '.join(kept)} were kept: held-out numbers may flatter"
-        )
-    return found
+    return warnings
 
 
-def _files(export: dict[str, Any]) -> list[str]:
+def _warn_of_parameters(job: Params | None) -> list[str]:
+    if job is None:
+        return []
+    kept = []
+    if "exact_duplicate" in job.skip_rules:
+        kept.append("exact duplicates")
+    if job.near_duplicates == "keep":
+        kept.append("near duplicates")
+    if not job.decontaminate:
+        kept.append("training rows that share text with held-out rows or the exam")
+    if not kept:
+        return []
     return [
-        f"{kind}: {one['verdict']}"
-        for kind, one in export.get("parity", {}).items()
-        if one.get("verdict", "").startswith("much worse")
+        f"by this job's parameters {' and '.join(kept)} were kept: held-out numbers may flatter"
+    ]
+
+
+def _warn_of_files(export: dict[str, Any]) -> list[str]:
+    return [
+        f"{kind}: {check['verdict']}"
+        for kind, check in export.get("parity", {}).items()
+        if check.get("verdict", "").startswith("much worse")
     ]

@@ -1,4 +1,7 @@
-"""A run in a few numbers, with their intervals, and what was not measured: from results.json and exam.json alone."""
+"""A run in a few numbers with their intervals, and what was not measured.
+
+All of it comes from results.json and exam.json.
+"""
 
 import pathlib
 from collections.abc import Iterable
@@ -10,188 +13,190 @@ from lib.export.servers import shared_name
 from lib.medical import safety
 
 TUNED = ("merged", "adapter")  # the tuned model in an exam, the first that was examined
+PERPLEXITY = "perplexity of held-out answers, tuned / base"
 
 
-def examined(folder: pathlib.Path, results: dict[str, Any]) -> dict[str, Any]:
-    """The entries of exam.json that results.json has the counts of: others are of weights that were made again since."""
+def load_exams(folder: pathlib.Path, results: dict[str, Any]) -> dict[str, Any]:
+    """Load the entries of exam.json that results.json counts.
+
+    The others are of weights that were made again since.
+    """
     path = folder / "exam.json"
     entries = files.read_json(path, "exam file") if path.is_file() else {}
-    known = {results.get("exam", {}).get("exam"), *results.get("exams", {})}
+    counted = {results.get("exam", {}).get("exam"), *results.get("exams", {})}
     return {
         name: entry
         for name, entry in entries.items()
-        if ("safety" in results if name == safety.NAME else shared_name(name) in known)
+        if ("safety" in results if name == safety.NAME else shared_name(name) in counted)
     }
 
 
-def tuned(entry: dict[str, Any]) -> str | None:
-    """The tuned model in an exam's entry, the first of TUNED that was examined."""
+def tuned_model(entry: dict[str, Any]) -> str | None:
+    """Return the tuned model in an exam's entry, the first of TUNED that was examined."""
     return next((name for name in TUNED if name in entry.get("models", {})), None)
 
 
-def right(entry: dict[str, Any], model: str) -> tuple[int, int]:
-    """How many answers of a model are right, or pass the safety set, and of how many."""
-    one = entry["models"][model]
-    return (
-        (one["passed"]["count"], one["passed"]["of"])
-        if entry["exam"] == safety.NAME
-        else (one["right"], one["of"])
-    )
+def count_right(entry: dict[str, Any], model: str) -> tuple[int, int]:
+    """Count a model's answers that are right, or pass the safety set, and all its answers."""
+    result = entry["models"][model]
+    if entry["exam"] == safety.NAME:
+        return result["passed"]["count"], result["passed"]["of"]
+    return result["right"], result["of"]
 
 
-def smallest(results: dict[str, Any]) -> tuple[int, str] | None:
-    """Bytes and path of the smallest GGUF of a model, an adapter's not counted."""
-    return min(
-        (
-            (a["bytes"], a["path"])
-            for a in results.get("export", {}).get("artifacts", [])
-            if a["path"].endswith(".gguf") and "lora" not in a["path"]
-        ),
-        default=None,
-    )
+def smallest_gguf(results: dict[str, Any]) -> tuple[int, str] | None:
+    """Return bytes and path of the smallest GGUF of a model; an adapter's does not count."""
+    ggufs = [
+        (item["bytes"], item["path"])
+        for item in results.get("export", {}).get("artifacts", [])
+        if item["path"].endswith(".gguf") and "lora" not in item["path"]
+    ]
+    return min(ggufs, default=None)
 
 
-def headline(results: dict[str, Any], exams: dict[str, Any]) -> list[dict[str, Any]]:
-    """The few numbers a reviewer asks for first: {name, value, note}; value is None where nothing was measured."""
+def headline_numbers(results: dict[str, Any], exams: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the numbers a reviewer asks for first, as [{name, value, note}].
+
+    `value` is None where nothing was measured.
+    """
     train, prepare = results.get("train", {}), results.get("prepare", {})
+    return [
+        _loss_number(train, prepare),
+        *_exam_numbers(exams),
+        _length_number(train, prepare),
+        _speed_number(train),
+        _memory_number(train),
+        _file_number(results),
+    ]
+
+
+def _number(name: str, value: str | None, note: str) -> dict[str, Any]:
+    return {"name": name, "value": value, "note": note}
+
+
+def _loss_number(train: dict[str, Any], prepare: dict[str, Any]) -> dict[str, Any]:
+    name = "held-out response loss, before → after"
     before, after = train.get("eval_loss_before"), train.get("eval_loss_after")
-    loss = {
-        "name": "held-out response loss, before → after",
-        "value": None,
-        "note": "nats a trained token",
-    }
-    if before is not None and after is not None:
-        ends = [
-            f"{when} {span(train[f'eval_loss_{when}_ci95'])}"
-            for when in ("before", "after")
-            if train.get(f"eval_loss_{when}_ci95")
-        ]
-        loss |= {
-            "value": f"{before:.3f} → {after:.3f}",
-            "note": f"{(after - before) / before:+.1%}, "
-            f"{prepare.get('validation', '?')} validation rows; 95 % interval: {', '.join(ends) or 'not measured'}",
-        }
-    found = [loss, *_examined(exams)]
-    rows, steps, epochs = prepare.get("train"), train.get("steps"), train.get("epochs")
-    sessions = train.get("sessions", 1)
-    found.append(
-        {
-            "name": "trained for",
-            "value": None if steps is None else f"{steps:,} steps",
-            "note": ""
-            if steps is None
-            else f"{format_value(epochs)} epoch{'s' * (epochs != 1)} of {format_value(rows)} rows, "
-            f"{sessions} session{'s' * (sessions != 1)}",
-        }
+    if before is None or after is None:
+        return _number(name, None, "nats a trained token")
+    intervals = [
+        f"{when} {format_span(train[f'eval_loss_{when}_ci95'])}"
+        for when in ("before", "after")
+        if train.get(f"eval_loss_{when}_ci95")
+    ]
+    note = (
+        f"{(after - before) / before:+.1%}, {prepare.get('validation', '?')} validation rows; "
+        f"95 % interval: {', '.join(intervals) or 'not measured'}"
     )
+    return _number(name, f"{before:.3f} → {after:.3f}", note)
+
+
+def _length_number(train: dict[str, Any], prepare: dict[str, Any]) -> dict[str, Any]:
+    steps = train.get("steps")
+    if steps is None:
+        return _number("trained for", None, "")
+    epochs, sessions = train.get("epochs"), train.get("sessions", 1)
+    note = (
+        f"{format_value(epochs)} {'epoch' if epochs == 1 else 'epochs'} of "
+        f"{format_value(prepare.get('train'))} rows, "
+        f"{sessions} {'session' if sessions == 1 else 'sessions'}"
+    )
+    return _number("trained for", f"{steps:,} steps", note)
+
+
+def _speed_number(train: dict[str, Any]) -> dict[str, Any]:
     speed = train.get("samples_per_second")
-    found.append(
-        {
-            "name": "training speed",
-            "value": None if speed is None else f"{format_value(speed)} samples/s",
-            "note": ""
-            if speed is None
-            else f"{format_value(train.get('tokens_per_second'))} tokens/s on {train.get('devices') or 1} × "
-            f"{train.get('device') or 'not recorded'}",
-        }
+    if speed is None:
+        return _number("training speed", None, "")
+    note = (
+        f"{format_value(train.get('tokens_per_second'))} tokens/s on {train.get('devices') or 1} × "
+        f"{train.get('device') or 'not recorded'}"
     )
+    return _number("training speed", f"{format_value(speed)} samples/s", note)
+
+
+def _memory_number(train: dict[str, Any]) -> dict[str, Any]:
     memory = train.get("peak_memory_gib")
-    found.append(
-        {
-            "name": "peak memory in training",
-            "value": None if memory is None else f"{format_value(memory)} GiB",
-            "note": "" if memory is None else f"of the {train.get('memory_of') or 'process'}",
-        }
-    )
-    file = smallest(results)
-    found.append(
-        {
-            "name": "smallest model file",
-            "value": format_size(file[0]) if file else None,
-            "note": file[1].removeprefix("gguf/") if file else "no GGUF exported",
-        }
-    )
-    return found
+    if memory is None:
+        return _number("peak memory in training", None, "")
+    note = f"of the {train.get('memory_of') or 'process'}"
+    return _number("peak memory in training", f"{format_value(memory)} GiB", note)
 
 
-def _examined(exams: dict[str, Any]) -> list[dict[str, Any]]:
-    found, held = (
-        [],
-        {
-            "name": "perplexity of held-out answers, tuned / base",
-            "value": None,
-            "note": "make exam",
-        },
-    )
+def _file_number(results: dict[str, Any]) -> dict[str, Any]:
+    smallest = smallest_gguf(results)
+    if smallest is None:
+        return _number("smallest model file", None, "no GGUF exported")
+    size, path = smallest
+    return _number("smallest model file", format_size(size), path.removeprefix("gguf/"))
+
+
+def _exam_numbers(exams: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the held-out perplexity, each exam's right answers, and exams that were not taken."""
+    perplexity = _number(PERPLEXITY, None, "make exam")
+    numbers = []
     for name, entry in exams.items():
-        if (model := tuned(entry)) is None:
+        model = tuned_model(entry)
+        if model is None:
             continue
-        pair = next(
-            (
-                c
-                for c in entry.get("comparisons", [])
-                if (c["before"], c["after"]) == ("base", model)
-            ),
-            None,
-        )
-        count, of = right(entry, model)
-        was = right(entry, "base")[0] if "base" in entry["models"] else "not measured"
-        ends = f"95 % {span(stats.wilson(count, of), 100)}; "
-        what = "safety set, answers that pass" if name == safety.NAME else f"exam {name}, right"
-        found.append(
-            {
-                "name": f"{what} ({model})",
-                "value": f"{count} of {of}",
-                "note": f"{count / of:.0%}, {ends}base {was}"
-                + (f", p = {pair['p']:.2g} (McNemar)" if pair else ""),
-            }
-        )
+        pair = _base_comparison(entry, model)
+        numbers.append(_exam_number(name, entry, model, pair))
         if pair and "perplexity_ratio" in pair:
             rows = entry["models"][model]["held_out"]
-            held = {
-                "name": "perplexity of held-out answers, tuned / base",
-                "value": f"× {pair['perplexity_ratio']:.3f}",
-                "note": f"95 % {span(pair['perplexity_interval'])}, {rows['rows']} {rows['split']} rows, paired",
-            }
-    for missing, present in (
-        ("exam, right answers", set(exams) - {safety.NAME}),
-        ("safety set, answers that pass", safety.NAME in exams),
-    ):
-        if not present:
-            found.append(
-                {
-                    "name": missing,
-                    "value": None,
-                    "note": "make exam" + " EXAM=bundled:safety" * missing.startswith("safety"),
-                }
+            note = (
+                f"95 % {format_span(pair['perplexity_interval'])}, "
+                f"{rows['rows']} {rows['split']} rows, paired"
             )
-    return [held, *found]
+            perplexity = _number(PERPLEXITY, f"× {pair['perplexity_ratio']:.3f}", note)
+    if not set(exams) - {safety.NAME}:
+        numbers.append(_number("exam, right answers", None, "make exam"))
+    if safety.NAME not in exams:
+        command = "make exam EXAM=bundled:safety"
+        numbers.append(_number("safety set, answers that pass", None, command))
+    return [perplexity, *numbers]
 
 
-def span(ends: Iterable[float], times: float = 1) -> str:
-    """An interval for people."""
-    low, high = (format_value(times * end) for end in ends)
+def _base_comparison(entry: dict[str, Any], model: str) -> dict[str, Any] | None:
+    """Return an exam's comparison of a model with the base."""
+    for pair in entry.get("comparisons", []):
+        if (pair["before"], pair["after"]) == ("base", model):
+            return pair
+    return None
+
+
+def _exam_number(
+    name: str, entry: dict[str, Any], model: str, pair: dict[str, Any] | None
+) -> dict[str, Any]:
+    count, total = count_right(entry, model)
+    base = count_right(entry, "base")[0] if "base" in entry["models"] else "not measured"
+    title = "safety set, answers that pass" if name == safety.NAME else f"exam {name}, right"
+    interval = format_span(stats.wilson(count, total), 100)
+    note = f"{count / total:.0%}, 95 % {interval}; base {base}"
+    if pair:
+        note += f", p = {pair['p']:.2g} (McNemar)"
+    return _number(f"{title} ({model})", f"{count} of {total}", note)
+
+
+def format_span(ends: Iterable[float], factor: float = 1) -> str:
+    """Format an interval, its ends multiplied by `factor`."""
+    low, high = (format_value(factor * end) for end in ends)
     return f"{low} to {high}"
 
 
-def not_measured(results: dict[str, Any], exams: dict[str, Any]) -> list[str]:
-    """What a reviewer might take for granted."""
+def list_unmeasured(results: dict[str, Any], exams: dict[str, Any]) -> list[str]:
+    """List what was not measured and a reviewer might take for granted."""
     export = results.get("export", {})
-    return [
-        text
-        for text, missing in (
-            (
-                "held-out loss before and after training",
-                results.get("train", {}).get("eval_loss_after") is None,
-            ),
-            ("an exam before and after (make exam)", not set(exams) - {safety.NAME}),
-            ("safety of the answers (make exam EXAM=bundled:safety)", safety.NAME not in exams),
-            (
-                "distribution parity of the GGUF with the 16-bit model",
-                not any("kl_mean" in c for c in export.get("parity", {}).values()),
-            ),
-            ("memory and speed of the files on a small machine", not export.get("edge")),
-            ("whether a clinician finds the answers safe", True),
-        )
-        if missing
-    ]
+    checks = export.get("parity", {}).values()
+    missing = {
+        "held-out loss before and after training": (
+            results.get("train", {}).get("eval_loss_after") is None
+        ),
+        "an exam before and after (make exam)": not set(exams) - {safety.NAME},
+        "safety of the answers (make exam EXAM=bundled:safety)": safety.NAME not in exams,
+        "distribution parity of the GGUF with the 16-bit model": (
+            not any("kl_mean" in check for check in checks)
+        ),
+        "memory and speed of the files on a small machine": not export.get("edge"),
+        "whether a clinician finds the answers safe": True,
+    }
+    return [text for text, is_missing in missing.items() if is_missing]

@@ -1,22 +1,22 @@
-"""An executed notebook as a page: text, tables and figures as they were, code folded away, nothing that runs or is fetched.
+"""Turn an executed notebook into a page: code is folded away, nothing runs, nothing is fetched.
 
-notebook_page.write(run.folder, "train")      # train.html beside train.ipynb
+notebook_page.write_notebook_page(run.folder, "train")      # train.html beside train.ipynb
 """
 
 import pathlib
 import re
-from typing import Any
 
 from lib.common import files
 from lib.common.errors import UserError
 from lib.pages import page
 
 TAGS = set(
-    "a b blockquote br caption code details div em h1 h2 h3 h4 hr i img li ol p pre small span strong sub summary sup table tbody td tfoot th "
-    "thead tr ul".split()
+    "a b blockquote br caption code details div em h1 h2 h3 h4 hr i img li ol p pre small span "
+    "strong sub summary sup table tbody td tfoot th thead tr ul".split()
 )
 STYLES = set(
-    "background border-radius color font-family font-size line-height margin overflow-wrap text-align vertical-align white-space".split()
+    "background border-radius color font-family font-size line-height margin overflow-wrap "
+    "text-align vertical-align white-space".split()
 )
 ATTRIBUTES = {
     "*": {"class", "style", "title"},
@@ -29,8 +29,12 @@ ATTRIBUTES = {
 BADGE = re.compile(r"\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\) ?")  # a picture from the network
 
 
-def write(folder: pathlib.Path, stage: str) -> pathlib.Path:
-    """Write folder/<stage>.html from folder/<stage>.ipynb; returns its path."""
+def write_notebook_page(folder: pathlib.Path, stage: str) -> pathlib.Path:
+    """Write folder/<stage>.html from folder/<stage>.ipynb, and return its path.
+
+    UserError when the notebook is not readable.
+    """
+    # these take a second, and a listing of runs imports this module without writing a page
     import jinja2
     import markupsafe
     import nbformat
@@ -58,32 +62,35 @@ def write(folder: pathlib.Path, stage: str) -> pathlib.Path:
         )
         body, _ = exporter.from_notebook_node(notebook)
     except Exception as error:  # nbformat, nbconvert and its template have kinds of their own
-        said = (str(error) or type(error).__name__).splitlines()[0][:200]
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"executed notebook `{files.shown(path)}` is not readable ({said})."
+            f"executed notebook `{files.shown(path)}` is not readable ({reason})."
         ) from None
-    clean = nh3.clean(
+    cleaned = nh3.clean(
         body,
         tags=TAGS,
         attributes=ATTRIBUTES,
-        attribute_filter=_kept,
+        attribute_filter=_filter_attribute,
         url_schemes={"http", "https", "data"},
         filter_style_properties=STYLES,
     )
-    return page.write(
+    return page.write_page(
         folder / f"{stage}.html",
         "notebook.html.jinja",
         run=folder.name,
         stage=stage,
-        body=markupsafe.Markup(clean),
+        body=markupsafe.Markup(cleaned),
     )
 
 
-def _kept(tag: str, attribute: str, value: str) -> Any:
-    """A picture only from the page itself, a link only as one a reader may follow, and no style that loads."""
-    loads = {
+def _filter_attribute(tag: str, attribute: str, value: str) -> str | None:
+    """Keep a picture of the page itself, a link to follow, and a style that loads nothing.
+
+    nh3 calls this for each attribute; None removes it.
+    """
+    forbidden = {
         "src": not value.startswith("data:image/"),
         "href": value.startswith("data:"),
         "style": "url(" in value.lower(),
     }
-    return None if loads.get(attribute) else value
+    return None if forbidden.get(attribute) else value

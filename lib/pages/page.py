@@ -1,4 +1,7 @@
-"""The pages people open: one template for all, text escaped, nothing fetched, and a policy in the page that forbids the browser to."""
+"""The pages people open: one template for all, text escaped, nothing fetched.
+
+A policy in each page forbids the browser to fetch anything.
+"""
 
 import json
 import pathlib
@@ -12,8 +15,8 @@ from lib.medical.disclaimer import DISCLAIMER
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 
 
-def write(path: pathlib.Path, template: str, **values: Any) -> pathlib.Path:
-    """Render templates/<template> into `path`; returns it."""
+def write_page(path: pathlib.Path, template: str, **values: Any) -> pathlib.Path:
+    """Render templates/<template> into `path`, and return the path."""
     environment = jinja2.Environment(
         autoescape=True,
         trim_blocks=True,
@@ -21,16 +24,19 @@ def write(path: pathlib.Path, template: str, **values: Any) -> pathlib.Path:
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(form=text.format_value, size=text.format_size, brief=brief)
-    environment.tests["measure"] = lambda value: (
-        isinstance(value, int | float) and not isinstance(value, bool)
-    )
-    files.atomic_write(
-        path, environment.get_template(template).render(disclaimer=DISCLAIMER, **values)
-    )
+    environment.filters.update(form=text.format_value, size=text.format_size)
+    environment.tests["measure"] = _is_measure
+    page = environment.get_template(template).render(disclaimer=DISCLAIMER, **values)
+    files.atomic_write(path, page)
     return path
 
 
-def brief(value: Any) -> str:
-    """A parameter's value on one line."""
-    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+def _is_measure(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def format_parameter(value: Any) -> str:
+    """Format a parameter's value on one line."""
+    if isinstance(value, str) and value:
+        return value
+    return json.dumps(value, ensure_ascii=False)

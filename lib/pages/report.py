@@ -1,6 +1,8 @@
-"""report.html: one self-contained page a run, made from its records alone, and a page for each executed notebook beside it.
+"""report.html: one self-contained page for a run, made from its records alone.
 
-make report RUN=name
+    make report RUN=name
+
+A page for each executed notebook is written beside it.
 """
 
 import datetime
@@ -14,234 +16,263 @@ from lib.common.text import format_size, format_value
 from lib.data import sources, splits
 from lib.exam import tables
 from lib.pages import figures, notebook_page, page, show
-from lib.pages.cautions import warnings
-from lib.pages.headline import examined, headline, not_measured
+from lib.pages.cautions import list_warnings
+from lib.pages.headline import headline_numbers, list_unmeasured, load_exams
 from lib.params import Params
 from lib.record import ledger
 from lib.record.run_record import STAGES
+from lib.record.schema import Attempt, RunRecord
+
+Row = dict[str, Any]
 
 
-def gather(folder: pathlib.Path) -> dict[str, Any]:
-    """All records of a run: run, results, job, exams, entries (of the ledger), samples, rerun; empty where there is none."""
+def gather_records(folder: pathlib.Path) -> dict[str, Any]:
+    """Read all records of a run; a value is empty where there is no record.
+
+    Returns {folder, run, results, job, damage, exams, entries (of the ledger), rerun, samples}.
+    """
     if not (folder / "run.json").is_file():
         raise UserError(
-            f"`{files.shown(folder)}` is not a run: it has no run.json. `make runs` lists what there is; RUN= takes a name from there."
+            f"`{files.shown(folder)}` is not a run: it has no run.json. "
+            f"`make runs` lists what there is; RUN= takes a name from there."
         )
-    run, results = (
-        files.read_json(folder / "run.json", "run record"),
-        _optional(folder / "results.json"),
+    run = files.read_json(folder / "run.json", "run record")
+    results = _read_record(folder / "results.json")
+    samples = (
+        _read_record(folder / "samples.json"),
+        _read_record(folder / "gguf" / "samples.json"),
     )
     return {
         "folder": folder,
         "run": run,
         "results": results,
         "job": params.load_recorded(folder),
-        "damage": damage(folder, run),
-        "exams": examined(folder, results),
+        "damage": find_damage(folder, run),
+        "exams": load_exams(folder, results),
         "entries": ledger.read_ledger(folder / "metrics.jsonl"),
-        "rerun": _optional(folder / "rerun.json"),
-        "samples": [
-            s
-            for s in (
-                _optional(folder / "samples.json"),
-                _optional(folder / "gguf" / "samples.json"),
-            )
-            if s
-        ],
+        "rerun": _read_record(folder / "rerun.json"),
+        "samples": [sample for sample in samples if sample],
     }
 
 
-def write(folder: pathlib.Path) -> pathlib.Path:
-    """Write folder/report.html, and <stage>.html of each executed notebook; returns the report's path."""
-    told = gather(folder)
-    run, results, job, entries = (told[key] for key in ("run", "results", "job", "entries"))
-    notebooks, unreadable = _notebooks(folder)
-    lengths = [] if any("data/" in text for text in told["damage"]) else _lengths(folder)
-    return page.write(
+def _read_record(path: pathlib.Path) -> Any:
+    return files.read_json(path, "record") if path.is_file() else {}
+
+
+def write_report(folder: pathlib.Path) -> pathlib.Path:
+    """Write folder/report.html and <stage>.html of each executed notebook; returns the report."""
+    records = gather_records(folder)
+    run, results, job, entries = (records[key] for key in ("run", "results", "job", "entries"))
+    exams, damage = records["exams"], records["damage"]
+    export = results.get("export", {})
+    notebooks, unreadable = _write_notebook_pages(folder)
+    warnings = list_warnings(run, results, job.base_model, job, entries, exams)
+    return page.write_page(
         folder / "report.html",
         "report.html.jinja",
-        **told,
-        stages=stages(run),
+        **records,
+        **_figures(folder, job.max_seq_length, entries, damage),
+        stages=stage_rows(run),
         notebooks=notebooks,
         dataset=sources.name(job),
-        warnings=[
-            *told["damage"],
-            *unreadable,
-            *warnings(run, results, job.base_model, job, entries, told["exams"]),
-        ],
-        headline=headline(results, told["exams"]),
-        not_measured=not_measured(results, told["exams"]),
-        funnel=funnel(results.get("prepare", {})),
-        lengths=lengths
-        and figures.both(
-            lambda width: figures.lengths(lengths, job.max_seq_length, width),
-            "Histogram of row lengths in tokens",
-        ),
-        length_words=lengths and figures.length_words(lengths, job.max_seq_length),
-        curves=figures.both(
-            lambda width: figures.curves(entries, width),
-            "Loss, learning rate and memory over optimizer steps",
-        )
-        if ledger.valid_steps(entries)
-        else "",
-        answers=answers(told["samples"]),
+        warnings=[*damage, *unreadable, *warnings],
+        headline=headline_numbers(results, exams),
+        not_measured=list_unmeasured(results, exams),
+        funnel=funnel_rows(results.get("prepare", {})),
+        answers=answers_by_prompt(records["samples"]),
         sessions=[e for e in entries if e["event"] == "session"],
-        exam_tables=tables.exam_tables(told["exams"]),
-        differing=tables.differing_answers(told["exams"]),
-        artifacts=artifacts(folder, run, results),
-        parity=show.parity_table(results.get("export", {}).get("parity", {})),
-        edge=show.edge_table(results.get("export", {}).get("edge", [])),
+        exam_tables=tables.exam_tables(exams),
+        differing=tables.differing_answers(exams),
+        artifacts=artifact_rows(folder, run, export),
+        parity=show.parity_table(export.get("parity", {})),
+        edge=show.edge_table(export.get("edge", [])),
         parameters=parameter_rows(job),
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def _write_notebook_pages(folder: pathlib.Path) -> tuple[dict[str, str], list[str]]:
+    """Write a page for each executed notebook; returns {stage: page}, and what is unreadable."""
+    pages: dict[str, str] = {}
+    unreadable = []
+    for stage in STAGES:
+        if not (folder / f"{stage}.ipynb").is_file():
+            continue
+        try:
+            pages[stage] = notebook_page.write_notebook_page(folder, stage).name
+        except UserError as error:
+            unreadable.append(str(error))
+    return pages, unreadable
+
+
+def find_damage(folder: pathlib.Path, run: RunRecord) -> list[str]:
+    """Say which files are not as recorded, of those that numbers, figures and answers come from."""
+    trouble = []
+    for stage in STAGES:
+        path, entry = folder / f"{stage}.ipynb", run["stages"][stage]
+        if path.is_file() and "notebook" in entry and entry["notebook"] != files.sha256(path):
+            trouble.append(
+                f"{stage}.ipynb is not as it was when it was executed: damaged, or saved again "
+                f"since; results.json has the numbers"
+            )
+    read = [
+        item
+        for stage in STAGES
+        for item in run["stages"][stage]["artifacts"]
+        if item["path"].startswith("data/")
+        or item["path"].endswith(("samples.json", "metrics.jsonl"))
+    ]
+    here = [item for item in read if (folder / item["path"]).exists()]
+    if damaged := files.find_damage(folder, here):
+        trouble.append(f"{damaged}: what is read from it cannot be trusted; run its stage again")
+    return trouble
+
+
+# -------------------------------------------------------------------------------------------------
+# figures
+
+
+def _figures(
+    folder: pathlib.Path, max_seq_length: int, entries: list[Row], damage: list[str]
+) -> dict[str, Any]:
+    """Draw the lengths of training rows and the curves of the ledger; empty without the records."""
+    data_damaged = any("data/" in text for text in damage)
+    row_lengths = [] if data_damaged else _read_lengths(folder)
+    lengths: Any = ""
+    length_words = ""
+    if row_lengths:
+        lengths = figures.both_widths(
+            lambda width: figures.lengths(row_lengths, max_seq_length, width),
+            "Histogram of row lengths in tokens",
+        )
+        length_words = figures.length_words(row_lengths, max_seq_length)
+    curves: Any = ""
+    if ledger.valid_steps(entries):
+        curves = figures.both_widths(
+            lambda width: figures.curves(entries, width),
+            "Loss, learning rate and memory over optimizer steps",
+        )
+    return {"lengths": lengths, "length_words": length_words, "curves": curves}
+
+
+def _read_lengths(folder: pathlib.Path) -> list[int]:
+    """Read the lengths of all prepared rows, in tokens."""
+    if not (folder / "data" / "train").is_dir():
+        return []
+    return [
+        length
+        for split in splits.SPLITS
+        for length in splits.load_split(folder / "data", split)["length"][:]
+    ]
+
+
+# -------------------------------------------------------------------------------------------------
 # tables
 
 
-def stages(run: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {
-            "stage": stage,
-            "attempts": len(entry["attempts"]),
-            "status": entry["status"],
-            "seconds": _seconds(entry["attempts"]),
-            **{
-                key: (entry["attempts"] or [{}])[-1].get(key)
-                for key in ("start", "end", "commit", "dirty", "patch")
-            },
-        }
-        for stage, entry in ((stage, run["stages"][stage]) for stage in STAGES)
-    ]
-
-
-def _seconds(attempts: list[dict[str, Any]]) -> int | None:
-    """Of all attempts that ended."""
-    times = [
-        [datetime.datetime.fromisoformat(a[key]) for key in ("start", "end")]
-        for a in attempts
-        if a.get("start") and a.get("end")
-    ]
-    return round(sum((end - start).total_seconds() for start, end in times)) if times else None
-
-
-def funnel(prepare: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows read, dropped by each reason, kept: {step, rows, left, share}; they add up."""
-    if not prepare:
-        return []
-    read = left = prepare["rows_read"]
-    rows = [{"step": "read", "rows": read, "left": left}]
-    for reason, count in prepare["dropped"].items():
-        left -= count
-        rows.append({"step": reason.replace("_", " "), "rows": -count, "left": left})
-    return [
-        {
-            **row,
-            "share": row["left"] / read if read else 0.0,
-            "lost": -row["rows"] / read if read and row["rows"] < 0 else 0.0,
-        }
-        for row in rows
-    ]
-
-
-def answers(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each prompt {prompt, said: [{name, tokens, text}]}: the models of all samples side by side."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for sample in samples:
-        for n, prompt in enumerate(sample["prompts"]):
-            found.setdefault(prompt, []).extend(
-                {"name": name, "tokens": sample["tokens"], "text": texts[n]}
-                for name, texts in sample["answers"].items()
-            )
-    return [{"prompt": prompt, "said": said} for prompt, said in found.items()]
-
-
-def artifacts(
-    folder: pathlib.Path, run: dict[str, Any], results: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Every file the run recorded, whether it is here, and of a GGUF what was verified; hashes are not computed again."""
-    recorded = {a["path"]: a for stage in STAGES[1:] for a in run["stages"][stage]["artifacts"]}
-    recorded = {
-        a["path"]: {**a, **recorded.get(a["path"], {})}
-        for a in results.get("export", {}).get("artifacts", [])
-    } | recorded
-    parity = results.get("export", {}).get("parity", {})
+def stage_rows(run: RunRecord) -> list[Row]:
     rows = []
-    for path, one in sorted(recorded.items()):
-        there = folder / path
-        state = f"pruned {one['pruned'][:10]}" if one.get("pruned") else "not here"
-        if there.is_file():
-            state = "here" if there.stat().st_size == one["bytes"] else "another size than recorded"
-        kind = next((kind for kind in parity if path.endswith(f"-{kind}.gguf")), None)
-        told = parity.get(kind, {})
-        verdict = told.get("verdict", "not measured") + (
-            f" (KL {format_value(told['kl_mean'])})" if "kl_mean" in told else ""
-        )
+    for stage in STAGES:
+        entry = run["stages"][stage]
+        last: Any = entry["attempts"][-1] if entry["attempts"] else {}
         rows.append(
             {
-                "path": path,
-                "size": format_size(one["bytes"]),
-                "sha256": one["sha256"][:16],
-                "state": state,
-                "verdict": verdict if path.endswith(".gguf") else "",
-                "large": one["bytes"] >= 2**20,
+                "stage": stage,
+                "attempts": len(entry["attempts"]),
+                "status": entry["status"],
+                "seconds": _sum_seconds(entry["attempts"]),
+                **{key: last.get(key) for key in ("start", "end", "commit", "dirty", "patch")},
             }
         )
     return rows
 
 
-def parameter_rows(job: Params) -> list[dict[str, Any]]:
-    """Every parameter, those that differ from the defaults first: {parameter, value, default, meaning, changed}."""
-    changed, values = params.find_changed(job), job.model_dump()
+def _sum_seconds(attempts: list[Attempt]) -> int | None:
+    """Sum the seconds of all attempts that ended; None without one."""
+    spans = []
+    for attempt in attempts:
+        start, end = attempt.get("start"), attempt.get("end")
+        if start and end:
+            parse = datetime.datetime.fromisoformat
+            spans.append(parse(end) - parse(start))
+    return round(sum(span.total_seconds() for span in spans)) if spans else None
+
+
+def funnel_rows(prepare: Row) -> list[Row]:
+    """Add to each step of the funnel the shares of all rows that are left, and that it drops."""
+    if not prepare:
+        return []
+    read = prepare["rows_read"]
+    rows = []
+    for step in show.funnel_steps(prepare):
+        share = step["left"] / read if read else 0.0
+        lost = -step["rows"] / read if read and step["rows"] < 0 else 0.0
+        name = step["step"].replace("_", " ")
+        rows.append({**step, "step": name, "share": share, "lost": lost})
+    return rows
+
+
+def answers_by_prompt(samples: list[Row]) -> list[Row]:
+    """Put the models of all samples side by side: {prompt, said: [{name, tokens, text}]}."""
+    by_prompt: dict[str, list[Row]] = {}
+    for sample in samples:
+        for n, prompt in enumerate(sample["prompts"]):
+            for name, texts in sample["answers"].items():
+                answer = {"name": name, "tokens": sample["tokens"], "text": texts[n]}
+                by_prompt.setdefault(prompt, []).append(answer)
+    return [{"prompt": prompt, "said": answers} for prompt, answers in by_prompt.items()]
+
+
+def artifact_rows(folder: pathlib.Path, run: RunRecord, export: Row) -> list[Row]:
+    """List every recorded file, whether it is here, and what was verified of a GGUF.
+
+    Hashes are not computed again.
+    """
+    recorded: dict[str, Any] = {item["path"]: item for item in export.get("artifacts", [])}
+    for stage in STAGES[1:]:
+        for item in run["stages"][stage]["artifacts"]:
+            recorded[item["path"]] = item
+    checks = export.get("parity", {})
     return [
         {
-            "parameter": key,
-            "value": page.brief(values[key]),
-            "default": page.brief(params.FIELDS[key].get_default(call_default_factory=True)),
-            "meaning": params.FIELDS[key].description,
-            "changed": key in changed,
+            "path": path,
+            "size": format_size(item["bytes"]),
+            "sha256": item["sha256"][:16],
+            "state": _describe_state(folder / path, item),
+            "verdict": _describe_check(path, checks) if path.endswith(".gguf") else "",
+            "large": item["bytes"] >= 2**20,
         }
-        for key in [*changed, *(k for k in values if k not in changed)]
+        for path, item in sorted(recorded.items())
     ]
 
 
-def _notebooks(folder: pathlib.Path) -> tuple[dict[str, str], list[str]]:
-    """{stage: its page} of the executed notebooks, and which are not readable."""
-    made, wrong = {}, []
-    for stage in [s for s in STAGES if (folder / f"{s}.ipynb").is_file()]:
-        try:
-            made[stage] = notebook_page.write(folder, stage).name
-        except UserError as error:
-            wrong.append(str(error))
-    return made, wrong
+def _describe_state(path: pathlib.Path, item: Row) -> str:
+    if path.is_file():
+        same_size = path.stat().st_size == item["bytes"]
+        return "here" if same_size else "another size than recorded"
+    return f"pruned {item['pruned'][:10]}" if item.get("pruned") else "not here"
 
 
-def damage(folder: pathlib.Path, run: dict[str, Any]) -> list[str]:
-    """Which of the files that numbers, figures and answers are read from are not as recorded."""
-    found = [
-        f"{stage}.ipynb is not as it was when it was executed: damaged, or saved again since; results.json has the numbers"
-        for stage in STAGES
-        if (path := folder / f"{stage}.ipynb").is_file()
-        and run["stages"][stage].get("notebook", recorded := files.sha256(path)) != recorded
-    ]
-    read = [
-        a
-        for stage in STAGES
-        for a in run["stages"][stage]["artifacts"]
-        if a["path"].startswith("data/") or a["path"].endswith(("samples.json", "metrics.jsonl"))
-    ]
-    if trouble := files.find_damage(folder, [a for a in read if (folder / a["path"]).exists()]):
-        found.append(f"{trouble}: what is read from it cannot be trusted; run its stage again")
-    return found
+def _describe_check(path: str, checks: Row) -> str:
+    """Describe what parity found of a GGUF."""
+    kind = next((kind for kind in checks if path.endswith(f"-{kind}.gguf")), "")
+    check = checks.get(kind, {})
+    verdict = check.get("verdict", "not measured")
+    return f"{verdict} (KL {format_value(check['kl_mean'])})" if "kl_mean" in check else verdict
 
 
-def _optional(path: pathlib.Path) -> Any:
-    return files.read_json(path, "record") if path.is_file() else {}
-
-
-def _lengths(folder: pathlib.Path) -> list[int]:
-    if not (folder / "data" / "train").is_dir():
-        return []
-    return [
-        n for split in splits.SPLITS for n in splits.load_split(folder / "data", split)["length"][:]
-    ]
+def parameter_rows(job: Params) -> list[Row]:
+    """List every parameter, those that differ from the defaults first."""
+    changed, values = params.find_changed(job), job.model_dump()
+    rows = []
+    for name in [*changed, *(name for name in values if name not in changed)]:
+        field = params.FIELDS[name]
+        rows.append(
+            {
+                "parameter": name,
+                "value": page.format_parameter(values[name]),
+                "default": page.format_parameter(field.get_default(call_default_factory=True)),
+                "meaning": field.description,
+                "changed": name in changed,
+            }
+        )
+    return rows

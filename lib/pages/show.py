@@ -1,214 +1,248 @@
-"""What a reviewer looks at: examples with trained tokens marked, tables, curves. Shared by notebooks and report.
+"""What a reviewer looks at: examples with trained tokens marked, tables, figures.
 
-Everything that comes from data or from a model is escaped: text stays text.
+Shared by notebooks and report. What comes from data or from a model is escaped: text stays text.
 """
 
 import html
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from lib import params
+from lib.common import files
 from lib.common.text import format_value
 from lib.data.label_mask import IGNORED
+from lib.params import Params
+from lib.record.run_record import Run
+
+Row = dict[str, Any]
 
 TRAINED = "background:#1f6f50;color:#fff;border-radius:2px"
 INK, ACCENT, SECOND = "#5b6770", "#1f6f50", "#b3541e"  # readable on white and on near-black
-VARIABLES = {
-    INK: "--dim",
-    ACCENT: "--green",
-    SECOND: "--rust",
-}  # what a page calls them: there they follow its theme
+# the names of these colours on a page, where they follow its theme
+VARIABLES = {INK: "--dim", ACCENT: "--green", SECOND: "--rust"}
 
 
 def _display(markup: str) -> Any:
-    from IPython.display import HTML
+    from IPython.display import HTML  # notebooks have it; a command that writes a page needs none
 
     return HTML(markup)
 
 
-def table_html(rows: list[dict[str, Any]], caption: str = "") -> str:
-    """A list of like-keyed dicts as an HTML table; numbers to the right."""
+# -------------------------------------------------------------------------------------------------
+# tables
+
+
+def table_html(rows: Sequence[Row], caption: str = "") -> str:
+    """Format like-keyed dicts as an HTML table, numbers to the right."""
     if not rows:
         return f"<p>{html.escape(caption)}: none</p>"
-    head = "".join(f"<th>{html.escape(str(k))}</th>" for k in rows[0])
+    head = "".join(f"<th>{html.escape(str(key))}</th>" for key in rows[0])
     body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td style="text-align:{"right" if isinstance(v, int | float) else "left"};vertical-align:top;white-space:pre-wrap">'
-            f"{html.escape(format_value(v))}</td>"
-            for v in row.values()
-        )
-        + "</tr>"
-        for row in rows
+        f"<tr>{''.join(_cell_html(value) for value in row.values())}</tr>" for row in rows
     )
     title = f'<caption style="text-align:left">{html.escape(caption)}</caption>' if caption else ""
     return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def table(rows: list[dict[str, Any]], caption: str = "") -> Any:
+def _cell_html(value: Any) -> str:
+    side = "right" if isinstance(value, int | float) else "left"
+    style = f"text-align:{side};vertical-align:top;white-space:pre-wrap"
+    return f'<td style="{style}">{html.escape(format_value(value))}</td>'
+
+
+def table(rows: Sequence[Row], caption: str = "") -> Any:
     return _display(table_html(rows, caption))
 
 
-def tables(found: list[tuple[str, list[dict[str, Any]]]]) -> Any:
-    """Captions and their rows, one table below the other."""
-    return _display("<br>".join(table_html(rows, caption) for caption, rows in found))
+def tables(captioned: Sequence[tuple[str, Sequence[Row]]]) -> Any:
+    """Show captions and their rows, one table below the other."""
+    return _display("<br>".join(table_html(rows, caption) for caption, rows in captioned))
 
 
-def parity_table(checks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """{format: what `parity.check` found} for people; what a run of an earlier version did not measure is None."""
+def pairs(values: dict[str, Any], caption: str = "") -> Any:
+    return table([{"name": name, "value": value} for name, value in values.items()], caption)
+
+
+def job(job: Params, run: Run) -> Any:
+    """Show a run's folder and its parameters, those at their defaults folded away."""
+    print(f"run: {files.shown(run.folder)}")
+    changed, values = params.find_changed(job), job.model_dump()
+    rows = [
+        {"parameter": name, "value": str(value), "default": str(params.FIELDS[name].default)}
+        for name, value in changed.items()
+    ]
+    rest = [
+        {"parameter": name, "value": str(value)}
+        for name, value in values.items()
+        if name not in changed
+    ]
+    return _display(
+        f"{table_html(rows, 'parameters that differ from the defaults')}"
+        f"<details><summary>{len(rest)} parameters at their defaults</summary>"
+        f"{table_html(rest)}</details>"
+    )
+
+
+# -------------------------------------------------------------------------------------------------
+# what became of the rows
+
+
+def _counts_with_examples(what: str, counts: dict[str, int], examples: dict[str, list[Row]]) -> Any:
+    """Show a table of counts, then examples of each: texts of the data, to be judged."""
+    rows = [{what: name, "rows": count} for name, count in counts.items()]
+    parts = [table_html(rows, "" if counts else what)]
+    for name, count in counts.items():
+        if examples.get(name):
+            caption = f"{what} {name}: {count:,} rows, for example"
+            parts.append(table_html(examples[name], caption))
+    return _display("<br>".join(parts))
+
+
+def dropped(rows: Any, reasons: Sequence[str]) -> Any:
+    """Show how many rows were dropped for each of the named reasons, with examples."""
+    counts = {reason: rows.dropped[reason] for reason in reasons}
+    left = rows.read - sum(rows.dropped.values())
+    print(f"{sum(counts.values()):,} of {rows.read:,} rows dropped here, {left:,} left")
+    return _counts_with_examples("dropped because", counts, rows.examples)
+
+
+def changes(rows: Any, rules: Sequence[str]) -> Any:
+    """Show how many rows each of the named rules changed, with texts before and after."""
+    counts = {rule: rows.changed[rule] for rule in rules}
+    return _counts_with_examples("changed by", counts, rows.examples)
+
+
+def funnel_steps(prepare: dict[str, Any]) -> list[Row]:
+    """Count the rows read, and the rows left after each reason to drop some; they add up."""
+    left = prepare["rows_read"]
+    steps = [{"step": "read", "rows": left, "left": left}]
+    for reason, count in prepare["dropped"].items():
+        left -= count
+        steps.append({"step": reason, "rows": -count, "left": left})
+    return steps
+
+
+def funnel(prepare: dict[str, Any]) -> Any:
+    """Show the rows read, dropped by each reason and kept, and the splits they are in."""
+    read, *drops = funnel_steps(prepare)
+    splits = ", ".join(f"{prepare[side]:,} {side}" for side in ("train", "validation", "test"))
+    kept = prepare["rows_kept"]
+    return table(
+        [
+            read,
+            *({**drop, "step": f"dropped: {drop['step']}"} for drop in drops),
+            {"step": f"kept: {splits}", "rows": kept, "left": kept},
+        ]
+    )
+
+
+# -------------------------------------------------------------------------------------------------
+# what an export measured
+
+
+def parity_table(checks: dict[str, Row]) -> list[Row]:
+    """Give what parity found of each GGUF its headings; None where a run did not measure it."""
     return [
         {
             "format": kind,
-            "predicts": one.get("verdict"),
-            "mean KL, nats": one.get("kl_mean"),
-            "perplexity": one.get("perplexity"),
-            "16-bit model's": one.get("perplexity_16bit"),
-            "positions": one.get("positions"),
-            "same likeliest token": f"{one['greedy_agreement']:.1%}"
-            if one.get("greedy_agreement") is not None
-            else None,
-            "texts tokenised alike": one.get("texts"),
-            "tensors alike": one.get("tensors"),
-            "seconds": one.get("seconds"),
+            "predicts": check.get("verdict"),
+            "mean KL, nats": check.get("kl_mean"),
+            "perplexity": check.get("perplexity"),
+            "16-bit model's": check.get("perplexity_16bit"),
+            "positions": check.get("positions"),
+            "same likeliest token": _percent(check.get("greedy_agreement")),
+            "texts tokenised alike": check.get("texts"),
+            "tensors alike": check.get("tensors"),
+            "seconds": check.get("seconds"),
         }
-        for kind, one in checks.items()
+        for kind, check in checks.items()
     ]
 
 
-def edge_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`edge.measure`'s rows for people; a run of an earlier version lacks some."""
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{share:.1%}"
 
-    def mib(row: dict[str, Any], key: str) -> float | None:
-        return None if row.get(key) is None else row[key] / 2**20
 
+def edge_table(rows: list[Row]) -> list[Row]:
+    """Give the rows that edge measured their headings; None where a run did not measure it."""
     return [
         {
             "format": row["format"],
-            "file, MiB": mib(row, "bytes"),
+            "file, MiB": _mib(row.get("bytes")),
             "threads": row.get("threads"),
             "load, s": row.get("load_seconds"),
-            "memory, MiB": mib(row, "memory_bytes"),
-            "of it private, MiB": mib(row, "private_bytes"),
+            "memory, MiB": _mib(row.get("memory_bytes")),
+            "of it private, MiB": _mib(row.get("private_bytes")),
             "prompt tokens/s": row.get("prompt_tokens_per_second"),
             "decoded tokens/s": row.get("decode_tokens_per_second"),
             "repeats": row.get("repeats"),
             "cores busy with other work": row.get("other_cores"),
-            "fits in": "more than 16 GB"
-            if row.get("fits_gb", 0) is None
-            else f"{row['fits_gb']} GB"
-            if "fits_gb" in row
-            else None,
+            "fits in": _machine_size(row),
         }
         for row in rows
     ]
 
 
-def pairs(values: dict[str, Any], caption: str = "") -> Any:
-    return table([{"name": k, "value": v} for k, v in values.items()], caption)
+def _mib(count: int | None) -> float | None:
+    return None if count is None else count / 2**20
 
 
-def job(params_: Any, run: Any) -> Any:
-    """The run's folder and its parameters: those that differ from the defaults, the rest folded away."""
-    from lib import params
-    from lib.common import files
-
-    print(f"run: {files.shown(run.folder)}")
-    changed, values = params.find_changed(params_), params_.model_dump()
-    rows = [
-        {"parameter": k, "value": str(v), "default": str(params.FIELDS[k].default)}
-        for k, v in changed.items()
-    ]
-    rest = [{"parameter": k, "value": str(v)} for k, v in values.items() if k not in changed]
-    return _display(
-        f"{table_html(rows, 'parameters that differ from the defaults')}<details><summary>{len(rest)} parameters at their defaults"
-        f"</summary>{table_html(rest)}</details>"
-    )
+def _machine_size(row: Row) -> str | None:
+    if "fits_gb" not in row:
+        return None
+    return "more than 16 GB" if row["fits_gb"] is None else f"{row['fits_gb']} GB"
 
 
-def _counted(what: str, counts: dict[str, int], examples: dict[str, list[dict[str, str]]]) -> Any:
-    """A table of counts, then the examples of each: texts of the data, shown to be judged."""
-    parts = [
-        table_html(
-            [{what: key, "rows": count} for key, count in counts.items()], "" if counts else what
-        )
-    ]
-    parts += [
-        table_html(examples[key], f"{what} {key}: {count:,} rows, for example")
-        for key, count in counts.items()
-        if examples.get(key)
-    ]
-    return _display("<br>".join(parts))
-
-
-def dropped(rows: Any, names: tuple[str, ...]) -> Any:
-    """Rows dropped for the named reasons, none too, with examples."""
-    counts = {name: rows.dropped[name] for name in names}
-    print(
-        f"{sum(counts.values()):,} of {rows.read:,} rows dropped here, {rows.read - sum(rows.dropped.values()):,} left"
-    )
-    return _counted("dropped because", counts, rows.examples)
-
-
-def changes(rows: Any, names: tuple[str, ...]) -> Any:
-    """Rows changed by the named rules, none too, with before and after."""
-    return _counted("changed by", {name: rows.changed[name] for name in names}, rows.examples)
-
-
-def funnel(results: dict[str, Any]) -> Any:
-    """Rows read, dropped by each reason, kept, and the splits they went to."""
-    steps = [{"step": "read", "rows": results["rows_read"], "left": results["rows_read"]}]
-    for reason, count in results["dropped"].items():
-        steps.append(
-            {"step": f"dropped: {reason}", "rows": -count, "left": steps[-1]["left"] - count}
-        )
-    kept = ", ".join(f"{results[side]:,} {side}" for side in ("train", "validation", "test"))
-    return table(
-        [
-            *steps,
-            {"step": f"kept: {kept}", "rows": results["rows_kept"], "left": results["rows_kept"]},
-        ]
-    )
+# -------------------------------------------------------------------------------------------------
+# rows and answers
 
 
 def tokens_html(tokenizer: Any, ids: list[int], labels: list[int]) -> str:
-    """A row decoded token by token; trained tokens on green, line ends shown."""
+    """Decode a row token by token: trained tokens on green, line ends shown."""
     parts = []
     for token, label in zip(ids, labels, strict=True):
         text = html.escape(tokenizer.decode([token])).replace("\n", "⏎<br>")
         parts.append(f'<span style="{TRAINED}">{text}</span>' if label != IGNORED else text)
-    return f'<div style="font-family:monospace;font-size:13px;line-height:1.6;margin:0 0 1em;overflow-wrap:anywhere">{"".join(parts)}</div>'
-
-
-def examples(tokenizer: Any, data: Any, count: int) -> Any:
-    picked = np.linspace(0, len(data) - 1, min(count, len(data))).astype(int).tolist()
-    note = f'<p>{len(picked)} rows as the model reads them; <span style="{TRAINED}">these tokens</span> are trained.</p>'
-    return _display(
-        note
-        + "".join(tokens_html(tokenizer, data[n]["input_ids"], data[n]["labels"]) for n in picked)
+    style = (
+        "font-family:monospace;font-size:13px;line-height:1.6;margin:0 0 1em;overflow-wrap:anywhere"
     )
+    return f'<div style="{style}">{"".join(parts)}</div>'
 
 
-def answers_html(prompts: Any, columns: dict[str, list[str]]) -> str:
-    return table_html(
-        [
-            {"prompt": p, **{k: v[n] or "(nothing)" for k, v in columns.items()}}
-            for n, p in enumerate(prompts)
-        ]
+def examples(tokenizer: Any, rows: Any, count: int) -> Any:
+    """Show `count` rows of a split, evenly spread, as the model reads them."""
+    picked = np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int).tolist()
+    note = (
+        f"<p>{len(picked)} rows as the model reads them; "
+        f'<span style="{TRAINED}">these tokens</span> are trained.</p>'
     )
+    shown = [tokens_html(tokenizer, rows[n]["input_ids"], rows[n]["labels"]) for n in picked]
+    return _display(note + "".join(shown))
 
 
-def answers(prompts: Any, columns: dict[str, list[str]]) -> Any:
+def answers_html(prompts: Sequence[str], columns: dict[str, list[str]]) -> str:
+    rows = []
+    for n, prompt in enumerate(prompts):
+        texts = {name: answers[n] or "(nothing)" for name, answers in columns.items()}
+        rows.append({"prompt": prompt, **texts})
+    return table_html(rows)
+
+
+def answers(prompts: Sequence[str], columns: dict[str, list[str]]) -> Any:
+    """Show the answers to prompts, a column for each model."""
     return _display(answers_html(prompts, columns))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # figures
 
 
 def figure(drawn: Any) -> Any:
-    """A figure as a PNG image, to end a notebook cell with: small whatever the number of points."""
-    from IPython.display import Image
+    """Show a figure as a PNG image at the end of a cell: small, whatever the number of points."""
+    from IPython.display import Image  # as in _display
 
     data = io.BytesIO()
     drawn.savefig(data, format="png", dpi=110)
@@ -216,15 +250,15 @@ def figure(drawn: Any) -> Any:
 
 
 def svg(figure: Any) -> str:
-    """A figure as inline SVG in the page's own colours: no date, no XML heading, text as text."""
-    import matplotlib
+    """Format a figure as inline SVG in the page's own colours; text stays text."""
+    import matplotlib  # a second, for pages that have a figure
 
     text = io.StringIO()
-    with matplotlib.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": "ids", "font.family": "sans-serif"}
-    ):
+    # no date and fixed ids: the same records give the same page
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "ids", "font.family": "sans-serif"}
+    with matplotlib.rc_context(settings):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     markup = text.getvalue()
     for colour, variable in VARIABLES.items():
         markup = markup.replace(colour, f"var({variable}, {colour})")
-    return markup[markup.index("<svg") :]
+    return markup[markup.index("<svg") :]  # without the XML heading

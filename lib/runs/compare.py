@@ -16,8 +16,8 @@ from lib.common.text import aligned_table, format_value
 from lib.data import splits
 from lib.medical import safety
 from lib.pages import figures, page, report
-from lib.pages.cautions import warnings
-from lib.pages.headline import right, smallest, tuned
+from lib.pages.cautions import list_warnings
+from lib.pages.headline import count_right, smallest_gguf, tuned_model
 from lib.record import ledger, run_folder, run_record
 from lib.record.run_record import STAGES
 from lib.runs import listing
@@ -33,8 +33,8 @@ LINES = 8  # curves in one figure that an eye can tell apart
 def _exam(told: dict[str, Any], safe: bool) -> float | None:
     """Share of right (or passed) answers of the tuned model in the first exam."""
     for name, entry in told["exams"].items():
-        if (name == safety.NAME) == safe and (model := tuned(entry)):
-            count, of = right(entry, model)
+        if (name == safety.NAME) == safe and (model := tuned_model(entry)):
+            count, of = count_right(entry, model)
             return count / of
     return None
 
@@ -44,7 +44,7 @@ def _train(key: str) -> Callable[[dict[str, Any]], float | None]:
 
 
 def _gguf(told: dict[str, Any]) -> float | None:
-    file = smallest(told["results"])
+    file = smallest_gguf(told["results"])
     return file[0] / 2**20 if file else None
 
 
@@ -80,7 +80,7 @@ def write(folders: list[pathlib.Path], metric: str = "eval_loss_after") -> tuple
     runs, notes = [], []
     for folder in folders:
         try:
-            told = report.gather(folder)
+            told = report.gather_records(folder)
             run_record.read_record(folder / "run.json")
             runs.append(told | {"name": folder.name})
         except UserError as error:
@@ -100,7 +100,7 @@ def write(folders: list[pathlib.Path], metric: str = "eval_loss_after") -> tuple
             told["name"] = "/".join(told["folder"].parts[-2:])
     notes += [text for told in runs for text in mismatches(told)]
     cautions = {
-        told["name"]: warnings(
+        told["name"]: list_warnings(
             told["run"],
             told["results"],
             told["job"].base_model,
@@ -134,7 +134,7 @@ def write(folders: list[pathlib.Path], metric: str = "eval_loss_after") -> tuple
     ]
     drawn.sort(key=lambda pair: pair[0] not in {name for name, _ in best})
     shown = drawn[:LINES]
-    path = page.write(
+    path = page.write_page(
         top / "compare.html",
         "compare.html.jinja",
         names=[told["name"] for told in runs],
@@ -145,7 +145,7 @@ def write(folders: list[pathlib.Path], metric: str = "eval_loss_after") -> tuple
         rows=rows,
         parameters=changed,
         tests=tests,
-        curves=figures.both(
+        curves=figures.both_widths(
             lambda width: figures.overlay(shown, width),
             "Training and held-out loss of the runs over rows seen",
         )
@@ -226,10 +226,10 @@ def differing(runs: list[dict[str, Any]]) -> list[dict[str, str]]:
     keys = [
         key
         for key in next(iter(values.values()))
-        if len({page.brief(v[key]) for v in values.values()}) > 1
+        if len({page.format_parameter(v[key]) for v in values.values()}) > 1
     ]
     return [
-        {"parameter": key, **{name: page.brief(v[key]) for name, v in values.items()}}
+        {"parameter": key, **{name: page.format_parameter(v[key]) for name, v in values.items()}}
         for key in keys
     ]
 
@@ -322,7 +322,7 @@ def paired(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for name, entry in other["exams"].items():
             was, models = (
                 first["exams"].get(name, {}),
-                [tuned(e) for e in (first["exams"].get(name, {}), entry)],
+                [tuned_model(e) for e in (first["exams"].get(name, {}), entry)],
             )
             if None in models or was.get("sha256") != entry.get("sha256"):
                 continue

@@ -10,7 +10,7 @@ from lib.common import files
 from lib.common.errors import ROOT, UserError
 from lib.common.machine import is_alive
 from lib.common.text import format_size
-from lib.pages.headline import examined, headline
+from lib.pages.headline import headline_numbers, load_exams
 from lib.record import run_folder, run_record
 from lib.record.run_record import FREED, STAGES
 
@@ -124,12 +124,12 @@ def _headline(folder: pathlib.Path) -> dict[str, str]:
     results, exams = {}, {}
     with contextlib.suppress(UserError):  # of a run that has none yet, or whose are torn
         results = files.read_json(folder / "results.json", "results file")
-        exams = examined(folder, results)
+        exams = load_exams(folder, results)
     train = results.get("train", {})
     before, after = train.get("eval_loss_before"), train.get("eval_loss_after")
     said = [
         one["value"]
-        for one in headline({}, exams)
+        for one in headline_numbers({}, exams)
         if one["name"].startswith("exam ") and one["value"]
     ]
     return {

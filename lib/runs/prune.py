@@ -101,6 +101,6 @@ def free(folder: pathlib.Path) -> None:
         for part, count in parts.items():
             shutil.rmtree(folder / part)
             print(f"{folder.name}: {part}/ removed, {format_size(count)}")
-        report.write(folder)
+        report.write_report(folder)
     finally:
         files.unlock_folder(folder)

@@ -24,7 +24,7 @@ def repeat(name: str) -> int:
             f"`{name}` is not one run. Expected RUN=name; `make runs` lists what there is."
         )
     [folder] = listing.find(name)
-    told, target = report.gather(folder), run_folder.runs_folder() / f"{folder.name}-rerun"
+    told, target = report.gather_records(folder), run_folder.runs_folder() / f"{folder.name}-rerun"
     if any(told["run"]["stages"][stage]["status"] != "finished" for stage in STAGES[:2]):
         raise UserError(
             f"run `{folder.name}` has no finished training to repeat (it is: {listing.state(told['run'])}). "
@@ -50,12 +50,12 @@ def repeat(name: str) -> int:
     )
     if code:
         return code
-    same, results = compared(told, report.gather(target))
+    same, results = compared(told, report.gather_records(target))
     files.write_json(
         target / "rerun.json",
         {"of": folder.name, "same": same, "differences": different, "results": results},
     )
-    report.write(target)
+    report.write_report(target)
     print(
         f"\n{'the same result' if same else 'not the same result'} as {folder.name}:\n"
         + "\n".join(f"  {text}" for text in results)
@@ -91,7 +91,9 @@ def pins(told: dict[str, Any]) -> list[str]:
                 {**part, "revision": commit or part["revision"]}
                 for part, commit in zip(parts, commits, strict=True)
             ]
-    words = [f"{key}={page.brief(value)}" for key, value in values.items()]  # JSON is YAML too
+    words = [
+        f"{key}={page.format_parameter(value)}" for key, value in values.items()
+    ]  # JSON is YAML too
     return ["--set", shlex.join(words)] if words else []
 
 
@@ -121,7 +123,7 @@ def differences(told: dict[str, Any], now: dict[str, Any]) -> list[str]:
         ]
     known = yaml.safe_load((told["folder"] / "params.yaml").read_text(encoding="utf-8")) or {}
     if lacks := [
-        f"{key}={page.brief(value)}"
+        f"{key}={page.format_parameter(value)}"
         for key, value in told["job"].model_dump().items()
         if key not in known
     ]:

@@ -101,5 +101,5 @@ def _existing(folder: pathlib.Path) -> pathlib.Path:
 def _report(folder: pathlib.Path) -> int:
     from lib.pages import report
 
-    print(f"report: {files.shown(report.write(folder))}")
+    print(f"report: {files.shown(report.write_report(folder))}")
     return 0

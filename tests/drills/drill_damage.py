@@ -191,7 +191,7 @@ def _upto(run, step):
 def _page(run, name):
     """Whether the report refuses, or warns of a file by name; the name alone stands in its links too."""
     try:
-        page = report.write(run).read_text(encoding="utf-8")
+        page = report.write_report(run).read_text(encoding="utf-8")
     except UserError:
         return "detected"
     return "detected" if f"{name} is not as" in page else "LOST: the report says nothing"

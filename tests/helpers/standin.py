@@ -76,7 +76,7 @@ class Tree:
             shutil.copy(ROOT / "lib/medical" / name, root / "lib/medical")
         # the page is another module's concern, and slow to draw
         (root / "lib/pages/report.py").write_text(
-            "def write(folder):\n    return folder / 'report.html'\n"
+            "def write_report(folder):\n    return folder / 'report.html'\n"
         )
         (root / "params").mkdir()
         (root / "params/job.yaml").write_text(

@@ -1,6 +1,6 @@
 """The model cards: every number in them is a recorded one, what was not recorded says so, and the hub can read the header.
 
-python -m pytest tests/test_card.py
+python -m pytest tests/pages/test_card.py
 """
 
 import json
@@ -93,7 +93,7 @@ def rows(text, title):
     ],
 )
 def test_the_header_is_what_the_hub_wants_of_each_part(run, part, library, base, relation):
-    text = card.card(run, part, REPOS)
+    text = card.render_card(run, part, REPOS)
     said = header(text)
     assert said == {
         "base_model": base,
@@ -121,14 +121,14 @@ def test_a_base_or_data_the_hub_does_not_have_is_left_out_of_the_header(run, tmp
         dataset=[str(tmp_path / "rows.jsonl"), "bundled:first-aid", "owner/set"],
         language="",
     )
-    text = card.card(run, "merged")
+    text = card.render_card(run, "merged")
     said = header(text)
     assert said["datasets"] == ["owner/set"]
     assert not {"base_model", "base_model_relation", "language"} & said.keys()
     assert str(tmp_path) not in text
     assert rows(text, "Base and data")["base model"] == ["base"]
     reparam(run, base_model="unsloth/gemma-3n-E4B-it", dataset="ericrisco/medrescue")
-    said = header(card.card(run, "gguf"))
+    said = header(card.render_card(run, "gguf"))
     assert (said["base_model"], said["base_model_relation"], said["datasets"]) == (
         "unsloth/gemma-3n-E4B-it",
         "finetune",
@@ -137,12 +137,12 @@ def test_a_base_or_data_the_hub_does_not_have_is_left_out_of_the_header(run, tmp
 
 
 def test_the_hubs_table_has_the_exam_only_where_that_very_part_was_examined(run):
-    assert "model-index" not in header(card.card(run, "adapter"))
+    assert "model-index" not in header(card.render_card(run, "adapter"))
     edit(run, "results.json", lambda r: r.update(exam=EXAM))
     reparam(run, gguf_types=["q8_0", "f16"])
 
     def accuracies(part):
-        index = header(card.card(run, part))["model-index"]
+        index = header(card.render_card(run, part))["model-index"]
         assert [entry["name"] for entry in index] == ["demo"]
         return [
             (r["dataset"]["name"], r["metrics"][0]["type"], r["metrics"][0]["value"])
@@ -154,13 +154,13 @@ def test_the_hubs_table_has_the_exam_only_where_that_very_part_was_examined(run)
         "f16 was not examined"
     )
     edit(run, "results.json", lambda r: r["exam"].update(items=0))
-    assert "model-index" not in header(card.card(run, "adapter"))
+    assert "model-index" not in header(card.render_card(run, "adapter"))
 
 
 @pytest.mark.parametrize("part", card.PARTS)
 def test_push_takes_the_cards(run, part):
     item = {"path": f"{part}/a.safetensors", "bytes": 1, "sha256": "0" * 64}
-    plan = push._plan(run, part, [item], card.card(run, part, REPOS))
+    plan = push._plan(run, part, [item], card.render_card(run, part, REPOS))
     assert plan[-1].path == "README.md"
 
 
@@ -169,7 +169,7 @@ def test_push_takes_the_cards(run, part):
 
 
 def test_every_number_is_the_recorded_one(run):
-    text = card.card(run, "gguf", REPOS)
+    text = card.render_card(run, "gguf", REPOS)
     results = json.loads((run / "results.json").read_text())
     train, prepare = results["train"], results["prepare"]
     recipe, data, loss = (
@@ -195,7 +195,7 @@ def test_every_number_is_the_recorded_one(run):
     made = {a["path"]: a for a in results["export"]["artifacts"]}["gguf/demo-q8_0.gguf"]
     assert rows(text, "Files")["demo-q8_0.gguf"][1:] == [f"{made['bytes']:,}", made["sha256"]]
     assert "adapter_model.safetensors" not in text
-    assert rows(card.card(run, "adapter"), "Files").keys() == {
+    assert rows(card.render_card(run, "adapter"), "Files").keys() == {
         "file",
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -210,7 +210,7 @@ def test_every_number_is_the_recorded_one(run):
         f"{row['decode_tokens_per_second']:.4g}" for row in results["export"]["edge"]
     ]
     edit(run, "results.json", lambda r: r["train"].update(steps=4711, eval_loss_after=1.2345))
-    text = card.card(run, "gguf")
+    text = card.render_card(run, "gguf")
     assert (
         rows(text, "Recipe")["steps"],
         rows(text, "Held-out answers, before and after")["response loss, nats a token"][1],
@@ -227,7 +227,7 @@ def test_what_was_not_recorded_says_so(run):
         "results.json",
         lambda r: [r[part].pop(key) for part, keys in missing.items() for key in keys],
     )
-    text = card.card(run, "gguf")
+    text = card.render_card(run, "gguf")
     for title in (
         "Multiple-choice exam, same harness for all",
         "Safety set: answers judged by rules",
@@ -254,7 +254,7 @@ def test_what_was_not_recorded_says_so(run):
             r["stages"]["train"].update(attempts=[], status="pending"),
         ),
     )
-    text = card.card(run, "gguf")
+    text = card.render_card(run, "gguf")
     assert rows(text, "Held-out answers, before and after")["response loss, nats a token"] == [
         "not measured",
         "not measured",
@@ -299,7 +299,7 @@ def test_exam_safety_and_edge_are_shown_when_they_are_there(run):
             perplexity={"items": 40, "ratio": 0.91, "ratio_ci95": [0.88, 0.94]},
         ),
     )
-    text = card.card(run, "gguf")
+    text = card.render_card(run, "gguf")
     exam = rows(text, "Multiple-choice exam, same harness for all")
     assert exam[""] == ["this run", "q8_0"]
     assert exam["base correct"] == ["31 of 120 (25.8%)", "30 of 120 (25.0%)"]
@@ -321,14 +321,14 @@ def test_exam_safety_and_edge_are_shown_when_they_are_there(run):
             exam={"items": 120, "tuned_correct": 66, "formats": {"q8_0": EXAM["q8_0"]}}
         ),
     )
-    assert rows(card.card(run, "gguf"), "Multiple-choice exam, same harness for all")[
+    assert rows(card.render_card(run, "gguf"), "Multiple-choice exam, same harness for all")[
         "tuned correct"
     ] == ["66 of 120 (55.0%)", "64 of 120 (53.3%)"]
 
 
 @pytest.mark.parametrize("part", card.PARTS)
 def test_disclaimers_terms_and_citation_are_in_every_card(run, part):
-    text = card.card(run, part)
+    text = card.render_card(run, part)
     for words in (
         DISCLAIMER,
         "Not medical advice",
@@ -346,7 +346,7 @@ def test_disclaimers_terms_and_citation_are_in_every_card(run, part):
         "before anybody can start it"
     )
     reparam(run, base_model="unsloth/gemma-3n-E4B-it")
-    assert "stand-in" not in card.card(run, part)
+    assert "stand-in" not in card.render_card(run, part)
 
 
 def test_each_card_says_how_to_use_what_lies_beside_it_and_names_the_others(run):
@@ -369,7 +369,9 @@ def test_each_card_says_how_to_use_what_lies_beside_it_and_names_the_others(run)
             ],
         ),
     )
-    gguf, adapter, merged = (card.card(run, part, REPOS) for part in ("gguf", "adapter", "merged"))
+    gguf, adapter, merged = (
+        card.render_card(run, part, REPOS) for part in ("gguf", "adapter", "merged")
+    )
     job = params.load_job(run / "params.yaml")
     assert (
         servers.format_commands(
@@ -392,7 +394,7 @@ def test_each_card_says_how_to_use_what_lies_beside_it_and_names_the_others(run)
         assert {name for name in REPOS.values() if f"`{name}`" in text} == {
             name for other, name in REPOS.items() if other != part
         }
-    assert "`maria/" not in card.card(run, "gguf")
+    assert "`maria/" not in card.render_card(run, "gguf")
 
 
 def test_what_a_reader_must_know_comes_first_and_a_card_written_by_the_export_itself_is_not_called_unfinished(
@@ -407,14 +409,14 @@ def test_what_a_reader_must_know_comes_first_and_a_card_written_by_the_export_it
             r["stages"]["train"]["attempts"][-1].update(dirty=True),
         ),
     )
-    text = card.card(run, "gguf")
+    text = card.render_card(run, "gguf")
     assert (
         "- train ran from a checkout with uncommitted changes\n"
         in text[: text.index("## How to use it")]
     )
     assert "export is" not in text
     edit(run, "run.json", lambda r: r["stages"]["export"].update(status="failed"))
-    assert "- export is failed" in card.card(run, "gguf")
+    assert "- export is failed" in card.render_card(run, "gguf")
 
 
 def test_text_of_others_cannot_break_the_tables(run):
@@ -425,24 +427,24 @@ def test_text_of_others_cannot_break_the_tables(run):
             dataset="own|er/<b>se\nt", commit="a|b", licence="x\n| y |"
         ),
     )
-    data = rows(card.card(run, "merged"), "Base and data")
+    data = rows(card.render_card(run, "merged"), "Base and data")
     assert data["data"] == ["own\\|er/&lt;b>se t"]
     assert data["data, licence"] == ["x \\| y \\|"]
 
 
 def test_cards_lie_beside_the_weights_of_the_parts_there_are(run):
     with pytest.raises(UserError, match="not a run"):
-        card.card(run / "data", "gguf")
-    paths = card.write(run, REPOS)
+        card.render_card(run / "data", "gguf")
+    paths = card.write_cards(run, REPOS)
     assert paths == [run / "gguf" / "README.md"], "the example has no adapter/ and no merged/"
-    assert paths[0].read_text(encoding="utf-8") == card.card(run, "gguf", REPOS)
+    assert paths[0].read_text(encoding="utf-8") == card.render_card(run, "gguf", REPOS)
     shutil.rmtree(run / "gguf")
     with pytest.raises(UserError, match="no adapter/, merged/ or gguf/"):
-        card.cards(run)
+        card.render_cards(run)
 
 
 def test_commands_in_the_card_are_whole_shell_lines(run):
-    for line in re.search(r"SYSTEM=.*?(?=\n```)", card.card(run, "gguf"), re.DOTALL)[
+    for line in re.search(r"SYSTEM=.*?(?=\n```)", card.render_card(run, "gguf"), re.DOTALL)[
         0
     ].splitlines():
         assert shlex.split(line) or line.startswith("#")
@@ -451,9 +453,9 @@ def test_commands_in_the_card_are_whole_shell_lines(run):
 def test_a_run_prepared_before_the_safety_set_counted_does_not_claim_it(run):
     edit(run, "data/data_card.json", lambda d: d.pop("safety_prompts", None))
     assert "repeat held-out rows or exam items were looked for by runs of 13 words" in section(
-        card.card(run, "adapter"), "Base and data"
+        card.render_card(run, "adapter"), "Base and data"
     )
     edit(run, "data/data_card.json", lambda d: d.update(safety_prompts=82))
     assert "repeat held-out rows, exam items or safety prompts were looked for" in section(
-        card.card(run, "adapter"), "Base and data"
+        card.render_card(run, "adapter"), "Base and data"
     )

@@ -1,6 +1,6 @@
 """Figures of the pages: what is drawn is what the ledger says, in the page's colours, once wide and once narrow.
 
-.venv/bin/python -m pytest tests/test_figures.py
+python -m pytest tests/pages/test_figures.py
 """
 
 import re
@@ -77,7 +77,7 @@ def test_an_overlay_is_over_rows_seen():
 
 def test_markup_follows_the_page_and_ids_are_its_own():
     one, two = (
-        str(figures.both(lambda width: figures.curves(entries(10), width), label))
+        str(figures.both_widths(lambda width: figures.curves(entries(10), width), label))
         for label in ("one", 'two "quoted"')
     )
     ids = [set(re.findall(r'\bid="([^"]+)"', markup)) for markup in (one, two)]
@@ -93,6 +93,6 @@ def test_markup_follows_the_page_and_ids_are_its_own():
         )
         assert markup.count("<svg") == 2
     assert 'aria-label="two &#34;quoted&#34;"' in two
-    assert one == str(figures.both(lambda width: figures.curves(entries(10), width), "one")), (
-        "the same records, the same page"
-    )
+    assert one == str(
+        figures.both_widths(lambda width: figures.curves(entries(10), width), "one")
+    ), "the same records, the same page"

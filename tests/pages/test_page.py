@@ -1,6 +1,6 @@
 """The pages in headless Chromium: no request, nothing on the console, no overflow at 400 and 1,400 px, reached by Tab, in both themes.
 
-python -m pytest tests/test_pages.py
+python -m pytest tests/pages/test_page.py
 """
 
 import pytest
@@ -31,7 +31,7 @@ def top(tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDRESCUE_RUNS", str(top / "runs"))
-        report.write(folders[0])
+        report.write_report(folders[0])
         compare.write(folders)
     return top
 

@@ -1,6 +1,6 @@
 """report.html from records: offline, escaped, honest about what is missing; notebooks as pages; the examples rendered.
 
-python -m pytest tests/test_report.py
+python -m pytest tests/pages/test_report.py
 """
 
 import json
@@ -17,7 +17,7 @@ from lib import params
 from lib.common import files
 from lib.common.errors import UserError
 from lib.medical.disclaimer import DISCLAIMER
-from lib.pages import cautions, report
+from lib.pages import cautions, headline, report
 from lib.record import ledger
 from lib.record import run_record as record
 
@@ -33,7 +33,7 @@ def folder(tmp_path):
 def written(tmp_path_factory):
     """The same run with its pages; not to be changed."""
     folder = evil_run.make(tmp_path_factory.mktemp("runs"))
-    report.write(folder)
+    report.write_report(folder)
     return folder
 
 
@@ -56,7 +56,7 @@ def test_a_file_that_is_not_as_recorded_is_the_first_warning(folder):
         {"path": "samples.json", "bytes": 1, "sha256": "0"}
     )
     (folder / "run.json").write_text(json.dumps(record))
-    text = " ".join(read(report.write(folder)).text)
+    text = " ".join(read(report.write_report(folder)).text)
     assert "train.ipynb is not as it was when it was executed" in text
     assert "samples.json has" in text
     assert "what is read from it cannot be trusted" in text
@@ -64,7 +64,7 @@ def test_a_file_that_is_not_as_recorded_is_the_first_warning(folder):
 
 def test_a_notebook_that_is_not_readable_is_a_warning_and_the_page_is_there(folder):
     (folder / "train.ipynb").write_text('{"cells": [')
-    assert "train.ipynb` is not readable" in " ".join(read(report.write(folder)).text)
+    assert "train.ipynb` is not readable" in " ".join(read(report.write_report(folder)).text)
 
 
 def test_nothing_is_fetched_and_nothing_from_data_is_markup(written):
@@ -111,8 +111,8 @@ def test_warnings_come_first_and_say_what_is_wrong(written):
 
 
 def test_headline_has_intervals_and_says_what_is_not_measured(written):
-    told = report.gather(written)
-    tiles = {one["name"]: one for one in report.headline(told["results"], told["exams"])}
+    told = report.gather_records(written)
+    tiles = {one["name"]: one for one in headline.headline_numbers(told["results"], told["exams"])}
     assert tiles["held-out response loss, before → after"]["value"] == "3.000 → 3.500"
     assert "95 % interval: not measured" in tiles["held-out response loss, before → after"]["note"]
     assert tiles["perplexity of held-out answers, tuned / base"] == {
@@ -126,14 +126,14 @@ def test_headline_has_intervals_and_says_what_is_not_measured(written):
     assert tiles["safety set, answers that pass"]["value"] is None
     assert tiles["training speed"]["value"] is None
     assert "not measured" in " ".join(read(written / "report.html").text)
-    missing = report.not_measured(told["results"], told["exams"])
+    missing = headline.list_unmeasured(told["results"], told["exams"])
     assert "whether a clinician finds the answers safe" in missing
     assert not [m for m in missing if m.startswith("an exam")], "it was examined"
     assert [m for m in missing if m.startswith("safety")]
 
 
 def test_the_funnel_adds_up(folder):
-    rows = report.funnel(report.gather(folder)["results"]["prepare"])
+    rows = report.funnel_rows(report.gather_records(folder)["results"]["prepare"])
     assert [row["left"] for row in rows] == [6, 6, 5, 3]
     assert rows[-1]["lost"] == pytest.approx(2 / 6)
 
@@ -144,16 +144,18 @@ def test_random_weights_harmful_answers_and_a_worse_exam_are_warned_of():
             s: {"status": "finished", "attempts": [{}]} for s in ("prepare", "train", "export")
         }
     }
-    assert cautions.warnings(run, {}, "x") == []
-    [said] = cautions.warnings(
+    assert cautions.list_warnings(run, {}, "x") == []
+    [said] = cautions.list_warnings(
         run, {"train": {"eval_loss_before": 12.9, "eval_loss_after": 12.1}}, "x"
     )
     assert "random, or broken" in said
     assert (
-        cautions.warnings(run, {"train": {"eval_loss_before": 7.6, "eval_loss_after": 7.0}}, "x")
+        cautions.list_warnings(
+            run, {"train": {"eval_loss_before": 7.6, "eval_loss_after": 7.0}}, "x"
+        )
         == []
     )
-    [said] = cautions.warnings(
+    [said] = cautions.list_warnings(
         run,
         {"train": {"eval_loss_before": 7.6}},
         "x",
@@ -175,14 +177,14 @@ def test_random_weights_harmful_answers_and_a_worse_exam_are_warned_of():
             ],
         },
     }
-    assert [s[:22] for s in cautions.warnings(run, {}, "x", exams=exams)] == [
+    assert [s[:22] for s in cautions.list_warnings(run, {}, "x", exams=exams)] == [
         "q8_0: 2 of 9 answers t",
         "merged does worse than",
     ]
     dropped = {"prepare": {"dropped": {"dangerous_advice": 6}, "changed": {}}}
-    assert cautions.warnings(run, dropped, "x") == [], "rows that were dropped were not kept"
+    assert cautions.list_warnings(run, dropped, "x") == [], "rows that were dropped were not kept"
     kept = params.check_values({"near_duplicates": "keep", "decontaminate": 0}, "test")
-    assert "held-out numbers may flatter" in cautions.warnings(run, {}, "x", job=kept)[0]
+    assert "held-out numbers may flatter" in cautions.list_warnings(run, {}, "x", job=kept)[0]
     evals = [
         {"event": "session", "session": 1, "start_step": 0},
         *(
@@ -190,7 +192,7 @@ def test_random_weights_harmful_answers_and_a_worse_exam_are_warned_of():
             for n, loss in ((0, 3.0), (5, 2.0), (9, 2.4))
         ),
     ]
-    assert "lowest at step 5 (2.000)" in cautions.warnings(run, {}, "x", entries=evals)[0]
+    assert "lowest at step 5 (2.000)" in cautions.list_warnings(run, {}, "x", entries=evals)[0]
 
 
 def test_artefacts_say_whether_they_are_here_pruned_or_changed(folder):
@@ -206,7 +208,7 @@ def test_artefacts_say_whether_they_are_here_pruned_or_changed(folder):
     ]
     (folder / "here").write_text("abc")
     (folder / "other").write_text("abcd")
-    states = {row["path"]: row["state"] for row in report.artifacts(folder, run, {})}
+    states = {row["path"]: row["state"] for row in report.artifact_rows(folder, run, {})}
     assert states == {
         "freed": "pruned 2026-02-03",
         "gone": "not here",
@@ -218,19 +220,21 @@ def test_artefacts_say_whether_they_are_here_pruned_or_changed(folder):
 def test_a_run_cut_off_in_training_has_a_page_with_its_curve(folder):
     results = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps({"prepare": results["prepare"]}))
-    assert "Loss, learning rate and memory" in report.write(folder).read_text(encoding="utf-8")
+    assert "Loss, learning rate and memory" in report.write_report(folder).read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_run_that_only_began_has_a_page(folder):
     for name in ("metrics.jsonl", "results.json", "samples.json", "exam.json", "train.ipynb"):
         (folder / name).unlink()
-    assert "not measured" in " ".join(read(report.write(folder)).text)
+    assert "not measured" in " ".join(read(report.write_report(folder)).text)
 
 
 @pytest.mark.parametrize("name", ["demo", "e4b-h100"])
 def test_examples_of_earlier_versions_have_small_whole_pages(name, tmp_path):
     shutil.copytree(ROOT / "runs" / "examples" / name, tmp_path / name)
-    path = report.write(tmp_path / name)
+    path = report.write_report(tmp_path / name)
     pages = sorted(tmp_path.glob("*/*.html"))
     assert len(pages) == 1 + len(list(tmp_path.glob("*/*.ipynb")))
     for page in pages:
@@ -248,7 +252,7 @@ def test_the_examples_are_as_they_were_recorded(name):
     """What carries a seal or a hash (those of the first versions had none) and is not left out."""
     folder = ROOT / "runs" / "examples" / name
     run = record.read_record(folder / "run.json")
-    assert report.damage(folder, run) == []
+    assert report.find_damage(folder, run) == []
     kept = [
         a
         for stage in run["stages"].values()
@@ -266,7 +270,7 @@ def test_the_examples_are_as_they_were_recorded(name):
 
 def test_not_a_run_and_a_torn_record_are_errors(folder, tmp_path):
     with pytest.raises(UserError, match=r"is not a run: it has no run.json"):
-        report.write(tmp_path)
+        report.write_report(tmp_path)
     (folder / "results.json").write_text('{"prepare": ')
     with pytest.raises(UserError, match=r"is not readable JSON"):
-        report.write(folder)
+        report.write_report(folder)

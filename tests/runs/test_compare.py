@@ -18,13 +18,13 @@ def runs(tmp_path, monkeypatch):
     """Makes runs in a runs folder of their own."""
     monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path))
     monkeypatch.setattr(
-        compare.figures, "both", lambda draw, label: ""
+        compare.figures, "both_widths", lambda draw, label: ""
     )  # drawn in test_figures and test_pages
     return lambda name, **options: evil_run.make(tmp_path, name, **options)
 
 
 def gathered(*folders):
-    return [report.gather(folder) | {"name": folder.name} for folder in folders]
+    return [report.gather_records(folder) | {"name": folder.name} for folder in folders]
 
 
 def test_page_and_text_name_what_differs_and_the_best(runs):

