@@ -7,15 +7,21 @@ under the same mask does, which costs the square of the packed length.
 """
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 NAME = "packed"
+# torch 2.11 takes fewer heads of keys and values as they come, later ones ask for it by name
+SHARED_HEADS = (
+    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+)
 
 
 def same_row_mask(bounds: torch.Tensor, tokens: int, window: int) -> torch.Tensor:
@@ -27,119 +33,6 @@ def same_row_mask(bounds: torch.Tensor, tokens: int, window: int) -> torch.Tenso
     row = torch.searchsorted(bounds, position, right=True)
     back = position[:, None] - position[None]
     return (row[:, None] == row[None]) & (back >= 0) & (back < (window or tokens))
-
-
-# --------------------------------------------------------------------------------------------------
-# the flash kernel
-#
-# Two operators that are opaque to the compiler on purpose: torch.ops.aten's own have no stable
-# autograd. `back` is how far a query may look back, -1 without limit.
-
-
-@torch.library.custom_op("medrescue::packed_attention", mutates_args=())
-def _flash(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    bounds: torch.Tensor,
-    back: int,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    # the longest row only sets the launch grid: all tokens are as good as the true one, which would
-    # have to be read back from the GPU
-    longest = query.shape[0]
-    out, lse, *_ = torch.ops.aten._flash_attention_forward(
-        query,
-        key,
-        value,
-        bounds,
-        bounds,
-        longest,
-        longest,
-        0.0,
-        True,
-        return_debug_mask=False,
-        scale=scale,
-        window_size_left=back,
-        window_size_right=0 if back >= 0 else -1,
-    )
-    return out, lse
-
-
-@_flash.register_fake
-def _(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    bounds: torch.Tensor,
-    back: int,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens, heads = query.shape[:2]
-    return torch.empty_like(query), query.new_empty((heads, tokens), dtype=torch.float32)
-
-
-# as many arguments as the kernel has
-@torch.library.custom_op("medrescue::packed_attention_backward", mutates_args=())
-def _flash_backward(  # noqa: PLR0913
-    grad: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    bounds: torch.Tensor,
-    back: int,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    longest = query.shape[0]
-    no_dropout = torch.zeros(2, dtype=torch.uint64, device=query.device)  # a generator's state
-    return torch.ops.aten._flash_attention_backward(
-        grad.contiguous(),
-        query,
-        key,
-        value,
-        out,
-        lse,
-        bounds,
-        bounds,
-        longest,
-        longest,
-        0.0,
-        True,
-        no_dropout,
-        torch.empty(0, device=query.device),
-        scale=scale,
-        window_size_left=back,
-        window_size_right=0 if back >= 0 else -1,
-    )
-
-
-@_flash_backward.register_fake
-def _(
-    grad: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *_: Any,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:3], *output, inputs[3])
-    ctx.constants = inputs[4:]
-
-
-def _backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
-    return (*_flash_backward(grad, *ctx.saved_tensors, *ctx.constants), None, None, None)
-
-
-_flash.register_autograd(_backward, setup_context=_save)
-
-
-# --------------------------------------------------------------------------------------------------
-# attention for transformers
 
 
 # as many arguments as transformers passes
@@ -158,8 +51,22 @@ def attention(  # noqa: PLR0913
     scale = module.head_dim**-0.5 if scaling is None else scaling
     window = sliding_window or 0
     if query.is_cuda:
+        # the longest row only sets the launch grid: all tokens are as good as the true length,
+        # which would have to be read back from the GPU
+        longest = query.shape[2]
+        # a window of W is "W - 1 back" to the kernel, and -1 is no limit
+        looks_back = (window - 1, 0)
         parts = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
-        out, _ = _flash(*parts, bounds, window - 1, scale)
+        out = varlen_attn(
+            *parts,
+            bounds,
+            bounds,
+            longest,
+            longest,
+            scale=scale,
+            window_size=looks_back,
+            **SHARED_HEADS,
+        )
         return out[None], None
     out = scaled_dot_product_attention(
         query,

@@ -3,12 +3,11 @@
 python -m pytest tests/training/test_packed.py
 """
 
-import functools
 import types
 
 import pytest
 import torch
-from torch.library import opcheck
+from torch.nn.attention.varlen import varlen_attn
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.models.gemma3n.modeling_gemma3n import eager_attention_forward
 
@@ -266,80 +265,39 @@ def test_attention_of_one_row_is_transformers_eager_attention(scaling):
 
 
 # --------------------------------------------------------------------------------------------------
-# the flash operators
+# the path of the card
 
 
-def wide(query, *shared):
-    """(heads, tokens, size) in float32, shared heads repeated for each query head."""
-    return (
-        t.repeat_interleave(query.shape[1] // t.shape[1], 1).transpose(0, 1).float()
-        for t in (query, *shared)
+def plain_varlen(query, key, value, starts, _, longest, __, *, scale, window_size, enable_gqa):
+    """What torch's varlen_attn computes on (tokens, heads, size), by its definition."""
+    assert enable_gqa
+    assert longest == len(query)
+    left, right = window_size
+    assert right == 0, "nobody looks ahead"
+    q, k, v = (
+        t.repeat_interleave(query.shape[1] // t.shape[1], 1).transpose(0, 1)
+        for t in (query, key, value)
     )
-
-
-def plain_flash(query, key, value, bounds, back, scale):
-    """What the operator computes, on (tokens, heads, size), by the definition and in float32."""
-    q, k, v = wide(query, key, value)
-    scores = (q @ k.transpose(1, 2) * scale).masked_fill(
-        ~packed.same_row_mask(bounds, len(query), back + 1), -torch.inf
-    )
-    return (scores.softmax(-1) @ v).transpose(0, 1).to(query.dtype).contiguous(), scores.logsumexp(
-        -1
-    )
-
-
-def plain_flash_backward(grad, query, key, value, out, lse, bounds, back, scale):
-    """Its derivative, written out: inside an operator autograd does not record."""
-    q, k, v, g, o = wide(query, key, value, grad, out)
-    p = (q @ k.transpose(1, 2) * scale - lse[..., None]).exp() * packed.same_row_mask(
-        bounds, len(query), back + 1
-    )
-    slope = p * (g @ v.transpose(1, 2) - (g * o).sum(-1, keepdim=True)) * scale
-    full = slope @ k, slope.transpose(1, 2) @ q, p.transpose(1, 2) @ g
-    return tuple(
-        f.unflatten(0, (t.shape[1], -1)).sum(1).transpose(0, 1).to(t.dtype).contiguous()
-        for f, t in zip(full, (query, key, value), strict=True)
-    )
-
-
-@pytest.fixture(scope="module")
-def flash_on_cpu():
-    """The operators with a CPU kernel, which the library never calls: their declared shapes and derivative can then be checked."""
-    packed._flash.register_kernel("cpu")(plain_flash)
-    packed._flash_backward.register_kernel("cpu")(plain_flash_backward)
+    position = torch.arange(len(query))
+    row = torch.searchsorted(starts, position, right=True)
+    back = position[:, None] - position[None]
+    seen = (row[:, None] == row[None]) & (back >= 0) & ((back <= left) | (left < 0))
+    scores = (q @ k.transpose(1, 2) * scale).masked_fill(~seen, -torch.inf)
+    return (scores.softmax(-1) @ v).transpose(0, 1).contiguous()
 
 
 BOUNDS = [0, 7, 7, 8, 20, 24, 24]
 
 
-def operands(window=5, dtype=torch.float32, device="cpu", grad=True):
-    draw = torch.Generator().manual_seed(0)
-    q, k, v = (
-        torch.randn(24, n, 16, generator=draw).to(device, dtype).requires_grad_(grad)
-        for n in (8, 2, 2)
-    )
-    return q, k, v, torch.tensor(BOUNDS, dtype=torch.int32, device=device), window - 1, 0.3
-
-
-@pytest.mark.parametrize("window", [0, 5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_operators_are_registered_as_they_compute(flash_on_cpu, window, dtype):
-    """torch's own checks: schema, fake results, autograd under the compiler."""
-    opcheck(packed._flash, operands(window, dtype))
-    q, k, v, *constants = operands(window, dtype, grad=False)
-    opcheck(
-        packed._flash_backward,
-        (torch.ones_like(q), q, k, v, *packed._flash(q, k, v, *constants), *constants),
-    )
-
-
-@pytest.mark.parametrize("window", [None, 5])
-def test_the_path_of_the_card_equals_the_masked_path(flash_on_cpu, window):
-    """Layout, scale and window handed to the operator, and the derivative's order; only the kernel itself is another."""
+@pytest.mark.parametrize("window", [None, 1, 5])
+def test_the_path_of_the_card_equals_the_masked_path(window, monkeypatch):
+    """Layout, scale and window handed to torch's kernel; only the kernel itself is another."""
 
     class OnCard(torch.Tensor):
         is_cuda = True
 
+    monkeypatch.setattr(packed, "varlen_attn", plain_varlen)
+    monkeypatch.setattr(packed, "SHARED_HEADS", {"enable_gqa": True})
     module, bounds = types.SimpleNamespace(head_dim=16), torch.tensor(BOUNDS, dtype=torch.int32)
     results = []
     for kind in (OnCard, torch.Tensor):
@@ -358,26 +316,10 @@ def test_the_path_of_the_card_equals_the_masked_path(flash_on_cpu, window):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("window", [0, 5])
-def test_fake_results_are_those_of_torchs_flash_kernels(window):
-    """On meta tensors: what the compiler is told, and what torch says that its kernels return for this very call."""
-    q, k, v, *constants = operands(window, torch.bfloat16, "meta")
-    told = packed._flash(q, k, v, *constants)
-    with torch.no_grad():
-        kernel = packed._flash._init_fn(q, k, v, *constants)
-    backward = (torch.empty_like(q), q.detach(), k.detach(), v.detach(), *kernel, *constants)
-    told_backward, kernel_backward = (
-        packed._flash_backward(*backward),
-        packed._flash_backward._init_fn(*backward),
-    )
-    for ours, theirs in zip((*told, *told_backward), (*kernel, *kernel_backward), strict=True):
-        assert (ours.shape, ours.dtype, ours.stride()) == (
-            theirs.shape,
-            theirs.dtype,
-            theirs.stride(),
-        )
-    assert [t.shape for t in told_backward] == [q.shape, k.shape, v.shape]
-    assert told[0].requires_grad
+def test_torch_names_its_arguments_as_they_are_handed_over():
+    names = inspect.signature(varlen_attn).parameters
+    assert list(names)[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
+    assert {"scale", "window_size", *packed.SHARED_HEADS} <= set(names)
 
 
 def masked_in_float32(module, leaves, grad, bounds, window):
@@ -416,20 +358,6 @@ def test_flash_equals_the_mask_on_the_card(bounds, window):
     ):
         assert mine.shape == truth.shape
         assert relative(mine, truth) < 8e-3
-
-
-@needs_cuda
-@pytest.mark.parametrize("window", [0, 5])
-def test_the_operators_are_registered_as_the_card_computes(window):
-    checks = functools.partial(
-        opcheck, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
-    )
-    checks(packed._flash, operands(window, torch.bfloat16, "cuda"))
-    q, k, v, *constants = operands(window, torch.bfloat16, "cuda", grad=False)
-    checks(
-        packed._flash_backward,
-        (torch.ones_like(q), q, k, v, *packed._flash(q, k, v, *constants), *constants),
-    )
 
 
 @needs_cuda
