@@ -1,9 +1,11 @@
-"""Run a job: notebooks executed through papermill into a run folder, with a record that tells the truth.
+"""Run a job: its stages' notebooks are executed into a run folder, whose record tells the truth.
 
-    python -m lib.runs run|prepare|train|export --params params/cpu.yaml [--run NAME] [--set "k=v k=v"] [--force]
-    python -m lib.runs report --params params/cpu.yaml [--run NAME]
+    python -m lib.runs run|prepare|train|export --params FILE [--run NAME] [--set "k=v"] [--force]
+    python -m lib.runs report --params FILE [--run NAME]
+    python -m lib.runs ask --params FILE [--run NAME] --question TEXT
 
-Exit codes: 0, 1 a stage failed, 2 wrong usage, 130 / 143 / 129 interrupted by Ctrl-C / SIGTERM / a closed terminal.
+Exit codes: 0, 1 a stage failed, 2 wrong usage, 130 / 143 / 129 interrupted by Ctrl-C / SIGTERM / a
+closed terminal.
 """
 
 import argparse
@@ -17,13 +19,17 @@ from lib.common import files
 from lib.common.errors import UserError
 from lib.common.redact import redacted_terminal
 from lib.data import sources
+from lib.params import Params
 from lib.record import opening, run_folder
 from lib.record.run_record import STAGES
-from lib.runs.notebook import StageFailed, _Stopper
-from lib.runs.stages import check_machine, check_source, run_stage
+from lib.runs.engine import StageFailed
+from lib.runs.needs import check_machine, require_same_data
+from lib.runs.stages import run_stage
+from lib.runs.stopper import Stopper
 
 
 def main(argv: list[str] | None = None) -> int:
+    assert __doc__
     parser = argparse.ArgumentParser(prog="python -m lib.runs", description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=["run", *STAGES, "report", "ask"])
     parser.add_argument("--params", default="params/cpu.yaml", metavar="FILE")
@@ -37,69 +43,87 @@ def main(argv: list[str] | None = None) -> int:
         help="what to ask the run's first GGUF (command ask)",
     )
     with redacted_terminal():
-        return _main(parser.parse_args(argv))
+        return _do(parser.parse_args(argv))
 
 
-def _main(options: argparse.Namespace) -> int:
-    _Stopper.install()
+def _do(options: argparse.Namespace) -> int:
+    """Carry out one command; returns its exit code, and gives the run back whatever happens."""
+    stopper = Stopper()
+    stopper.install()
     folder = None
     try:
         job = params.load_job(options.params, options.overrides)
         folder = run_folder.choose_folder(job, options.params, options.run)
         if options.command == "report":
-            return _report(folder)
+            _write_report(folder)
+            return 0
         if options.command == "ask":
             from lib.runs import ask  # llama.cpp, 100 MB, which no other command needs here
 
             ask.answer(folder, options.question, lambda text: print(text, end="", flush=True))
             return 0
-        for key, value in params.parse_overrides(options.overrides).items():
-            print(f"override: {key} = {value!r}")
-        wanted = STAGES if options.command == "run" else STAGES[: STAGES.index(options.command) + 1]
-        forced = wanted if options.command == "run" else [options.command]
-        sources.check(job)
-        if not folder.exists():  # before anything is made or downloaded
-            check_machine(wanted, job, _existing(folder))
-        run = opening.open_run(folder, job, forced[0] if options.force else "")
-        if not (options.force and "prepare" in forced):
-            check_source(run, job)
-        print(f"run: {files.shown(folder)}")
-        for stage in wanted:
-            if _Stopper.signal is not None:  # it came too late to stop the stage before
-                raise KeyboardInterrupt
-            run_stage(run, stage, job, options.force and stage in forced)
-        return _report(folder)
+        return _run_stages(folder, job, options, stopper)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except StageFailed as error:
-        where = (
-            f"{f'cell {error.cell} of ' if error.cell else ''}{files.shown(folder / stage)}.ipynb"
-        )
-        print(
-            f"\n{'stopped' if error.interrupted else 'failed'} in {where}: {error}", file=sys.stderr
-        )
-        if error.interrupted:
-            print(
-                f"The same command{', without FORCE=1,' * options.force} continues; training from its last good checkpoint.",
-                file=sys.stderr,
-            )
-        with contextlib.suppress(UserError):  # the failure above is what counts
-            _report(folder)
-        return 128 + _Stopper.signal if _Stopper.signal else 1
     except (KeyboardInterrupt, SystemExit):
-        return 128 + (_Stopper.signal or signal.SIGINT)
+        return 128 + (stopper.signal or signal.SIGINT)
     finally:
         if folder:
             files.unlock_folder(folder)
 
 
-def _existing(folder: pathlib.Path) -> pathlib.Path:
-    return folder if folder.exists() else _existing(folder.parent)
+def _run_stages(
+    folder: pathlib.Path, job: Params, options: argparse.Namespace, stopper: Stopper
+) -> int:
+    """Run the stages that a command stands for, then write the report; returns the exit code."""
+    for key, value in params.parse_overrides(options.overrides).items():
+        print(f"override: {key} = {value!r}")
+    if options.command == "run":
+        wanted, asked_for = STAGES, STAGES
+    else:  # a stage needs those before it, but FORCE=1 is for the one that was asked for
+        wanted = STAGES[: STAGES.index(options.command) + 1]
+        asked_for = (options.command,)
+    forced = asked_for if options.force else ()
+    sources.check(job)
+    if not folder.exists():  # before anything is made or downloaded
+        check_machine(wanted, job, _existing_parent(folder))
+    run = opening.open_run(folder, job, forced[0] if forced else "")
+    if "prepare" not in forced:
+        require_same_data(run, job)
+    print(f"run: {files.shown(folder)}")
+    for stage in wanted:
+        if stopper.signal is not None:  # it came too late to stop the stage before
+            raise KeyboardInterrupt
+        try:
+            run_stage(run, stage, job, stage in forced, stopper)
+        except StageFailed as error:
+            _tell_failure(error, folder / f"{stage}.ipynb", options.force)
+            with contextlib.suppress(UserError):  # the failure above is what counts
+                _write_report(folder)
+            return 128 + stopper.signal if stopper.signal else 1
+    _write_report(folder)
+    return 0
 
 
-def _report(folder: pathlib.Path) -> int:
-    from lib.pages import report
+def _existing_parent(folder: pathlib.Path) -> pathlib.Path:
+    """The folder itself or the nearest one above it that exists."""
+    return folder if folder.exists() else _existing_parent(folder.parent)
+
+
+def _tell_failure(error: StageFailed, notebook: pathlib.Path, force: bool) -> None:
+    cell = f"cell {error.cell} of " if error.cell else ""
+    ended = "stopped" if error.interrupted else "failed"
+    print(f"\n{ended} in {cell}{files.shown(notebook)}: {error}", file=sys.stderr)
+    if error.interrupted:
+        without = ", without FORCE=1," if force else ""
+        print(
+            f"The same command{without} continues; training from its last good checkpoint.",
+            file=sys.stderr,
+        )
+
+
+def _write_report(folder: pathlib.Path) -> None:
+    from lib.pages import report  # slow to import, and a command that is refused needs none
 
     print(f"report: {files.shown(report.write_report(folder))}")
-    return 0

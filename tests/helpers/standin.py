@@ -18,6 +18,10 @@ KEYS = {
     "train": "learning_rate: float = 0.0",
     "export": "gguf_types: list = []",
 }
+# code that a runner is started with where a test waits longer than the grace
+PATIENT = "from lib.runs import stopper\nstopper.GRACE_SECONDS = 600"
+# a cell that tells its process id, and goes on until something ends it
+WAIT = "pathlib.Path('there').write_text(str(os.getpid()))\nwhile True: time.sleep(0.02)\n"
 RESULT = {"prepare": "data", "train": "adapter", "export": "gguf"}
 
 
@@ -139,6 +143,48 @@ class Tree:
 
     def executed(self, name):
         return json.loads((self.run / name).read_text())
+
+
+def cell_states(notebook):
+    """papermill's status of each cell, without the banners it adds."""
+    return [
+        c["metadata"]["papermill"]["status"]
+        for c in notebook["cells"]
+        if "papermill" in c["metadata"]
+    ]
+
+
+def assert_ended(tree, stage, status, words, cell=WORK + 1):
+    """Record and executed copy agree: which status, in which cell, why.
+
+    `cell` counts the injected parameters, but no banners.
+    """
+    entry, notebook = tree.stage(stage), tree.executed(f"{stage}.ipynb")
+    last = entry["attempts"][-1]
+    assert entry["status"] == status
+    assert words in last["exit"]
+    assert last["end"] is not None
+    left = 6 - cell
+    assert cell_states(notebook) == ["completed"] * (cell - 1) + ["failed"] + ["pending"] * left
+    assert notebook["metadata"]["papermill"]["exception"] is True
+    failed = notebook["cells"][last["cell"] - 1]
+    assert failed["metadata"]["papermill"]["status"] == "failed"
+    assert failed["metadata"]["papermill"]["exception"] is True
+    errors = [o for o in failed["outputs"] if o["output_type"] == "error"]
+    assert len(errors) == 1
+    assert errors[0]["ename"] + ": " + errors[0]["evalue"] in last["exit"]
+    return last
+
+
+def refused(capsys, *words):
+    """The message with which the runner, in this process, refuses a command."""
+    from lib.runs.run_job import main
+
+    assert main([*words, "--run", "job"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) < 15
+    return err
 
 
 def gone(pid):

@@ -16,7 +16,7 @@ from lib.common.errors import UserError
 from lib.data import sources
 from lib.params import Params, Text
 from lib.record import ledger, run_folder
-from lib.runs import stages
+from lib.runs import needs
 
 SEARCHES = ("grid", "list", "random")
 METRICS = [
@@ -194,9 +194,10 @@ def _draws(sweep: Sweep) -> Any:
 def _check(job: Params, sweep: Sweep, where: str) -> None:
     """What a job must have to be a trial, beyond being a job; nothing is read or made yet."""
     sources.check(job)
-    if (needs := stages.needs_gpu(job)) and not sweep.gpus_per_trial:
+    if (wants := needs.describe_gpu_needs(job)) and not sweep.gpus_per_trial:
         raise UserError(
-            f"{where} trains with {needs}, which needs an NVIDIA GPU, and gpus_per_trial is 0. Set gpus_per_trial: 1."
+            f"{where} trains with {wants}, which needs an NVIDIA GPU, and gpus_per_trial is 0. "
+            f"Set gpus_per_trial: 1."
         )
     if sweep.early_stop and (
         not job.eval_steps or not job.validation_size or 0 < job.max_steps <= job.eval_steps

@@ -1,0 +1,98 @@
+"""What stages need of this machine and of their data, asked before hours are spent."""
+
+import pathlib
+from collections.abc import Collection
+
+from lib.common import files, machine
+from lib.common.errors import ROOT, UserError
+from lib.data import sources
+from lib.export import push
+from lib.medical import safety
+from lib.params import Params
+from lib.record.run_record import Run
+
+BUNDLED_BYTES = 575 * 2**20  # Gemma 3 270M as 16-bit safetensors, with its tokenizer
+BUNDLED_GGUF_BYTES = 260 * 2**20  # the package's own file, from which that is made
+HUB_BASE_BYTES = 16 * 2**30  # of a base that is not here yet: Gemma 3n E4B
+# a stage's executed notebook, tokens, and the adapter and optimizer state of a few million numbers
+STAGE_BYTES = 256 * 2**20
+# what prepare writes for a byte of text: cleaned chunks, tokens with their cache, and the splits;
+# measured at a million rows as 5
+PREPARED_SHARE = 6
+# a GGUF's size as a share of the 16-bit base
+GGUF_SHARES = {"q8_0": 0.54, "q6_k": 0.45, "q5_k_m": 0.4, "q4_k_m": 0.35, "q4_0": 0.33}
+
+
+def check_machine(stages: Collection[str], job: Params, folder: pathlib.Path) -> None:
+    """UserError when this machine cannot run the stages: no GPU where one is needed, no room."""
+    has_gpu = bool(machine.gpus())
+    needs = describe_gpu_needs(job)
+    if "train" in stages and needs and not has_gpu:
+        raise UserError(
+            f"This job trains with {needs}, which needs an NVIDIA GPU; none answers here "
+            f"(nvidia-smi).\n"
+            f"Without one use PARAMS=params/cpu.yaml. `make prepare` works here with any params "
+            f"file."
+        )
+    disk = sum(estimate_disk(stage, job) for stage in stages)
+    files.require_disk(folder, disk, f"{', '.join(stages)} of {job.base_model}")
+    if "export" in stages and job.push_to:
+        push.require_access(job.push_to)
+    loads_base = "train" in stages or "export" in stages
+    size = _measure_base(job.base_model)
+    if loads_base and size and not has_gpu:
+        machine.require_memory(size, f"{job.base_model}, which train and export load,")
+
+
+def describe_gpu_needs(job: Params) -> str:
+    """What of a job needs an NVIDIA GPU, in words; empty where nothing does."""
+    needs = []
+    if job.load_in_4bit:
+        needs.append("load_in_4bit=true")
+    if job.optim == "adamw_8bit":
+        needs.append("optim=adamw_8bit")
+    if job.torch_compile:
+        needs.append("torch_compile=true")
+    return " and ".join(needs)
+
+
+def estimate_disk(stage: str, job: Params) -> int:
+    """About how many bytes a stage writes, before anything is downloaded."""
+    base = _measure_base(job.base_model) or HUB_BASE_BYTES
+    if stage == "prepare":
+        text = PREPARED_SHARE * sources.text_size(job)
+        made = base + BUNDLED_GGUF_BYTES if _is_bundled(job.base_model) else 0
+        return STAGE_BYTES + text + made
+    if stage == "train":
+        return STAGE_BYTES * (job.save_total_limit + 1)
+    # the merged folder, the 16-bit GGUF from which the others are made, and these
+    ggufs = sum(GGUF_SHARES.get(kind, 1.0) for kind in job.gguf_types)
+    return STAGE_BYTES + int(base * (2 + ggufs))
+
+
+def _is_bundled(base_model: str) -> bool:
+    return base_model.startswith("bundled:")
+
+
+def _measure_base(base_model: str) -> int:
+    """Bytes of a base that is here; 0 for one on the hub."""
+    if _is_bundled(base_model):
+        return BUNDLED_BYTES
+    local = ROOT / base_model
+    return files.size_of(local) if local.is_dir() else 0
+
+
+def require_same_data(run: Run, job: Params) -> None:
+    """UserError where a run's data changed since it was prepared: it must not just go on."""
+    recorded = run.data["fingerprints"].get("dataset")
+    if not recorded or run.stage("prepare")["status"] != "finished":
+        return
+    present = sources.fingerprint(job)
+    if present != recorded:
+        names = ", ".join([sources.name(job), *job.exam, safety.NAME])
+        raise UserError(
+            f"the data or what it is held against ({names}) has changed since run "
+            f"`{run.folder.name}` was prepared (sha256 {recorded[:12]}, now {present[:12]}).\n"
+            f"Choose a new name with RUN=, or start this run over with `make run FORCE=1` and the "
+            f"same PARAMS and RUN."
+        )

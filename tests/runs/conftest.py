@@ -1,0 +1,63 @@
+"""Copies of the pipeline with stand-in notebooks (tests/helpers/standin.py), as the runner's tests need them."""
+
+import signal
+import sys
+
+import pytest
+
+from helpers import standin
+from lib.common import files, machine
+from lib.data import sources
+from lib.params import reading
+from lib.record import run_folder
+from lib.runs import needs, stages
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory):
+    """A tree nothing has run in; copy before use."""
+    return standin.Tree.make(tmp_path_factory.mktemp("runner") / "tree")
+
+
+@pytest.fixture(scope="session")
+def whole(fresh, tmp_path_factory):
+    """A tree with a finished run; copy before use."""
+    made = fresh.copy(tmp_path_factory.mktemp("whole") / "tree")
+    code, out, err = made.make_run("run")
+    assert (code, err) == (0, ""), out + err
+    return made
+
+
+@pytest.fixture
+def tree(fresh, tmp_path):
+    """A tree of the test's own in which nothing has run."""
+    yield (tree := fresh.copy(tmp_path / "tree"))
+    tree.stop()
+
+
+@pytest.fixture
+def done(whole, tmp_path):
+    """A tree of the test's own with a finished run."""
+    yield (tree := whole.copy(tmp_path / "tree"))
+    tree.stop()
+
+
+@pytest.fixture
+def here(fresh, tmp_path, monkeypatch):
+    """This process as the runner of a tree of its own; no notebook is ever started."""
+    tree = fresh.copy(tmp_path / "tree")
+    for module in (stages, needs, run_folder, reading, files, sources):
+        monkeypatch.setattr(module, "ROOT", tree.root)
+    monkeypatch.setenv("MEDRESCUE_RUNS", "runs")
+    monkeypatch.setattr(
+        stages, "execute_notebook", lambda *_: pytest.fail("a notebook was started")
+    )
+    monkeypatch.setattr(machine, "gpus", list)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    handlers = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    }
+    yield tree
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

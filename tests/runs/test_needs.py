@@ -1,0 +1,76 @@
+"""What a stage needs of this machine is asked before anything starts.
+
+.venv/bin/python -m pytest tests/runs/test_needs.py
+"""
+
+import shutil
+
+import psutil
+import pytest
+
+from helpers import standin
+from lib import params
+from lib.common import files, machine
+from lib.common.errors import UserError
+from lib.record import run_record
+from lib.runs import needs
+from lib.runs.run_job import main
+
+
+@pytest.mark.parametrize("command", ["run", "prepare"])
+def test_a_small_disk_is_an_error_before_anything_starts(here, command, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2**20}))
+    assert "Not enough disk for prepare" in standin.refused(
+        capsys, command, "--params", "params/job.yaml"
+    )
+    assert not here.run.exists()
+
+
+def test_all_stages_must_fit_at_the_start(here, monkeypatch, capsys):
+    wanted = [
+        needs.estimate_disk(stage, params.load_job("params/job.yaml"))
+        for stage in run_record.STAGES
+    ]
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: type("Usage", (), {"free": max(wanted) + 1})
+    )
+    assert "prepare, train, export" in standin.refused(capsys, "run", "--params", "params/job.yaml")
+
+
+def test_a_small_memory_is_an_error_before_training_and_export_but_not_before_prepare(
+    here, monkeypatch, capsys
+):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**20}))
+    bundled = ("--params", "params/job.yaml", "--set", "base_model=bundled:gemma-3-270m")
+    for command in ("run", "train", "export"):
+        assert (
+            "Not enough memory for bundled:gemma-3-270m, which train and export load,"
+            in standin.refused(capsys, command, *bundled)
+        )
+    needs.check_machine(
+        ["prepare"],
+        params.load_job("params/job.yaml", "base_model=bundled:gemma-3-270m"),
+        here.root,
+    )
+
+
+def test_a_gpu_job_without_a_gpu_names_the_way_out(here, monkeypatch, capsys):
+    text = standin.refused(capsys, "train", "--params", "params/gpu.yaml")
+    assert "params/cpu.yaml" in text
+    assert "load_in_4bit=true and optim=adamw_8bit" in text
+    assert not here.run.exists()
+    with pytest.raises(
+        pytest.fail.Exception, match="a notebook was started"
+    ):  # prepare needs no card
+        main(["prepare", "--params", "params/gpu.yaml", "--run", "job"])
+    monkeypatch.setattr(machine, "gpus", lambda: ["a card"])
+    needs.check_machine(["train"], params.load_job("params/gpu.yaml"), here.root)
+
+
+def test_the_disk_estimate_knows_the_formats():
+    job = params.load_job("params/cpu.yaml")
+    assert needs.estimate_disk("export", job) < needs.estimate_disk(
+        "export", job.model_copy(update={"gguf_types": ["f16", "q8_0"]})
+    )
+    with pytest.raises(UserError, match="larger disk"):
+        files.require_disk(standin.ROOT, 2**70, "a moon")

@@ -1,0 +1,62 @@
+"""Wrong usage, and what is refused before anything starts.
+
+.venv/bin/python -m pytest tests/runs/test_run_job.py
+"""
+
+import os
+import subprocess
+
+import pytest
+
+from helpers import standin
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["fly"], "invalid choice"),
+        (["run", "--bogus"], "unrecognized arguments"),
+        ([], "required"),
+        (["run", "--params", "params/none.yaml"], "At hand:"),
+        (["run", "--set", "lerning_rate=1"], "did you mean `learning_rate`?"),
+        (["run", "--run", "../other"], "cannot name a run"),
+        (["report", "--run", "nothing"], "not a run"),
+    ],
+)
+def test_wrong_usage_is_one_screen_and_exit_code_2(words, expected):
+    done = subprocess.run(
+        [os.sys.executable, "-m", "lib.runs", *words],
+        cwd=standin.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) < 15
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", '{"run": "job", "stag', "{}", "[]", '{"stages": {"prepare": {}}}']
+)
+def test_a_half_written_run_folder_is_refused_and_left_as_it_is(here, text, capsys):
+    (here.run / "data").mkdir(parents=True)
+    (here.run / "data/rows").write_text("precious")
+    if text is not None:
+        (here.run / "run.json").write_text(text)
+    before = {p: p.is_file() and p.read_bytes() for p in here.run.rglob("*")}
+    assert "RUN=" in standin.refused(capsys, "run", "--params", "params/job.yaml")
+    assert {p: p.is_file() and p.read_bytes() for p in here.run.rglob("*")} == before
+
+
+def test_a_runs_folder_that_cannot_be_written(here, monkeypatch, capsys):
+    monkeypatch.setenv("MEDRESCUE_RUNS", "rows.jsonl/runs")
+    assert "MEDRESCUE_RUNS" in standin.refused(capsys, "run", "--params", "params/job.yaml")
+    monkeypatch.setenv("MEDRESCUE_RUNS", "runs")
+    monkeypatch.setattr(
+        os, "replace", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
+    )
+    assert "cannot write `runs/job/run.json`: Read-only file system" in standin.refused(
+        capsys, "run", "--params", "params/job.yaml"
+    )
