@@ -3,6 +3,7 @@
 python -m pytest tests/training/test_packed.py
 """
 
+import inspect
 import types
 
 import pytest
