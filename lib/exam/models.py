@@ -19,6 +19,7 @@ import torch
 from lib.exam import choices
 from lib.model import base, llama
 from lib.model.load import load_merged
+from lib.record.schema import Artifact
 from lib.training import evaluate
 
 PROMPTS_AT_ONCE = 32
@@ -49,9 +50,9 @@ class RunModel(NamedTuple):
 
 
 def list_models(
-    run_folder: Path, base_folder: Path, gguf_types: Sequence[str], artifacts: list[dict[str, Any]]
+    run_folder: Path, base_folder: Path, gguf_types: Sequence[str], artifacts: Sequence[Artifact]
 ) -> list[RunModel]:
-    """List the models of a run in the order they are examined; `artifacts` are {path, sha256}."""
+    """List the models of a run in the order they are examined; `artifacts` are its files."""
     base_hash = base.fingerprint(base_folder)
     adapter_folder, merged_folder = run_folder / "adapter", run_folder / "merged"
     adapter_hashes = _hashes_under("adapter", artifacts)
@@ -73,7 +74,7 @@ def list_models(
     return models
 
 
-def _hashes_under(part: str, artifacts: list[dict[str, Any]]) -> list[str]:
+def _hashes_under(part: str, artifacts: Sequence[Artifact]) -> list[str]:
     """Return the hashes of the files in a folder of the run that decide what the model computes."""
     return [
         artifact["sha256"]

@@ -21,7 +21,7 @@ import json
 import pathlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast
 
 from lib import params
@@ -39,6 +39,7 @@ from lib.model.load import load_tokenizer
 from lib.params import Params
 from lib.record import run_folder, run_record
 from lib.record.run_record import Run
+from lib.record.schema import Artifact
 
 Items = list[dict[str, Any]]
 
@@ -92,12 +93,12 @@ def take_exams(
     run: Run,
     job: Params,
     exams: dict[str, Items],
-    artifacts: list[dict[str, Any]],
+    artifacts: Sequence[Artifact],
     shuffles: int = 1,
 ) -> dict[str, ExamEntry]:
     """Ask every model of the run what it has no result for, and return {exam: its entry}.
 
-    `artifacts` are {path, sha256} of the run's files; they tell whether a result is of this very
+    `artifacts` are the run's files; their hashes tell whether a result is of this very
     model. The entries are written to exam.json, their counts to results.json.
     """
     path = run.folder / "exam.json"
