@@ -1,10 +1,11 @@
 """Ask base + adapter one question; this file lies in the adapter's folder.
 
-    pip install torch transformers peft accelerate        # for a Gemma 3n base also: timm torchvision
+    pip install torch transformers peft accelerate     # for a Gemma 3n base also: timm torchvision
     python ask.py "My hand is burnt. What do I do first?"
     python ask.py --base FOLDER "..."                     # a base you have as a folder
 
-Educational use only; not medical advice; it may be wrong. In an emergency, call your local emergency number first.
+Educational use only; not medical advice; it may be wrong. In an emergency, call your local
+emergency number first.
 """
 
 import argparse
@@ -17,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 HERE = pathlib.Path(__file__).resolve().parent
 DISCLAIMER = (
-    "Educational use only. This is not medical advice, it may be wrong, and it does not replace a professional. "
-    "In an emergency, call your local emergency number first."
+    "Educational use only. This is not medical advice, it may be wrong, and it does not replace "
+    "a professional. In an emergency, call your local emergency number first."
 )
 SYSTEM = "You are a first-aid assistant that works offline. " + DISCLAIMER
 
@@ -27,19 +28,17 @@ parser.add_argument("question")
 parser.add_argument(
     "--base", help="the base model's folder or hub id; otherwise the one adapter_config.json names"
 )
-parser.add_argument("--tokens", type=int, default=512, help="longest answer")
+parser.add_argument("--tokens", type=int, default=512, help="longest answer, in tokens")
 options = parser.parse_args()
 
 config = json.loads((HERE / "adapter_config.json").read_text(encoding="utf-8"))
-base, revision = (
-    (options.base, None)
-    if options.base
-    else (config["base_model_name_or_path"], config.get("revision"))
-)
+base = options.base or config["base_model_name_or_path"]
+revision = None if options.base else config.get("revision")
 if base.startswith("bundled:"):
     raise SystemExit(
-        f"The base of this adapter is {base}, which is on no hub: pass its folder with --base. In the pipeline's own folder, after "
-        "one run, that is .cache/" + base.removeprefix("bundled:")
+        f"The base of this adapter is {base}, which is on no hub: pass its folder with --base. "
+        f"In the pipeline's own folder, after one run, "
+        f"that is .cache/{base.removeprefix('bundled:')}"
     )
 
 tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)

@@ -77,7 +77,7 @@ class _Session:
         self.signals = stops.Signals()
         self.line: dict[str, Any] = {"steps": 0}  # sums since the last ledger line
         self.last: dict[str, float] = {}  # epoch, rate and gradient norm of the last step
-        self.report = trackers.start(self.job, self.folder) if self.writes else None
+        self.report = trackers.start_tracker(self.job, self.folder) if self.writes else None
 
     def close(self) -> None:
         # the kernel is killed when the notebook ends, and a tracker's queue with it

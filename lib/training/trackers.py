@@ -1,8 +1,13 @@
-"""report_to: the ledger's lines, sent to a tracker as well. The ledger stays the record; a tracker that fails stops nothing.
+"""report_to: send the ledger's lines to a tracker as well.
 
-The names are Hugging Face's, the x axis is the optimizer step. A session that resumes continues the tracker's run:
-TensorBoard replaces the steps that are repeated, trackio and wandb show both. Where to and as whom (login,
-WANDB_MODE=offline, WANDB_PROJECT, TRACKIO_SPACE_ID) is said in their own environment variables, never in a parameter.
+The ledger stays the record; a tracker that fails stops nothing. The names are Hugging Face's, the x
+axis is the optimizer step. A session that resumes continues the tracker's run: TensorBoard replaces
+the steps that are repeated, trackio and wandb show both. The trackers' own environment variables
+(login, WANDB_MODE=offline, WANDB_PROJECT, TRACKIO_SPACE_ID) say where to and as whom, never a
+parameter.
+
+accelerate.tracking is not used: each call of its trackers raises unless accelerate's PartialState
+has set up devices and process groups, which training does itself, and they take the same arguments.
 """
 
 import importlib
@@ -10,7 +15,7 @@ import os
 import pathlib
 import textwrap
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from lib import params
 from lib.common.errors import UserError
@@ -19,32 +24,31 @@ from lib.params import Params
 PROJECT = "medrescue-tuning"
 MODULES = {"tensorboard": "torch.utils.tensorboard", "trackio": "trackio", "wandb": "wandb"}
 
-Tracker = tuple[
-    Callable[[dict[str, float], int], None], Callable[[], None]
-]  # takes numbers and their step; ends the run
+Report = Callable[[str, dict[str, Any]], None]
 
 
-def start(job: Params, folder: pathlib.Path) -> Callable[[str, dict[str, Any]], None]:
-    """A function that takes every event of the ledger with its values; for report_to none it does nothing.
+class Tracker(NamedTuple):
+    """An open run of a tracker: `log` takes numbers and their step, `finish` ends it."""
 
-    The last event is `end`, however the session ends: without it a kernel that is killed takes along what wandb and
-    trackio have not written yet. UserError when the package is not there; what fails later is one printed warning.
+    log: Callable[[dict[str, float], int], None]
+    finish: Callable[[], None]
+
+
+def start_tracker(job: Params, folder: pathlib.Path) -> Report:
+    """Return a function that takes every event of the ledger with its values.
+
+    It does nothing for report_to: none. The last event is `end`, however the session ends: without
+    it a kernel that is killed takes along what wandb and trackio have not written yet. UserError
+    when the package is not there; what fails later is one printed warning.
     """
     if job.report_to == "none":
         return lambda event, values: None
     if job.report_to == "trackio":
         os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))  # read when it is imported
-    try:
-        module = importlib.import_module(MODULES[job.report_to])
-    except Exception as error:  # a package beside another it does not fit raises anything
-        raise UserError(
-            f"report_to is {job.report_to}, which cannot be imported here: {error}.\nInstall it with `pip install -r "
-            f"requirements-trackers.txt` (or `pip install {job.report_to}` alone), or set report_to: none."
-        ) from None
+    module = _import_package(job.report_to)
     begin = {"tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb}[job.report_to]
-    restarts = len(
-        list(folder.glob("metrics.attempt*.jsonl"))
-    )  # ledgers set aside by FORCE=1: each was another training
+    # FORCE=1 sets the ledger aside, and what follows is another training
+    restarts = len(list(folder.glob("metrics.attempt*.jsonl")))
     name = f"{folder.name}-{restarts}" if restarts else folder.name
     tracker: Tracker | None = None
 
@@ -54,22 +58,36 @@ def start(job: Params, folder: pathlib.Path) -> Callable[[str, dict[str, Any]], 
             if event == "session":
                 tracker = begin(module, job, folder, name, values["start_step"])
             elif tracker and event == "end":
-                tracker[1]()
-            elif tracker and (numbers := named(event, values)):
-                tracker[0](numbers, values["step"])
+                tracker.finish()
+            elif tracker and (numbers := name_numbers(event, values)):
+                tracker.log(numbers, values["step"])
         except Exception as error:
             tracker = None
             print(
-                f"{job.report_to} failed and is told nothing more; training goes on, and metrics.jsonl has every line. "
-                f"{type(error).__name__}: {error}",
+                f"{job.report_to} failed and is told nothing more; training goes on, and "
+                f"metrics.jsonl has every line. {type(error).__name__}: {error}",
                 flush=True,
             )
 
     return report
 
 
-def named(event: str, values: dict[str, Any]) -> dict[str, float]:
-    """A line of the ledger under Hugging Face's names, memory in GiB, rates a second; empty for an event without a step."""
+def _import_package(report_to: str) -> Any:
+    try:
+        return importlib.import_module(MODULES[report_to])
+    except Exception as error:  # a package beside another it does not fit raises anything
+        raise UserError(
+            f"report_to is {report_to}, which cannot be imported here: {error}.\n"
+            f"Install it with `pip install -r requirements-trackers.txt` "
+            f"(or `pip install {report_to}` alone), or set report_to: none."
+        ) from None
+
+
+def name_numbers(event: str, values: dict[str, Any]) -> dict[str, float]:
+    """Give a line of the ledger Hugging Face's names: memory in GiB, rates a second.
+
+    Empty for an event without a step.
+    """
     if event == "eval":
         return {"eval/loss": values["eval_loss"]}
     if event != "step":
@@ -86,9 +104,8 @@ def named(event: str, values: dict[str, Any]) -> dict[str, float]:
 
 
 def _tensorboard(module: Any, job: Params, folder: pathlib.Path, name: str, step: int) -> Tracker:
-    writer = module.SummaryWriter(
-        str(folder / "tensorboard" / name), purge_step=step + 1
-    )  # the line of `step` itself stands
+    # the line of `step` itself stands, later ones are repeated
+    writer = module.SummaryWriter(str(folder / "tensorboard" / name), purge_step=step + 1)
     writer.add_text("params", textwrap.indent(params.to_yaml(job), "    "), step)
 
     def log(numbers: dict[str, float], step: int) -> None:
@@ -96,21 +113,30 @@ def _tensorboard(module: Any, job: Params, folder: pathlib.Path, name: str, step
             writer.add_scalar(key, value, step)
         writer.flush()  # a killed session keeps its lines, and a full disk is noticed here
 
-    return log, writer.close
+    return Tracker(log, writer.close)
 
 
 def _trackio(module: Any, job: Params, folder: pathlib.Path, name: str, step: int) -> Tracker:
-    # embed would start the dashboard's server in the notebook; a Space made for TRACKIO_SPACE_ID is public unless told
     run = module.init(
-        PROJECT, name=name, config=job.model_dump(), resume="allow", embed=False, private=True
+        PROJECT,
+        name=name,
+        config=job.model_dump(),
+        resume="allow",
+        embed=False,  # it would start the dashboard's server in the notebook
+        private=True,  # a Space that it makes for TRACKIO_SPACE_ID is public otherwise
     )
-    return run.log, run.finish
+    return Tracker(run.log, run.finish)
 
 
 def _wandb(module: Any, job: Params, folder: pathlib.Path, name: str, step: int) -> Tracker:
-    # what was printed, the code and the checkout's diff stay here: nobody has looked them through for secrets.
-    # Without a limit (60 seconds) a network that is gone holds up the end; what was not sent then waits for `wandb sync`.
-    settings = {"console": "off", "disable_code": True, "disable_git": True, "finish_timeout": 60.0}
+    settings = {
+        # what was printed, the code and the checkout's diff: nobody has searched them for secrets
+        "console": "off",
+        "disable_code": True,
+        "disable_git": True,
+        # seconds: otherwise a lost network holds up the end; the rest waits for `wandb sync`
+        "finish_timeout": 60.0,
+    }
     run = module.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         dir=str(folder),
@@ -122,8 +148,9 @@ def _wandb(module: Any, job: Params, folder: pathlib.Path, name: str, step: int)
         reinit="finish_previous",
         settings=settings,
     )
-    run.define_metric(
-        "train/global_step"
-    )  # wandb's own step cannot go back, as a session that resumes does
+    # wandb's own step cannot go back, as a session that resumes does
+    run.define_metric("train/global_step")
     run.define_metric("*", step_metric="train/global_step")
-    return lambda numbers, step: run.log({**numbers, "train/global_step": step}), run.finish
+    return Tracker(
+        lambda numbers, step: run.log({**numbers, "train/global_step": step}), run.finish
+    )

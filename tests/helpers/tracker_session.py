@@ -35,7 +35,7 @@ def measured(number, loss=2.0, when="during"):
 
 
 def a_session(job, folder, start=0, steps=(1, 2), end=True):
-    report = trackers.start(job, folder)
+    report = trackers.start_tracker(job, folder)
     report("session", {**SESSION, "start_step": start})
     if not start:
         report("eval", measured(0, 4.0, "before"))

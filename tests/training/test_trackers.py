@@ -189,15 +189,15 @@ def fake(monkeypatch):
 
 
 def test_names_rates_and_steps():
-    assert trackers.named("step", step(7)) == named(7), "300 tokens and 32 rows in 4 seconds"
-    assert trackers.named("eval", measured(7)) == {"eval/loss": 2.0}
-    assert trackers.named("compiled", {"seconds": 60.0}) == {}
+    assert trackers.name_numbers("step", step(7)) == named(7), "300 tokens and 32 rows in 4 seconds"
+    assert trackers.name_numbers("eval", measured(7)) == {"eval/loss": 2.0}
+    assert trackers.name_numbers("compiled", {"seconds": 60.0}) == {}
 
 
 def test_none_does_nothing_and_imports_nothing(folder):
     code = (
         "import pathlib, sys; from lib.training import trackers; from lib.params import Params\n"
-        f"report = trackers.start(Params(), pathlib.Path({str(folder)!r})); report('session', {SESSION!r}); report('step', {step(1)!r})\n"
+        f"report = trackers.start_tracker(Params(), pathlib.Path({str(folder)!r})); report('session', {SESSION!r}); report('step', {step(1)!r})\n"
         "print(sorted(n for n in ('tensorboard', 'torch', 'trackio', 'wandb') if n in sys.modules))"
     )
     done = subprocess.run(
@@ -322,7 +322,7 @@ def test_a_missing_or_broken_package_says_what_to_install(kind, error, folder, m
 
     monkeypatch.setattr(importlib, "import_module", fails)
     with pytest.raises(UserError, match=re.escape(str(error))) as told:
-        trackers.start(Params(report_to=kind), folder)
+        trackers.start_tracker(Params(report_to=kind), folder)
     assert all(
         words in str(told.value)
         for words in (
@@ -366,7 +366,7 @@ def test_a_tracker_that_fails_warns_once_and_stops_nothing(
 
 
 def test_an_interrupt_is_not_swallowed(fake, folder):
-    report = trackers.start(Params(report_to="wandb"), folder)
+    report = trackers.start_tracker(Params(report_to="wandb"), folder)
     report("session", SESSION)
     fake[0].broken = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
@@ -375,7 +375,7 @@ def test_an_interrupt_is_not_swallowed(fake, folder):
 
 def test_every_line_of_a_real_ledger_is_taken(fake, folder, capsys):
     entries = ledger.read_ledger(ROOT / "runs" / "examples" / "demo" / "metrics.jsonl")
-    report = trackers.start(Params(report_to="wandb"), folder)
+    report = trackers.start_tracker(Params(report_to="wandb"), folder)
     for entry in entries:
         report(entry["event"], {k: v for k, v in entry.items() if k not in ("event", "session")})
     sent = [e for e in entries if e["event"] in ("step", "eval")]
@@ -421,7 +421,7 @@ def test_real_tensorboard_shows_a_repeated_step_once(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     a_session(Params(report_to="tensorboard"), folder, 0, (1, 2, 3), end=False)
-    report = trackers.start(Params(report_to="tensorboard"), folder)
+    report = trackers.start_tracker(Params(report_to="tensorboard"), folder)
     report("session", {**SESSION, "start_step": 2})
     for number in (3, 4):
         report("step", step(number, loss=20.0))
