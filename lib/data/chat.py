@@ -50,9 +50,10 @@ class Chat(NamedTuple):
         """Return token ids as text, control tokens included."""
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
-    def token_id(self, token: str) -> int | None:
-        """Return the id of a token, None for one that the tokenizer does not have."""
-        return self.tokenizer.token_to_id(token)
+    def token_id(self, token: str) -> int:
+        """Return the id of a token; -1, which no text has, where the tokenizer does not know it."""
+        token_id = self.tokenizer.token_to_id(token)
+        return -1 if token_id is None else token_id
 
 
 def load_chat(folder: pathlib.Path) -> Chat:

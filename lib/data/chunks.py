@@ -1,7 +1,7 @@
-"""What the processes of the prepare stage do to a chunk of rows: clean it, look for overlaps, tokenise and prove it.
+"""What the processes of the prepare stage do to a chunk of rows: clean, tokenise and prove it.
 
-A cleaned chunk and its tokens are kept in .cache/prepare/ under a hash of the rows and of what was done to them, so that a changed
-rule, or rows appended to a file, cost only what they change.
+A cleaned chunk and its tokens are kept in .cache/prepare/ under a hash of the rows and of what was
+done to them, so that a changed rule, or rows appended to a file, cost only what they change.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import os
 import pathlib
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,12 @@ from lib.data.label_mask import IGNORED
 from lib.data.splits import SCHEMA
 from lib.params import Params
 
-CACHE, CACHE_LIMIT = (
-    ROOT / ".cache" / "prepare",
-    2**33,
-)  # bytes, beyond which what was not used for a day goes
+CACHE = ROOT / ".cache" / "prepare"
+CACHE_LIMIT = 2**33  # bytes; beyond it, what was not used for a day is removed
+CHECKSUM = 32  # bytes at the end of a cache file: the sha256 of what is before
 EXAMPLES = 3  # shown of each rule and reason
-SAMPLE = (
-    200  # rows of a chunk handed back with their ids, for a comparison with transformers' tokenizer
-)
+SAMPLE = 200  # rows of a chunk handed back with their ids, to compare with transformers' tokenizer
+Encoded = tuple[list[int], list[int]]  # ids and labels
 CLEANED = pa.schema(
     [
         ("id", pa.string()),
@@ -53,145 +52,162 @@ TOKENS = pa.schema(
 )
 
 
-def prune() -> None:
-    """Keep the cache within its limit: what was used longest ago goes first, nothing of the last day."""
-    found = []
-    for path in CACHE.iterdir():
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # another run may just have renamed or removed it
-            found.append((path.stat().st_mtime, path.stat().st_size, path))
-    over = sum(size for _, size, _ in found) - CACHE_LIMIT
-    for used, size, path in sorted(found):
-        if over <= 0 or used > time.time() - 86400:
-            break
-        path.unlink(missing_ok=True)
-        over -= size
+# -------------------------------------------------------------------------------------------------
+# the cache
 
 
-class Damaged(UserError):
+class DamagedCache(UserError):
     """A file of the cache that is not as it was written, or gone."""
 
 
-def load(path: pathlib.Path, columns: list[str] | None = None) -> tuple[Any, dict[str, Any]]:
-    """Table (or some columns) and facts of a cleaned chunk."""
-    table = _read(path, columns and [CLEANED.get_field_index(c) for c in columns])
+def prune_cache() -> None:
+    """Keep the cache within its limit: what was used longest ago goes, nothing of the last day."""
+    used_files = []
+    for path in CACHE.iterdir():
+        # another run may just have renamed or removed it
+        with contextlib.suppress(FileNotFoundError):
+            used_files.append((path.stat().st_mtime, path.stat().st_size, path))
+    excess = sum(size for _, size, _ in used_files) - CACHE_LIMIT
+    for used, size, path in sorted(used_files):
+        if excess <= 0 or used > time.time() - 86400:
+            break
+        path.unlink(missing_ok=True)
+        excess -= size
+
+
+def load_chunk(path: pathlib.Path, columns: list[str] | None = None) -> tuple[Any, dict[str, Any]]:
+    """Return table (all columns or some) and facts of a cleaned chunk."""
+    fields = [CLEANED.get_field_index(column) for column in columns] if columns else None
+    table = _read_table(path, fields)
     return table, json.loads(table.schema.metadata[b"facts"])
 
 
-def _read(path: pathlib.Path, fields: list[int] | None = None) -> Any:
-    # not a memory map: mapped pages count as memory of ours as long as they stay
+def load_messages(
+    path: pathlib.Path, places: Sequence[int] | np.ndarray
+) -> tuple[list[str], list[list[dict[str, str]]]]:
+    """Return ids and messages of the rows at some places of a cleaned chunk."""
+    table, _ = load_chunk(path, ["id", "messages"])
+    table = table.take(np.asarray(places))
+    return table["id"].to_pylist(), [json.loads(text) for text in table["messages"].to_pylist()]
+
+
+def _read_table(path: pathlib.Path, fields: list[int] | None = None) -> Any:
+    # not a memory map: mapped pages would count as our memory as long as they stay
     data = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(data[:-32]).digest() != data[-32:]:
-        raise Damaged(
-            f"`{files.shown(path)}` was removed or damaged while prepare ran. Run it again: it makes what is missing."
+    if hashlib.sha256(data[:-CHECKSUM]).digest() != data[-CHECKSUM:]:
+        raise DamagedCache(
+            f"`{files.shown(path)}` was removed or damaged while prepare ran. Run it again: it "
+            f"makes what is missing."
         )
-    return pa.ipc.open_file(
-        pa.py_buffer(data)[:-32], options=pa.ipc.IpcReadOptions(included_fields=fields)
-    ).read_all()
+    options = pa.ipc.IpcReadOptions(included_fields=fields)
+    return pa.ipc.open_file(pa.py_buffer(data)[:-CHECKSUM], options=options).read_all()
 
 
-def _cached(path: pathlib.Path) -> Any:
-    """The table of a cache file, None when it has to be made."""
+def _find_cached(path: pathlib.Path) -> Any:
+    """Return the table of a cache file, None when it has to be made."""
     try:
-        table = _read(path)
+        table = _read_table(path)
         os.utime(path)
         return table
-    except Damaged:
+    except DamagedCache:
         return None
 
 
-def _write(path: pathlib.Path, table: Any) -> None:
+def _write_table(path: pathlib.Path, table: Any) -> None:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(
-        sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")
-    ) as writer:
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.ipc.new_file(sink, table.schema, options=options) as writer:
         writer.write_table(table)
     data = sink.getvalue().to_pybytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     files.atomic_write(path, data + hashlib.sha256(data).digest())
 
 
-def _around(before: str, after: str, most: int = 160) -> dict[str, str]:
-    """Two versions of a text from a little before where they first differ."""
+# -------------------------------------------------------------------------------------------------
+# examples
+
+
+def _cut(text: str, start: int, length: int) -> str:
+    """Return a piece of a text, with "…" where more of it stands before or after."""
+    end = start + length
+    before = "…" if start else ""
+    after = "…" if len(text) > end else ""
+    return before + text[start:end] + after
+
+
+def _show_change(before: str, after: str, length: int = 160) -> dict[str, str]:
+    """Return two versions of a text from a little before where they first differ."""
     same = len(os.path.commonprefix([before, after]))
     start = max(0, same - 40)
-    return {
-        side: ("…" if start else "")
-        + text[start : start + most]
-        + ("…" if len(text) > start + most else "")
-        for side, text in (("before", before), ("after", after))
-    }
+    return {"before": _cut(before, start, length), "after": _cut(after, start, length)}
 
 
-def short(messages: list[dict[str, str]], most: int = 160) -> str:
-    return " | ".join(
-        f"{m['role']}: {m['content'][:most]}{'…' if len(m['content']) > most else ''}"
-        for m in messages[:4]
-    )
+def shorten(messages: list[dict[str, str]], length: int = 160) -> str:
+    """Return the beginnings of the first four messages in one line."""
+    return " | ".join(f"{m['role']}: {_cut(m['content'], 0, length)}" for m in messages[:4])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # clean
 
 
 def clean_chunk(job: Params, chunk: list[dict[str, Any]]) -> pathlib.Path:
-    """The file of a cleaned chunk, made unless the cache has it: kept rows with what they are compared by; in its metadata the rest."""
+    """Return the file of a cleaned chunk, which is made unless the cache has it.
+
+    It holds the kept rows with what they are compared by; its metadata holds the rest.
+    """
     raw = hashlib.sha256(json.dumps(chunk, ensure_ascii=False).encode()).hexdigest()[:32]
     path = CACHE / f"{raw}-{_rules_identity(job)}.arrow"
-    if _cached(path) is not None:
-        return path
-    kept, dropped, changed, examples = [], [], Counter(), []
+    if _find_cached(path) is None:
+        _write_table(path, _clean_rows(job, chunk))
+    return path
+
+
+def _clean_rows(job: Params, chunk: list[dict[str, Any]]) -> Any:
+    kept: list[dict[str, Any]] = []
+    dropped = []
+    changed: Counter[str] = Counter()
+    examples = []
     for row in chunk:
-        messages, reason, found = clean.clean_row(row["messages"], job)
-        advice = found.pop("dangerous_advice", ("", "")) if reason else ("", "")
-        for rule, (before, after) in found.items():
+        messages, reason, changes = clean.clean_row(row["messages"], job)
+        # of a dropped row the advice is its reason, not a change
+        advice = changes.pop("dangerous_advice", None) if reason else None
+        for rule, (before, after) in changes.items():
             changed[rule] += 1
             if changed[rule] <= EXAMPLES:
-                examples.append((rule, {"id": row["id"], **_around(before, after)}))
-        if reason:
-            dropped.append(
-                (
-                    reason,
-                    row["id"],
-                    {
-                        "text": advice[0] or short(row["messages"]),
-                        **({"by": advice[1]} if advice[1] else {}),
-                    },
-                )
-            )
+                examples.append((rule, {"id": row["id"], **_show_change(before, after)}))
+        if advice:
+            sentence, rule = advice
+            dropped.append((reason, row["id"], {"text": sentence, "by": rule}))
+        elif reason:
+            dropped.append((reason, row["id"], {"text": shorten(row["messages"])}))
         else:
-            kept.append(
-                {
-                    "id": row["id"],
-                    "topic": row["topic"],
-                    "messages": json.dumps(messages, ensure_ascii=False),
-                    **duplicates.keys(messages),
-                }
-            )
-    signature = duplicates.signatures([duplicates.shingles(row.pop("words")) for row in kept])
-    schema = CLEANED.with_metadata(
-        {"facts": json.dumps({"dropped": dropped, "changed": changed, "examples": examples})}
-    )
-    for row, line, band in zip(
-        kept, signature.astype(np.uint16), duplicates.bands(signature), strict=True
-    ):
-        row |= {"signature": line.tobytes(), "bands": band.tobytes()}
-    _write(path, pa.Table.from_pylist(kept, schema))
-    return path
+            text = json.dumps(messages, ensure_ascii=False)
+            keys = duplicates.comparison_keys(messages)
+            kept.append({"id": row["id"], "topic": row["topic"], "messages": text, **keys})
+    _add_signatures(kept)
+    facts = json.dumps({"dropped": dropped, "changed": changed, "examples": examples})
+    return pa.Table.from_pylist(kept, CLEANED.with_metadata({"facts": facts}))
+
+
+def _add_signatures(kept: list[dict[str, Any]]) -> None:
+    """Put signature and bands of each row in the place of its words."""
+    shingles = [duplicates.shingles(row.pop("words")) for row in kept]
+    signatures = duplicates.minhash_signatures(shingles)
+    low_bits = signatures.astype(np.uint16)
+    bands = duplicates.hash_bands(signatures)
+    for row, signature, own_bands in zip(kept, low_bits, bands, strict=True):
+        row["signature"] = signature.tobytes()
+        row["bands"] = own_bands.tobytes()
 
 
 @functools.cache
 def _code_identity() -> str:
-    """Hash of everything but the parameters that decides what cleaning makes of a row."""
-    digest = hashlib.sha256(files.code_hash("data", "medical").encode())
-    digest.update(
-        " ".join(
-            importlib.metadata.version(p)
-            for p in ("ftfy", "py3langid", "phonenumbers", "rensa", "pyarrow")
-        ).encode()
-    )
-    return digest.hexdigest()
+    """Return a hash of all but the parameters that decides what cleaning makes of a row."""
+    libraries = ("ftfy", "py3langid", "phonenumbers", "rensa", "pyarrow")
+    versions = " ".join(importlib.metadata.version(library) for library in libraries)
+    code = files.code_hash("common", "data", "medical")
+    return hashlib.sha256((code + versions).encode()).hexdigest()
 
 
 def _rules_identity(job: Params) -> str:
@@ -205,128 +221,130 @@ def _rules_identity(job: Params) -> str:
     return hashlib.sha256(json.dumps([rules, _code_identity()]).encode()).hexdigest()[:16]
 
 
-def texts_of(path: pathlib.Path, at: np.ndarray) -> tuple[list[str], list[list[dict[str, str]]]]:
-    """Ids and messages of some rows of a cleaned chunk."""
-    table = load(path, ["id", "messages"])[0].take(at)
-    return table["id"].to_pylist(), [json.loads(m) for m in table["messages"].to_pylist()]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # tokens
 
 
 @functools.cache
-def _chat(base: pathlib.Path, which: str) -> chat.Chat:
+def _load_chat(base: pathlib.Path, identity: str) -> chat.Chat:
+    """Load tokenizer and template once a process, and again for another `identity` of the base."""
     return chat.load_chat(base)
 
 
-def _tokens(
-    path: pathlib.Path, texts: list[str], base: pathlib.Path, which: str
-) -> list[tuple[list[int], list[int]]]:
-    """Ids and labels of conversations (as JSON) of a chunk, from the cache where it has them, else made and put there."""
-    store = CACHE / f"{path.stem.split('-')[0]}-{which}.tokens"
+def _encode(
+    path: pathlib.Path, texts: list[str], base: pathlib.Path, identity: str
+) -> list[Encoded]:
+    """Return ids and labels of conversations (JSON) of a chunk; new ones are put in the cache."""
+    store = CACHE / f"{path.stem.split('-')[0]}-{identity}.tokens"
     names = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
-    old = _cached(store)
-    known = (
-        dict(
-            zip(
-                old["name"].to_pylist(),
-                zip(old["ids"].to_pylist(), old["labels"].to_pylist(), strict=True),
-                strict=True,
-            )
-        )
-        if old
-        else {}
-    )
-    if missing := {
+    known = _load_tokens(store)
+    missing = {
         name: json.loads(text) for name, text in zip(names, texts, strict=True) if name not in known
-    }:
-        known |= dict(
-            zip(missing, label_mask.encode_all(_chat(base, which), missing.values()), strict=True)
-        )
-        ids, labels = ([pair[k] for pair in known.values()] for k in (0, 1))
-        _write(
-            store, pa.Table.from_pydict({"name": list(known), "ids": ids, "labels": labels}, TOKENS)
-        )
+    }
+    if missing:
+        encoded = label_mask.encode_all(_load_chat(base, identity), missing.values())
+        known |= dict(zip(missing, encoded, strict=True))
+        columns = {
+            "name": list(known),
+            "ids": [ids for ids, _ in known.values()],
+            "labels": [labels for _, labels in known.values()],
+        }
+        _write_table(store, pa.Table.from_pydict(columns, TOKENS))
     return [known[name] for name in names]
 
 
+def _load_tokens(store: pathlib.Path) -> dict[bytes, Encoded]:
+    table = _find_cached(store)
+    if not table:
+        return {}
+    encoded = zip(table["ids"].to_pylist(), table["labels"].to_pylist(), strict=True)
+    return dict(zip(table["name"].to_pylist(), encoded, strict=True))
+
+
 def measure_chunk(
-    job: Params, path: pathlib.Path, base: pathlib.Path, which: str
+    path: pathlib.Path, base: pathlib.Path, identity: str, max_seq_length: int, overlong: str
 ) -> tuple[list[int], list[tuple[int, str, str]]]:
-    """Tokens of every row of a chunk, and (row, id, text) of those over max_seq_length that are not to be cut, or cannot be."""
-    table, _ = load(path, ["id", "messages"])
+    """Return the tokens of every row of a chunk, and (place, id, text) of those that are too long.
+
+    A row over max_seq_length is too long when it is not to be cut, or cannot be.
+    """
+    table, _ = load_chunk(path, ["id", "messages"])
     texts = table["messages"].to_pylist()
-    lengths = [len(ids) for ids, _ in _tokens(path, texts, base, which)]
-    over = [
-        (n, json.loads(texts[n])) for n, length in enumerate(lengths) if length > job.max_seq_length
-    ]
-    return lengths, [
-        (n, table["id"][n].as_py(), f"{lengths[n]:,} tokens | {short(messages)}")
-        for n, messages in over
-        if job.overlong == "drop"
-        or label_mask.cut_to_fit(_chat(base, which), messages, job.max_seq_length) is None
-    ]
+    lengths = [len(ids) for ids, _ in _encode(path, texts, base, identity)]
+    too_long = []
+    for n, length in enumerate(lengths):
+        if length <= max_seq_length:
+            continue
+        messages = json.loads(texts[n])
+        tokenizer = _load_chat(base, identity)
+        if overlong == "drop" or not label_mask.cut_to_fit(tokenizer, messages, max_seq_length):
+            text = f"{length:,} tokens | {shorten(messages)}"
+            too_long.append((n, table["id"][n].as_py(), text))
+    return lengths, too_long
 
 
 def tokenise_chunk(
-    job: Params, path: pathlib.Path, at: np.ndarray, base: pathlib.Path, which: str
+    path: pathlib.Path,
+    places: np.ndarray,
+    base: pathlib.Path,
+    identity: str,
+    max_seq_length: int,
+    base_model: str,
 ) -> tuple[Any, dict[str, Any]]:
-    """(table of some rows of a chunk, each proven, counts and examples); an over-long answer is cut."""
-    tokenizer, cut_rows, kept = _chat(base, which), [], []
-    table = load(path, ["id", "topic", "messages"])[0].take(at)
+    """Return a table of the rows at some places of a chunk, each proven, and counts and examples.
+
+    An over-long answer is cut. UserError names the first row whose mask is wrong.
+    """
+    tokenizer = _load_chat(base, identity)
+    table = load_chunk(path, ["id", "topic", "messages"])[0].take(places)
+    ids_of_rows, topics = table["id"].to_pylist(), table["topic"].to_pylist()
     texts = table["messages"].to_pylist()
-    counts, digest = Counter(), hashlib.sha256()
-    tokens = _tokens(path, texts, base, which)
-    for row_id, topic, text, (ids, labels) in zip(
-        table["id"].to_pylist(), table["topic"].to_pylist(), texts, tokens, strict=True
-    ):
-        messages = json.loads(text)
-        if len(ids) > job.max_seq_length:
-            long, messages = (
-                messages,
-                label_mask.cut_to_fit(tokenizer, messages, job.max_seq_length),
-            )
-            cut_rows.append(
-                {
-                    "id": row_id,
-                    "before": f"{len(ids):,} tokens, ends: …{long[-1]['content'][-80:]}",
-                    "after": f"ends: …{messages[-1]['content'][-80:]}",
-                }
-            )
+    encoded = _encode(path, texts, base, identity)
+    kept = []
+    cuts = []
+    sample = []
+    counts: Counter[str] = Counter()
+    digest = hashlib.sha256()
+    for n, (ids, labels) in enumerate(encoded):
+        row_id, messages = ids_of_rows[n], json.loads(texts[n])
+        if len(ids) > max_seq_length:
+            before = f"{len(ids):,} tokens, ends: …{messages[-1]['content'][-80:]}"
+            shorter = label_mask.cut_to_fit(tokenizer, messages, max_seq_length)
+            assert shorter is not None, "measure_chunk leaves no row that cannot be cut"
+            after = f"ends: …{shorter[-1]['content'][-80:]}"
+            cuts.append({"id": row_id, "before": before, "after": after})
+            messages = shorter
             ids, labels = label_mask.encode(tokenizer, messages)
-        if trouble := label_mask.find_mask_fault(tokenizer, ids, labels, messages):
+        elif n < SAMPLE:
+            sample.append((messages, ids))
+        fault = label_mask.find_mask_fault(tokenizer, ids, labels, messages)
+        if fault:
             raise UserError(
-                f"row {row_id}: {trouble}.\nThe tokenizer or chat template of `{job.base_model}` cannot be used for training as it is."
+                f"row {row_id}: {fault}.\nThe tokenizer or chat template of `{base_model}` cannot "
+                f"be used for training as it is."
             )
-        counts.update(
-            tokens_total=len(ids), tokens_trained=sum(label != IGNORED for label in labels)
-        )
-        kept.append(
-            {
-                "id": row_id,
-                "topic": topic,
-                "question": next(m["content"] for m in messages if m["role"] == "user"),
-                "answer": messages[-1]["content"],
-                "input_ids": ids,
-                "labels": labels,
-                "length": len(ids),
-            }
-        )
-        digest.update(
-            row_id.encode()
-            + np.asarray(ids, np.int32).tobytes()
-            + np.asarray(labels, np.int32).tobytes()
-        )
-    counts["truncated"] = len(cut_rows)
-    sample = [
-        (json.loads(text), row["input_ids"])
-        for text, row in zip(texts[:SAMPLE], kept, strict=False)
-        if row["length"] <= job.max_seq_length
-    ]
-    return pa.Table.from_pylist(kept, SCHEMA), {
-        "counts": counts,
-        "cut": cut_rows[:EXAMPLES],
-        "digest": digest.digest(),
-        "sample": sample,
+        counts["tokens_total"] += len(ids)
+        counts["tokens_trained"] += sum(label != IGNORED for label in labels)
+        kept.append(_split_row(row_id, topics[n], messages, ids, labels))
+        digest.update(row_id.encode())
+        digest.update(np.asarray(ids, np.int32).tobytes())
+        digest.update(np.asarray(labels, np.int32).tobytes())
+    counts["truncated"] = len(cuts)
+    facts: dict[str, Any] = {"counts": counts, "cut": cuts[:EXAMPLES], "sample": sample}
+    facts["digest"] = digest.digest()
+    return pa.Table.from_pylist(kept, SCHEMA), facts
+
+
+def _split_row(
+    row_id: str, topic: str, messages: list[dict[str, str]], ids: list[int], labels: list[int]
+) -> dict[str, Any]:
+    """Return a row as splits.SCHEMA holds it."""
+    return {
+        "id": row_id,
+        "topic": topic,
+        "question": next(m["content"] for m in messages if m["role"] == "user"),
+        "answer": messages[-1]["content"],
+        "input_ids": ids,
+        "labels": labels,
+        "length": len(ids),
     }

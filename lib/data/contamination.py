@@ -1,11 +1,14 @@
-"""Training rows that repeat what the model will be measured on: runs of words they share with held-out rows,
-exam items or prompts of the safety set, and near copies."""
+"""Training rows that repeat what the model will be measured on.
+
+They share runs of words with held-out rows, exam items or prompts of the safety set, or are nearly
+copies of the latter two.
+"""
 
 import functools
 import json
 import pathlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,252 +16,314 @@ from lib.common import files, workers
 from lib.common.progress import progress_bar
 from lib.common.words import words_of
 from lib.data import duplicates, shapes
-from lib.data.chunks import EXAMPLES, texts_of
-from lib.data.rows import Rows, with_sides
+from lib.data.chunks import EXAMPLES, load_messages
+from lib.data.rows import Rows
 from lib.medical import safety
 
-COMMON = 10  # a run of words found in more training rows is a turn of phrase, not a leak (Brown et al. 2020, appendix C)
+# a run of words in more training rows than this is a turn of phrase, no leak (Brown et al. 2020,
+# appendix C)
+COMMON = 10
+FACTOR = 0x100000001B3  # odd: the prime of the FNV hash
+NO_RUNS = np.empty(0, np.uint64)
+# scratch files, by which the workers get what rows are held against
+RUNS_FILE = "held_out.npy"
+ITEMS_FILE = "measured.json"
 
 
-def grams(tokens: list[str], size: int, numbers: dict[str, int]) -> np.ndarray:
-    """64-bit hashes of every run of `size` words, in order; `numbers` keeps the words' own hashes."""
-    if len(tokens) < size:
-        return np.empty(0, np.uint64)
-    hashed = np.fromiter(
-        (numbers.get(w) or numbers.setdefault(w, duplicates.key(w)) for w in tokens),
-        np.uint64,
-        len(tokens),
-    )
-    powers = np.array([pow(0x100000001B3, n, 2**64) for n in range(size)], np.uint64)
-    return (np.lib.stride_tricks.sliding_window_view(hashed, size) * powers).sum(
-        axis=1, dtype=np.uint64
-    )
+# -------------------------------------------------------------------------------------------------
+# runs of words
 
 
-def find(hashes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Places in the sorted `hashes` of the distinct `wanted` that are among them."""
-    wanted = np.unique(wanted)
-    at = np.searchsorted(hashes, wanted)
-    return at[hashes[np.minimum(at, len(hashes) - 1)] == wanted] if len(hashes) else at[:0]
+def hash_runs(words: Sequence[str], size: int, word_hashes: dict[str, int]) -> np.ndarray:
+    """Return 64-bit hashes of every run of `size` words, in order.
 
-
-def contaminated(
-    found: Iterable[tuple[int, np.ndarray]], hashes: np.ndarray, always: np.ndarray
-) -> tuple[dict[int, int], int]:
-    """Of (training row, places of its runs in `hashes`): {row: the first place that counts}, and how many runs are common phrases.
-
-    A run of `always` (exam, safety set) counts in any case, one of held-out rows unless it is a common phrase.
+    `word_hashes` keeps the hashes of single words from one call to the next.
     """
-    rows = [(row, at) for row, at in found if len(at)]
-    counts = (
-        np.bincount(np.concatenate([at for _, at in rows]), minlength=len(hashes))
-        if rows
-        else np.zeros(len(hashes), int)
-    )
-    common = (counts > COMMON) & ~np.isin(hashes, always)
-    return {row: int(rare[0]) for row, at in rows if len(rare := at[~common[at]])}, int(
-        common.sum()
-    )
+    if len(words) < size:
+        return NO_RUNS
+    for word in words:
+        if word not in word_hashes:
+            word_hashes[word] = duplicates.hash_text(word)
+    hashes = np.fromiter((word_hashes[word] for word in words), np.uint64, len(words))
+    powers = np.array([pow(FACTOR, n, 2**64) for n in range(size)], np.uint64)
+    windows = np.lib.stride_tricks.sliding_window_view(hashes, size)
+    return (windows * powers).sum(axis=1, dtype=np.uint64)
 
 
-def shared(messages: list[dict[str, str]], size: int, run: np.uint64) -> str:
-    """The words of a row whose run has this hash."""
-    tokens = spoken(messages)
-    return next(
-        (" ".join(tokens[n : n + size]) for n, h in enumerate(grams(tokens, size, {})) if h == run),
-        "",
-    )
+def find_places(hashes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the places in the sorted `hashes` of the distinct `wanted` that are among them."""
+    wanted = np.unique(wanted)
+    places = np.searchsorted(hashes, wanted)
+    if not len(hashes):
+        return places[:0]
+    is_there = hashes[np.minimum(places, len(hashes) - 1)] == wanted
+    return places[is_there]
 
 
-def spoken(messages: list[dict[str, str]]) -> list[str]:
+def find_leaks(
+    overlaps: Iterable[tuple[int, np.ndarray]], hashes: np.ndarray, always: np.ndarray
+) -> tuple[dict[int, int], int]:
+    """Return {row: the place of its first run that counts}, and how many runs are common phrases.
+
+    `overlaps` are (training row, places of its runs in `hashes`). A run of `always` (exam, safety
+    set) counts in any case, one of held-out rows unless it is a common phrase.
+    """
+    overlaps = [(row, places) for row, places in overlaps if len(places)]
+    counts = np.zeros(len(hashes), int)
+    if overlaps:
+        every_place = np.concatenate([places for _, places in overlaps])
+        counts = np.bincount(every_place, minlength=len(hashes))
+    is_common = (counts > COMMON) & ~np.isin(hashes, always)
+    leaks = {}
+    for row, places in overlaps:
+        rare = places[~is_common[places]]
+        if len(rare):
+            leaks[row] = int(rare[0])
+    return leaks, int(is_common.sum())
+
+
+def find_shared_words(messages: list[dict[str, str]], size: int, run: np.uint64) -> str:
+    """Return the words of a row whose run has this hash; empty when none has."""
+    words = spoken_words(messages)
+    for n, own in enumerate(hash_runs(words, size, {})):
+        if own == run:
+            return " ".join(words[n : n + size])
+    return ""
+
+
+def spoken_words(messages: list[dict[str, str]]) -> list[str]:
+    """Return the words of a conversation, without those of its system message."""
     return [w for m in messages if m["role"] != "system" for w in words_of(m["content"])]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# on a chunk
+# -------------------------------------------------------------------------------------------------
+# exam items and prompts
 
 
-def chunk_runs(path: pathlib.Path, at: np.ndarray, size: int) -> np.ndarray:
-    """The distinct runs of words of some rows, sorted."""
-    numbers: dict[str, int] = {}
-    return np.unique(
-        np.concatenate(
-            [
-                np.empty(0, np.uint64),
-                *(grams(spoken(messages), size, numbers) for messages in texts_of(path, at)[1]),
-            ]
-        )
-    )
+class Measured(NamedTuple):
+    """An exam item or a prompt of the safety set, as training rows may hold it."""
 
-
-def chunk_owners(
-    path: pathlib.Path, at: np.ndarray, size: int, wanted: np.ndarray
-) -> dict[int, str]:
-    """{place in the sorted `wanted`: id of the first of some rows that has this run}."""
-    owners: dict[int, str] = {}
-    for row_id, messages in zip(*texts_of(path, at), strict=True):
-        for place in find(wanted, grams(spoken(messages), size, {})).tolist():
-            owners.setdefault(place, row_id)
-    return owners
-
-
-def chunk_overlaps(
-    path: pathlib.Path, at: np.ndarray, size: int, scratch: pathlib.Path, threshold: float
-) -> tuple[list[Any], list[tuple[int, int]]]:
-    """(place in `at`, places of its runs among the held-out ones) of rows that have some; (place in `at`, number of the item it nearly is)."""
-    import rensa
-
-    hashes = np.load(scratch / "held_out.npy", mmap_mode="r")
-    _, texts = texts_of(path, at)
-    numbers: dict[str, int] = {}
-    found = [
-        (n, places)
-        for n, messages in enumerate(texts)
-        if len(places := find(hashes, grams(spoken(messages), size, numbers)))
-    ]
-    items, index = _index(
-        scratch / "measured.json", (scratch / "measured.json").stat().st_mtime_ns, threshold
-    )
-    close: list[tuple[int, int]] = []
-    if items and texts:
-        parts = [
-            (n, set(words_of(text)))
-            for n, messages in enumerate(texts)
-            for text in _asked_and_answered(messages)
-        ]
-        sketches = rensa.RMinHash.from_token_sets(
-            [sorted(part) or [""] for _, part in parts], duplicates.HASHES, duplicates.SEED
-        )
-        for (n, part), sketch in zip(parts, sketches, strict=True):
-            close += [
-                (n, items[other][0])
-                for other in index.query(sketch)
-                if len(part & items[other][1]) >= threshold * len(part | items[other][1])
-            ]
-    return found, close
-
-
-def _asked_and_answered(messages: list[dict[str, str]]) -> list[str]:
-    """Each question of a conversation, alone and with its answer."""
-    turns = [m["content"] for m in messages if m["role"] != "system"]
-    return [
-        text
-        for question, answer in zip(turns[::2], turns[1::2], strict=True)
-        for text in (question, f"{question} {answer}")
-    ]
+    name: str
+    texts: list[str]
+    runs: np.ndarray  # hashes, sorted
 
 
 def exam_texts(item: dict[str, Any]) -> list[str]:
-    """An exam item as training rows may hold it: its question, the question with the right answer, both with the options between; and where
-    the question has a context, the same without it.
+    """Return an exam item as training rows may hold it.
+
+    That is its question, the question with the right answer, and both with the options between;
+    where the question has a context, also the same without it.
     """
-    answer, texts = item["options"][item["answer_letter"]], []
+    answer = item["options"][item["answer_letter"]]
+    texts = []
     for question in dict.fromkeys((item["question"], item.get("stem", item["question"]))):
-        texts += [
-            question,
-            f"{question} {answer}",
-            *_asked_and_answered(shapes.messages({**item, "question": question})),
-        ]
+        messages = shapes.to_messages({**item, "question": question})
+        texts += [question, f"{question} {answer}", *_asked_and_answered(messages)]
     return texts
 
 
+def _asked_and_answered(messages: list[dict[str, str]]) -> list[str]:
+    """Return each question of a conversation, alone and with its answer."""
+    turns = [m["content"] for m in messages if m["role"] != "system"]
+    texts = []
+    for question, answer in zip(turns[::2], turns[1::2], strict=True):
+        texts += [question, f"{question} {answer}"]
+    return texts
+
+
+def _list_measured(exam: list[dict[str, Any]], safety_rows: list[Any], size: int) -> list[Measured]:
+    named = [(f"exam {item['id']}", exam_texts(item)) for item in exam]
+    named += [(f"safety set {row['id']}", [row["prompt"]]) for row in safety_rows]
+    measured = []
+    for name, texts in named:
+        runs = [hash_runs(words_of(text), size, {}) for text in texts]
+        measured.append(Measured(name, texts, np.unique(np.concatenate(runs))))
+    return measured
+
+
+def _sketch(word_sets: list[set[str]]) -> Any:
+    """Return rensa's MinHash of each set of words."""
+    import rensa  # only the prepare stage needs it
+
+    # rensa takes no empty set
+    tokens = [sorted(words) or [""] for words in word_sets]
+    return rensa.RMinHash.from_token_sets(tokens, duplicates.HASHES, duplicates.SEED)
+
+
 @functools.cache
-def _index(
+def _index_items(
     path: pathlib.Path, stamp: int, threshold: float
 ) -> tuple[list[tuple[int, set[str]]], Any]:
-    """(number of its item, words) of every text of exam and safety set, and an index of them; `stamp` tells one run's file from another's."""
-    import rensa
+    """Return (number of its item, words) of every text of exam and safety set, and their index.
 
-    items = [
-        (n, set(words_of(text)))
-        for n, texts in enumerate(json.loads(path.read_text(encoding="utf-8")))
-        for text in texts
-    ]
+    `stamp` tells the file of one run from that of another.
+    """
+    import rensa  # only the prepare stage needs it
+
+    texts_of_items = json.loads(path.read_text(encoding="utf-8"))
+    items = [(n, set(words_of(text))) for n, texts in enumerate(texts_of_items) for text in texts]
     index = rensa.RMinHashLSH(threshold, duplicates.HASHES, duplicates.BANDS)
-    sketches = (
-        rensa.RMinHash.from_token_sets(
-            [sorted(words) or [""] for _, words in items], duplicates.HASHES, duplicates.SEED
-        )
-        if items
-        else []
-    )
+    sketches = _sketch([words for _, words in items]) if items else []
     index.insert_pairs(list(enumerate(sketches)))
     return items, index
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
+# on a chunk, in a worker
+
+
+def hash_chunk_runs(path: pathlib.Path, places: np.ndarray, size: int) -> np.ndarray:
+    """Return the distinct runs of words of the rows at some places of a chunk, sorted."""
+    word_hashes: dict[str, int] = {}
+    _, conversations = load_messages(path, places)
+    runs = [hash_runs(spoken_words(m), size, word_hashes) for m in conversations]
+    return np.unique(np.concatenate([NO_RUNS, *runs]))
+
+
+def find_run_owners(
+    path: pathlib.Path, places: np.ndarray, size: int, wanted: np.ndarray
+) -> dict[int, str]:
+    """Return {place in the sorted `wanted`: id of the first row that has this run}."""
+    owners: dict[int, str] = {}
+    for row_id, messages in zip(*load_messages(path, places), strict=True):
+        for place in find_places(wanted, hash_runs(spoken_words(messages), size, {})).tolist():
+            owners.setdefault(place, row_id)
+    return owners
+
+
+def find_chunk_overlaps(
+    path: pathlib.Path, places: np.ndarray, size: int, scratch: pathlib.Path, threshold: float
+) -> tuple[list[tuple[int, np.ndarray]], list[tuple[int, int]]]:
+    """Return what the rows at some `places` of a chunk share with what is measured on.
+
+    First (n, places of its runs among the held-out ones) of rows that have some, then (n, number of
+    an item) of rows that are nearly that item; n counts in `places`.
+    """
+    hashes = np.load(scratch / RUNS_FILE, mmap_mode="r")
+    _, conversations = load_messages(path, places)
+    word_hashes: dict[str, int] = {}
+    overlaps = []
+    for n, messages in enumerate(conversations):
+        found = find_places(hashes, hash_runs(spoken_words(messages), size, word_hashes))
+        if len(found):
+            overlaps.append((n, found))
+    return overlaps, _find_near_items(conversations, scratch / ITEMS_FILE, threshold)
+
+
+def _find_near_items(
+    conversations: list[list[dict[str, str]]], items_file: pathlib.Path, threshold: float
+) -> list[tuple[int, int]]:
+    """Return (number of a conversation, number of the item it nearly is), by Jaccard similarity."""
+    items, index = _index_items(items_file, items_file.stat().st_mtime_ns, threshold)
+    if not items or not conversations:
+        return []
+    exchanges = [
+        (n, set(words_of(text)))
+        for n, messages in enumerate(conversations)
+        for text in _asked_and_answered(messages)
+    ]
+    near = []
+    for (n, words), sketch in zip(exchanges, _sketch([w for _, w in exchanges]), strict=True):
+        for other in index.query(sketch):
+            number, item_words = items[other]
+            if len(words & item_words) >= threshold * len(words | item_words):
+                near.append((n, number))
+    return near
+
+
+# -------------------------------------------------------------------------------------------------
 # over all chunks
 
 
 def drop_leaks(rows: Rows) -> dict[int, dict[str, str]]:
-    """Drop contaminated training rows; for each, whose words it repeats, and for the first ones which."""
-    size, asked = rows.job.decontaminate, safety.load_rows()
-    measured = [(f"exam {item['id']}", exam_texts(item)) for item in rows.exam]
-    measured += [(f"safety set {row['id']}", [row["prompt"]]) for row in asked]
-    names, texts = [name for name, _ in measured], [own for _, own in measured]
-    own_runs = [
-        np.unique(np.concatenate([grams(words_of(text), size, {}) for text in own]))
-        for own in texts
-    ]
-    always = np.unique(np.concatenate([np.empty(0, np.uint64), *own_runs]))
-    parts = [
-        (path, start, np.flatnonzero(sides > 0), np.flatnonzero(sides == 0))
-        for path, start, sides in with_sides(rows)
-    ]
-    held = [(path, at, size) for path, _, at, _ in parts if len(at)]
-    hashes = np.unique(np.concatenate([always, *workers.map_in_order(rows.pool, chunk_runs, held)]))
-    np.save(rows.scratch / "held_out.npy", hashes)
-    files.write_json(rows.scratch / "measured.json", texts)
-    overlaps, close, bar = (
-        [],
-        {},
-        progress_bar("overlap with what it is measured on", total=len(parts), unit="chunk"),
-    )
-    for (_, start, _, at), (found, near) in zip(
-        parts,
-        workers.map_in_order(
-            rows.pool,
-            chunk_overlaps,
-            (
-                (path, at, size, rows.scratch, rows.job.near_duplicate_threshold)
-                for path, _, _, at in parts
-            ),
-        ),
-        strict=True,
-    ):
-        overlaps += [(int(start + at[n]), places) for n, places in found]
-        close |= {int(start + at[n]): item for n, item in near}
-        bar.update()
-    bar.close()
-    leaks, common = contaminated(overlaps, hashes, always)
+    """Drop contaminated training rows, and return for each whose words it repeats.
+
+    For the first ones also which words.
+    """
+    size = rows.job.decontaminate
+    safety_rows = safety.load_rows()
+    measured = _list_measured(rows.exam, safety_rows, size)
+    measured_runs = np.unique(np.concatenate([NO_RUNS, *(item.runs for item in measured)]))
+    held_out = _select_held_out(rows, size)
+    runs_of_chunks = workers.map_in_order(rows.pool, hash_chunk_runs, held_out)
+    hashes = np.unique(np.concatenate([measured_runs, *runs_of_chunks]))
+    np.save(rows.scratch / RUNS_FILE, hashes)
+    files.write_json(rows.scratch / ITEMS_FILE, [item.texts for item in measured])
+
+    overlaps, near = _find_overlaps(rows, size)
+    leaks, common = find_leaks(overlaps, hashes, measured_runs)
     rows.facts |= {
         "exam_items": len(rows.exam),
-        "safety_prompts": len(asked),
+        "safety_prompts": len(safety_rows),
         "held_out_exam_and_safety_runs": len(hashes),
         "runs_that_are_common_phrases": common,
-        "rows_near_exam_items_or_safety_prompts": len(close),
+        "rows_near_exam_items_or_safety_prompts": len(near),
     }
-    wanted = hashes[np.unique(np.array(list(leaks.values()), np.int64))]
-    owners: dict[int, str] = {}
-    for name, runs in zip(names, own_runs, strict=True):
-        owners = dict.fromkeys(find(wanted, runs).tolist(), name) | owners
-    for found in (
-        workers.map_in_order(rows.pool, chunk_owners, ((*part, wanted) for part in held))
-        if len(wanted)
-        else []
-    ):
-        owners = found | owners
+
     because = {
-        row: {"by": names[item], "shared": "nearly the whole item"} for row, item in close.items()
+        row: {"by": measured[number].name, "shared": "nearly the whole item"}
+        for row, number in near.items()
     }
-    because |= {
-        row: {"by": owners[int(np.searchsorted(wanted, hashes[place]))]}
-        for row, place in leaks.items()
-    }
+    leaked = hashes[np.unique(np.array(list(leaks.values()), np.int64))]
+    owners = _find_owners(rows, leaked, measured, held_out)
+    for row, place in leaks.items():
+        because[row] = {"by": owners[int(np.searchsorted(leaked, hashes[place]))]}
     for row in sorted(leaks)[:EXAMPLES]:
-        path, start = next((p, s) for p, s in reversed(rows.parts) if s <= row)
-        because[row]["shared"] = shared(
-            texts_of(path, np.array([row - start]))[1][0], size, hashes[leaks[row]]
-        )
-    rows.made.drop(np.array(sorted(because), np.int64), "contaminated")
+        messages = _load_row(rows, row)
+        because[row]["shared"] = find_shared_words(messages, size, hashes[leaks[row]])
+    rows.decisions.drop(np.array(sorted(because), np.int64), "contaminated")
     return because
+
+
+def _select_held_out(rows: Rows, size: int) -> list[tuple[pathlib.Path, np.ndarray, int]]:
+    """Return (file, places of its held-out rows, size) of each chunk that has some."""
+    held_out = []
+    for path, _, sides in rows.iterate_chunks():
+        places = np.flatnonzero(sides > 0)
+        if len(places):
+            held_out.append((path, places, size))
+    return held_out
+
+
+def _find_overlaps(rows: Rows, size: int) -> tuple[list[tuple[int, np.ndarray]], dict[int, int]]:
+    """Return (row, places of its runs) of training rows, and {row: the item that it nearly is}."""
+    trained = [
+        (path, start, np.flatnonzero(sides == 0)) for path, start, sides in rows.iterate_chunks()
+    ]
+    threshold = rows.job.near_duplicate_threshold
+    tasks = ((path, places, size, rows.scratch, threshold) for path, _, places in trained)
+    results = workers.map_in_order(rows.pool, find_chunk_overlaps, tasks)
+    bar = progress_bar("overlap with what it is measured on", total=len(trained), unit="chunk")
+    overlaps: list[tuple[int, np.ndarray]] = []
+    near: dict[int, int] = {}
+    for (_, start, places), (found, near_items) in zip(trained, results, strict=True):
+        overlaps += [(int(start + places[n]), own) for n, own in found]
+        near |= {int(start + places[n]): number for n, number in near_items}
+        bar.update()
+    bar.close()
+    return overlaps, near
+
+
+def _find_owners(
+    rows: Rows,
+    leaked: np.ndarray,
+    measured: list[Measured],
+    held_out: list[tuple[pathlib.Path, np.ndarray, int]],
+) -> dict[int, str]:
+    """Return {place in the sorted `leaked`: whose run it is}, the first of those that have it."""
+    owners: dict[int, str] = {}
+    if not len(leaked):
+        return owners
+    for item in measured:
+        for place in find_places(leaked, item.runs).tolist():
+            owners.setdefault(place, item.name)
+    tasks = ((*chunk, leaked) for chunk in held_out)
+    for found in workers.map_in_order(rows.pool, find_run_owners, tasks):
+        owners = found | owners
+    return owners
+
+
+def _load_row(rows: Rows, row: int) -> list[dict[str, str]]:
+    path, start = next((path, start) for path, start in reversed(rows.parts) if start <= row)
+    _, conversations = load_messages(path, [row - start])
+    return conversations[0]

@@ -1,4 +1,4 @@
-"""The record of a prepare job: the counts for results.json, and data_card.json with what they mean."""
+"""The record of a prepare job: the counts for results.json, and data_card.json, their meaning."""
 
 import time
 from collections import Counter
@@ -9,57 +9,48 @@ from lib.data.rows import Rows
 from lib.data.splits import SPLITS
 
 
-def summary(rows: Rows, counts: Counter) -> dict[str, Any]:
-    """The `prepare` section of results.json; raises when the rows do not add up."""
-    kept, seconds = sum(counts[side] for side in SPLITS), time.monotonic() - rows.started
-    assert rows.read - sum(rows.dropped.values()) == kept == len(rows.made.kept()), (
-        rows.read,
-        rows.dropped,
-        counts,
-    )
+def summarise(rows: Rows, counts: Counter[str]) -> dict[str, Any]:
+    """Return the `prepare` section of results.json; AssertionError when rows do not add up."""
+    kept = sum(counts[split] for split in SPLITS)
+    left = rows.read - sum(rows.dropped.values())
+    assert left == kept == len(rows.decisions.kept()), (rows.read, rows.dropped, counts)
+    seconds = time.monotonic() - rows.started
+    before_last_step = sum(rows.seconds.values())
     return {
         "rows_read": rows.read,
         "rows_kept": kept,
         "dropped": dict(rows.dropped),
-        **{side: counts[side] for side in SPLITS},
+        **{split: counts[split] for split in SPLITS},
         "changed": dict(rows.changed.most_common()),
         "tokens_total": counts["tokens_total"],
         "tokens_trained": counts["tokens_trained"],
         "truncated": counts["truncated"],
         "seconds": round(seconds, 1),
-        "step_seconds": {
-            **rows.seconds,
-            "tokenise": round(seconds - sum(rows.seconds.values()), 1),
-        },
+        "step_seconds": {**rows.seconds, "tokenise": round(seconds - before_last_step, 1)},
     }
 
 
-def card(rows: Rows, results: dict[str, Any], source_hash: str) -> dict[str, Any]:
-    """data_card.json: where the rows came from, what was dropped or changed, with examples, and the counts."""
+def describe_data(rows: Rows, results: dict[str, Any], source_hash: str) -> dict[str, Any]:
+    """Return data_card.json: sources, what was dropped or changed with examples, and counts."""
     job = rows.job
-    where = [
-        {
-            "dataset": part.dataset,
-            "revision": part.revision or None,
-            "commit": rows.commits.get(f"{part.dataset}@{part.revision}"),
-            "weight": part.weight,
-            "max_rows": part.max_rows or None,
-        }
-        for part in sources.parts(job)
-    ]
-    facts = {k: v for k, v in rows.facts.items() if k != "fingerprint"}
+    elsewhere = ("dropped", "changed", "seconds", "step_seconds")
     return {
-        "sources": where,
+        "sources": [
+            {
+                "dataset": source.dataset,
+                "revision": source.revision or None,
+                "commit": rows.commits.get(f"{source.dataset}@{source.revision}"),
+                "weight": source.weight,
+                "max_rows": source.max_rows or None,
+            }
+            for source in sources.list_sources(job)
+        ],
         "source_sha256": source_hash,
         "seed": job.seed,
         "exam": job.exam,
-        **facts,
+        **{name: value for name, value in rows.facts.items() if name != "fingerprint"},
         "skip_rules": job.skip_rules,
-        "counts": {
-            k: v
-            for k, v in results.items()
-            if k not in ("dropped", "changed", "seconds", "step_seconds")
-        },
+        "counts": {name: value for name, value in results.items() if name not in elsewhere},
         "dropped": {
             reason: {"rows": count, "examples": rows.examples.get(reason, [])}
             for reason, count in rows.dropped.items()

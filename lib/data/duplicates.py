@@ -1,11 +1,15 @@
-"""Which rows are the same, nearly the same, or belong together; decided in the order of the rows, so appended rows change no earlier decision.
+"""Which rows are the same, nearly the same, or belong together.
 
-Near duplicates: MinHash signatures of three-word shingles by rensa, banded LSH (Leskovec, Rajaraman, Ullman, Mining of Massive
-Datasets, chapter 3). rensa's own index takes 1.3 KB a row, measured at a million rows; here a row takes 0.3 KB.
+Rows are decided on in their order, so that appended rows change no earlier decision.
+
+Near duplicates: MinHash signatures of three-word shingles by rensa, with banded LSH (Leskovec,
+Rajaraman, Ullman, Mining of Massive Datasets, chapter 3). rensa's own index takes 1.3 KB a row,
+measured at a million rows; here a row takes 0.3 KB.
 """
 
 import hashlib
 import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -13,14 +17,16 @@ import numpy as np
 from lib.common.words import normalised, words_of
 from lib.params import Params
 
-HASHES, BANDS = 128, 16  # 16 bands of 8: 99 % of the pairs at 0.85 meet, 24 % of those at 0.6
-SIGNATURE = (
-    2 * HASHES
-)  # bytes kept of a signature: 16 bits tell unequal hashes apart (Li and König 2010)
-MOST_IN_BUCKET = 256  # rows of one bucket that a row is held against: with near_duplicates=keep a boilerplate fills them
+HASHES = 128
+BANDS = 16  # of 8 hashes each: 99 % of the pairs at 0.85 meet in one, and 24 % of those at 0.6
+# bytes kept of a signature: 16 bits tell unequal hashes apart (Li and König 2010)
+SIGNATURE = 2 * HASHES
+# a row is held against this many rows of a bucket: a boilerplate that is kept fills its buckets
+MOST_IN_BUCKET = 256
 SHINGLE = 3  # words
 SEED = 1
-# rows that differ in one of these are no duplicates, however alike: 30 compressions are not 15, "do" not "don't" (two words, don and t)
+# Rows that differ in one of these are no duplicates, however alike: 30 compressions are not 15.
+# "don't" is two words here, don and t.
 VITAL = re.compile(
     r"\d+|\b(?:not?|nor|none|never|avoid\w*|cannot|without|unless|except|\w+n t|can t)\b"
 )
@@ -35,224 +41,298 @@ REASONS = ("", "too_long", *SAME_REASONS, "contaminated")
 SHORT_ANSWER = 20  # characters: "yes" and "Staphylococcus" may answer any number of questions
 
 
-def key(text: str) -> int:
-    """64 bits of a text: at a million rows two that differ share one with a chance of 3 in 100 million."""
+# -------------------------------------------------------------------------------------------------
+# what rows are compared by
+
+
+def hash_text(text: str) -> int:
+    """Return 64 bits of a text.
+
+    Among a million different texts, two share theirs with a chance of 3 in 100 million.
+    """
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def shingles(tokens: list[str]) -> list[str]:
-    return [" ".join(tokens[n : n + SHINGLE]) for n in range(max(1, len(tokens) - SHINGLE + 1))]
+def shingles(words: list[str]) -> list[str]:
+    """Return every run of SHINGLE words, or all words where they are fewer."""
+    count = max(1, len(words) - SHINGLE + 1)
+    return [" ".join(words[n : n + SHINGLE]) for n in range(count)]
 
 
-def signatures(rows: list[list[str]]) -> np.ndarray:
-    """MinHash signatures, uint32 of shape (rows, HASHES), of rows given as shingles."""
-    import rensa
+def minhash_signatures(rows: list[list[str]]) -> np.ndarray:
+    """Return MinHash signatures, uint32 of shape (rows, HASHES), of rows given as shingles."""
+    import rensa  # only the prepare stage needs it
 
-    return np.array(rensa.RMinHash.digests_from_token_sets(rows, HASHES, SEED), np.uint32).reshape(
-        -1, HASHES
-    )
+    digests = rensa.RMinHash.digests_from_token_sets(rows, HASHES, SEED)
+    return np.array(digests, np.uint32).reshape(-1, HASHES)
 
 
-def keys(messages: list[dict[str, str]]) -> dict[str, Any]:
-    """What a cleaned row is compared by: whole text, question, answer and vital words as 64 bits each, and its words.
+def hash_bands(signatures: np.ndarray) -> np.ndarray:
+    """Return uint64 of shape (rows, BANDS): equal where all hashes of the band are equal."""
+    width = HASHES // BANDS
+    drawn = np.random.default_rng(SEED).integers(1, 2**63, width, dtype=np.uint64)
+    odd_factors = drawn * np.uint64(2) + np.uint64(1)
+    banded = signatures.reshape(-1, BANDS, width).astype(np.uint64)
+    return (banded * odd_factors).sum(axis=2, dtype=np.uint64)
 
-    The answer key is 0 for a conversation of several exchanges: no single answer of it is a row's answer.
+
+def comparison_keys(messages: list[dict[str, str]]) -> dict[str, Any]:
+    """Return what a cleaned row is compared by: hashes of its parts, and its words.
+
+    `exact` is of the whole text, `vital` of its numbers and negations, `question` of the first
+    question, `later_questions` of the others. `answer` is 0 for a conversation of several
+    exchanges, as no single answer of it is the row's answer.
     """
-    turns = [
-        (m["role"], m["content"], words_of(m["content"])) for m in messages if m["role"] != "system"
+    turns = [m for m in messages if m["role"] != "system"]
+    words_of_turns = [words_of(turn["content"]) for turn in turns]
+    # a text without any word, such as "?", stands for itself
+    hashes = [
+        hash_text(" ".join(words) or turn["content"])
+        for turn, words in zip(turns, words_of_turns, strict=True)
     ]
-    spoken = [word for _, _, part in turns for word in part]
-    (_, question, asked), (_, answer, replied) = turns[0], turns[-1]
-    later = [key(" ".join(part) or text) for role, text, part in turns[1:] if role == "user"]
+    words = [word for own in words_of_turns for word in own]
+    answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
+    whole = "\n".join(f"{m['role']}:{normalised(m['content'])}" for m in messages)
     return {
-        "exact": key("\n".join(f"{m['role']}:{normalised(m['content'])}" for m in messages)),
-        "question": key(" ".join(asked) or question),
-        "answer": key(" ".join(replied) or answer) if len(turns) == 2 else 0,
-        "vital": key(" ".join(VITAL.findall(" ".join(spoken)))),
-        "later_questions": later,
-        "answer_length": sum(len(text) for role, text, _ in turns if role == "assistant"),
-        "words": spoken,
+        "exact": hash_text(whole),
+        "question": hashes[0],
+        "answer": hashes[-1] if len(turns) == 2 else 0,
+        "vital": hash_text(" ".join(VITAL.findall(" ".join(words)))),
+        "later_questions": [
+            own for turn, own in zip(turns[1:], hashes[1:], strict=True) if turn["role"] == "user"
+        ],
+        "answer_length": sum(map(len, answers)),
+        "words": words,
     }
 
 
-def bands(signature: np.ndarray) -> np.ndarray:
-    """One uint64 a band, shape (rows, BANDS): equal where all hashes of the band are."""
-    odd = np.random.default_rng(SEED).integers(
-        1, 2**63, HASHES // BANDS, dtype=np.uint64
-    ) * np.uint64(2) + np.uint64(1)
-    return (signature.reshape(-1, BANDS, HASHES // BANDS).astype(np.uint64) * odd).sum(
-        axis=2, dtype=np.uint64
-    )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # decisions
 
 
 class Decisions:
     """What becomes of each row.
 
-    `reason` indexes REASONS, 0 keeps the row; `by` is the row that decided it, or -1; `side` indexes prepared.SPLITS, -1 is none.
+    `reason` indexes REASONS, and 0 keeps the row; `by` is the row that decided it, or -1;
+    `side` indexes splits.SPLITS, and -1 is none.
     """
 
-    def __init__(self, count: int):
-        self.reason, self.by, self.side = (
-            np.zeros(count, np.int8),
-            np.full(count, -1, np.int64),
-            np.full(count, -1, np.int8),
-        )
+    def __init__(self, count: int) -> None:
+        self.reason = np.zeros(count, np.int8)
+        self.by = np.full(count, -1, np.int64)
+        self.side = np.full(count, -1, np.int8)
 
     def kept(self) -> np.ndarray:
+        """Return the numbers of the rows that are kept."""
         return np.flatnonzero(self.reason == 0)
 
     def drop(self, rows: Any, reason: str, by: Any = -1) -> None:
-        self.reason[rows], self.by[rows], self.side[rows] = REASONS.index(reason), by, -1
+        """Drop one row or several, decided by one row or by one row each."""
+        self.reason[rows] = REASONS.index(reason)
+        self.by[rows] = by
+        self.side[rows] = -1
 
 
-def first_of(values: np.ndarray) -> np.ndarray:
-    """For each place the first place of the same value."""
+def drop_same(
+    columns: dict[str, np.ndarray],
+    decisions: Decisions,
+    skip_rules: Iterable[str],
+    same_question: str,
+    answer_cap: int,
+) -> None:
+    """Drop exact duplicates, several answers to one question, one answer to many questions."""
+    if "exact_duplicate" not in skip_rules:
+        kept = decisions.kept()
+        _drop_repeats(columns["exact"], kept, "exact_duplicate", decisions)
+    if same_question != "all":
+        kept = decisions.kept()
+        order = kept[columns["answer"][kept] != 0]
+        if same_question == "longest":
+            length = columns["answer_length"][order]
+            order = order[np.lexsort((order, -length))]
+        _drop_repeats(columns["question"], order, "same_question", decisions)
+    if answer_cap:
+        _drop_over_cap(columns, answer_cap, decisions)
+
+
+def _drop_repeats(values: np.ndarray, order: np.ndarray, reason: str, decisions: Decisions) -> None:
+    """Of the rows in `order`, drop each whose value an earlier one has."""
+    first = order[_first_places(values[order])]
+    repeats = first != order
+    decisions.drop(order[repeats], reason, first[repeats])
+
+
+def _first_places(values: np.ndarray) -> np.ndarray:
+    """Return for each place the first place of the same value."""
     _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
     return first[inverse]
 
 
-def same(columns: dict[str, np.ndarray], job: Params, made: Decisions) -> None:
-    """Exact duplicates, several answers to one question, one answer under many questions."""
-    if "exact_duplicate" not in job.skip_rules:
-        rows = made.kept()
-        first = rows[first_of(columns["exact"][rows])]
-        made.drop(rows[first != rows], "exact_duplicate", first[first != rows])
-    if job.same_question != "all":
-        rows = made.kept()
-        rows = rows[columns["answer"][rows] != 0]
-        # the longest answer first where that is asked for, then the order of the rows
-        order = (
-            rows[np.lexsort((rows, -columns["answer_length"][rows]))]
-            if job.same_question == "longest"
-            else rows
-        )
-        first = order[first_of(columns["question"][order])]
-        made.drop(order[first != order], "same_question", first[first != order])
-    if job.answer_cap:
-        rows = made.kept()
-        rows = rows[
-            (columns["answer"][rows] != 0) & (columns["answer_length"][rows] >= SHORT_ANSWER)
-        ]
-        order = rows[np.argsort(columns["answer"][rows], kind="stable")]
-        values = columns["answer"][order]
-        begins = np.maximum.accumulate(
-            np.where(
-                np.r_[True, values[1:] != values[:-1]][: len(values)], np.arange(len(values)), 0
-            )
-        )
-        over = np.arange(len(values)) - begins >= job.answer_cap
-        made.drop(order[over], "answer_repeated", order[begins[over]])
+def _drop_over_cap(columns: dict[str, np.ndarray], answer_cap: int, decisions: Decisions) -> None:
+    """Drop the rows after the first `answer_cap` ones of the same answer."""
+    kept = decisions.kept()
+    has_answer = columns["answer"][kept] != 0
+    long_enough = columns["answer_length"][kept] >= SHORT_ANSWER
+    kept = kept[has_answer & long_enough]
+    order = kept[np.argsort(columns["answer"][kept], kind="stable")]
+    answers = columns["answer"][order]
+    places = np.arange(len(order))
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = answers[1:] != answers[:-1]
+    first_place = np.maximum.accumulate(np.where(is_first, places, 0))
+    over = places - first_place >= answer_cap
+    decisions.drop(order[over], "answer_repeated", order[first_place[over]])
 
 
-def place(
-    banded: np.ndarray,
-    signature: np.ndarray,
-    columns: dict[str, np.ndarray],
-    later: dict[int, list[int]],
-    job: Params,
-    made: Decisions,
-    bar: Any = iter,
-) -> None:
-    """Give each kept row, in order, its side, that of the kept earlier rows with one of its questions or much like it.
+# -------------------------------------------------------------------------------------------------
+# near duplicates and sides
 
-    Without any its side is a seeded hash of its question; a row tied to both sides is dropped, as it would carry the one into the
-    other. So is, by the policy, one much like an earlier row that differs from it in no number and no negation. `signature` (low 16
-    bits of each hash) may lie on disk; `later` holds the questions of a row after its first.
+
+class _Buckets:
+    """LSH buckets with the rows put into them: each a chain from its newest row to its first.
+
+    Rows are places among those that meet another one. `numbers` has the bucket of each row and
+    band, or -1 where no other row is in it: int32 of shape (rows, bands).
     """
-    rows = made.kept()
-    made.side[rows] = side_of(columns["question"], job)[rows]
-    buckets = _shared_buckets(banded, rows)
-    several = np.isin(rows, list(later))
-    more = np.array(
-        [question for row in rows[several].tolist() for question in later[row]], np.uint64
+
+    def __init__(self, numbers: np.ndarray) -> None:
+        self.numbers = numbers
+        self.newest = np.full(numbers.max(initial=-1) + 1, -1, np.int32)
+        self.before = np.full(numbers.shape, -1, np.int32)
+
+    def of_row(self, place: int) -> list[tuple[int, int]]:
+        """Return the row's (band, bucket) pairs."""
+        numbers = self.numbers[place].tolist()
+        return [(band, bucket) for band, bucket in enumerate(numbers) if bucket >= 0]
+
+    def rows_in(self, own: list[tuple[int, int]]) -> list[int]:
+        """Return the rows in these buckets, in order."""
+        found: set[int] = set()
+        for band, bucket in own:
+            other = int(self.newest[bucket])
+            count = 0
+            while other >= 0 and count < MOST_IN_BUCKET:
+                found.add(other)
+                other = int(self.before[other, band])
+                count += 1
+        return sorted(found)
+
+    def add(self, place: int, own: list[tuple[int, int]]) -> None:
+        """Put a row into its buckets."""
+        for band, bucket in own:
+            self.before[place, band] = self.newest[bucket]
+            self.newest[bucket] = place
+
+
+def assign_sides(
+    columns: dict[str, np.ndarray],
+    signatures: np.ndarray,
+    later_questions: dict[int, list[int]],
+    job: Params,
+    decisions: Decisions,
+    show_progress: Callable[[list[int]], Iterable[int]] = iter,
+) -> None:
+    """Give each kept row, in order, the side of the earlier rows that it belongs to.
+
+    A row belongs to those that have one of its questions or are much like it. Without any, its
+    side is a seeded hash of its question. A row that belongs to both sides is dropped, as it would
+    carry the one into the other. Where near_duplicates is `drop`, so is a row much like an earlier
+    one that differs from it in no number and no negation.
+
+    `signatures`, the low 16 bits of each hash, may lie on disk. `later_questions` has those after
+    the first one, of the rows that have some.
+    """
+    kept = decisions.kept()
+    sides = hash_side(columns["question"], job.seed, job.validation_size, job.test_size)
+    decisions.side[kept] = sides[kept]
+    bucket_numbers = _number_shared_buckets(columns["bands"], kept)
+    shared_questions = _find_shared_questions(columns["question"][kept], kept, later_questions)
+    meets_another = (
+        (bucket_numbers >= 0).any(axis=1)
+        | np.isin(columns["question"][kept], shared_questions)
+        | np.isin(kept, list(later_questions))
     )
-    shared = _repeated(np.concatenate([columns["question"][rows], more]))
-    meets = rows[(buckets >= 0).any(axis=1) | np.isin(columns["question"][rows], shared) | several]
-    place_of = np.searchsorted(rows, meets)
-    newest, before = (
-        np.full(buckets.max(initial=-1) + 1, -1, np.int32),
-        np.full((len(meets), buckets.shape[1]), -1, np.int32),
-    )
-    side_of_question: dict[int, tuple[int, int]] = {}
-    shared_keys = set(shared.tolist())
-    for n, row in enumerate(bar(meets.tolist())):
-        mine = [
-            (band, bucket)
-            for band, bucket in enumerate(buckets[place_of[n]].tolist())
-            if bucket >= 0
-        ]
-        alike = _alike(
-            meets, _met(mine, newest, before), signature, row, job.near_duplicate_threshold
-        )
-        same_words = alike[columns["vital"][alike] == columns["vital"][row]]
-        if len(same_words) and job.near_duplicates == "drop":
-            made.drop(row, "near_duplicate", int(same_words[0]))
+    # most rows meet no other one, and keep the side of their hash
+    meeting = kept[meets_another]
+    buckets = _Buckets(bucket_numbers[meets_another])
+    shared = set(shared_questions.tolist())
+    question_ties: dict[int, tuple[int, int]] = {}  # (side, row) that had the question first
+
+    for place, row in enumerate(show_progress(meeting.tolist())):
+        own_buckets = buckets.of_row(place)
+        others = meeting[buckets.rows_in(own_buckets)]
+        alike = _find_alike(others, signatures, row, job.near_duplicate_threshold)
+
+        same_vital = alike[columns["vital"][alike] == columns["vital"][row]]
+        if len(same_vital) and job.near_duplicates == "drop":
+            decisions.drop(row, "near_duplicate", int(same_vital[0]))
             continue
-        questions = [
-            q for q in (int(columns["question"][row]), *later.get(row, ())) if q in shared_keys
-        ]
-        ties = [(int(made.side[other]), int(other)) for other in alike] + [
-            side_of_question[q] for q in questions if q in side_of_question
-        ]
-        if len({side for side, _ in ties}) > 1:
-            made.drop(
-                row, "ties_both_sides", next(other for side, other in ties if side != ties[0][0])
-            )
-            continue
+
+        questions = [int(columns["question"][row]), *later_questions.get(row, ())]
+        questions = [question for question in questions if question in shared]
+        ties = [(int(decisions.side[other]), int(other)) for other in alike]
+        ties += [question_ties[q] for q in questions if q in question_ties]
         if ties:
-            made.side[row] = ties[0][0]
-        for q in questions:
-            side_of_question.setdefault(q, (int(made.side[row]), row))
-        for band, bucket in mine:
-            before[n, band], newest[bucket] = newest[bucket], n
+            side, _ = ties[0]
+            opposed = [other for other_side, other in ties if other_side != side]
+            if opposed:
+                decisions.drop(row, "ties_both_sides", opposed[0])
+                continue
+            decisions.side[row] = side
+
+        for question in questions:
+            question_ties.setdefault(question, (int(decisions.side[row]), row))
+        buckets.add(place, own_buckets)
 
 
-def _shared_buckets(banded: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """For each of `rows` and each band the number of its bucket, -1 where no other row is in it: int32 of shape (rows, bands)."""
-    buckets, offset = np.full((len(rows), banded.shape[1]), -1, np.int32), 0
-    for band in range(banded.shape[1]):
-        _, inverse, counts = np.unique(banded[rows, band], return_inverse=True, return_counts=True)
-        number = np.cumsum(counts > 1) - 1 + offset
-        buckets[:, band] = np.where(counts[inverse] > 1, number[inverse], -1)
-        offset += int((counts > 1).sum())
-    return buckets
+def _number_shared_buckets(bands: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Number the bucket of each of `rows` and each band, -1 where no other row is in it.
+
+    Returns int32 of shape (rows, bands).
+    """
+    numbers = np.full((len(rows), bands.shape[1]), -1, np.int32)
+    offset = 0
+    for band in range(bands.shape[1]):
+        _, inverse, counts = np.unique(bands[rows, band], return_inverse=True, return_counts=True)
+        is_shared = counts > 1
+        number = np.cumsum(is_shared) - 1 + offset
+        numbers[:, band] = np.where(is_shared[inverse], number[inverse], -1)
+        offset += int(is_shared.sum())
+    return numbers
 
 
-def _repeated(values: np.ndarray) -> np.ndarray:
-    found, counts = np.unique(values, return_counts=True)
-    return found[counts > 1]
-
-
-def _met(mine: list[tuple[int, int]], newest: np.ndarray, before: np.ndarray) -> list[int]:
-    """The rows (as places among those that meet) in the buckets of one, each bucket a chain from its newest row back."""
-    met: set[int] = set()
-    for band, bucket in mine:
-        other, count = int(newest[bucket]), 0
-        while other >= 0 and count < MOST_IN_BUCKET:
-            met.add(other)
-            other, count = int(before[other, band]), count + 1
-    return sorted(met)
-
-
-def _alike(
-    meets: np.ndarray, met: list[int], signature: np.ndarray, row: int, threshold: float
+def _find_shared_questions(
+    first_questions: np.ndarray, rows: np.ndarray, later_questions: dict[int, list[int]]
 ) -> np.ndarray:
-    others = meets[met]
-    return (
-        others[(signature[others] == signature[row]).mean(axis=1) >= threshold] if met else others
-    )
+    """Return the questions that are asked more than once in `rows`, sorted."""
+    several = rows[np.isin(rows, list(later_questions))]
+    later = [question for row in several.tolist() for question in later_questions[row]]
+    asked = np.concatenate([first_questions, np.array(later, np.uint64)])
+    questions, counts = np.unique(asked, return_counts=True)
+    return questions[counts > 1]
 
 
-def side_of(question_keys: np.ndarray, job: Params) -> np.ndarray:
-    """Index into prepared.SPLITS by a seeded mix of the question's key (splitmix64, Steele, Lea, Flood 2014)."""
-    z = question_keys.astype(np.uint64) + np.uint64((job.seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+def _find_alike(
+    others: np.ndarray, signatures: np.ndarray, row: int, threshold: float
+) -> np.ndarray:
+    """Return those of `others` whose estimated similarity to the row reaches the threshold."""
+    if not len(others):
+        return others
+    similarity = (signatures[others] == signatures[row]).mean(axis=1)
+    return others[similarity >= threshold]
+
+
+def hash_side(
+    questions: np.ndarray, seed: int, validation_size: float, test_size: float
+) -> np.ndarray:
+    """Return an index into splits.SPLITS for each question's hash.
+
+    The seeded mix of bits is splitmix64 (Steele, Lea, Flood 2014).
+    """
+    z = questions.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
-    u = (z ^ (z >> np.uint64(31))).astype(np.float64) / 2**64
-    return np.where(
-        u < job.test_size, 2, np.where(u < job.test_size + job.validation_size, 1, 0)
-    ).astype(np.int8)
+    share = (z ^ (z >> np.uint64(31))).astype(np.float64) / 2**64
+    is_test = share < test_size
+    is_validation = ~is_test & (share < test_size + validation_size)
+    return np.select([is_test, is_validation], [2, 1], 0).astype(np.int8)

@@ -1,11 +1,13 @@
-"""Multiple-choice items: the bundled exam, a local file or folder of the choice shape, or a known set of the hub.
+"""Multiple-choice items: the bundled exam, a local file or folder, or a known set of the hub.
 
-An item is {"id", "topic", "question", "options": {letter: text}, "answer_letter"}. Where there is a context, "question" begins with it, and
-"stem" is the question alone, as training rows may hold it.
+items = read_items("bundled:exam")
+
+An item is {"id", "topic", "question", "options": {letter: text}, "answer_letter"}. Where it has a
+context, "question" begins with it, and "stem" is the question alone, as training rows may hold it.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lib.common.errors import UserError
@@ -14,8 +16,8 @@ from lib.data.shapes import BadRow
 from lib.params import Source
 
 EXPECTED = (
-    'Expected rows of question, options and answer_letter, for example {"id": "q1", "question": "...", '
-    '"options": {"A": "...", "B": "..."}, "answer_letter": "B"}.'
+    'Expected rows of question, options and answer_letter, for example {"id": "q1", '
+    '"question": "...", "options": {"A": "...", "B": "..."}, "answer_letter": "B"}.'
 )
 MMLU = (
     "anatomy",
@@ -25,14 +27,15 @@ MMLU = (
     "medical_genetics",
     "professional_medicine",
 )
+MOST_OPTIONS = 26  # a letter each
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# sets of the hub: a row in its own columns as a row of the choice shape
+# -------------------------------------------------------------------------------------------------
+# sets of the hub: a row in its own columns becomes a row of the choice shape
 
 
-def medqa(row: dict[str, Any]) -> dict[str, Any]:
-    """GBaker/MedQA-USMLE-4-options: question, options {A..D}, answer_idx (a letter), meta_info (the exam's step)."""
+def convert_medqa(row: dict[str, Any]) -> dict[str, Any]:
+    """GBaker/MedQA-USMLE-4-options: answer_idx is a letter, meta_info the exam's step."""
     return {
         "question": row["question"],
         "options": row["options"],
@@ -41,8 +44,8 @@ def medqa(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def medmcqa(row: dict[str, Any]) -> dict[str, Any]:
-    """openlifescienceai/medmcqa: opa, opb, opc, opd; cop is the right one, from 0, and -1 in the test split."""
+def convert_medmcqa(row: dict[str, Any]) -> dict[str, Any]:
+    """openlifescienceai/medmcqa: options opa to opd; cop is the right one, from 0."""
     return {
         "id": row["id"],
         "question": row["question"],
@@ -52,8 +55,11 @@ def medmcqa(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def pubmedqa(row: dict[str, Any]) -> dict[str, Any]:
-    """qiaojin/PubMedQA: the abstract without its conclusion is context["contexts"], one text a section; final_decision is yes, no or maybe."""
+def convert_pubmedqa(row: dict[str, Any]) -> dict[str, Any]:
+    """qiaojin/PubMedQA: final_decision is yes, no or maybe.
+
+    context["contexts"] is the abstract without its conclusion, one text a section.
+    """
     return {
         "id": row["pubid"],
         "context": "\n".join(row["context"]["contexts"]),
@@ -63,8 +69,8 @@ def pubmedqa(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def mmlu(row: dict[str, Any]) -> dict[str, Any]:
-    """cais/mmlu: choices, a list; answer is the right one, from 0."""
+def convert_mmlu(row: dict[str, Any]) -> dict[str, Any]:
+    """cais/mmlu: choices is a list; answer is the right one, from 0."""
     return {
         "question": row["question"],
         "options": row["choices"],
@@ -73,122 +79,136 @@ def mmlu(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# configurations, split (medmcqa keeps the answers of its test split to itself, PubMedQA has the one), and how its rows are read
-HUB: dict[str, tuple[tuple[str | None, ...], str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
-    "GBaker/MedQA-USMLE-4-options": ((None,), "test", medqa),
-    "openlifescienceai/medmcqa": ((None,), "validation", medmcqa),
-    "qiaojin/PubMedQA": (("pqa_labeled",), "train", pubmedqa),
-    "cais/mmlu": (MMLU, "test", mmlu),
+Convert = Callable[[dict[str, Any]], dict[str, Any]]
+# Configurations, split, and how a row is read. medmcqa does not publish the answers of its test
+# split, and PubMedQA has one split only.
+HUB: dict[str, tuple[tuple[str | None, ...], str, Convert]] = {
+    "GBaker/MedQA-USMLE-4-options": ((None,), "test", convert_medqa),
+    "openlifescienceai/medmcqa": ((None,), "validation", convert_medmcqa),
+    "qiaojin/PubMedQA": (("pqa_labeled",), "train", convert_pubmedqa),
+    "cais/mmlu": (MMLU, "test", convert_mmlu),
 }
 
 
-def _hub(name: str) -> Iterator[tuple[str, Any]]:
+def _read_known_set(name: str) -> Iterator[tuple[str, Any]]:
     configurations, split, convert = HUB[name]
+    source = Source(dataset=name)
     for configuration in configurations:
-        where = f"{name}{f' ({configuration})' if configuration else ''}, {split}"
-        for number, (_, row) in enumerate(
-            sources.hub_rows(Source(dataset=name), None, split, configuration), 1
-        ):
+        label = f"{name} ({configuration})" if configuration else name
+        where = f"{label}, {split}"
+        rows = sources.read_hub_rows(source, None, split, configuration)
+        for number, (_, row) in enumerate(rows, 1):
             try:
                 yield f"{where} row {number}", convert(row)
             except (KeyError, TypeError) as error:
-                yield (
-                    where,
-                    BadRow(
-                        f"row {number} is not in the columns this set is known by ({error}); it has {', '.join(row)}"
-                    ),
+                fault = BadRow(
+                    f"row {number} is not in the columns this set is known by ({error}); it has "
+                    f"{', '.join(row)}"
                 )
+                yield where, fault
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# reading
+# -------------------------------------------------------------------------------------------------
+# items
 
 
-def read(name: str) -> list[dict[str, Any]]:
-    """The items of `bundled:exam`, a file, a folder or a hub id; UserError names file, line and what is expected."""
-    if paths := sources.local_files(name, "exam"):
-        rows: Iterable[tuple[str, Any]] = (
-            pair for path in paths for pair in formats.rows(path, {})
-        )
-    else:
-        rows = _hub(name) if name in HUB else sources.hub_rows(Source(dataset=name), None, "test")
-    items, seen = [], {}
-    for where, values in rows:
+def read_items(name: str) -> list[dict[str, Any]]:
+    """Read the items of `bundled:exam`, a file, a folder or a hub id.
+
+    UserError names the file, the line and what is expected there.
+    """
+    is_local = bool(sources.local_files(name, "exam"))
+    items = []
+    first_places: dict[str, str] = {}
+    for where, values in _read_rows(name):
         try:
-            item = _item(values, where)
-            if (
-                paths
-            ):  # a set of the hub is asked as it was published; what is at hand can be mended
-                _distinct(item, values)
-            if item["id"] in seen:
+            item = _to_item(values, where)
+            if is_local:  # a set of the hub is asked as it was published; a file can be mended
+                _require_distinct_options(item, values)
+            if item["id"] in first_places:
                 raise BadRow(
-                    f"its id `{item['id']}` is that of {seen[item['id']]} too; results are paired by id, so each must be its own."
+                    f"its id `{item['id']}` is that of {first_places[item['id']]} too; results "
+                    f"are paired by id, so each must be its own."
                 )
         except BadRow as error:
             raise UserError(f"exam: {where}: {error}\n{EXPECTED}") from None
-        seen[item["id"]] = where
+        first_places[item["id"]] = where
         items.append(item)
     if not items:
         raise UserError(f"exam `{name}` has no items.\n{EXPECTED}")
     return items
 
 
-def _item(values: Any, where: str) -> dict[str, Any]:
-    values = shapes.named(values)
-    for key, names in (
-        ("question", ("question",)),
-        ("options", shapes.CHOICES),
-        ("answer_letter", shapes.RIGHT),
-    ):
-        if all(
-            str("" if values.get(name) is None else values[name]).strip() in ("", "nan")
-            for name in names
-        ):
-            raise BadRow(
-                f"it has no `{key}`; its fields are {', '.join(map(str, values)) or '(none)'}."
-            )
-    item = shapes.choice(values)
-    context, stem = (
-        text.strip() for text in (shapes.as_text(values.get("context")), item["question"])
-    )
-    item |= {
-        "id": shapes.as_text(values.get("id")) or where,
-        "topic": shapes.as_text(values.get("topic")),
-    }
-    item |= {"question": f"{context}\n\n{stem}", "stem": stem} if context else {"question": stem}
-    texts = [item["question"], *item["options"].values()]
-    shapes.encodable(item["id"], item["topic"], *item["options"], *texts)
-    if len(item["options"]) > 26:
-        raise BadRow(f"it has {len(item['options'])} options; expected 2 to 26, a letter each.")
-    if found := re.search(chat.CONTROL.pattern + r"\w+>", "\n".join(texts)):
+def _read_rows(name: str) -> Iterator[tuple[str, Any]]:
+    paths = sources.local_files(name, "exam")
+    if paths:
+        for path in paths:
+            yield from formats.read_file(path, {})
+    elif name in HUB:
+        yield from _read_known_set(name)
+    else:
+        yield from sources.read_hub_rows(Source(dataset=name), None, "test")
+
+
+def _to_item(values: Any, where: str) -> dict[str, Any]:
+    """Return a row as an item; BadRow when something is missing, or would break the question."""
+    values = shapes.require_fields(values)
+    _require_filled(values, "question", ("question",))
+    _require_filled(values, "options", shapes.CHOICES)
+    _require_filled(values, "answer_letter", shapes.RIGHT)
+    item = shapes.to_choice(values)
+    context = shapes.as_text(values.get("context")).strip()
+    stem = item["question"].strip()
+    item["id"] = shapes.as_text(values.get("id")) or where
+    item["topic"] = shapes.as_text(values.get("topic"))
+    if context:
+        item["question"] = f"{context}\n\n{stem}"
+        item["stem"] = stem
+    else:
+        item["question"] = stem
+    options = item["options"]
+    texts = [item["question"], *options.values()]
+    shapes.require_unicode(item["id"], item["topic"], *options, *texts)
+    if len(options) > MOST_OPTIONS:
+        raise BadRow(f"it has {len(options)} options; expected 2 to {MOST_OPTIONS}, a letter each.")
+    token = re.search(chat.CONTROL.pattern + r"\w+>", "\n".join(texts))
+    if token:
         raise BadRow(
-            f"its text spells the control token {found[0]}, which would end the question before its end."
+            f"its text spells the control token {token[0]}, which would end the question before "
+            f"its end."
         )
     return item
 
 
-def _distinct(item: dict[str, Any], values: dict[str, Any]) -> None:
-    """BadRow for options that are empty or the same, or an answer that names one by its letter and another by its words."""
+def _require_filled(values: dict[str, Any], field: str, names: tuple[str, ...]) -> None:
+    """BadRow unless one of the names under which a field is known has a value."""
+    for name in names:
+        value = values.get(name)
+        if value is not None and str(value).strip() not in ("", "nan"):
+            return
+    raise BadRow(f"it has no `{field}`; its fields are {shapes.list_fields(values) or '(none)'}.")
+
+
+def _require_distinct_options(item: dict[str, Any], values: dict[str, Any]) -> None:
+    """BadRow for options that are empty or the same, or an answer that could name two of them."""
     texts = {letter: " ".join(text.split()) for letter, text in item["options"].items()}
-    for number, (letter, text) in enumerate(texts.items()):
+    letter_of: dict[str, str] = {}
+    for letter, text in texts.items():
         if not text:
             raise BadRow(f"its option {letter} is empty; expected a text each.")
-        if same := [earlier for earlier in list(texts)[:number] if texts[earlier] == text]:
+        if text in letter_of:
             raise BadRow(
-                f"its options {same[0]} and {letter} are the same, {text[:80]!r}, so that only one could count as right."
+                f"its options {letter_of[text]} and {letter} are the same, {text[:80]!r}, so that "
+                f"only one could count as right."
             )
-    right = next(name for name in shapes.RIGHT if values.get(name) is not None)
-    if (
-        right in ("answer", "label")
-        and isinstance(named := values[right], str)
-        and (
-            other := [
-                letter
-                for letter, text in texts.items()
-                if text == named.strip() and letter != item["answer_letter"]
-            ]
-        )
-    ):
+        letter_of[text] = letter
+    field = next(name for name in shapes.RIGHT if values.get(name) is not None)
+    named = values[field]
+    if field not in ("answer", "label") or not isinstance(named, str):
+        return
+    other = letter_of.get(named.strip())
+    if other is not None and other != item["answer_letter"]:
         raise BadRow(
-            f"its {right} {named!r} is the letter of one option and the words of another, {other[0]}; name the letter in answer_letter."
+            f"its {field} {named!r} is the letter of one option and the words of another, {other}; "
+            f"name the letter in answer_letter."
         )

@@ -1,16 +1,23 @@
-"""The data stage: a stream of rows -> clean -> duplicates -> split -> contamination -> tokens and a proven mask, on disk.
+"""The data stage: rows are read, cleaned, freed of duplicates, split, and become proven tokens.
 
-Rows are worked on in chunks, by several processes, and kept on disk: what stays in memory is about 300 bytes a row.
+    rows = begin(job, run.folder)
+    read_and_clean(rows)
+    measure(rows, base)
+    deduplicate(rows)
+    decontaminate(rows)
+    results = tokenise(rows, base, run.folder / "data")
+
+Rows are worked on in chunks, by several processes, and kept on disk: what stays in memory is about
+300 bytes a row.
 """
 
-import collections
 import hashlib
 import os
 import pathlib
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,155 +25,211 @@ from lib.common import files, workers
 from lib.common.errors import UserError
 from lib.common.progress import progress_bar
 from lib.data import chat, chunks, clean, contamination, duplicates, exam_items, sources
-from lib.data.data_card import card as card
-from lib.data.data_card import summary
+from lib.data.data_card import describe_data as describe_data
+from lib.data.data_card import summarise
 from lib.data.duplicates import SAME_REASONS, Decisions
-from lib.data.rows import Rows, note_decided, require_rows, timed, with_sides
+from lib.data.rows import Rows, note_decided, require_rows, timed
 from lib.data.splits import SPLITS, SplitWriter
 from lib.params import Params
 
 # in the order in which they are looked for
 READ_REASONS = ("unreadable", "not_sampled", *clean.REASONS)
-CHUNK_ROWS, CHUNK_CHARACTERS = 2000, 2**22
-SMALL = 2**20  # bytes of data under which starting processes costs more than they save
+CHUNK_ROWS = 2000
+CHUNK_CHARACTERS = 2**22
+SMALL = 2**20  # bytes of data; below it, to start processes costs more than they save
+FIRST_CHARACTERS = 2000  # of each message of the row that is shown as it was read
+# what of a cleaned chunk stays in memory, beside its bands
 COLUMNS = ("exact", "question", "answer", "vital", "answer_length")
 
 
 def begin(job: Params, folder: pathlib.Path) -> Rows:
-    """Empty Rows of a job whose run folder is `folder`."""
-    sources.check(job)
+    """Return the Rows of a job, still empty; `folder` is its run folder.
+
+    UserError for sources, exams or a language that cannot be.
+    """
+    sources.check_sources(job)
     clean.check_language(job.language)
     scratch = folder / ".prepare.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     chunks.CACHE.mkdir(parents=True, exist_ok=True)
-    chunks.prune()
-    hub = any(not sources.local_files(part.dataset) for part in sources.parts(job))
-    exam = (
-        [item for name in job.exam for item in exam_items.read(name)] if job.decontaminate else []
-    )
-    pool = workers.start_pool(
-        small=not hub and sources.size(job) < SMALL or 0 < job.max_rows <= CHUNK_ROWS
-    )
+    chunks.prune_cache()
+    exam: list[dict[str, Any]] = []
+    if job.decontaminate:
+        for name in job.exam:
+            exam += exam_items.read_items(name)
+    pool = workers.start_pool(_is_small(job.dataset, job.max_rows))
     return Rows(
-        job, scratch, pool, open(scratch / "dropped.jsonl", "w", encoding="utf-8"), exam=exam
+        job,
+        scratch,
+        pool,
+        dropped_file=open(scratch / "dropped.jsonl", "w", encoding="utf-8"),
+        exam=exam,
     )
+
+
+def _is_small(dataset: sources.Dataset, max_rows: int) -> bool:
+    """Tell whether one process is enough for the rows; the size of a hub set is not known."""
+    if 0 < max_rows <= CHUNK_ROWS:
+        return True
+    has_hub = any(not sources.local_files(name) for name in sources.list_names(dataset))
+    return not has_hub and sources.count_local_bytes(dataset) < SMALL
+
+
+# -------------------------------------------------------------------------------------------------
+# read and clean
+
+
+class RawChunk(NamedTuple):
+    """Rows as they were read, and those passed over before and between them."""
+
+    rows: list[dict[str, Any]]
+    passed_over: list[tuple[str, str, str]]  # reason, id or place, why
 
 
 @timed
 def read_and_clean(rows: Rows) -> None:
-    """Read every row, clean it by the rules, keep it in a chunk on disk or drop it with its reason."""
-    job, held = rows.job, []
-    bar = progress_bar(
-        "reading, cleaning", total=sources.size(job) or None, unit="B", unit_scale=True
-    )
+    """Read every row and clean it: it is kept in a chunk on disk, or dropped with its reason."""
+    total = sources.count_local_bytes(rows.job.dataset)
+    bar = progress_bar("reading, cleaning", total=total or None, unit="B", unit_scale=True)
 
-    def tick(done: int) -> None:
+    def report_bytes(done: int) -> None:
         bar.update(max(0, done - bar.n))
 
-    unread: list[tuple[str, str, str]] = []
-    unread_before: collections.deque[list[tuple[str, str, str]]] = (
-        collections.deque()
-    )  # of each chunk on its way, to be noted in its turn
-
-    def chunked() -> Iterator[tuple[Any, ...]]:
-        chunk, size = [], 0
-        for row in sources.read(job, lambda *what: unread.append(what), tick, rows.commits):
-            rows.read += 1
-            rows.first = rows.first or {
-                **row,
-                "messages": [{**m, "content": m["content"][:2000]} for m in row["messages"]],
-            }
-            chunk.append(row)
-            size += sum(len(m["content"]) for m in row["messages"])
-            if len(chunk) == CHUNK_ROWS or size > CHUNK_CHARACTERS:
-                yield hand_over(chunk)
-                chunk, size = [], 0
-        if chunk or unread:
-            yield hand_over(chunk)
-
-    def hand_over(chunk: list[dict[str, Any]]) -> tuple[Any, ...]:
-        unread_before.append(unread.copy())
-        unread.clear()
-        return job, chunk
-
-    start = 0
-    with open(rows.scratch / "signatures", "wb") as signed:
-        for path in workers.map_in_order(rows.pool, chunks.clean_chunk, chunked()):
-            table, facts = chunks.load(
-                path, [*COLUMNS, "later_questions", "signature", "bands"]
-            )  # not the texts
-            for reason, where, why in unread_before.popleft():
+    tasks = ((rows.job, chunk) for chunk in _read_chunks(rows, report_bytes))
+    columns: list[dict[str, np.ndarray]] = []
+    kept = 0
+    with open(rows.scratch / "signatures", "wb") as signatures:
+        for passed_over, path in workers.map_in_order(rows.pool, _clean_chunk, tasks):
+            for reason, where, why in passed_over:
                 rows.read += 1
-                rows.note(reason, where, {"text": why})
-            for reason, row_id, example in facts["dropped"]:
-                rows.note(reason, row_id, example)
-            rows.changed.update(facts["changed"])
-            for rule, example in facts["examples"]:
-                rows.keep(rule, example)
+                rows.note_dropped(reason, where, {"text": why})
+            # not the texts
+            table, facts = chunks.load_chunk(
+                path, [*COLUMNS, "later_questions", "signature", "bands"]
+            )
+            _note_cleaning(rows, facts)
             if table.num_rows:
-                rows.parts.append((path, start))
-                rows.later |= {
-                    start + n: later
-                    for n, later in enumerate(table["later_questions"].to_pylist())
-                    if later
-                }
-                start += table.num_rows
-                signed.write(b"".join(table["signature"].to_pylist()))
-                bands = np.frombuffer(b"".join(table["bands"].to_pylist()), np.uint64).reshape(
-                    -1, duplicates.BANDS
-                )
-                held.append({**{name: table[name].to_numpy() for name in COLUMNS}, "bands": bands})
+                rows.parts.append((path, kept))
+                _keep_later_questions(rows, table, kept)
+                signatures.write(b"".join(table["signature"].to_pylist()))
+                columns.append(_read_columns(table))
+                kept += table.num_rows
             bar.set_postfix(rows=f"{rows.read:,}", refresh=False)
-    tick(bar.total or 0)
+    report_bytes(total)
     bar.close()
-    rows.columns = (
-        {name: np.concatenate([part[name] for part in held]) for name in (*COLUMNS, "bands")}
-        if held
-        else {}
-    )
-    rows.made = Decisions(start)
-    require_rows(rows, start)
+    if columns:
+        rows.columns = {
+            name: np.concatenate([part[name] for part in columns]) for name in columns[0]
+        }
+    rows.decisions = Decisions(kept)
+    require_rows(rows, kept)
+
+
+def _read_chunks(rows: Rows, report_bytes: Callable[[int], None]) -> Iterator[RawChunk]:
+    """Yield the rows of the sources in chunks, as they are asked for.
+
+    The workers are ahead of what is noted. So what was passed over goes through them with its
+    chunk, and is noted in its turn.
+    """
+    chunk = RawChunk([], [])
+    characters = 0
+
+    def note_passed_over(reason: str, where: str, why: str) -> None:
+        chunk.passed_over.append((reason, where, why))
+
+    for row in sources.read_rows(rows.job, note_passed_over, report_bytes, rows.commits):
+        rows.read += 1
+        if not rows.first:
+            rows.first = _shorten_messages(row)
+        chunk.rows.append(row)
+        characters += sum(len(m["content"]) for m in row["messages"])
+        if len(chunk.rows) == CHUNK_ROWS or characters > CHUNK_CHARACTERS:
+            yield chunk
+            chunk = RawChunk([], [])
+            characters = 0
+    if chunk.rows or chunk.passed_over:
+        yield chunk
+
+
+def _shorten_messages(row: dict[str, Any]) -> dict[str, Any]:
+    messages = [{**m, "content": m["content"][:FIRST_CHARACTERS]} for m in row["messages"]]
+    return {**row, "messages": messages}
+
+
+def _clean_chunk(job: Params, chunk: RawChunk) -> tuple[list[tuple[str, str, str]], pathlib.Path]:
+    """Return what was passed over, and the file of the cleaned chunk; runs in a worker."""
+    return chunk.passed_over, chunks.clean_chunk(job, chunk.rows)
+
+
+def _note_cleaning(rows: Rows, facts: dict[str, Any]) -> None:
+    """Count and list what cleaning dropped and changed in a chunk."""
+    for reason, row_id, example in facts["dropped"]:
+        rows.note_dropped(reason, row_id, example)
+    rows.changed.update(facts["changed"])
+    for rule, example in facts["examples"]:
+        rows.keep_example(rule, example)
+
+
+def _keep_later_questions(rows: Rows, table: Any, start: int) -> None:
+    for n, questions in enumerate(table["later_questions"].to_pylist()):
+        if questions:
+            rows.later_questions[start + n] = questions
+
+
+def _read_columns(table: Any) -> dict[str, np.ndarray]:
+    """Return what rows are compared by: a value a row, and BANDS values in `bands`."""
+    columns = {name: table[name].to_numpy() for name in COLUMNS}
+    bands = np.frombuffer(b"".join(table["bands"].to_pylist()), np.uint64)
+    columns["bands"] = bands.reshape(-1, duplicates.BANDS)
+    return columns
+
+
+# -------------------------------------------------------------------------------------------------
+# measure, deduplicate, decontaminate
 
 
 @timed
 def measure(rows: Rows, base: pathlib.Path) -> None:
-    """Count every row's tokens, before any row is dropped in favour of one that is too long itself; `base` has tokenizer and template."""
-    which, lengths = chat.tokenizer_identity(base), []
-    bar = progress_bar("tokenising", total=len(rows.made.side), unit="row")
-    for (_, start), (own, too_long) in zip(
-        rows.parts,
-        workers.map_in_order(
-            rows.pool,
-            chunks.measure_chunk,
-            ((rows.job, path, base, which) for path, _ in rows.parts),
-        ),
-        strict=True,
-    ):
+    """Count every row's tokens, and drop those that are too long.
+
+    This comes before any row is dropped in favour of one that is too long itself. `base` is a
+    folder with tokenizer and chat template.
+    """
+    job = rows.job
+    identity = chat.tokenizer_identity(base)
+    tasks = ((path, base, identity, job.max_seq_length, job.overlong) for path, _ in rows.parts)
+    results = workers.map_in_order(rows.pool, chunks.measure_chunk, tasks)
+    bar = progress_bar("tokenising", total=len(rows.decisions.side), unit="row")
+    lengths: list[int] = []
+    for (_, start), (own, too_long) in zip(rows.parts, results, strict=True):
         lengths += own
         for n, row_id, text in too_long:
-            rows.made.drop(start + n, "too_long")
-            rows.note("too_long", row_id, {"text": text})
+            rows.decisions.drop(start + n, "too_long")
+            rows.note_dropped("too_long", row_id, {"text": text})
         bar.update(len(own))
     bar.close()
     rows.columns["length"] = np.array(lengths, np.int32)
-    require_rows(rows, len(rows.made.kept()))
+    require_rows(rows, len(rows.decisions.kept()))
 
 
 @timed
 def deduplicate(rows: Rows) -> None:
-    """Drop exact duplicates, surplus answers and near duplicates, the later row of two; and give each row that is left its side."""
-    duplicates.same(rows.columns, rows.job, rows.made)
-    signature = np.memmap(rows.scratch / "signatures", np.uint16, "r").reshape(
-        -1, duplicates.HASHES
+    """Drop exact duplicates, surplus answers and near duplicates, and give each row its side.
+
+    Of two rows the later one goes.
+    """
+    job = rows.job
+    duplicates.drop_same(
+        rows.columns, rows.decisions, job.skip_rules, job.same_question, job.answer_cap
     )
-    duplicates.place(
-        rows.columns["bands"],
-        signature,
+    signatures = np.memmap(rows.scratch / "signatures", np.uint16, "r")
+    duplicates.assign_sides(
         rows.columns,
-        rows.later,
-        rows.job,
-        rows.made,
+        signatures.reshape(-1, duplicates.HASHES),
+        rows.later_questions,
+        job,
+        rows.decisions,
         lambda meeting: progress_bar("near duplicates, sides", iterable=meeting, unit="row"),
     )
     del rows.columns["bands"]
@@ -176,64 +239,79 @@ def deduplicate(rows: Rows) -> None:
 @timed
 def decontaminate(rows: Rows) -> None:
     """Drop training rows that overlap with held-out rows, the exam or the safety set."""
-    note_decided(
-        rows, ("contaminated",), contamination.drop_leaks(rows) if rows.job.decontaminate else {}
-    )
+    because = contamination.drop_leaks(rows) if rows.job.decontaminate else {}
+    note_decided(rows, ("contaminated",), because)
+
+
+# -------------------------------------------------------------------------------------------------
+# tokenise
 
 
 @timed
 def tokenise(rows: Rows, base: pathlib.Path, final: pathlib.Path) -> dict[str, Any]:
-    """Prove the tokens and mask of every row that is left, and write the splits as Arrow under `final`; the counts of the stage.
+    """Prove the tokens and mask of every row that is left, and write the splits as Arrow.
 
-    `final` appears when it is complete.
+    They lie under `final`, which appears when it is complete. Returns the counts of the stage, for
+    results.json; UserError when a row fails its proof, or none is left to train on.
     """
     temporary = final.with_name(".data.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    out = {side: SplitWriter(temporary / side) for side in SPLITS}
-    which, counts, digest = chat.tokenizer_identity(base), Counter(), hashlib.sha256()
-    todo = [
-        (path, np.flatnonzero(sides >= 0), sides[sides >= 0]) for path, _, sides in with_sides(rows)
-    ]
-    bar = progress_bar("proving and writing", total=sum(len(at) for _, at, _ in todo), unit="row")
-    for (_, at, sides), (table, facts) in zip(
-        todo,
-        workers.map_in_order(
-            rows.pool,
-            chunks.tokenise_chunk,
-            ((rows.job, path, at, base, which) for path, at, _ in todo),
-        ),
-        strict=True,
-    ):
-        counts.update(facts["counts"])
-        for example in facts["cut"]:
-            rows.keep("answer_cut", example)
-        rows.sample += facts["sample"][: chunks.SAMPLE - len(rows.sample)]
-        for number, side in enumerate(SPLITS):
-            part = table.filter(sides == number)
-            out[side].write(part)
-            counts[side] += part.num_rows
-        digest.update(sides.tobytes() + facts["digest"])
-        bar.update(len(at))
-    bar.close()
+    writers = {split: SplitWriter(temporary / split) for split in SPLITS}
+    counts, rows.facts["fingerprint"] = _write_splits(rows, base, writers)
     workers.stop_pool(rows.pool)
-    rows.changed.update({"answer_cut": counts["truncated"]} if counts["truncated"] else {})
-    require_rows(rows, sum(counts[side] for side in SPLITS))
+    if counts["truncated"]:
+        rows.changed["answer_cut"] = counts["truncated"]
+    require_rows(rows, sum(counts[split] for split in SPLITS))
     if not counts["train"]:
         raise UserError(
-            f"no training row is left: {counts['validation']} validation and {counts['test']} test rows; lower validation_size "
-            f"and test_size."
+            f"no training row is left: {counts['validation']} validation and {counts['test']} "
+            f"test rows; lower validation_size and test_size."
         )
-    for side in SPLITS:
-        out[side].close()
-    rows.log.close()
+    for writer in writers.values():
+        writer.close()
+    rows.dropped_file.close()
     os.replace(rows.scratch / "dropped.jsonl", temporary / "dropped.jsonl")
-    rows.facts["fingerprint"] = digest.hexdigest()
-    results = summary(rows, counts)
+    results = summarise(rows, counts)
     files.replace_folder(temporary, final)
     shutil.rmtree(rows.scratch, ignore_errors=True)
     return results
 
 
+def _write_splits(
+    rows: Rows, base: pathlib.Path, writers: dict[str, SplitWriter]
+) -> tuple[Counter[str], str]:
+    """Write the proven rows of every chunk; return the counts and the fingerprint of the data."""
+    job = rows.job
+    identity = chat.tokenizer_identity(base)
+    parts = [(path, np.flatnonzero(sides >= 0), sides) for path, _, sides in rows.iterate_chunks()]
+    tasks = (
+        (path, places, base, identity, job.max_seq_length, job.base_model)
+        for path, places, _ in parts
+    )
+    results = workers.map_in_order(rows.pool, chunks.tokenise_chunk, tasks)
+    total = sum(len(places) for _, places, _ in parts)
+    bar = progress_bar("proving and writing", total=total, unit="row")
+    counts: Counter[str] = Counter()
+    digest = hashlib.sha256()
+    for (_, places, sides), (table, facts) in zip(parts, results, strict=True):
+        counts.update(facts["counts"])
+        for example in facts["cut"]:
+            rows.keep_example("answer_cut", example)
+        rows.sample += facts["sample"][: chunks.SAMPLE - len(rows.sample)]
+        own_sides = sides[places]
+        for number, split in enumerate(SPLITS):
+            part = table.filter(own_sides == number)
+            writers[split].write(part)
+            counts[split] += part.num_rows
+        digest.update(own_sides.tobytes() + facts["digest"])
+        bar.update(len(places))
+    bar.close()
+    return counts, digest.hexdigest()
+
+
 def compare_tokenizers(rows: Rows, base: pathlib.Path) -> int:
-    """How many rows' text and stored ids transformers' own tokenizer gives too; UserError at a difference."""
+    """Hold text and stored ids of the first rows against transformers' own tokenizer.
+
+    Returns how many rows were compared; UserError at a difference.
+    """
     return chat.compare_with_transformers(chat.load_chat(base), base, rows.sample)

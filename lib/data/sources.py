@@ -1,13 +1,16 @@
-"""Where rows come from: bundled, local file or folder, hub, or several of these, read as a stream.
+"""Where rows come from: bundled, local file or folder, hub, or several of these, as a stream.
 
-A row is {"id": str, "topic": str, "messages": [{"role": "user"|"assistant"|"system", "content": str}, ...]}.
+for row in read_rows(job, note_dropped): ...
+
+A row is {"id": str, "topic": str, "messages": [{"role": "user", "content": str}, ...]}; the roles
+are user, assistant and system.
 """
 
 import contextlib
 import hashlib
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lib.common import files
@@ -18,294 +21,330 @@ from lib.medical import safety
 from lib.params import Params, Source
 
 BUNDLED = {
-    name: ROOT / "lib" / "medical" / file
-    for name, file in (("bundled:first-aid", "first_aid.jsonl"), ("bundled:exam", "exam.jsonl"))
+    "bundled:first-aid": ROOT / "lib" / "medical" / "first_aid.jsonl",
+    "bundled:exam": ROOT / "lib" / "medical" / "exam.jsonl",
 }
+PACKED = 4  # bytes of text in a byte of a compressed file, about
+HUB_BYTES = 2**29  # text behind a hub source, whose size is not known before it is loaded
+NOT_DATA = ("state.json", "dataset_info.json")  # `datasets` writes them beside its Arrow files
+Dataset = str | Sequence[str | Source]  # the parameter of that name
 
 
-def parts(job: Params) -> list[Source]:
-    """`dataset` as a list of sources; a single one takes dataset_revision and columns from the job."""
+def list_sources(job: Params) -> list[Source]:
+    """Return `dataset` as a list; a single source takes dataset_revision and columns of the job."""
     if isinstance(job.dataset, str):
         return [Source(dataset=job.dataset, revision=job.dataset_revision, columns=job.columns)]
     listed = [Source(dataset=s) if isinstance(s, str) else s for s in job.dataset]
     return [s if s.columns else s.model_copy(update={"columns": job.columns}) for s in listed]
 
 
-def name(job: Params) -> str:
-    """The data set in words, for records and messages."""
-    return ", ".join(part.dataset for part in parts(job))
+def list_names(dataset: Dataset) -> list[str]:
+    """Return the ids or paths of the sources."""
+    listed = [dataset] if isinstance(dataset, str) else dataset
+    return [source if isinstance(source, str) else source.dataset for source in listed]
+
+
+def describe(dataset: Dataset) -> str:
+    """Return the data set in words, for records and messages."""
+    return ", ".join(list_names(dataset))
+
+
+# -------------------------------------------------------------------------------------------------
+# local files
 
 
 def local_files(dataset: str, what: str = "dataset") -> list[pathlib.Path]:
-    """The files behind a bundled or local source, of the split for `what`, dataset or exam; empty when it is a hub id."""
-    bundled = (
-        ", ".join(BUNDLED)
-        if what == "dataset"
-        else f"bundled:exam, and for `make exam` {safety.NAME}"
-    )
+    """Return the files behind a bundled or local source; none when it is a hub id.
+
+    `what`, dataset or exam, tells which split of a folder is meant. UserError for a source that
+    cannot exist.
+    """
+    bundled = ", ".join(BUNDLED)
+    if what == "exam":
+        bundled = f"bundled:exam, and for `make exam` {safety.NAME}"
     if dataset.startswith("bundled:"):
         if dataset not in BUNDLED:
             raise UserError(f"{what} `{dataset}` is not bundled; there is {bundled}.")
         return [BUNDLED[dataset]]
     path = ROOT / dataset
     if path.is_dir():
-        if (
-            path / "dataset_dict.json"
-        ).is_file():  # what `datasets` saves with its splits: the others are not for training
-            path = path / ("train" if what == "dataset" else "test")
-        found = sorted(
-            p for p in path.rglob("*") if p.is_file() and formats.suffix_of(p) in formats.SUFFIXES
-        )
-        # beside the Arrow files of `datasets`
-        found = [
-            p
-            for p in found
-            if not p.name.startswith((".", "cache-"))
-            and p.name not in ("state.json", "dataset_info.json")
-        ]
-        if not found:
-            raise UserError(
-                f"{what} folder `{files.shown(path)}` has no {', '.join(formats.SUFFIXES)} file (also .gz)."
-            )
-        return found
+        return _list_folder(path, what)
+    has_known_suffix = formats.suffix_of(path) in formats.SUFFIXES
     if path.is_file():
-        if formats.suffix_of(path) not in formats.SUFFIXES:
+        if not has_known_suffix:
             raise UserError(
-                f"{what} file `{dataset}` ends in `{path.suffix}`; expected {', '.join(formats.SUFFIXES)}, each also with .gz."
+                f"{what} file `{dataset}` ends in `{path.suffix}`; expected "
+                f"{', '.join(formats.SUFFIXES)}, each also with .gz."
             )
         return [path]
-    if (
-        dataset.count("/") != 1
-        or dataset.startswith((".", "/", "~"))
-        or formats.suffix_of(path) in formats.SUFFIXES
-    ):
+    is_hub_id = dataset.count("/") == 1 and not dataset.startswith((".", "/", "~"))
+    if not is_hub_id or has_known_suffix:
         raise UserError(
-            f"{what} `{dataset}` does not exist (looked in {ROOT}); expected a file or folder there, a hub id `owner/name`, "
-            f"or {bundled}."
+            f"{what} `{dataset}` does not exist (looked in {ROOT}); expected a file or folder "
+            f"there, a hub id `owner/name`, or {bundled}."
         )
     return []
 
 
-def check(job: Params) -> None:
+def _list_folder(path: pathlib.Path, what: str) -> list[pathlib.Path]:
+    if (path / "dataset_dict.json").is_file():
+        # `datasets` saved it with its splits: the others are not for training
+        path = path / ("train" if what == "dataset" else "test")
+    paths = [
+        p
+        for p in path.rglob("*")
+        if p.is_file()
+        and formats.suffix_of(p) in formats.SUFFIXES
+        and not p.name.startswith((".", "cache-"))
+        and p.name not in NOT_DATA
+    ]
+    if not paths:
+        raise UserError(
+            f"{what} folder `{files.shown(path)}` has no {', '.join(formats.SUFFIXES)} file "
+            f"(also .gz)."
+        )
+    return sorted(paths)
+
+
+def check_sources(job: Params) -> None:
     """UserError for sources or columns that cannot exist, before anything is read or made."""
     if job.dataset_revision and not isinstance(job.dataset, str):
         raise UserError(
-            "dataset_revision is for a single dataset; in a list each entry has its own: - {dataset: owner/name, revision: v1}."
+            "dataset_revision is for a single dataset; in a list each entry has its own: "
+            "- {dataset: owner/name, revision: v1}."
         )
-    for part in parts(job):
-        if local_files(part.dataset) and part.revision:
+    for source in list_sources(job):
+        if local_files(source.dataset) and source.revision:
             raise UserError(
-                f"dataset `{part.dataset}` is local, and has no revision `{part.revision}`: a revision is of a hub id."
+                f"dataset `{source.dataset}` is local, and has no revision `{source.revision}`: "
+                f"a revision is of a hub id."
             )
-        shapes.check_columns(part.columns)
+        shapes.check_columns(source.columns)
     for exam in job.exam:
         local_files(exam, "exam")
 
 
-def size(job: Params) -> int:
-    """Bytes of the local files behind the sources."""
-    return sum(path.stat().st_size for part in parts(job) for path in local_files(part.dataset))
+def count_local_bytes(dataset: Dataset) -> int:
+    """Return the bytes of the local files behind the sources."""
+    return sum(p.stat().st_size for name in list_names(dataset) for p in local_files(name))
 
 
-def text_size(job: Params) -> int:
-    """Bytes of text behind the sources, about: compressed files hold four times their size, a hub source counts 512 MiB."""
-    sizes = [
-        [
-            path.stat().st_size * (4 if path.suffix in (".gz", ".parquet") else 1)
-            for path in local_files(part.dataset)
-        ]
-        for part in parts(job)
-    ]
-    return sum(sum(own) if own else 2**29 for own in sizes)
+def estimate_text_bytes(dataset: Dataset) -> int:
+    """Return the bytes of text behind the sources, about."""
+    total = 0
+    for name in list_names(dataset):
+        paths = local_files(name)
+        total += HUB_BYTES if not paths else 0
+        for path in paths:
+            is_packed = path.suffix in (".gz", ".parquet")
+            total += path.stat().st_size * (PACKED if is_packed else 1)
+    return total
 
 
-def fingerprint(job: Params) -> str:
-    """sha256 over the sources, and the exam and safety set they are held against: local files' bytes, or hub id and revision (which fixes it)."""
+def hash_sources(job: Params) -> str:
+    """Return sha256 over the sources, and the exam and safety set they are held against.
+
+    A local source counts by its files' bytes, a hub source by its id and revision.
+    """
     digest = hashlib.sha256()
-    for part in parts(job):
-        paths = local_files(part.dataset)
+    for source in list_sources(job):
+        paths = local_files(source.dataset)
         for path in paths:
             digest.update(files.sha256(path).encode())
         if not paths:
-            digest.update(f"{part.dataset}@{part.revision}".encode())
-    for exam in job.exam if job.decontaminate else []:
-        digest.update(
-            " ".join([files.sha256(path) for path in local_files(exam, "exam")] or [exam]).encode()
-        )
+            digest.update(f"{source.dataset}@{source.revision}".encode())
     if job.decontaminate:
+        for exam in job.exam:
+            hashes = [files.sha256(path) for path in local_files(exam, "exam")]
+            digest.update(" ".join(hashes or [exam]).encode())
         digest.update(files.sha256(safety.ROWS_FILE).encode())
     return digest.hexdigest()
 
 
-def read(
+# -------------------------------------------------------------------------------------------------
+# rows
+
+
+def read_rows(
     job: Params,
-    dropped: Callable[[str, str, str], None],
-    tick: Callable[[int], None] = lambda done: None,
+    note_dropped: Callable[[str, str, str], None],
+    report_bytes: Callable[[int], None] = lambda done: None,
     commits: dict[str, str | None] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """All rows of the sources as messages, in order; UserError names file and line of what cannot be read.
+    """Yield all rows of the sources as messages, in order.
 
-    A row passed over is told to `dropped` (reason, id or place, why): `unreadable`, within skip_bad_lines, and `not_sampled`, by a
-    source's weight. `tick` is told the bytes of local files read so far. `commits` takes the resolved commit of a hub source.
+    UserError names file and line of what cannot be read. `note_dropped` takes (reason, id or place,
+    why) of a row passed over: `unreadable` within skip_bad_lines, `not_sampled` by a source's
+    weight. `report_bytes` takes the bytes of local files read so far, `commits` the commit behind
+    each hub source.
     """
-    bad, base, total = 0, 0, 0
-    for number, (part, stem) in enumerate(zip(parts(job), _stems(job), strict=True)):
-        paths, count = local_files(part.dataset), 0
-        for path in paths or [None]:
-            raw = (
-                formats.rows(path, part.columns, lambda done, base=base: tick(base + done))
-                if path
-                else hub_rows(part, commits)
-            )
-            for where, values in raw:
-                try:
-                    row = _to_row(values, part, stem, count)
-                except BadRow as error:
-                    bad += 1
-                    if bad > job.skip_bad_lines:
-                        raise UserError(
-                            f"{where}: {error}"
-                            + (
-                                f"\n{bad} rows could not be read; skip_bad_lines allows {job.skip_bad_lines}."
-                                if job.skip_bad_lines
-                                else ""
-                            )
-                        ) from None
-                    dropped("unreadable", where, str(error).splitlines()[0])
-                    row = None
-                if (
-                    row
-                    and part.weight < 1
-                    and _share(f"{job.seed}\n{number}\n{count}") >= part.weight
-                ):
-                    dropped("not_sampled", row["id"], f"weight {part.weight:g}")
-                    row = None
-                count, total = count + 1, total + 1
-                if row:
+    unreadable = 0
+    total = 0
+    bytes_before = 0
+    for number, (source, prefix) in enumerate(
+        zip(list_sources(job), _id_prefixes(job), strict=True)
+    ):
+        count = 0
+        for where, values in _read_source(source, bytes_before, report_bytes, commits):
+            try:
+                row = _to_row(values, source, prefix, count)
+            except BadRow as error:
+                unreadable += 1
+                if unreadable > job.skip_bad_lines:
+                    allowed = f"skip_bad_lines allows {job.skip_bad_lines}."
+                    more = f"\n{unreadable} rows could not be read; {allowed}"
+                    raise UserError(f"{where}: {error}{more if unreadable > 1 else ''}") from None
+                note_dropped("unreadable", where, str(error).splitlines()[0])
+            else:
+                # a row is in by a hash of its place: appended rows change nothing for it
+                if source.weight == 1 or _share(f"{job.seed}\n{number}\n{count}") < source.weight:
                     yield row
-                if (part.max_rows and count >= part.max_rows) or (
-                    job.max_rows and total >= job.max_rows
-                ):
-                    break
-            base += path.stat().st_size if path else 0
+                else:
+                    note_dropped("not_sampled", row["id"], f"weight {source.weight:g}")
+            count += 1
+            total += 1
             if job.max_rows and total >= job.max_rows:
                 return
-            if part.max_rows and count >= part.max_rows:
+            if source.max_rows and count >= source.max_rows:
                 break
         if not count:
-            raise UserError(f"dataset `{part.dataset}` has no rows.")
+            raise UserError(f"dataset `{source.dataset}` has no rows.")
+        bytes_before += count_local_bytes(source.dataset)
 
 
-def _stems(job: Params) -> list[str]:
-    """What the ids of rows begin with, by source: all of them in a list, whose sources may use the same ones."""
+def _read_source(
+    source: Source,
+    bytes_before: int,
+    report_bytes: Callable[[int], None],
+    commits: dict[str, str | None] | None,
+) -> Iterator[tuple[str, Any]]:
+    """Yield (where, values) of a source's rows; `bytes_before` were read of earlier sources."""
+    paths = local_files(source.dataset)
+    if not paths:
+        yield from read_hub_rows(source, commits)
+    for path in paths:
+
+        def report(done: int, before: int = bytes_before) -> None:
+            report_bytes(before + done)
+
+        yield from formats.read_file(path, source.columns, report)
+        bytes_before += path.stat().st_size
+
+
+def _id_prefixes(job: Params) -> list[str]:
+    """Return what the ids of each source's rows begin with: sources of a list may share ids."""
     if isinstance(job.dataset, str):
         return [""]
-    names = [pathlib.PurePath(part.dataset).name for part in parts(job)]
+    names = [pathlib.PurePath(name).name for name in list_names(job.dataset)]
     return [
-        f"{own}-" if names.count(own) == 1 else f"{own}-{number}-"
-        for number, own in enumerate(names, 1)
+        f"{name}-" if names.count(name) == 1 else f"{name}-{number}-"
+        for number, name in enumerate(names, 1)
     ]
 
 
 def _share(text: str) -> float:
-    """A number from 0 up to 1 that depends on the text alone."""
+    """Return a number from 0 up to 1 that depends on the text alone."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 
-def _to_row(values: Any, part: Source, stem: str, number: int) -> dict[str, Any]:
-    values = shapes.named(values)
-    turns = shapes.messages(shapes.renamed(values, part.columns) if part.columns else values)
-    row_id = values.get(part.columns.get("id", "id"))
-    topic = values.get(part.columns.get("topic", "topic"))
-    own = f"{'' if stem else 'row-'}{number:07d}" if row_id in (None, "") else row_id
-    row = {"id": f"{stem}{own}", "topic": str(topic or ""), "messages": turns}
-    shapes.encodable(row["id"], row["topic"], *(turn["content"] for turn in turns))
-    return row
+def _to_row(values: Any, source: Source, prefix: str, number: int) -> dict[str, Any]:
+    """Return a row of a source as messages; BadRow when it cannot be read."""
+    values = shapes.require_fields(values)
+    columns = source.columns
+    messages = shapes.to_messages(shapes.rename_columns(values, columns) if columns else values)
+    row_id = values.get(columns.get("id", "id"))
+    if row_id in (None, ""):
+        row_id = f"{number:07d}" if prefix else f"row-{number:07d}"
+    topic = values.get(columns.get("topic", "topic"))
+    row_id, topic = f"{prefix}{row_id}", str(topic or "")
+    shapes.require_unicode(row_id, topic, *(turn["content"] for turn in messages))
+    return {"id": row_id, "topic": topic, "messages": messages}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # hub
 
 
-def hub_rows(
-    part: Source,
+def read_hub_rows(
+    source: Source,
     commits: dict[str, str | None] | None,
     split: str = "train",
     configuration: str | None = None,
 ) -> Iterator[tuple[str, Any]]:
-    """(where, values) of the rows of a hub set; UserError when it cannot be had. `commits` takes the commit that its revision is."""
-    import datasets
+    """Yield (where, values) of the rows of a hub set; UserError when it cannot be had.
+
+    `commits` takes the commit that its revision is.
+    """
+    try:
+        builder = _load_builder(source, configuration)
+        builder.download_and_prepare()
+        data = builder.as_dataset()
+        if split not in data:
+            raise ValueError(f"it has no split `{split}`, only {', '.join(data)}")
+    except Exception as error:  # a network, a server and libraries raise errors of their own kinds
+        configured = f", configuration {configuration}" if configuration else ""
+        at_revision = f" at {source.revision}" if source.revision else ""
+        raise UserError(
+            f"hub dataset `{source.dataset}`{configured}{at_revision} could not be loaded: "
+            f"{_explain_hub_error(error)}\n"
+            f"Check the id, the revision and the network; a private one needs HF_TOKEN in the "
+            f"environment. What was loaded before is read without network under HF_HUB_OFFLINE=1, "
+            f'and a local file always: SET="dataset=path/to/file.jsonl", or '
+            f"dataset=bundled:first-aid."
+        ) from None
+    if commits is not None:
+        is_commit = re.fullmatch("[0-9a-f]{40}", builder.hash or "")
+        commits[f"{source.dataset}@{source.revision}"] = builder.hash if is_commit else None
+    for number, values in enumerate(data[split], 1):
+        yield f"{source.dataset}, row {number}", values
+
+
+def _load_builder(source: Source, configuration: str | None) -> Any:
+    """Return the `datasets` builder of a hub set at the source's revision."""
+    import datasets  # takes a second, and only a hub source needs it
     import huggingface_hub
 
-    try:
-        with contextlib.suppress(huggingface_hub.errors.OfflineModeIsEnabled):
-            # asked first: a hub that does not answer or has it not is known at once; `datasets` tries for half a minute, then reads what it has
-            huggingface_hub.HfApi().dataset_info(
-                part.dataset, revision=part.revision or None, timeout=10
-            )
-        builder = datasets.load_dataset_builder(
-            part.dataset, configuration, revision=part.revision or None
-        )
-        if builder.__module__.endswith(".cache") and (
-            commit := _cached_commit(part)
-        ):  # without network it takes the commit loaded last
+    revision = source.revision or None
+    with contextlib.suppress(huggingface_hub.errors.OfflineModeIsEnabled):
+        # The hub is asked first: one that does not answer, or has no such set, is known at once.
+        # `datasets` would try for half a minute, and then read what it has.
+        huggingface_hub.HfApi().dataset_info(source.dataset, revision=revision, timeout=10)
+    builder = datasets.load_dataset_builder(source.dataset, configuration, revision=revision)
+    if builder.__module__.endswith(".cache"):
+        # without network it takes the commit loaded last, which need not be the revision's
+        commit = _find_cached_commit(source)
+        if commit:
             builder = type(builder)(
                 dataset_name=builder.dataset_name,
                 config_name=builder.config.name,
                 version=str(builder.config.version),
                 hash=commit,
-                repo_id=part.dataset,
+                repo_id=source.dataset,
             )
-        builder.download_and_prepare()
-        data = builder.as_dataset()
-        if split not in data:
-            raise ValueError(f"it has no split `{split}`, only {', '.join(data)}")
-    except (
-        Exception
-    ) as error:  # behind it lie a network, a server and libraries with errors of their own
-        which = "".join(
-            [
-                f", configuration {configuration}" if configuration else "",
-                f" at {part.revision}" if part.revision else "",
-            ]
-        )
-        raise UserError(
-            f"hub dataset `{part.dataset}`{which} could not be loaded: {_plain(error)}\n"
-            f"Check the id, the revision and the network; a private one needs HF_TOKEN in the environment. What was loaded before is "
-            f'read without network under HF_HUB_OFFLINE=1, and a local file always: SET="dataset=path/to/file.jsonl", or '
-            f"dataset=bundled:first-aid."
-        ) from None
-    if commits is not None:
-        commits[f"{part.dataset}@{part.revision}"] = (
-            builder.hash if re.fullmatch("[0-9a-f]{40}", builder.hash or "") else None
-        )
-    yield from ((f"{part.dataset}, row {n}", values) for n, values in enumerate(data[split], 1))
+    return builder
 
 
-def _cached_commit(part: Source) -> str:
-    """The commit that the revision was when it was last loaded; empty when none is asked for or known."""
+def _find_cached_commit(source: Source) -> str:
+    """Return the commit that the revision was when it was last loaded, else the revision."""
     from huggingface_hub import constants
 
-    ref = (
-        pathlib.Path(constants.HF_HUB_CACHE)
-        / f"datasets--{part.dataset.replace('/', '--')}"
-        / "refs"
-        / (part.revision or "main")
-    )
-    return ref.read_text().strip() if ref.is_file() else part.revision
+    cache = pathlib.Path(constants.HF_HUB_CACHE)
+    folder = cache / f"datasets--{source.dataset.replace('/', '--')}"
+    ref = folder / "refs" / (source.revision or "main")
+    return ref.read_text().strip() if ref.is_file() else source.revision
 
 
-def _plain(error: Exception) -> str:
-    """An error of the hub's libraries in one line, without the token."""
+def _explain_hub_error(error: Exception) -> str:
+    """Return an error of the hub's libraries in one line, without the token."""
     from huggingface_hub import errors, get_token
 
-    for kind, words in (
-        (errors.GatedRepoError, "it is gated; accept its terms on its page"),
-        (errors.RepositoryNotFoundError, "the hub has none of this id, or it is private"),
-        (errors.RevisionNotFoundError, "it has no such revision"),
-    ):
-        if isinstance(error, kind):
-            return words
-    said = dict.fromkeys(str(e) for e in (error, error.__cause__) if e)
-    text = " ".join(" ".join(said).split()) or type(error).__name__
+    # a gated repository is also one that is not found, so it is asked for first
+    if isinstance(error, errors.GatedRepoError):
+        return "it is gated; accept its terms on its page"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "the hub has none of this id, or it is private"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "it has no such revision"
+    texts = dict.fromkeys(str(e) for e in (error, error.__cause__) if e)
+    text = " ".join(" ".join(texts).split()) or type(error).__name__
     return text.replace(get_token() or "\0", "(HF_TOKEN)")[:400]

@@ -6,7 +6,7 @@ nats and over the whole vocabulary, that the answer's first token is its letter.
 highest score is chosen. Accuracy is that of the options in the order they are written in. Each item
 is also asked with its options shuffled, which shows whether a model prefers a letter.
 
-    items = exam_items.read("bundled:exam")
+    items = exam_items.read_items("bundled:exam")
     results = choices.ask_items(items, tokenizer, functools.partial(choices.score_by_model, net))
     choices.summarise_results(results)
 """

@@ -86,7 +86,7 @@ def load_exams(multiple_choice_sets: list[str], safety_tokens: int) -> dict[str,
 
 def load_items(exam: str) -> Items:
     """Return the items of one exam; UserError for a source that cannot be asked."""
-    return safety.load_rows() if exam == safety.NAME else exam_items.read(exam)
+    return safety.load_rows() if exam == safety.NAME else exam_items.read_items(exam)
 
 
 def take_exams(

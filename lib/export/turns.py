@@ -109,7 +109,7 @@ def _require_turn_end(chat: Chat) -> None:
     """UserError unless an answer ends in the token at which the servers' files say to stop."""
     messages = [*CONVERSATIONS[0], {"role": "assistant", "content": "Cool it."}]
     answered = chat.render(messages)
-    if chat.token_id(TURN_END) is None or f"Cool it.{TURN_END}" not in answered:
+    if chat.token_id(TURN_END) < 0 or f"Cool it.{TURN_END}" not in answered:
         raise UserError(
             f"An answer of this base does not end in {TURN_END}, but so: {answered[-40:]!r}\n"
             f"{EXPECTED}"

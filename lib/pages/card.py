@@ -163,7 +163,7 @@ def _format_header(
     relation = "quantized" if merged_repo else relations[part]
     datasets = [
         source.dataset
-        for source in sources.parts(job)
+        for source in sources.list_sources(job)
         if HUB_ID.fullmatch(source.dataset) and not (ROOT / source.dataset).exists()
     ]
     tags = ["first-aid", "medical", "gemma", "lora"]

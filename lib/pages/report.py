@@ -74,7 +74,7 @@ def write_report(folder: pathlib.Path) -> pathlib.Path:
         **_figures(folder, job.max_seq_length, entries, damage),
         stages=stage_rows(run),
         notebooks=notebooks,
-        dataset=sources.name(job),
+        dataset=sources.describe(job.dataset),
         warnings=[*damage, *unreadable, *warnings],
         headline=headline_numbers(results, exams),
         not_measured=list_unmeasured(results, exams),

@@ -52,8 +52,8 @@ class Source(pydantic.BaseModel):
 
     dataset: Text
     revision: str = ""
-    weight: float = pydantic.Field(1.0, gt=0, le=1)
-    max_rows: int = pydantic.Field(0, ge=0)
+    weight: float = pydantic.Field(default=1.0, gt=0, le=1)
+    max_rows: int = pydantic.Field(default=0, ge=0)
     columns: dict[str, str] = {}
 
 

@@ -60,7 +60,7 @@ def estimate_disk(stage: str, job: Params) -> int:
     """About how many bytes a stage writes, before anything is downloaded."""
     base = _measure_base(job.base_model) or HUB_BASE_BYTES
     if stage == "prepare":
-        text = PREPARED_SHARE * sources.text_size(job)
+        text = PREPARED_SHARE * sources.estimate_text_bytes(job.dataset)
         made = base + BUNDLED_GGUF_BYTES if _is_bundled(job.base_model) else 0
         return STAGE_BYTES + text + made
     if stage == "train":
@@ -87,9 +87,9 @@ def require_same_data(run: Run, job: Params) -> None:
     recorded = run.data["fingerprints"].get("dataset")
     if not recorded or run.stage("prepare")["status"] != "finished":
         return
-    present = sources.fingerprint(job)
+    present = sources.hash_sources(job)
     if present != recorded:
-        names = ", ".join([sources.name(job), *job.exam, safety.NAME])
+        names = ", ".join([sources.describe(job.dataset), *job.exam, safety.NAME])
         raise UserError(
             f"the data or what it is held against ({names}) has changed since run "
             f"`{run.folder.name}` was prepared (sha256 {recorded[:12]}, now {present[:12]}).\n"

@@ -66,10 +66,10 @@ def repeat(name: str) -> int:
 def check_data(told: dict[str, Any]) -> None:
     """UserError where the data of the record are no longer what lies there: another result would say nothing."""
     recorded, job = told["run"]["fingerprints"].get("dataset"), told["job"]
-    sources.check(job)
-    if recorded and recorded != (present := sources.fingerprint(job)):
+    sources.check_sources(job)
+    if recorded and recorded != (present := sources.hash_sources(job)):
         raise UserError(
-            f"the data or the exam of run `{told['folder'].name}` ({', '.join([sources.name(job), *job.exam])}) have changed since "
+            f"the data or the exam of run `{told['folder'].name}` ({', '.join([sources.describe(job.dataset), *job.exam])}) have changed since "
             f"(sha256 {recorded[:12]}, now {present[:12]}), so its job cannot be repeated. Put the recorded ones back."
         )
 
@@ -81,7 +81,7 @@ def pins(told: dict[str, Any]) -> list[str]:
         values["base_revision"] = commit
     path = told["folder"] / "data" / "data_card.json"
     read = files.read_json(path, "data card")["sources"] if path.is_file() else []
-    parts = [s.model_dump() for s in sources.parts(job)]
+    parts = [s.model_dump() for s in sources.list_sources(job)]
     commits = [source.get("commit") for source in read]
     if len(commits) == len(parts) and any(commits):
         if isinstance(job.dataset, str):

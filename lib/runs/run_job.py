@@ -85,7 +85,7 @@ def _run_stages(
         wanted = STAGES[: STAGES.index(options.command) + 1]
         asked_for = (options.command,)
     forced = asked_for if options.force else ()
-    sources.check(job)
+    sources.check_sources(job)
     if not folder.exists():  # before anything is made or downloaded
         check_machine(wanted, job, _existing_parent(folder))
     run = opening.open_run(folder, job, forced[0] if forced else "")

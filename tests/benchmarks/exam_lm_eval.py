@@ -68,7 +68,7 @@ def main():
     from lm_eval.tasks import TaskManager
     from transformers import AutoModelForCausalLM
 
-    items = exam_items.read(options.exam)[: options.items or None]
+    items = exam_items.read_items(options.exam)[: options.items or None]
     tokenizer = load.load_tokenizer(options.model.resolve())
     net = AutoModelForCausalLM.from_pretrained(
         options.model, dtype=getattr(torch, options.dtype)

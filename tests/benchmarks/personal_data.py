@@ -19,7 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from presidio_analyzer.predefined_recognizers import EmailRecognizer, PhoneRecognizer
 
-from lib.data.personal import masked
+from lib.data.personal import mask_personal_data
 
 REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "IN", "AU", "CA", "BR")
 # line, and the phone numbers and e-mail addresses in it that are somebody's own
@@ -61,7 +61,7 @@ def presidio(text: str) -> list[str]:
 
 def ours(text: str) -> list[str]:
     """What our rules replace by [phone] or [e-mail], read off the masked text."""
-    pattern = re.sub(r"\\\[(?:phone|e\\-mail)\\\]", "(.+?)", re.escape(masked(text)))
+    pattern = re.sub(r"\\\[(?:phone|e\\-mail)\\\]", "(.+?)", re.escape(mask_personal_data(text)))
     return sorted(
         set(
             re.fullmatch(
@@ -92,7 +92,7 @@ def real(path: str) -> None:
         answers = [json.loads(line)["answer"] or "" for line in lines]
     both, alone, seconds = 0, {"ours": [], "presidio": []}, {}
     found = {}
-    for name, find, timed in (("ours", ours, masked), ("presidio", presidio, presidio)):
+    for name, find, timed in (("ours", ours, mask_personal_data), ("presidio", presidio, presidio)):
         begin = time.perf_counter()
         for answer in answers:
             timed(answer)

@@ -1,22 +1,17 @@
-"""Duplicates, sides and contamination: against brute force, in order, stable when rows are appended.
+"""Duplicates and sides: against brute force, in order, stable when rows are appended.
 
-python -m pytest tests/test_duplicates.py
+python -m pytest tests/data/test_duplicates.py
 """
 
-import itertools
 import random
 
 import numpy as np
 import pytest
 
+from helpers.sentences import VOCABULARY, sentence
 from lib import params
 from lib.data import duplicates
 from lib.data.duplicates import REASONS
-
-VOCABULARY = [
-    "".join(w)
-    for w in itertools.islice(itertools.product("bcdfgh", "aeiou", "lmnprst", "aeiou"), 0, 1000, 3)
-]
 
 
 def job(**values):
@@ -28,33 +23,26 @@ def rows_of(*pairs):
 
 
 def columns_of(rows):
-    """(columns, later questions, signature) of rows."""
-    made_keys = [duplicates.keys(r) for r in rows]
-    signature = duplicates.signatures([duplicates.shingles(k.pop("words")) for k in made_keys])
-    later = {n: k["later_questions"] for n, k in enumerate(made_keys) if k["later_questions"]}
-    return (
-        {
-            name: np.array(
-                [k[name] for k in made_keys], np.int64 if name == "answer_length" else np.uint64
-            )
-            for name in ("exact", "question", "answer", "vital", "answer_length")
-        },
-        later,
-        signature,
-    )
+    """(columns, later questions, signatures) of rows."""
+    keys = [duplicates.comparison_keys(r) for r in rows]
+    signatures = duplicates.minhash_signatures([duplicates.shingles(k.pop("words")) for k in keys])
+    later = {n: k["later_questions"] for n, k in enumerate(keys) if k["later_questions"]}
+    columns = {
+        name: np.array([k[name] for k in keys], np.int64 if name == "answer_length" else np.uint64)
+        for name in ("exact", "question", "answer", "vital", "answer_length")
+    }
+    columns["bands"] = duplicates.hash_bands(signatures)
+    return columns, later, signatures
 
 
 def decide(rows, **values):
     """(reasons, sides) of rows under a job, as the data stage decides them."""
-    columns, later, signature = columns_of(rows)
+    columns, later, signatures = columns_of(rows)
     made = duplicates.Decisions(len(rows))
-    duplicates.same(columns, job(**values), made)
-    duplicates.place(duplicates.bands(signature), signature, columns, later, job(**values), made)
+    own = job(**values)
+    duplicates.drop_same(columns, made, own.skip_rules, own.same_question, own.answer_cap)
+    duplicates.assign_sides(columns, signatures, later, own, made)
     return [REASONS[r] for r in made.reason], made.side.tolist()
-
-
-def sentence(rng, length=60):
-    return [rng.choice(VOCABULARY) for _ in range(length)]
 
 
 def jaccard(a, b):
@@ -85,16 +73,10 @@ def test_near_duplicates_are_those_of_brute_force_up_to_the_error_of_the_estimat
         ]
         for w in words
     ]
-    columns, later, signature = columns_of(rows)
+    columns, later, signatures = columns_of(rows)
     made = duplicates.Decisions(len(rows))
-    duplicates.place(
-        duplicates.bands(signature),
-        signature,
-        columns,
-        later,
-        job(validation_size=0.0, test_size=0.0),
-        made,
-    )
+    everything_trained = job(validation_size=0.0, test_size=0.0)
+    duplicates.assign_sides(columns, signatures, later, everything_trained, made)
     gone = {n for n in range(len(rows)) if REASONS[made.reason[n]] == "near_duplicate"}
     kept = [n for n in range(len(rows)) if n not in gone]
     assert len(gone) > 60
@@ -111,7 +93,7 @@ def test_estimate_is_unbiased():
     for _ in range(60):
         a = sentence(rng, 120)
         b = [rng.choice(VOCABULARY) if rng.random() < 0.05 else w for w in a]
-        s = duplicates.signatures([duplicates.shingles(a), duplicates.shingles(b)])
+        s = duplicates.minhash_signatures([duplicates.shingles(a), duplicates.shingles(b)])
         differences.append((s[0] == s[1]).mean() - jaccard(a, b))
     assert abs(np.mean(differences)) < 0.02
     assert np.std(differences) < 0.07
@@ -320,11 +302,10 @@ def test_memory_of_the_placing_is_bounded_where_all_rows_are_alike():
                 {"role": "assistant", "content": " ".join([*base[:40], str(n), *base[41:]])},
             ]
         )
-    columns, later, signature = columns_of(rows)
+    columns, later, signatures = columns_of(rows)
     made = duplicates.Decisions(len(rows))
-    banded = duplicates.bands(signature)
     tracemalloc.start()
-    duplicates.place(banded, signature, columns, later, job(), made)
+    duplicates.assign_sides(columns, signatures, later, job(), made)
     peak = tracemalloc.get_traced_memory()[1] / len(rows)
     tracemalloc.stop()
     assert len(set(made.side.tolist())) == 1

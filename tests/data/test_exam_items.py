@@ -1,6 +1,6 @@
 """Exam items from files and from the hub's sets, and the errors of those that cannot be asked.
 
-python -m pytest tests/test_exam_items.py
+python -m pytest tests/data/test_exam_items.py
 """
 
 import gzip
@@ -34,7 +34,7 @@ def without(key):
 
 
 def test_the_bundled_exam_is_read_whole():
-    items = exam_items.read("bundled:exam")
+    items = exam_items.read_items("bundled:exam")
     assert len(items) == len({item["id"] for item in items}) == 120
     assert all(
         set(item) == {"id", "topic", "question", "options", "answer_letter"}
@@ -52,7 +52,7 @@ def test_a_compressed_file_context_and_what_is_not_named(tmp_path):
             ).encode()
         )
     )
-    assert exam_items.read(str(path)) == [
+    assert exam_items.read_items(str(path)) == [
         {
             "id": f"{path}, line 1",
             "topic": "",
@@ -110,7 +110,7 @@ def test_a_row_that_cannot_be_asked_is_named_with_what_is_expected(tmp_path, row
         row if not isinstance(row, dict) or row.get("id") is None else {**row, "id": "b"},
     )
     with pytest.raises(UserError) as error:
-        exam_items.read(path)
+        exam_items.read_items(path)
     assert f"{path}, line 2: " in str(error.value)
     assert said in str(error.value)
     assert "Expected rows of question, options and answer_letter" in str(error.value)
@@ -121,7 +121,7 @@ def test_ids_that_are_twice_there_are_named_with_both_lines(tmp_path):
     with pytest.raises(
         UserError, match=r"exam.jsonl, line 3: its id `a` is that of .*exam.jsonl, line 1 too"
     ):
-        exam_items.read(path)
+        exam_items.read_items(path)
 
 
 def test_a_folder_is_read_whole_in_every_form_it_has(tmp_path):
@@ -136,7 +136,7 @@ def test_a_folder_is_read_whole_in_every_form_it_has(tmp_path):
     datasets.Dataset.from_list(
         [{"question": "q", "options": {"A": "ice", "B": "water", "C": None}, "answer": "water"}]
     ).to_parquet(folder / "b.parquet")
-    items = exam_items.read(str(folder))
+    items = exam_items.read_items(str(folder))
     assert [(item["id"], item["options"], item["answer_letter"]) for item in items] == [
         (f"{folder}/a.jsonl, line 1", {"A": "ice", "B": "water"}, "B"),
         ("7", GOOD["options"], "B"),
@@ -150,7 +150,7 @@ def test_a_letter_twice_in_one_object_is_named(tmp_path):
         '{"question": "q", "options": {"A": "ice", "A": "water"}, "answer_letter": "A"}\n'
     )
     with pytest.raises(UserError, match=r"exam.jsonl, line 1: the field `A` is named twice"):
-        exam_items.read(str(path))
+        exam_items.read_items(str(path))
 
 
 @pytest.mark.parametrize(
@@ -193,12 +193,12 @@ def test_a_wrong_exam_ends_the_command_with_one_screen(tmp_path, monkeypatch, ca
 
 def test_no_items_no_json_and_no_file_are_errors(tmp_path):
     with pytest.raises(UserError, match="has no items"):
-        exam_items.read(lines(tmp_path))
+        exam_items.read_items(lines(tmp_path))
     (tmp_path / "torn.jsonl").write_text(json.dumps(GOOD) + '\n{"id": "b", "question"')
     with pytest.raises(UserError, match="torn.jsonl, line 2: not JSON"):
-        exam_items.read(str(tmp_path / "torn.jsonl"))
+        exam_items.read_items(str(tmp_path / "torn.jsonl"))
     with pytest.raises(UserError, match="does not exist"):
-        exam_items.read("none.jsonl")
+        exam_items.read_items("none.jsonl")
 
 
 # rows in the columns that each set's card documents
@@ -326,7 +326,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_sets_of_the_hub_become_the_choice_shape(hub, name):
-    items = exam_items.read(name)
+    items = exam_items.read_items(name)
     assert items[0] == ROWS[name][-1]
     assert [item["topic"] for item in items] == (
         list(exam_items.MMLU) if name == "cais/mmlu" else [items[0]["topic"]]
@@ -342,14 +342,14 @@ def test_other_columns_or_no_answer_are_errors_and_so_is_a_hub_that_is_away(hub)
         UserError,
         match=r"row 1 is not in the columns this set is known by \('cop'\); it has id, question, opa",
     ):
-        exam_items.read("openlifescienceai/medmcqa")
+        exam_items.read_items("openlifescienceai/medmcqa")
     datasets.Dataset.from_list([ROWS["cais/mmlu"][2] | {"answer": -1}]).to_parquet(
         hub / "cais/mmlu/anatomy.parquet"
     )
     with pytest.raises(UserError, match=r"cais/mmlu \(anatomy\), test row 1: its answer is -1"):
-        exam_items.read("cais/mmlu")
+        exam_items.read_items("cais/mmlu")
     (hub / "cais/mmlu/README.md").unlink()
     with pytest.raises(
         UserError, match=r"hub dataset `cais/mmlu`, configuration anatomy could not be loaded"
     ):
-        exam_items.read("cais/mmlu")
+        exam_items.read_items("cais/mmlu")

@@ -1,6 +1,6 @@
 """Data sets of the hub, read from a stand-in for it: commits, revisions, tokens, and what is said when it does not answer.
 
-python -m pytest tests/test_hub.py
+python -m pytest tests/data/test_hub_sources.py
 """
 
 import io
@@ -28,8 +28,8 @@ def run(job):
     try:
         job = params.check_values({"exam": [], **job}, "test")
         if job.exam:
-            return {"items": [item for name in job.exam for item in exam_items.read(name)]}
-        return {"rows": list(sources.read(job, None, commits=commits)), "commits": commits}
+            return {"items": [item for name in job.exam for item in exam_items.read_items(name)]}
+        return {"rows": list(sources.read_rows(job, None, commits=commits)), "commits": commits}
     except UserError as error:
         return {"error": str(error)}
 

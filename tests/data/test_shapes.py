@@ -1,6 +1,6 @@
 """Shapes of rows: what becomes which messages, and what is said of a row of no known shape.
 
-python -m pytest tests/test_shapes.py
+python -m pytest tests/data/test_shapes.py
 """
 
 import pytest
@@ -25,7 +25,7 @@ SHARED = [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]
 
 def said(row):
     """The row's turns as (role, text)."""
-    return [(turn["role"], turn["content"]) for turn in shapes.messages(row)]
+    return [(turn["role"], turn["content"]) for turn in shapes.to_messages(row)]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def said(row):
     ],
 )
 def test_every_shape_becomes_the_same_messages(row):
-    assert shapes.messages(row) == [USER, MODEL]
+    assert shapes.to_messages(row) == [USER, MODEL]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_every_shape_becomes_the_same_messages(row):
     ],
 )
 def test_several_turns_stay_in_order(row):
-    assert shapes.messages(row) == TURNS
+    assert shapes.to_messages(row) == TURNS
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_several_turns_stay_in_order(row):
     ],
 )
 def test_a_system_message_comes_first_and_once(row):
-    assert shapes.messages(row) == [SYSTEM, USER, MODEL]
+    assert shapes.to_messages(row) == [SYSTEM, USER, MODEL]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ EMPTY = dict.fromkeys(
 @pytest.mark.parametrize("nothing", [None, ""])
 def test_in_a_table_of_mixed_shapes_the_filled_columns_count(row, nothing):
     blank = {k: nothing if k not in ("messages", "conversations") else None for k in EMPTY}
-    assert shapes.messages({**blank, **row}) == [USER, MODEL]
+    assert shapes.to_messages({**blank, **row}) == [USER, MODEL]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_multiple_choice_is_asked_with_its_options_and_answered_in_words(row):
         ("user", f"{Q}\n\nA) Ice\nB) Water\nC) Butter\nD) Toothpaste"),
         ("assistant", "Water"),
     ]
-    assert shapes.choice(row) == {"question": Q, "options": LETTERS, "answer_letter": "B"}
+    assert shapes.to_choice(row) == {"question": Q, "options": LETTERS, "answer_letter": "B"}
 
 
 def test_a_choice_with_context_as_pubmedqa_has_it():
@@ -241,7 +241,7 @@ def test_a_choice_with_context_as_pubmedqa_has_it():
 
 def test_options_may_be_numbers_and_the_first_answer_is_number_nought():
     row = {"question": "Compressions to breaths?", "options": ["30", 15], "answer": 0}
-    assert shapes.choice(row) == {
+    assert shapes.to_choice(row) == {
         "question": row["question"],
         "options": {"A": "30", "B": "15"},
         "answer_letter": "A",
@@ -273,7 +273,7 @@ def test_options_may_be_numbers_and_the_first_answer_is_number_nought():
 )
 def test_a_choice_without_options_or_without_a_right_one_shows_what_it_has(more, expected):
     with pytest.raises(BadRow) as error:
-        shapes.messages({"question": Q, **more})
+        shapes.to_messages({"question": Q, **more})
     assert expected in str(error.value)
 
 
@@ -333,14 +333,14 @@ def test_a_choice_without_options_or_without_a_right_one_shows_what_it_has(more,
     ],
 )
 def test_columns_give_the_data_our_names(row, columns, expected):
-    assert shapes.messages(shapes.renamed(row, columns)) == expected
+    assert shapes.to_messages(shapes.rename_columns(row, columns)) == expected
 
 
 def test_a_wrong_column_names_what_the_row_has():
     with pytest.raises(BadRow, match="`columns` names ask, reply; the row has question, answer"):
-        shapes.renamed({"question": Q, "answer": A}, {"question": "ask", "answer": "reply"})
+        shapes.rename_columns({"question": Q, "answer": A}, {"question": "ask", "answer": "reply"})
     with pytest.raises(BadRow, match=r"the row has \(nothing\)"):
-        shapes.renamed({}, {"question": "ask"})
+        shapes.rename_columns({}, {"question": "ask"})
 
 
 def test_columns_that_are_no_field_of_ours_are_named_with_those_that_are():
@@ -389,7 +389,7 @@ def test_columns_that_are_no_field_of_ours_are_named_with_those_that_are():
 )
 def test_a_row_without_a_known_shape_shows_what_it_has_and_what_is_known(row, expected):
     with pytest.raises(BadRow) as error:
-        shapes.messages(row)
+        shapes.to_messages(row)
     assert expected in str(error.value)
     assert str(error.value).encode()
 
@@ -397,7 +397,7 @@ def test_a_row_without_a_known_shape_shows_what_it_has_and_what_is_known(row, ex
 def test_known_tells_headers_that_hold_a_shape():
     assert all(
         map(
-            shapes.known,
+            shapes.has_known_shape,
             (
                 ["question", "answer"],
                 ["id", "input", "output"],
@@ -409,7 +409,7 @@ def test_known_tells_headers_that_hold_a_shape():
     )
     assert not any(
         map(
-            shapes.known,
+            shapes.has_known_shape,
             ([], ["question"], ["question;answer"], ["ask", "reply"], ["options", "answer"]),
         )
     )

@@ -11,7 +11,7 @@ def row(question="Q?", answer="A."):
 def bundled_messages():
     return [
         r["messages"]
-        for r in sources.read(
+        for r in sources.read_rows(
             params.check_values({"dataset": "bundled:first-aid"}, "test"), lambda *a: None
         )
     ]

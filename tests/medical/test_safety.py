@@ -200,8 +200,8 @@ def trained():
     known = {}
     for key, some in texts.items():
         words = [words_of(text) for text in some]
-        runs = [contamination.grams(tokens, RUN, numbers) for tokens in words]
-        sketches = duplicates.signatures([duplicates.shingles(tokens) for tokens in words])
+        runs = [contamination.hash_runs(tokens, RUN, numbers) for tokens in words]
+        sketches = duplicates.minhash_signatures([duplicates.shingles(tokens) for tokens in words])
         known[key] = (np.unique(np.concatenate(runs)), [set(tokens) for tokens in words], sketches)
     return known, numbers
 
@@ -213,12 +213,12 @@ def leaks(prompts):
     for prompt in prompts:
         tokens = words_of(prompt)
         mine = set(tokens)
-        own = contamination.grams(tokens, RUN, numbers)
-        sketch = duplicates.signatures([duplicates.shingles(tokens)])
+        own = contamination.hash_runs(tokens, RUN, numbers)
+        sketch = duplicates.minhash_signatures([duplicates.shingles(tokens)])
         found += [
             (prompt, key)
             for key, (runs, word_sets, sketches) in known.items()
-            if len(contamination.find(runs, own))
+            if len(contamination.find_places(runs, own))
             or any(len(mine & words) >= 0.5 * len(mine | words) for words in word_sets)
             or ((sketches == sketch).mean(axis=1) >= 0.5).any()
         ]
@@ -245,11 +245,11 @@ def test_no_right_answer_is_one_the_model_was_trained_on():
     numbers = {}
     trained = np.unique(
         np.concatenate(
-            [contamination.grams(words_of(pair["answer"]), 13, numbers) for pair in PAIRS]
+            [contamination.hash_runs(words_of(pair["answer"]), 13, numbers) for pair in PAIRS]
         )
     )
     assert not [
         row["id"]
         for row in ROWS
-        if len(contamination.find(trained, contamination.grams(words_of(row["good"]), 13, numbers)))
+        if len(contamination.find_places(trained, contamination.hash_runs(words_of(row["good"]), 13, numbers)))
     ]

@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch):
     change(
         folder,
         lambda run: run["fingerprints"].update(
-            dataset=sources.fingerprint(params.load_job("params/cpu.yaml"))
+            dataset=sources.hash_sources(params.load_job("params/cpu.yaml"))
         ),
     )
     change(
@@ -139,7 +139,7 @@ def test_revisions_of_the_record_are_pinned(folder):
     pinned = params.check_values(
         {**told["job"].model_dump(), **params.parse_overrides(rerun.pins(told)[1])}, "test"
     )
-    assert [(s.dataset, s.revision, s.max_rows) for s in sources.parts(pinned)] == [
+    assert [(s.dataset, s.revision, s.max_rows) for s in sources.list_sources(pinned)] == [
         ("owner/set", "d" * 40, 5),
         ("bundled:first-aid", "", 0),
     ]

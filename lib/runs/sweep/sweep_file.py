@@ -193,7 +193,7 @@ def _draws(sweep: Sweep) -> Any:
 
 def _check(job: Params, sweep: Sweep, where: str) -> None:
     """What a job must have to be a trial, beyond being a job; nothing is read or made yet."""
-    sources.check(job)
+    sources.check_sources(job)
     if (wants := needs.describe_gpu_needs(job)) and not sweep.gpus_per_trial:
         raise UserError(
             f"{where} trains with {wants}, which needs an NVIDIA GPU, and gpus_per_trial is 0. "

@@ -1,0 +1,529 @@
+"""Files of every kind: the same rows from each, what cannot be read, and large ones.
+
+python -m pytest tests/data/test_formats.py
+"""
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import random
+import time
+import tracemalloc
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from helpers.reading import (
+    GOOD,
+    HEAD,
+    PAIRS,
+    ROWS,
+    A,
+    Q,
+    Read,
+    columnar,
+    delimited,
+    jsonl,
+    numbered,
+    refused,
+)
+from lib import params
+from lib.common.errors import UserError
+from lib.data import formats, sources
+
+# ---------------------------------------------------------------------------------------------------------------------
+# kinds of files
+
+
+KINDS = {
+    "d.jsonl": lambda: "".join(json.dumps(r) + "\n" for r in ROWS).encode(),
+    "unescaped.jsonl": lambda: "\n".join(json.dumps(r, ensure_ascii=False) for r in ROWS).encode(),
+    "bom, blank lines, CRLF.jsonl": lambda: (
+        b"\xef\xbb\xbf\r\n" + b"\r\n\r\n".join(json.dumps(r).encode() for r in ROWS)
+    ),
+    "d.json": lambda: json.dumps(ROWS, indent=2).encode(),
+    "bom.json": lambda: json.dumps(ROWS).encode("utf-8-sig"),
+    "comma.csv": delimited,
+    "semicolon.csv": lambda: delimited(delimiter=";"),
+    "tab.csv": lambda: delimited(delimiter="\t", lineterminator="\n"),
+    "bar.csv": lambda: delimited(delimiter="|"),
+    "apostrophe.csv": lambda: delimited(quotechar="'", quoting=csv.QUOTE_ALL),
+    "apostrophe, where needed.csv": lambda: delimited(quotechar="'", delimiter=";"),
+    "bom.csv": lambda: b"\xef\xbb\xbf" + delimited(quoting=csv.QUOTE_ALL),
+    "blank lines.csv": lambda: b"\r\n\r\n" + delimited() + b"\r\n\r\n",
+    "d.tsv": lambda: delimited(delimiter="\t"),
+    "d.parquet": lambda: columnar("parquet"),
+    "file.arrow": lambda: columnar("file"),
+    "stream.arrow": lambda: columnar("stream"),
+    "UPPER.CSV": delimited,
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_file_gives_the_same_rows_also_compressed(tmp_path, name):
+    content = KINDS[name]()
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
+    (tmp_path / f"two members.{name}.gz").write_bytes(
+        gzip.compress(content[:50]) + gzip.compress(content[50:])
+    )
+    for written in (name, f"{name}.gz", f"two members.{name}.gz"):
+        assert Read(tmp_path / written).pairs == PAIRS, written
+
+
+def test_a_folder_is_all_its_files_in_order_of_name(tmp_path):
+    for n, name in enumerate(
+        ["a/comma.csv", "a/d.json", "b.jsonl.gz", "c.parquet", "d/stream.arrow", "e.tsv"]
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        rows = numbered(2, 2 * n)
+        content = {
+            "v": delimited(rows, delimiter="\t" if "tsv" in name else ","),
+            "n": json.dumps(rows).encode(),
+            "w": columnar("stream", rows),
+            "t": columnar("parquet", rows),
+            "z": gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode()),
+        }[name[-1]]
+        (tmp_path / name).write_bytes(content)
+    for name in ("README.md", ".hidden.jsonl", "a/.DS_Store", "cache-0123.arrow"):
+        (tmp_path / name).write_text("not data")
+    rows = Read(tmp_path)
+    assert rows.pairs == [(f"q{n}", f"a{n}") for n in range(12)]
+    assert len({r["id"] for r in rows}) == 12
+    assert rows.ticks == sorted(rows.ticks)
+    assert rows.ticks[-1] <= sources.count_local_bytes(str(tmp_path))
+
+
+def test_what_datasets_saves_to_disk_is_read_and_of_its_splits_train_alone(tmp_path):
+    import datasets
+
+    made = datasets.Dataset.from_list(ROWS)
+    made.save_to_disk(tmp_path / "one", num_shards=2)
+    datasets.DatasetDict(train=made, test=datasets.Dataset.from_list(numbered(3))).save_to_disk(
+        tmp_path / "splits"
+    )
+    datasets.DatasetDict(test=made).save_to_disk(tmp_path / "test only")
+    assert Read(tmp_path / "one").pairs == PAIRS
+    assert Read(tmp_path / "splits").pairs == PAIRS
+    assert "test only/train` has no .jsonl" in refused(tmp_path / "test only")
+
+
+def test_mixed_shapes_in_one_file(tmp_path):
+    turns = [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]
+    rows = [
+        {"question": Q, "answer": A},
+        {"prompt": Q, "completion": A},
+        {"messages": turns},
+        {"instruction": Q, "input": "", "output": A},
+    ]
+    assert Read(jsonl(tmp_path / "d.jsonl", *rows)).pairs == [(Q, A)] * 4
+    for kind, name in (("parquet", "d.parquet"), ("stream", "d.arrow")):
+        (tmp_path / name).write_bytes(
+            columnar(
+                kind, [{**dict.fromkeys(k for row in rows for k in row), **row} for row in rows]
+            )
+        )
+        assert Read(tmp_path / name).pairs == [(Q, A)] * 4
+    (tmp_path / "d.csv").write_text("prompt,completion,question,answer\na,b,,\n,,c,d\n")
+    assert Read(tmp_path / "d.csv").pairs == [("a", "b"), ("c", "d")]
+
+
+# not QUOTE_MINIMAL with \n: Python 3.11 then writes a \r unquoted, which no reader can tell from a line end
+DIALECTS = [
+    {"delimiter": mark, "quotechar": quote, "quoting": quoting, "lineterminator": end}
+    for mark, quote, (quoting, end) in itertools.product(
+        ",;\t|",
+        "\"'",
+        [(csv.QUOTE_MINIMAL, "\r\n"), (csv.QUOTE_ALL, "\r\n"), (csv.QUOTE_ALL, "\n")],
+    )
+]
+TEXT = some.text(
+    some.one_of(
+        some.sampled_from(",;\t|\"'\n\r \\ab"),
+        some.characters(exclude_characters="\0", exclude_categories=["Cs"]),
+    ),
+    max_size=12,
+)
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(some.lists(some.tuples(TEXT, TEXT, TEXT), max_size=5), some.sampled_from(DIALECTS))
+def test_what_a_csv_writer_writes_comes_back(tmp_path_factory, rows, dialect):
+    # the first row holds every mark: without one, files are the same bytes under two quotes, e.g. a,'b'
+    rows = [("""a 'b' "c", d; e|f\tg\n""", "x", "y"), *rows]
+    path = tmp_path_factory.getbasetemp() / "d.csv"
+    path.write_bytes(
+        delimited(
+            [
+                {"id": i, "question": q, "answer": a}
+                for i, q, a in [("id", "question", "answer"), *rows]
+            ][1:],
+            **dialect,
+        )
+    )
+    read = Read(path)
+    assert read.pairs == [(q.strip(), a) for _, q, a in rows]
+    assert [r["id"] for r in read] == [i or f"row-{n:07d}" for n, (i, _, _) in enumerate(rows)]
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        (
+            "question,answer\nthe patients',yes\n'tis,no\n",
+            [("the patients'", "yes"), ("'tis", "no")],
+        ),
+        ("question;answer\nIs it 1,5 or 2,5?;1,5\n", [("Is it 1,5 or 2,5?", "1,5")]),
+        ("question|answer\na, b|c; d\n", [("a, b", "c; d")]),
+        (
+            "question,answer\n\"take,'ice','salt',or none\",a\n",
+            [("take,'ice','salt',or none", "a")],
+        ),
+        ("question,answer\nplain,plain\n'a, b','it''s'\n", [("plain", "plain"), ("a, b", "it's")]),
+        (" question , answer \na,b\n", [("a", "b")]),
+        ("question,answer\na,b", [("a", "b")]),
+        ("question,answer\ra,b\r", [("a", "b")]),
+        ("question,answer,\na,b,\n", [("a", "b")]),
+        ('question,answer\n5 "x" 3,b\n', [('5 "x" 3', "b")]),
+    ],
+)
+def test_csv_by_hand(tmp_path, text, pairs):
+    (tmp_path / "d.csv").write_text(text, newline="")
+    assert Read(tmp_path / "d.csv").pairs == pairs
+
+
+def test_columns_also_tell_a_csv_apart(tmp_path):
+    (tmp_path / "d.csv").write_text("'ask;me';reply\na, b, c;d\n")
+    assert Read(tmp_path / "d.csv", columns={"question": "ask;me", "answer": "reply"}).pairs == [
+        ("a, b, c", "d")
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what cannot be read
+
+
+def invalid_text():
+    """A parquet file whose second row is not UTF-8."""
+    import pyarrow
+    import pyarrow.parquet
+
+    texts, file = (
+        pyarrow.StringArray.from_buffers(
+            3, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pyarrow.py_buffer(b"a\xffc")
+        ),
+        io.BytesIO(),
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"question": texts, "answer": ["x", "y", "z"]}), file)
+    return file.getvalue()
+
+
+def twice(kind):
+    import pyarrow
+    import pyarrow.parquet
+
+    table, file = (
+        pyarrow.Table.from_arrays(
+            [pyarrow.array(["a"])] * 3, names=["question", "answer", "answer"]
+        ),
+        io.BytesIO(),
+    )
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, file)
+    else:
+        with pyarrow.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+    return file.getvalue()
+
+
+BROKEN = [
+    ("d.jsonl", b"", "has no rows"),
+    ("d.jsonl", b"\n \n\r\n", "has no rows"),
+    ("d.jsonl", b"\xef\xbb\xbf", "has no rows"),
+    ("d.json", b"", "has no rows"),
+    ("d.json", b"[]", "has no rows"),
+    ("d.csv", b"", "has no rows"),
+    ("d.csv", b"\n\n\n", "has no rows"),
+    ("d.csv", HEAD, "has no rows"),
+    ("d.jsonl.gz", b"", "has no rows"),
+    ("d.jsonl.gz", gzip.compress(b""), "has no rows"),
+    ("d.parquet", b"", "not a parquet file"),
+    ("d.arrow", b"", "not an Arrow file"),
+    (
+        "d.jsonl",
+        GOOD + b'{"question": \n"a", "answer": "b"}\n',
+        "d.jsonl, line 2: not JSON: Expecting value (column 13). Expected one JSON object a line.",
+    ),
+    ("d.jsonl", GOOD + GOOD.strip() + GOOD, "d.jsonl, line 2: not JSON: Extra data"),
+    ("d.jsonl", HEAD + b"a,b\n", "line 1: not JSON"),
+    (
+        "d.jsonl",
+        b'\n\n{"q": 1, "a": 2}\n',
+        "d.jsonl, line 3: no known shape; its fields are q, a.\nKnown shapes: messages",
+    ),
+    ("d.jsonl", b"[1]\n", "line 1: expected an object with named fields, found list"),
+    ("d.jsonl", b"null\n", "line 1: expected an object with named fields, found NoneType"),
+    ("d.jsonl", b'{"messages": [{"role": "nurse", "content": "x"}]}\n', "line 1: a turn is"),
+    (
+        "d.jsonl",
+        GOOD + b'{"question": "\xff", "answer": "b"}\n',
+        "d.jsonl, line 2: not UTF-8 (invalid start byte, byte 15 of it). Convert the file to UTF-8.",
+    ),
+    ("d.jsonl", GOOD.decode().encode("utf-16"), "line 1: not UTF-8"),
+    (
+        "d.jsonl",
+        GOOD + b'{"question": "\\ud83d", "answer": "b"}\n',
+        "d.jsonl, line 2: its text has half of a character pair",
+    ),
+    (
+        "d.jsonl",
+        b'{"question": "a", "answer": "b", "topic": "\\ude00"}\n',
+        "line 1: its text has half of a character pair",
+    ),
+    ("d.jsonl", b'{"\\ud83d": "a"}\n', "line 1: no known shape; its fields are \\ud83d"),
+    (
+        "d.jsonl",
+        b'{"question": "a", "options": ["\\ud83d"], "answer": "b"}\n',
+        "line 1: its options are",
+    ),
+    (
+        "d.jsonl",
+        GOOD + b'{"question": "a", "answer": "b", "answer": "c"}\n',
+        "d.jsonl, line 2: the field `answer` is named twice; rename or remove one.",
+    ),
+    (
+        "d.jsonl",
+        b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}\n',
+        "the field `content` is named twice",
+    ),
+    (
+        "d.jsonl",
+        GOOD + b'{"question": ' + b"[" * 100_000 + b"\n",
+        "d.jsonl, line 2: JSON that cannot be read: it is nested too deeply",
+    ),
+    (
+        "d.jsonl",
+        b'{"question": ' + b"[" * 900 + b"]" * 900 + b', "answer": 1}\n',
+        "line 1: a text is",
+    ),
+    (
+        "d.jsonl",
+        b'{"question": "a", "answer": ' + b"9" * 5000 + b"}\n",
+        "line 1: JSON that cannot be read",
+    ),
+    (
+        "d.json",
+        b'{"question": 1}',
+        "d.json: expected a JSON list of rows: [{...}, {...}]. One object a line is .jsonl.",
+    ),
+    (
+        "d.json",
+        GOOD + GOOD,
+        "d.json: line 2: not JSON: Extra data (column 1). Expected one list of rows; one object a line is .jsonl.",
+    ),
+    (
+        "d.json",
+        b'[{"question": "a",\n "answer": ]',
+        "d.json: line 2: not JSON: Expecting value (column 12)",
+    ),
+    (
+        "d.json",
+        b'[{"question": "a", "answer": "b"}, {"question": "a", "question": "b"}]',
+        "d.json, row 2: the field `question` is named twice",
+    ),
+    (
+        "d.json",
+        b'[{"question": "a", "answer": "b"}, 7]',
+        "d.json, row 2: expected an object with named fields, found int",
+    ),
+    ("d.json", b'["\xff"]', "d.json: not UTF-8 (invalid start byte, byte 3 of it)"),
+    ("d.json", b"[" * 100_000, "d.json: JSON that cannot be read: it is nested too deeply"),
+    (
+        "d.csv",
+        HEAD + b"a,b\nc\n",
+        "d.csv, line 3: 1 fields, the header has 2: question, answer. A field with the delimiter or a line end in it must be quoted.",
+    ),
+    ("d.csv", HEAD + b'"a\nb",c\n\nd,e,f\n', "d.csv, line 5: 3 fields, the header has 2"),
+    (
+        "d.csv",
+        b"question,answer,answer\na,b,c\n",
+        "d.csv: line 1: the column `answer` is named twice; rename one.",
+    ),
+    (
+        "d.csv",
+        HEAD + b'a,b\n"open,b\nc,d\n',
+        "d.csv: line 3: a quote opens in this row that is not closed where its field ends (line 4: unexpected end of data)",
+    ),
+    (
+        "d.csv",
+        HEAD + b'a,b\n"open,b\n"c",d\n',
+        "d.csv: line 3: a quote opens in this row that is not closed where its field ends (line 4:",
+    ),
+    (
+        "d.csv",
+        HEAD + b'"a "word" b",c\n',
+        "d.csv, line 2: ',' expected after '\"'. Double the quotes inside a quoted field.",
+    ),
+    ("d.csv", b'"question,answer\na,b\n', "d.csv: line 1: a quote opens in this row"),
+    ("d.csv", HEAD + b"a,b\n\xff,b\n", "d.csv, line 3: not UTF-8. Convert the file to UTF-8."),
+    ("d.csv", "Frage,question,answer\nä,b,c\n".encode("latin-1"), "d.csv, line 2: not UTF-8"),
+    ("d.csv", "question,answer,Schlüssel\na,b,c\n".encode("latin-1"), "d.csv: line 1: not UTF-8"),
+    ("d.csv", "question,answer\na,b\n".encode("utf-16"), "d.csv: line 1: not UTF-8"),
+    ("d.csv", b"ask;reply\na;b\n", "d.csv, line 2: no known shape; its fields are ask, reply."),
+    (
+        "d.tsv",
+        b"question,answer\na,b\n",
+        "d.tsv, line 2: no known shape; its fields are question,answer.",
+    ),
+    ("d.parquet", b"PAR1", "d.parquet: not a parquet file"),
+    ("d.parquet", HEAD, "d.parquet: not a parquet file"),
+    ("d.parquet", KINDS["d.parquet"]()[:-20], "d.parquet: not a parquet file"),
+    ("d.arrow", HEAD, "d.arrow: not an Arrow file"),
+    ("d.arrow", b"ARROW1\0\0", "d.arrow: not an Arrow file"),
+    ("d.arrow", KINDS["stream.arrow"]()[:-200], "d.arrow"),
+    ("d.parquet", twice("parquet"), "d.parquet: the column `answer` is named twice; rename one."),
+    ("d.arrow", twice("stream"), "d.arrow: the column `answer` is named twice; rename one."),
+    (
+        "d.parquet",
+        invalid_text(),
+        "d.parquet, row 2: a value cannot be read: 'utf-8' codec can't decode byte 0xff",
+    ),
+    (
+        "d.parquet",
+        columnar("parquet", [{"ask": "a"}]),
+        "d.parquet, row 1: no known shape; its fields are ask.",
+    ),
+    ("d.jsonl.gz", b"\x1f\x8b\x08\x00broken", "d.jsonl.gz, after line 0: cannot be read"),
+    ("d.jsonl.gz", GOOD, "d.jsonl.gz, after line 0: cannot be read: Not a gzipped file"),
+    ("d.csv.gz", HEAD, "d.csv.gz, after line 0: cannot be read: Not a gzipped file"),
+    ("d.docx", b"x", "ends in `.docx`; expected .jsonl, .json, .csv"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    BROKEN,
+    ids=[f"{name} {n}" for n, (name, _, _) in enumerate(BROKEN)],
+)
+def test_what_cannot_be_read_says_where_and_what_is_expected(tmp_path, name, content, expected):
+    (tmp_path / name).write_bytes(content)
+    error = refused(tmp_path / name)
+    assert expected in error
+    assert str(tmp_path) in error, "the file is not named"
+    assert len(error) < 1000
+
+
+def test_nesting_that_can_just_be_read_is_refused_all_the_same(tmp_path):
+    for depth in range(
+        900, 1000
+    ):  # somewhere here lie the ends of what json reads and of what it writes
+        (tmp_path / "d.jsonl").write_text(
+            '{"question": "a", "options": ' + '{"a":' * depth + "1" + "}" * depth + "}"
+        )
+        assert "d.jsonl, line 1: " in refused(tmp_path / "d.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [("d.jsonl.gz", '{{"question": "a{}", "answer": "b"}}\n'), ("d.csv.gz", "a{},b\n")],
+)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-4],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:10] + b"\xff" * 40 + data[50:],
+        lambda data: data + b"more",
+    ],
+)
+def test_a_damaged_gzip_says_how_far_it_could_be_read(tmp_path, name, row, damage):
+    (tmp_path / name).write_bytes(
+        damage(
+            gzip.compress(
+                (HEAD if "csv" in name else b"")
+                + "".join(row.format(n) for n in range(5000)).encode()
+            )
+        )
+    )
+    error = refused(tmp_path / name)
+    assert f"{name}, after line" in error
+    assert "cannot be read: " in error
+    assert "write or fetch it again" in error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# large files
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda text: ("d.jsonl", json.dumps({"question": Q, "answer": text})),
+        lambda text: ("d.csv", f'question,answer\n{Q},"{text}"\n'),
+        lambda text: ("d.csv", f"question,answer\n{Q},'{text}'\n"),
+        lambda text: ("d.json", json.dumps([{"question": Q, "answer": text}])),
+    ],
+    ids=["jsonl", "csv", "csv in apostrophes", "json"],
+)
+def test_a_row_of_50_megabytes_is_read_in_seconds(tmp_path, write):
+    text = "a line, of 25 characters\n" * 2_000_000
+    name, content = write(text)
+    (tmp_path / name).write_text(content)
+    started = time.monotonic()
+    assert Read(tmp_path / name).pairs == [(Q, text)]
+    assert time.monotonic() - started < 8
+
+
+def large(name, count):
+    """A file of `count` rows of 1,000 characters that compress to half."""
+    rows = [
+        {"question": random.Random(n).randbytes(500).hex(), "answer": "a"} for n in range(count)
+    ]
+    if name.endswith(".gz"):
+        return gzip.compress(
+            delimited(rows)
+            if "csv" in name
+            else "".join(json.dumps(r) + "\n" for r in rows).encode(),
+            1,
+        )
+    return columnar(name.split(".")[0], rows, group=count if "parquet" in name else 2000)
+
+
+@pytest.fixture
+def traced():
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "name", ["d.jsonl.gz", "d.csv.gz", "parquet.parquet", "stream.arrow", "file.arrow"]
+)
+def test_reading_is_a_stream(tmp_path, name, request):
+    (tmp_path / name).write_bytes(large(name, 20_000))
+    job, ticks = params.check_values({"dataset": str(tmp_path / name)}, "test"), []
+    peak = request.getfixturevalue("traced")
+    reading = sources.read_rows(job, None, ticks.append)
+    next(reading)
+    assert ticks[0] < sources.count_local_bytes(job.dataset) / 3 or name == "parquet.parquet", (
+        "much of the file was read for the first row"
+    )
+    count = 1 + sum(1 for _ in reading)
+    assert count == 20_000
+    assert len(ticks) == count // formats.BATCH
+    assert peak() < 8 * 2**20, f"{peak():,} bytes were held at a time, of 20 MB"
+
+
+def test_the_first_rows_of_a_file_that_is_cut_off_arrive_before_the_error(tmp_path):
+    (tmp_path / "d.jsonl.gz").write_bytes(
+        gzip.compress("".join(json.dumps(r) + "\n" for r in numbered(50_000)).encode())[:-50]
+    )
+    reading = sources.read_rows(
+        params.check_values({"dataset": str(tmp_path / "d.jsonl.gz")}, "test"), None
+    )
+    assert next(reading)["messages"][0]["content"] == "q0"
+    with pytest.raises(UserError, match="cannot be read"):
+        list(reading)
