@@ -1,4 +1,4 @@
-"""Packed rows against the same rows padded, the mask against a loop and transformers' own, the flash operators against plain attention.
+"""Packed rows against the same rows padded, the mask against a loop and transformers' own, the call of torch's kernel against plain attention.
 
 python -m pytest tests/training/test_packed.py
 """
