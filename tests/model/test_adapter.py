@@ -273,58 +273,73 @@ def test_a_4_bit_tensor_counts_as_the_numbers_it_stands_for():
     assert adapter.count_parameters(net) == (0, 32)
 
 
-def test_the_adapter_of_a_multimodal_base_loads_into_its_own_class(
-    tiny_gemma3n, multimodal_tiny, tmp_path, recwarn
-):
-    """saved_name's names fit transformers' multimodal class; PEFT's own, of the language model alone, are lost there with a warning.
+@pytest.fixture(scope="module")
+def two_namings(multimodal_tiny, tmp_path_factory):
+    """(a multimodal base with a shaken adapter, a folder with that adapter under both namings).
 
-    merge_adapter takes both for both namings of the base. For a plain base the names stay as they are.
+    `text` has PEFT's names, of the language model alone; `own` has those of `saved_name`.
     """
+    folder = tmp_path_factory.mktemp("adapters")
     net = shaken(load.load_with_adapter(multimodal_tiny, a_job(precision="fp32"))).eval()
-    net.save_pretrained(tmp_path / "text")
-    shutil.copytree(tmp_path / "text", tmp_path / "own")
+    net.save_pretrained(folder / "text")
+    shutil.copytree(folder / "text", folder / "own")
     tensors = {
-        adapter.saved_name(net, n): t
-        for n, t in load_file(tmp_path / "text" / "adapter_model.safetensors").items()
+        adapter.saved_name(net, name): tensor
+        for name, tensor in load_file(folder / "text" / "adapter_model.safetensors").items()
     }
-    save_file(tensors, tmp_path / "own" / "adapter_model.safetensors", metadata={"format": "pt"})
-    language = net.get_base_model()
+    save_file(tensors, folder / "own" / "adapter_model.safetensors", metadata={"format": "pt"})
+    return net, folder
+
+
+def test_the_adapter_of_a_multimodal_base_loads_into_its_own_class(
+    two_namings, multimodal_tiny, recwarn
+):
+    """saved_name's names fit transformers' multimodal class; there PEFT's own are lost with a warning."""
+    net, folder = two_namings
+    base = load.load_base(multimodal_tiny, a_job(precision="fp32"))
     with torch.no_grad():
-        wanted = language.model(input_ids=IDS, use_cache=False).last_hidden_state
+        wanted = net.get_base_model().model(input_ids=IDS, use_cache=False).last_hidden_state
     fits = {}
     for name in ("text", "own"):
-        full, plain = (
-            full_class(multimodal_tiny),
-            load.load_base(multimodal_tiny, a_job(precision="fp32")),
-        )
+        full, plain = full_class(multimodal_tiny), copy.deepcopy(base)
         full.model.language_model, full.lm_head = plain.model, plain.lm_head
         recwarn.clear()
-        loaded = (
-            PeftModel.from_pretrained(full, tmp_path / name).get_base_model().model.language_model
-        )
+        loaded = PeftModel.from_pretrained(full, folder / name).get_base_model().model
         with torch.no_grad():
-            same = torch.equal(loaded(input_ids=IDS, use_cache=False).last_hidden_state, wanted)
-        fits[name] = same, any("missing adapter keys" in str(w.message) for w in recwarn)
+            states = loaded.language_model(input_ids=IDS, use_cache=False).last_hidden_state
+        warned = any("missing adapter keys" in str(w.message) for w in recwarn)
+        fits[name] = torch.equal(states, wanted), warned
     assert fits == {"text": (False, True), "own": (True, False)}
 
+
+def test_both_namings_of_an_adapter_merge_into_both_namings_of_the_base(
+    two_namings, tiny_gemma3n, multimodal_tiny, tmp_path
+):
+    _, folder = two_namings
     older = make_multimodal(tiny_gemma3n, tmp_path / "older", older=True)
-    for folder in (multimodal_tiny, older, tiny_gemma3n):
+    for base in (multimodal_tiny, older, tiny_gemma3n):
         merged = []
         for name in ("text", "own"):
-            assert (
-                merge.merge_adapter(folder, tmp_path / name, tmp_path / "merged")["merged"] == 215
-            )
-            merged.append(
-                {
-                    n: t
-                    for shard in (tmp_path / "merged").glob("*.safetensors")
-                    for n, t in load_file(shard).items()
-                }
-            )
+            report = merge.merge_adapter(base, folder / name, tmp_path / "merged")
+            assert report["merged"] == 215
+            tensors = {}
+            for shard in (tmp_path / "merged").glob("*.safetensors"):
+                tensors |= load_file(shard)
+            merged.append(tensors)
+        assert merged[0].keys() == merged[1].keys()
         assert all(torch.equal(merged[0][n], merged[1][n]) for n in merged[0])
 
-    adapter.save(net, Masters(net, a_job()).weights, tmp_path / "saved", "owner/base", "")
-    assert set(load_file(tmp_path / "saved" / "adapter_model.safetensors")) == set(tensors)
 
-    plain = load.load_with_adapter(tiny_gemma3n, a_job())
+def test_an_adapter_is_saved_under_the_names_of_the_bases_own_class(
+    two_namings, adapted_tiny, tmp_path
+):
+    """Those of a plain base stay as they are."""
+    net, folder = two_namings
+    adapter.save(net, Masters(net, a_job()).weights, tmp_path / "saved", "owner/base", "abc")
+    saved = load_file(tmp_path / "saved" / "adapter_model.safetensors")
+    assert saved.keys() == load_file(folder / "own" / "adapter_model.safetensors").keys()
+    config = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("owner/base", "abc")
+    assert not (tmp_path / "saved" / "README.md").exists()
+    plain, _ = adapted_tiny
     assert all(adapter.saved_name(plain, n) == n for n in plain.state_dict())
