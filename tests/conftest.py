@@ -90,14 +90,14 @@ def tiny_run(tiny_gemma3n, tmp_path_factory):
     from helpers import tiny_gemma3n as maker
     from lib import params
     from lib.common import files
-    from lib.export import gguf, merge, servers
+    from lib.export import gguf_export, merge, servers
     from lib.record import run_record
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     shutil.copytree(tiny_gemma3n, folder / "merged")
-    merge.missing_shared_kv(folder / "merged")
+    merge.add_missing_shared_kv(folder / "merged")
     maker.random_adapter(tiny_gemma3n, folder / "adapter")
-    gguf.to_gguf(folder / "merged", folder / "gguf" / "tiny-q8_0.gguf")
+    gguf_export.write_gguf(folder / "merged", folder / "gguf" / "tiny-q8_0.gguf")
     job = params.load_job("params/cpu.yaml", "max_seq_length=64")
     servers.write_server_files(folder, folder / "gguf" / "tiny-q8_0.gguf", job)
     files.atomic_write(folder / "params.yaml", params.to_yaml(job))

@@ -1,11 +1,19 @@
-"""A LoRA adapter into its 16-bit base, shard by shard in bounded memory, and the tensors that transformers drops."""
+"""Merge a LoRA adapter into its 16-bit base, and add the tensors that transformers drops.
+
+    merge.merge_adapter(base, run.folder / "adapter", run.folder / "merged")
+    merge.add_missing_shared_kv(run.folder / "merged", base)
+
+Works shard by shard: memory stays at one weight, however large the model is.
+"""
 
 import math
 import os
 import re
 import shutil
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from safetensors.torch import load_file, safe_open, save_file
@@ -15,11 +23,8 @@ from lib.common.errors import UserError
 from lib.model.shards import canonical_name, locate_tensors, read_header, read_text_config
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-SHARED = {
-    "k_proj": 2,
-    "v_proj": 2,
-    "k_norm": 1,
-}  # tensors a KV-shared layer may lack: number of dimensions
+SHARED_KV = ("k_proj", "v_proj", "k_norm")  # the tensors that a KV-shared layer may lack
+# settings of PEFT under which an adapter is more than W + scale * B @ A
 UNMERGEABLE = (
     "use_dora",
     "alpha_pattern",
@@ -28,38 +33,43 @@ UNMERGEABLE = (
     "modules_to_save",
     "use_qalora",
 )
+# files of the base that the merged folder has too
 CARRIED = re.compile(
-    r"(?:(?:generation_|preprocessor_|processor_)?config\.json|tokenizer|special_tokens|added_tokens|"
-    r"chat_template|model\.safetensors\.index\.json|(?:LICENSE|NOTICE|USE_POLICY|GEMMA_TERMS))"
+    r"(?:(?:generation_|preprocessor_|processor_)?config\.json|tokenizer|special_tokens|"
+    r"added_tokens|chat_template|model\.safetensors\.index\.json|"
+    r"(?:LICENSE|NOTICE|USE_POLICY|GEMMA_TERMS))"
 )
-# The converter reads every model*.safetensors; transformers only model.safetensors or what the index names.
+# The converter reads every model*.safetensors; transformers only model.safetensors or what the
+# index names.
 EXTRA_SHARD = "model-shared-kv.safetensors"
 
 
-def merge_adapter(base_dir, adapter_dir, out_dir):
-    """Add a PEFT LoRA adapter to the 16-bit base: W + scale * B @ A in float32, rounded once; whole folder or none.
+class Adapter(NamedTuple):
+    """A plain LoRA adapter."""
 
-    Shards are copied and only the adapted tensors overwritten in place, so memory stays at one weight and every other
-    tensor of the base (also K/V that transformers drops) is kept bit for bit. Returns counts, bytes, largest change.
+    pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]  # {module: (A [rank, in], B [out, rank])}
+    scale: float  # what B @ A is multiplied by
+
+
+def merge_adapter(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
+    """Add a PEFT LoRA adapter to the 16-bit base: W + scale * B @ A in float32, rounded once.
+
+    Shards are copied and only the adapted tensors overwritten, so every other tensor of the base
+    (also K/V that transformers drops) is kept bit for bit. `out` gets its name when it is whole.
+    Returns counts, bytes and the largest change of a weight.
     """
-    base, adapter, out = Path(base_dir), Path(adapter_dir), Path(out_dir)
     pairs, scale = read_adapter(adapter)
     shards = locate_tensors(base)
-    by_layer = {canonical_name(name): name for name in shards}
-    wanted = {by_layer.get(canonical_name(name) + ".weight"): pair for name, pair in pairs.items()}
-    strangers = [name for name in pairs if canonical_name(name) + ".weight" not in by_layer]
-    if strangers:
-        raise UserError(
-            f"The adapter {files.shown(adapter)} does not belong to the base {files.shown(base)}: "
-            f"{len(strangers)} of its {len(pairs)} modules are not there, for example "
-            f"{', '.join(sorted(strangers)[:3])}. Set base_model to the one it was trained on."
-        )
+    weights = {canonical_name(name): name for name in shards}
+    require_own_base(adapter, base, pairs, weights)
+    adapted = {weights[weight_of(module)]: pair for module, pair in pairs.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    files.require_disk(out.parent, files.size_of(base), "the merged model")
+    size = files.size_of(base)
+    files.require_disk(out.parent, size, "the merged model")
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    print(f"merging {len(pairs)} weights into {files.size_of(base) / 2**30:.1f} GiB", flush=True)
+    print(f"merging {len(pairs)} weights into {size / 2**30:.1f} GiB", flush=True)
     for path in base.iterdir():
         if CARRIED.match(path.name):
             shutil.copyfile(path, temporary / path.name)
@@ -67,10 +77,7 @@ def merge_adapter(base_dir, adapter_dir, out_dir):
     for shard in sorted(set(shards.values())):
         copy = temporary / shard.name
         shutil.copyfile(shard, copy)
-        with open(copy, "r+b") as file:
-            start, header = read_header(file)
-            for name in sorted(wanted.keys() & header.keys()):
-                changes.append(add_pair(file, start, header[name], name, *wanted[name], scale))
+        changes += _merge_shard(copy, adapted, scale)
     files.replace_folder(temporary, out)
     return {
         "merged": len(changes),
@@ -81,8 +88,26 @@ def merge_adapter(base_dir, adapter_dir, out_dir):
     }
 
 
-def read_adapter(folder):
-    """({module: (A [r, in], B [out, r])}, scale) of a plain LoRA adapter; UserError for any other kind."""
+def weight_of(module: str) -> str:
+    """Name the weight that an adapter's module changes, without the prefix of the model's class."""
+    return canonical_name(module) + ".weight"
+
+
+def require_own_base(
+    adapter: Path, base: Path, modules: Collection[str], weights: Collection[str]
+) -> None:
+    """UserError unless each module of an adapter has its weight in the base, by canonical names."""
+    strangers = sorted(module for module in modules if weight_of(module) not in weights)
+    if strangers:
+        raise UserError(
+            f"The adapter {files.shown(adapter)} does not belong to the base {files.shown(base)}: "
+            f"{len(strangers)} of its {len(modules)} modules are not there, for example "
+            f"{', '.join(strangers[:3])}. Set base_model to the one it was trained on."
+        )
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read a plain LoRA adapter as PEFT saves it; UserError for any other kind."""
     path = folder / "adapter_model.safetensors"
     if not path.is_file() or not (folder / "adapter_config.json").is_file():
         raise UserError(
@@ -90,106 +115,147 @@ def read_adapter(folder):
             "adapter_model.safetensors: run the training stage first."
         )
     config = files.read_json(folder / "adapter_config.json", "The adapter's configuration")
-    odd = [f"peft_type={config.get('peft_type')}"] if config.get("peft_type") != "LORA" else []
-    odd += [f"{key}={config[key]}" for key in UNMERGEABLE if config.get(key)]
-    halves = {}
-    for name, tensor in load_file(path).items():
-        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight", name)
-        if match:
-            halves.setdefault(match[1], {})[match[2]] = tensor
-        else:
-            odd.append(f"tensor {name}")
-    odd += [f"only one half of {name}" for name, half in halves.items() if len(half) < 2]
+    halves, odd_tensors = _read_halves(path)
+    odd = _odd_settings(config) + odd_tensors
     if odd or not halves:
         raise UserError(
             f"The adapter {files.shown(folder)} cannot be merged: "
             f"{', '.join(odd[:3]) or 'it has no tensors'}. "
             "Expected plain LoRA (no DoRA, no trained biases or embeddings)."
         )
-    scale = config["lora_alpha"] / (
-        math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
-    )
     ranks = {half["A"].shape[0] for half in halves.values()}
     if ranks != {config["r"]}:
         raise UserError(
             f"The adapter {files.shown(folder)} has ranks {sorted(ranks)}, its configuration says "
             f"r={config['r']}. Expected one rank: the two files belong to different trainings."
         )
-    return {name: (half["A"], half["B"]) for name, half in halves.items()}, scale
+    divisor = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
+    pairs = {module: (half["A"], half["B"]) for module, half in halves.items()}
+    return Adapter(pairs, config["lora_alpha"] / divisor)
 
 
-def add_pair(file, start, entry, name, a, b, scale):
-    """Overwrite one weight in an open shard by W + scale * B @ A; returns the largest change."""
+def _odd_settings(config: dict[str, Any]) -> list[str]:
+    odd = []
+    if config.get("peft_type") != "LORA":
+        odd.append(f"peft_type={config.get('peft_type')}")
+    return odd + [f"{key}={config[key]}" for key in UNMERGEABLE if config.get(key)]
+
+
+def _read_halves(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], list[str]]:
+    """({module: {"A": tensor, "B": tensor}}, what a plain adapter would not have, in words)."""
+    halves: dict[str, dict[str, torch.Tensor]] = {}
+    odd = []
+    for name, tensor in load_file(path).items():
+        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight", name)
+        if match:
+            halves.setdefault(match[1], {})[match[2]] = tensor
+        else:
+            odd.append(f"tensor {name}")
+    odd += [f"only one half of {module}" for module, half in halves.items() if len(half) < 2]
+    return halves, odd
+
+
+def _merge_shard(
+    path: Path, adapted: dict[str, tuple[torch.Tensor, torch.Tensor]], scale: float
+) -> list[float]:
+    """Change the adapted weights inside a shard's file; the largest change of each."""
+    changes = []
+    with open(path, "r+b") as file:
+        start, header = read_header(file)
+        for name in sorted(adapted.keys() & header.keys()):
+            a, b = adapted[name]
+            delta = (b.float() @ a.float()) * scale
+            changes.append(_add_delta(file, start, name, header[name], delta))
+    return changes
+
+
+def _add_delta(
+    file: BinaryIO, start: int, name: str, entry: dict[str, Any], delta: torch.Tensor
+) -> float:
+    """Overwrite a weight by its sum with `delta`; `start` is where the shard's numbers begin.
+
+    Returns the largest change.
+    """
     if entry["dtype"] not in DTYPES:
         raise UserError(
             f"{name} of the base is stored as {entry['dtype']}: the base is quantised. "
             "Expected 16-bit weights: name the 16-bit repository the quantised one was made from."
         )
-    if entry["shape"] != [b.shape[0], a.shape[1]]:
+    if entry["shape"] != list(delta.shape):
         raise UserError(
             f"{name} has shape {entry['shape']} in the base, the adapter was trained on "
-            f"{[b.shape[0], a.shape[1]]}. Set base_model to the one it was trained on."
+            f"{list(delta.shape)}. Set base_model to the one it was trained on."
         )
     begin, end = entry["data_offsets"]
     file.seek(start + begin)
-    weight = torch.frombuffer(bytearray(file.read(end - begin)), dtype=DTYPES[entry["dtype"]]).view(
-        entry["shape"]
-    )
-    merged = (weight.float() + (b.float() @ a.float()) * scale).to(weight.dtype)
+    data = bytearray(file.read(end - begin))
+    weight = torch.frombuffer(data, dtype=DTYPES[entry["dtype"]]).view(entry["shape"])
+    merged = (weight.float() + delta).to(weight.dtype)
     if not torch.isfinite(merged).all():
         raise UserError(
-            f"{name} is not finite after the merge. Expected finite numbers: look at the training's loss."
+            f"{name} is not finite after the merge. "
+            "Expected finite numbers: look at the training's loss."
         )
     file.seek(start + begin)
     file.write(merged.view(torch.uint8).numpy().tobytes())
     return (merged.float() - weight.float()).abs().max().item()
 
 
-def missing_shared_kv(model_dir, base_dir=None):
-    """Add k_proj, v_proj, k_norm that Gemma 3n's KV-shared layers lack; {"from_base": n, "placeholder": n} tensors.
+def add_missing_shared_kv(folder: Path, base: Path | None = None) -> dict[str, int]:
+    """Add k_proj, v_proj and k_norm that Gemma 3n's KV-shared layers lack, as a shard of its own.
 
-    transformers >= 5.6 neither loads nor saves them, the converter says nothing, and llama.cpp, which does not use
-    them, refuses the file. Placeholders are zeros (norms: ones).
+    transformers >= 5.6 neither loads nor saves them, the converter does not complain, and
+    llama.cpp, which does not use them, refuses the file. They are taken from the base where it has
+    them; otherwise they are zeros (norms: ones). Returns how many tensors are {"from_base": n,
+    "placeholder": n}.
     """
-    folder = Path(model_dir)
     config = read_text_config(folder)
-    shards = locate_tensors(folder)
-    base = (
-        {
-            canonical_name(name): (path, name)
-            for name, path in locate_tensors(Path(base_dir)).items()
+    in_base = {}
+    if base:
+        in_base = {
+            canonical_name(name): (path, name) for name, path in locate_tensors(base).items()
         }
-        if base_dir
-        else {}
-    )
-    added, count = {}, Counter(from_base=0, placeholder=0)
-    total = config["num_hidden_layers"]
-    for layer in range(total - config.get("num_kv_shared_layers", 0), total):
-        query = next(
-            name
-            for name in shards
-            if canonical_name(name) == f"layers.{layer}.self_attn.q_proj.weight"
-        )
-        for part in SHARED:
-            name = query.replace("q_proj", part)
-            if name in shards:
-                continue
-            source = base.get(canonical_name(name))
-            count["from_base" if source else "placeholder"] += 1
-            if source:
-                with safe_open(source[0], "pt") as file:
-                    added[name] = file.get_tensor(source[1])
-            elif SHARED[part] == 1:
-                added[name] = torch.ones(config["head_dim"], dtype=torch.bfloat16)
-            else:
-                rows = config["num_key_value_heads"] * config["head_dim"]
-                added[name] = torch.zeros(rows, config["hidden_size"], dtype=torch.bfloat16)
+    added = {}
+    count = Counter(from_base=0, placeholder=0)
+    for name in _missing_kv_names(config, locate_tensors(folder)):
+        source = in_base.get(canonical_name(name))
+        if source:
+            path, name_in_base = source
+            with safe_open(path, "pt") as file:
+                added[name] = file.get_tensor(name_in_base)
+            count["from_base"] += 1
+        else:
+            added[name] = _kv_placeholder(name, config)
+            count["placeholder"] += 1
     if added:
-        save_file(added, folder / f".{EXTRA_SHARD}.tmp", metadata={"format": "pt"})
-        os.replace(folder / f".{EXTRA_SHARD}.tmp", folder / EXTRA_SHARD)
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            content = files.read_json(index, "The index of shards")
-            content["weight_map"] |= dict.fromkeys(added, EXTRA_SHARD)
-            files.write_json(index, content)
+        _save_extra_shard(folder, added)
     return dict(count)
+
+
+def _missing_kv_names(config: dict[str, Any], names: Collection[str]) -> list[str]:
+    layers = config["num_hidden_layers"]
+    queries = {canonical_name(name): name for name in names if name.endswith("q_proj.weight")}
+    missing = []
+    for layer in range(layers - config.get("num_kv_shared_layers", 0), layers):
+        query = queries[f"layers.{layer}.self_attn.q_proj.weight"]
+        wanted = [query.replace("q_proj", part) for part in SHARED_KV]
+        missing += [name for name in wanted if name not in names]
+    return missing
+
+
+def _kv_placeholder(name: str, config: dict[str, Any]) -> torch.Tensor:
+    if name.endswith("k_norm.weight"):
+        return torch.ones(config["head_dim"], dtype=torch.bfloat16)
+    rows = config["num_key_value_heads"] * config["head_dim"]
+    return torch.zeros(rows, config["hidden_size"], dtype=torch.bfloat16)
+
+
+def _save_extra_shard(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    temporary = folder / f".{EXTRA_SHARD}.tmp"
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    os.replace(temporary, folder / EXTRA_SHARD)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        content = files.read_json(index, "The index of shards")
+        content["weight_map"] |= dict.fromkeys(tensors, EXTRA_SHARD)
+        files.write_json(index, content)

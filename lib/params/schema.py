@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal, get_args
 import annotated_types
 import pydantic
 
+from lib.common.gguf_types import GgufType
+
 Text = Annotated[str, annotated_types.MinLen(1)]
 CountOrAuto = Annotated[int, annotated_types.Ge(1)] | Literal["auto"]
-GgufType = Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]
 Rule = Literal[
     "placeholder",
     "answer_is_question",
@@ -26,7 +27,6 @@ Rule = Literal[
     "flattened_lists",
     "leaked_turns",
 ]
-GGUF_TYPES: tuple[str, ...] = get_args(GgufType)
 RULES: tuple[str, ...] = get_args(Rule)
 
 

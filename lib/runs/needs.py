@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from lib.common import files, machine
 from lib.common.errors import ROOT, UserError
+from lib.common.gguf_types import FILE_TYPES
 from lib.data import sources
 from lib.export import push
 from lib.medical import safety
@@ -19,8 +20,6 @@ STAGE_BYTES = 256 * 2**20
 # what prepare writes for a byte of text: cleaned chunks, tokens with their cache, and the splits;
 # measured at a million rows as 5
 PREPARED_SHARE = 6
-# a GGUF's size as a share of the 16-bit base
-GGUF_SHARES = {"q8_0": 0.54, "q6_k": 0.45, "q5_k_m": 0.4, "q4_k_m": 0.35, "q4_0": 0.33}
 
 
 def check_machine(stages: Collection[str], job: Params, folder: pathlib.Path) -> None:
@@ -66,7 +65,7 @@ def estimate_disk(stage: str, job: Params) -> int:
     if stage == "train":
         return STAGE_BYTES * (job.save_total_limit + 1)
     # the merged folder, the 16-bit GGUF from which the others are made, and these
-    ggufs = sum(GGUF_SHARES.get(kind, 1.0) for kind in job.gguf_types)
+    ggufs = sum(FILE_TYPES[file_type].disk_share for file_type in job.gguf_types)
     return STAGE_BYTES + int(base * (2 + ggufs))
 
 

@@ -32,7 +32,7 @@ from transformers import Gemma3nConfig, Gemma3nForCausalLM
 
 from lib import params
 from lib.common import files, machine
-from lib.export import gguf_names, merge
+from lib.export import gguf_plan, merge
 from lib.model import adapter, bundled
 from lib.model.shards import locate_tensors
 
@@ -63,7 +63,7 @@ def make_base(folder):
             f"model.layers.{layer}.self_attn.{part}.weight": shapes[
                 f"model.layers.0.self_attn.{part}.weight"
             ]
-            for part in merge.SHARED
+            for part in merge.SHARED_KV
         }
     shapes = {
         name.replace("model.", "model.language_model.", 1): shape for name, shape in shapes.items()
@@ -142,9 +142,7 @@ def measured(call, limit=None):
         else None
     )
     begin, most, before = time.monotonic(), [0, 0], resource.getrusage(resource.RUSAGE_CHILDREN)
-    code = (
-        f"import json; from lib.export import gguf, merge; found = {call}; print(json.dumps(found))"
-    )
+    code = f"import json; from pathlib import Path; from lib.export import gguf_export, merge; found = {call}; print(json.dumps(found))"
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=allow
     ) as run:
@@ -213,13 +211,18 @@ def main(scratch):
     print(
         f"merging into {files.size_of(base) / 1e9:.2f} GB, with at most {LIMIT / 2**30:g} GiB of data"
     )
-    print(" ", measured(f"merge.merge_adapter({str(base)!r}, {str(tuned)!r}, {str(out)!r})", LIMIT))
+    print(
+        " ",
+        measured(
+            f"merge.merge_adapter(*map(Path, ({str(base)!r}, {str(tuned)!r}, {str(out)!r})))", LIMIT
+        ),
+    )
     compare(base, tuned, out)
-    print(" ", measured(f"merge.missing_shared_kv({str(out)!r}, {str(base)!r})"))
+    print(" ", measured(f"merge.add_missing_shared_kv(Path({str(out)!r}), Path({str(base)!r}))"))
     shutil.rmtree(base)
     print("converting, Q8_0 and Q4_K_M")
     for made in measured(
-        f"gguf.to_ggufs({str(out)!r}, {{kind: f'{gguf}/e4b-{{kind}}.gguf' for kind in ('q8_0', 'q4_k_m')}})"
+        f"gguf_export.write_ggufs(Path({str(out)!r}), {{kind: Path(f'{gguf}/e4b-{{kind}}.gguf') for kind in ('q8_0', 'q4_k_m')}})"
     ):
         print(
             f"  {made['type']}: {made['bytes']:,} bytes, predicted {made['predicted_bytes']:,} ({made['predicted_bytes'] / made['bytes'] - 1:+.5%}); {made['types']}"
@@ -227,7 +230,7 @@ def main(scratch):
     text = config.text_config
     for rows in (text.vocab_size, 262_144):
         text.vocab_size = rows
-        size = gguf_names.predicted_bytes(text, "q8_0")
+        size = gguf_plan.predict_bytes(text, "q8_0")
         print(
             f"  predicted with {rows:,} tokens {size:,}: {size / PUBLISHED - 1:+.5%} of the published {PUBLISHED:,}"
         )

@@ -21,15 +21,15 @@ import gguf
 import numpy as np
 
 from helpers import tiny_gemma3n
-from lib.export import gguf as export
-from lib.export import gguf_file, merge, quantise
+from lib.common.gguf_types import FILE_TYPES
+from lib.export import gguf_export, gguf_file, merge, quantise
 from lib.model import bundled
 
 
 def compare(ours, theirs):
     """{tensors, same type, same bytes, largest difference of a number} of two GGUF files; tensors in any order."""
     one, two = (
-        ({t.name: t for t in gguf_file.read(path).tensors}, np.memmap(path, mode="r"))
+        ({t.name: t for t in gguf_file.read_header(path).tensors}, np.memmap(path, mode="r"))
         for path in (ours, theirs)
     )
     assert one[0].keys() == two[0].keys()
@@ -63,15 +63,15 @@ def main(llama_quantize):
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         tiny = tiny_gemma3n.build(scratch / "tiny")
-        merge.missing_shared_kv(tiny)
+        merge.add_missing_shared_kv(tiny)
         for name, folder in (
             ("Gemma 3 270M", bundled.materialize(ROOT / ".cache")),
             ("tiny Gemma 3n", tiny),
         ):
-            for half in quantise.HALVES:
+            for half in (name for name, row in FILE_TYPES.items() if not row.is_packed):
                 source = scratch / f"{folder.name}-{half}.gguf"
-                export.to_gguf(folder, source, half)
-                for kind in quantise.PACKED:
+                gguf_export.write_gguf(folder, source, half)
+                for kind in (name for name, row in FILE_TYPES.items() if row.is_packed):
                     ours, theirs = scratch / "ours.gguf", scratch / "theirs.gguf"
                     quantise.quantise(source, ours, kind)
                     subprocess.run(
@@ -79,7 +79,7 @@ def main(llama_quantize):
                         check=True,
                         stdout=subprocess.DEVNULL,
                     )
-                    metadata = [gguf_file.read(path).metadata for path in (ours, theirs)]
+                    metadata = [gguf_file.read_header(path).metadata for path in (ours, theirs)]
                     found = compare(ours, theirs) | {
                         "same metadata": metadata[0] == metadata[1],
                         "bytes": [p.stat().st_size for p in (ours, theirs)],

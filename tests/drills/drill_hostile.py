@@ -129,18 +129,18 @@ def _tokens(folder, runs):
 def _gguf(folder, job, marker, trials):
     """Counts, lengths, kinds and offsets that lie."""
     good = [
-        gguf_file.pair("general.architecture", "gemma3n"),
-        gguf_file.pair("general.alignment", 32),
-        gguf_file.pair("a.number", 1.5),
+        gguf_file.encode_pair("general.architecture", "gemma3n"),
+        gguf_file.encode_pair("general.alignment", 32),
+        gguf_file.encode_pair("a.number", 1.5),
     ]
     array = (
         struct.pack("<Q", 1)
         + b"x"
         + struct.pack("<IIQ", gguf_file.ARRAY, gguf_file.STRING, 2)
-        + gguf_file._packed("a") * 2
+        + gguf_file.encode_string("a") * 2
     )
     data = bytearray(
-        gguf_file.head(
+        gguf_file.build_header(
             dict(enumerate([*good, array])),
             [gguf_file.Tensor("t", (32, 2), "Q8_0"), gguf_file.Tensor("u", (32,), "F32")],
         )[0]
@@ -159,13 +159,13 @@ def _gguf(folder, job, marker, trials):
         if n % 10 == 0:  # arrays in arrays, as deep as the file is long
             made = bytearray(
                 struct.pack("<4sIQQ", b"GGUF", 3, 0, 1)
-                + gguf_file._packed("k")
+                + gguf_file.encode_string("k")
                 + struct.pack("<I", 9)
                 + struct.pack("<IQ", 9, 1) * 20_000
             )
         path.write_bytes(made)
         try:
-            gguf_file.read(path)
+            gguf_file.read_header(path)
         except UserError:
             continue
         except BaseException as error:

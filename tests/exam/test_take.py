@@ -19,8 +19,7 @@ from lib.common import files
 from lib.data import chat, label_mask, splits
 from lib.exam import choices, take
 from lib.exam import models as exam_models
-from lib.export import gguf as export
-from lib.export import merge, servers
+from lib.export import gguf_export, merge, servers
 from lib.medical import safety
 from lib.model import device, llama
 from lib.record import run_record
@@ -64,8 +63,8 @@ def exported(tiny_gemma3n, tmp_path_factory):
         ),
     ).save_pretrained(folder / "adapter")
     merge.merge_adapter(tiny_gemma3n, folder / "adapter", folder / "merged")
-    merge.missing_shared_kv(folder / "merged", tiny_gemma3n)
-    export.to_gguf(folder / "merged", folder / "gguf" / "small-f16.gguf", "f16")
+    merge.add_missing_shared_kv(folder / "merged", tiny_gemma3n)
+    gguf_export.write_gguf(folder / "merged", folder / "gguf" / "small-f16.gguf", "f16")
     rows = [
         {
             "id": str(n),

@@ -5,7 +5,6 @@ python -m pytest tests/test_export.py
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lib.common.errors import UserError
-from lib.export import gguf, merge
+from lib.export import gguf_export, merge
 from lib.params import Params
 
 TARGETS = r".*layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
@@ -109,8 +108,8 @@ def run(tiny_gemma3n, trained, tmp_path_factory):
     shutil.copytree(trained[0], folder / "adapter")
     steps = {
         "merge": merge.merge_adapter(tiny_gemma3n, folder / "adapter", folder / "merged"),
-        "kv": merge.missing_shared_kv(folder / "merged", tiny_gemma3n),
-        "gguf": gguf.to_gguf(
+        "kv": merge.add_missing_shared_kv(folder / "merged", tiny_gemma3n),
+        "gguf": gguf_export.write_gguf(
             folder / "merged",
             folder / "gguf" / "tiny-q8_0.gguf",
             "q8_0",
@@ -185,7 +184,7 @@ def test_sharded_base_with_its_own_shared_kv_and_multimodal_names(
     """The published checkpoint's shape: several shards, an index, language_model in the names, K/V in all layers."""
     base, full = tmp_path / "base", tmp_path / "full"
     shutil.copytree(tiny_gemma3n, full)
-    assert merge.missing_shared_kv(full) == {"from_base": 0, "placeholder": 45}
+    assert merge.add_missing_shared_kv(full) == {"from_base": 0, "placeholder": 45}
     shutil.copytree(full, base, ignore=shutil.ignore_patterns("*.safetensors"))
     torch.manual_seed(2)
     extra = load_file(full / "model-shared-kv.safetensors")
@@ -201,12 +200,15 @@ def test_sharded_base_with_its_own_shared_kv_and_multimodal_names(
     assert merged.keys() == tensors.keys()
     assert all(torch.equal(merged[multimodal(name)], simple[name]) for name in simple)
     assert all(torch.equal(merged[multimodal(name)], own[name]) for name in own)
-    assert merge.missing_shared_kv(tmp_path / "merged") == {"from_base": 0, "placeholder": 0}
+    assert merge.add_missing_shared_kv(tmp_path / "merged") == {"from_base": 0, "placeholder": 0}
 
     # as save_pretrained leaves it: the base gives what is missing, and the index names it
     shutil.copytree(tiny_gemma3n, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     write_shards(weights(tiny_gemma3n), tmp_path / "bare")
-    assert merge.missing_shared_kv(tmp_path / "bare", base) == {"from_base": 45, "placeholder": 0}
+    assert merge.add_missing_shared_kv(tmp_path / "bare", base) == {
+        "from_base": 45,
+        "placeholder": 0,
+    }
     filled = weights(tmp_path / "bare")
     assert all(torch.equal(filled[name], own[name]) for name in own)
     assert json.loads((tmp_path / "bare" / INDEX).read_text())["weight_map"].keys() == filled.keys()
@@ -276,7 +278,7 @@ def test_q8_0_is_complete(run):
 
 def test_gguf_without_shared_kv_is_refused_before_llama_cpp_sees_it(tiny_gemma3n, tmp_path):
     with pytest.raises(UserError, match=r"45 tensors are missing.*blk\.20\.attn_k"):
-        gguf.to_gguf(tiny_gemma3n, tmp_path / "gguf" / "bare.gguf")
+        gguf_export.write_gguf(tiny_gemma3n, tmp_path / "gguf" / "bare.gguf")
     assert list((tmp_path / "gguf").iterdir()) == []
 
 
@@ -298,13 +300,13 @@ def test_damaged_gguf_is_refused(run, tmp_path):
     )
     for old, new, said in damage:
         with pytest.raises(UserError, match=said):
-            gguf.check_gguf(patched(good, tmp_path / "bad.gguf", old, new), folder)
+            gguf_export.check_gguf(patched(good, tmp_path / "bad.gguf", old, new), folder)
     for size in (good.stat().st_size - 4096, 300_000, 1000, 3):
         (tmp_path / "short.gguf").write_bytes(good.read_bytes()[:size])
         with pytest.raises(UserError, match="not a whole GGUF"):
-            gguf.check_gguf(tmp_path / "short.gguf", folder)
+            gguf_export.check_gguf(tmp_path / "short.gguf", folder)
     with pytest.raises(UserError, match="license.name is 'gemma'"):
-        gguf.check_gguf(good, folder, {"general.license.name": "mit"})
+        gguf_export.check_gguf(good, folder, {"general.license.name": "mit"})
 
 
 def test_converter_failure_shows_its_last_lines(run, tmp_path):
@@ -313,12 +315,12 @@ def test_converter_failure_shows_its_last_lines(run, tmp_path):
     config = json.loads((broken / "config.json").read_text()) | {"architectures": ["NoSuchModel"]}
     (broken / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="NoSuchModel"):
-        gguf.to_gguf(broken, tmp_path / "out.gguf")
+        gguf_export.write_gguf(broken, tmp_path / "out.gguf")
     with pytest.raises(UserError, match="q5_0.*Expected one of"):
-        gguf.to_gguf(broken, tmp_path / "out.gguf", "q5_0")
+        gguf_export.write_gguf(broken, tmp_path / "out.gguf", "q5_0")
     (broken / "tokenizer.model").unlink()
     with pytest.raises(UserError, match="no tokenizer.model"):
-        gguf.to_gguf(broken, tmp_path / "out.gguf")
+        gguf_export.write_gguf(broken, tmp_path / "out.gguf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
 
 
@@ -329,13 +331,15 @@ def test_metadata_names_base_data_and_training(tmp_path):
         {"dataset": "a/b", "revision": "main", "commit": "c" * 40},
     ]
     (tmp_path / "data" / "data_card.json").write_text(json.dumps({"sources": sources}))
-    job, run = Params(base_model="google/gemma-3n-E4B-it"), SimpleNamespace(folder=tmp_path)
+    job = Params(base_model="google/gemma-3n-E4B-it")
     (tmp_path / "results.json").write_text(
         json.dumps(
             {"train": {"steps": 22, "eval_loss_before": 3.98438, "eval_loss_after": 2.95162}}
         )
     )
-    found = gguf.metadata(job, run, tmp_path / "models--google--gemma" / "snapshots" / "abc")
+    found = gguf_export.collect_metadata(
+        job, tmp_path, tmp_path / "models--google--gemma" / "snapshots" / "abc"
+    )
     assert "22 steps, held-out response loss 3.984 -> 2.952" in found["description"]
     assert (found["base_model.0.name"], found["base_model.0.version"]) == (
         "google/gemma-3n-E4B-it",
@@ -350,16 +354,15 @@ def test_metadata_names_base_data_and_training(tmp_path):
     (tmp_path / "results.json").write_text(
         json.dumps({"train": {"steps": 22, "eval_loss_before": None, "eval_loss_after": 2.9}})
     )
-    found = gguf.metadata(
-        job.model_copy(update={"base_revision": "v1", "base_model": str(tmp_path)}), run
-    )
+    other = job.model_copy(update={"base_revision": "v1", "base_model": str(tmp_path)})
+    found = gguf_export.collect_metadata(other, tmp_path)
     assert str(tmp_path) not in json.dumps(found)
     assert found["description"].endswith("held-out response loss not measured.")
     assert found["base_model.0.version"] == "v1"
 
 
 def test_artifacts_are_listed_with_their_hashes(run):
-    listed = {item["path"]: item for item in gguf.describe_artifacts(run[0])}
+    listed = {item["path"]: item for item in gguf_export.describe_artifacts(run[0])}
     assert {
         "adapter/adapter_model.safetensors",
         "merged/model.safetensors",

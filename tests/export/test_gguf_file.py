@@ -15,20 +15,20 @@ TENSORS = [gguf_file.Tensor("a", (32, 2), "Q8_0"), gguf_file.Tensor("b", (5,), "
 
 def head(*pairs, tensors=TENSORS):
     """The bytes of a file with these key/value pairs, tensors of zeros."""
-    data, placed = gguf_file.head(dict(enumerate(pairs)), tensors)
+    data, placed = gguf_file.build_header(dict(enumerate(pairs)), tensors)
     return data + bytes(max((tensor.end for tensor in placed), default=0) - len(data)), placed
 
 
 def test_a_head_is_read_back(tmp_path):
     pairs = [
-        gguf_file.pair("name", "é"),
-        gguf_file.pair("yes", True),
-        gguf_file.pair("count", 7),
-        gguf_file.pair("share", 0.5),
+        gguf_file.encode_pair("name", "é"),
+        gguf_file.encode_pair("yes", True),
+        gguf_file.encode_pair("count", 7),
+        gguf_file.encode_pair("share", 0.5),
     ]
     data, placed = head(*pairs)
     (tmp_path / "x.gguf").write_bytes(data)
-    found = gguf_file.read(tmp_path / "x.gguf")
+    found = gguf_file.read_header(tmp_path / "x.gguf")
     assert found.metadata == {"name": "é", "yes": True, "count": 7, "share": 0.5}
     assert list(found.pairs.values()) == pairs
     assert found.tensors == placed
@@ -36,7 +36,7 @@ def test_a_head_is_read_back(tmp_path):
 
 
 def array(inner, count, rest=b""):
-    return gguf_file._packed("k") + struct.pack("<IIQ", gguf_file.ARRAY, inner, count) + rest
+    return gguf_file.encode_string("k") + struct.pack("<IIQ", gguf_file.ARRAY, inner, count) + rest
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def array(inner, count, rest=b""):
         (head(array(4, 2**62))[0], "array is too big"),
         (head(array(4, 2**20))[0], "buffer is smaller"),
         (head(array(77, 1))[0], "77"),
-        (head(gguf_file.pair("general.alignment", 0))[0], "an alignment of 0"),
-        (head(gguf_file.pair("general.alignment", "many"))[0], "an alignment of 'many'"),
+        (head(gguf_file.encode_pair("general.alignment", 0))[0], "an alignment of 0"),
+        (head(gguf_file.encode_pair("general.alignment", "many"))[0], "an alignment of 'many'"),
         (
             head()[0].replace(
                 struct.pack("<Qc", 1, b"a") + struct.pack("<I", 2),
@@ -79,4 +79,4 @@ def array(inner, count, rest=b""):
 def test_a_head_that_lies_is_an_error(tmp_path, data, said):
     (tmp_path / "x.gguf").write_bytes(data)
     with pytest.raises(UserError, match=f"x.gguf is not a whole GGUF file .*(?:{said})"):
-        gguf_file.read(tmp_path / "x.gguf")
+        gguf_file.read_header(tmp_path / "x.gguf")

@@ -13,8 +13,17 @@ import pyarrow as pa
 import pytest
 
 from lib.common.errors import UserError
+from lib.common.gguf_types import FILE_TYPES
 from lib.data import chat, label_mask, splits
-from lib.export import gguf, gguf_file, gguf_names, gguf_weights, merge, parity
+from lib.export import (
+    gguf_export,
+    gguf_file,
+    gguf_plan,
+    gguf_weights,
+    merge,
+    parity,
+    parity_reference,
+)
 from lib.model import llama, load, shards
 from lib.pages import show
 
@@ -59,7 +68,7 @@ def small():
     """Fewer rows, positions and texts than a run's: a random model needs no more to be told from a damaged one."""
     patch = pytest.MonkeyPatch()
     for name, value in (("ROWS", 4), ("POSITIONS", 16), ("TEXTS", 60)):
-        patch.setattr(parity, name, value)
+        patch.setattr(parity_reference, name, value)
     yield
     patch.undo()
 
@@ -69,8 +78,8 @@ def run(tiny_gemma3n, small, tmp_path_factory):
     """(merged folder, Q8_0 file, reference, data folder) of the tiny Gemma 3n, with K/V in all 35 layers."""
     folder = tmp_path_factory.mktemp("parity")
     shutil.copytree(tiny_gemma3n, folder / "merged")
-    merge.missing_shared_kv(folder / "merged")
-    gguf.to_gguf(folder / "merged", folder / "tiny-q8_0.gguf", "q8_0")
+    merge.add_missing_shared_kv(folder / "merged")
+    gguf_export.write_gguf(folder / "merged", folder / "tiny-q8_0.gguf", "q8_0")
     tokenizer = chat.load_chat(folder / "merged")
     for name, count in (("train", 0), ("validation", 3), ("test", 4)):
         split(
@@ -83,14 +92,14 @@ def run(tiny_gemma3n, small, tmp_path_factory):
     return (
         folder / "merged",
         folder / "tiny-q8_0.gguf",
-        parity.reference(folder / "data", folder / "merged", net, seed=1),
+        parity_reference.predict_reference(folder / "data", folder / "merged", net, seed=1),
         folder / "data",
     )
 
 
 def damaged(run, tmp_path, change):
     data = bytearray(run[1].read_bytes())
-    change(data, {tensor.name: tensor for tensor in gguf_file.read(run[1]).tensors})
+    change(data, {tensor.name: tensor for tensor in gguf_file.read_header(run[1]).tensors})
     path = tmp_path / "bad.gguf"
     path.write_bytes(data)
     return path
@@ -106,7 +115,7 @@ def replaced(old, new):
 
 def test_a_sound_file_passes_with_figures_for_the_record(run):
     merged, path, truth, _ = run
-    figures, answers = parity.check(path, "q8_0", merged, truth, PROMPTS, max_tokens=4)
+    figures, answers = parity.check_parity(path, "q8_0", merged, truth, PROMPTS, max_tokens=4)
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert (
         figures["positions"],
@@ -124,7 +133,7 @@ def test_a_sound_file_passes_with_figures_for_the_record(run):
     assert len(answers) == 2
     [shown] = show.parity_table({"q8_0": figures})
     assert shown["predicts"] == figures["verdict"]
-    assert [parity.verdict(kl)[:5] for kl in (0.01, 0.011, 0.1, 0.11, math.nan)] == [
+    assert [parity.judge_kl(kl)[:5] for kl in (0.01, 0.011, 0.1, 0.11, math.nan)] == [
         "as th",
         "close",
         "close",
@@ -211,23 +220,25 @@ def test_a_damaged_file_fails_and_says_where(run, tmp_path, change, said):
     merged, _, truth, _ = run
     truth = truth._replace(texts=["The bleeding", *truth.texts])
     with pytest.raises(UserError, match=said):
-        parity.check(damaged(run, tmp_path, change), "q8_0", merged, truth, PROMPTS, max_tokens=4)
+        parity.check_parity(
+            damaged(run, tmp_path, change), "q8_0", merged, truth, PROMPTS, max_tokens=4
+        )
 
 
 def test_tensors_from_nowhere_and_a_file_of_another_type_are_refused(run, tmp_path):
     merged, path, *_ = run
-    header = gguf_file.read(path)
+    header = gguf_file.read_header(path)
     names, more = (
         {tensor.name for tensor in header.tensors},
         header.tensors[1]._replace(name="blk.35.attn_q.weight"),
     )
-    gguf_weights.check_list(header, "q8_0", names, "BF16", "x")
+    gguf_weights.check_tensors(header, "q8_0", names, "BF16", "x")
     with pytest.raises(UserError, match=r"1 tensors are too many, for example blk\.35"):
-        gguf_weights.check_list(
+        gguf_weights.check_tensors(
             header._replace(tensors=[*header.tensors, more]), "q8_0", names, "BF16", "x"
         )
     with pytest.raises(UserError, match="1 tensors are too many"):
-        gguf_weights.check_list(
+        gguf_weights.check_tensors(
             header._replace(tensors=[*header.tensors, header.tensors[1]]),
             "q8_0",
             names,
@@ -235,7 +246,7 @@ def test_tensors_from_nowhere_and_a_file_of_another_type_are_refused(run, tmp_pa
             "x",
         )
     with pytest.raises(UserError, match="another type than a q4_0 file's"):
-        gguf_weights.compare(path, "q4_0", merged)
+        gguf_weights.compare_weights(path, "q4_0", merged)
     bare = (
         tmp_path / "bare"
     )  # K/V of the shared layers in neither folder nor file: the same list on both sides, and llama.cpp refuses it
@@ -252,10 +263,10 @@ def test_tensors_from_nowhere_and_a_file_of_another_type_are_refused(run, tmp_pa
     with pytest.raises(
         UserError, match=r"45 tensors are missing, for example blk\.20\.attn_k\.weight"
     ):
-        gguf_weights.check_list(
+        gguf_weights.check_tensors(
             lacking,
             "q8_0",
-            gguf_names.expected_tensors(bare, shards.read_text_config(bare), "gemma3n"),
+            gguf_plan.expect_names(bare, shards.read_text_config(bare)),
             "BF16",
             "x",
         )
@@ -279,14 +290,14 @@ def test_positions_are_trained_tokens_of_distinct_held_out_rows(run, small):
         assert all(labels[n] != label_mask.IGNORED for n in where)
     assert truth.logprobs.shape == (16, 2048)
     assert np.allclose(np.exp(truth.logprobs).sum(1), 1, atol=1e-4)
-    assert parity.choose(data, merged, 1) == (
+    assert parity_reference.draw_sample(data, merged, 1) == (
         truth.rows,
         truth.positions,
         truth.texts,
         truth.source,
     )
-    assert parity.choose(data, merged, 2)[:2] != (truth.rows, truth.positions)
-    assert set(parity.HARD) < set(truth.texts)
+    assert parity_reference.draw_sample(data, merged, 2)[:2] != (truth.rows, truth.positions)
+    assert set(parity_reference.HARD) < set(truth.texts)
     assert {f"What about validation {n}?" for n in range(3)} < set(truth.texts)
     assert any(ord(letter) > 0x1F300 for text in truth.texts[20:] for letter in text)
 
@@ -294,25 +305,25 @@ def test_positions_are_trained_tokens_of_distinct_held_out_rows(run, small):
 def test_rows_beyond_reach_and_runs_without_held_out_rows(run, small, tmp_path, monkeypatch):
     merged, _, truth, data = run
     reach = truth.positions[0][-1]
-    monkeypatch.setattr(parity, "REACH", reach)
-    rows, positions, *_ = parity.choose(data, merged, 1)
+    monkeypatch.setattr(parity_reference, "REACH", reach)
+    rows, positions, *_ = parity_reference.draw_sample(data, merged, 1)
     assert rows
     assert all(0 < len(where) <= 4 and where[-1] < reach for where in positions)
     split(tmp_path, "validation", [], chat.load_chat(merged))
     split(tmp_path, "test", [], chat.load_chat(merged))
     monkeypatch.undo()
-    rows, positions, texts, source = parity.choose(tmp_path, merged, 1)
+    rows, positions, texts, source = parity_reference.draw_sample(tmp_path, merged, 1)
     assert len(rows) == len(positions)
     assert len(rows) > 0
     assert source.startswith("the bundled first-aid set")
-    assert len(texts) == parity.TEXTS
+    assert len(texts) == parity_reference.TEXTS
 
 
 def test_figures_by_hand():
     p = np.log(np.array([[0.5, 0.3, 0.1, 0.1], [0.6, 0.1, 0.2, 0.1]], np.float32))
-    truth = parity.Reference([[3, 0, 1]], [[1, 2]], p, [], "", "")
+    truth = parity_reference.Reference([[3, 0, 1]], [[1, 2]], p, [], "", "")
     found = [{0: math.log(0.4), 1: math.log(0.3)}, {2: math.log(0.5), 0: math.log(0.3)}]
-    figures = parity.compare(truth, found)
+    figures = parity.compare_predictions(truth, found)
     kl = [
         0.5 * math.log(0.5 / 0.4)
         + 0.3 * math.log(0.3 / 0.3)
@@ -330,22 +341,22 @@ def test_figures_by_hand():
         0,
         1,
     )
-    same = parity.compare(truth, [dict(enumerate(row.tolist())) for row in p])
+    same = parity.compare_predictions(truth, [dict(enumerate(row.tolist())) for row in p])
     assert same["kl_mean"] < 1e-6
     assert (same["perplexity_ratio"], same["greedy_agreement"]) == (pytest.approx(1), 1.0)
 
 
-@pytest.mark.parametrize("kind", parity.BOUNDS)
+@pytest.mark.parametrize("kind", FILE_TYPES)
 def test_bounds_hold_on_both_sides_and_no_number_fails(kind):
-    kl, ratio, agreement = parity.BOUNDS[kind]
+    kl, ratio, agreement = FILE_TYPES[kind].bounds
     edge = {
         "positions": 128,
         "kl_mean": kl,
         "perplexity_ratio": ratio,
         "greedy_agreement": agreement,
     }
-    parity.within(edge, kind, "x")
-    parity.within(edge | {"perplexity_ratio": 1 / ratio}, kind, "x")
+    parity.require_within_bounds(edge, kind, "x")
+    parity.require_within_bounds(edge | {"perplexity_ratio": 1 / ratio}, kind, "x")
     for key, value, said in (
         ("kl_mean", kl * 1.01, "mean KL"),
         ("perplexity_ratio", ratio * 1.01, "perplexity"),
@@ -354,7 +365,7 @@ def test_bounds_hold_on_both_sides_and_no_number_fails(kind):
     ):
         for wrong in (value, math.nan):
             with pytest.raises(UserError, match=said):
-                parity.within(edge | {key: wrong}, kind, "x")
+                parity.require_within_bounds(edge | {key: wrong}, kind, "x")
 
 
 def test_probabilities_also_where_the_likeliest_token_is_part_of_a_character(run):

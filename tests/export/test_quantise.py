@@ -17,10 +17,18 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3nTextConfig, Gemma3TextConfig
 
-from lib import params
 from lib.common.errors import UserError
-from lib.export import convert, gguf_file, gguf_lora, gguf_names, gguf_weights, merge, quantise
-from lib.export import gguf as export
+from lib.common.gguf_types import FILE_TYPES
+from lib.export import (
+    convert,
+    gguf_export,
+    gguf_file,
+    gguf_lora,
+    gguf_plan,
+    gguf_weights,
+    merge,
+    quantise,
+)
 from lib.model import llama, shards
 
 PARTS = {
@@ -40,7 +48,7 @@ def base(tiny_gemma3n, tmp_path_factory):
     """The tiny model's folder with every tensor llama.cpp wants."""
     folder = tmp_path_factory.mktemp("base") / "tiny"
     shutil.copytree(tiny_gemma3n, folder)
-    merge.missing_shared_kv(folder)
+    merge.add_missing_shared_kv(folder)
     return folder
 
 
@@ -59,7 +67,7 @@ def made(base, tmp_path_factory):
     }
     return {
         one["type"]: one | {"path": outs[one["type"]]}
-        for one in export.to_ggufs(base, outs, fields)
+        for one in gguf_export.write_ggufs(base, outs, fields)
     }
 
 
@@ -91,7 +99,7 @@ def adapted(base, whole, tiny_gemma3n, tmp_path_factory):
             merged[f"blk.{layer}.{PARTS[part]}.weight"][:] = (
                 weight.detach().view(torch.uint8).numpy()
             )
-    return folder, gguf_lora.adapter_to_gguf(base, folder / "adapter", folder / "lora.gguf")
+    return folder, gguf_lora.write_adapter(base, folder / "adapter", folder / "lora.gguf")
 
 
 def near(path, other):
@@ -112,13 +120,13 @@ def near(path, other):
 def packed(numbers, kind):
     """Rows of numbers packed and, by the gguf package's reader, unpacked again."""
     tensor = gguf_file.Tensor("t.weight", numbers.shape[::-1], "F32")
-    data = np.frombuffer(quantise._packed(numbers, len(numbers), tensor, kind), np.uint8)
+    data = np.frombuffer(quantise.pack_numbers(numbers, len(numbers), tensor, kind), np.uint8)
     return data, gguf.dequantize(data, gguf.GGMLQuantizationType[kind]).reshape(numbers.shape)
 
 
 @pytest.mark.parametrize("kind", ["q4_k_m", "q4_0"])
 def test_a_quantised_file_loads_answers_and_says_nearly_the_same(made, whole, kind):
-    one, header = made[kind], gguf_file.read(made[kind]["path"])
+    one, header = made[kind], gguf_file.read_header(made[kind]["path"])
     assert one["bytes"] == one["path"].stat().st_size
     assert abs(one["predicted_bytes"] / one["bytes"] - 1) < 1e-3
     assert header.metadata["general.base_model.0.name"] == "tiny"
@@ -179,7 +187,7 @@ def test_types_are_those_of_llama_cpps_quantiser():
         "q4_k_m": ({"Q5_0": 81, "Q4_K": 27, "Q6_K": 9, "Q8_0": 10}, {"Q4_K": 281, "Q6_K": 36}),
         "q4_0": ({"Q4_0": 126, "Q8_0": 1}, {"Q4_0": 315, "Q6_K": 2}),
     }
-    assert set(expected) == set(quantise.PACKED)
+    assert set(expected) == {name for name, row in FILE_TYPES.items() if row.is_packed}
     for kind, counts in expected.items():
         for config, others, count in (
             (small, {"F32": 109}, counts[0]),
@@ -190,44 +198,42 @@ def test_types_are_those_of_llama_cpps_quantiser():
                 "general.architecture": model,
                 f"{model}.block_count": config.num_hidden_layers,
             }
-            types = quantise.target_types(gguf_names.planned_tensors(config), metadata, kind)
+            types = gguf_plan.choose_types(gguf_plan.plan_tensors(config), metadata, kind)
             assert Counter(types.values()) == count | others, (model, kind)
             if (model, kind) == ("gemma3n", "q4_k_m"):
                 finer = {name for name, target in types.items() if target == "Q6_K"}
                 layers = (0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 31, 32, 33, 34)
                 assert finer == {
                     f"blk.{i}.{part}.weight" for i in layers for part in ("attn_v", "ffn_down")
-                } | set(quantise.EMBEDDINGS)
+                } | set(gguf_plan.EMBEDDINGS)
                 assert {types[name] for name in types if "altup" in name or "laurel" in name} == {
                     "BF16",
                     "F32",
                 }
-    assert tuple(quantise.HALVES | quantise.PACKED) == params.GGUF_TYPES
 
 
 def test_sizes_are_predicted_from_the_configuration_alone(base, whole):
     config = AutoConfig.from_pretrained(base)
-    assert {t._replace(offset=0) for t in gguf_file.read(whole).tensors} == set(
-        gguf_names.planned_tensors(config)
+    assert {t._replace(offset=0) for t in gguf_file.read_header(whole).tensors} == set(
+        gguf_plan.plan_tensors(config)
     )
-    assert abs(gguf_names.predicted_bytes(config, "bf16") / whole.stat().st_size - 1) < 1e-3
+    assert abs(gguf_plan.predict_bytes(config, "bf16") / whole.stat().st_size - 1) < 1e-3
     # the published Q8_0 of E4B; it has the 262,144 tokens of text, and today's converter writes 262,400
-    assert abs(gguf_names.predicted_bytes(Gemma3nTextConfig(), "q8_0") / 7_353_292_256 - 1) < 1e-3
+    assert abs(gguf_plan.predict_bytes(Gemma3nTextConfig(), "q8_0") / 7_353_292_256 - 1) < 1e-3
     assert (
         abs(
-            gguf_names.predicted_bytes(Gemma3nTextConfig(vocab_size=262_144), "q8_0")
-            / 7_353_292_256
+            gguf_plan.predict_bytes(Gemma3nTextConfig(vocab_size=262_144), "q8_0") / 7_353_292_256
             - 1
         )
         < 1e-6
     )
     assert {
         t.rows
-        for t in gguf_names.planned_tensors(Gemma3nTextConfig())
-        if t.name in quantise.EMBEDDINGS
+        for t in gguf_plan.plan_tensors(Gemma3nTextConfig())
+        if t.name in gguf_plan.EMBEDDINGS
     } == {262_400}
     with pytest.raises(UserError, match="no such architecture"):
-        gguf_names.gguf_names([], 1, "gemma9")
+        gguf_plan.map_names([], 1, "gemma9")
 
 
 def test_pieces_and_threads_change_no_byte(whole, made, tmp_path, monkeypatch):
@@ -256,19 +262,19 @@ def test_embeddings_that_go_past_the_converter_are_the_folders(base, whole, tmp_
     (folder / "config.json").write_text(
         json.dumps(config | {"vocab_size": config["vocab_size"] + 8})
     )
-    fields = convert.to_16bit(folder, tmp_path / "whole.gguf")
+    fields = convert.convert_to_16bit(folder, tmp_path / "whole.gguf")
     last = sorted(
-        gguf_file.read(tmp_path / "whole.gguf").tensors, key=lambda tensor: tensor.offset
+        gguf_file.read_header(tmp_path / "whole.gguf").tensors, key=lambda tensor: tensor.offset
     )[-2:]
     assert {(tensor.name, tensor.rows) for tensor in last} == {
-        (name, 2056) for name in quantise.EMBEDDINGS
+        (name, 2056) for name in gguf_plan.EMBEDDINGS
     }
     quantise.quantise(tmp_path / "whole.gguf", tmp_path / "bf16.gguf", "bf16", fields)
-    assert gguf_weights.compare(tmp_path / "bf16.gguf", "bf16", folder)["worst"] == {
+    assert gguf_weights.compare_weights(tmp_path / "bf16.gguf", "bf16", folder)["worst"] == {
         "BF16": 0,
         "F32": 0,
     }
-    ours, usual = (gguf_file.read(path) for path in (tmp_path / "bf16.gguf", whole))
+    ours, usual = (gguf_file.read_header(path) for path in (tmp_path / "bf16.gguf", whole))
     assert [t.name for t in ours.tensors] == [t.name for t in usual.tensors]
     assert (
         ours.metadata["general.size_label"] == usual.metadata["general.size_label"]
@@ -278,7 +284,9 @@ def test_embeddings_that_go_past_the_converter_are_the_folders(base, whole, tmp_
 
 def test_what_cannot_be_quantised_is_refused_and_leaves_nothing(whole, made, tmp_path, monkeypatch):
     out = tmp_path / "out.gguf"
-    place = next(t for t in gguf_file.read(whole).tensors if t.name == "blk.7.ffn_up.weight").offset
+    place = next(
+        t for t in gguf_file.read_header(whole).tensors if t.name == "blk.7.ffn_up.weight"
+    ).offset
     data = bytearray(whole.read_bytes())
     data[place + 2 : place + 4] = b"\xc0\x7f"  # a bfloat16 that is no number
     (tmp_path / "nan.gguf").write_bytes(data)
@@ -300,13 +308,13 @@ def test_what_cannot_be_quantised_is_refused_and_leaves_nothing(whole, made, tmp
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    pack = quantise._packed
+    pack = quantise.pack_numbers
     for owner, name, wrong, said in (
         (os, "fsync", full, "No space left"),
-        (quantise, "_packed", lambda *a: bytes(len(pack(*a))), "is far from its source"),
+        (quantise, "pack_numbers", lambda *a: bytes(len(pack(*a))), "is far from its source"),
         (
             quantise,
-            "_packed",
+            "pack_numbers",
             lambda numbers, *a: pack(np.roll(numbers, 32), *a),
             "is far from its source",
         ),
@@ -321,7 +329,7 @@ def test_what_cannot_be_quantised_is_refused_and_leaves_nothing(whole, made, tmp
 
 def test_a_head_is_read_as_the_gguf_package_reads_it_and_written_back_to_the_byte(whole):
     path = whole
-    ours, theirs = gguf_file.read(path), gguf.GGUFReader(path)
+    ours, theirs = gguf_file.read_header(path), gguf.GGUFReader(path)
     assert ours.metadata == {
         key: field.contents() for key, field in theirs.fields.items() if not key.startswith("GGUF.")
     }
@@ -329,13 +337,15 @@ def test_a_head_is_read_as_the_gguf_package_reads_it_and_written_back_to_the_byt
         gguf_file.Tensor(t.name, tuple(t.shape.tolist()), t.tensor_type.name, t.data_offset)
         for t in theirs.tensors
     ]
-    data, placed = gguf_file.head(ours.pairs, ours.tensors)
+    data, placed = gguf_file.build_header(ours.pairs, ours.tensors)
     assert placed == ours.tensors
     assert data == path.read_bytes()[: len(data)]
     values = {"a": "text, größer", "b": True, "c": 7, "d": 0.5}
     assert (
-        gguf_file._parse(
-            gguf_file.head({k: gguf_file.pair(k, v) for k, v in values.items()}, [])[0]
+        gguf_file.parse_header(
+            gguf_file.build_header({k: gguf_file.encode_pair(k, v) for k, v in values.items()}, [])[
+                0
+            ]
         ).metadata
         == values
     )
@@ -348,9 +358,11 @@ def test_adapter_in_llama_cpp_is_the_merged_model(whole, adapted):
         4,
         4.0,
     )  # rsLoRA: 2 / sqrt(4) = 4.0 / 4
-    found = gguf_lora.compare(whole, folder / "lora.gguf", folder / "merged.gguf", PROMPTS)
+    found = gguf_lora.compare_with_merged(
+        whole, folder / "lora.gguf", folder / "merged.gguf", PROMPTS
+    )
     assert found["apart"] < found["apart_without"] / 4
-    metadata = gguf_file.read(folder / "lora.gguf").metadata
+    metadata = gguf_file.read_header(folder / "lora.gguf").metadata
     assert (
         metadata["general.type"],
         metadata["adapter.type"],
@@ -378,10 +390,10 @@ def test_an_adapter_gets_its_name_once_it_is_the_merged_model(
         assert added, "llama.cpp refuses a Gemma 3n without them"
         shutil.copyfile(folder / "merged.gguf" if source == run / "merged" else whole, out)
 
-    monkeypatch.setattr(export, "to_gguf", made_before)
+    monkeypatch.setattr(gguf_export, "write_gguf", made_before)
 
     def verified(**merged):
-        return gguf_lora.verified(untouched, run, merged, ids, {"url": "here", "name": "x"})
+        return gguf_lora.export_adapter(untouched, run, merged, ids, {"url": "here", "name": "x"})
 
     with pytest.raises(UserError, match="nats from"):
         verified(bf16=whole)  # the untuned base
@@ -391,7 +403,7 @@ def test_an_adapter_gets_its_name_once_it_is_the_merged_model(
     assert [p.name for p in (run / "gguf").iterdir()] == ["x-lora.gguf"], (
         "the base made for the comparison is gone"
     )
-    metadata = gguf_file.read(run / "gguf" / "x-lora.gguf").metadata
+    metadata = gguf_file.read_header(run / "gguf" / "x-lora.gguf").metadata
     assert (metadata["general.name"], metadata["general.url"]) == ("x-lora", "here")
     asked.clear()
     assert verified(q4_0=whole)["compared_in"] == "q8_0", (
@@ -403,12 +415,14 @@ def test_an_adapter_gets_its_name_once_it_is_the_merged_model(
 def test_adapters_that_are_not_the_merged_model_are_refused(base, whole, adapted, tmp_path):
     folder, data = adapted[0], (adapted[0] / "lora.gguf").read_bytes()
     key, value = (
-        gguf_file.pair("adapter.lora.alpha", 4.0),
-        gguf_file.pair("adapter.lora.alpha", -4.0),
+        gguf_file.encode_pair("adapter.lora.alpha", 4.0),
+        gguf_file.encode_pair("adapter.lora.alpha", -4.0),
     )
     (tmp_path / "negative.gguf").write_bytes(data.replace(key, value))
     with pytest.raises(UserError, match="nats from"):
-        gguf_lora.compare(whole, tmp_path / "negative.gguf", folder / "merged.gguf", PROMPTS)
+        gguf_lora.compare_with_merged(
+            whole, tmp_path / "negative.gguf", folder / "merged.gguf", PROMPTS
+        )
     for old, new, reason in (
         (b"blk.9.attn_q", b"blk.9.attn_z", "does not exist in base model"),
         (b"gemma3n", b"gemma3x", "arch mismatch"),
@@ -423,5 +437,5 @@ def test_adapters_that_are_not_the_merged_model_are_refused(base, whole, adapted
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes().replace(b"layers.3.mlp.up", b"layers.3.mlp.un"))
     with pytest.raises(UserError, match=r"does not belong .*layers\.3\.mlp\.un_proj"):
-        gguf_lora.adapter_to_gguf(base, tmp_path / "adapter", tmp_path / "out.gguf")
+        gguf_lora.write_adapter(base, tmp_path / "adapter", tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()

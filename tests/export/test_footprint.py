@@ -1,6 +1,6 @@
 """What a GGUF needs on this machine: measured in a process of its own, and what is said of it.
 
-python -m pytest tests/test_edge.py
+python -m pytest tests/export/test_footprint.py
 """
 
 import collections
@@ -12,7 +12,7 @@ import time
 import pytest
 
 from lib.common.errors import UserError
-from lib.export import edge
+from lib.export import footprint
 from lib.pages import figures, show
 
 GIB = 2**30
@@ -34,7 +34,7 @@ ROW = {
 def test_a_file_is_measured_alone(bundled_base, monkeypatch):
     """Memory is the file's and not this process's, whose peak is above it; what is timed is what is said."""
     path, ballast = bundled_base.with_suffix(".gguf"), bytearray(os.urandom(1 << 20) * 600)
-    [row] = edge.measure({"q4_k_m": path}, threads=(1,), repeats=1)
+    [row] = footprint.measure_files({"q4_k_m": path}, threads=(1,), repeats=1)
     assert len(ballast) > row["memory_bytes"]
     assert row["bytes"] == path.stat().st_size
     assert (
@@ -52,7 +52,7 @@ def test_a_file_that_cannot_be_measured_is_a_user_error(tmp_path):
     with pytest.raises(
         UserError, match=r"bad\.gguf could not be measured with 1 threads .*invalid magic"
     ):
-        edge.measure({"q8_0": tmp_path / "bad.gguf"}, threads=(1,))
+        footprint.measure_files({"q8_0": tmp_path / "bad.gguf"}, threads=(1,))
 
 
 @pytest.mark.parametrize(
@@ -68,23 +68,23 @@ def test_a_file_that_cannot_be_measured_is_a_user_error(tmp_path):
     ],
 )
 def test_fits_leaves_the_system_its_share(memory, size):
-    assert edge.fits(memory) == size
+    assert footprint.smallest_device(memory) == size
 
 
 def test_work_of_others_is_told_and_own_work_is_not():
     def watched(seconds):
-        end, others = time.monotonic() + seconds, edge.other_work()
+        end, others = time.monotonic() + seconds, footprint.read_other_work()
         while time.monotonic() < end:
             pass
-        return (edge.other_work() - others) / seconds
+        return (footprint.read_other_work() - others) / seconds
 
     with pytest.MonkeyPatch.context() as patch:
         times = collections.namedtuple("times", "user system idle iowait guest")(
             10.0, 2.0, 50.0, 4.0, 1.0
         )  # guest is in user
-        patch.setattr(edge.psutil, "cpu_times", lambda: times)
-        patch.setattr(edge.time, "process_time", lambda: 3.0)
-        assert edge.other_work() == 10 + 2 - 3
+        patch.setattr(footprint.psutil, "cpu_times", lambda: times)
+        patch.setattr(footprint.time, "process_time", lambda: 3.0)
+        assert footprint.read_other_work() == 10 + 2 - 3
     alone = watched(0.7)
     code = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
     children = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]

