@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from helpers import pretended_machine
+from helpers.small_training import small_model
+from helpers.tiny_models import a_job
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,3 +34,11 @@ def heard():
     logging.getLogger("transformers").addHandler(handler)
     yield records
     logging.getLogger("transformers").removeHandler(handler)
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory):
+    """Folder of a Gemma 3n of 4 layers, 240 kB: copy before changing."""
+    folder = tmp_path_factory.mktemp("small") / "base"
+    small_model(a_job(), torch.bfloat16).unload().save_pretrained(folder)
+    return folder

@@ -186,6 +186,19 @@ def test_recomputed_layers_give_the_same_gradients(tiny_gemma3n, float32_tiny, m
     assert sorted(runs) == sorted(list(range(35)) * 2)
 
 
+def test_recomputed_layers_draw_the_same_dropout(small_base):
+    results = []
+    for checkpointing in (True, False):
+        job = a_job(precision="fp32", lora_dropout=0.5, gradient_checkpointing=checkpointing)
+        net = shaken(load.load_with_adapter(small_base, job))
+        torch.manual_seed(1)
+        ids = torch.arange(2, 42)[None]
+        loss = net.train()(input_ids=ids, labels=ids).loss
+        loss.backward()
+        results.append((loss.detach(), {n: p.grad for n, p in adapter.trainable(net).items()}))
+    assert_same(*results)
+
+
 @pytest.mark.parametrize("offloaded", [False, True])
 def test_around_4_bit_everything_but_the_tables_is_float32(adapted_tiny, tiny_gemma3n, offloaded):
     """As on a card without bfloat16: hidden states, the adapter and its gradients are float32, near those of a model wholly in float32.

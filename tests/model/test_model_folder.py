@@ -13,18 +13,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from helpers.small_training import small_model
 from helpers.tiny_models import a_job, write_shards
 from lib.common.errors import UserError
 from lib.model import load
-
-
-@pytest.fixture(scope="module")
-def small_base(tmp_path_factory):
-    """Folder of a Gemma 3n of 4 layers, 240 kB: copy before changing."""
-    folder = tmp_path_factory.mktemp("small") / "base"
-    small_model(a_job(), torch.bfloat16).unload().save_pretrained(folder)
-    return folder
 
 
 def rewrite(change, shards=1):
