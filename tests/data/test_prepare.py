@@ -105,7 +105,9 @@ def test_several_processes_give_the_same_bytes_as_one(bundled_base, cache, tmp_p
     for name, small in (("one", True), ("several", False)):
         monkeypatch.setattr(chunks, "CACHE", tmp_path / f"cache-{name}")
         monkeypatch.setattr(
-            data.workers, "start_pool", lambda small, start=workers.start_pool, want=small: start(want)
+            data.workers,
+            "start_pool",
+            lambda small, start=workers.start_pool, want=small: start(want),
         )
         rows, _ = prepare(
             job(path, dataset=[{"dataset": str(path), "weight": 0.7}], skip_bad_lines=9),
