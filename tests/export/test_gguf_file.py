@@ -1,10 +1,11 @@
-"""The head of a GGUF file: what is written is read back, a head that lies is an error and costs nothing.
+"""The header of a GGUF file: what is written is read back, one that lies is an error and costs nothing.
 
-python -m pytest tests/test_gguf_file.py
+python -m pytest tests/export/test_gguf_file.py
 """
 
 import struct
 
+import gguf
 import pytest
 
 from lib.common.errors import UserError
@@ -80,3 +81,27 @@ def test_a_head_that_lies_is_an_error(tmp_path, data, said):
     (tmp_path / "x.gguf").write_bytes(data)
     with pytest.raises(UserError, match=f"x.gguf is not a whole GGUF file .*(?:{said})"):
         gguf_file.read_header(tmp_path / "x.gguf")
+
+
+def test_a_head_is_read_as_the_gguf_package_reads_it_and_written_back_to_the_byte(whole):
+    path = whole
+    ours, theirs = gguf_file.read_header(path), gguf.GGUFReader(path)
+    assert ours.metadata == {
+        key: field.contents() for key, field in theirs.fields.items() if not key.startswith("GGUF.")
+    }
+    assert ours.tensors == [
+        gguf_file.Tensor(t.name, tuple(t.shape.tolist()), t.tensor_type.name, t.data_offset)
+        for t in theirs.tensors
+    ]
+    data, placed = gguf_file.build_header(ours.pairs, ours.tensors)
+    assert placed == ours.tensors
+    assert data == path.read_bytes()[: len(data)]
+    values = {"a": "text, größer", "b": True, "c": 7, "d": 0.5}
+    assert (
+        gguf_file.parse_header(
+            gguf_file.build_header({k: gguf_file.encode_pair(k, v) for k, v in values.items()}, [])[
+                0
+            ]
+        ).metadata
+        == values
+    )

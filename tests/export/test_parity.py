@@ -1,105 +1,31 @@
 """A GGUF held against the folder it was made from: sound ones pass, damaged ones are named, the figures are right.
 
-python -m pytest tests/test_parity.py
+python -m pytest tests/export/test_parity.py
 """
 
 import json
 import math
-import shutil
 import struct
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from lib.common.errors import UserError
 from lib.common.gguf_types import FILE_TYPES
-from lib.data import chat, label_mask, splits
 from lib.export import (
-    gguf_export,
     gguf_file,
-    gguf_plan,
-    gguf_weights,
-    merge,
     parity,
     parity_reference,
 )
-from lib.model import llama, load, shards
+from lib.model import llama
 from lib.pages import show
 
 PROMPTS = ("Call an ambulance?", "Cool the burn")
-ANSWER = "Press firmly on the wound with a clean cloth, call an ambulance and keep the person warm until help comes."
 
 
-def split(folder, name, conversations, tokenizer):
-    """Write one split as the prepare stage does."""
-    rows = [
-        {
-            "id": str(n),
-            "topic": "",
-            "question": q,
-            "answer": a,
-            "input_ids": ids,
-            "labels": labels,
-            "length": len(ids),
-        }
-        for n, ((q, a), (ids, labels)) in enumerate(
-            zip(
-                conversations,
-                label_mask.encode_all(
-                    tokenizer,
-                    [
-                        [{"role": "user", "content": q}, {"role": "assistant", "content": a}]
-                        for q, a in conversations
-                    ],
-                ),
-                strict=True,
-            )
-        )
-    ]
-    out = splits.SplitWriter(folder / name)
-    if rows:
-        out.write(pa.Table.from_pylist(rows, splits.SCHEMA))
-    out.close()
-
-
-@pytest.fixture(scope="module")
-def small():
-    """Fewer rows, positions and texts than a run's: a random model needs no more to be told from a damaged one."""
-    patch = pytest.MonkeyPatch()
-    for name, value in (("ROWS", 4), ("POSITIONS", 16), ("TEXTS", 60)):
-        patch.setattr(parity_reference, name, value)
-    yield
-    patch.undo()
-
-
-@pytest.fixture(scope="module")
-def run(tiny_gemma3n, small, tmp_path_factory):
-    """(merged folder, Q8_0 file, reference, data folder) of the tiny Gemma 3n, with K/V in all 35 layers."""
-    folder = tmp_path_factory.mktemp("parity")
-    shutil.copytree(tiny_gemma3n, folder / "merged")
-    merge.add_missing_shared_kv(folder / "merged")
-    gguf_export.write_gguf(folder / "merged", folder / "tiny-q8_0.gguf", "q8_0")
-    tokenizer = chat.load_chat(folder / "merged")
-    for name, count in (("train", 0), ("validation", 3), ("test", 4)):
-        split(
-            folder / "data",
-            name,
-            [(f"What about {name} {n}?", f"{n}. {ANSWER}") for n in range(count)],
-            tokenizer,
-        )
-    net = load.load_merged(folder / "merged")
-    return (
-        folder / "merged",
-        folder / "tiny-q8_0.gguf",
-        parity_reference.predict_reference(folder / "data", folder / "merged", net, seed=1),
-        folder / "data",
-    )
-
-
-def damaged(run, tmp_path, change):
-    data = bytearray(run[1].read_bytes())
-    change(data, {tensor.name: tensor for tensor in gguf_file.read_header(run[1]).tensors})
+def damaged(parity_run, tmp_path, change):
+    data = bytearray(parity_run[1].read_bytes())
+    change(data, {tensor.name: tensor for tensor in gguf_file.read_header(parity_run[1]).tensors})
     path = tmp_path / "bad.gguf"
     path.write_bytes(data)
     return path
@@ -113,8 +39,8 @@ def replaced(old, new):
     return change
 
 
-def test_a_sound_file_passes_with_figures_for_the_record(run):
-    merged, path, truth, _ = run
+def test_a_sound_file_passes_with_figures_for_the_record(parity_run):
+    merged, path, truth, _ = parity_run
     figures, answers = parity.check_parity(path, "q8_0", merged, truth, PROMPTS, max_tokens=4)
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert (
@@ -216,107 +142,13 @@ def half_precision_norms(data, tensors):
         (lambda data, tensors: data.__delitem__(slice(-4096, None)), "is not a whole GGUF"),
     ],
 )
-def test_a_damaged_file_fails_and_says_where(run, tmp_path, change, said):
-    merged, _, truth, _ = run
+def test_a_damaged_file_fails_and_says_where(parity_run, tmp_path, change, said):
+    merged, _, truth, _ = parity_run
     truth = truth._replace(texts=["The bleeding", *truth.texts])
     with pytest.raises(UserError, match=said):
         parity.check_parity(
-            damaged(run, tmp_path, change), "q8_0", merged, truth, PROMPTS, max_tokens=4
+            damaged(parity_run, tmp_path, change), "q8_0", merged, truth, PROMPTS, max_tokens=4
         )
-
-
-def test_tensors_from_nowhere_and_a_file_of_another_type_are_refused(run, tmp_path):
-    merged, path, *_ = run
-    header = gguf_file.read_header(path)
-    names, more = (
-        {tensor.name for tensor in header.tensors},
-        header.tensors[1]._replace(name="blk.35.attn_q.weight"),
-    )
-    gguf_weights.check_tensors(header, "q8_0", names, "BF16", "x")
-    with pytest.raises(UserError, match=r"1 tensors are too many, for example blk\.35"):
-        gguf_weights.check_tensors(
-            header._replace(tensors=[*header.tensors, more]), "q8_0", names, "BF16", "x"
-        )
-    with pytest.raises(UserError, match="1 tensors are too many"):
-        gguf_weights.check_tensors(
-            header._replace(tensors=[*header.tensors, header.tensors[1]]),
-            "q8_0",
-            names,
-            "BF16",
-            "x",
-        )
-    with pytest.raises(UserError, match="another type than a q4_0 file's"):
-        gguf_weights.compare_weights(path, "q4_0", merged)
-    bare = (
-        tmp_path / "bare"
-    )  # K/V of the shared layers in neither folder nor file: the same list on both sides, and llama.cpp refuses it
-    shutil.copytree(merged, bare, ignore=shutil.ignore_patterns("model-shared-kv.safetensors"))
-    shared = [
-        f"blk.{n}.{part}.weight"
-        for n in range(20, 35)
-        for part in ("attn_k", "attn_v", "attn_k_norm")
-    ]
-    lacking = header._replace(
-        tensors=[tensor for tensor in header.tensors if tensor.name not in shared]
-    )
-    assert len(lacking.tensors) == 847 - 45
-    with pytest.raises(
-        UserError, match=r"45 tensors are missing, for example blk\.20\.attn_k\.weight"
-    ):
-        gguf_weights.check_tensors(
-            lacking,
-            "q8_0",
-            gguf_plan.expect_names(bare, shards.read_text_config(bare)),
-            "BF16",
-            "x",
-        )
-
-
-def test_positions_are_trained_tokens_of_distinct_held_out_rows(run, small):
-    merged, _, truth, data = run
-    held = [
-        (row["input_ids"], row["labels"])
-        for name in ("validation", "test")
-        for row in splits.load_split(data, name)
-    ]
-    assert len(truth.rows) == len({tuple(ids) for ids in truth.rows}) == 4
-    assert [tuple(ids) in {tuple(ids) for ids, _ in held[:3]} for ids in truth.rows] == [
-        True
-    ] * 3 + [False]
-    for ids, where in zip(truth.rows, truth.positions, strict=True):
-        labels = next(labels for other, labels in held if other == ids)
-        assert len(where) == 4 == len(set(where))
-        assert where == sorted(where)
-        assert all(labels[n] != label_mask.IGNORED for n in where)
-    assert truth.logprobs.shape == (16, 2048)
-    assert np.allclose(np.exp(truth.logprobs).sum(1), 1, atol=1e-4)
-    assert parity_reference.draw_sample(data, merged, 1) == (
-        truth.rows,
-        truth.positions,
-        truth.texts,
-        truth.source,
-    )
-    assert parity_reference.draw_sample(data, merged, 2)[:2] != (truth.rows, truth.positions)
-    assert set(parity_reference.HARD) < set(truth.texts)
-    assert {f"What about validation {n}?" for n in range(3)} < set(truth.texts)
-    assert any(ord(letter) > 0x1F300 for text in truth.texts[20:] for letter in text)
-
-
-def test_rows_beyond_reach_and_runs_without_held_out_rows(run, small, tmp_path, monkeypatch):
-    merged, _, truth, data = run
-    reach = truth.positions[0][-1]
-    monkeypatch.setattr(parity_reference, "REACH", reach)
-    rows, positions, *_ = parity_reference.draw_sample(data, merged, 1)
-    assert rows
-    assert all(0 < len(where) <= 4 and where[-1] < reach for where in positions)
-    split(tmp_path, "validation", [], chat.load_chat(merged))
-    split(tmp_path, "test", [], chat.load_chat(merged))
-    monkeypatch.undo()
-    rows, positions, texts, source = parity_reference.draw_sample(tmp_path, merged, 1)
-    assert len(rows) == len(positions)
-    assert len(rows) > 0
-    assert source.startswith("the bundled first-aid set")
-    assert len(texts) == parity_reference.TEXTS
 
 
 def test_figures_by_hand():
@@ -368,10 +200,10 @@ def test_bounds_hold_on_both_sides_and_no_number_fails(kind):
                 parity.require_within_bounds(edge | {key: wrong}, kind, "x")
 
 
-def test_probabilities_also_where_the_likeliest_token_is_part_of_a_character(run):
+def test_probabilities_also_where_the_likeliest_token_is_part_of_a_character(parity_run):
     """llama.cpp tells none there of its own accord."""
     random, seen = np.random.default_rng(0), 0
-    with llama.load_gguf(run[1]) as engine:
+    with llama.load_gguf(parity_run[1]) as engine:
         for _ in range(200):
             ids = [2, *random.integers(300, 2000, 10).tolist()]
             found = engine.next_token_logprobs(ids, 5)
