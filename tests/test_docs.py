@@ -100,8 +100,8 @@ def test_make_accepts_each_command_and_its_parameters_exist(command):
     if "lib.runs.sweep" in shown and "PARAMS" in command:
         # a make under make prints more than the command
         given = shlex.split(next(line for line in shown.splitlines() if "lib.runs.sweep" in line))
-        assert sweep_file.trials(
-            sweep_file.read(given[given.index("--params") + 1]), "params/sweep.yaml"
+        assert sweep_file.make_trials(
+            sweep_file.read_sweep(given[given.index("--params") + 1]), "params/sweep.yaml"
         )
     line = next((line for line in shown.splitlines() if "lib.runs " in line), "")
     words = shlex.split(line)

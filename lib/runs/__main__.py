@@ -7,9 +7,10 @@ from lib.common.redact import redacted_terminal
 COMMAND = sys.argv[1] if sys.argv[1:] else ""
 
 with redacted_terminal():
-    # each imports what the other does not need: a job starts without matplotlib, a list without papermill
+    # each imports what the other does not need: a job starts without matplotlib, a list without
+    # papermill
     if COMMAND in ("list", "prune", "compare", "rerun"):
-        from lib.runs import manage as commands
+        from lib.runs.manage import main
     else:
-        from lib.runs import run_job as commands
-    sys.exit(commands.main())
+        from lib.runs.run_job import main
+    sys.exit(main())

@@ -13,128 +13,128 @@ from lib.common.text import format_size
 from lib.pages.headline import headline_numbers, load_exams
 from lib.record import run_folder, run_record
 from lib.record.run_record import FREED, STAGES
+from lib.record.schema import Attempt, RunRecord
+
+UNITS = ((86400, "days"), (3600, "h"), (60, "min"))  # of an age, in seconds
 
 
-def find(names: str = "") -> list[pathlib.Path]:
-    """Run folders by name under the runs folder, or by path; all there are, oldest first, without names. UserError names what is no run."""
-    top, found = run_folder.runs_folder(), []
+def find_runs(names: str = "") -> list[pathlib.Path]:
+    """Run folders by name under the runs folder, or by path; without names all, oldest first.
+
+    UserError on what is no run.
+    """
+    top = run_folder.runs_folder()
     if not names.split():
-        return sorted(
-            (p.parent for p in top.glob("*/run.json")),
-            key=lambda folder: (_read(folder) or {}).get("created", ""),
-        )
+        return sorted((path.parent for path in top.glob("*/run.json")), key=_created)
+    folders = []
     for name in dict.fromkeys(names.split()):
-        folder = next((f for f in (top / name, ROOT / name) if (f / "run.json").is_file()), None)
+        places = (top / name, ROOT / name)
+        folder = next((place for place in places if (place / "run.json").is_file()), None)
         if folder is None:
             raise UserError(
-                f"`{name}` is not a run: neither `{files.shown(top / name)}` nor `{name}` has a run.json. "
-                f"Runs there: {run_folder.list_names()}."
+                f"`{name}` is not a run: neither `{files.shown(top / name)}` nor `{name}` has a "
+                f"run.json. Runs there: {run_folder.list_names()}."
             )
-        found.append(folder)
-    return found
+        folders.append(folder)
+    return folders
 
 
-def _read(folder: pathlib.Path) -> dict[str, Any] | None:
+def read_if_whole(folder: pathlib.Path) -> RunRecord | None:
+    """A run's record; None where it cannot be read."""
     with contextlib.suppress(UserError):
         return run_record.read_record(folder / "run.json")
     return None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def _created(folder: pathlib.Path) -> str:
+    record = read_if_whole(folder)
+    return record.get("created", "") if record else ""
+
+
+# --------------------------------------------------------------------------------------------------
 # the list
 
 
-def listed(folders: list[pathlib.Path]) -> list[dict[str, Any]]:
+def list_runs(folders: list[pathlib.Path]) -> list[dict[str, Any]]:
     """A row a run: state, age of its last sign, headline, size on disk; the latest first."""
     rows = []
     for folder in folders:
-        run, size = _read(folder), format_size(files.size_of(folder))
-        if run is None:
-            rows.append(
-                (
-                    "",
-                    {
-                        "run": folder.name,
-                        "state": "record not readable",
-                        "age": "?",
-                        "held-out loss": "",
-                        "exam": "",
-                        "size": size,
-                    },
-                )
-            )
-            continue
-        attempts = [a for stage in STAGES for a in run["stages"][stage]["attempts"]]
-        last = max(
-            [a.get("end") or a.get("start") or "" for a in attempts] + [run.get("created") or ""]
-        )
-        rows.append(
-            (
-                last,
-                {
-                    "run": folder.name,
-                    "state": state(run),
-                    "age": age(last),
-                    **_headline(folder),
-                    "size": size,
-                },
-            )
-        )
-    return [row for _, row in sorted(rows, key=lambda pair: pair[0], reverse=True)]
+        record = read_if_whole(folder)
+        last = _last_sign(record) if record else ""
+        row = {
+            "run": folder.name,
+            "state": describe_state(record) if record else "record not readable",
+            "age": format_age(last),
+            **(_headline(folder) if record else {"held-out loss": "", "exam": ""}),
+            "size": format_size(files.size_of(folder)),
+        }
+        rows.append((last, row))
+    rows.sort(key=lambda pair: pair[0], reverse=True)
+    return [row for _, row in rows]
 
 
-def state(run: dict[str, Any]) -> str:
+def _last_sign(record: RunRecord) -> str:
+    """The latest time in a record: an attempt's end, its start, or when the run was made."""
+    attempts = [attempt for stage in STAGES for attempt in record["stages"][stage]["attempts"]]
+    times = [attempt.get("end") or attempt.get("start") or "" for attempt in attempts]
+    return max([*times, record.get("created") or ""])
+
+
+def describe_state(record: RunRecord) -> str:
     """The first stage that is not finished and how it stands, or `finished`."""
     before = "nothing yet"
     for stage in STAGES:
-        entry = run["stages"][stage]
+        entry = record["stages"][stage]
         if entry["status"] == "running":
-            last = entry["attempts"][-1]
-            gone = last.get("host") == socket.gethostname() and not any(
-                is_alive(last[key]) for key in ("pid", "kernel") if key in last
-            )
+            gone = _is_gone(entry["attempts"][-1])
             return f"{stage} cut off: its process is gone" if gone else f"{stage} running"
         if entry["status"] == "pending" and not entry["attempts"]:
             return before
         if entry["status"] != "finished":
             return f"{stage} {entry['status']}"
         before = f"{stage} finished"
-    freed = [part for part in FREED if run_record.when_pruned(run, part)]
-    return "finished" + f", {' and '.join(freed)} pruned" * bool(freed)
+    freed = [part for part in FREED if run_record.when_pruned(record, part)]
+    return f"finished, {' and '.join(freed)} pruned" if freed else "finished"
 
 
-def age(since: str) -> str:
-    """How long ago a time of a record was, in its largest unit."""
+def _is_gone(attempt: Attempt) -> bool:
+    """Whether the processes of an open attempt have ended; of another machine nothing is known."""
+    if attempt.get("host") != socket.gethostname():
+        return False
+    processes = [attempt.get("pid"), attempt.get("kernel")]
+    return not any(is_alive(pid) for pid in processes if pid is not None)
+
+
+def format_age(since: str) -> str:
+    """How long ago a time in a record was, in its largest unit."""
     try:
-        seconds = (
-            datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(since)
-        ).total_seconds()
+        start = datetime.datetime.fromisoformat(since)
+        seconds = (datetime.datetime.now(datetime.UTC) - start).total_seconds()
     except (ValueError, TypeError):
         return "?"
     if seconds < 0:
         return "later than now"  # a clock was set back
-    unit, name = next(
-        (pair for pair in ((86400, "days"), (3600, "h"), (60, "min")) if seconds >= 2 * pair[0]),
-        (1, "s"),
-    )
-    return f"{seconds / unit:.0f} {name}"
+    for unit, name in UNITS:
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"
 
 
 def _headline(folder: pathlib.Path) -> dict[str, str]:
-    results, exams = {}, {}
-    with contextlib.suppress(UserError):  # of a run that has none yet, or whose are torn
+    results: dict[str, Any] = {}
+    exams: dict[str, Any] = {}
+    with contextlib.suppress(UserError):  # a run may have none yet, or torn ones
         results = files.read_json(folder / "results.json", "results file")
         exams = load_exams(folder, results)
     train = results.get("train", {})
     before, after = train.get("eval_loss_before"), train.get("eval_loss_after")
-    said = [
-        one["value"]
-        for one in headline_numbers({}, exams)
-        if one["name"].startswith("exam ") and one["value"]
+    measured = before is not None and after is not None
+    scores = [
+        number["value"]
+        for number in headline_numbers({}, exams)
+        if number["name"].startswith("exam ") and number["value"]
     ]
     return {
-        "held-out loss": "not measured"
-        if before is None or after is None
-        else f"{before:.3f} -> {after:.3f}",
-        "exam": said[0] if said else "not measured",
+        "held-out loss": f"{before:.3f} -> {after:.3f}" if measured else "not measured",
+        "exam": scores[0] if scores else "not measured",
     }

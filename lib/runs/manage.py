@@ -1,9 +1,9 @@
 """The runs on this disk: listed, compared, repeated, freed of what can be made again.
 
     python -m lib.runs list
-    python -m lib.runs prune   [--runs "a b"] [--yes]       # checkpoints and merged weights of finished runs
+    python -m lib.runs prune   [--runs "a b"] [--yes]     # what finished runs can make again
     python -m lib.runs compare [--runs "a b"] [--metric eval_loss_after]
-    python -m lib.runs rerun    --runs a                    # the job of run a again, as a-rerun
+    python -m lib.runs rerun    --runs a                  # the job of run a again, as a-rerun
 
 Exit codes: 0, 1 a rerun failed, 2 wrong usage, 130 interrupted.
 """
@@ -15,12 +15,16 @@ from lib.common import files
 from lib.common.errors import UserError
 from lib.common.text import aligned_table
 from lib.record import run_folder
-from lib.runs import compare, listing, prune, rerun
+from lib.runs.compare import compare_runs
+from lib.runs.listing import find_runs, list_runs
+from lib.runs.prune import prune_runs
+from lib.runs.rerun import repeat_run
 
 COMMANDS = ("list", "prune", "compare", "rerun")
 
 
 def main(argv: list[str] | None = None) -> int:
+    assert __doc__
     parser = argparse.ArgumentParser(prog="python -m lib.runs", description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument(
@@ -35,23 +39,26 @@ def main(argv: list[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     try:
-        if options.command == "rerun":
-            return rerun.repeat(options.runs)
-        folders = listing.find(options.runs)
-        if options.command == "compare":
-            text, path = compare.write(folders, options.metric)
-            print(f"{text}\n\n{files.shown(path)}")
-        elif options.command == "prune":
-            prune.prune(folders, options.yes)
-        else:
-            print(
-                aligned_table(listing.listed(folders))
-                or f"no runs in {files.shown(run_folder.runs_folder())}"
-            )
-        return 0
+        return _do(options.command, options.runs, options.metric, options.yes)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
+
+
+def _do(command: str, names: str, metric: str, yes: bool) -> int:
+    """Carry out one command; returns its exit code."""
+    if command == "rerun":
+        return repeat_run(names)
+    folders = find_runs(names)
+    if command == "compare":
+        text, path = compare_runs(folders, metric)
+        print(f"{text}\n\n{files.shown(path)}")
+    elif command == "prune":
+        prune_runs(folders, yes)
+    else:
+        table = aligned_table(list_runs(folders))
+        print(table or f"no runs in {files.shown(run_folder.runs_folder())}")
+    return 0

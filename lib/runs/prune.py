@@ -2,7 +2,6 @@
 
 import pathlib
 import shutil
-from typing import Any
 
 from lib.common import files
 from lib.common.errors import UserError
@@ -10,97 +9,113 @@ from lib.common.text import aligned_table, format_size
 from lib.pages import report
 from lib.record import run_folder, run_record
 from lib.record.run_record import FREED, STAGES, Run
-from lib.runs.listing import _read, state
+from lib.record.schema import RunRecord
+from lib.runs.listing import describe_state, read_if_whole
 
 
-def freeable(folder: pathlib.Path, run: dict[str, Any]) -> dict[str, int]:
-    """Bytes of each part of a finished run that can be made again from what stays."""
-    if any(run["stages"][stage]["status"] != "finished" for stage in STAGES):
-        return {}
-    return {part: files.size_of(folder / part) for part in FREED if (folder / part).is_dir()}
+def prune_runs(folders: list[pathlib.Path], yes: bool) -> None:
+    """Free checkpoints and merged weights of finished runs, once the user agrees to what is shown.
 
-
-def prune(folders: list[pathlib.Path], yes: bool) -> None:
-    """Free checkpoints and merged weights of finished runs, after showing them and being told to; the record says so first."""
-    plan = [
-        (folder, part, count)
-        for folder in folders
-        if (run := _read(folder))
-        for part, count in freeable(folder, run).items()
-    ]
-    kept = [
-        f"{folder.name} ({state(run) if run else 'record not readable'})"
-        for folder in folders
-        if (run := _read(folder)) is None
-        or any(run["stages"][s]["status"] != "finished" for s in STAGES)
-    ]
-    if kept:
-        print(f"not finished, so nothing of them goes: {', '.join(kept)}")
+    `yes` agrees beforehand. The record says of a folder that it was freed before it is removed.
+    """
+    unfinished = []
+    plan: list[tuple[pathlib.Path, str, int]] = []
+    for folder in folders:
+        record = read_if_whole(folder)
+        if record is None:
+            unfinished.append(f"{folder.name} (record not readable)")
+        elif not _is_finished(record):
+            unfinished.append(f"{folder.name} ({describe_state(record)})")
+        else:
+            parts = measure_freeable(folder, record)
+            plan += [(folder, part, size) for part, size in parts.items()]
+    if unfinished:
+        print(f"not finished, so nothing of them goes: {', '.join(unfinished)}")
     if not plan:
         print("nothing to free")
         return
-    print(
-        aligned_table(
-            [
-                {
-                    "run": folder.name,
-                    "goes": f"{part}/",
-                    "size": format_size(count),
-                    "again with": f"make {FREED[part]} FORCE=1",
-                }
-                for folder, part, count in plan
-            ]
-        )
-    )
-    print(
-        f"\n{format_size(sum(count for _, _, count in plan))} in all. Adapter, GGUF files, notebooks, ledger and records stay."
-    )
-    if not yes:
-        try:
-            yes = input("Free them? [y/N] ").strip().lower() in ("y", "yes")
-        except EOFError:
-            print("\nnobody to ask (YES=1 answers)")
-        if not yes:
-            print("nothing was removed")
-            return
+    _show_plan(plan)
+    if not (yes or _ask()):
+        print("nothing was removed")
+        return
     for folder in dict.fromkeys(folder for folder, _, _ in plan):
         try:
-            free(folder)
+            free_run(folder)
         except UserError as error:
             print(f"{folder.name}: kept. {error}")
 
 
-def free(folder: pathlib.Path) -> None:
-    """Remove what `freeable` names of one run, unless someone holds it or what stays is not as recorded."""
+def _is_finished(record: RunRecord) -> bool:
+    return all(record["stages"][stage]["status"] == "finished" for stage in STAGES)
+
+
+def measure_freeable(folder: pathlib.Path, record: RunRecord) -> dict[str, int]:
+    """Bytes of each part of a finished run that can be made again from what stays."""
+    if not _is_finished(record):
+        return {}
+    return {part: files.size_of(folder / part) for part in FREED if (folder / part).is_dir()}
+
+
+def _show_plan(plan: list[tuple[pathlib.Path, str, int]]) -> None:
+    rows = [
+        {
+            "run": folder.name,
+            "goes": f"{part}/",
+            "size": format_size(size),
+            "again with": f"make {FREED[part]} FORCE=1",
+        }
+        for folder, part, size in plan
+    ]
+    print(aligned_table(rows))
+    total = format_size(sum(size for _, _, size in plan))
+    print(f"\n{total} in all. Adapter, GGUF files, notebooks, ledger and records stay.")
+
+
+def _ask() -> bool:
+    try:
+        return input("Free them? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        print("\nnobody to ask (YES=1 answers)")
+        return False
+
+
+def free_run(folder: pathlib.Path) -> None:
+    """Remove what `measure_freeable` names of one run.
+
+    UserError if someone holds the run, or what stays is not as recorded.
+    """
     run_folder.lock_run(folder)
     try:
         run = Run(folder, run_record.read_record(folder / "run.json"))
-        parts = freeable(folder, run.data)
-        stay = [
-            a
+        parts = measure_freeable(folder, run.data)
+        kept = [
+            artifact
             for stage in STAGES[1:]
-            for a in run.stage(stage)["artifacts"]
-            if a["path"].split("/")[0] not in parts
+            for artifact in run.stage(stage)["artifacts"]
+            if artifact["path"].split("/")[0] not in parts
         ]
-        if trouble := files.find_damage(folder, stay):
+        if trouble := files.find_damage(folder, kept):
             raise UserError(
-                f"{trouble}, and what was to go may be needed to make it again. Run its last stage again first."
+                f"{trouble}, and what was to go may be needed to make it again. "
+                f"Run its last stage again first."
             )
-        now = run_record.timestamp()
-        # the record first: a folder half removed is then one that was pruned, never a result that went bad
-        for part, count in parts.items():
-            for item in [
-                a
-                for stage in STAGES
-                for a in run.stage(stage)["artifacts"]
-                if a["path"].startswith(f"{part}/")
-            ]:
-                item["pruned"] = now
-            run.data.setdefault("pruned", []).append({"path": part, "bytes": count, "at": now})
-        run.save()
-        for part, count in parts.items():
+        # the record first: a half-removed folder is then one that was pruned, and no result that
+        # went bad
+        _record_pruned(run, parts)
+        for part, size in parts.items():
             shutil.rmtree(folder / part)
-            print(f"{folder.name}: {part}/ removed, {format_size(count)}")
+            print(f"{folder.name}: {part}/ removed, {format_size(size)}")
         report.write_report(folder)
     finally:
         files.unlock_folder(folder)
+
+
+def _record_pruned(run: Run, parts: dict[str, int]) -> None:
+    time = run_record.timestamp()
+    for part, size in parts.items():
+        for stage in STAGES:
+            for artifact in run.stage(stage)["artifacts"]:
+                if artifact["path"].startswith(f"{part}/"):
+                    artifact["pruned"] = time
+        run.data.setdefault("pruned", []).append({"path": part, "bytes": size, "at": time})
+    run.save()

@@ -1,6 +1,9 @@
 """A job again from its record, in a folder of its own, and whether the result is the same.
 
-make rerun RUN=name        # runs/name-rerun; the same command continues it, and compares again when it is finished
+    make rerun RUN=name
+
+The job runs in runs/name-rerun. The same command continues it, and compares again when it is
+finished.
 """
 
 import shlex
@@ -14,75 +17,84 @@ from lib.data import sources
 from lib.pages import page, report
 from lib.record import ledger, run_folder
 from lib.record.run_record import STAGES
-from lib.runs import listing, run_job
+from lib.runs import run_job
+from lib.runs.listing import describe_state, find_runs
+
+Records = dict[str, Any]  # what report.gather_records returns
+WEIGHTS = "adapter/adapter_model.safetensors"
 
 
-def repeat(name: str) -> int:
-    """Print what differs, run the job, print whether the result is the same; the exit code of the run."""
+def repeat_run(name: str) -> int:
+    """Print what differs, run the job, print whether the result is the same.
+
+    Returns the exit code of the run. UserError where there is nothing to repeat.
+    """
     if len(name.split()) != 1:
         raise UserError(
             f"`{name}` is not one run. Expected RUN=name; `make runs` lists what there is."
         )
-    [folder] = listing.find(name)
-    told, target = report.gather_records(folder), run_folder.runs_folder() / f"{folder.name}-rerun"
-    if any(told["run"]["stages"][stage]["status"] != "finished" for stage in STAGES[:2]):
+    [folder] = find_runs(name)
+    target = run_folder.runs_folder() / f"{folder.name}-rerun"
+    old = report.gather_records(folder)
+    stages = old["run"]["stages"]
+    if any(stages[stage]["status"] != "finished" for stage in STAGES[:2]):
         raise UserError(
-            f"run `{folder.name}` has no finished training to repeat (it is: {listing.state(told['run'])}). "
-            f"`make run` with its PARAMS and RUN continues it."
+            f"run `{folder.name}` has no finished training to repeat (it is: "
+            f"{describe_state(old['run'])}). `make run` with its PARAMS and RUN continues it."
         )
-    check_data(told)
-    commit, dirty = machine.describe_checkout()
-    now = {
-        "commit": commit,
-        "dirty": dirty,
-        "packages": machine.packages(),
-        "hardware": machine.hardware(),
-    }
-    different = differences(told, now)
+    _require_same_data(old)
+    differences = find_differences(old, _describe_today())
     print(f"rerun of {files.shown(folder)} in {files.shown(target)}")
-    print(
-        "\n".join(f"  {text}" for text in different or ["same commit, packages and machine"]),
-        flush=True,
-    )
-    command = "run" if told["run"]["stages"]["export"]["status"] == "finished" else "train"
-    code = run_job.main(
-        [command, "--params", str(folder / "params.yaml"), "--run", target.name, *pins(told)]
-    )
+    _print_indented(differences or ["same commit, packages and machine"])
+    command = "run" if stages["export"]["status"] == "finished" else "train"
+    words = ["--params", str(folder / "params.yaml"), "--run", target.name]
+    code = run_job.main([command, *words, *pin_revisions(old)])
     if code:
         return code
-    same, results = compared(told, report.gather_records(target))
+    same, results = compare_results(old, report.gather_records(target))
     files.write_json(
         target / "rerun.json",
-        {"of": folder.name, "same": same, "differences": different, "results": results},
+        {"of": folder.name, "same": same, "differences": differences, "results": results},
     )
     report.write_report(target)
-    print(
-        f"\n{'the same result' if same else 'not the same result'} as {folder.name}:\n"
-        + "\n".join(f"  {text}" for text in results)
-    )
+    print(f"\n{'the same result' if same else 'not the same result'} as {folder.name}:")
+    _print_indented(results)
     return 0
 
 
-def check_data(told: dict[str, Any]) -> None:
-    """UserError where the data of the record are no longer what lies there: another result would say nothing."""
-    recorded, job = told["run"]["fingerprints"].get("dataset"), told["job"]
+def _print_indented(lines: list[str]) -> None:
+    for line in lines:
+        print(f"  {line}", flush=True)
+
+
+def _require_same_data(old: Records) -> None:
+    """UserError where the recorded data have changed: then another result would mean nothing."""
+    job = old["job"]
     sources.check_sources(job)
-    if recorded and recorded != (present := sources.hash_sources(job)):
+    recorded = old["run"]["fingerprints"].get("dataset")
+    if not recorded:
+        return
+    present = sources.hash_sources(job)
+    if present != recorded:
+        names = ", ".join([sources.describe(job.dataset), *job.exam])
         raise UserError(
-            f"the data or the exam of run `{told['folder'].name}` ({', '.join([sources.describe(job.dataset), *job.exam])}) have changed since "
-            f"(sha256 {recorded[:12]}, now {present[:12]}), so its job cannot be repeated. Put the recorded ones back."
+            f"the data or the exam of run `{old['folder'].name}` ({names}) have changed since "
+            f"(sha256 {recorded[:12]}, now {present[:12]}), so its job cannot be repeated. "
+            f"Put the recorded ones back."
         )
 
 
-def pins(told: dict[str, Any]) -> list[str]:
-    """--set with the commits that hub names resolved to then, for what the parameters left open."""
-    job, values = told["job"], {}
-    if (commit := told["run"]["fingerprints"].get("base_commit")) and job.base_revision != commit:
-        values["base_revision"] = commit
-    path = told["folder"] / "data" / "data_card.json"
+def pin_revisions(old: Records) -> list[str]:
+    """--set with the commits that hub names stood for then, where the parameters left them open."""
+    job = old["job"]
+    values: dict[str, Any] = {}
+    base_commit = old["run"]["fingerprints"].get("base_commit")
+    if base_commit and job.base_revision != base_commit:
+        values["base_revision"] = base_commit
+    path = old["folder"] / "data" / "data_card.json"
     read = files.read_json(path, "data card")["sources"] if path.is_file() else []
-    parts = [s.model_dump() for s in sources.list_sources(job)]
     commits = [source.get("commit") for source in read]
+    parts = [source.model_dump() for source in sources.list_sources(job)]
     if len(commits) == len(parts) and any(commits):
         if isinstance(job.dataset, str):
             values["dataset_revision"] = commits[0]
@@ -91,92 +103,137 @@ def pins(told: dict[str, Any]) -> list[str]:
                 {**part, "revision": commit or part["revision"]}
                 for part, commit in zip(parts, commits, strict=True)
             ]
-    words = [
-        f"{key}={page.format_parameter(value)}" for key, value in values.items()
-    ]  # JSON is YAML too
+    # JSON, which format_parameter writes, is YAML too
+    words = [f"{key}={page.format_parameter(value)}" for key, value in values.items()]
     return ["--set", shlex.join(words)] if words else []
 
 
-def differences(told: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What is not as it was when the run was trained: checkout, packages, machine, parameters the record lacks."""
-    run, found = told["run"], []
-    last = run["stages"]["train"]["attempts"][-1]
-    if last.get("commit") != now["commit"]:
-        found.append(
-            f"commit: recorded {(last.get('commit') or 'none')[:12]}, now {(now['commit'] or 'none')[:12]}"
-        )
-    if last.get("dirty"):
-        patch = (
-            f"{files.shown(told['folder'] / last['patch'])} has them: git apply"
-            if last.get("patch")
-            else "they were not kept"
-        )
-        found.append(f"that checkout had uncommitted changes ({patch})")
-    if now["dirty"]:
-        found.append("this checkout has uncommitted changes")
-    for key in ("packages", "hardware"):
-        was, new = run.get(key) or {}, now[key]
-        found += [
-            f"{name}: recorded {was.get(name, 'none')}, now {new.get(name, 'none')}"
-            for name in {**was, **new}
-            if was.get(name) != new.get(name)
-        ]
-    known = yaml.safe_load((told["folder"] / "params.yaml").read_text(encoding="utf-8")) or {}
-    if lacks := [
+# --------------------------------------------------------------------------------------------------
+# before the run: what is not as it was
+
+
+def _describe_today() -> dict[str, Any]:
+    commit, dirty = machine.describe_checkout()
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "packages": machine.packages(),
+        "hardware": machine.hardware(),
+    }
+
+
+def find_differences(old: Records, today: dict[str, Any]) -> list[str]:
+    """What is not as it was in training: checkout, packages, machine, parameters added since."""
+    return [
+        *_compare_checkouts(old, today),
+        *_compare_values(old["run"].get("packages"), today["packages"]),
+        *_compare_values(old["run"].get("hardware"), today["hardware"]),
+        *_list_unrecorded(old),
+    ]
+
+
+def _compare_checkouts(old: Records, today: dict[str, Any]) -> list[str]:
+    differences = []
+    attempt = old["run"]["stages"]["train"]["attempts"][-1]
+    recorded, present = attempt.get("commit"), today["commit"]
+    if recorded != present:
+        shortened = [(commit or "none")[:12] for commit in (recorded, present)]
+        differences.append(f"commit: recorded {shortened[0]}, now {shortened[1]}")
+    if attempt.get("dirty"):
+        kept = "they were not kept"
+        if attempt.get("patch"):
+            kept = f"{files.shown(old['folder'] / attempt['patch'])} has them: git apply"
+        differences.append(f"that checkout had uncommitted changes ({kept})")
+    if today["dirty"]:
+        differences.append("this checkout has uncommitted changes")
+    return differences
+
+
+def _compare_values(recorded: dict[str, Any] | None, present: dict[str, Any]) -> list[str]:
+    recorded = recorded or {}
+    return [
+        f"{name}: recorded {recorded.get(name, 'none')}, now {present.get(name, 'none')}"
+        for name in {**recorded, **present}
+        if recorded.get(name) != present.get(name)
+    ]
+
+
+def _list_unrecorded(old: Records) -> list[str]:
+    """Parameters that the pipeline did not have when the run was made."""
+    text = (old["folder"] / "params.yaml").read_text(encoding="utf-8")
+    recorded = yaml.safe_load(text) or {}
+    added = [
         f"{key}={page.format_parameter(value)}"
-        for key, value in told["job"].model_dump().items()
-        if key not in known
-    ]:
-        found.append(f"not in the record, so with today's default: {', '.join(lacks)}")
-    return found
+        for key, value in old["job"].model_dump().items()
+        if key not in recorded
+    ]
+    return [f"not in the record, so with today's default: {', '.join(added)}"] if added else []
 
 
-def compared(old: dict[str, Any], new: dict[str, Any]) -> tuple[bool, list[str]]:
-    """Whether two runs of a job ended alike (the same prepared rows, the same adapter to the bit), and what is the same and what not."""
-    found, same = [], True
-    prints = [told["run"]["fingerprints"].get("data") for told in (old, new)]
-    weights = [
-        {a["path"]: a["sha256"] for a in told["run"]["stages"]["train"]["artifacts"]}.get(
-            "adapter/adapter_model.safetensors"
-        )
-        for told in (old, new)
+# --------------------------------------------------------------------------------------------------
+# after the run: what came out
+
+
+def compare_results(old: Records, new: Records) -> tuple[bool, list[str]]:
+    """Whether two runs of a job ended alike, and what is the same and what is not.
+
+    Alike are the same prepared rows, the same training losses and the same adapter to the bit.
+    """
+    compared = [
+        _compare_hashes(
+            "prepared rows", *(run["run"]["fingerprints"].get("data") for run in (old, new))
+        ),
+        _compare_hashes("adapter weights", _weights_hash(old), _weights_hash(new)),
+        _compare_losses(old, new),
     ]
-    for what, (was, now) in (("prepared rows", prints), ("adapter weights", weights)):
-        if None in (was, now):
-            found.append(f"{what}: not recorded in both")
-        else:
-            found.append(
-                f"{what}: the same"
-                if was == now
-                else f"{what}: different (sha256 {was[:12]}, now {now[:12]})"
-            )
-        same = same and was is not None and was == now
-    losses = [
-        {e["step"]: e["loss"] for e in ledger.valid_steps(told["entries"])} for told in (old, new)
-    ]
-    if shared := sorted(losses[0].keys() & losses[1].keys()):
-        apart = [
-            (abs(losses[0][n] - losses[1][n]), n) for n in shared if losses[0][n] != losses[1][n]
-        ]
-        steps = f"{len(shared):,} steps"
-        if losses[0].keys() != losses[1].keys():
-            steps += f" that both have ({len(losses[0]):,} and {len(losses[1]):,})"
-        found.append(
-            f"training loss: different in {len(apart):,} of {steps}, first at step {min(n for _, n in apart):,}, by {max(apart)[0]:.3g} "
-            f"at most (step {max(apart)[1]:,})"
-            if apart
-            else f"training loss: the same in all {steps}"
-        )
-        same = same and not apart
-    for key, words in (
-        ("eval_loss_before", "held-out loss before"),
-        ("eval_loss_after", "held-out loss after"),
-    ):
-        was, now = (told["results"].get("train", {}).get(key) for told in (old, new))
-        if None not in (was, now):
-            found.append(
-                f"{words}: the same, {was:.4f}"
-                if was == now
-                else f"{words}: {was:.4f}, now {now:.4f} ({now - was:+.2g})"
-            )
-    return same, found
+    same = all(alike for alike, _ in compared)
+    lines = [line for _, line in compared if line]
+    return same, [*lines, *_compare_held_out(old, new)]
+
+
+def _weights_hash(run: Records) -> str | None:
+    artifacts = run["run"]["stages"]["train"]["artifacts"]
+    return {file["path"]: file["sha256"] for file in artifacts}.get(WEIGHTS)
+
+
+def _compare_hashes(what: str, old: str | None, new: str | None) -> tuple[bool, str]:
+    if old is None or new is None:
+        return False, f"{what}: not recorded in both"
+    if old == new:
+        return True, f"{what}: the same"
+    return False, f"{what}: different (sha256 {old[:12]}, now {new[:12]})"
+
+
+def _compare_losses(old: Records, new: Records) -> tuple[bool, str]:
+    """Training losses of the steps that both runs have; they are alike where both have none."""
+    was, now = (
+        {entry["step"]: entry["loss"] for entry in ledger.valid_steps(run["entries"])}
+        for run in (old, new)
+    )
+    shared = sorted(was.keys() & now.keys())
+    if not shared:
+        return True, ""
+    steps = f"{len(shared):,} steps"
+    if was.keys() != now.keys():
+        steps += f" that both have ({len(was):,} and {len(now):,})"
+    apart = [(abs(was[step] - now[step]), step) for step in shared if was[step] != now[step]]
+    if not apart:
+        return True, f"training loss: the same in all {steps}"
+    first = min(step for _, step in apart)
+    most, at_step = max(apart)
+    return False, (
+        f"training loss: different in {len(apart):,} of {steps}, first at step {first:,}, "
+        f"by {most:.3g} at most (step {at_step:,})"
+    )
+
+
+def _compare_held_out(old: Records, new: Records) -> list[str]:
+    lines = []
+    for when in ("before", "after"):
+        was, now = (run["results"].get("train", {}).get(f"eval_loss_{when}") for run in (old, new))
+        if was is None or now is None:
+            continue
+        what = f"held-out loss {when}"
+        change = f"{was:.4f}, now {now:.4f} ({now - was:+.2g})"
+        lines.append(f"{what}: the same, {was:.4f}" if was == now else f"{what}: {change}")
+    return lines

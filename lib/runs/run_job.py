@@ -60,7 +60,9 @@ def _do(options: argparse.Namespace) -> int:
         if options.command == "ask":
             from lib.runs import ask  # llama.cpp, 100 MB, which no other command needs here
 
-            ask.answer(folder, options.question, lambda text: print(text, end="", flush=True))
+            ask.answer_question(
+                folder, options.question, lambda text: print(text, end="", flush=True)
+            )
             return 0
         return _run_stages(folder, job, options, stopper)
     except UserError as error:

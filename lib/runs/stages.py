@@ -8,6 +8,7 @@ from lib.common.errors import ROOT
 from lib.params import Params
 from lib.record import run_folder, run_record
 from lib.record.run_record import Run
+from lib.record.schema import Status
 from lib.runs.engine import StageFailed, execute_notebook
 from lib.runs.needs import check_machine
 from lib.runs.stopper import Stopper
@@ -32,7 +33,7 @@ def run_stage(run: Run, stage: str, job: Params, force: bool, stopper: Stopper) 
         _execute(run, stage, job, stopper)
     except StageFailed as error:
         _read_again(run)
-        status = "interrupted" if error.interrupted else "failed"
+        status: Status = "interrupted" if error.interrupted else "failed"
         run.end_attempt(stage, status, str(error), error.cell)
         raise
     # a report proves nothing when the numbers in its notebook could have been typed in

@@ -32,7 +32,7 @@ def top(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDRESCUE_RUNS", str(top / "runs"))
         report.write_report(folders[0])
-        compare.write(folders)
+        compare.compare_runs(folders)
     return top
 
 

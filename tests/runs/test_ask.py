@@ -1,6 +1,6 @@
 """`make ask`: a run's GGUF answers, with the Modelfile's system text and the disclaimer; a question passes make and shell unharmed.
 
-python -m pytest tests/test_ask.py
+python -m pytest tests/runs/test_ask.py
 """
 
 import json
@@ -66,7 +66,7 @@ def test_only_the_bundled_model_is_called_a_stand_in_and_the_answer_comes_piece_
         params.to_yaml(params.check_values({**job.model_dump(), "base_model": "some/base"}, "test"))
     )
     pieces = []
-    ask.answer(run, QUESTION, pieces.append)
+    ask.answer_question(run, QUESTION, pieces.append)
     assert len(pieces) > 10
     assert "stand-in" not in "".join(pieces)
     assert "".join(pieces).endswith(f"\n\n{DISCLAIMER}\n")

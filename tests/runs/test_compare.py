@@ -1,6 +1,6 @@
 """Runs compared: only what differs, tests only on the same items and rows, best by a metric, glued values held against the records.
 
-.venv/bin/python -m pytest tests/test_compare.py
+.venv/bin/python -m pytest tests/runs/test_compare.py
 """
 
 import json
@@ -10,7 +10,7 @@ import pytest
 from helpers import evil_run
 from lib.common import stats
 from lib.pages import report
-from lib.runs import compare, manage
+from lib.runs import compare, comparisons, manage
 
 
 @pytest.fixture
@@ -28,7 +28,9 @@ def gathered(*folders):
 
 
 def test_page_and_text_name_what_differs_and_the_best(runs):
-    text, path = compare.write([runs("a"), runs("b", after=2.5, values={"learning_rate": 1e-3})])
+    text, path = compare.compare_runs(
+        [runs("a"), runs("b", after=2.5, values={"learning_rate": 1e-3})]
+    )
     assert path.name == "compare.html"
     rows = [line.split() for line in text.splitlines()]
     assert ["learning_rate", "2e-05", "0.001"] in rows
@@ -57,7 +59,7 @@ def test_the_command_ends_with_the_path_alone(runs, capsys):
 
 
 def test_other_held_out_rows_are_not_compared(runs):
-    text, _ = compare.write(
+    text, _ = compare.compare_runs(
         [
             runs("a", data="1", after=2.9),
             runs("b", data="2", after=1.0),
@@ -69,7 +71,7 @@ def test_other_held_out_rows_are_not_compared(runs):
         "b has the smallest loss, on other rows"
     )
     told = gathered(runs("d", data="1"), runs("e", data="2"))
-    [row] = compare.paired(told)
+    [row] = comparisons.compare_with_first(told)
     assert row["what"] == evil_run.EVIL, (
         "the exam is the same; perplexities on other rows are not paired"
     )
@@ -77,13 +79,15 @@ def test_other_held_out_rows_are_not_compared(runs):
 
 def test_paired_tests_are_those_of_the_items(runs):
     first, other = gathered(runs("a", right="1100110011"), runs("b", right="0011111111"))
-    exam, held = compare.paired([first, other])
+    exam, held = comparisons.compare_with_first([first, other])
     assert (exam["gained"], exam["lost"], exam["p"]) == (4, 2, f"{stats.mcnemar(4, 2):.2g}")
     assert exam["difference"] == "+20.0%"
     assert held["what"] == "perplexity, 3 test rows"
     assert held["difference"] == "× 1.000"
     other["exams"][evil_run.EVIL]["sha256"] = "another"
-    assert compare.paired([first, other]) == [], "an exam of other items under the same name"
+    assert comparisons.compare_with_first([first, other]) == [], (
+        "an exam of other items under the same name"
+    )
 
 
 def test_holm_corrects_for_the_number_of_tests():
@@ -94,19 +98,19 @@ def test_holm_corrects_for_the_number_of_tests():
 
 def test_a_glued_value_that_is_not_the_recorded_one_is_told(runs):
     folder = runs("a")
-    assert compare.mismatches(*gathered(folder)) == []
+    assert comparisons.find_mismatches(*gathered(folder)) == []
     results = json.loads((folder / "results.json").read_text())
     results["train"]["eval_loss_after"] = 0.5
     (folder / "results.json").write_text(json.dumps(results))
-    assert compare.mismatches(*gathered(folder)) == [
+    assert comparisons.find_mismatches(*gathered(folder)) == [
         "a: train.ipynb says eval_loss_after = 3.5, results.json 0.5: one of the two was changed"
     ]
     (folder / "train.ipynb").write_text("{")
-    assert "train.ipynb is not readable" in compare.mismatches(*gathered(folder))[0]
+    assert "train.ipynb is not readable" in comparisons.find_mismatches(*gathered(folder))[0]
 
 
 def test_a_run_that_cannot_be_read_is_left_out_and_named(runs):
     torn = runs("torn")
     (torn / "results.json").write_text("{")
-    text, _ = compare.write([runs("a"), runs("b"), torn])
+    text, _ = compare.compare_runs([runs("a"), runs("b"), torn])
     assert "torn is left out: record" in text

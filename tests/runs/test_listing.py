@@ -19,7 +19,7 @@ from lib.exam import take
 from lib.pages import report
 from lib.record import run_folder, run_record
 from lib.runs import listing, manage
-from lib.runs.prune import free
+from lib.runs.prune import free_run
 
 
 def finished(folder, **more):
@@ -77,7 +77,7 @@ def test_the_list_says_state_headline_and_size(top):
     finished(top / "good")
     (top / "torn").mkdir()
     (top / "torn" / "run.json").write_text("{")
-    rows = {row["run"]: row for row in listing.listed(listing.find())}
+    rows = {row["run"]: row for row in listing.list_runs(listing.find_runs())}
     assert [rows[n]["state"] for n in ("good", "evil", "torn")] == [
         "finished",
         "export failed",
@@ -98,15 +98,15 @@ def test_states_of_a_run_that_runs_or_was_cut_off(top):
     run = data(finished(top / "r"))
     for stage in ("train", "export"):
         run["stages"][stage].update(status="pending", attempts=[])
-    assert listing.state(run) == "prepare finished"
+    assert listing.describe_state(run) == "prepare finished"
     run["stages"]["train"].update(
         status="running", attempts=[{"pid": os.getpid(), "host": socket.gethostname()}]
     )
-    assert listing.state(run) == "train running"
+    assert listing.describe_state(run) == "train running"
     run["stages"]["train"]["attempts"][0].update(pid=2**22 + 1)
-    assert listing.state(run) == "train cut off: its process is gone"
+    assert listing.describe_state(run) == "train cut off: its process is gone"
     run["stages"]["train"]["attempts"][0].update(host="elsewhere")
-    assert listing.state(run) == "train running", "of another machine nothing is known"
+    assert listing.describe_state(run) == "train running", "of another machine nothing is known"
 
 
 def test_prune_shows_asks_and_frees_only_what_can_be_made_again(top, monkeypatch, capsys):
@@ -139,7 +139,7 @@ def test_prune_shows_asks_and_frees_only_what_can_be_made_again(top, monkeypatch
     assert run.check_finished("export") == (True, ""), "what was freed on purpose is no damage"
     assert [a["path"] for a in run.stage("export")["artifacts"] if a.get("pruned")] == ["merged/w"]
     assert [p["path"] for p in run.data["pruned"]] == ["checkpoints", "merged"]
-    assert listing.state(run.data) == "finished, checkpoints and merged pruned"
+    assert listing.describe_state(run.data) == "finished, checkpoints and merged pruned"
     (folder / "gguf" / "w").write_text("other")
     assert run.check_finished("export")[1], "damage elsewhere is still seen"
     capsys.readouterr()
@@ -155,8 +155,8 @@ def test_an_age_is_in_its_largest_unit_and_never_below_zero():
         (86400 * 3, "3 days"),
         (-86400 * 400, "later than now"),
     ):
-        assert listing.age((now - datetime.timedelta(seconds=seconds)).isoformat()) == said
-    assert listing.age("yesterday") == "?"
+        assert listing.format_age((now - datetime.timedelta(seconds=seconds)).isoformat()) == said
+    assert listing.format_age("yesterday") == "?"
 
 
 def test_a_run_in_use_or_damaged_keeps_everything(top, monkeypatch, capsys):
@@ -188,7 +188,7 @@ def test_killed_while_it_removes_the_record_already_says_pruned(top, monkeypatch
 
 def test_the_exam_says_what_is_missing(top, monkeypatch):
     monkeypatch.setattr(report, "write_report", lambda folder: None)
-    free(finished(top / "good"))
+    free_run(finished(top / "good"))
     with pytest.raises(UserError, match=r"merged/ was pruned .*make export FORCE=1"):
         take.examine_run(top / "good", "bundled:safety")
 

@@ -1,6 +1,6 @@
 """A job repeated from its record: pinned, held against the record, and an honest word on whether the result is the same.
 
-.venv/bin/python -m pytest tests/test_rerun.py
+.venv/bin/python -m pytest tests/runs/test_rerun.py
 """
 
 import hashlib
@@ -63,7 +63,7 @@ def repeated(folder, monkeypatch, **more):
         return 0
 
     monkeypatch.setattr(run_job, "main", run)
-    assert rerun.repeat("job") == 0
+    assert rerun.repeat_run("job") == 0
     return asked
 
 
@@ -102,32 +102,32 @@ def test_another_result_is_called_another(folder, monkeypatch, capsys):
 
 def test_a_loss_or_an_adapter_that_differs_is_found(folder):
     old, new = report.gather_records(folder), report.gather_records(folder)
-    assert rerun.compared(old, new)[0] is True
+    assert rerun.compare_results(old, new)[0] is True
     new["entries"][3] = {**new["entries"][3], "loss": 2.8 + 1e-9}
-    same, said = rerun.compared(old, new)
+    same, said = rerun.compare_results(old, new)
     assert same is False
     assert "different in 1 of 3 steps, first at step 2, by 1e-09" in " ".join(said)
     new = report.gather_records(folder)
     new["run"]["stages"]["train"]["artifacts"] = [
         {"path": "adapter/adapter_model.safetensors", "bytes": 1, "sha256": "bb"}
     ]
-    assert rerun.compared(old, new)[0] is False
+    assert rerun.compare_results(old, new)[0] is False
     new["run"]["stages"]["train"]["artifacts"] = []
-    same, said = rerun.compared(old, new)
+    same, said = rerun.compare_results(old, new)
     assert same is False
     assert "adapter weights: not recorded in both" in said
 
 
 def test_revisions_of_the_record_are_pinned(folder):
     told = report.gather_records(folder)
-    assert rerun.pins(told) == []
+    assert rerun.pin_revisions(told) == []
     told["run"]["fingerprints"]["base_commit"] = "b" * 40
     (folder / "data").mkdir()
     (folder / "data" / "data_card.json").write_text(
         json.dumps({"sources": [{"dataset": "owner/set", "commit": "d" * 40}]})
     )
     told["job"] = params.check_values({"dataset": "owner/set"}, "test")
-    assert params.parse_overrides(rerun.pins(told)[1]) == {
+    assert params.parse_overrides(rerun.pin_revisions(told)[1]) == {
         "base_revision": "b" * 40,
         "dataset_revision": "d" * 40,
     }
@@ -137,7 +137,7 @@ def test_revisions_of_the_record_are_pinned(folder):
     )
     told["job"] = params.check_values({"dataset": mixed}, "test")
     pinned = params.check_values(
-        {**told["job"].model_dump(), **params.parse_overrides(rerun.pins(told)[1])}, "test"
+        {**told["job"].model_dump(), **params.parse_overrides(rerun.pin_revisions(told)[1])}, "test"
     )
     assert [(s.dataset, s.revision, s.max_rows) for s in sources.list_sources(pinned)] == [
         ("owner/set", "d" * 40, 5),
@@ -147,15 +147,15 @@ def test_revisions_of_the_record_are_pinned(folder):
 
 def test_changed_data_an_unfinished_run_and_no_run_are_refused(folder, capsys):
     with pytest.raises(UserError, match="`` is not one run"):
-        rerun.repeat("")
+        rerun.repeat_run("")
     with pytest.raises(UserError, match="`nothing` is not a run"):
-        rerun.repeat("nothing")
+        rerun.repeat_run("nothing")
     change(folder, lambda run: run["fingerprints"].update(dataset="other"))
     with pytest.raises(UserError, match="have changed since .sha256 other"):
-        rerun.repeat("job")
+        rerun.repeat_run("job")
     change(folder, lambda run: run["stages"]["train"].update(status="failed"))
     with pytest.raises(UserError, match="no finished training to repeat .it is: train failed"):
-        rerun.repeat("job")
+        rerun.repeat_run("job")
 
 
 def test_a_parameter_the_record_lacks_is_named_with_its_default(folder):
@@ -174,7 +174,7 @@ def test_a_parameter_the_record_lacks_is_named_with_its_default(folder):
         "packages": {"torch": "2.13.0"},
         "hardware": json.loads((folder / "run.json").read_text())["hardware"],
     }
-    assert rerun.differences(report.gather_records(folder), now) == [
+    assert rerun.find_differences(report.gather_records(folder), now) == [
         "that checkout had uncommitted changes (they were not kept)",
         "not in the record, so with today's default: use_dora=false",
     ]

@@ -1,6 +1,6 @@
 """Sweeps: strict files, the same trials each time, what their folders say; with Ray (not installed in CI) what survives.
 
-.venv/bin/pip install -r requirements-sweep.txt && .venv/bin/python -m pytest tests/test_sweep.py
+.venv/bin/pip install -r requirements-sweep.txt && .venv/bin/python -m pytest tests/runs/test_sweep.py
 """
 
 import importlib.util
@@ -20,7 +20,6 @@ from lib import params
 from lib.common import errors, files
 from lib.common.errors import UserError
 from lib.record import run_record
-from lib.runs import compare
 from lib.runs.sweep import command, sweep_file
 from lib.runs.sweep import states as sweep
 
@@ -34,7 +33,7 @@ def made(tmp_path, monkeypatch):
 
     def make(text, overrides=""):
         (path := tmp_path / "try.yaml").write_text(text)
-        return sweep_file.trials(sweep_file.read(str(path)), str(path), overrides)
+        return sweep_file.make_trials(sweep_file.read_sweep(str(path)), str(path), overrides)
 
     return make
 
@@ -204,7 +203,10 @@ def test_a_sweep_file_is_no_params_file_and_says_so():
 def test_the_example_is_valid_and_short():
     path = errors.ROOT / "params/sweep.yaml"
     assert len(path.read_text().splitlines()) <= 25
-    assert len(sweep_file.trials(sweep_file.read("params/sweep.yaml"), "params/sweep.yaml")) > 1
+    assert (
+        len(sweep_file.make_trials(sweep_file.read_sweep("params/sweep.yaml"), "params/sweep.yaml"))
+        > 1
+    )
 
 
 def test_without_ray_one_screen_says_what_to_install(tmp_path, monkeypatch, capsys):
@@ -249,8 +251,8 @@ def _folder(path, status, evals, exit="ok"):
 def test_states_and_the_table_come_from_the_run_folders(tmp_path, made, capsys, monkeypatch):
     compared = []
     monkeypatch.setattr(
-        compare,
-        "write",
+        command,
+        "compare_runs",
         lambda *given: (compared.append(given), ("", tmp_path / "compare.html"))[1],
     )
     of = sweep_file.Sweep(
@@ -265,7 +267,7 @@ def test_states_and_the_table_come_from_the_run_folders(tmp_path, made, capsys, 
         tmp_path / "f",
     ]
     (folders[2] / sweep.RECORD).write_text("{}")
-    states = [sweep.state(f, of) for f in folders]
+    states = [sweep.read_state(f, of) for f in folders]
     assert [s.word for s in states] == [
         "finished",
         "finished",
@@ -276,20 +278,21 @@ def test_states_and_the_table_come_from_the_run_folders(tmp_path, made, capsys, 
     ]
     assert states[1][1:4] == (2, 1.5, 1.5)
     assert states[2][1:4] == (1, 4.0, None), "a trial stopped early has no final number"
-    assert sweep.best(states, of) == 1
+    assert sweep.find_best(states, of) == 1
     fast = sweep_file.Sweep(
         base="params/cpu.yaml", grid={"lora_r": [4]}, metric="samples_per_second", direction="min"
     )
-    assert sweep.best([sweep.state(f, fast) for f in folders], fast) == 0
+    assert sweep.find_best([sweep.read_state(f, fast) for f in folders], fast) == 0
     assert (
-        sweep.state(folders[2], of.model_copy(update={"early_stop": False})).word == "interrupted"
+        sweep.read_state(folders[2], of.model_copy(update={"early_stop": False})).word
+        == "interrupted"
     ), "without early_stop it is continued"
     found = [
         sweep_file.Trial(f, {"lora_r": n}, made(GOOD)[0].job, []) for n, f in enumerate(folders)
     ]
-    assert command.end(found[:4], of, "make sweep") is True
+    assert command.tell_end(found[:4], of, "make sweep") is True
     assert "1 of 4 trials are not done" in capsys.readouterr().out
-    assert command.end(found, of, "make sweep") is False, "a failed trial is a failure"
+    assert command.tell_end(found, of, "make sweep") is False, "a failed trial is a failure"
     printed = capsys.readouterr().out
     assert "e failed: Diverged: inf" in printed
     assert "best: b." in printed
@@ -303,7 +306,8 @@ def test_states_and_the_table_come_from_the_run_folders(tmp_path, made, capsys, 
     broken["stages"]["train"]["artifacts"] = [{"path": "model", "bytes": 2, "sha256": ""}]
     files.write_json(folders[1] / "run.json", broken)
     assert (
-        sweep.state(folders[1], of).word != "finished" or sweep.state(folders[1], of).value is None
+        sweep.read_state(folders[1], of).word != "finished"
+        or sweep.read_state(folders[1], of).value is None
     ), "what is damaged is not done"
 
 
@@ -424,7 +428,7 @@ def test_a_sweep_stops_the_worse_ones_early_survives_a_killed_trial_and_driver_a
             [
                 sys.executable,
                 "-c",
-                "from lib.runs.sweep import sweep_file; [print(t.folder.name) for t in sweep_file.trials(sweep_file.read('params/few.yaml'), 'params/few.yaml')]",
+                "from lib.runs.sweep import sweep_file; [print(t.folder.name) for t in sweep_file.make_trials(sweep_file.read_sweep('params/few.yaml'), 'params/few.yaml')]",
             ],
             cwd=tree.root,
             text=True,

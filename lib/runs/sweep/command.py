@@ -1,8 +1,9 @@
-"""A sweep: many runs from one file through Ray Tune, the worse ones stopped early; the same command continues.
+"""A sweep: many runs from one file through Ray Tune, the worse ones stopped early.
 
     python -m lib.runs.sweep --params params/sweep.yaml [--set "k=v k=v"]
 
-A trial is an ordinary run folder, and what a sweep knows lies in these folders alone. Ray is in sweep_ray.py: nothing here needs it.
+The same command continues it. A trial is an ordinary run folder, and what a sweep knows lies in
+these folders alone. Ray is in sweep_ray.py: nothing here needs it.
 Exit codes: 0, 1 a trial failed, 2 wrong usage, 130 / 143 interrupted.
 """
 
@@ -13,47 +14,22 @@ import sys
 
 from lib.common import files
 from lib.common.errors import UserError
-from lib.runs import compare
-from lib.runs.sweep import sweep_file
-from lib.runs.sweep.states import best, settle, state, table
-from lib.runs.sweep.sweep_file import Sweep, Trial
+from lib.runs.compare import compare_runs
+from lib.runs.metrics import METRICS
+from lib.runs.sweep.states import OVER, find_best, format_table, read_state, wait_until_saved
+from lib.runs.sweep.sweep_file import Sweep, Trial, make_trials, read_sweep
 
 NOT_INSTALLED = (
     "A sweep runs through Ray, which cannot be imported here ({}).\n"
-    "Install it with `.venv/bin/pip install -r requirements-sweep.txt`; the same command then starts the sweep.\n"
-    'Without it, `make train PARAMS=... SET="..."` makes one run after another, and `make compare` compares them.'
+    "Install it with `.venv/bin/pip install -r requirements-sweep.txt`; the same command then "
+    "starts the sweep.\n"
+    'Without it, `make train PARAMS=... SET="..."` makes one run after another, and '
+    "`make compare` compares them."
 )
 
 
-def end(found: list[Trial], sweep: Sweep, command: str) -> bool:
-    """Print what came of it, last the path of the comparison page; returns whether no trial failed."""
-    states = [state(t.folder, sweep) for t in found]
-    print(f"\n{table(found, states, sweep)}")
-    for trial, of in zip(found, states, strict=True):
-        if of.word == "failed":
-            print(f"{trial.folder.name} failed: {of.reason}")
-    if left := [s for s in states if s.word not in ("finished", "stopped early", "failed")]:
-        print(
-            f"{len(left)} of {len(found)} trials are not done; the same command continues: {command}"
-        )
-    if (first := best(states, sweep)) is not None:
-        name = found[first].folder
-        print(
-            f"best: {name.name}. Export it with `make export PARAMS={files.shown(name / 'params.yaml')} RUN={name.name}`."
-        )
-    begun = [t.folder for t, s in zip(found, states, strict=True) if s.step is not None]
-    if len(begun) > 1:
-        print(
-            files.shown(
-                compare.write(
-                    begun, sweep.metric if sweep.metric in compare.METRICS else "eval_loss_after"
-                )[1]
-            )
-        )
-    return not any(s.word == "failed" for s in states)
-
-
 def main(argv: list[str] | None = None) -> int:
+    assert __doc__
     parser = argparse.ArgumentParser(
         prog="python -m lib.runs.sweep", description=__doc__.splitlines()[0]
     )
@@ -64,28 +40,58 @@ def main(argv: list[str] | None = None) -> int:
         "--set", default="", metavar='"K=V K=V"', dest="overrides", help="parameters of every trial"
     )
     options = parser.parse_args(argv)
-    command = f"make sweep PARAMS={options.params}" + (
-        f" SET={shlex.quote(options.overrides)}" if options.overrides else ""
-    )
     try:
-        sweep = sweep_file.read(options.params)
-        found = sweep_file.trials(sweep, options.params, options.overrides)
-        try:
-            from lib.runs.sweep import sweep_ray
-        except ImportError as error:
-            raise UserError(NOT_INSTALLED.format(error)) from None
-        settle(found)
-        done = [t for t in found if state(t.folder, sweep).word in ("finished", "stopped early")]
-        print(
-            f"sweep: {len(found)} trials of {sweep.base}"
-            + (f", {len(done)} of them done before" if done else ""),
-            flush=True,
-        )
-        number = sweep_ray.run(sweep, found) if len(done) < len(found) else 0
-        with contextlib.suppress(UserError):  # one that still saves is shown as running
-            settle(found)
-        whole = end(found, sweep, command)
-        return 128 + number if number else int(not whole)
+        return run_sweep(options.params, options.overrides)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def run_sweep(params_file: str, overrides: str) -> int:
+    """Run the trials that are not over yet, and print what came of all; returns the exit code."""
+    sweep = read_sweep(params_file)
+    trials = make_trials(sweep, params_file, overrides)
+    try:
+        from lib.runs.sweep import sweep_ray  # Ray is optional
+    except ImportError as error:
+        raise UserError(NOT_INSTALLED.format(error)) from None
+    wait_until_saved(trials)
+    over = sum(read_state(trial.folder, sweep).word in OVER for trial in trials)
+    before = f", {over} of them done before" if over else ""
+    print(f"sweep: {len(trials)} trials of {sweep.base}{before}", flush=True)
+    signal_number = sweep_ray.run_trials(sweep, trials) if over < len(trials) else 0
+    with contextlib.suppress(UserError):  # one that still saves is shown as running
+        wait_until_saved(trials)
+    command = f"make sweep PARAMS={params_file}"
+    if overrides:
+        command += f" SET={shlex.quote(overrides)}"
+    none_failed = tell_end(trials, sweep, command)
+    if signal_number:
+        return 128 + signal_number
+    return 0 if none_failed else 1
+
+
+def tell_end(trials: list[Trial], sweep: Sweep, command: str) -> bool:
+    """Print what came of it, last the comparison page's path; returns whether no trial failed."""
+    states = [read_state(trial.folder, sweep) for trial in trials]
+    print(f"\n{format_table(trials, states, sweep)}")
+    for trial, state in zip(trials, states, strict=True):
+        if state.word == "failed":
+            print(f"{trial.folder.name} failed: {state.reason}")
+    left = sum(state.word not in (*OVER, "failed") for state in states)
+    if left:
+        print(f"{left} of {len(trials)} trials are not done; the same command continues: {command}")
+    best = find_best(states, sweep)
+    if best is not None:
+        folder = trials[best].folder
+        params_file = files.shown(folder / "params.yaml")
+        export = f"make export PARAMS={params_file} RUN={folder.name}"
+        print(f"best: {folder.name}. Export it with `{export}`.")
+    begun = [
+        trial.folder for trial, state in zip(trials, states, strict=True) if state.step is not None
+    ]
+    if len(begun) > 1:
+        metric = sweep.metric if sweep.metric in METRICS else "eval_loss_after"
+        _, page = compare_runs(begun, metric)
+        print(files.shown(page))
+    return not any(state.word == "failed" for state in states)

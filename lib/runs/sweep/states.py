@@ -10,45 +10,43 @@ from lib.record import ledger, run_folder, run_record
 from lib.runs.sweep.sweep_file import Sweep, Trial
 
 RECORD = "sweep.json"  # in a trial's folder: why the sweep stopped it early
+OVER = ("finished", "stopped early")  # trials that are not started again
 
 
 class State(NamedTuple):
-    """`word` is pending, running, finished, stopped early, interrupted or failed; the loss is the last held-out one, at `step`."""
+    """Where a trial stands."""
 
-    word: str
-    step: int | None = None
+    word: str  # pending, running, finished, stopped early, interrupted or failed
+    step: int | None = None  # of the last held-out loss
     loss: float | None = None
-    value: float | None = None  # of the sweep's metric; only of a finished run
-    reason: str = ""
+    value: float | None = None  # the sweep's metric; only a finished run has one
+    reason: str = ""  # why the last attempt ended
 
 
-def state(folder: pathlib.Path, sweep: Sweep) -> State:
-    if not (path := folder / "run.json").exists():
+def read_state(folder: pathlib.Path, sweep: Sweep) -> State:
+    path = folder / "run.json"
+    if not path.exists():
         return State("pending")
     run = run_record.Run(folder, run_record.read_record(path))
     stage = "train" if run.stage("train")["attempts"] else "prepare"
-    word, attempts = run.stage(stage)["status"], run.stage(stage)["attempts"]
+    entry = run.stage(stage)
     evals = ledger.keep_valid(ledger.read_ledger(folder / "metrics.jsonl"), "eval")
-    last = (evals[-1]["step"], evals[-1]["eval_loss"]) if evals else (None, None)
+    step = evals[-1]["step"] if evals else None
+    loss = evals[-1]["eval_loss"] if evals else None
     if stage == "train" and run.check_finished("train")[0]:
-        return State(
-            "finished",
-            *last,
-            files.read_json(folder / "results.json", "results file")["train"].get(sweep.metric),
-        )
+        results = files.read_json(folder / "results.json", "results file")
+        return State("finished", step, loss, results["train"].get(sweep.metric))
     if sweep.early_stop and (folder / RECORD).exists():
-        return State("stopped early", *last)
-    return State(
-        "pending" if (stage, word) == ("prepare", "finished") else word,
-        *last,
-        reason=(attempts[-1]["exit"] or "") if attempts else "",
-    )
+        return State("stopped early", step, loss)
+    reason = entry["attempts"][-1]["exit"] or "" if entry["attempts"] else ""
+    between_stages = stage == "prepare" and entry["status"] == "finished"
+    return State("pending" if between_stages else entry["status"], step, loss, reason=reason)
 
 
-def settle(found: list[Trial], seconds: float = 90) -> None:
+def wait_until_saved(trials: list[Trial], seconds: float = 90) -> None:
     """Wait for runs that a stopped sweep left saving; UserError says who holds one after that."""
     end = time.monotonic() + seconds
-    for trial in found:
+    for trial in trials:
         while trial.folder.exists():
             try:
                 run_folder.lock_run(trial.folder)
@@ -60,33 +58,33 @@ def settle(found: list[Trial], seconds: float = 90) -> None:
                 time.sleep(0.5)
 
 
-def best(states: list[State], sweep: Sweep) -> int | None:
-    """Which finished trial is best by the metric."""
-    have = [n for n, s in enumerate(states) if s.value is not None]
-    return (
-        (min if sweep.direction == "min" else max)(have, key=lambda n: states[n].value)
-        if have
-        else None
-    )
+def find_best(states: list[State], sweep: Sweep) -> int | None:
+    """The position of the finished trial that is best by the metric."""
+    values = {n: state.value for n, state in enumerate(states) if state.value is not None}
+    if not values:
+        return None
+    choose = min if sweep.direction == "min" else max
+    return choose(values, key=values.__getitem__)
 
 
-def table(found: list[Trial], states: list[State], sweep: Sweep) -> str:
-    """The trials as lines of text, the best marked."""
-    varied, first = list(dict.fromkeys(k for t in found for k in t.values)), best(states, sweep)
-    rows = []
-    for n, (trial, of) in enumerate(zip(found, states, strict=True)):
-        numbers = {
-            key: "-" if value is None else f"{value:.4g}"
-            for key, value in (("held-out loss", of.loss), (sweep.metric, of.value))
+def format_table(trials: list[Trial], states: list[State], sweep: Sweep) -> str:
+    """The trials as lines of text, the best marked with a star."""
+    varied = list(dict.fromkeys(key for trial in trials for key in trial.values))
+    best = find_best(states, sweep)
+    rows = [
+        {
+            "": "*" if number == best else "",
+            "run": trial.folder.name,
+            **{key: str(trial.values.get(key, "-")) for key in varied},
+            "state": state.word,
+            "step": "-" if state.step is None else str(state.step),
+            "held-out loss": _format_number(state.loss),
+            sweep.metric: _format_number(state.value),
         }
-        rows.append(
-            {
-                "": "*" if n == first else "",
-                "run": trial.folder.name,
-                **{key: str(trial.values.get(key, "-")) for key in varied},
-                "state": of.word,
-                "step": str(of.step if of.step is not None else "-"),
-                **numbers,
-            }
-        )
+        for number, (trial, state) in enumerate(zip(trials, states, strict=True))
+    ]
     return text.aligned_table(rows)
+
+
+def _format_number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""A sweep file: strictly read, and every trial it means, each an ordinary job that is checked before the first starts."""
+"""A sweep file, strictly read, and its trials: jobs that are checked before the first starts."""
 
 import itertools
 import json
@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import shlex
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import pydantic
@@ -19,9 +20,8 @@ from lib.record import ledger, run_folder
 from lib.runs import needs
 
 SEARCHES = ("grid", "list", "random")
-METRICS = [
-    k for k, v in ledger.summarise([]).items() if k not in ("device", "devices", "memory_of")
-]
+# numbers of results.json's section `train`
+METRICS = [key for key in ledger.summarise([]) if key not in ("device", "devices", "memory_of")]
 
 
 def _key(expected: str, default: Any = ..., **bounds: Any) -> Any:
@@ -29,7 +29,10 @@ def _key(expected: str, default: Any = ..., **bounds: Any) -> Any:
 
 
 class Range(pydantic.BaseModel):
-    """Numbers a random search draws from; whole ones where both ends are whole, evenly in the logarithm with `log`."""
+    """Numbers that a random search draws from, with `log` evenly in the logarithm.
+
+    They are whole where both ends are.
+    """
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -39,7 +42,7 @@ class Range(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> "Range":
-        if not self.low < self.high or self.log and self.low <= 0:
+        if not self.low < self.high or (self.log and self.low <= 0):
             raise ValueError("low must be below high, and with log above 0")
         return self
 
@@ -65,7 +68,7 @@ class Sweep(pydantic.BaseModel):
     max_trials: int = _key("a whole number >= 0 (trials; 0 is all of a grid or list)", 0, ge=0)
     max_minutes: float = _key("a number >= 0 (minutes; 0 is no limit)", 0.0, ge=0)
     seed: int = _key("a whole number >= 0", 0, ge=0)
-    metric: Literal[tuple(METRICS)] = _key("one of " + ", ".join(METRICS))
+    metric: str = _key("one of " + ", ".join(METRICS))
     direction: Literal["min", "max"] = _key("one of min, max")
     early_stop: bool = _key("true or false", True)
     grace_evals: int = _key("a whole number >= 1 (evals no trial is stopped before)", 1, ge=1)
@@ -76,141 +79,176 @@ class Sweep(pydantic.BaseModel):
     cores_per_trial: int = _key("a whole number >= 1 (cores)", 1, ge=1)
     gpus_per_trial: float = _key("a number >= 0 (GPUs; 0.5 puts two trials on one)", 0.0, ge=0)
 
+    @pydantic.field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        if metric not in METRICS:
+            raise ValueError
+        return metric
+
 
 class Trial(NamedTuple):
-    """One run of a sweep: its folder, what sets it apart, the checked job, and the runner's command line."""
+    """One run of a sweep."""
 
     folder: pathlib.Path
-    values: dict[str, Any]
+    values: dict[str, Any]  # the parameters that set it apart
     job: Params
-    words: list[str]
+    words: list[str]  # the runner's command line
 
 
-def read(sweep_file: str) -> Sweep:
-    """A sweep file, strictly read: UserError names each wrong key, its value and the expected form."""
-    raw, wrong = params.read_values(sweep_file), []
-    for key in raw:
-        if key not in Sweep.model_fields:
-            of_params = (
-                f"a parameter goes under `set`, {', '.join(SEARCHES[:2])} or random"
-                if key in params.FIELDS
-                else ""
-            )
-            wrong.append(
-                f"unknown key `{key}`; {of_params or params.suggest_name(key, Sweep.model_fields)}"
-            )
-    if not wrong and len(given := [s for s in SEARCHES if s in raw]) != 1:
-        wrong.append(
-            f"expected one of {', '.join(SEARCHES)}; found {' and '.join(given) or 'none'}"
-        )
+def read_sweep(sweep_file: str) -> Sweep:
+    """Read a sweep file strictly: UserError names each wrong key and what is expected."""
+    raw = params.read_values(sweep_file)
+    problems = [_describe_unknown(key) for key in raw if key not in Sweep.model_fields]
+    given = [search for search in SEARCHES if search in raw]
+    if not problems and len(given) != 1:
+        problems = [f"expected one of {', '.join(SEARCHES)}; found {' and '.join(given) or 'none'}"]
     sweep = None
-    if not wrong:
+    if not problems:
         try:
             sweep = Sweep(**raw)
         except pydantic.ValidationError as error:
-            for key in dict.fromkeys(str(e["loc"][0]) for e in error.errors()):
-                found = (
-                    f"is {json.dumps(raw[key], default=str)[:300]}" if key in raw else "is missing"
-                )
-                wrong.append(
-                    f"`{key}` {found}; expected {Sweep.model_fields[key].json_schema_extra['expected']}"
-                )
-    if sweep and not (space := getattr(sweep, given[0])):
-        wrong.append(
-            f"`{given[0]}` is empty; expected {Sweep.model_fields[given[0]].json_schema_extra['expected']}"
-        )
-    elif sweep and isinstance(space, dict) and (empty := [k for k, v in space.items() if v == []]):
-        wrong.append(f"`{given[0]}`: no values for {', '.join(empty)}; expected one or more")
-    if sweep and sweep.random and not sweep.max_trials:
-        wrong.append("`max_trials` is 0; a random search needs 1 or more")
-    if wrong:
-        raise UserError("\n".join([f"{sweep_file}:"] + [f"  - {line}" for line in wrong]))
+            problems = [
+                _describe_wrong(key, raw)
+                for key in dict.fromkeys(str(e["loc"][0]) for e in error.errors())
+            ]
+    if sweep is not None:
+        problems = _find_gaps(sweep, given[0])
+    if sweep is None or problems:
+        raise UserError("\n".join([f"{sweep_file}:"] + [f"  - {line}" for line in problems]))
     return sweep
 
 
-def trials(sweep: Sweep, sweep_file: str, overrides: str = "") -> list[Trial]:
-    """All trials of a sweep, each job checked; the same file gives the same trials in the same folders."""
+def _expected(key: str) -> str:
+    """What a key must be, in words."""
+    note = Sweep.model_fields[key].json_schema_extra
+    assert isinstance(note, dict)  # as `_key` made it
+    return str(note["expected"])
+
+
+def _describe_unknown(key: str) -> str:
+    if key in params.FIELDS:
+        return f"unknown key `{key}`; a parameter goes under `set`, grid, list or random"
+    return f"unknown key `{key}`; {params.suggest_name(key, Sweep.model_fields)}"
+
+
+def _describe_wrong(key: str, raw: dict[str, Any]) -> str:
+    found = f"is {json.dumps(raw[key], default=str)[:300]}" if key in raw else "is missing"
+    return f"`{key}` {found}; expected {_expected(key)}"
+
+
+def _find_gaps(sweep: Sweep, search: str) -> list[str]:
+    """What a search lacks of which every value is well formed."""
+    problems = []
+    space = getattr(sweep, search)
+    if not space:
+        problems.append(f"`{search}` is empty; expected {_expected(search)}")
+    elif isinstance(space, dict):
+        empty = [key for key, values in space.items() if values == []]
+        if empty:
+            problems.append(f"`{search}`: no values for {', '.join(empty)}; expected one or more")
+    if sweep.random and not sweep.max_trials:
+        problems.append("`max_trials` is 0; a random search needs 1 or more")
+    return problems
+
+
+# --------------------------------------------------------------------------------------------------
+# trials
+
+
+def make_trials(sweep: Sweep, sweep_file: str, overrides: str = "") -> list[Trial]:
+    """All trials of a sweep, each job checked; UserError names a trial that is wrong.
+
+    The same file gives the same trials in the same folders.
+    """
     fixed = {**sweep.set, **params.parse_overrides(overrides)}
-    space = sweep.grid or sweep.random or {k: None for row in sweep.list for k in row}
-    if twice := sorted(space.keys() & fixed.keys()):
+    _refuse_varied_and_fixed(sweep, fixed, sweep_file)
+    base = params.read_values(sweep.base)
+    params.check_values(base, sweep.base)
+    trials: dict[pathlib.Path, Trial] = {}
+    candidates = _draw_values(sweep) if sweep.random else _list_values(sweep)
+    for number, values in enumerate(candidates, 1):
+        where = f"{sweep_file}, trial {number} ({format_values(values)})"
+        job = params.check_values({**base, **fixed, **values}, where)
+        _check_trial(job, sweep, where)
+        folder = run_folder.choose_folder(job, sweep_file)
+        if folder in trials and not sweep.random:
+            same = format_values(trials[folder].values)
+            raise UserError(
+                f"{where} is the same run as ({same}): it differs only in what changes no weight."
+            )
+        if folder not in trials:
+            words = ["train", "--params", sweep.base, "--run", folder.name]
+            overrides_of_trial = _format_overrides({**fixed, **values})
+            trials[folder] = Trial(folder, values, job, [*words, "--set", overrides_of_trial])
+        if len(trials) == sweep.max_trials:
+            break
+    return list(trials.values())
+
+
+def _format_overrides(values: dict[str, Any]) -> str:
+    """As --set takes them; JSON is YAML too."""
+    return " ".join(shlex.quote(f"{key}={json.dumps(value)}") for key, value in values.items())
+
+
+def _refuse_varied_and_fixed(sweep: Sweep, fixed: dict[str, Any], sweep_file: str) -> None:
+    varied = {key for row in sweep.list for key in row} | {*sweep.grid, *sweep.random}
+    twice = sorted(varied & fixed.keys())
+    if twice:
         raise UserError(
             f"{sweep_file}: {', '.join(twice)} is both varied and set for every trial; keep one."
         )
-    base, found = params.read_values(sweep.base), {}
-    params.check_values(base, sweep.base)
-    for number, values in enumerate(_draws(sweep) if sweep.random else _listed(sweep), 1):
-        where = f"{sweep_file}, trial {number} ({text(values)})"
-        job = params.check_values({**base, **fixed, **values}, where)
-        _check(job, sweep, where)
-        folder = run_folder.choose_folder(job, sweep_file)
-        if folder in found and not sweep.random:
-            raise UserError(
-                f"{where} is the same run as ({text(found[folder].values)}): it differs only in what changes no weight."
-            )
-        words = " ".join(
-            shlex.quote(f"{k}={json.dumps(v)}") for k, v in {**fixed, **values}.items()
-        )
-        found.setdefault(
-            folder,
-            Trial(
-                folder,
-                values,
-                job,
-                ["train", "--params", sweep.base, "--run", folder.name, "--set", words],
-            ),
-        )
-        if len(found) == sweep.max_trials:
-            break
-    return list(found.values())
 
 
-def _listed(sweep: Sweep) -> Any:
+def _list_values(sweep: Sweep) -> Iterator[dict[str, Any]]:
+    """The values of each trial of a list, or of a grid with all its combinations."""
     if sweep.list:
-        return iter(sweep.list)
-    return (
-        dict(zip(sweep.grid, values, strict=True))
-        for values in itertools.product(*sweep.grid.values())
-    )
+        yield from sweep.list
+        return
+    for values in itertools.product(*sweep.grid.values()):
+        yield dict(zip(sweep.grid, values, strict=True))
 
 
-def _draws(sweep: Sweep) -> Any:
+def _draw_values(sweep: Sweep) -> Iterator[dict[str, Any]]:
     """Random values, the same for the same seed; more than max_trials, since two may be alike."""
     draw = random.Random(sweep.seed)
-
-    def one(choices: Any) -> Any:
-        if isinstance(choices, list):
-            return draw.choice(choices)
-        low, high = (math.log(v) if choices.log else v for v in (choices.low, choices.high))
-        value = draw.uniform(low, high)
-        value = math.exp(value) if choices.log else value
-        whole = isinstance(choices.low, int) and isinstance(choices.high, int)
-        # three digits can be read in a table, and say as much
-        return min(max(round(value) if whole else float(f"{value:.3g}"), choices.low), choices.high)
-
     for _ in range(100 * sweep.max_trials):
-        yield {key: one(choices) for key, choices in sweep.random.items()}
+        yield {key: _draw_one(draw, choices) for key, choices in sweep.random.items()}
 
 
-def _check(job: Params, sweep: Sweep, where: str) -> None:
+def _draw_one(draw: random.Random, choices: list[Any] | Range) -> Any:
+    if isinstance(choices, list):
+        return draw.choice(choices)
+    low, high = choices.low, choices.high
+    if choices.log:
+        value = math.exp(draw.uniform(math.log(low), math.log(high)))
+    else:
+        value = draw.uniform(low, high)
+    if isinstance(low, int) and isinstance(high, int):
+        return min(max(round(value), low), high)
+    # three digits can be read in a table, and say as much
+    return min(max(float(f"{value:.3g}"), low), high)
+
+
+def _check_trial(job: Params, sweep: Sweep, where: str) -> None:
     """What a job must have to be a trial, beyond being a job; nothing is read or made yet."""
     sources.check_sources(job)
-    if (wants := needs.describe_gpu_needs(job)) and not sweep.gpus_per_trial:
+    gpu_needs = needs.describe_gpu_needs(job)
+    if gpu_needs and not sweep.gpus_per_trial:
         raise UserError(
-            f"{where} trains with {wants}, which needs an NVIDIA GPU, and gpus_per_trial is 0. "
+            f"{where} trains with {gpu_needs}, which needs an NVIDIA GPU, and gpus_per_trial is 0. "
             f"Set gpus_per_trial: 1."
         )
-    if sweep.early_stop and (
-        not job.eval_steps or not job.validation_size or 0 < job.max_steps <= job.eval_steps
-    ):
-        given = ", ".join(
-            f"{k}: {getattr(job, k):g}" for k in ("eval_steps", "max_steps", "validation_size")
-        )
+    ends_before_eval = 0 < job.max_steps <= job.eval_steps
+    if sweep.early_stop and (not job.eval_steps or not job.validation_size or ends_before_eval):
         raise UserError(
-            f"{where}: early_stop compares held-out losses on the way, and there are none with {given}.\n"
+            f"{where}: early_stop compares held-out losses on the way, and there are none with "
+            f"eval_steps: {job.eval_steps:g}, max_steps: {job.max_steps:g}, "
+            f"validation_size: {job.validation_size:g}.\n"
             f"Set eval_steps to a fraction of the steps, or early_stop: false."
         )
-    if not os.environ.get("RAY_ADDRESS"):  # elsewhere other cards may be
-        from lib.model import options
+    if not os.environ.get("RAY_ADDRESS"):  # on a cluster there may be other cards
+        from lib.model import options  # imports torch, which takes seconds
 
         try:
             options.check_options(job)
@@ -218,5 +256,5 @@ def _check(job: Params, sweep: Sweep, where: str) -> None:
             raise UserError(f"{where}: {error}") from None
 
 
-def text(values: dict[str, Any]) -> str:
-    return " ".join(f"{k}={v}" for k, v in values.items())
+def format_values(values: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in values.items())

@@ -1,4 +1,4 @@
-"""The part of a sweep that is Ray's: trials as actors that follow an ordinary run, ASHA, resources, killed workers and nodes."""
+"""Ray's part of a sweep: actors that follow ordinary runs, early stopping, killed workers."""
 
 import contextlib
 import logging
@@ -9,9 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
-# before Ray is imported: no statistics sent, no table and log files of its own, the results checked here
+# before Ray is imported: no statistics sent, no table and log files of its own, no check of the
+# results, which is ours
 os.environ.update(
     {
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -34,7 +36,7 @@ from lib.common import files, machine
 from lib.common.errors import ROOT, UserError
 from lib.record import ledger, run_record
 from lib.runs.sweep import states
-from lib.runs.sweep.sweep_file import Sweep, Trial, text
+from lib.runs.sweep.sweep_file import Sweep, Trial, format_values
 from lib.training import stops
 
 POLL_SECONDS = 0.5
@@ -44,18 +46,21 @@ LAST_EVAL = 10**9  # no trial gets so far: ASHA's own limit is not ours
 
 
 class Follower(tune.Trainable):
-    """A trial in a Ray worker: starts the runner on its folder, and reports each held-out loss of its ledger.
+    """A trial in a Ray worker: starts the runner and reports each held-out loss of its ledger.
 
     What is over is only reported again, so that ASHA knows of it after the driver was killed.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         trial = config["trial"]
-        self.folder, self.eval_steps = pathlib.Path(trial["folder"]), trial["eval_steps"]
-        self.reported, self.process = 0, None
+        self.folder = pathlib.Path(trial["folder"])
+        self.eval_steps = trial["eval_steps"]
+        self.reported = 0  # the step of the last held-out loss that Ray knows of
+        self.process: subprocess.Popen[bytes] | None = None
         if trial["over"]:
             return
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the runner; a pipe that nobody reads would fill up
+        # a file, since a pipe that nobody reads fills up; open as long as the runner, so not SIM115
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         env = {
             **os.environ,
             "MEDRESCUE_RUNS": str(self.folder.parent),
@@ -74,13 +79,12 @@ class Follower(tune.Trainable):
         )
 
     def step(self) -> dict[str, Any]:
+        """Wait for the next held-out loss, or for the end, and report it."""
         while True:
-            ended = (
-                self.process is None or self.process.poll() is not None
-            )  # asked before the ledger is read: no line comes later
-            for entry in ledger.keep_valid(
-                ledger.read_ledger(self.folder / "metrics.jsonl"), "eval"
-            ):
+            # asked before the ledger is read: no line comes later
+            ended = self.process is None or self.process.poll() is not None
+            entries = ledger.read_ledger(self.folder / "metrics.jsonl")
+            for entry in ledger.keep_valid(entries, "eval"):
                 if entry["when"] == "during" and entry["step"] > self.reported:
                     self.reported = entry["step"]
                     return {
@@ -94,31 +98,32 @@ class Follower(tune.Trainable):
             time.sleep(POLL_SECONDS)
 
     def _end(self) -> dict[str, Any]:
-        """Done, unless it was killed: then RuntimeError, and Ray starts it again. A failure of its own would only come again."""
+        """Done, unless the runner was killed: then RuntimeError, and Ray starts it again.
+
+        A failure of its own would only come again.
+        """
         code = self.process.returncode if self.process else 0
         if code == 2:  # refused by the runner, whose message is not in the record
             self.errors.seek(0)
-            return {
-                "done": True,
-                "refused": self.errors.read().decode(errors="replace")[-2000:].strip(),
-            }
-        last = [
-            a
-            for s in run_record.STAGES
-            for a in run_record.read_record(self.folder / "run.json")["stages"][s]["attempts"]
-        ][-1:]
-        if (
-            code < 0
-            or code >= 128
-            or code
-            and last
-            and (last[0]["exit"] or "").startswith(("KernelDied", "KernelNotStarted"))
-        ):
+            message = self.errors.read().decode(errors="replace")[-2000:].strip()
+            return {"done": True, "refused": message}
+        was_killed = code < 0 or code >= 128
+        if was_killed or (code and self._lost_kernel()):
             raise RuntimeError(f"exit code {code}")
         return {"done": True}
 
+    def _lost_kernel(self) -> bool:
+        """Whether the last attempt ended because its kernel died or never started."""
+        stages = run_record.read_record(self.folder / "run.json")["stages"]
+        attempts = [a for stage in run_record.STAGES for a in stages[stage]["attempts"]]
+        reason = attempts[-1]["exit"] if attempts else ""
+        return (reason or "").startswith(("KernelDied", "KernelNotStarted"))
+
     def cleanup(self) -> None:
-        """Stopped early: by the run's own stop file, so that it saves and its record says so; by SIGTERM if that takes too long."""
+        """Stop the runner early by the run's stop file, by SIGTERM if that takes too long.
+
+        So it saves, and its record says how it ended.
+        """
         if self.process is None or self.process.poll() is not None:
             return
         (self.folder / stops.STOP_FILE).touch()
@@ -126,21 +131,22 @@ class Follower(tune.Trainable):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(seconds)
                 break
-            self.process.stdin.close()  # lib/trial.py takes it for the end of this process
+            assert self.process.stdin is not None
+            self.process.stdin.close()  # trial.py takes it for the end of this process
         (self.folder / stops.STOP_FILE).unlink(missing_ok=True)  # it was in its last step already
 
 
 class Asha(ASHAScheduler):
     """Ray's ASHA on the held-out loss; a decision to stop is on disk before it is carried out."""
 
-    def __init__(self, of: Sweep):
+    def __init__(self, sweep: Sweep) -> None:
         super().__init__(
             time_attr="evals",
             metric="eval_loss",
             mode="min",
             max_t=LAST_EVAL,
-            grace_period=of.grace_evals,
-            reduction_factor=of.reduction_factor,
+            grace_period=sweep.grace_evals,
+            reduction_factor=sweep.reduction_factor,
         )
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -186,113 +192,118 @@ class Lines(tune.Callback):
         self._print(trial, (trial.last_result or {}).get("refused") or "ended")
 
 
-def _start(temporary: str, of: Sweep) -> None:
-    """Ray on this machine, or the cluster at RAY_ADDRESS; UserError where a trial would wait for ever."""
+def _start_ray(temporary: str, sweep: Sweep) -> None:
+    """Start Ray on this machine, or join the cluster at RAY_ADDRESS.
+
+    UserError where there is none, or a trial would wait for ever.
+    """
     address = os.environ.get("RAY_ADDRESS", "")
-    here = (
-        {}
-        if address
-        else {
-            "include_dashboard": False,
-            "_temp_dir": temporary,
-            "num_cpus": machine.cores(),
-            "object_store_memory": 80 * 2**20,
-        }
-    )
-    logging.getLogger("ray.tune").setLevel(
-        logging.CRITICAL
-    )  # a killed trial is a line of ours, not a traceback
+    local: dict[str, Any] = {
+        "include_dashboard": False,
+        "_temp_dir": temporary,
+        "num_cpus": machine.cores(),
+        "object_store_memory": 80 * 2**20,
+    }
+    # a killed trial is a line of ours, not a traceback
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         ray.init(
             address=address or "local",
             log_to_driver=False,
             logging_level="ERROR",
             configure_logging=True,
-            **here,
+            **({} if address else local),
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
+        where = f" at RAY_ADDRESS={address}" if address else ""
+        raise UserError(f"no Ray answers{where}: {str(error).splitlines()[0]}") from None
+    _require_resource("CPU", "cores_per_trial", sweep.cores_per_trial)
+    _require_resource("GPU", "gpus_per_trial", sweep.gpus_per_trial)
+
+
+def _require_resource(resource: str, key: str, wanted: float) -> None:
+    """UserError unless one machine of the sweep has as much as a trial wants."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    most = max((node["Resources"].get(resource, 0) for node in alive), default=0)
+    if wanted > most:
         raise UserError(
-            f"no Ray answers{f' at RAY_ADDRESS={address}' if address else ''}: {str(error).splitlines()[0]}"
-        ) from None
-    for name, wanted in (("CPU", of.cores_per_trial), ("GPU", of.gpus_per_trial)):
-        most = max(
-            (node["Resources"].get(name, 0) for node in ray.nodes() if node["Alive"]), default=0
+            f"{key} is {wanted:g}, and no machine of the sweep has more than {most:g}. "
+            f"Set it to {most:g} or less."
         )
-        if wanted > most:
-            what = {"CPU": "cores_per_trial", "GPU": "gpus_per_trial"}[name]
-            raise UserError(
-                f"{what} is {wanted:g}, and no machine of the sweep has more than {most:g}. Set it to {most:g} or less."
-            )
 
 
-def run(of: Sweep, found: list[Trial]) -> int:
-    """Run what is not over yet; returns the signal that ended it, 0 without one."""
-    got: list[int] = []
+def run_trials(sweep: Sweep, trials: list[Trial]) -> int:
+    """Run the trials that are not over yet; returns the signal that ended it, 0 without one."""
+    signals: list[int] = []
 
     def note(number: int, frame: Any) -> None:
-        got.append(number)
-        if len(got) > 1:
+        signals.append(number)
+        if len(signals) > 1:
             raise SystemExit(128 + number)
-        signal.raise_signal(
-            signal.SIGUSR1
-        )  # Tune ends the experiment by it; before Tune listens, `leave` does
+        # Tune ends the experiment by this signal; before Tune listens, `leave` does
+        signal.raise_signal(signal.SIGUSR1)
 
     def leave(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-    )  # for the workers
+    # for the workers
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     # Ray's sockets lie 62 characters below its folder, and the path of a socket has 107 at most
     place = tempfile.gettempdir() if len(tempfile.gettempdir()) < 30 else "/tmp"
     with tempfile.TemporaryDirectory(
         prefix="sweep-", dir=place, ignore_cleanup_errors=True
     ) as temporary:
         try:
-            _start(temporary, of)
+            _start_ray(temporary, sweep)
             signal.signal(signal.SIGUSR1, leave)
             for number in STOPPERS:  # after Ray, which sets one of its own
                 if signal.getsignal(number) != signal.SIG_IGN:  # nohup asked for that
                     signal.signal(number, note)
-            configs = [
-                {
-                    "folder": str(t.folder),
-                    "words": t.words,
-                    "text": text(t.values),
-                    "eval_steps": t.job.eval_steps,
-                    "cores": of.cores_per_trial,
-                    "over": states.state(t.folder, of).word in ("finished", "stopped early"),
-                }
-                for t in found
-            ]
-            tune.Tuner(
-                tune.with_resources(
-                    Follower, {"cpu": of.cores_per_trial, "gpu": of.gpus_per_trial}
-                ),
-                param_space={"trial": tune.grid_search(configs)},
-                tune_config=tune.TuneConfig(
-                    scheduler=Asha(of) if of.early_stop else FIFOScheduler(),
-                    time_budget_s=of.max_minutes * 60 or None,
-                ),
-                run_config=tune.RunConfig(
-                    name="tune",
-                    storage_path=temporary,
-                    verbose=0,
-                    callbacks=[Lines()],
-                    checkpoint_config=tune.CheckpointConfig(
-                        checkpoint_at_end=False
-                    ),  # the run folder is the checkpoint
-                    failure_config=tune.FailureConfig(max_failures=of.retries),
-                ),
-            ).fit()
+            _make_tuner(sweep, trials, temporary).fit()
         except KeyboardInterrupt:
-            got = got or [signal.SIGINT]
+            signals = signals or [signal.SIGINT]
         finally:
-            for number in STOPPERS:
-                if signal.getsignal(number) == note:
-                    signal.signal(
-                        number,
-                        signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL,
-                    )
+            _restore_handlers(note)
             ray.shutdown()
-    return got[0] if got else 0
+    return signals[0] if signals else 0
+
+
+def _make_tuner(sweep: Sweep, trials: list[Trial], temporary: str) -> tune.Tuner:
+    configs = [
+        {
+            "folder": str(trial.folder),
+            "words": trial.words,
+            "text": format_values(trial.values),
+            "eval_steps": trial.job.eval_steps,
+            "cores": sweep.cores_per_trial,
+            "over": states.read_state(trial.folder, sweep).word in states.OVER,
+        }
+        for trial in trials
+    ]
+    resources = {"cpu": sweep.cores_per_trial, "gpu": sweep.gpus_per_trial}
+    return tune.Tuner(
+        tune.with_resources(Follower, resources),
+        param_space={"trial": tune.grid_search(configs)},
+        tune_config=tune.TuneConfig(
+            scheduler=Asha(sweep) if sweep.early_stop else FIFOScheduler(),
+            time_budget_s=sweep.max_minutes * 60 or None,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=temporary,
+            verbose=0,
+            callbacks=[Lines()],
+            # the run folder is the checkpoint
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=sweep.retries),
+        ),
+    )
+
+
+def _restore_handlers(ours: Callable[[int, Any], None]) -> None:
+    """Give the signals back that `ours` handles."""
+    for number in STOPPERS:
+        if signal.getsignal(number) == ours:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)

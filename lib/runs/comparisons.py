@@ -1,0 +1,167 @@
+"""Which runs may be compared, where they differ, and tests of each beside the first."""
+
+import functools
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from lib.common import stats
+from lib.data import splits
+from lib.medical import safety
+from lib.pages import page
+from lib.pages.headline import tuned_model
+from lib.record.run_record import STAGES
+from lib.runs.metrics import Records
+
+
+def differing_parameters(runs: list[Records]) -> list[dict[str, str]]:
+    """A row for each parameter that is not the same in all runs."""
+    rows = []
+    jobs = {run["name"]: run["job"].model_dump() for run in runs}
+    for key in next(iter(jobs.values())):
+        values = {name: page.format_parameter(job[key]) for name, job in jobs.items()}
+        if len(set(values.values())) > 1:
+            rows.append({"parameter": key, **values})
+    return rows
+
+
+def find_mismatches(run: Records) -> list[str]:
+    """Where the values glued into an executed notebook are not those of results.json.
+
+    One of the two was then changed by hand.
+    """
+    import scrapbook  # slow to import, and needed here alone
+
+    mismatches = []
+    for stage in STAGES:
+        path = run["folder"] / f"{stage}.ipynb"
+        if not path.is_file() or run["run"]["stages"][stage]["status"] != "finished":
+            continue
+        try:
+            glued = scrapbook.read_notebook(str(path)).scraps.data_dict
+        except Exception as error:  # from nbformat, papermill or scrapbook
+            reason = type(error).__name__
+            mismatches.append(f"{run['name']}: {stage}.ipynb is not readable ({reason})")
+            continue
+        section = run["results"].get(stage, {})
+        mismatches += [
+            f"{run['name']}: {stage}.ipynb says {key} = {value!r}, "
+            f"results.json {section[key]!r}: one of the two was changed"
+            for key, value in glued.items()
+            if key in section and section[key] != value
+        ]
+    return mismatches
+
+
+# --------------------------------------------------------------------------------------------------
+# held-out rows
+
+
+def group_by_held_out(runs: list[Records]) -> list[list[str]]:
+    """Names of the runs, those with the same held-out rows together."""
+    groups: list[list[Records]] = []
+    for run in runs:
+        group = next((group for group in groups if hold_out_the_same(group[0], run)), None)
+        if group is None:
+            groups.append([run])
+        else:
+            group.append(run)
+    return [[run["name"] for run in group] for group in groups]
+
+
+def hold_out_the_same(one: Records, other: Records) -> bool:
+    """Whether two runs hold out the same tokens.
+
+    By the fingerprint of all their prepared rows, else by the held-out rows themselves.
+    """
+    fingerprint = one["run"]["fingerprints"].get("data")
+    if fingerprint and fingerprint == other["run"]["fingerprints"].get("data"):
+        return True
+    hashes = _hash_held_out(one["folder"])
+    return None not in hashes and hashes == _hash_held_out(other["folder"])
+
+
+@functools.cache  # every pair of runs asks
+def _hash_held_out(folder: pathlib.Path) -> list[str | None]:
+    return [splits.hash_split(folder / "data", split) for split in ("validation", "test")]
+
+
+# --------------------------------------------------------------------------------------------------
+# tests
+
+
+def compare_with_first(runs: list[Records]) -> list[dict[str, Any]]:
+    """Each later run's tuned model beside the first's, item by item.
+
+    A row for each exam, and one for the held-out answers; Holm's p is over all rows. Only where
+    both were asked the very same items, or hold out the very same rows.
+    """
+    rows = []
+    for other in runs[1:]:
+        has_perplexity = False
+        for exam in other["exams"]:
+            pair = _pair_models(runs[0], other, exam)
+            if pair is None:
+                continue
+            names = {"before": runs[0]["name"], "after": other["name"]}
+            rows.append({**names, "what": exam, **_compare_answers(exam, *pair)})
+            before, after = (model.get("held_out") for model in pair)
+            if not before or not after or has_perplexity:
+                continue
+            if hold_out_the_same(runs[0], other):
+                rows.append({**names, **_compare_perplexity(before, after)})
+                has_perplexity = True
+    return _add_holm(rows)
+
+
+def _pair_models(
+    first: Records, other: Records, exam: str
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The tuned models of two runs in an exam; None unless they were asked the same items."""
+    before, after = first["exams"].get(exam, {}), other["exams"][exam]
+    names = tuned_model(before), tuned_model(after)
+    if names[0] is None or names[1] is None or before.get("sha256") != after.get("sha256"):
+        return None
+    return before["models"][names[0]], after["models"][names[1]]
+
+
+def _compare_answers(exam: str, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The change in right answers, with its interval and McNemar's p."""
+    old, new = _list_right(exam, before), _list_right(exam, after)
+    low, high = stats.mean_interval([int(b) - int(a) for a, b in zip(old, new, strict=True)])
+    share = (sum(new) - sum(old)) / len(old)
+    return {
+        "difference": f"{share:+.1%}",
+        "95 %": f"{low:+.1%} to {high:+.1%}",
+        **stats.changes(old, new),
+    }
+
+
+def _list_right(exam: str, model: dict[str, Any]) -> list[bool]:
+    if exam == safety.NAME:
+        return [answer["passed"] for answer in model["answers"]]
+    return [result["right"] for result in model["results"]]
+
+
+def _compare_perplexity(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    losses = np.array(before["losses"]), np.array(after["losses"])
+    ratio, (low, high) = stats.perplexity_ratio(*losses)
+    return {
+        "what": f"perplexity, {before['rows']} {before['split']} rows",
+        "difference": f"× {ratio:.3f}",
+        "95 %": f"{low:.3f} to {high:.3f}",
+        "gained": "-",
+        "lost": "-",
+        "p": None,
+    }
+
+
+def _add_holm(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Round each p, and put Holm's beside it; `-` in rows that are not tested."""
+    tested = [row for row in rows if row["p"] is not None]
+    corrected = stats.holm([row["p"] for row in tested])
+    for row, holm in zip(tested, corrected, strict=True):
+        row["p"] = f"{row['p']:.2g}"
+        row["Holm's p"] = f"{holm:.2g}"
+    return [{**row, "p": row["p"] or "-", "Holm's p": row.get("Holm's p", "-")} for row in rows]

@@ -1,0 +1,121 @@
+"""The numbers by which runs are compared: how each is found in the records, and which is best."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lib.common.text import format_value
+from lib.medical import safety
+from lib.pages.headline import count_right, smallest_gguf, tuned_model
+from lib.runs.listing import describe_state
+
+Records = dict[str, Any]  # what report.gather_records returns, and the run's `name`
+Value = float | None  # None: not measured
+
+
+class Metric(NamedTuple):
+    label: str
+    find: Callable[[Records], Value]
+    less_is_better: bool = False
+    same_rows_only: bool = (
+        False  # whether it compares only between runs that hold out the same rows
+    )
+
+
+def _train(key: str) -> Callable[[Records], Value]:
+    """Find a number in the `train` section of results.json."""
+    return lambda run: run["results"].get("train", {}).get(key)
+
+
+def _find_exam(run: Records) -> Value:
+    return _share_right(run, lambda name: name != safety.NAME)
+
+
+def _find_safety(run: Records) -> Value:
+    return _share_right(run, lambda name: name == safety.NAME)
+
+
+def _share_right(run: Records, is_wanted: Callable[[str], bool]) -> Value:
+    """Share of right (or passed) answers of the tuned model in the first wanted exam it took."""
+    for name, entry in run["exams"].items():
+        model = tuned_model(entry)
+        if is_wanted(name) and model:
+            right, asked = count_right(entry, model)
+            return right / asked
+    return None
+
+
+def _find_gguf_size(run: Records) -> Value:
+    smallest = smallest_gguf(run["results"])
+    return smallest[0] / 2**20 if smallest else None
+
+
+def _find_decoding(run: Records) -> Value:
+    """The most tokens a second that one of the files decoded."""
+    edge = run["results"].get("export", {}).get("edge", [])
+    return max((row["decode_tokens_per_second"] for row in edge), default=None)
+
+
+METRICS = {
+    "eval_loss_after": Metric(
+        "held-out loss", _train("eval_loss_after"), less_is_better=True, same_rows_only=True
+    ),
+    "loss_last": Metric("training loss at the end", _train("loss_last"), less_is_better=True),
+    "exam": Metric("exam", _find_exam),
+    "safety": Metric("safety", _find_safety),
+    "samples_per_second": Metric("samples/s", _train("samples_per_second")),
+    "tokens_per_second": Metric("tokens/s", _train("tokens_per_second")),
+    "peak_memory_gib": Metric("peak GiB", _train("peak_memory_gib"), less_is_better=True),
+    "seconds": Metric("seconds in steps", _train("seconds"), less_is_better=True),
+    "gguf_mib": Metric("smallest GGUF, MiB", _find_gguf_size, less_is_better=True),
+    "decode": Metric("decoded tokens/s", _find_decoding),
+}
+SHARES = ("exam", "safety")  # labels of metrics that are shown in per cent
+FIRST_COLUMNS = ("run", "state", "held-out before", "held-out loss", "change")
+
+
+def tabulate_metrics(runs: list[Records]) -> tuple[list[dict[str, Any]], list[str]]:
+    """A row a run: its state and every metric that one of them has; and what none of them has."""
+    rows = [_describe_run(run) for run in runs]
+    missing = [label for label in rows[0] if all(row[label] is None for row in rows)]
+    others = [label for label in rows[0] if label not in FIRST_COLUMNS]
+    columns = [label for label in (*FIRST_COLUMNS, *others) if label not in missing]
+    return [{label: row[label] for label in columns} for row in rows], missing
+
+
+def _describe_run(run: Records) -> dict[str, Any]:
+    values: dict[str, Any] = {metric.label: metric.find(run) for metric in METRICS.values()}
+    before = run["results"].get("train", {}).get("eval_loss_before")
+    after = values["held-out loss"]
+    for label in SHARES:
+        if values[label] is not None:
+            values[label] = f"{values[label]:.1%}"
+    change = None if before is None or after is None else f"{(after - before) / before:+.1%}"
+    return {
+        "run": run["name"],
+        "state": describe_state(run["run"]),
+        "held-out before": before,
+        **values,
+        "change": change,
+    }
+
+
+def find_best(runs: list[Records], groups: list[list[str]], name: str) -> list[tuple[str, str]]:
+    """(run, its value and among which runs) of the best run by a metric.
+
+    One of each group of runs that hold out the same rows, where the metric depends on these; none
+    of a group in which nobody can be compared.
+    """
+    metric = METRICS[name]
+    best = []
+    for group in groups if metric.same_rows_only else [[run["name"] for run in runs]]:
+        values = {run["name"]: metric.find(run) for run in runs if run["name"] in group}
+        known = {run: value for run, value in values.items() if value is not None}
+        if not known or (len(known) == 1 and len(groups) > 1):
+            continue
+        choose = min if metric.less_is_better else max
+        winner = choose(known, key=known.__getitem__)
+        text = f" ({format_value(known[winner])})"
+        if metric.same_rows_only and len(groups) > 1:
+            text += f", among {', '.join(known)}"
+        best.append((winner, text))
+    return best
