@@ -184,7 +184,9 @@ def _upto(run, step):
     """What a session resuming there builds on."""
     entries = [*ledger.read_ledger(run / "metrics.jsonl"), {"event": "session", "start_step": step}]
     return ledger.valid_steps(entries), [
-        (e["when"], e["eval_loss"]) for e in ledger.keep_valid(entries, "eval") if e["when"] == "before"
+        (e["when"], e["eval_loss"])
+        for e in ledger.keep_valid(entries, "eval")
+        if e["when"] == "before"
     ]
 
 

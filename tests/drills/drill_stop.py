@@ -20,7 +20,9 @@ def drill(folder, trials):
     wanted = tiny.outcome(folder / "reference")
     step = max(
         e["seconds"]
-        for e in tiny.ledger.valid_steps(tiny.ledger.read_ledger(folder / "reference/tiny/metrics.jsonl"))
+        for e in tiny.ledger.valid_steps(
+            tiny.ledger.read_ledger(folder / "reference/tiny/metrics.jsonl")
+        )
     )
     draw = random.Random(7)
     moments = [

@@ -181,7 +181,9 @@ def outcome(runs):
             if a["path"].endswith((".safetensors", ".gguf", ".arrow"))
         },
         "losses": [(e["step"], e["loss"]) for e in ledger.valid_steps(entries)],
-        "evals": [(e["when"], e["step"], e["eval_loss"]) for e in ledger.keep_valid(entries, "eval")],
+        "evals": [
+            (e["when"], e["step"], e["eval_loss"]) for e in ledger.keep_valid(entries, "eval")
+        ],
         "rows": {
             k: results["prepare"][k]
             for k in ("rows_read", "rows_kept", "train", "validation", "test", "dropped")
@@ -197,7 +199,9 @@ def untrue(runs):
     """What a run's records claim that is not so; empty where they tell the truth."""
     found, folder, data = [], runs / "tiny", record(runs)
     for stage, entry in data["stages"].items():
-        if entry["status"] == "finished" and (trouble := files.find_damage(folder, entry["artifacts"])):
+        if entry["status"] == "finished" and (
+            trouble := files.find_damage(folder, entry["artifacts"])
+        ):
             found.append(f"{stage} says finished, and {trouble}")
         if entry["status"] == "running":
             found.append(f"{stage} says running, and nothing runs")

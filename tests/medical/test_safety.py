@@ -251,5 +251,9 @@ def test_no_right_answer_is_one_the_model_was_trained_on():
     assert not [
         row["id"]
         for row in ROWS
-        if len(contamination.find_places(trained, contamination.hash_runs(words_of(row["good"]), 13, numbers)))
+        if len(
+            contamination.find_places(
+                trained, contamination.hash_runs(words_of(row["good"]), 13, numbers)
+            )
+        )
     ]
