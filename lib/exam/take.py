@@ -43,7 +43,8 @@ from lib.record.schema import Artifact
 
 Items = list[dict[str, Any]]
 
-METHOD = ("exam", "medical", "model", "training")  # folders of lib/ whose code decides a score
+# folders of lib/ whose code decides a score
+METHOD = ("common", "exam", "medical", "model", "training")
 
 
 class ExamFormat(Protocol):
