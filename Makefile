@@ -12,6 +12,7 @@ PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18
 	@echo '  variables:      PARAMS=params/t4.yaml RUN=name SET="learning_rate=1e-4 max_steps=50" FORCE=1'
+
 run: setup  ## prepare, train and export one job; the same command continues it
 prepare: setup  ## only the data stage
 train: setup  ## train, after prepare if that is missing
@@ -19,32 +20,44 @@ export: setup  ## export, after prepare and train if they are missing
 report: setup  ## write report.html again from a run's records
 run prepare train export report:
 	.venv/bin/python -m lib.runs $@ $(OPTIONS)
+
 runs: setup  ## list the runs: state, age, held-out loss, size on disk
 	.venv/bin/python -m lib.runs list
+
 compare: setup  ## compare RUNS="a b c", or all runs; METRIC decides which is best
 	.venv/bin/python -m lib.runs compare --runs '$(RUNS)' --metric '$(or $(METRIC),eval_loss_after)'
+
 rerun: setup  ## repeat the job of RUN from its record, as RUN-rerun, and compare the results
 	.venv/bin/python -m lib.runs rerun --runs '$(RUN)'
+
 prune: setup  ## free checkpoints and merged weights of finished RUNS; asks first, YES=1 does not
 	.venv/bin/python -m lib.runs prune --runs '$(RUNS)' $(if $(YES),--yes)
+
 ask: setup  ## answer Q="..." with the first GGUF of RUN
 # value: a $ in the question is text, not a variable of make
 	.venv/bin/python -m lib.runs ask $(OPTIONS) --question='$(subst ','\'',$(value Q))'
+
 exam: setup  ## examine a finished RUN in every format: EXAM=my.jsonl, a hub id, or the bundled set
 	.venv/bin/python -m lib.exam '$(RUN)' '$(or $(EXAM),bundled:exam)'
+
 sweep: setup  ## train many variants from one sweep file: PARAMS=params/sweep.yaml
 	.venv/bin/python -m lib.runs.sweep $(OPTIONS)
+
 test: setup  ## the tests, without those marked slow
 	$(PYTEST) -m 'not slow'
+
 test-all: setup  ## all tests
 	$(PYTEST)
+
 drills: setup  ## break runs on purpose and count what is lost (DRILLS="kill stop"; all take hours)
 	.venv/bin/python tests/drills $(DRILLS)
+
 lint: setup  ## the rules of the code: style, format, layers, types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/mypy
+
 setup: $(READY)  ## the environment in .venv, from requirements.txt or requirements-cpu.txt
 $(READY): requirements.txt requirements-cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.version.split()[0]} found; try PYTHON=python3.12")'
@@ -53,5 +66,6 @@ $(READY): requirements.txt requirements-cpu.txt
 	$(if $(filter requirements-cpu.txt,$(REQUIREMENTS)),@.venv/bin/pip install -q 'torch==2.13.0+cpu' 2>/dev/null || echo 'no CPU build of torch within reach (see CONTRIBUTING.md): installing the standard one')
 	.venv/bin/pip install -q -r $(REQUIREMENTS)
 	@rm -f .venv/.ready-* && touch $@
+
 clean:  ## caches and the environment; never touches runs
 	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis && find . -name __pycache__ -type d -prune -exec rm -rf {} +
