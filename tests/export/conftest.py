@@ -1,5 +1,6 @@
 """Exports of the tiny Gemma 3n, each made once for the session: copy before changing."""
 
+import random
 import shutil
 
 import pytest
@@ -7,9 +8,13 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers import adapters, export_runs
+from helpers import adapters, export_runs, hub_upload
+from helpers.hub_upload import TOKEN
+from helpers.push_case import CARDS, SIZES, TO
+from lib.common import files
+from lib.common.errors import UserError
 from lib.data import chat
-from lib.export import gguf_export, merge, parity_reference
+from lib.export import gguf_export, merge, parity_reference, push
 from lib.model.load import load_merged
 
 
@@ -103,3 +108,55 @@ def parity_run(base, made, tmp_path_factory):
         _patch_sizes(patch)
         truth = parity_reference.predict_reference(data, base, load_merged(base), seed=1)
     return base, made["q8_0"]["path"], truth, data
+
+
+# --------------------------------------------------------------------------------------------------
+# a run to push, and a hub that takes it
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder; the weights are random bytes, other than in any other test."""
+    source = random.Random(str(tmp_path))
+    for path, size in SIZES.items():
+        (tmp_path / "run" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / path).write_bytes(source.randbytes(size))
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def served(monkeypatch, tmp_path):
+    with hub_upload.serving(monkeypatch, tmp_path / "token") as hub:
+        hub.part_size = 10000
+        yield hub
+
+
+@pytest.fixture
+def send(served, run, caplog, capfd):
+    """push.push_run of the run; every line logged, printed, warned or raised is held against the token and the signed addresses."""
+    lines = []
+
+    def call(to=TO, artifacts=None, cards=CARDS, log=lines.append, **more):
+        said = ""
+        try:
+            return push.push_run(
+                run,
+                to,
+                files.describe_files(run, ["adapter", "merged", "gguf"])
+                if artifacts is None
+                else artifacts,
+                cards,
+                log=log,
+                **more,
+            )
+        except UserError as error:
+            said = str(error)
+            raise
+        finally:
+            told = capfd.readouterr()
+            shown = "\n".join([said, *lines, caplog.text, told.out, told.err])
+            assert TOKEN not in shown, "the token is shown"
+            assert "SIGNED" not in shown, "a signed address is shown"
+
+    call.lines = lines
+    return call
