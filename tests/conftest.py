@@ -4,15 +4,13 @@ import os
 import pathlib
 import signal
 
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a shell's background job ignores it, and so would all that a test starts
-os.environ["HF_HUB_OFFLINE"] = (
-    "1"  # before any import reads it: no test asks the network for anything
-)
+# a shell's background job ignores the first, nohup the second, and all that a test starts would too
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import reads it: no test asks the network
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    # each worker, with all it starts, on a core of its own: threads of torch and llama.cpp wait by spinning, and where two processes
-    # share cores most of the time is spent so
+    # each worker, with all it starts, on a core of its own: threads of torch and llama.cpp wait by
+    # spinning, and where two processes share cores most of the time is spent so
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
     os.environ["OMP_WAIT_POLICY"] = "passive"  # some tests compute on two threads all the same

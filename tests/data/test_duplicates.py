@@ -290,6 +290,7 @@ def test_every_question_of_a_conversation_ties_it():
     assert decide([*test, *train, conversation]) == (["", "", "ties_both_sides"], [2, 0, -1])
 
 
+@pytest.mark.slow
 def test_memory_of_the_placing_is_bounded_where_all_rows_are_alike():
     import tracemalloc
 

@@ -339,6 +339,7 @@ PROMPTS = [
 ]
 
 
+@pytest.mark.slow
 def test_greedy_text_equals_llama_cpp_on_the_same_weights(bundled_base, tokenizer, converted):
     model = AutoModelForCausalLM.from_pretrained(bundled_base, dtype=torch.float32)
     with llama.load_gguf(converted, n_threads=2) as engine:

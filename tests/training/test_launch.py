@@ -131,6 +131,7 @@ def test_two_processes_train_what_one_does(folder, alone, tmp_path, capfd):
     )
 
 
+@pytest.mark.slow
 def test_a_sharded_base_trains_the_same(folder, alone, tmp_path, capfd):
     """Each rank holds about half of the frozen weights, and short steps and splits keep nobody waiting."""
     job = job_of(folder, fsdp="full_shard")
@@ -152,6 +153,7 @@ def free_port():
         return s.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_nodes(folder, alone, tmp_path):
     """The documented command, started on each of two "machines" that share the folder."""
     run = copy(folder, tmp_path / "run", job_of(folder))

@@ -135,6 +135,7 @@ def test_kill_minus_nine(tmp_path, uninterrupted):
     assert (found["sessions"], found["steps_repeated"]) == (2, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [11])
 def test_killed_at_ten_random_moments(tmp_path, seed):
     """Four of the ten while a checkpoint is being written. In the end nobody can tell."""
