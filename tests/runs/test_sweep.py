@@ -336,11 +336,13 @@ book.write('eval', when='after', step=job.max_steps, eval_loss=job.learning_rate
 @pytest.fixture
 def tree(tmp_path):
     made = standin.Tree.make(tmp_path / "tree")
+    # a sweep ends with the page that compares its runs, which the real report gathers
+    shutil.copy(standin.ROOT / "lib/pages/report.py", made.root / "lib/pages/report.py")
     work = standin.cells("train")
     work[3:] = [
         TRAIN,
         "(run.folder / 'adapter').mkdir(exist_ok=True)\n(run.folder / 'adapter/result.txt').write_text('done')\n"
-        "record.finish(run, 'train', ledger.summarise(ledger.read_ledger(book.path)), ['adapter'], 'done')",
+        "record.finish_stage(run, 'train', ledger.summarise(ledger.read_ledger(book.path)), ['adapter'], 'done')",
     ]
     (made.root / "notebooks/train.ipynb").write_text(standin.notebook(work))
     (made.root / "params/few.yaml").write_text(
