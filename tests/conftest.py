@@ -97,7 +97,7 @@ def tiny_run(tiny_gemma3n, tmp_path_factory):
     maker.random_adapter(tiny_gemma3n, folder / "adapter")
     gguf_export.write_gguf(folder / "merged", folder / "gguf" / "tiny-q8_0.gguf")
     job = params.load_job("params/cpu.yaml", "max_seq_length=64")
-    servers.write_server_files(folder, folder / "gguf" / "tiny-q8_0.gguf", job)
+    servers.write_server_files(folder, folder / "gguf" / "tiny-q8_0.gguf", job.base_model, 64)
     files.atomic_write(folder / "params.yaml", params.to_yaml(job))
     stages = {
         stage: {"status": "finished", "attempts": [{}], "artifacts": [], "inputs": {}}

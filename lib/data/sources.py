@@ -182,7 +182,7 @@ def read_rows(
     total = 0
     bytes_before = 0
     for number, (source, prefix) in enumerate(
-        zip(list_sources(job), _id_prefixes(job), strict=True)
+        zip(list_sources(job), _id_prefixes(job.dataset), strict=True)
     ):
         count = 0
         for where, values in _read_source(source, bytes_before, report_bytes, commits):
@@ -231,11 +231,11 @@ def _read_source(
         bytes_before += path.stat().st_size
 
 
-def _id_prefixes(job: Params) -> list[str]:
+def _id_prefixes(dataset: Dataset) -> list[str]:
     """Return what the ids of each source's rows begin with: sources of a list may share ids."""
-    if isinstance(job.dataset, str):
+    if isinstance(dataset, str):
         return [""]
-    names = [pathlib.PurePath(name).name for name in list_names(job.dataset)]
+    names = [pathlib.PurePath(name).name for name in list_names(dataset)]
     return [
         f"{name}-" if names.count(name) == 1 else f"{name}-{number}-"
         for number, name in enumerate(names, 1)

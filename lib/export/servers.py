@@ -1,6 +1,7 @@
 """Write what people run the exported files with: for Ollama, LocalAI, llama.cpp and Python.
 
-    servers.write_server_files(run.folder, run.folder / "gguf" / "first-aid-q8_0.gguf", job)
+    gguf = run.folder / "gguf" / "first-aid-q8_0.gguf"
+    servers.write_server_files(run.folder, gguf, job.base_model, job.max_seq_length)
 
 Nothing is written before turns.py has found that each server would send the model what the
 tokenizer's template says.
@@ -18,7 +19,6 @@ from lib.common.errors import ROOT, UserError
 from lib.data.chat import TURN_END
 from lib.export import turns
 from lib.medical.disclaimer import DISCLAIMER
-from lib.params import Params
 
 SYSTEM = "You are a first-aid assistant that works offline. " + DISCLAIMER
 ASK_SCRIPT = pathlib.Path(__file__).with_name("adapter_ask.py")
@@ -67,7 +67,9 @@ LOCALAI = {
 }
 
 
-def write_server_files(folder: pathlib.Path, gguf: pathlib.Path, job: Params) -> dict[str, int]:
+def write_server_files(
+    folder: pathlib.Path, gguf: pathlib.Path, base_model: str, max_seq_length: int
+) -> dict[str, int]:
     """Write gguf/Modelfile, gguf/localai.yaml, adapter/ask.py and the licence notices of a run.
 
     `gguf` lies in the run's gguf/; merged/ has its tokenizer. Returns how many conversations were
@@ -76,9 +78,8 @@ def write_server_files(folder: pathlib.Path, gguf: pathlib.Path, job: Params) ->
     """
     folder = pathlib.Path(folder)
     gguf = pathlib.Path(gguf)
-    base, longest = job.base_model, job.max_seq_length
-    modelfile = format_modelfile(gguf.name, base, longest)
-    localai = format_localai(gguf.name, folder.name, base, longest)
+    modelfile = format_modelfile(gguf.name, base_model, max_seq_length)
+    localai = format_localai(gguf.name, folder.name, base_model, max_seq_length)
     compared = turns.compare_turns(folder / "merged", gguf, SYSTEM)
     files.atomic_write(gguf.parent / "Modelfile", modelfile)
     files.atomic_write(gguf.parent / "localai.yaml", localai)
@@ -86,7 +87,7 @@ def write_server_files(folder: pathlib.Path, gguf: pathlib.Path, job: Params) ->
     for part in ("adapter", "merged", "gguf"):
         # a base's own notice, copied to merged/, says more
         if part != "merged" or not (folder / part / "NOTICE").exists():
-            files.atomic_write(folder / part / "NOTICE", format_notice(base))
+            files.atomic_write(folder / part / "NOTICE", format_notice(base_model))
     return compared
 
 

@@ -94,7 +94,8 @@ def _load_by_transformers(folder: pathlib.Path, job: Params) -> Any:
         )
     if _must_shard(folder, job):
         placement.shard(model)
-    if _compute_dtype(job) == torch.float16:  # Unsloth has a float32 path of its own
+    dtype, _ = device.choose_precision(job.precision, job.load_in_4bit)
+    if dtype == torch.float16:  # Unsloth has a float32 path of its own
         _widen_around_4_bit(model)
     return model
 
@@ -109,9 +110,10 @@ def load_base(folder: pathlib.Path, job: Params) -> Any:
     torch.manual_seed(job.seed)
     sharded = _must_shard(folder, job)
     too_large = placement.exceeds_card(folder, job.precision, job.load_in_4bit)
+    dtype, _ = device.choose_precision(job.precision, job.load_in_4bit)
     model = _read_language_model(
         folder,
-        dtype=_compute_dtype(job),
+        dtype=dtype,
         device_map=placement.choose_device_map(too_large, sharded, job.torch_compile),
         quantization_config=quantization_config(job.load_in_4bit, job.precision),
     )
@@ -124,11 +126,6 @@ def load_base(folder: pathlib.Path, job: Params) -> Any:
 def _must_shard(folder: pathlib.Path, job: Params) -> bool:
     too_large = placement.exceeds_card(folder, job.precision, job.load_in_4bit)
     return placement.must_shard(job.fsdp, too_large, job.load_in_4bit, job.torch_compile)
-
-
-def _compute_dtype(job: Params) -> torch.dtype:
-    dtype, _ = device.choose_precision(job.precision, job.load_in_4bit)
-    return dtype
 
 
 def quantization_config(
@@ -191,10 +188,11 @@ def _load_by_unsloth(folder: pathlib.Path, job: Params) -> Any:
     from unsloth import FastModel  # optional, and it patches transformers
 
     checkpointing = "unsloth" if job.gradient_checkpointing else False
+    dtype, _ = device.choose_precision(job.precision, job.load_in_4bit)
     with _without_warnings(multimodal):
         model, _ = FastModel.from_pretrained(
             str(folder),
-            dtype=_compute_dtype(job),
+            dtype=dtype,
             max_seq_length=job.max_seq_length,
             load_in_4bit=job.load_in_4bit,
             quantization_config=quantization_config(job.load_in_4bit, job.precision),

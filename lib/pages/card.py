@@ -103,7 +103,7 @@ def render_card(folder: pathlib.Path, part: str, repos: dict[str, str] | None = 
             names=names,
             gguf=gguf,
             compared=export.get("turns", {}),
-            commands=_format_commands(gguf, lora, job),
+            commands=_format_commands(gguf, lora, job.base_model, job.max_seq_length),
             repos={other: repo for other, repo in repos.items() if other != part},
             disclaimer=DISCLAIMER,
             system=servers.SYSTEM,
@@ -144,10 +144,10 @@ def _list_warnings(run: RunRecord, results: dict[str, Any], base_model: str) -> 
     return [text for text in list_warnings(run, results, base_model) if text != "export is running"]
 
 
-def _format_commands(gguf: str, lora: str, job: Params) -> str:
+def _format_commands(gguf: str, lora: str, base_model: str, max_seq_length: int) -> str:
     if not gguf and not lora:
         return ""
-    return servers.format_commands(gguf, job.base_model, job.max_seq_length, lora)
+    return servers.format_commands(gguf, base_model, max_seq_length, lora)
 
 
 def _format_header(

@@ -62,16 +62,15 @@ def read_sizes(data: Any) -> Sizes:
     return Sizes(lengths, np.concatenate(trained))
 
 
-def micro_batch_rows(job: Params) -> int:
+def micro_batch_rows(per_device_train_batch_size: int | str) -> int:
     """Return the rows of a micro-batch; the preflight must have settled `auto`."""
-    rows = job.per_device_train_batch_size
-    assert rows != "auto", "per_device_train_batch_size: auto is not settled yet"
-    return rows
+    assert isinstance(per_device_train_batch_size, int), "auto is not settled yet"
+    return per_device_train_batch_size
 
 
 def rows_per_step(job: Params) -> int:
     """Return the rows of an optimizer step."""
-    return micro_batch_rows(job) * job.gradient_accumulation_steps
+    return micro_batch_rows(job.per_device_train_batch_size) * job.gradient_accumulation_steps
 
 
 def count_steps(rows: int, job: Params) -> int:
@@ -99,12 +98,13 @@ def plan_epoch(lengths: np.ndarray, epoch: int, job: Params) -> list[list[MicroB
 def _padded_steps(lengths: np.ndarray, order: np.ndarray, job: Params) -> list[list[MicroBatch]]:
     """Put rows of similar length together, in pools of a few steps."""
     size = rows_per_step(job)
+    rows = micro_batch_rows(job.per_device_train_batch_size)
     steps = []
     for start in range(0, len(order), size * POOL):
         pool = order[start : start + size * POOL]
         pool = pool[np.argsort(-lengths[pool], kind="stable")]
         for first in range(0, len(pool), size):
-            steps.append(_split(pool[first : first + size].tolist(), micro_batch_rows(job)))
+            steps.append(_split(pool[first : first + size].tolist(), rows))
     return steps
 
 
@@ -112,7 +112,7 @@ def _packed_steps(
     lengths: np.ndarray, order: np.ndarray, epoch: int, job: Params
 ) -> list[list[MicroBatch]]:
     """Fill micro-batches with rows whose tokens sum to nearly the same."""
-    micro_batch = micro_batch_rows(job)
+    micro_batch = micro_batch_rows(job.per_device_train_batch_size)
     draw = np.random.default_rng([job.seed, epoch, 2])
     # only nearly by length: in exact order the same rows would meet in every epoch
     order = order[np.argsort(-lengths[order] * draw.uniform(0.9, 1, len(order)), kind="stable")]
@@ -171,7 +171,8 @@ def find_shape(sizes: Sizes, job: Params) -> Shape:
             for batch in step:
                 tokens = max(tokens, int(sizes.lengths[batch].sum()))
                 trained = max(trained, int(sizes.trained[batch].sum()))
-    return Shape(_fill_tiles(tokens), micro_batch_rows(job), _fill_tiles(trained))
+    batch_rows = micro_batch_rows(job.per_device_train_batch_size)
+    return Shape(_fill_tiles(tokens), batch_rows, _fill_tiles(trained))
 
 
 def fixed_shape(sizes: Sizes, job: Params) -> Shape | None:

@@ -204,7 +204,7 @@ def _settle_micro_batch(
         small = next(
             candidate
             for candidate in smaller_micro_batches(job, devices)
-            if plan.micro_batch_rows(candidate) <= DEFAULT_ROWS
+            if plan.micro_batch_rows(candidate.per_device_train_batch_size) <= DEFAULT_ROWS
         )
         _, largest = plan.find_extremes(sizes, small)
         fitting = small, probe_micro_batch(model, data, sizes, small, largest)

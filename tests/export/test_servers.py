@@ -204,7 +204,9 @@ def test_a_base_with_other_turns_gets_no_files(tiny_run, tmp_path, change, said)
     (run / "gguf" / "tiny-q8_0.gguf").symlink_to(tiny_run / "gguf" / "tiny-q8_0.gguf")
     base_with(tiny_run, run / "merged", change)
     with pytest.raises(UserError, match=said) as error:
-        servers.write_server_files(run, run / "gguf" / "tiny-q8_0.gguf", JOB)
+        servers.write_server_files(
+            run, run / "gguf" / "tiny-q8_0.gguf", JOB.base_model, JOB.max_seq_length
+        )
     assert "Expected a base with Gemma's turns" in str(error.value)
     assert sorted(path.name for part in ("adapter", "gguf") for path in (run / part).iterdir()) == [
         "tiny-q8_0.gguf"
@@ -283,7 +285,9 @@ def test_notices_pass_on_gemmas_terms_and_keep_a_bases_own(tiny_run, tmp_path):
         assert "ai.google.dev/gemma/terms" in (tiny_run / part / "NOTICE").read_text()
     run = shutil.copytree(tiny_run, tmp_path / "run")
     (run / "merged" / "NOTICE").write_text("of the base")
-    servers.write_server_files(run, run / "gguf" / "tiny-q8_0.gguf", JOB)
+    servers.write_server_files(
+        run, run / "gguf" / "tiny-q8_0.gguf", JOB.base_model, JOB.max_seq_length
+    )
     assert (run / "merged" / "NOTICE").read_text() == "of the base"
 
 
