@@ -6,7 +6,9 @@ PARAMS ?= params/cpu.yaml
 # the full set where an NVIDIA card answers, else the same pins without what needs one
 REQUIREMENTS := $(if $(shell nvidia-smi -L 2>/dev/null),requirements.txt,requirements-cpu.txt)
 READY := .venv/.ready-$(REQUIREMENTS)
-OPTIONS = --params '$(PARAMS)' $(if $(RUN),--run '$(RUN)') $(if $(SET),--set '$(subst ','\'',$(SET))') $(if $(FORCE),--force)
+# a value as one word of the shell, whatever quotes it holds
+quoted = '$(subst ','\'',$(1))'
+OPTIONS = --params $(call quoted,$(PARAMS)) $(if $(RUN),--run $(call quoted,$(RUN))) $(if $(SET),--set $(call quoted,$(SET))) $(if $(FORCE),--force)
 PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 help:  ## this list
@@ -25,20 +27,20 @@ runs: setup  ## list the runs: state, age, held-out loss, size on disk
 	.venv/bin/python -m lib.runs list
 
 compare: setup  ## compare RUNS="a b c", or all runs; METRIC decides which is best
-	.venv/bin/python -m lib.runs compare --runs '$(RUNS)' --metric '$(or $(METRIC),eval_loss_after)'
+	.venv/bin/python -m lib.runs compare --runs $(call quoted,$(RUNS)) --metric $(call quoted,$(or $(METRIC),eval_loss_after))
 
 rerun: setup  ## repeat the job of RUN from its record, as RUN-rerun, and compare the results
-	.venv/bin/python -m lib.runs rerun --runs '$(RUN)'
+	.venv/bin/python -m lib.runs rerun --runs $(call quoted,$(RUN))
 
 prune: setup  ## free checkpoints and merged weights of finished RUNS; asks first, YES=1 does not
-	.venv/bin/python -m lib.runs prune --runs '$(RUNS)' $(if $(YES),--yes)
+	.venv/bin/python -m lib.runs prune --runs $(call quoted,$(RUNS)) $(if $(YES),--yes)
 
 ask: setup  ## answer Q="..." with the first GGUF of RUN
 # value: a $ in the question is text, not a variable of make
-	.venv/bin/python -m lib.runs ask $(OPTIONS) --question='$(subst ','\'',$(value Q))'
+	.venv/bin/python -m lib.runs ask $(OPTIONS) --question=$(call quoted,$(value Q))
 
 exam: setup  ## examine a finished RUN in every format: EXAM=my.jsonl, a hub id, or the bundled set
-	.venv/bin/python -m lib.exam '$(RUN)' '$(or $(EXAM),bundled:exam)'
+	.venv/bin/python -m lib.exam $(call quoted,$(RUN)) $(call quoted,$(or $(EXAM),bundled:exam))
 
 sweep: setup  ## train many variants from one sweep file: PARAMS=params/sweep.yaml
 	.venv/bin/python -m lib.runs.sweep $(OPTIONS)

@@ -310,3 +310,11 @@ def test_benchmarks_and_drills_are_on_their_pages():
         assert f"`{path.name}" in text_of("tests/benchmarks/README.md"), path.name
     for path in (ROOT / "tests" / "drills").glob("drill_*.py"):
         assert f"| {path.stem.removeprefix('drill_')} |" in text_of("tests/drills/README.md")
+
+
+def test_a_value_with_quotes_is_one_word_of_the_shell():
+    """And nothing of it is run."""
+    evil = "it's ' ; echo x ; '"
+    for target, name in (("run", "RUN"), ("run", "PARAMS"), ("compare", "RUNS"), ("exam", "EXAM")):
+        words = shlex.split(dry_run(target, "RUN=a", f"{name}={evil}").splitlines()[-1])
+        assert evil in words, (target, name)

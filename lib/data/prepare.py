@@ -265,7 +265,8 @@ def tokenise(rows: Rows, base: pathlib.Path, final: pathlib.Path) -> dict[str, A
     if not counts["train"]:
         raise UserError(
             f"no training row is left: {counts['validation']} validation and {counts['test']} "
-            f"test rows; lower validation_size and test_size."
+            f"test rows. Lower validation_size and test_size; if `contaminated` rows were dropped, "
+            f"see `decontaminate` in params/README.md."
         )
     for writer in writers.values():
         writer.close()

@@ -127,8 +127,8 @@ def require_rows(rows: Rows, count: int) -> None:
     raise UserError(
         f"no row is left of the {rows.read:,} read from {sources.describe(rows.job.dataset)}; "
         f"dropped because:\n{table}\n"
-        f"Each reason is a rule of the README's parameters; `skip_rules` and the policies switch "
-        f"them off."
+        f"params/README.md names the parameter behind each reason: `language`, `max_seq_length`, "
+        f"`decontaminate` and others change it, `skip_rules` switches cleaning rules off."
     )
 
 

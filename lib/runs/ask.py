@@ -55,8 +55,8 @@ def find_gguf(folder: pathlib.Path) -> tuple[Params, pathlib.Path]:
     """
     if not (folder / "run.json").is_file():
         raise UserError(
-            f"`{files.shown(folder)}` is not a run: it has no run.json. `ls runs` shows what there "
-            f"is; RUN= takes a name from there."
+            f"`{files.shown(folder)}` is not a run: it has no run.json. `make runs` lists what "
+            f"there is; RUN= takes a name from there."
         )
     job = params.load_recorded(folder)
     export = read_record(folder / "run.json")["stages"]["export"]
