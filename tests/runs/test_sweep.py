@@ -323,7 +323,7 @@ book.write('session', start_step=first)
 (run.folder / f'session-{book.session}').write_text(str(os.getpid()))
 for step in range(first + 1, job.max_steps + 1):
     time.sleep(0.3)
-    book.write('step', step=step, epoch=1.0, loss=1.0, steps=1, seconds=0.3, rows=1, tokens=1, padded=1, memory_gib=0.0)
+    book.write('step', step=step, epoch=1.0, loss=1.0, steps=1, seconds=0.3, rows=1, tokens=1, padded=1, trained=1, memory_gib=0.0)
     if step % job.eval_steps == 0:
         book.write('eval', when='during', step=step, eval_loss=job.learning_rate + 1 / step)
     if (run.folder / stops.STOP_FILE).exists():
