@@ -78,7 +78,6 @@ def push_run(
     header. UserError before anything is created when a file is not as verified, a card is missing,
     HF_TOKEN may not write there, or a repository of that name holds something else.
     """
-    folder = pathlib.Path(folder)
     of_part = {part: [a for a in artifacts if a["path"].startswith(f"{part}/")] for part in SUFFIX}
     repos = name_repositories(push_to, [part for part in SUFFIX if of_part[part]])
     if not repos:

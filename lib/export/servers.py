@@ -76,8 +76,6 @@ def write_server_files(
     compared for each server. UserError, and nothing is written, when a server would not send what
     the tokenizer's template says.
     """
-    folder = pathlib.Path(folder)
-    gguf = pathlib.Path(gguf)
     modelfile = format_modelfile(gguf.name, base_model, max_seq_length)
     localai = format_localai(gguf.name, folder.name, base_model, max_seq_length)
     compared = turns.compare_turns(folder / "merged", gguf, SYSTEM)
