@@ -28,7 +28,7 @@ def read_chat_template(folder: pathlib.Path) -> str:
         template = named.get("default")
     if not template:
         raise UserError(
-            f"the tokenizer of `{files.shown(folder)}` has no chat template, neither in "
+            f"the tokenizer of `{files.format_path(folder)}` has no chat template, neither in "
             f"chat_template.jinja nor in tokenizer_config.json; use an instruction-tuned base, "
             f"or add one."
         )

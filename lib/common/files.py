@@ -25,7 +25,7 @@ class Artifact(TypedDict):
     pruned: NotRequired[str]  # when `make prune` removed it
 
 
-def shown(path: pathlib.Path) -> str:
+def format_path(path: pathlib.Path) -> str:
     """A path for records and messages: relative to the repository when it lies inside."""
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()
 
@@ -50,7 +50,8 @@ def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(
-            f"cannot write `{shown(path)}`: {error.strerror}. What was there before is unchanged."
+            f"cannot write `{format_path(path)}`: {error.strerror}. "
+            f"What was there before is unchanged."
         ) from None
 
 
@@ -70,11 +71,11 @@ def read_json(path: pathlib.Path, what: str) -> Any:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{what} `{shown(path)}` is not readable JSON ({error}).") from None
+        raise UserError(f"{what} `{format_path(path)}` is not readable JSON ({error}).") from None
     if isinstance(value, dict) and "seal" in value and value.pop("seal") != _hash_values(value):
         raise UserError(
-            f"{what} `{shown(path)}` does not match its seal: it was damaged, or changed by hand, "
-            f"and its numbers cannot be trusted."
+            f"{what} `{format_path(path)}` does not match its seal: it was damaged, or changed by "
+            f"hand, and its numbers cannot be trusted."
         )
     return value
 
@@ -140,9 +141,9 @@ def lock_folder(folder: pathlib.Path) -> int | None:
         return None
     except OSError as error:
         raise UserError(
-            f"cannot lock `{shown(folder)}`: {error.strerror}. Expected a folder on a disk with "
-            f"file locks (some network disks have none).\n"
-            f"Move what is there away, or set MEDRESCUE_RUNS to a folder on a local disk."
+            f"cannot lock `{format_path(folder)}`: {error.strerror}. Expected a folder on a disk "
+            f"with file locks (some network disks have none).\n"
+            f"Move the folder's files away, or set MEDRESCUE_RUNS to a folder on a local disk."
         ) from None
     _locks[key] = descriptor
     return descriptor
@@ -233,6 +234,6 @@ def require_disk(folder: pathlib.Path, needed: int, what: str) -> None:
     if free < needed:
         raise UserError(
             f"Not enough disk for {what}: it needs about {needed / 2**30:.1f} GiB, "
-            f"{free / 2**30:.1f} GiB are free at `{shown(folder)}`.\n"
+            f"{free / 2**30:.1f} GiB are free at `{format_path(folder)}`.\n"
             f"Free some space, or set MEDRESCUE_RUNS to a folder on a larger disk."
         )

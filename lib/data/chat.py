@@ -63,8 +63,8 @@ def load_chat(folder: pathlib.Path) -> Chat:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UserError(
-            f"`{files.shown(folder)}` has no tokenizer.json; expected a model folder with a fast "
-            f"tokenizer."
+            f"`{files.format_path(folder)}` has no tokenizer.json; expected a model folder with a "
+            f"fast tokenizer."
         )
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
     tokenizer.no_padding()
@@ -114,8 +114,8 @@ def compare_with_transformers(
         same_text = text == chat.render(messages)
         if not same_text or theirs(text, add_special_tokens=False)["input_ids"] != ids:
             raise UserError(
-                f"tokenizer.json and transformers' tokenizer of `{files.shown(folder)}` disagree "
-                f"on {messages[0]['content'][:80]!r}.\n"
+                f"tokenizer.json and transformers' tokenizer of `{files.format_path(folder)}` "
+                f"disagree on {messages[0]['content'][:80]!r}.\n"
                 f"Files of one release belong together: fetch the base model again."
             )
         count += 1

@@ -96,8 +96,8 @@ def _read_table(path: pathlib.Path, fields: list[int] | None = None) -> Any:
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data[:-CHECKSUM]).digest() != data[-CHECKSUM:]:
         raise DamagedCache(
-            f"`{files.shown(path)}` was removed or damaged while prepare ran. Run it again: it "
-            f"makes what is missing."
+            f"`{files.format_path(path)}` was removed or damaged while prepare ran. Run prepare "
+            f"again: it makes the missing files."
         )
     options = pa.ipc.IpcReadOptions(included_fields=fields)
     return pa.ipc.open_file(pa.py_buffer(data)[:-CHECKSUM], options=options).read_all()

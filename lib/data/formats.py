@@ -46,7 +46,7 @@ def read_file(
     The error names the last line that was read. `report_bytes` is called now and then with the
     bytes read so far.
     """
-    name = files.shown(path)
+    name = files.format_path(path)
     suffix = suffix_of(path)
     unit = "line" if suffix in (".jsonl", ".csv", ".tsv") else "row"
     last = 0

@@ -100,7 +100,7 @@ def _list_folder(path: pathlib.Path, what: str) -> list[pathlib.Path]:
     ]
     if not paths:
         raise UserError(
-            f"{what} folder `{files.shown(path)}` has no {', '.join(formats.SUFFIXES)} file "
+            f"{what} folder `{files.format_path(path)}` has no {', '.join(formats.SUFFIXES)} file "
             f"(also .gz)."
         )
     return sorted(paths)

@@ -89,13 +89,13 @@ def load_split(folder: pathlib.Path, split: str) -> Any:
 
     path = folder / split
     if not path.is_dir():
-        raise UserError(f"`{files.shown(path)}` is missing: run prepare first.")
+        raise UserError(f"`{files.format_path(path)}` is missing: run prepare first.")
     try:
         data = datasets.load_from_disk(str(path))
         data["length"][:]
     except Exception as error:  # Arrow and datasets raise kinds of their own
         raise UserError(
-            f"`{files.shown(path)}` cannot be read: {str(error).splitlines()[0][:200]}\n"
+            f"`{files.format_path(path)}` cannot be read: {str(error).splitlines()[0][:200]}\n"
             f"Make it again with `make prepare FORCE=1`."
         ) from None
     return data

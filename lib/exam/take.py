@@ -202,8 +202,8 @@ def examine_run(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int 
     """
     if not (folder / "run.json").is_file():
         raise UserError(
-            f"`{files.shown(folder)}` is not a run: it has no run.json. "
-            f"Runs there: {run_folder.list_names()}."
+            f"`{files.format_path(folder)}` is not a run: it has no run.json. "
+            f"Known runs: {run_folder.list_names()}."
         )
     items = load_items(exam)  # items that cannot be asked are an error before the run is touched
     run_folder.lock_run(folder)
@@ -251,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = run_folder.choose_folder(params.Params(), "", options.run)
         entry = examine_run(folder, options.exam, max(0, options.shuffles))
         print(tables.format_entry(entry))
-        print(f"\nin {files.shown(folder)}/exam.json. {DISCLAIMER}")
+        print(f"\nin {files.format_path(folder)}/exam.json. {DISCLAIMER}")
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -108,7 +108,8 @@ def _run_converter(folder: Path, staged: Path, out: Path, kind: str) -> None:
         if done.returncode == -9:
             why = ": it was stopped from outside, most likely for want of memory"
         raise UserError(
-            f"The converter failed on {files.shown(folder)} (exit {done.returncode}{why}):\n{tail}"
+            f"The converter failed on {files.format_path(folder)} "
+            f"(exit {done.returncode}{why}):\n{tail}"
         )
 
 

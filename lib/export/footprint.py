@@ -103,7 +103,7 @@ def _measure_alone(path: Path, threads: int, repeats: int) -> dict[str, Any]:
     )
     if done.returncode:
         raise UserError(
-            f"{files.shown(path)} could not be measured with {threads} threads "
+            f"{files.format_path(path)} could not be measured with {threads} threads "
             f"(exit status {done.returncode}): {done.stderr.strip()[-300:]} "
             "Expected a complete GGUF, and memory for it: export again, or close other programs."
         )

@@ -96,7 +96,7 @@ def _require_convertible(folder: Path, ggufs: dict[str, Path]) -> None:
         )
     if not (folder / "tokenizer.model").is_file():
         raise UserError(
-            f"{files.shown(folder)} has no tokenizer.model, which the converter needs. "
+            f"{files.format_path(folder)} has no tokenizer.model, which the converter needs. "
             "Copy it from the base."
         )
 
@@ -139,8 +139,8 @@ def check_gguf(path: Path, folder: Path, expected: dict[str, Any] | None = None)
     ]
     if faults:
         raise UserError(
-            f"{files.shown(path)} does not match {files.shown(folder)}: {'; '.join(faults)}. "
-            "Convert it again from a complete folder "
+            f"{files.format_path(path)} does not match {files.format_path(folder)}: "
+            f"{'; '.join(faults)}. Convert it again from a complete folder "
             "(merge.add_missing_shared_kv completes a merged Gemma 3n)."
         )
     return {

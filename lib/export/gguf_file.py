@@ -84,7 +84,8 @@ def read_header(path: Path) -> Header:
         return header
     except (ValueError, KeyError, OverflowError, struct.error, OSError) as error:
         raise UserError(
-            f"{files.shown(path)} is not a whole GGUF file ({error}). Convert or copy it again."
+            f"{files.format_path(path)} is not a complete GGUF file ({error}). "
+            f"Convert or copy it again."
         ) from None
 
 

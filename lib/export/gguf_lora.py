@@ -156,9 +156,10 @@ def compare_with_merged(
     }
     if result["apart"] > result["apart_without"] / 4 + ROUNDING:
         raise UserError(
-            f"{files.shown(lora_gguf)} on {files.shown(base_gguf)} is {result['apart']:.3f} nats "
-            f"from {files.shown(merged_gguf)} ({result['apart_without']:.3f} without it). Expected "
-            "a quarter of that or less: use the base it was trained on, and files of one export."
+            f"{files.format_path(lora_gguf)} on {files.format_path(base_gguf)} is "
+            f"{result['apart']:.3f} nats from {files.format_path(merged_gguf)} "
+            f"({result['apart_without']:.3f} without it). Expected a quarter of that or less: use "
+            "the base it was trained on, and files of one export."
         )
     return result
 

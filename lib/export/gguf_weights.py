@@ -55,7 +55,7 @@ def compare_weights(path: Path, file_type: str, folder: Path) -> dict[str, Any]:
         read_text_config(folder),
     )
     architecture = gguf_plan.architecture_of(config["model_type"])
-    complaint = f"{files.shown(path)} is not what {files.shown(folder)} holds"
+    complaint = f"{files.format_path(path)} is not what {files.format_path(folder)} holds"
     names = _source_names(shards, config)
     expected = gguf_plan.expect_names(folder, config)
     check_tensors(header, file_type, expected, _converted_type(shards, names), complaint)

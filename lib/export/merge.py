@@ -100,9 +100,10 @@ def require_own_base(
     strangers = sorted(module for module in modules if weight_of(module) not in weights)
     if strangers:
         raise UserError(
-            f"The adapter {files.shown(adapter)} does not belong to the base {files.shown(base)}: "
-            f"{len(strangers)} of its {len(modules)} modules are not there, for example "
-            f"{', '.join(strangers[:3])}. Set base_model to the one it was trained on."
+            f"The adapter {files.format_path(adapter)} does not belong to the base "
+            f"{files.format_path(base)}, which lacks {len(strangers)} of its {len(modules)} "
+            f"modules, for example {', '.join(strangers[:3])}. Set base_model to the one it was "
+            f"trained on."
         )
 
 
@@ -111,7 +112,7 @@ def read_adapter(folder: Path) -> Adapter:
     path = folder / "adapter_model.safetensors"
     if not path.is_file() or not (folder / "adapter_config.json").is_file():
         raise UserError(
-            f"No adapter in {files.shown(folder)}. Expected adapter_config.json and "
+            f"No adapter in {files.format_path(folder)}. Expected adapter_config.json and "
             "adapter_model.safetensors: run the training stage first."
         )
     config = files.read_json(folder / "adapter_config.json", "The adapter's configuration")
@@ -119,15 +120,16 @@ def read_adapter(folder: Path) -> Adapter:
     odd = _odd_settings(config) + odd_tensors
     if odd or not halves:
         raise UserError(
-            f"The adapter {files.shown(folder)} cannot be merged: "
+            f"The adapter {files.format_path(folder)} cannot be merged: "
             f"{', '.join(odd[:3]) or 'it has no tensors'}. "
             "Expected plain LoRA (no DoRA, no trained biases or embeddings)."
         )
     ranks = {half["A"].shape[0] for half in halves.values()}
     if ranks != {config["r"]}:
         raise UserError(
-            f"The adapter {files.shown(folder)} has ranks {sorted(ranks)}, its configuration says "
-            f"r={config['r']}. Expected one rank: the two files belong to different trainings."
+            f"The adapter {files.format_path(folder)} has ranks {sorted(ranks)}, but its "
+            f"configuration says r={config['r']}. Expected one rank: the two files belong to "
+            f"different trainings."
         )
     divisor = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
     pairs = {module: (half["A"], half["B"]) for module, half in halves.items()}

@@ -74,7 +74,7 @@ def check_parity(
     at the first that fails.
     """
     begin = time.monotonic()
-    shown = files.shown(path)
+    shown = files.format_path(path)
     print(
         f"{shown}: comparing its weights, then its tokens, predictions and {len(prompts)} answers "
         "in llama.cpp",

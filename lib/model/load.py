@@ -240,7 +240,7 @@ def load_merged(folder: pathlib.Path, dtype: torch.dtype | None = None) -> Any:
     else:
         needed = shards.weight_bytes(folder) * dtype.itemsize // 2  # the files are 16-bit
         type_name = str(dtype).removeprefix("torch.")
-        machine.require_memory(needed, f"{files.shown(folder)} in {type_name}")
+        machine.require_memory(needed, f"{files.format_path(folder)} in {type_name}")
     with _explain_out_of_memory(folder):
         model = _read_language_model(folder, dtype=dtype, device_map=device_map)
     return model.requires_grad_(False).eval()

@@ -27,8 +27,8 @@ def check_folder(folder: pathlib.Path) -> tuple[Any, Any]:
     actual = _read_shapes(folder)
     if _is_quantised(folder_config) or _is_quantised(text_config):
         raise UserError(
-            f"the model folder `{files.shown(folder)}` is quantised already, and an adapter is "
-            "merged into 16-bit weights. Set base_model to the 16-bit repository it was made "
+            f"the model folder `{files.format_path(folder)}` is quantised already, and an adapter "
+            "is merged into 16-bit weights. Set base_model to the 16-bit repository it was made "
             "from; load_in_4bit: true quantises that while loading."
         )
     refuse_missing(
@@ -77,9 +77,9 @@ def refuse_missing(folder: pathlib.Path, missing: Iterable[str]) -> None:
     if names:
         more = " ..." if len(names) > 3 else ""
         raise UserError(
-            f"the model folder `{files.shown(folder)}` lacks {len(names)} weights, or has them in "
-            f"another shape than its config.json says: {', '.join(names[:3])}{more}. They would "
-            "be random numbers.\n"
+            f"the model folder `{files.format_path(folder)}` lacks {len(names)} weights, or has "
+            f"them in another shape than its config.json says: {', '.join(names[:3])}{more}. They "
+            "would be random numbers.\n"
             "Expected a complete Hugging Face folder: fetch or build it again."
         )
 
@@ -88,6 +88,6 @@ def unreadable_folder(folder: pathlib.Path, error: Exception, file_name: str = "
     cause = " ".join(str(error).split())[:300] or type(error).__name__
     where = f" ({file_name})" if file_name else ""
     return UserError(
-        f"the model folder `{files.shown(folder)}` cannot be read{where}: {cause}\n"
+        f"the model folder `{files.format_path(folder)}` cannot be read{where}: {cause}\n"
         "Expected a complete Hugging Face folder with safetensors: fetch or build it again."
     )

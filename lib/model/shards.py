@@ -40,7 +40,7 @@ def locate_tensors(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         missing = [] if list(folder.glob("model*.safetensors")) else ["model.safetensors"]
     if missing:
         raise UserError(
-            f"{files.shown(folder)} has no {', '.join(missing[:3])}. Expected a complete "
+            f"{files.format_path(folder)} has no {', '.join(missing[:3])}. Expected a complete "
             "Hugging Face folder with safetensors: download or build the base again."
         )
     return shards
@@ -68,7 +68,7 @@ def read_text_config(folder: pathlib.Path) -> dict[str, Any]:
     """Return the language model's part of config.json; UserError without that file."""
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"{files.shown(folder)} has no config.json. Expected a Hugging Face model folder."
+            f"{files.format_path(folder)} has no config.json. Expected a Hugging Face model folder."
         )
     config = files.read_json(folder / "config.json", "The model's configuration")
     return config.get("text_config", config)

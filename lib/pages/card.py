@@ -44,7 +44,7 @@ def render_cards(folder: pathlib.Path, repos: dict[str, str] | None = None) -> d
     cards = {part: render_card(folder, part, repos) for part in PARTS if (folder / part).is_dir()}
     if not cards:
         raise UserError(
-            f"`{files.shown(folder)}` has no adapter/, merged/ or gguf/ to describe. "
+            f"`{files.format_path(folder)}` has no adapter/, merged/ or gguf/ to describe. "
             f"Run `make export RUN={folder.name}` first."
         )
     return cards
@@ -66,7 +66,7 @@ def render_card(folder: pathlib.Path, part: str, repos: dict[str, str] | None = 
     """
     if not (folder / "run.json").is_file():
         raise UserError(
-            f"`{files.shown(folder)}` is not a run: it has no run.json. "
+            f"`{files.format_path(folder)}` is not a run: it has no run.json. "
             f"A card is made from a run's records."
         )
     repos = repos or {}

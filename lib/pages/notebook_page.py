@@ -64,7 +64,7 @@ def write_notebook_page(folder: pathlib.Path, stage: str) -> pathlib.Path:
     except Exception as error:  # nbformat, nbconvert and its template have kinds of their own
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"executed notebook `{files.shown(path)}` is not readable ({reason})."
+            f"executed notebook `{files.format_path(path)}` is not readable ({reason})."
         ) from None
     cleaned = nh3.clean(
         body,

@@ -33,8 +33,8 @@ def gather_records(folder: pathlib.Path) -> dict[str, Any]:
     """
     if not (folder / "run.json").is_file():
         raise UserError(
-            f"`{files.shown(folder)}` is not a run: it has no run.json. "
-            f"`make runs` lists what there is; RUN= takes a name from there."
+            f"`{files.format_path(folder)}` is not a run: it has no run.json. "
+            f"`make runs` lists the runs; RUN= takes a name from that list."
         )
     run = files.read_json(folder / "run.json", "run record")
     results = _read_record(folder / "results.json")

@@ -68,7 +68,7 @@ def pairs(values: dict[str, Any], caption: str = "") -> Any:
 
 def job(job: Params, run: Run) -> Any:
     """Show a run's folder and its parameters, those at their defaults folded away."""
-    print(f"run: {files.shown(run.folder)}")
+    print(f"run: {files.format_path(run.folder)}")
     changed, values = params.find_changed(job), job.model_dump()
     rows = [
         {"parameter": name, "value": str(value), "default": str(params.FIELDS[name].default)}

@@ -31,7 +31,7 @@ def open_run(folder: pathlib.Path, job: Params, force_from: str = "") -> Run:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot create the run folder `{files.shown(folder)}`: {error.strerror}. "
+            f"cannot create the run folder `{files.format_path(folder)}`: {error.strerror}. "
             f"Set MEDRESCUE_RUNS to a folder you can write, or choose another name with RUN=."
         ) from None
     lock_run(folder)
@@ -52,8 +52,8 @@ def _create_run(folder: pathlib.Path) -> Run:
     foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if foreign:
         raise UserError(
-            f"`{files.shown(folder)}` has no run.json but holds {', '.join(foreign[:5])}: it is "
-            f"not a run of this pipeline, or a half-deleted one.\n"
+            f"`{files.format_path(folder)}` has no run.json but holds {', '.join(foreign[:5])}: it "
+            f"is not a run of this pipeline, or a half-deleted one.\n"
             f"Move it away, or choose another name with RUN=."
         )
     return Run(

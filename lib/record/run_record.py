@@ -159,7 +159,7 @@ def when_pruned(record: RunRecord, part: str) -> str:
 def read_record(path: pathlib.Path) -> RunRecord:
     """Read a run.json; UserError unless it is whole."""
     way_out = (
-        f"Move `{files.shown(path.parent)}` away, or choose another name with RUN=; "
+        f"Move `{files.format_path(path.parent)}` away, or choose another name with RUN=; "
         f"nothing in it was changed."
     )
     try:
@@ -168,8 +168,8 @@ def read_record(path: pathlib.Path) -> RunRecord:
         raise UserError(f"{error}\n{way_out}") from None
     if not _is_whole(record):
         raise UserError(
-            f"run record `{files.shown(path)}` is not whole: it lacks stages, or parts of them.\n"
-            f"{way_out}"
+            f"run record `{files.format_path(path)}` is not complete: it lacks stages, or parts of "
+            f"them.\n{way_out}"
         )
     return record
 

@@ -37,7 +37,7 @@ def answer_question(folder: pathlib.Path, question: str, write: Callable[[str], 
     system = servers.parse_modelfile(modelfile)["system"]
     messages = turns.prepend_system([{"role": "user", "content": question}], system)
     context, longest = servers.answer_limits(job.max_seq_length)
-    write(f"{files.shown(gguf)}\n")
+    write(f"{files.format_path(gguf)}\n")
     if job.base_model.startswith("bundled:"):
         write(f"{STAND_IN}\n")
     write("\n")
@@ -55,8 +55,8 @@ def find_gguf(folder: pathlib.Path) -> tuple[Params, pathlib.Path]:
     """
     if not (folder / "run.json").is_file():
         raise UserError(
-            f"`{files.shown(folder)}` is not a run: it has no run.json. `make runs` lists what "
-            f"there is; RUN= takes a name from there."
+            f"`{files.format_path(folder)}` is not a run: it has no run.json. `make runs` lists "
+            f"the runs; RUN= takes a name from that list."
         )
     job = params.load_recorded(folder)
     export = read_record(folder / "run.json")["stages"]["export"]

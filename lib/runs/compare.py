@@ -81,7 +81,7 @@ def _gather(folders: list[pathlib.Path]) -> tuple[list[Records], list[str]]:
         readable = "1 readable run" if len(runs) == 1 else "0 readable runs"
         reason = (
             f"There is nothing to compare: {readable}, expected two or more. "
-            f'Name them with RUNS="a b"; `make runs` lists what there is.'
+            f'Name them with RUNS="a b"; `make runs` lists the runs.'
         )
         raise UserError("\n".join([reason, *left_out]))
     if len({run["name"] for run in runs}) < len(runs):  # the same name in different folders

@@ -111,7 +111,7 @@ class TruthfulEngine(NBClientEngine):
         cls, nb_man: Any, kernel_name: str, execution: Execution, **_: Any
     ) -> None:
         nb_man.nb.metadata.papermill.update(  # not this machine's paths
-            input_path=files.shown(execution.source), output_path=execution.target.name
+            input_path=files.format_path(execution.source), output_path=execution.target.name
         )
         client = _make_client(nb_man, kernel_name, execution)
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]

@@ -32,8 +32,8 @@ def find_runs(names: str = "") -> list[pathlib.Path]:
         folder = next((place for place in places if (place / "run.json").is_file()), None)
         if folder is None:
             raise UserError(
-                f"`{name}` is not a run: neither `{files.shown(top / name)}` nor `{name}` has a "
-                f"run.json. Runs there: {run_folder.list_names()}."
+                f"`{name}` is not a run: neither `{files.format_path(top / name)}` nor `{name}` "
+                f"has a run.json. Known runs: {run_folder.list_names()}."
             )
         folders.append(folder)
     return folders

@@ -55,10 +55,10 @@ def _do(command: str, names: str, metric: str, yes: bool) -> int:
     folders = find_runs(names)
     if command == "compare":
         text, path = compare_runs(folders, metric)
-        print(f"{text}\n\n{files.shown(path)}")
+        print(f"{text}\n\n{files.format_path(path)}")
     elif command == "prune":
         prune_runs(folders, yes)
     else:
         table = aligned_table(list_runs(folders))
-        print(table or f"no runs in {files.shown(run_folder.runs_folder())}")
+        print(table or f"no runs in {files.format_path(run_folder.runs_folder())}")
     return 0

@@ -31,7 +31,7 @@ def repeat_run(name: str) -> int:
     """
     if len(name.split()) != 1:
         raise UserError(
-            f"`{name}` is not one run. Expected RUN=name; `make runs` lists what there is."
+            f"`{name}` is not one run. Expected RUN=name; `make runs` lists the runs."
         )
     [folder] = find_runs(name)
     target = run_folder.runs_folder() / f"{folder.name}-rerun"
@@ -44,7 +44,7 @@ def repeat_run(name: str) -> int:
         )
     _require_same_data(old)
     differences = find_differences(old, _describe_today())
-    print(f"rerun of {files.shown(folder)} in {files.shown(target)}")
+    print(f"rerun of {files.format_path(folder)} in {files.format_path(target)}")
     _print_indented(differences or ["same commit, packages and machine"])
     command = "run" if stages["export"]["status"] == "finished" else "train"
     words = ["--params", str(folder / "params.yaml"), "--run", target.name]
@@ -142,7 +142,7 @@ def _compare_checkouts(old: Records, today: dict[str, Any]) -> list[str]:
     if attempt.get("dirty"):
         kept = "they were not kept"
         if attempt.get("patch"):
-            kept = f"{files.shown(old['folder'] / attempt['patch'])} has them: git apply"
+            kept = f"{files.format_path(old['folder'] / attempt['patch'])} has them: git apply"
         differences.append(f"that checkout had uncommitted changes ({kept})")
     if today["dirty"]:
         differences.append("this checkout has uncommitted changes")

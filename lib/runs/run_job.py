@@ -93,7 +93,7 @@ def _run_stages(
     run = opening.open_run(folder, job, forced[0] if forced else "")
     if "prepare" not in forced:
         require_same_data(run, job)
-    print(f"run: {files.shown(folder)}")
+    print(f"run: {files.format_path(folder)}")
     for stage in wanted:
         if stopper.signal is not None:  # it came too late to stop the stage before
             raise KeyboardInterrupt
@@ -116,7 +116,7 @@ def _existing_parent(folder: pathlib.Path) -> pathlib.Path:
 def _tell_failure(error: StageFailed, notebook: pathlib.Path, force: bool) -> None:
     cell = f"cell {error.cell} of " if error.cell else ""
     ended = "stopped" if error.interrupted else "failed"
-    print(f"\n{ended} in {cell}{files.shown(notebook)}: {error}", file=sys.stderr)
+    print(f"\n{ended} in {cell}{files.format_path(notebook)}: {error}", file=sys.stderr)
     if error.interrupted:
         without = ", without FORCE=1," if force else ""
         print(
@@ -128,4 +128,4 @@ def _tell_failure(error: StageFailed, notebook: pathlib.Path, force: bool) -> No
 def _write_report(folder: pathlib.Path) -> None:
     from lib.pages import report  # slow to import, and a command that is refused needs none
 
-    print(f"report: {files.shown(report.write_report(folder))}")
+    print(f"report: {files.format_path(report.write_report(folder))}")

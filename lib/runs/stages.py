@@ -28,7 +28,7 @@ def run_stage(run: Run, stage: str, job: Params, force: bool, stopper: Stopper) 
     check_machine([stage], job, run.folder)
     target = _make_room(run, stage)
     run.begin_attempt(stage, "make", force)
-    print(f"{stage}: {files.shown(target)}", flush=True)
+    print(f"{stage}: {files.format_path(target)}", flush=True)
     try:
         _execute(run, stage, job, stopper)
     except StageFailed as error:
@@ -63,7 +63,7 @@ def _make_room(run: Run, stage: str) -> pathlib.Path:
 def _execute(run: Run, stage: str, job: Params, stopper: Stopper) -> None:
     name = f"{stage}.ipynb"
     values = {
-        "params_file": files.shown(run.folder / "params.yaml"),
+        "params_file": files.format_path(run.folder / "params.yaml"),
         "run_name": run.folder.name,
         **job.model_dump(),
     }

@@ -135,8 +135,8 @@ def test_memory_too_small_says_how_much(monkeypatch):
 
 
 def test_paths_are_shown_from_the_repository():
-    assert files.shown(ROOT / "runs" / "x") == "runs/x"
-    assert files.shown(files.pathlib.Path("/elsewhere/x")) == "/elsewhere/x"
+    assert files.format_path(ROOT / "runs" / "x") == "runs/x"
+    assert files.format_path(files.pathlib.Path("/elsewhere/x")) == "/elsewhere/x"
 
 
 def other(code, folder, **options):

@@ -297,7 +297,7 @@ def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_the
 def test_what_cannot_be_examined_says_so_and_leaves_nothing(runs, capsys, monkeypatch):
     monkeypatch.setattr(choices, "ask_items", lambda *_: pytest.fail("asked"))
     assert (
-        "is not a run: it has no run.json. Runs there: small." in ask(runs, capsys, name="smal")[2]
+        "is not a run: it has no run.json. Known runs: small." in ask(runs, capsys, name="smal")[2]
     )
     assert "cannot name a run" in ask(runs, capsys, name="../small")[2]
     (runs / "bad.jsonl").write_text(json.dumps(ITEMS[0] | {"answer_letter": "D"}) + "\n")

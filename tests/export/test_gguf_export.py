@@ -59,7 +59,7 @@ def test_damaged_gguf_is_refused(exported, tmp_path):
             gguf_export.check_gguf(patched(good, tmp_path / "bad.gguf", old, new), folder)
     for size in (good.stat().st_size - 4096, 300_000, 1000, 3):
         (tmp_path / "short.gguf").write_bytes(good.read_bytes()[:size])
-        with pytest.raises(UserError, match="not a whole GGUF"):
+        with pytest.raises(UserError, match="not a complete GGUF"):
             gguf_export.check_gguf(tmp_path / "short.gguf", folder)
     with pytest.raises(UserError, match="license.name is 'gemma'"):
         gguf_export.check_gguf(good, folder, {"general.license.name": "mit"})

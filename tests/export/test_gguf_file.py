@@ -79,7 +79,7 @@ def array(inner, count, rest=b""):
 )
 def test_a_head_that_lies_is_an_error(tmp_path, data, said):
     (tmp_path / "x.gguf").write_bytes(data)
-    with pytest.raises(UserError, match=f"x.gguf is not a whole GGUF file .*(?:{said})"):
+    with pytest.raises(UserError, match=f"x.gguf is not a complete GGUF file .*(?:{said})"):
         gguf_file.read_header(tmp_path / "x.gguf")
 
 

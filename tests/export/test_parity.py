@@ -139,7 +139,7 @@ def half_precision_norms(data, tensors):
             ),
             r"does not predict what the 16-bit model does at 16 held-out answer tokens: mean KL [\d.e-]+ nats, at most 0\.01",
         ),
-        (lambda data, tensors: data.__delitem__(slice(-4096, None)), "is not a whole GGUF"),
+        (lambda data, tensors: data.__delitem__(slice(-4096, None)), "is not a complete GGUF"),
     ],
 )
 def test_a_damaged_file_fails_and_says_where(parity_run, tmp_path, change, said):

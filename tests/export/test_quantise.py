@@ -110,7 +110,7 @@ def test_what_cannot_be_quantised_is_refused_and_leaves_nothing(whole, made, tmp
     files = sorted(tmp_path.iterdir())
     for source, kind, said in (
         ("nan.gguf", "q8_0", r"blk\.7\.ffn_up\.weight cannot be stored as Q8_0"),
-        ("short.gguf", "q8_0", "not a whole GGUF"),
+        ("short.gguf", "q8_0", "not a complete GGUF"),
         ("other.gguf", "q8_0", "architecture gemma9n cannot be made q8_0"),
         (done, "q8_0", "tensors in Q4_0"),
         (whole, "q3_x", "Expected one of f16, bf16, q8_0"),

@@ -121,6 +121,6 @@ def test_a_record_that_lacks_parts_is_refused(folder, where):
         part = part[key]
     del part[where[-1]]
     files.write_json(folder / "run.json", data)
-    with pytest.raises(UserError, match="is not whole"):
+    with pytest.raises(UserError, match="is not complete"):
         opening.open_run(folder, Params())
     assert str(folder) not in files._locks

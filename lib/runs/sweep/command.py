@@ -84,7 +84,7 @@ def tell_end(trials: list[Trial], sweep: Sweep, command: str) -> bool:
     best = find_best(states, sweep)
     if best is not None:
         folder = trials[best].folder
-        params_file = files.shown(folder / "params.yaml")
+        params_file = files.format_path(folder / "params.yaml")
         export = f"make export PARAMS={params_file} RUN={folder.name}"
         print(f"best: {folder.name}. Export it with `{export}`.")
     begun = [
@@ -93,5 +93,5 @@ def tell_end(trials: list[Trial], sweep: Sweep, command: str) -> bool:
     if len(begun) > 1:
         metric = sweep.metric if sweep.metric in METRICS else "eval_loss_after"
         _, page = compare_runs(begun, metric)
-        print(files.shown(page))
+        print(files.format_path(page))
     return not any(state.word == "failed" for state in states)
