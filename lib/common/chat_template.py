@@ -2,7 +2,7 @@
 
     read_chat_template(folder)  # the template's text
 
-With two orders of places, a run could train on one template and ship another.
+If two rooms looked in different places, a run could train on one template and ship another.
 """
 
 import pathlib
@@ -12,10 +12,10 @@ from lib.common.errors import UserError
 
 
 def read_chat_template(folder: pathlib.Path) -> str:
-    """Return a model folder's chat template; UserError when it has none.
+    """Return a model folder's chat template; raise UserError when it has none.
 
-    The order of places is that of transformers: the file chat_template.jinja wins over
-    `chat_template` in tokenizer_config.json, where a list holds several and `default` is meant.
+    As in transformers, the file chat_template.jinja wins over `chat_template` in
+    tokenizer_config.json; if that is a list of templates, the one named `default` counts.
     """
     path = folder / "chat_template.jinja"
     if path.is_file():
@@ -30,6 +30,6 @@ def read_chat_template(folder: pathlib.Path) -> str:
         raise UserError(
             f"the tokenizer of `{files.format_path(folder)}` has no chat template, neither in "
             f"chat_template.jinja nor in tokenizer_config.json; use an instruction-tuned base, "
-            f"or add one."
+            f"or add a template."
         )
     return template

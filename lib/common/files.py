@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, folder locks, hashes, free space."""
+"""Atomic writes, folder locks, hashes and free space: no reader ever sees half a file."""
 
 import fcntl
 import hashlib
@@ -12,12 +12,13 @@ from typing import Any, NotRequired, TypedDict
 from lib.common.errors import ROOT, UserError
 
 FD_VARIABLE = "MEDRESCUE_RUN_FD"  # how the runner hands its lock to the kernel it starts
-# locks that this process holds, by folder: a cell that is run twice must not wait for itself
+# descriptors of the locks that this process holds, by folder: a cell that is run twice must not
+# wait for itself
 _locks: dict[str, int] = {}
 
 
 class Artifact(TypedDict):
-    """A file that a stage made, as run.json has it."""
+    """A file that a stage wrote, as run.json records it."""
 
     path: str  # relative to the run's folder
     bytes: int
@@ -26,7 +27,7 @@ class Artifact(TypedDict):
 
 
 def format_path(path: pathlib.Path) -> str:
-    """A path for records and messages: relative to the repository when it lies inside."""
+    """Return a path for records and messages, relative to the repository when it lies inside."""
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()
 
 
@@ -35,9 +36,9 @@ def format_path(path: pathlib.Path) -> str:
 
 
 def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
-    """Write beside and rename, so that a reader sees the old file or the new one.
+    """Write a temporary file and rename it, so that a reader sees the old file or the new one.
 
-    UserError when the disk refuses.
+    Raise UserError when the disk refuses the write.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = content.encode() if isinstance(content, str) else content
@@ -56,7 +57,7 @@ def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any, sealed: bool = False) -> None:
-    """Write JSON; `sealed` adds to an object a `seal`, which `read_json` checks and takes off."""
+    """Write JSON; `sealed` adds a `seal` to an object, which `read_json` checks and removes."""
     if sealed:
         value = {**value, "seal": _hash_values(value)}
     # allow_nan=False: NaN is not JSON, and a NaN in a record is a number nobody measured
@@ -64,9 +65,10 @@ def write_json(path: pathlib.Path, value: Any, sealed: bool = False) -> None:
 
 
 def read_json(path: pathlib.Path, what: str) -> Any:
-    """Read a JSON file of ours; UserError when it is torn, or its seal does not fit its values.
+    """Read a JSON file that this pipeline wrote.
 
-    `what` names the file in the message.
+    Raise UserError when it is torn, or its seal does not fit its values. `what` names the file in
+    the message.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -81,9 +83,9 @@ def read_json(path: pathlib.Path, what: str) -> Any:
 
 
 def read_or_set_aside(path: pathlib.Path, what: str) -> dict[str, Any]:
-    """`read_json`; {} where there is no file, or a damaged one, which gets another name.
+    """Return `read_json`, or {} if the file is missing or damaged; rename a damaged one.
 
-    For what can be made again: its damage must not stop a run.
+    This is for files that can be made again: their damage must not stop a run.
     """
     if not path.exists():
         return {}
@@ -93,21 +95,21 @@ def read_or_set_aside(path: pathlib.Path, what: str) -> dict[str, Any]:
         aside = path.with_name(f"{path.stem}.damaged{path.suffix}")
         os.replace(path, aside)
         print(
-            f"{error} It is now {aside.name}; what it held is made again by its stages, "
-            f"with FORCE=1 where they are finished."
+            f"{error} It is now {aside.name}. Its stages make its contents again; finished stages "
+            f"need FORCE=1 for that."
         )
         return {}
 
 
 def _hash_values(values: Mapping[str, Any]) -> str:
-    """sha256 over an object's values: it betrays a flipped bit that leaves the file JSON."""
-    # through JSON and back, as a reader will have them: a tuple is a list then
-    rest = json.loads(json.dumps({k: v for k, v in values.items() if k != "seal"}))
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    """Return sha256 over an object's values, which reveals a flipped bit in valid JSON."""
+    # through JSON and back, since a reader gets lists for tuples
+    unsealed = json.loads(json.dumps({k: v for k, v in values.items() if k != "seal"}))
+    return hashlib.sha256(json.dumps(unsealed, sort_keys=True).encode()).hexdigest()
 
 
 def replace_folder(temporary: pathlib.Path, final: pathlib.Path) -> None:
-    """Give a finished folder its final name; only then the older one of that name is removed."""
+    """Give a finished folder its final name, and only then remove the older one of that name."""
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -121,10 +123,11 @@ def replace_folder(temporary: pathlib.Path, final: pathlib.Path) -> None:
 
 
 def lock_folder(folder: pathlib.Path) -> int | None:
-    """Lock a folder itself; the descriptor that holds the lock, None while others hold it.
+    """Lock a folder; return the descriptor that holds the lock, or None while others hold it.
 
     flock belongs to the open file: it lasts until every process that has the descriptor (runner and
-    kernel) has closed it or is gone, and leaves no file behind. UserError on a disk without locks.
+    kernel) has closed it or is gone, and leaves no file behind. Raise UserError on a disk without
+    locks.
     """
     key = str(folder)
     if key in _locks:
@@ -150,7 +153,7 @@ def lock_folder(folder: pathlib.Path) -> int | None:
 
 
 def unlock_folder(folder: pathlib.Path) -> None:
-    """Give back this process's lock on a folder; nothing happens where it has none."""
+    """Release this process's lock on a folder, if it has one."""
     descriptor = _locks.pop(str(folder), None)
     if descriptor is not None:
         os.close(descriptor)
@@ -166,10 +169,10 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def code_hash(*folders: str) -> str:
-    """One sha256 over the modules and rules (JSON) of folders of lib/.
+    """Return one sha256 over the modules and rules (JSON) of folders of lib/.
 
-    It is part of the key under which a result of theirs is kept. Whole folders, not a list of
-    files: with a list, a new file would serve results that the code no longer gives.
+    It is part of the cache key of results that this code computes. It covers whole folders: with a
+    list of files, a new file would leave stale results in use.
     """
     paths = sorted(
         path
@@ -182,7 +185,7 @@ def code_hash(*folders: str) -> str:
 
 
 def describe_files(folder: pathlib.Path, names: Iterable[str]) -> list[Artifact]:
-    """Path, bytes and sha256 of every file at or under `names` in `folder`, sorted by path."""
+    """Return path, bytes and sha256 of every file at or under `names` in `folder`, by path."""
     paths: set[pathlib.Path] = set()
     for name in names:
         top = folder / name
@@ -198,9 +201,9 @@ def describe_files(folder: pathlib.Path, names: Iterable[str]) -> list[Artifact]
 
 
 def find_damage(folder: pathlib.Path, artifacts: Iterable[Artifact]) -> str:
-    """What is wrong with the first recorded file that is missing or differs; empty if none is.
+    """Say how the first missing or changed file differs from its record; "" if all match.
 
-    Files that `make prune` freed are not looked for.
+    Files that `make prune` removed are skipped.
     """
     for artifact in artifacts:
         if artifact.get("pruned"):
@@ -222,18 +225,18 @@ def find_damage(folder: pathlib.Path, artifacts: Iterable[Artifact]) -> str:
 
 
 def size_of(path: pathlib.Path) -> int:
-    """Bytes of a file, or of all files under a folder."""
+    """Return the bytes of a file, or of all files under a folder."""
     if not path.is_dir():
         return path.stat().st_size
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
 def require_disk(folder: pathlib.Path, needed: int, what: str) -> None:
-    """UserError unless the disk under `folder` has `needed` bytes free."""
+    """Raise UserError unless the disk under `folder` has `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"Not enough disk for {what}: it needs about {needed / 2**30:.1f} GiB, "
+            f"Not enough disk for {what}: it needs about {needed / 2**30:.1f} GiB, but "
             f"{free / 2**30:.1f} GiB are free at `{format_path(folder)}`.\n"
             f"Free some space, or set MEDRESCUE_RUNS to a folder on a larger disk."
         )

@@ -1,22 +1,22 @@
-"""Every GGUF type a run can export, one row each, and the tensor types that such files consist of.
+"""Every GGUF file type that a run can export, and the tensor types that such files consist of.
 
     gguf_types.FILE_TYPES["q4_k_m"].weights         # "Q4_K"
     gguf_types.TENSOR_TYPES["Q4_K"].fallback        # "Q5_0"
 
 A file type is a recipe: it names the tensor type of most weights and of the few that get a finer
 one. The parameters, the quantiser, the checks before a file gets its name and the estimate of disk
-space all read these two tables. A new type is a new row here, plus tests/export/test_quantise.py,
-where llama.cpp's own choice for it is written down.
+space all read these two tables. A new type is a new row here, plus llama.cpp's own choice for it in
+tests/export/test_quantise.py.
 """
 
 from typing import Literal, NamedTuple
 
-# the names of FILE_TYPES once more, for the schema of parameters: a type checker reads no table
+# the names of FILE_TYPES again, for the schema of parameters: a type checker cannot read a table
 GgufType = Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]
 
 
 class ParityBounds(NamedTuple):
-    """How far a sound file may be from the 16-bit model, at answer tokens of held-out rows."""
+    """How far a sound file may be from the 16-bit model, on answer tokens of held-out rows."""
 
     kl: float  # largest mean KL divergence, in nats
     # largest perplexity, as a multiple of the 16-bit model's; the inverse is the smallest one
@@ -29,14 +29,14 @@ class FileType(NamedTuple):
 
     weights: str  # most tensors
     embeddings: str  # embeddings that are the output layer too
-    finer: str  # attn_v and ffn_down of the layers that llama.cpp treats with more care
+    finer: str  # attn_v and ffn_down of the layers that llama.cpp stores more precisely
     disk_share: float  # size over that of the 16-bit base
     bounds: ParityBounds
-    precise: bool = False  # enough to compare an adapter in: 4 to 6 bits would hide it
+    precise: bool = False  # precise enough to compare adapters: 4 to 6 bits would hide them
 
     @property
     def is_packed(self) -> bool:
-        """False for the 16-bit types, which only convert numbers, of any architecture."""
+        """Whether weights are packed; 16-bit types only convert numbers, of any architecture."""
         return self.weights not in ("F16", "BF16")
 
 
@@ -44,20 +44,20 @@ class TensorType(NamedTuple):
     """How one tensor's numbers are stored, and how far a sound block may be from its source."""
 
     block_limit: float  # largest difference in a block, as a share of the block's largest number
-    # an absolute difference that is rounding too; it matters only among numbers near zero
+    # an absolute difference that counts as rounding too; it matters only among numbers near zero
     block_slack: float = 0.0
-    # the type of rows whose length is a multiple of 32, but not of this type's block of 256
+    # the type used for rows whose length is a multiple of 32, but not of this type's block of 256
     fallback: str = ""
 
 
-# disk_share is an estimate made before anything is downloaded. gguf_plan.predict_bytes gives for
-# the text part of Gemma 3n E4B, from q8_0 to q4_0, 0.535, 0.415, 0.383, 0.353 and 0.341 of its bf16
-# GGUF, for E2B 0.537 to 0.364. The base on the hub also holds the picture and audio towers, which
+# disk_share is an estimate made before anything is downloaded. For the text part of Gemma 3n E4B,
+# gguf_plan.predict_bytes gives 0.535, 0.415, 0.383, 0.353 and 0.341 of its bf16 GGUF, from q8_0 to
+# q4_0; for E2B 0.537 to 0.364. The base on the hub also holds the picture and audio towers, which
 # no GGUF has, so the shares of the two smallest types may lie below.
 #
-# Above each row stand the figures of a Gemma 3 270M in the order of its bounds (the demo's, trained
-# 22 steps; 128 positions; the worst of up to three draws). Larger models should lose less. The
-# 16-bit types leave room for a reference that itself computed in bfloat16
+# The comment above each row has a Gemma 3 270M's figures in the order of ParityBounds (the demo's,
+# trained 22 steps; 128 positions; the worst of up to three draws). Larger models should lose less.
+# The 16-bit types leave room for a reference that itself computed in bfloat16
 # (parity_reference.predict_reference).
 FILE_TYPES = {
     # 0.0000068, 1.000, 0.99
@@ -70,19 +70,19 @@ FILE_TYPES = {
     "q6_k": FileType("Q6_K", "Q6_K", "Q6_K", 0.45, ParityBounds(0.04, 1.08, 0.82)),
     # 0.043, 1.058, 0.84; the untrained base 0.041, 1.119, 0.90
     "q5_k_m": FileType("Q5_K", "Q6_K", "Q6_K", 0.4, ParityBounds(0.13, 1.25, 0.7)),
-    # 0.37, 1.396, 0.64: much worse than the 16-bit model, but no damage
+    # 0.37, 1.396, 0.64: much worse than the 16-bit model, yet the file is sound
     "q4_k_m": FileType("Q4_K", "Q6_K", "Q6_K", 0.35, ParityBounds(0.8, 1.8, 0.45)),
-    # 1.19, 3.316, 0.36: the same, and more
+    # 1.19, 3.316, 0.36: worse still, and sound too
     "q4_0": FileType("Q4_0", "Q6_K", "Q4_0", 0.33, ParityBounds(2.0, 5.0, 0.2)),
 }
 
 # F16 rounds to 11 bits. Q8_0, Q5_0, Q5_1 and Q4_0 divide a block's range into 254, 32, 31 and 16
-# steps: the limit is half a step, for Q4_0 and Q5_0 a whole one at the end where there is one
-# number less, and the scale's own rounding. K types choose scales for the least square error, so
-# their limits are measured. Largest difference seen in Q6_K, Q5_K and Q4_K: 0.016, 0.054, 0.058 in
-# a trained Gemma 3 270M; 0.016, 0.056, 0.106 in random Gemma 3n; 0.020, 0.066, 0.124 in 14
-# distributions made to be hard (the uniform one is the worst). The slack is the difference that
-# half a step of the smallest float16 scale makes.
+# steps. The limit is half a step plus the scale's own rounding; for Q4_0 and Q5_0 it is a whole
+# step, because one end of their range has one number less. K types choose scales for the least
+# square error, so their limits are measured. Largest difference seen in Q6_K, Q5_K and Q4_K:
+# 0.016, 0.054, 0.058 in a trained Gemma 3 270M; 0.016, 0.056, 0.106 in random Gemma 3n; 0.020,
+# 0.066, 0.124 in 14 distributions made to be hard (the uniform one is the worst). The slack is the
+# difference that half a step of the smallest float16 scale makes.
 TENSOR_TYPES = {
     "F32": TensorType(0.0),
     "BF16": TensorType(2**-8),

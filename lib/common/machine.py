@@ -1,6 +1,6 @@
-"""What a run runs on: checkout, package versions, processor, memory, cards, processes.
+"""Describe what a run runs on: checkout, package versions, processor, memory, GPUs, processes.
 
-Nothing heavy is imported for it.
+This module imports nothing heavy.
 """
 
 import importlib.metadata
@@ -36,7 +36,7 @@ PACKAGES = (
 
 
 class Hardware(TypedDict):
-    """A machine as run.json has it."""
+    """A machine as run.json records it."""
 
     system: str
     cpu: str
@@ -46,12 +46,12 @@ class Hardware(TypedDict):
 
 
 def cores() -> int:
-    """Cores that this process may use, which may be fewer than the machine has."""
+    """Return the number of cores that this process may use, which may be fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run(*command: str, seconds: int) -> str | None:
-    """The output of a command in the checkout; None where it is not installed, fails or hangs."""
+    """Return a command's output in the checkout; None if it is not installed, fails or hangs."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired):
@@ -60,23 +60,23 @@ def _run(*command: str, seconds: int) -> str | None:
 
 
 def describe_checkout() -> tuple[str | None, bool | None]:
-    """The checkout's commit, and whether it has uncommitted changes; None outside a checkout."""
+    """Return the commit, and whether there are uncommitted changes; None outside a checkout."""
     head = _run("git", "rev-parse", "HEAD", seconds=20)
     status = _run("git", "status", "--porcelain", seconds=20)
     return head.strip() if head else None, None if status is None else bool(status.strip())
 
 
 def uncommitted_changes() -> str:
-    """What tracked files have beyond the commit, as `git apply` takes it, without secrets.
+    """Return the uncommitted changes of tracked files as a patch for `git apply`, without secrets.
 
-    Empty where nothing differs, or outside a checkout.
+    The text is empty where nothing differs, or outside a checkout.
     """
-    plain = ("--no-ext-diff", "--no-textconv", "--no-color")  # whatever the user's git prefers
+    plain = ("--no-ext-diff", "--no-textconv", "--no-color")  # against the user's git settings
     return redacted(_run("git", "diff", "HEAD", *plain, seconds=20) or "")
 
 
 def packages() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result, as far as they are installed."""
+    """Return the versions of Python and of the installed packages that affect a result."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -87,7 +87,7 @@ def packages() -> dict[str, str]:
 
 
 def hardware() -> Hardware:
-    """What the machine's own tools say of it."""
+    """Return system, processor, memory and GPUs, as the machine's own tools report them."""
     cpu = platform.processor() or platform.machine()
     memory = None
     if sys.platform == "linux":
@@ -104,13 +104,13 @@ def hardware() -> Hardware:
 
 
 def gpus() -> list[str]:
-    """Names and memory of the visible NVIDIA cards; empty without a working nvidia-smi."""
+    """Return names and memory of the visible NVIDIA GPUs; empty without a working nvidia-smi."""
     query = ("--query-gpu=name,memory.total", "--format=csv,noheader")
     return (_run("nvidia-smi", *query, seconds=30) or "").strip().splitlines()
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs, whoever owns it."""
+    """Tell whether a process of this machine is running, whoever owns it."""
     try:
         os.kill(pid, 0)
     except OSError as error:
@@ -119,15 +119,15 @@ def is_alive(pid: int) -> bool:
 
 
 def require_memory(needed: int, what: str) -> None:
-    """UserError unless `needed` bytes of main memory are free.
+    """Raise UserError unless `needed` bytes of main memory are free.
 
-    The system kills a process that takes more than there is, without a message.
+    The system kills a process that takes more, without a message.
     """
     free = psutil.virtual_memory().available
     if free < needed:
         raise UserError(
-            f"Not enough memory for {what}: it needs about {needed / 2**30:.1f} GiB, "
+            f"Not enough memory for {what}: it needs about {needed / 2**30:.1f} GiB, but "
             f"{free / 2**30:.1f} GiB are free.\n"
-            f"Close other programs, take a machine with more memory or with a GPU, or a smaller "
-            f"base_model."
+            f"Close other programs, use a machine with more memory or with a GPU, or choose a "
+            f"smaller base_model."
         )

@@ -9,22 +9,22 @@ from tqdm import tqdm
 
 
 def progress_bar(description: str, iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
-    """A bar on stdout, drawn at most every 2 seconds; `options` are tqdm's own."""
+    """Return a tqdm bar that draws on stdout every 2 seconds at most; `options` are tqdm's own."""
     return tqdm(iterable, desc=description, file=sys.stdout, mininterval=2, ncols=100, **options)
 
 
 class TimeLeft:
-    """Prints the share that is done and the seconds left, at most every `interval` seconds."""
+    """Prints the share of work done and the seconds left, at most every `interval` seconds."""
 
     def __init__(self, label: str, interval: float) -> None:
         self.label, self.interval = label, interval
         self.begun = self.printed = time.monotonic()
 
     def update(self, done: float) -> None:
-        """Take note that this share of the work, above 0 and up to 1, is done."""
-        now = time.monotonic()
-        if now - self.printed <= self.interval:
+        """Report that this share of the work, above 0 and up to 1, is done."""
+        time_now = time.monotonic()
+        if time_now - self.printed <= self.interval:
             return
-        self.printed = now
-        left = (now - self.begun) * (1 / done - 1)
-        print(f"{self.label}: {done:.0%}, about {left:.0f} s left", flush=True)
+        self.printed = time_now
+        seconds_left = (time_now - self.begun) * (1 / done - 1)
+        print(f"{self.label}: {done:.0%}, about {seconds_left:.0f} s left", flush=True)

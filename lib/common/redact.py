@@ -1,6 +1,6 @@
-"""Texts without secrets.
+"""Remove secrets from texts.
 
-What a run keeps of its cells' output and errors, and what its commands print, passes through here.
+The cell output and errors that a run keeps, and all that its commands print, pass through here.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ SECRET_WORDS = {
     "PAT",
     "CREDENTIALS",
 }
-SHORTEST = 8  # characters: a shorter value is a word that stands elsewhere too
-# forms of known services' tokens, long enough that no ordinary word has them
+SHORTEST = 8  # characters: a shorter value may occur as an ordinary word
+# token formats of known services, long enough that no ordinary word matches
 KNOWN_TOKENS = (
     r"(?:hf_|api_org_)[A-Za-z0-9]{30,}",  # Hugging Face
     r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{32,}",  # OpenAI and others
@@ -43,9 +43,10 @@ KNOWN = re.compile("|".join(KNOWN_TOKENS))
 
 
 def _find_secrets() -> list[tuple[str, str]]:
-    """(value, variable) of the environment's secrets, long enough to be told from ordinary words.
+    """Return (value, variable) of the environment's secrets, except those as short as words.
 
-    The longest come first, so that one that begins another leaves no tail of it.
+    The longest come first: otherwise replacing a secret that begins another would leave the other's
+    tail in the text.
     """
     secrets = []
     for name, value in os.environ.items():
@@ -59,20 +60,20 @@ def _find_secrets() -> list[tuple[str, str]]:
 
 
 def redacted(text: str) -> str:
-    """The text without the environment's secrets and without tokens of known services."""
+    """Return the text without the environment's secrets and without tokens of known services."""
     for value, name in _find_secrets():
-        # as it stands in JSON, in a traceback, in a page, and as it is
+        # as it is written in JSON, in a traceback, in an HTML page, and as it is
         for form in (json.dumps(value)[1:-1], repr(value)[1:-1], html.escape(value), value):
             text = text.replace(form, f"({name})")
     return KNOWN.sub("(a token)", text)
 
 
 def holds_secret(value: Any) -> bool:
-    """Whether a value is a secret of the environment, contains a long one, or a known token."""
+    """Tell whether a value is a secret of the environment, or contains a long one or a token."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     if KNOWN.search(text):
         return True
-    # a short secret inside a longer text may be chance
+    # a short secret inside a longer text may be a coincidence
     return any(
         secret == text or (len(secret) >= 2 * SHORTEST and secret in text)
         for secret, _ in _find_secrets()
@@ -80,7 +81,7 @@ def holds_secret(value: Any) -> bool:
 
 
 def redacted_json(text: str) -> str:
-    """A JSON file's text with its strings redacted."""
+    """Return a JSON file's text with its strings redacted."""
     value = json.loads(text)
     clean = _redact_value(value)
     return text if clean == value else json.dumps(clean, indent=1, ensure_ascii=False) + "\n"
@@ -93,16 +94,16 @@ def _redact_value(value: Any) -> Any:
         return {redacted(key): _redact_value(item) for key, item in value.items()}
     if isinstance(value, list):
         if value and all(isinstance(item, str) for item in value):
-            # a list of lines, as a notebook has them, is one text: a secret may go over its lines
-            whole = "".join(value)
-            clean = redacted(whole)
-            return value if clean == whole else clean.splitlines(keepends=True)
+            # a notebook stores a text as a list of lines, and a secret may span several of them
+            text = "".join(value)
+            clean = redacted(text)
+            return value if clean == text else clean.splitlines(keepends=True)
         return [_redact_value(item) for item in value]
     return value
 
 
 class RedactedStream:
-    """A text stream whose writes are redacted; everything else is the stream's own."""
+    """A text stream that redacts what is written; all else is passed on to the wrapped stream."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -120,7 +121,7 @@ class RedactedStream:
 
 @contextlib.contextmanager
 def redacted_terminal() -> Iterator[None]:
-    """Redact what a command prints, tracebacks too; an unforeseen error ends it with code 1."""
+    """Redact what a command prints, tracebacks too; an unexpected error ends it with code 1."""
     with (
         contextlib.redirect_stdout(RedactedStream(sys.stdout)),
         contextlib.redirect_stderr(RedactedStream(sys.stderr)),

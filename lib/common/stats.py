@@ -1,4 +1,4 @@
-"""Intervals and tests for "better than before", on the same items before and after."""
+"""Confidence intervals and tests for comparing two models on the same items."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,8 @@ from typing import TypedDict
 import numpy as np
 
 Z = 1.959963984540054  # the normal distribution's 97.5th percentile, for 95 % intervals
-# resamples of a bootstrap: its ends then vary from seed to seed by about a fiftieth of the interval
+# Bootstrap resamples. With 10,000, an interval's ends vary from seed to seed by about a fiftieth
+# of its width.
 DRAWS = 10_000
 INDICES_AT_ONCE = 2**22
 
@@ -21,14 +22,14 @@ class Changes(TypedDict):
 
 
 def wilson(right: int, of: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share; ValueError for an impossible one.
+    """Return the 95 % interval of a share; raise ValueError for an impossible one.
 
-    Unlike p +- Z s, it stays within 0 and 1, and it has a width where all or none are right.
+    Unlike p +- Z s, it stays within 0 and 1, and it has a width even where all or none are right.
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference,
     J. Am. Stat. Assoc. 22 (1927) 209-212.
     """
     if not 0 <= right <= of or not of:
-        raise ValueError(f"{right} of {of} is no share; expected 0 <= right <= of, of at least 1")
+        raise ValueError(f"{right} of {of} is not a share; expected 0 <= right <= of and of >= 1")
     share = right / of
     spread = Z * Z / of
     centre = (share + spread / 2) / (1 + spread)
@@ -46,7 +47,7 @@ def mcnemar(gained: int, lost: int) -> float:
     """
     changed = gained + lost
     tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
-    # whole numbers up to the last division, so that thousands of changed items are exact too
+    # integers up to the last division, so that the result is exact for thousands of items too
     return min(1.0, 2 * tail / 2**changed)
 
 
@@ -89,8 +90,8 @@ def mean_interval(differences: Sequence[float], seed: int = 0) -> tuple[float, f
 def loss_interval(rows: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % bootstrap interval of the mean loss of a token, in nats.
 
-    `rows` is (rows, 2): summed loss in nats and trained tokens. A row is drawn whole, since its
-    tokens are not independent.
+    `rows` is (rows, 2): summed loss in nats and trained tokens. Whole rows are drawn, since the
+    tokens of a row are not independent.
     """
     sums = _resampled_sums(rows, seed)
     return _middle_95(sums[:, 0] / sums[:, 1])
@@ -101,11 +102,11 @@ def perplexity_ratio(
 ) -> tuple[float, tuple[float, float]]:
     """Return perplexity after / before, and its 95 % bootstrap interval; under 1 is better.
 
-    Each array is (items, 2): summed loss in nats and trained tokens. An item is drawn whole, with
-    its tokens and both its losses. ValueError unless the tokens are the same.
+    Each array is (items, 2): summed loss in nats and trained tokens. Whole items are drawn, each
+    with both its losses. Raise ValueError unless the numbers of tokens are the same.
     """
     if before.shape != after.shape or (before[:, 1] != after[:, 1]).any():
-        raise ValueError("the two were not measured on the same tokens")
+        raise ValueError("the two models were not measured on the same tokens")
     paired = np.stack([after[:, 0] - before[:, 0], before[:, 1]], axis=1)
     loss, tokens = paired.sum(axis=0)
     sums = _resampled_sums(paired, seed)

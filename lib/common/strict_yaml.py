@@ -1,4 +1,4 @@
-"""YAML without its surprises: what two readers may take for different things is an error."""
+"""YAML without its surprises: a value that YAML versions read differently is an error."""
 
 import re
 from collections.abc import Hashable
@@ -9,7 +9,7 @@ import yaml
 from lib.common.errors import UserError
 
 AMBIGUOUS = "!ambiguous"
-# a kind of plain value, the form it must have, and the characters it may begin with
+# each kind of plain value: its tag, its form, and the characters it may begin with
 KINDS = (
     ("tag:yaml.org,2002:bool", r"true|false|True|False", [*"tfTF"]),
     ("tag:yaml.org,2002:null", r"null|~|", ["n", "~", ""]),
@@ -30,7 +30,7 @@ KINDS = (
 class _StrictLoader(yaml.SafeLoader):
     """YAML 1.2 numbers and booleans; duplicate keys and YAML 1.1's words are errors.
 
-    Those are `no`, `on`, `010` and `1:30`, which YAML 1.1 reads as false, true, 8 and 90.
+    YAML 1.1 reads `no`, `on`, `010` and `1:30` as false, true, 8 and 90.
     """
 
 
@@ -38,8 +38,8 @@ def _refuse_ambiguous(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
     raise yaml.constructor.ConstructorError(
         None,
         None,
-        f"`{node.value}` reads as different things in different YAML versions; write true or "
-        f'false, a plain decimal number, or quote it ("{node.value}") if it is a text',
+        f"`{node.value}` means different things in different YAML versions; write true or "
+        f'false, a plain decimal number, or quote it ("{node.value}") if it is text',
         node.start_mark,
     )
 
@@ -66,7 +66,7 @@ _StrictLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
 def parse(text: str, where: str) -> Any:
-    """The value that a YAML text stands for; UserError with `where` and the line."""
+    """Return the value of a YAML text; raise UserError with `where` and the line."""
     try:
         return yaml.load(text, _StrictLoader)  # a SafeLoader underneath: no tag can build an object
     except yaml.MarkedYAMLError as error:

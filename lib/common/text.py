@@ -1,10 +1,10 @@
-"""Values, sizes and tables as text for people."""
+"""Format values, sizes and tables as text for people."""
 
 from typing import Any
 
 
 def format_value(value: Any) -> str:
-    """Return a value with 4 significant digits and thousands separated; None is `not measured`."""
+    """Return a value with 4 significant digits and separated thousands; None is `not measured`."""
     if value is None:
         return "not measured"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -26,7 +26,7 @@ def format_size(count: int) -> str:
 
 
 def aligned_table(rows: list[dict[str, Any]]) -> str:
-    """Return rows with the same keys as columns for a terminal, numbers to the right."""
+    """Return rows with the same keys as columns for a terminal, with numbers aligned right."""
     if not rows:
         return ""
     columns = [_aligned_column(key, [row[key] for row in rows]) for key in rows[0]]

@@ -1,4 +1,4 @@
-"""Work in several processes: a bounded amount of it at a time, results in order."""
+"""Run work in several processes, a bounded amount at a time, and yield the results in order."""
 
 import collections
 import multiprocessing
@@ -12,13 +12,13 @@ from typing import Any
 from lib.common import machine
 from lib.common.errors import UserError
 
-MOST = 8  # processes: each holds a tokenizer of 0.3 GiB
+MOST = 8  # processes, since each holds a tokenizer of 0.3 GiB
 
 
 def start_pool(small: bool) -> ProcessPoolExecutor | None:
-    """A pool with a process for each core this one may use.
+    """Return a pool with a process for each core that this process may use.
 
-    None for little work (`small`) or one core: then `map_in_order` does all in this process.
+    Return None for little work (`small`) or one core; `map_in_order` then works in this process.
     """
     if small or machine.cores() == 1:
         return None
@@ -44,7 +44,7 @@ def map_in_order(
 ) -> Iterator[Any]:
     """Yield function(*item) for each item, in order.
 
-    Items are taken only as the work goes on, so that a stream of rows is never held in memory.
+    Items are taken only as workers become free, so that a stream of rows is never held in memory.
     """
     if pool is None:
         yield from (function(*item) for item in items)
@@ -61,7 +61,7 @@ def map_in_order(
     except BrokenProcessPool:
         raise UserError(
             "a worker process was killed: by hand, or by the system because memory ran out. "
-            "The same command tries again."
+            "Run the same command again; if memory ran out, free some first."
         ) from None
     finally:
         for future in waiting:
@@ -69,13 +69,13 @@ def map_in_order(
 
 
 def _prepare_worker() -> None:
-    """What a worker does first: leave the other cores alone, and end when its parent does."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # our processes take the cores
+    """Prepare a worker: leave the other cores alone, and end when the parent does."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the worker processes already use all cores
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()  # a parent killed with -9 can tell nobody
+    parent.join()  # also returns when the parent is killed with -9, which no handler would see
     os._exit(1)

@@ -3,8 +3,8 @@
     chat = load_chat(folder)
     chat.render(messages)
 
-transformers' tokenizer classes bring torch along; without them a worker takes a third of the
-memory. `compare_with_transformers` proves that both give the same text and the same ids.
+transformers' tokenizer classes import torch; without them a worker takes a third of the memory.
+`compare_with_transformers` proves that both give the same text and the same ids.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from lib.common.chat_template import read_chat_template
 from lib.common.errors import UserError
 
 TURN_END = "<end_of_turn>"
-# a text that spells one of these could fake a turn, a picture or a sound
+# a text that contains one of these could fake a turn, a picture or a sound
 CONTROL = re.compile(
     r"<(?=(?:start_of_turn|end_of_turn|bos|eos|pad|unk|mask|start_of_image|end_of_image|"
     r"image_soft_token|start_of_audio|end_of_audio|audio_soft_token|unused\d+)>)"
@@ -51,13 +51,16 @@ class Chat(NamedTuple):
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def token_id(self, token: str) -> int:
-        """Return the id of a token; -1, which no text has, where the tokenizer does not know it."""
+        """Return the id of a token; -1, which no text has, for an unknown token."""
         token_id = self.tokenizer.token_to_id(token)
         return -1 if token_id is None else token_id
 
 
 def load_chat(folder: pathlib.Path) -> Chat:
-    """Read tokenizer and template of a model folder; UserError when one of them is missing."""
+    """Read tokenizer and template of a model folder.
+
+    Raise UserError when one of them is missing.
+    """
     import tokenizers  # a command that tokenises nothing starts without it
 
     path = folder / "tokenizer.json"
@@ -74,7 +77,7 @@ def load_chat(folder: pathlib.Path) -> Chat:
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Return {"bos_token": "<bos>", ...} of a tokenizer's configuration."""
+    """Return {"bos_token": "<bos>", ...} from a tokenizer's configuration."""
     specials = {}
     for name, token in config.items():
         if not name.endswith("_token") or not token:
@@ -86,9 +89,9 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
 
 
 def tokenizer_identity(folder: pathlib.Path) -> str:
-    """Return 16 hex digits that change with whatever turns text into ids and labels.
+    """Return 16 hex digits that change with anything that decides ids and labels.
 
-    That is the tokenizer's files, the libraries behind it, and the code of lib/common and lib/data.
+    They cover the tokenizer's files, its libraries, and the code of lib/common and lib/data.
     """
     versions = [importlib.metadata.version(p) for p in ("tokenizers", "transformers", "jinja2")]
     hashes = [
@@ -101,11 +104,11 @@ def tokenizer_identity(folder: pathlib.Path) -> str:
 def compare_with_transformers(
     chat: Chat, folder: pathlib.Path, rows: Iterable[tuple[list[dict[str, str]], list[int]]]
 ) -> int:
-    """Hold the text and ids of (messages, stored ids) against transformers' own tokenizer.
+    """Compare text and ids of (messages, stored ids) with those of transformers' own tokenizer.
 
-    Returns the number of rows compared; UserError at the first difference, or when none came.
+    Return the number of rows compared; raise UserError at the first difference, or without rows.
     """
-    from transformers import AutoTokenizer  # takes seconds, and brings torch along
+    from transformers import AutoTokenizer  # takes seconds, and imports torch
 
     theirs = AutoTokenizer.from_pretrained(folder)
     count = 0
@@ -120,5 +123,5 @@ def compare_with_transformers(
             )
         count += 1
     if not count:
-        raise UserError("no row was left to compare with transformers' tokenizer.")
+        raise UserError("no row is left to compare with transformers' tokenizer.")
     return count

@@ -1,7 +1,7 @@
-"""What the processes of the prepare stage do to a chunk of rows: clean, tokenise and prove it.
+"""Clean, tokenise and verify a chunk of rows, in the worker processes of the prepare stage.
 
-A cleaned chunk and its tokens are kept in .cache/prepare/ under a hash of the rows and of what was
-done to them, so that a changed rule, or rows appended to a file, cost only what they change.
+A cleaned chunk and its tokens are cached in .cache/prepare/ under a hash of the rows and of what
+was done to them. So after a changed rule, or rows appended to a file, only those parts are redone.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ from lib.data.splits import SCHEMA
 from lib.params import Params
 
 CACHE = ROOT / ".cache" / "prepare"
-CACHE_LIMIT = 2**33  # bytes; beyond it, what was not used for a day is removed
-CHECKSUM = 32  # bytes at the end of a cache file: the sha256 of what is before
-EXAMPLES = 3  # shown of each rule and reason
+CACHE_LIMIT = 2**33  # bytes; over this limit, files that were not used for a day are removed
+CHECKSUM = 32  # bytes at the end of a cache file: the sha256 of the bytes before them
+EXAMPLES = 3  # examples kept for each rule and reason
 SAMPLE = 200  # rows of a chunk handed back with their ids, to compare with transformers' tokenizer
 Encoded = tuple[list[int], list[int]]  # ids and labels
 CLEANED = pa.schema(
@@ -57,11 +57,11 @@ TOKENS = pa.schema(
 
 
 class DamagedCache(UserError):
-    """A file of the cache that is not as it was written, or gone."""
+    """A cache file that was damaged or removed."""
 
 
 def prune_cache() -> None:
-    """Keep the cache within its limit: what was used longest ago goes, nothing of the last day."""
+    """Remove the least recently used cache files over the limit, but none used in the last day."""
     used_files = []
     for path in CACHE.iterdir():
         # another run may just have renamed or removed it
@@ -76,7 +76,7 @@ def prune_cache() -> None:
 
 
 def load_chunk(path: pathlib.Path, columns: list[str] | None = None) -> tuple[Any, dict[str, Any]]:
-    """Return table (all columns or some) and facts of a cleaned chunk."""
+    """Return the table (all or some columns) and the facts of a cleaned chunk."""
     fields = [CLEANED.get_field_index(column) for column in columns] if columns else None
     table = _read_table(path, fields)
     return table, json.loads(table.schema.metadata[b"facts"])
@@ -85,14 +85,14 @@ def load_chunk(path: pathlib.Path, columns: list[str] | None = None) -> tuple[An
 def load_messages(
     path: pathlib.Path, places: Sequence[int] | np.ndarray
 ) -> tuple[list[str], list[list[dict[str, str]]]]:
-    """Return ids and messages of the rows at some places of a cleaned chunk."""
+    """Return ids and messages of the rows at these places in a cleaned chunk."""
     table, _ = load_chunk(path, ["id", "messages"])
     table = table.take(np.asarray(places))
     return table["id"].to_pylist(), [json.loads(text) for text in table["messages"].to_pylist()]
 
 
 def _read_table(path: pathlib.Path, fields: list[int] | None = None) -> Any:
-    # not a memory map: mapped pages would count as our memory as long as they stay
+    # not a memory map: its pages would count as this process's memory while they stay mapped
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data[:-CHECKSUM]).digest() != data[-CHECKSUM:]:
         raise DamagedCache(
@@ -104,7 +104,7 @@ def _read_table(path: pathlib.Path, fields: list[int] | None = None) -> Any:
 
 
 def _find_cached(path: pathlib.Path) -> Any:
-    """Return the table of a cache file, None when it has to be made."""
+    """Return the table of a cache file, or None when it has to be made."""
     try:
         table = _read_table(path)
         os.utime(path)
@@ -128,7 +128,7 @@ def _write_table(path: pathlib.Path, table: Any) -> None:
 
 
 def _cut(text: str, start: int, length: int) -> str:
-    """Return a piece of a text, with "…" where more of it stands before or after."""
+    """Return a piece of a text, with "…" where more text comes before or after."""
     end = start + length
     before = "…" if start else ""
     after = "…" if len(text) > end else ""
@@ -136,7 +136,7 @@ def _cut(text: str, start: int, length: int) -> str:
 
 
 def _show_change(before: str, after: str, length: int = 160) -> dict[str, str]:
-    """Return two versions of a text from a little before where they first differ."""
+    """Return excerpts of two versions of a text, from shortly before their first difference."""
     same = len(os.path.commonprefix([before, after]))
     start = max(0, same - 40)
     return {"before": _cut(before, start, length), "after": _cut(after, start, length)}
@@ -152,9 +152,9 @@ def shorten(messages: list[dict[str, str]], length: int = 160) -> str:
 
 
 def clean_chunk(job: Params, chunk: list[dict[str, Any]]) -> pathlib.Path:
-    """Return the file of a cleaned chunk, which is made unless the cache has it.
+    """Return the file of a cleaned chunk; write it unless the cache has it.
 
-    It holds the kept rows with what they are compared by; its metadata holds the rest.
+    It holds the kept rows with their comparison keys; its metadata holds what changed or dropped.
     """
     raw = hashlib.sha256(json.dumps(chunk, ensure_ascii=False).encode()).hexdigest()[:32]
     path = CACHE / f"{raw}-{_rules_identity(job)}.arrow"
@@ -170,7 +170,7 @@ def _clean_rows(job: Params, chunk: list[dict[str, Any]]) -> Any:
     examples = []
     for row in chunk:
         messages, reason, changes = clean.clean_row(row["messages"], job)
-        # of a dropped row the advice is its reason, not a change
+        # in a dropped row, advice is the reason and not a change
         advice = changes.pop("dangerous_advice", None) if reason else None
         for rule, (before, after) in changes.items():
             changed[rule] += 1
@@ -191,7 +191,7 @@ def _clean_rows(job: Params, chunk: list[dict[str, Any]]) -> Any:
 
 
 def _add_signatures(kept: list[dict[str, Any]]) -> None:
-    """Put signature and bands of each row in the place of its words."""
+    """Replace the words of each row by its signature and bands."""
     shingles = [duplicates.shingles(row.pop("words")) for row in kept]
     signatures = duplicates.minhash_signatures(shingles)
     low_bits = signatures.astype(np.uint16)
@@ -203,7 +203,7 @@ def _add_signatures(kept: list[dict[str, Any]]) -> None:
 
 @functools.cache
 def _code_identity() -> str:
-    """Return a hash of all but the parameters that decides what cleaning makes of a row."""
+    """Return a hash of everything that decides how a row is cleaned, except the parameters."""
     libraries = ("ftfy", "py3langid", "phonenumbers", "rensa", "pyarrow")
     versions = " ".join(importlib.metadata.version(library) for library in libraries)
     code = files.code_hash("common", "data", "medical")
@@ -227,14 +227,14 @@ def _rules_identity(job: Params) -> str:
 
 @functools.cache
 def _load_chat(base: pathlib.Path, identity: str) -> chat.Chat:
-    """Load tokenizer and template once a process, and again for another `identity` of the base."""
+    """Load tokenizer and template once per process, and again for another `identity`."""
     return chat.load_chat(base)
 
 
 def _encode(
     path: pathlib.Path, texts: list[str], base: pathlib.Path, identity: str
 ) -> list[Encoded]:
-    """Return ids and labels of conversations (JSON) of a chunk; new ones are put in the cache."""
+    """Return ids and labels of conversations (JSON) of a chunk; add new ones to the cache."""
     store = CACHE / f"{path.stem.split('-')[0]}-{identity}.tokens"
     names = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
     known = _load_tokens(store)
@@ -264,9 +264,9 @@ def _load_tokens(store: pathlib.Path) -> dict[bytes, Encoded]:
 def measure_chunk(
     path: pathlib.Path, base: pathlib.Path, identity: str, max_seq_length: int, overlong: str
 ) -> tuple[list[int], list[tuple[int, str, str]]]:
-    """Return the tokens of every row of a chunk, and (place, id, text) of those that are too long.
+    """Return every row's number of tokens, and (place, id, text) of the rows that are too long.
 
-    A row over max_seq_length is too long when it is not to be cut, or cannot be.
+    A row over max_seq_length is too long if the job does not cut rows, or this one cannot be cut.
     """
     table, _ = load_chunk(path, ["id", "messages"])
     texts = table["messages"].to_pylist()
@@ -291,9 +291,9 @@ def tokenise_chunk(
     max_seq_length: int,
     base_model: str,
 ) -> tuple[Any, dict[str, Any]]:
-    """Return a table of the rows at some places of a chunk, each proven, and counts and examples.
+    """Return a table of the verified rows at these places in a chunk, and counts and examples.
 
-    An over-long answer is cut. UserError names the first row whose mask is wrong.
+    An over-long answer is cut. Raise UserError at the first row whose mask is wrong.
     """
     tokenizer = _load_chat(base, identity)
     table = load_chunk(path, ["id", "topic", "messages"])[0].take(places)
@@ -338,7 +338,7 @@ def tokenise_chunk(
 def _split_row(
     row_id: str, topic: str, messages: list[dict[str, str]], ids: list[int], labels: list[int]
 ) -> dict[str, Any]:
-    """Return a row as splits.SCHEMA holds it."""
+    """Return a row with the fields of splits.SCHEMA."""
     return {
         "id": row_id,
         "topic": topic,

@@ -1,4 +1,4 @@
-"""Cleaning of a row: its texts by the text rules, then the reasons for which it is dropped.
+"""Clean a row: apply the text rules to its texts, then look for a reason to drop it.
 
 messages, reason, changed = clean_row(messages, job)  # reason "" keeps the row
 """
@@ -19,22 +19,22 @@ PLACEHOLDERS = set(
     "no data|tbd|tba|todo|to be determined|[deleted]|[removed]|undefined|no output|nooutput|"
     "<nooutput>|<noinput>".split("|")
 )
-# a row of more is too long for any model that this tunes, and is not worked on
+# longer rows are too long for any model that this tunes; cleaning them would only take time
 MOST_CHARACTERS = 1_000_000
-# Characters that the language detector reads. Of 13,950 English answers it misreads one at 200, at
-# 300 and at 400 alike, and its time grows with the length.
+# Characters that the language detector reads. Of 13,950 English answers it misreads one, at 200,
+# 300 and 400 characters alike, and its time grows with the length.
 LANGUAGE_CHARACTERS = 200
-TOO_SHORT_TO_TELL = 20  # characters: "CPR" and "Ibuprofen" are in no language
+TOO_SHORT_TO_TELL = 20  # characters: "CPR" and "Ibuprofen" do not give a language away
 WITH_QUESTION = 80  # characters: a shorter answer is read together with its question
 
 
 class CleanedRow(NamedTuple):
-    """A row after the text rules, as the tests for a reason to drop it look at it."""
+    """A row after the text rules, as the drop tests see it."""
 
     messages: list[dict[str, str]]
     questions: list[str]
     answers: list[str]
-    # as they were read: their flattened lists tell a list of links, their labels a leaked turn
+    # the answers before the rules: flattened lists reveal a list of links, labels a leaked turn
     raw_answers: list[str]
     has_nested_markup: bool
 
@@ -44,7 +44,7 @@ class CleanedRow(NamedTuple):
 
 
 # -------------------------------------------------------------------------------------------------
-# tests for a reason to drop a row, each true for a row that goes
+# tests for a reason to drop a row, each true for a row to drop
 
 URL = re.compile(r"(?:https?://|www\.)\S+", re.I)
 RESOURCES = re.compile(
@@ -53,7 +53,7 @@ RESOURCES = re.compile(
     re.I,
 )
 SENTENCE = re.compile(r"\w{3}[.!?](?:\s|$)")
-# headings such as "### Instructions" are no leak: what trainers write is singular and has a colon
+# a heading such as "### Instructions" is no leak: prompt formats use the singular and a colon
 IN_ANSWER = re.compile(
     r"^[ \t]*+(?:patient|human|user|doctor|assistant|"
     r"### ?(?:instruction|input|response))[ \t]*+:",
@@ -65,7 +65,7 @@ REASONING_EDGE = re.compile(r"</?(?:reasoning|think|thinking)>", re.I)
 
 
 def turns_out_of_order(row: CleanedRow, job: Params) -> bool:
-    """Turns that are not user, assistant, user, assistant, ... after an optional system message."""
+    """Tell whether turns do not alternate user, assistant, ... after an optional system message."""
     roles = [m["role"] for m in row.messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     pairs = len(turns) // 2
@@ -74,17 +74,17 @@ def turns_out_of_order(row: CleanedRow, job: Params) -> bool:
 
 
 def has_empty_message(row: CleanedRow, job: Params) -> bool:
-    """A message of no characters but blanks, or no message at all."""
+    """Tell whether a message is empty or only white space, or there is no message at all."""
     return not row.messages or any(not m["content"].strip() for m in row.messages)
 
 
 def has_nested_markup(row: CleanedRow, job: Params) -> bool:
-    """Markup within markup, which the text rules did not come to the end of."""
+    """Tell whether markup is nested so deeply that the text rules did not finish."""
     return row.has_nested_markup
 
 
 def has_placeholder(row: CleanedRow, job: Params) -> bool:
-    """An answer such as "N/A", or without any word."""
+    """Tell whether an answer is one like "N/A", or has no word."""
     return any(
         len(answer) < 40
         and normalised(answer).rstrip(".") in PLACEHOLDERS
@@ -94,17 +94,17 @@ def has_placeholder(row: CleanedRow, job: Params) -> bool:
 
 
 def answers_with_question(row: CleanedRow, job: Params) -> bool:
-    """An answer that has the words of its question, and no other."""
+    """Tell whether an answer consists of the words of its question."""
     return any(words_of(question) == words_of(answer) for question, answer in row.exchanges())
 
 
 def ends_in_link_list(row: CleanedRow, job: Params) -> bool:
-    """A last answer that only points elsewhere."""
+    """Tell whether the last answer only points elsewhere."""
     return is_link_list(row.raw_answers[-1])
 
 
 def has_leaked_turn(row: CleanedRow, job: Params) -> bool:
-    """A turn of the other side inside a question or an answer."""
+    """Tell whether a question or an answer contains a turn of the other side."""
     return (
         any(map(ASKED.match, row.raw_answers))
         or any(map(IN_ANSWER.search, row.answers))
@@ -113,26 +113,26 @@ def has_leaked_turn(row: CleanedRow, job: Params) -> bool:
 
 
 def has_open_reasoning(row: CleanedRow, job: Params) -> bool:
-    """A <think> block that is not closed, so that nobody knows where the answer begins."""
+    """Tell whether a <think> block is not closed, so that the start of the answer is unknown."""
     return job.reasoning == "strip" and any(map(REASONING_EDGE.search, row.answers))
 
 
 def has_personal_data(row: CleanedRow, job: Params) -> bool:
-    """Personal data, where the job drops rows for it."""
+    """Tell whether a text has personal data, if the job drops rows for that."""
     return job.personal_data == "drop" and any(
         mask_personal_data(m["content"]) != m["content"] for m in row.messages
     )
 
 
 def has_other_language(row: CleanedRow, job: Params) -> bool:
-    """An answer in another language than the job's."""
+    """Tell whether an answer is in another language than the job's."""
     return bool(job.language) and any(
         is_other_language(question, answer, job.language) for question, answer in row.exchanges()
     )
 
 
-# The first test that is true gives the reason. The later ones rely on the earlier: after the first
-# two there are as many answers as questions, and at least one. A job's skip_rules switch some off.
+# The first test that is true gives the reason. Later tests rely on earlier ones: after the first
+# two, there are as many answers as questions, and at least one. A job's skip_rules disable some.
 DROP_TESTS: tuple[tuple[str, Callable[[CleanedRow, Params], bool]], ...] = (
     ("turns_out_of_order", turns_out_of_order),
     ("empty", has_empty_message),
@@ -157,7 +157,7 @@ CHANGES = (
 def is_link_list(answer: str) -> bool:
     """Tell whether an answer only points elsewhere.
 
-    It is links, or lists of resources under headings, and no sentence that says something.
+    Such an answer consists of links, or of lists of resources under headings, without a sentence.
     """
     if "://" in answer or "www." in answer:
         links = len(URL.findall(answer))
@@ -189,7 +189,7 @@ def is_other_language(question: str, answer: str, wanted: str) -> bool:
 
 
 def check_language(wanted: str) -> None:
-    """UserError for a language that the detector does not know; an empty one asks for none."""
+    """Raise UserError for a language that the detector does not know; "" means any language."""
     if not wanted:
         return
     from py3langid.langid import MODEL_FILE, LanguageIdentifier  # a second to import
@@ -212,7 +212,7 @@ def clean_row(
     """Return cleaned messages, the reason to drop the row, and (before, after) by rule.
 
     The reason is empty for a row that is kept. Dangerous advice is among the changes, as (its text,
-    the rule that knows it).
+    the rule that matched it).
     """
     if sum(len(m["content"]) for m in messages) > MOST_CHARACTERS:
         return messages, "too_long", {}
@@ -245,7 +245,7 @@ def _texts_of(role: str, messages: list[dict[str, str]]) -> list[str]:
 def _clean_messages(
     messages: list[dict[str, str]], job: Params
 ) -> tuple[list[dict[str, str]], dict[str, tuple[str, str]]]:
-    """Return the messages under the text rules, and the first (before, after) of each rule."""
+    """Return the messages after the text rules, and the first (before, after) of each rule."""
     answer_rules = select_rules(job)
     other_rules = [(name, rule) for name, rule in answer_rules if name != "reasoning"]
     cleaned = []

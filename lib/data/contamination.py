@@ -1,7 +1,7 @@
-"""Training rows that repeat what the model will be measured on.
+"""Drop training rows that repeat what the model will be measured on.
 
-They share runs of words with held-out rows, exam items or prompts of the safety set, or are nearly
-copies of the latter two.
+They share runs of words with held-out rows, exam items or safety prompts, or are near copies of
+exam items or safety prompts.
 """
 
 import functools
@@ -20,12 +20,12 @@ from lib.data.chunks import EXAMPLES, load_messages
 from lib.data.rows import Rows
 from lib.medical import safety
 
-# a run of words in more training rows than this is a turn of phrase, no leak (Brown et al. 2020,
-# appendix C)
+# a run of words in more training rows than this is a common phrase and not a leak (Brown et al.
+# 2020, appendix C)
 COMMON = 10
 FACTOR = 0x100000001B3  # odd: the prime of the FNV hash
 NO_RUNS = np.empty(0, np.uint64)
-# scratch files, by which the workers get what rows are held against
+# scratch files from which the workers read what rows are compared with
 RUNS_FILE = "held_out.npy"
 ITEMS_FILE = "measured.json"
 
@@ -51,22 +51,22 @@ def hash_runs(words: Sequence[str], size: int, word_hashes: dict[str, int]) -> n
 
 
 def find_places(hashes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the places in the sorted `hashes` of the distinct `wanted` that are among them."""
+    """Return the places in the sorted `hashes` of the distinct values of `wanted` that it has."""
     wanted = np.unique(wanted)
     places = np.searchsorted(hashes, wanted)
     if not len(hashes):
         return places[:0]
-    is_there = hashes[np.minimum(places, len(hashes) - 1)] == wanted
-    return places[is_there]
+    is_present = hashes[np.minimum(places, len(hashes) - 1)] == wanted
+    return places[is_present]
 
 
 def find_leaks(
     overlaps: Iterable[tuple[int, np.ndarray]], hashes: np.ndarray, always: np.ndarray
 ) -> tuple[dict[int, int], int]:
-    """Return {row: the place of its first run that counts}, and how many runs are common phrases.
+    """Return {row: place of its first leaked run}, and how many runs are common phrases.
 
-    `overlaps` are (training row, places of its runs in `hashes`). A run of `always` (exam, safety
-    set) counts in any case, one of held-out rows unless it is a common phrase.
+    `overlaps` are (training row, places of its runs in `hashes`). Runs in `always` (exam, safety
+    set) are always leaks, runs of held-out rows only if they are no common phrases.
     """
     overlaps = [(row, places) for row, places in overlaps if len(places)]
     counts = np.zeros(len(hashes), int)
@@ -83,7 +83,7 @@ def find_leaks(
 
 
 def find_shared_words(messages: list[dict[str, str]], size: int, run: np.uint64) -> str:
-    """Return the words of a row whose run has this hash; empty when none has."""
+    """Return the words of the row's run with this hash, or ""."""
     words = spoken_words(messages)
     for n, own in enumerate(hash_runs(words, size, {})):
         if own == run:
@@ -92,7 +92,7 @@ def find_shared_words(messages: list[dict[str, str]], size: int, run: np.uint64)
 
 
 def spoken_words(messages: list[dict[str, str]]) -> list[str]:
-    """Return the words of a conversation, without those of its system message."""
+    """Return the words of a conversation without its system message."""
     return [w for m in messages if m["role"] != "system" for w in words_of(m["content"])]
 
 
@@ -101,7 +101,7 @@ def spoken_words(messages: list[dict[str, str]]) -> list[str]:
 
 
 class Measured(NamedTuple):
-    """An exam item or a prompt of the safety set, as training rows may hold it."""
+    """An exam item or a safety prompt, in the wordings in which training rows may contain it."""
 
     name: str
     texts: list[str]
@@ -109,10 +109,10 @@ class Measured(NamedTuple):
 
 
 def exam_texts(item: dict[str, Any]) -> list[str]:
-    """Return an exam item as training rows may hold it.
+    """Return an exam item in the wordings in which training rows may contain it.
 
-    That is its question, the question with the right answer, and both with the options between;
-    where the question has a context, also the same without it.
+    These are the question, the question with the right answer, and both with the options in
+    between. A question with a context is also tried without it.
     """
     answer = item["options"][item["answer_letter"]]
     texts = []
@@ -145,7 +145,7 @@ def _sketch(word_sets: list[set[str]]) -> Any:
     """Return rensa's MinHash of each set of words."""
     import rensa  # only the prepare stage needs it
 
-    # rensa takes no empty set
+    # rensa rejects an empty set
     tokens = [sorted(words) or [""] for words in word_sets]
     return rensa.RMinHash.from_token_sets(tokens, duplicates.HASHES, duplicates.SEED)
 
@@ -154,9 +154,9 @@ def _sketch(word_sets: list[set[str]]) -> Any:
 def _index_items(
     path: pathlib.Path, stamp: int, threshold: float
 ) -> tuple[list[tuple[int, set[str]]], Any]:
-    """Return (number of its item, words) of every text of exam and safety set, and their index.
+    """Return (item number, words) of every text of exam and safety set, and an LSH index of them.
 
-    `stamp` tells the file of one run from that of another.
+    `stamp` is the file's time of change, so that a later run's file is not taken from the cache.
     """
     import rensa  # only the prepare stage needs it
 
@@ -173,7 +173,7 @@ def _index_items(
 
 
 def hash_chunk_runs(path: pathlib.Path, places: np.ndarray, size: int) -> np.ndarray:
-    """Return the distinct runs of words of the rows at some places of a chunk, sorted."""
+    """Return the distinct runs of words of the rows at these places in a chunk, sorted."""
     word_hashes: dict[str, int] = {}
     _, conversations = load_messages(path, places)
     runs = [hash_runs(spoken_words(m), size, word_hashes) for m in conversations]
@@ -194,26 +194,26 @@ def find_run_owners(
 def find_chunk_overlaps(
     path: pathlib.Path, places: np.ndarray, size: int, scratch: pathlib.Path, threshold: float
 ) -> tuple[list[tuple[int, np.ndarray]], list[tuple[int, int]]]:
-    """Return what the rows at some `places` of a chunk share with what is measured on.
+    """Return what the rows at `places` in a chunk share with what the model is measured on.
 
-    First (n, places of its runs among the held-out ones) of rows that have some, then (n, number of
-    an item) of rows that are nearly that item; n counts in `places`.
+    First (n, places of shared runs in the hashes of RUNS_FILE) of rows that share some, then (n,
+    item number) of rows that are near copies of that item. n is an index into `places`.
     """
     hashes = np.load(scratch / RUNS_FILE, mmap_mode="r")
     _, conversations = load_messages(path, places)
     word_hashes: dict[str, int] = {}
     overlaps = []
     for n, messages in enumerate(conversations):
-        found = find_places(hashes, hash_runs(spoken_words(messages), size, word_hashes))
-        if len(found):
-            overlaps.append((n, found))
+        shared_places = find_places(hashes, hash_runs(spoken_words(messages), size, word_hashes))
+        if len(shared_places):
+            overlaps.append((n, shared_places))
     return overlaps, _find_near_items(conversations, scratch / ITEMS_FILE, threshold)
 
 
 def _find_near_items(
     conversations: list[list[dict[str, str]]], items_file: pathlib.Path, threshold: float
 ) -> list[tuple[int, int]]:
-    """Return (number of a conversation, number of the item it nearly is), by Jaccard similarity."""
+    """Return (conversation number, item number) of near copies, by Jaccard similarity."""
     items, index = _index_items(items_file, items_file.stat().st_mtime_ns, threshold)
     if not items or not conversations:
         return []
@@ -238,7 +238,7 @@ def _find_near_items(
 def drop_leaks(rows: Rows) -> dict[int, dict[str, str]]:
     """Drop contaminated training rows, and return for each whose words it repeats.
 
-    For the first ones also which words.
+    The first rows also get the repeated words, as examples.
     """
     size = rows.job.decontaminate
     safety_rows = safety.load_rows()
@@ -276,7 +276,7 @@ def drop_leaks(rows: Rows) -> dict[int, dict[str, str]]:
 
 
 def _select_held_out(rows: Rows, size: int) -> list[tuple[pathlib.Path, np.ndarray, int]]:
-    """Return (file, places of its held-out rows, size) of each chunk that has some."""
+    """Return (file, places of its held-out rows, size) of each chunk with held-out rows."""
     held_out = []
     for path, _, sides in rows.iterate_chunks():
         places = np.flatnonzero(sides > 0)
@@ -286,7 +286,7 @@ def _select_held_out(rows: Rows, size: int) -> list[tuple[pathlib.Path, np.ndarr
 
 
 def _find_overlaps(rows: Rows, size: int) -> tuple[list[tuple[int, np.ndarray]], dict[int, int]]:
-    """Return (row, places of its runs) of training rows, and {row: the item that it nearly is}."""
+    """Return (row, places of its shared runs) of training rows, and {row: item it is near}."""
     trained = [
         (path, start, np.flatnonzero(sides == 0)) for path, start, sides in rows.iterate_chunks()
     ]
@@ -296,8 +296,8 @@ def _find_overlaps(rows: Rows, size: int) -> tuple[list[tuple[int, np.ndarray]],
     bar = progress_bar("overlap with what it is measured on", total=len(trained), unit="chunk")
     overlaps: list[tuple[int, np.ndarray]] = []
     near: dict[int, int] = {}
-    for (_, start, places), (found, near_items) in zip(trained, results, strict=True):
-        overlaps += [(int(start + places[n]), own) for n, own in found]
+    for (_, start, places), (chunk_overlaps, near_items) in zip(trained, results, strict=True):
+        overlaps += [(int(start + places[n]), shared) for n, shared in chunk_overlaps]
         near |= {int(start + places[n]): number for n, number in near_items}
         bar.update()
     bar.close()
@@ -310,7 +310,7 @@ def _find_owners(
     measured: list[Measured],
     held_out: list[tuple[pathlib.Path, np.ndarray, int]],
 ) -> dict[int, str]:
-    """Return {place in the sorted `leaked`: whose run it is}, the first of those that have it."""
+    """Return {place in the sorted `leaked`: name of the first item or row with that run}."""
     owners: dict[int, str] = {}
     if not len(leaked):
         return owners
@@ -318,8 +318,8 @@ def _find_owners(
         for place in find_places(leaked, item.runs).tolist():
             owners.setdefault(place, item.name)
     tasks = ((*chunk, leaked) for chunk in held_out)
-    for found in workers.map_in_order(rows.pool, find_run_owners, tasks):
-        owners = found | owners
+    for chunk_owners in workers.map_in_order(rows.pool, find_run_owners, tasks):
+        owners = chunk_owners | owners
     return owners
 
 

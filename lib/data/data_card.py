@@ -1,4 +1,4 @@
-"""The record of a prepare job: the counts for results.json, and data_card.json, their meaning."""
+"""The record of a prepare job: counts for results.json, and data_card.json with their details."""
 
 import time
 from collections import Counter
@@ -10,7 +10,10 @@ from lib.data.splits import SPLITS
 
 
 def summarise(rows: Rows, counts: Counter[str]) -> dict[str, Any]:
-    """Return the `prepare` section of results.json; AssertionError when rows do not add up."""
+    """Return the `prepare` section of results.json.
+
+    Raise AssertionError when rows do not add up.
+    """
     kept = sum(counts[split] for split in SPLITS)
     left = rows.read - sum(rows.dropped.values())
     assert left == kept == len(rows.decisions.kept()), (rows.read, rows.dropped, counts)
@@ -31,7 +34,7 @@ def summarise(rows: Rows, counts: Counter[str]) -> dict[str, Any]:
 
 
 def describe_data(rows: Rows, results: dict[str, Any], source_hash: str) -> dict[str, Any]:
-    """Return data_card.json: sources, what was dropped or changed with examples, and counts."""
+    """Return data_card.json: sources, counts, and dropped or changed rows with examples."""
     job = rows.job
     elsewhere = ("dropped", "changed", "seconds", "step_seconds")
     return {

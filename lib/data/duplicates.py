@@ -1,10 +1,10 @@
-"""Which rows are the same, nearly the same, or belong together.
+"""Find rows that are the same, nearly the same, or belong to the same side of the split.
 
-Rows are decided on in their order, so that appended rows change no earlier decision.
+Rows are decided in their order, so that appended rows change no earlier decision.
 
 Near duplicates: MinHash signatures of three-word shingles by rensa, with banded LSH (Leskovec,
 Rajaraman, Ullman, Mining of Massive Datasets, chapter 3). rensa's own index takes 1.3 KB a row,
-measured at a million rows; here a row takes 0.3 KB.
+measured with a million rows; this one takes 0.3 KB.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ HASHES = 128
 BANDS = 16  # of 8 hashes each: 99 % of the pairs at 0.85 meet in one, and 24 % of those at 0.6
 # bytes kept of a signature: 16 bits tell unequal hashes apart (Li and König 2010)
 SIGNATURE = 2 * HASHES
-# a row is held against this many rows of a bucket: a boilerplate that is kept fills its buckets
+# a row is compared with at most this many rows of a bucket: boilerplate text fills its buckets
 MOST_IN_BUCKET = 256
 SHINGLE = 3  # words
 SEED = 1
-# Rows that differ in one of these are no duplicates, however alike: 30 compressions are not 15.
+# Rows that differ in one of these are never duplicates: 30 compressions are not 15.
 # "don't" is two words here, don and t.
 VITAL = re.compile(
     r"\d+|\b(?:not?|nor|none|never|avoid\w*|cannot|without|unless|except|\w+n t|can t)\b"
@@ -38,7 +38,7 @@ SAME_REASONS = (
     "ties_both_sides",
 )
 REASONS = ("", "too_long", *SAME_REASONS, "contaminated")
-SHORT_ANSWER = 20  # characters: "yes" and "Staphylococcus" may answer any number of questions
+SHORT_ANSWER = 20  # characters: "yes" and "Staphylococcus" can answer any number of questions
 
 
 # -------------------------------------------------------------------------------------------------
@@ -46,15 +46,15 @@ SHORT_ANSWER = 20  # characters: "yes" and "Staphylococcus" may answer any numbe
 
 
 def hash_text(text: str) -> int:
-    """Return 64 bits of a text.
+    """Return a 64-bit hash of a text.
 
-    Among a million different texts, two share theirs with a chance of 3 in 100 million.
+    The chance that any two of a million different texts collide is 3 in 100 million.
     """
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def shingles(words: list[str]) -> list[str]:
-    """Return every run of SHINGLE words, or all words where they are fewer."""
+    """Return every run of SHINGLE words, or all words if there are fewer."""
     count = max(1, len(words) - SHINGLE + 1)
     return [" ".join(words[n : n + SHINGLE]) for n in range(count)]
 
@@ -68,7 +68,7 @@ def minhash_signatures(rows: list[list[str]]) -> np.ndarray:
 
 
 def hash_bands(signatures: np.ndarray) -> np.ndarray:
-    """Return uint64 of shape (rows, BANDS): equal where all hashes of the band are equal."""
+    """Return uint64 hashes of shape (rows, BANDS), equal where all of a band's hashes are equal."""
     width = HASHES // BANDS
     drawn = np.random.default_rng(SEED).integers(1, 2**63, width, dtype=np.uint64)
     odd_factors = drawn * np.uint64(2) + np.uint64(1)
@@ -77,24 +77,24 @@ def hash_bands(signatures: np.ndarray) -> np.ndarray:
 
 
 def comparison_keys(messages: list[dict[str, str]]) -> dict[str, Any]:
-    """Return what a cleaned row is compared by: hashes of its parts, and its words.
+    """Return the comparison keys of a cleaned row: hashes of its parts, and its words.
 
-    `exact` is of the whole text, `vital` of its numbers and negations, `question` of the first
-    question, `later_questions` of the others. `answer` is 0 for a conversation of several
-    exchanges, as no single answer of it is the row's answer.
+    `exact` hashes the whole text, `vital` its numbers and negations, `question` the first question,
+    `later_questions` the others. `answer` is 0 for a conversation of several exchanges, since none
+    of its answers is the row's answer.
     """
     turns = [m for m in messages if m["role"] != "system"]
     words_of_turns = [words_of(turn["content"]) for turn in turns]
-    # a text without any word, such as "?", stands for itself
+    # a text without any word, such as "?", is hashed as it is
     hashes = [
         hash_text(" ".join(words) or turn["content"])
         for turn, words in zip(turns, words_of_turns, strict=True)
     ]
     words = [word for own in words_of_turns for word in own]
     answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
-    whole = "\n".join(f"{m['role']}:{normalised(m['content'])}" for m in messages)
+    all_text = "\n".join(f"{m['role']}:{normalised(m['content'])}" for m in messages)
     return {
-        "exact": hash_text(whole),
+        "exact": hash_text(all_text),
         "question": hashes[0],
         "answer": hashes[-1] if len(turns) == 2 else 0,
         "vital": hash_text(" ".join(VITAL.findall(" ".join(words)))),
@@ -111,9 +111,9 @@ def comparison_keys(messages: list[dict[str, str]]) -> dict[str, Any]:
 
 
 class Decisions:
-    """What becomes of each row.
+    """The decision on each row.
 
-    `reason` indexes REASONS, and 0 keeps the row; `by` is the row that decided it, or -1;
+    `reason` indexes REASONS, and 0 keeps the row. `by` is the row that caused the decision, or -1.
     `side` indexes splits.SPLITS, and -1 is none.
     """
 
@@ -127,7 +127,7 @@ class Decisions:
         return np.flatnonzero(self.reason == 0)
 
     def drop(self, rows: Any, reason: str, by: Any = -1) -> None:
-        """Drop one row or several, decided by one row or by one row each."""
+        """Drop one or several rows; `by` is the row that caused it, or one for each dropped row."""
         self.reason[rows] = REASONS.index(reason)
         self.by[rows] = by
         self.side[rows] = -1
@@ -140,7 +140,7 @@ def drop_same(
     same_question: str,
     answer_cap: int,
 ) -> None:
-    """Drop exact duplicates, several answers to one question, one answer to many questions."""
+    """Drop exact duplicates, further answers to a question, and answers repeated too often."""
     if "exact_duplicate" not in skip_rules:
         kept = decisions.kept()
         _drop_repeats(columns["exact"], kept, "exact_duplicate", decisions)
@@ -156,20 +156,20 @@ def drop_same(
 
 
 def _drop_repeats(values: np.ndarray, order: np.ndarray, reason: str, decisions: Decisions) -> None:
-    """Of the rows in `order`, drop each whose value an earlier one has."""
+    """Drop each row in `order` that has the same value as an earlier one."""
     first = order[_first_places(values[order])]
     repeats = first != order
     decisions.drop(order[repeats], reason, first[repeats])
 
 
 def _first_places(values: np.ndarray) -> np.ndarray:
-    """Return for each place the first place of the same value."""
+    """Return, for each place, the first place with the same value."""
     _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
     return first[inverse]
 
 
 def _drop_over_cap(columns: dict[str, np.ndarray], answer_cap: int, decisions: Decisions) -> None:
-    """Drop the rows after the first `answer_cap` ones of the same answer."""
+    """Drop all rows with the same answer after the first `answer_cap`."""
     kept = decisions.kept()
     has_answer = columns["answer"][kept] != 0
     long_enough = columns["answer_length"][kept] >= SHORT_ANSWER
@@ -189,10 +189,10 @@ def _drop_over_cap(columns: dict[str, np.ndarray], answer_cap: int, decisions: D
 
 
 class _Buckets:
-    """LSH buckets with the rows put into them: each a chain from its newest row to its first.
+    """LSH buckets, each a chain of its rows from the newest to the first.
 
-    Rows are places among those that meet another one. `numbers` has the bucket of each row and
-    band, or -1 where no other row is in it: int32 of shape (rows, bands).
+    Rows are counted among those that share a bucket or a question with another. `numbers` has the
+    bucket of each row and band, or -1 where no other row is in it: int32 of shape (rows, bands).
     """
 
     def __init__(self, numbers: np.ndarray) -> None:
@@ -207,15 +207,15 @@ class _Buckets:
 
     def rows_in(self, own: list[tuple[int, int]]) -> list[int]:
         """Return the rows in these buckets, in order."""
-        found: set[int] = set()
+        rows: set[int] = set()
         for band, bucket in own:
             other = int(self.newest[bucket])
             count = 0
             while other >= 0 and count < MOST_IN_BUCKET:
-                found.add(other)
+                rows.add(other)
                 other = int(self.before[other, band])
                 count += 1
-        return sorted(found)
+        return sorted(rows)
 
     def add(self, place: int, own: list[tuple[int, int]]) -> None:
         """Put a row into its buckets."""
@@ -232,15 +232,15 @@ def assign_sides(
     decisions: Decisions,
     show_progress: Callable[[list[int]], Iterable[int]] = iter,
 ) -> None:
-    """Give each kept row, in order, the side of the earlier rows that it belongs to.
+    """Put each kept row, in order, on the side of the earlier rows that it belongs to.
 
-    A row belongs to those that have one of its questions or are much like it. Without any, its
-    side is a seeded hash of its question. A row that belongs to both sides is dropped, as it would
-    carry the one into the other. Where near_duplicates is `drop`, so is a row much like an earlier
-    one that differs from it in no number and no negation.
+    A row belongs to those that share a question with it or are much like it. Without any, its side
+    is a seeded hash of its question. A row that belongs to both sides is dropped, since it would
+    leak one into the other. With near_duplicates `drop`, a row is also dropped if it is much like
+    an earlier one and has the same numbers and negations.
 
-    `signatures`, the low 16 bits of each hash, may lie on disk. `later_questions` has those after
-    the first one, of the rows that have some.
+    `signatures`, the low 16 bits of each hash, may be on disk. `later_questions` has the questions
+    after the first, for rows with several.
     """
     kept = decisions.kept()
     sides = hash_side(columns["question"], job.seed, job.validation_size, job.test_size)
@@ -252,11 +252,11 @@ def assign_sides(
         | np.isin(columns["question"][kept], shared_questions)
         | np.isin(kept, list(later_questions))
     )
-    # most rows meet no other one, and keep the side of their hash
+    # most rows meet no other and keep the side of their hash
     meeting = kept[meets_another]
     buckets = _Buckets(bucket_numbers[meets_another])
     shared = set(shared_questions.tolist())
-    question_ties: dict[int, tuple[int, int]] = {}  # (side, row) that had the question first
+    question_ties: dict[int, tuple[int, int]] = {}  # (side, row) of each question's first row
 
     for place, row in enumerate(show_progress(meeting.tolist())):
         own_buckets = buckets.of_row(place)
@@ -286,9 +286,9 @@ def assign_sides(
 
 
 def _number_shared_buckets(bands: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Number the bucket of each of `rows` and each band, -1 where no other row is in it.
+    """Number the bucket of each row and band, -1 where no other row is in it.
 
-    Returns int32 of shape (rows, bands).
+    Return int32 of shape (rows, bands).
     """
     numbers = np.full((len(rows), bands.shape[1]), -1, np.int32)
     offset = 0
@@ -327,7 +327,7 @@ def hash_side(
 ) -> np.ndarray:
     """Return an index into splits.SPLITS for each question's hash.
 
-    The seeded mix of bits is splitmix64 (Steele, Lea, Flood 2014).
+    The bits are mixed by splitmix64 with a seed (Steele, Lea, Flood 2014).
     """
     z = questions.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

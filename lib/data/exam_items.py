@@ -1,9 +1,9 @@
-"""Multiple-choice items: the bundled exam, a local file or folder, or a known set of the hub.
+"""Read multiple-choice items: the bundled exam, a local file or folder, or a set on the hub.
 
 items = read_items("bundled:exam")
 
-An item is {"id", "topic", "question", "options": {letter: text}, "answer_letter"}. Where it has a
-context, "question" begins with it, and "stem" is the question alone, as training rows may hold it.
+An item is {"id", "topic", "question", "options": {letter: text}, "answer_letter"}. If it has a
+context, "question" begins with it and "stem" is the bare question that training rows may contain.
 """
 
 import re
@@ -31,11 +31,11 @@ MOST_OPTIONS = 26  # a letter each
 
 
 # -------------------------------------------------------------------------------------------------
-# sets of the hub: a row in its own columns becomes a row of the choice shape
+# sets on the hub: a row in its own columns becomes a row of the choice shape
 
 
 def convert_medqa(row: dict[str, Any]) -> dict[str, Any]:
-    """GBaker/MedQA-USMLE-4-options: answer_idx is a letter, meta_info the exam's step."""
+    """Convert GBaker/MedQA-USMLE-4-options: answer_idx is a letter, meta_info the exam's step."""
     return {
         "question": row["question"],
         "options": row["options"],
@@ -45,7 +45,7 @@ def convert_medqa(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def convert_medmcqa(row: dict[str, Any]) -> dict[str, Any]:
-    """openlifescienceai/medmcqa: options opa to opd; cop is the right one, from 0."""
+    """Convert openlifescienceai/medmcqa: options opa to opd; cop is the right one, from 0."""
     return {
         "id": row["id"],
         "question": row["question"],
@@ -56,9 +56,9 @@ def convert_medmcqa(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def convert_pubmedqa(row: dict[str, Any]) -> dict[str, Any]:
-    """qiaojin/PubMedQA: final_decision is yes, no or maybe.
+    """Convert qiaojin/PubMedQA: final_decision is yes, no or maybe.
 
-    context["contexts"] is the abstract without its conclusion, one text a section.
+    context["contexts"] is the abstract without its conclusion, one text per section.
     """
     return {
         "id": row["pubid"],
@@ -70,7 +70,7 @@ def convert_pubmedqa(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def convert_mmlu(row: dict[str, Any]) -> dict[str, Any]:
-    """cais/mmlu: choices is a list; answer is the right one, from 0."""
+    """Convert cais/mmlu: choices is a list; answer is the right one, from 0."""
     return {
         "question": row["question"],
         "options": row["choices"],
@@ -80,8 +80,8 @@ def convert_mmlu(row: dict[str, Any]) -> dict[str, Any]:
 
 
 Convert = Callable[[dict[str, Any]], dict[str, Any]]
-# Configurations, split, and how a row is read. medmcqa does not publish the answers of its test
-# split, and PubMedQA has one split only.
+# Configurations, split, and the function that converts a row. medmcqa does not publish the answers
+# of its test split, and PubMedQA has one split only.
 HUB: dict[str, tuple[tuple[str | None, ...], str, Convert]] = {
     "GBaker/MedQA-USMLE-4-options": ((None,), "test", convert_medqa),
     "openlifescienceai/medmcqa": ((None,), "validation", convert_medmcqa),
@@ -102,8 +102,8 @@ def _read_known_set(name: str) -> Iterator[tuple[str, Any]]:
                 yield f"{where} row {number}", convert(row)
             except (KeyError, TypeError) as error:
                 fault = BadRow(
-                    f"row {number} is not in the columns this set is known by ({error}); it has "
-                    f"{', '.join(row)}"
+                    f"row {number} does not have the columns this set is known for ({error}); it "
+                    f"has {', '.join(row)}"
                 )
                 yield where, fault
 
@@ -115,7 +115,7 @@ def _read_known_set(name: str) -> Iterator[tuple[str, Any]]:
 def read_items(name: str) -> list[dict[str, Any]]:
     """Read the items of `bundled:exam`, a file, a folder or a hub id.
 
-    UserError names the file, the line and what is expected there.
+    The UserError of a bad item names the file, the line and what is expected there.
     """
     is_local = bool(sources.local_files(name, "exam"))
     items = []
@@ -123,12 +123,12 @@ def read_items(name: str) -> list[dict[str, Any]]:
     for where, values in _read_rows(name):
         try:
             item = _to_item(values, where)
-            if is_local:  # a set of the hub is asked as it was published; a file can be mended
+            if is_local:  # a set on the hub is asked as it was published; a file can be corrected
                 _require_distinct_options(item, values)
             if item["id"] in first_places:
                 raise BadRow(
-                    f"its id `{item['id']}` is that of {first_places[item['id']]} too; results "
-                    f"are paired by id, so each must be its own."
+                    f"its id `{item['id']}` is also that of {first_places[item['id']]}. Results "
+                    f"are paired by id: give each item an id of its own."
                 )
         except BadRow as error:
             raise UserError(f"exam: {where}: {error}\n{EXPECTED}") from None
@@ -151,7 +151,10 @@ def _read_rows(name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _to_item(values: Any, where: str) -> dict[str, Any]:
-    """Return a row as an item; BadRow when something is missing, or would break the question."""
+    """Return a row as an item.
+
+    Raise BadRow when something is missing, or would break the question.
+    """
     values = shapes.require_fields(values)
     _require_filled(values, "question", ("question",))
     _require_filled(values, "options", shapes.CHOICES)
@@ -170,18 +173,20 @@ def _to_item(values: Any, where: str) -> dict[str, Any]:
     texts = [item["question"], *options.values()]
     shapes.require_unicode(item["id"], item["topic"], *options, *texts)
     if len(options) > MOST_OPTIONS:
-        raise BadRow(f"it has {len(options)} options; expected 2 to {MOST_OPTIONS}, a letter each.")
+        raise BadRow(
+            f"it has {len(options)} options; expected 2 to {MOST_OPTIONS}, one per letter."
+        )
     token = re.search(chat.CONTROL.pattern + r"\w+>", "\n".join(texts))
     if token:
         raise BadRow(
-            f"its text spells the control token {token[0]}, which would end the question before "
-            f"its end."
+            f"its text contains the control token {token[0]}, which could end the question early. "
+            f"Remove it."
         )
     return item
 
 
 def _require_filled(values: dict[str, Any], field: str, names: tuple[str, ...]) -> None:
-    """BadRow unless one of the names under which a field is known has a value."""
+    """Raise BadRow unless a field has a value under one of its known names."""
     for name in names:
         value = values.get(name)
         if value is not None and str(value).strip() not in ("", "nan"):
@@ -190,16 +195,16 @@ def _require_filled(values: dict[str, Any], field: str, names: tuple[str, ...]) 
 
 
 def _require_distinct_options(item: dict[str, Any], values: dict[str, Any]) -> None:
-    """BadRow for options that are empty or the same, or an answer that could name two of them."""
+    """Raise BadRow for empty or equal options, or an answer that could name two of them."""
     texts = {letter: " ".join(text.split()) for letter, text in item["options"].items()}
     letter_of: dict[str, str] = {}
     for letter, text in texts.items():
         if not text:
-            raise BadRow(f"its option {letter} is empty; expected a text each.")
+            raise BadRow(f"its option {letter} is empty; expected text for each option.")
         if text in letter_of:
             raise BadRow(
-                f"its options {letter_of[text]} and {letter} are the same, {text[:80]!r}, so that "
-                f"only one could count as right."
+                f"its options {letter_of[text]} and {letter} are the same, {text[:80]!r}, but only "
+                f"one could count as right."
             )
         letter_of[text] = letter
     field = next(name for name in shapes.RIGHT if values.get(name) is not None)
@@ -209,6 +214,6 @@ def _require_distinct_options(item: dict[str, Any], values: dict[str, Any]) -> N
     other = letter_of.get(named.strip())
     if other is not None and other != item["answer_letter"]:
         raise BadRow(
-            f"its {field} {named!r} is the letter of one option and the words of another, {other}; "
-            f"name the letter in answer_letter."
+            f"its {field} {named!r} is the letter of one option and the text of another, {other}. "
+            f"Give the letter in answer_letter."
         )

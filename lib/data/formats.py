@@ -1,8 +1,8 @@
-"""Rows out of files of every kind, as a stream.
+"""Stream rows from JSON, CSV, parquet and Arrow files.
 
 for where, values in read_file(path, columns): ...
 
-`values` is a row's fields by name, or a BadRow where this row alone is unreadable.
+`values` is a row's fields by name, or a BadRow if only this row is unreadable.
 """
 
 import csv
@@ -23,15 +23,15 @@ from lib.data.shapes import BadRow
 
 NumberedRows = Iterator[tuple[int, Any]]
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-BATCH = 1000  # rows of a parquet or Arrow file held at a time
-SAMPLE = 2**18  # characters of a csv file by which its dialect is recognised
-# Characters of a field. csv's own limit of 131,072 is for tables typed by hand; with no limit at
-# all, an open quote would fill the memory.
+BATCH = 1000  # rows of a parquet or Arrow file that are held at a time
+SAMPLE = 2**18  # characters of a csv file from which its dialect is guessed
+# Characters of a field. csv's own limit of 131,072 suits tables typed by hand; without any limit,
+# an open quote would fill the memory.
 csv.field_size_limit(2**28)
 
 
 def suffix_of(path: pathlib.Path) -> str:
-    """Return the kind of a file by its name, .gz left aside."""
+    """Return a file's suffix, without .gz."""
     is_packed = path.suffix.lower() == ".gz"
     return (pathlib.Path(path.stem).suffix if is_packed else path.suffix).lower()
 
@@ -41,10 +41,10 @@ def read_file(
     columns: dict[str, str],
     report_bytes: Callable[[int], None] = lambda done: None,
 ) -> Iterator[tuple[str, Any]]:
-    """Yield (where, values) of the rows of a file; UserError when the rest of it cannot be read.
+    """Yield (where, values) of the rows of a file.
 
-    The error names the last line that was read. `report_bytes` is called now and then with the
-    bytes read so far.
+    Raise UserError when the rest of it cannot be read; it names the last line that was read.
+    `report_bytes` is called every BATCH rows with the bytes read so far.
     """
     name = files.format_path(path)
     suffix = suffix_of(path)
@@ -61,13 +61,13 @@ def read_file(
         raise UserError(f"{name}: {error}") from None
     except (EOFError, zlib.error, OSError) as error:
         raise UserError(
-            f"{name}, after {unit} {last}: cannot be read: {error}. If it is cut off or damaged, "
-            f"write or fetch it again."
+            f"{name}, after {unit} {last}: cannot be read: {error}. If the file is cut off or "
+            f"damaged, write or fetch it again."
         ) from None
 
 
 def _read_rows(file: BinaryIO, suffix: str, columns: dict[str, str]) -> NumberedRows:
-    """Yield (number, values); BadRow when nothing after a row can be read."""
+    """Yield (number, values); raise BadRow when nothing after a row can be read."""
     if suffix == ".jsonl":
         return _read_jsonl(file)
     if suffix == ".json":
@@ -84,9 +84,9 @@ def _read_rows(file: BinaryIO, suffix: str, columns: dict[str, str]) -> Numbered
 
 
 def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any] | BadRow:
-    """Return an object's fields, or a BadRow in its place when one is named twice.
+    """Return an object's fields, or a BadRow if one is named twice.
 
-    json itself keeps the last of them in silence.
+    json itself would silently keep the last.
     """
     values = dict(pairs)
     if len(values) == len(pairs):
@@ -109,7 +109,7 @@ def _read_jsonl(file: BinaryIO) -> NumberedRows:
 
 
 def _read_json(file: BinaryIO) -> NumberedRows:
-    """Yield the rows of a list, which is read whole: large sets belong into .jsonl."""
+    """Yield the rows of a list. The whole file is read at once: large sets belong in .jsonl."""
     try:
         text = file.read().decode("utf-8-sig")
         values = json.loads(text, object_pairs_hook=_unique_fields) if text.strip() else []
@@ -124,9 +124,7 @@ def _read_json(file: BinaryIO) -> NumberedRows:
 
 def _explain_json(error: ValueError | RecursionError, expected: str) -> str:
     if isinstance(error, UnicodeDecodeError):
-        return (
-            f"not UTF-8 ({error.reason}, byte {error.start + 1} of it). Convert the file to UTF-8."
-        )
+        return f"not UTF-8 ({error.reason}, at byte {error.start + 1}). Convert the file to UTF-8."
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg} (column {error.colno}). {expected}"
     return (
@@ -140,7 +138,7 @@ def _explain_json(error: ValueError | RecursionError, expected: str) -> str:
 
 
 def _read_csv(file: BinaryIO, columns: dict[str, str], delimiter: str) -> NumberedRows:
-    # surrogateescape: a byte that is not UTF-8 is found in its row, so that the row can be named
+    # surrogateescape, so that a byte that is not UTF-8 is noticed in its row, which can be named
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     dialect = _find_dialect(text, columns, delimiter)
     header: list[str] = []
@@ -155,8 +153,8 @@ def _read_csv(file: BinaryIO, columns: dict[str, str], delimiter: str) -> Number
             yield (
                 line,
                 BadRow(
-                    f"{len(values)} fields, the header has {len(header)}: {', '.join(header)}. "
-                    f"A field with the delimiter or a line end in it must be quoted."
+                    f"{len(values)} fields, but the header has {len(header)}: {', '.join(header)}. "
+                    f"Quote a field that contains the delimiter or a line end."
                 ),
             )
         else:
@@ -172,7 +170,7 @@ def _check_header(line: int, values: list[str]) -> list[str]:
 
 
 def _read_records(reader: Any) -> Iterator[tuple[int, list[str] | BadRow]]:
-    """Yield each record of a csv reader that is not blank, with the line on which it begins."""
+    """Yield each non-blank record of a csv reader, with the line on which it begins."""
     while True:
         line = reader.line_num + 1
         try:
@@ -186,9 +184,9 @@ def _read_records(reader: Any) -> Iterator[tuple[int, list[str] | BadRow]]:
             yield line, BadRow("not UTF-8. Convert the file to UTF-8.")
         except csv.Error as error:
             if reader.line_num > line or str(error).startswith(("unexpected end", "field larger")):
-                # an open quote took in other rows: this is not one bad row to pass over
+                # an open quote has swallowed other rows, so more than one row would be skipped
                 raise BadRow(
-                    f"line {line}: a quote opens in this row that is not closed where its field "
+                    f"line {line}: a quote that opens in this row is not closed where its field "
                     f"ends (line {reader.line_num}: {error}). Close it, or double the quotes "
                     f"inside a field."
                 ) from None
@@ -198,10 +196,10 @@ def _read_records(reader: Any) -> Iterator[tuple[int, list[str] | BadRow]]:
 def _find_dialect(
     text: io.TextIOWrapper, columns: dict[str, str], delimiter: str
 ) -> dict[str, Any]:
-    """Return the delimiter and quote with which the first rows read best.
+    """Return the delimiter and quote that suit the first rows best.
 
-    Best is a header that holds a shape, then most of the first rows fitting it, then most fields
-    quoted. Where no header holds a shape, the one with the most columns is best.
+    A header with a known shape comes first, then the share of rows that fit it, then the number of
+    quoted fields. If no header has a known shape, the one with the most columns wins.
     """
     sample = text.read(SAMPLE)
     text.seek(0)
@@ -221,8 +219,8 @@ def _find_dialect(
         fit = sum(len(row) == len(header) for row in rows) / max(1, len(rows))
         quoted = _count_quoted_fields(sample, quote, mark, is_cut)
         score = (has_shape, fit if has_shape else len(header), quoted)
-        # An apostrophe is a quote only where fields are seen in it; else a file with an open quote
-        # would pass for one without quotes.
+        # An apostrophe counts as a quote only if it encloses fields; otherwise a file with an
+        # open double quote would pass as one without quotes.
         may_be_quote = quote == '"' or quoted > 0
         if may_be_quote and score > best_score:
             best_score = score
@@ -245,7 +243,7 @@ def _read_parquet(file: BinaryIO) -> NumberedRows:
     import pyarrow.parquet  # only such a file needs it
 
     try:
-        # with its defaults it would hold the whole file
+        # with its defaults, pyarrow would hold the whole file in memory
         table = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
         yield from _read_batches(table.schema_arrow, table.iter_batches(BATCH))
     except pyarrow.ArrowException as error:
@@ -281,9 +279,9 @@ def _read_batches(schema: Any, batches: Any) -> NumberedRows:
 
 
 def _read_values(rows: Any) -> list[Any]:
-    """Return the rows of a batch, with a BadRow in the place of each that Python cannot hold.
+    """Return the rows of a batch, with a BadRow for each that Python cannot represent.
 
-    Such a row has text that is not UTF-8, or a date beyond Python's.
+    Such a row has text that is not UTF-8, or a date outside Python's range.
     """
     try:
         return rows.to_pylist()

@@ -1,4 +1,4 @@
-"""Which tokens of a row are trained, and the proof that these are the right ones.
+"""Decide which tokens of a row are trained, and prove that they are the right ones.
 
 ids, labels = encode(chat, messages)
 fault = find_mask_fault(chat, ids, labels, messages)  # "" when the mask is right
@@ -23,11 +23,11 @@ SENTENCE_END = re.compile(r"(?<=[^\s\d])[.!?][\"')\]]*(?=\s|$)|\n")  # not the "
 def render_with_spans(
     chat: Chat, messages: list[dict[str, str]]
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Render a conversation and find the characters of each answer with its <end_of_turn>.
+    """Render a conversation, and find the character span of each answer and its <end_of_turn>.
 
     A span, (start, end), is what the rendering grows by with an assistant turn. This holds for any
-    template that renders the first turns of a conversation alike whatever follows; ValueError for
-    any other.
+    template that renders the first turns of a conversation alike whatever follows; raise ValueError
+    for any other.
     """
     text = chat.render(messages)
     spans = []
@@ -47,7 +47,7 @@ def render_with_spans(
 def label_tokens(encoding: Any, spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
     """Return ids and labels of an encoded text: labels are ids inside the spans, else IGNORED.
 
-    ValueError when a token lies across the edge of a span.
+    Raise ValueError when a token lies across the edge of a span.
     """
     ids = encoding.ids
     labels = [IGNORED] * len(ids)
@@ -60,7 +60,7 @@ def label_tokens(encoding: Any, spans: list[tuple[int, int]]) -> tuple[list[int]
             or encoding.token_to_chars(first)[0] != start
             or encoding.token_to_chars(last)[1] != end
         ):
-            raise ValueError("a token straddles the edge of an answer")
+            raise ValueError("a token crosses the edge of an answer")
         # one emoji may be several tokens that all claim the same character
         while first and encoding.token_to_chars(first - 1) == encoding.token_to_chars(first):
             first -= 1
@@ -77,7 +77,10 @@ def encode(chat: Chat, messages: list[dict[str, str]]) -> tuple[list[int], list[
 def encode_all(
     chat: Chat, rows: Iterable[list[dict[str, str]]]
 ) -> list[tuple[list[int], list[int]]]:
-    """Encode many conversations; UserError when tokenizer or template cannot train on them."""
+    """Encode many conversations.
+
+    Raise UserError when tokenizer or template cannot train on them.
+    """
     import jinja2  # a command that renders nothing starts without it
 
     try:
@@ -106,18 +109,18 @@ def _tokenise(chat: Chat, text: str) -> Any:
 def find_mask_fault(
     chat: Chat, ids: list[int], labels: list[int], messages: list[dict[str, str]]
 ) -> str:
-    """Say what is wrong with a tokenised row; an empty string when it passes every check.
+    """Say what is wrong with a tokenised row; return "" when it passes every check.
 
     - Exactly one <bos>, and it comes first.
-    - Every label is IGNORED or the token it stands for.
-    - The trained runs of tokens are as many as the answers. Each starts right after the model's
-      turn begins, and decodes to its answer, whole, and <end_of_turn>. So at least one token is
-      trained, the stop token is trained, no token of a user is, and no answer is cut away.
-    - The ids decode to the template's rendering, so that the questions are whole too.
+    - Every label is IGNORED or equal to its token.
+    - There is one run of trained tokens for each answer. It starts right after the model's turn
+      begins, and decodes to the complete answer and <end_of_turn>. So at least one token is
+      trained, the stop token is trained, no token of a user is, and no answer is cut.
+    - The ids decode to the template's rendering, so that the questions are complete too.
     """
     bos = chat.token_id("<bos>")
     if ids.count(bos) != 1 or ids[0] != bos:
-        return f"{ids.count(bos)} <bos> tokens, expected one, first"
+        return f"{ids.count(bos)} <bos> tokens, expected exactly one, at the start"
     if len(ids) != len(labels) or any(
         label not in (IGNORED, token) for token, label in zip(ids, labels, strict=True)
     ):
@@ -125,7 +128,7 @@ def find_mask_fault(
     answers = [m["content"].strip() for m in messages if m["role"] == "assistant"]
     runs = _trained_runs(labels)
     if len(runs) != len(answers):
-        return f"{len(runs)} trained runs of tokens, expected {len(answers)}, one an answer"
+        return f"{len(runs)} trained runs of tokens, expected {len(answers)}, one per answer"
     for run, answer in zip(runs, answers, strict=True):
         if fault := _find_run_fault(chat, ids, run, answer):
             return fault
@@ -135,7 +138,7 @@ def find_mask_fault(
 
 
 def _trained_runs(labels: list[int]) -> list[tuple[int, int]]:
-    """Return the (start, end) of each unbroken run of trained tokens."""
+    """Return (start, end) of each unbroken run of trained tokens."""
     trained = [False, *(label != IGNORED for label in labels), False]
     edges = [n for n in range(len(labels) + 1) if trained[n] != trained[n + 1]]
     return list(zip(edges[::2], edges[1::2], strict=True))
@@ -155,7 +158,7 @@ def _find_run_fault(chat: Chat, ids: list[int], run: tuple[int, int], answer: st
 
 
 def _as_decoded(text: str) -> str:
-    # the tokenizer writes a blank as U+2581, so a text's own U+2581 comes back as a blank
+    # the tokenizer writes a space as U+2581, so a U+2581 of the text comes back as a space
     return text.replace("\u2581", " ")
 
 
@@ -166,10 +169,10 @@ def _as_decoded(text: str) -> str:
 def cut_to_fit(
     chat: Chat, messages: list[dict[str, str]], max_tokens: int
 ) -> list[dict[str, str]] | None:
-    """Shorten a conversation to at most `max_tokens`; None when nothing of it fits.
+    """Shorten a conversation to at most `max_tokens`; return None when nothing of it fits.
 
-    The last exchanges go first, then the last answer is cut after a whole sentence: it still ends
-    in a trained <end_of_turn>, so it must end as an answer does.
+    The last exchanges are dropped first. Then the last answer is cut at the end of a sentence: its
+    trained <end_of_turn> must follow text at which an answer may end.
     """
     while len(messages) > 3 and not _shortest_fits(chat, messages, max_tokens):
         messages = messages[:-2]
@@ -179,7 +182,7 @@ def cut_to_fit(
         return messages
     answer = messages[-1]["content"].strip()
     start, _ = spans[-1]
-    # the last token that can stay: the end token and the line end after it need their place
+    # where the last token that can stay begins: the end token and a line end must still fit
     room = offsets[max(0, max_tokens - 3)][0] - start
     ends = [match.end() for match in SENTENCE_END.finditer(answer[: max(0, room)])]
     for end in reversed(ends):
@@ -192,6 +195,6 @@ def cut_to_fit(
 
 
 def _shortest_fits(chat: Chat, messages: list[dict[str, str]], max_tokens: int) -> bool:
-    """Tell whether the conversation would fit with the shortest last answer there can be."""
+    """Tell whether the conversation would fit with the shortest possible last answer."""
     shortest = [*messages[:-1], {"role": "assistant", "content": "."}]
     return len(encode(chat, shortest)[0]) <= max_tokens

@@ -1,14 +1,14 @@
-"""Personal data, found by its form: e-mail addresses, phone, card and record numbers.
+"""Mask personal data by its form: e-mail addresses, phone, card and record numbers.
 
 mask_personal_data("call 212-555-0187")  # "call [phone]"
 
-tests/benchmarks/personal_data.py holds these rules against Presidio's.
+tests/benchmarks/personal_data.py compares these rules with Presidio's.
 """
 
 import re
 
 EMAIL = re.compile(r"\b[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,5}[A-Za-z]{2,24}\b")
-# nine digits close together, or five in one number: without either there is nothing to mask
+# nine digits close together, or five in one number: a text without either needs no further search
 DIGITS = re.compile(r"[0-9](?:[ ().+‐-–-]{0,2}[0-9]){8}|[0-9](?:-?[0-9]){4}")
 RECORD = re.compile(
     r"\b((?:MRN|SSN|(?:medical|health|patient|hospital) (?:record )?(?:id|number|no\b\.?)|"
@@ -21,13 +21,13 @@ RECORD = re.compile(
 BEFORE = r"(?<![\w.,/+-])"
 AFTER = r"(?![\w-]|[.,]\d)"
 SSN = re.compile(rf"{BEFORE}\d{{3}}-\d{{2}}-\d{{4}}{AFTER}", re.A)
-# only the groups in which cards are printed: a row of a table has others
+# only the groups in which cards are printed: numbers in a row of a table are grouped otherwise
 CARD = re.compile(
     BEFORE + r"(?:3[47]\d\d([ -]?)\d{6}\1\d{5}|"
     r"(?:4\d|5[0-8]|6\d|2[2-7])\d\d(?:\d{9,15}|([ -])\d{4}\2\d{4}\2\d{4}))" + AFTER,
     re.A,
 )
-# a number with one of these behind it is an amount
+# a number followed by one of these is an amount
 UNIT = r"(?!\s?(?:(?:[mkµμ]?g|mcg|[mdµμ]?[lL]|I?U|units?|mmol|mEq|cells|k?cal|steps)\b|[%°]))"
 US_PHONE = re.compile(
     BEFORE + r"(?:(?:\+?1[-. ]?)?"
@@ -47,10 +47,10 @@ HELP_LINES = re.compile(
 
 
 def mask_personal_data(text: str) -> str:
-    """Write personal data as [e-mail], [phone], [card number] or [record number].
+    """Replace personal data by [e-mail], [phone], [card number] or [record number].
 
-    A phone number is written as in the United States, or has its country code and is valid by
-    phonenumbers. A number that anybody may call is not personal: emergency numbers, poison
+    A phone number has the form used in the United States, or a country code and is valid according
+    to phonenumbers. Numbers that anybody may call are not personal: emergency numbers, poison
     centres, help lines (toll-free, premium, shared cost, UAN).
     """
     if "@" in text:
@@ -76,7 +76,7 @@ def _passes_luhn(text: str) -> bool:
         if n % 2 == 1:
             digit = sum(divmod(2 * digit, 10))  # the sum of the digits of twice the digit
         total += digit
-    # one digit again and again is a filler, and passes
+    # a single repeated digit passes the check, but is a filler
     return total % 10 == 0 and len(set(digits)) > 1
 
 

@@ -1,4 +1,4 @@
-"""The data stage: rows are read, cleaned, freed of duplicates, split, and become proven tokens.
+"""The data stage: read, clean, deduplicate, split and tokenise rows, and verify each label mask.
 
     rows = begin(job, run.folder)
     read_and_clean(rows)
@@ -7,8 +7,8 @@
     decontaminate(rows)
     results = tokenise(rows, base, run.folder / "data")
 
-Rows are worked on in chunks, by several processes, and kept on disk: what stays in memory is about
-300 bytes a row.
+Several processes work on chunks of rows, which are kept on disk. About 300 bytes a row stay in
+memory.
 """
 
 import hashlib
@@ -32,20 +32,20 @@ from lib.data.rows import Rows, note_decided, require_rows, timed
 from lib.data.splits import SPLITS, SplitWriter
 from lib.params import Params
 
-# in the order in which they are looked for
+# in the order in which they are checked
 READ_REASONS = ("unreadable", "not_sampled", *clean.REASONS)
 CHUNK_ROWS = 2000
 CHUNK_CHARACTERS = 2**22
-SMALL = 2**20  # bytes of data; below it, to start processes costs more than they save
-FIRST_CHARACTERS = 2000  # of each message of the row that is shown as it was read
-# what of a cleaned chunk stays in memory, beside its bands
+SMALL = 2**20  # bytes of data; below it, starting processes costs more time than they save
+FIRST_CHARACTERS = 2000  # of each message in the first row, which the notebook shows as read
+# the columns of a cleaned chunk that stay in memory, besides its bands
 COLUMNS = ("exact", "question", "answer", "vital", "answer_length")
 
 
 def begin(job: Params, folder: pathlib.Path) -> Rows:
     """Return the Rows of a job, still empty; `folder` is its run folder.
 
-    UserError for sources, exams or a language that cannot be.
+    Raise UserError for sources, exams or a language that cannot exist.
     """
     sources.check_sources(job)
     clean.check_language(job.language)
@@ -69,7 +69,7 @@ def begin(job: Params, folder: pathlib.Path) -> Rows:
 
 
 def _is_small(dataset: sources.Dataset, max_rows: int) -> bool:
-    """Tell whether one process is enough for the rows; the size of a hub set is not known."""
+    """Tell whether one process is enough for the rows; a hub set's size is not known."""
     if 0 < max_rows <= CHUNK_ROWS:
         return True
     has_hub = any(not sources.local_files(name) for name in sources.list_names(dataset))
@@ -81,15 +81,15 @@ def _is_small(dataset: sources.Dataset, max_rows: int) -> bool:
 
 
 class RawChunk(NamedTuple):
-    """Rows as they were read, and those passed over before and between them."""
+    """Rows as they were read, and the rows that were skipped before and between them."""
 
     rows: list[dict[str, Any]]
-    passed_over: list[tuple[str, str, str]]  # reason, id or place, why
+    passed_over: list[tuple[str, str, str]]  # reason, id or place, details
 
 
 @timed
 def read_and_clean(rows: Rows) -> None:
-    """Read every row and clean it: it is kept in a chunk on disk, or dropped with its reason."""
+    """Read and clean every row; keep it in a chunk on disk, or drop it with a reason."""
     total = sources.count_local_bytes(rows.job.dataset)
     bar = progress_bar("reading, cleaning", total=total or None, unit="B", unit_scale=True)
 
@@ -104,7 +104,7 @@ def read_and_clean(rows: Rows) -> None:
             for reason, where, why in passed_over:
                 rows.read += 1
                 rows.note_dropped(reason, where, {"text": why})
-            # not the texts
+            # all columns but the texts
             table, facts = chunks.load_chunk(
                 path, [*COLUMNS, "later_questions", "signature", "bands"]
             )
@@ -127,10 +127,10 @@ def read_and_clean(rows: Rows) -> None:
 
 
 def _read_chunks(rows: Rows, report_bytes: Callable[[int], None]) -> Iterator[RawChunk]:
-    """Yield the rows of the sources in chunks, as they are asked for.
+    """Yield the rows of the sources in chunks, on demand.
 
-    The workers are ahead of what is noted. So what was passed over goes through them with its
-    chunk, and is noted in its turn.
+    Reading runs ahead of the results. So skipped rows travel with their chunk through the workers,
+    to be recorded in order.
     """
     chunk = RawChunk([], [])
     characters = 0
@@ -158,12 +158,12 @@ def _shorten_messages(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _clean_chunk(job: Params, chunk: RawChunk) -> tuple[list[tuple[str, str, str]], pathlib.Path]:
-    """Return what was passed over, and the file of the cleaned chunk; runs in a worker."""
+    """Return the skipped rows and the file of the cleaned chunk; this runs in a worker."""
     return chunk.passed_over, chunks.clean_chunk(job, chunk.rows)
 
 
 def _note_cleaning(rows: Rows, facts: dict[str, Any]) -> None:
-    """Count and list what cleaning dropped and changed in a chunk."""
+    """Count and list the rows that cleaning dropped or changed in a chunk."""
     for reason, row_id, example in facts["dropped"]:
         rows.note_dropped(reason, row_id, example)
     rows.changed.update(facts["changed"])
@@ -178,7 +178,7 @@ def _keep_later_questions(rows: Rows, table: Any, start: int) -> None:
 
 
 def _read_columns(table: Any) -> dict[str, np.ndarray]:
-    """Return what rows are compared by: a value a row, and BANDS values in `bands`."""
+    """Return the comparison keys of rows: one value per row, and BANDS values in `bands`."""
     columns = {name: table[name].to_numpy() for name in COLUMNS}
     bands = np.frombuffer(b"".join(table["bands"].to_pylist()), np.uint64)
     columns["bands"] = bands.reshape(-1, duplicates.BANDS)
@@ -191,10 +191,10 @@ def _read_columns(table: Any) -> dict[str, np.ndarray]:
 
 @timed
 def measure(rows: Rows, base: pathlib.Path) -> None:
-    """Count every row's tokens, and drop those that are too long.
+    """Count every row's tokens, and drop the rows that are too long.
 
-    This comes before any row is dropped in favour of one that is too long itself. `base` is a
-    folder with tokenizer and chat template.
+    This comes before deduplication, which could otherwise drop a row in favour of one that is too
+    long. `base` is a folder with tokenizer and chat template.
     """
     job = rows.job
     identity = chat.tokenizer_identity(base)
@@ -217,7 +217,7 @@ def measure(rows: Rows, base: pathlib.Path) -> None:
 def deduplicate(rows: Rows) -> None:
     """Drop exact duplicates, surplus answers and near duplicates, and give each row its side.
 
-    Of two rows the later one goes.
+    The later of two rows is dropped.
     """
     job = rows.job
     duplicates.drop_same(
@@ -249,10 +249,10 @@ def decontaminate(rows: Rows) -> None:
 
 @timed
 def tokenise(rows: Rows, base: pathlib.Path, final: pathlib.Path) -> dict[str, Any]:
-    """Prove the tokens and mask of every row that is left, and write the splits as Arrow.
+    """Verify tokens and mask of every remaining row, and write the splits as Arrow.
 
-    They lie under `final`, which appears when it is complete. Returns the counts of the stage, for
-    results.json; UserError when a row fails its proof, or none is left to train on.
+    They are written to `final`, which appears when it is complete. Return the counts of the stage
+    for results.json; raise UserError when a row fails its checks, or none is left to train on.
     """
     temporary = final.with_name(".data.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -311,8 +311,8 @@ def _write_splits(
 
 
 def compare_tokenizers(rows: Rows, base: pathlib.Path) -> int:
-    """Hold text and stored ids of the first rows against transformers' own tokenizer.
+    """Compare text and stored ids of the first rows with those of transformers' own tokenizer.
 
-    Returns how many rows were compared; UserError at a difference.
+    Return the number of rows compared; raise UserError at a difference.
     """
     return chat.compare_with_transformers(chat.load_chat(base), base, rows.sample)

@@ -1,6 +1,6 @@
 """The rows of a prepare job on their way through its steps.
 
-Where they are on disk, what is known of each, and what became of those that were dropped.
+This module keeps where rows are on disk, what is known about each, and why rows were dropped.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass
 class Rows:
-    """The rows of a job: cleaned chunks on disk, what is known of each row, what was dropped."""
+    """The rows of a job: cleaned chunks on disk, facts about each row, and what was dropped."""
 
     job: Params
     scratch: pathlib.Path  # the stage's own files, removed at its end
@@ -36,20 +36,20 @@ class Rows:
     dropped_file: TextIO  # dropped.jsonl, open
     exam: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # its items
     started: float = dataclasses.field(default_factory=time.monotonic)
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of each step that is done
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of each finished step
 
     # what was read
     read: int = 0
     first: dict[str, Any] = dataclasses.field(default_factory=dict)  # the first row, as read
-    commits: dict[str, str | None] = dataclasses.field(default_factory=dict)  # of hub sources
+    commits: dict[str, str | None] = dataclasses.field(default_factory=dict)  # of the hub sources
 
     # what is left: files of cleaned chunks, each with the number of its first row
     parts: list[tuple[pathlib.Path, int]] = dataclasses.field(default_factory=list)
-    columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # a value a row
-    # questions after the first, of the rows that have some
+    columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # one value per row
+    # the questions after the first, for rows with several
     later_questions: dict[int, list[int]] = dataclasses.field(default_factory=dict)
     decisions: Decisions = dataclasses.field(default_factory=lambda: Decisions(0))
-    # first proven rows and their stored ids
+    # the first verified rows and their stored ids
     sample: list[tuple[list[dict[str, str]], list[int]]] = dataclasses.field(default_factory=list)
 
     # what is reported
@@ -61,7 +61,7 @@ class Rows:
     def note_dropped(
         self, reason: str, row_id: str, example: dict[str, str] | None = None, by: str = ""
     ) -> None:
-        """Count a dropped row, list it in dropped.jsonl, keep the first examples of its reason."""
+        """Count a dropped row, list it in dropped.jsonl, and keep the reason's first examples."""
         self.dropped[reason] += 1
         entry = {"id": row_id, "reason": reason}
         if by:
@@ -70,7 +70,7 @@ class Rows:
         self.keep_example(reason, {"id": row_id, **(example or {})})
 
     def keep_example(self, name: str, example: dict[str, str]) -> None:
-        """Keep an example of a reason or rule, unless there are enough."""
+        """Keep an example of a reason or rule, unless there are EXAMPLES already."""
         kept = self.examples.setdefault(name, [])
         if len(kept) < EXAMPLES:
             kept.append(example)
@@ -78,7 +78,7 @@ class Rows:
     def iterate_chunks(self) -> Iterator[tuple[pathlib.Path, int, np.ndarray]]:
         """Yield (file, number of its first row, sides of its rows) of each chunk.
 
-        A side indexes splits.SPLITS; it is -1 for a dropped row, and before sides are given.
+        A side indexes splits.SPLITS; it is -1 for a dropped row, and before sides are assigned.
         """
         ends = [start for _, start in self.parts[1:]] + [len(self.decisions.side)]
         for (path, start), end in zip(self.parts, ends, strict=True):
@@ -88,9 +88,9 @@ class Rows:
 def timed(
     step: Callable[Concatenate[Rows, P], Result],
 ) -> Callable[Concatenate[Rows, P], Result]:
-    """Make a function a step of the stage: it runs in its turn, and its time is kept.
+    """Make a function a step of the stage, which keeps its time and may only run in its turn.
 
-    UserError for a step out of turn. On an error the worker processes end.
+    Raise UserError for a step out of turn. On any error, stop the worker processes.
     """
     name = step.__name__
     needed = STEPS[: STEPS.index(name)]
@@ -120,15 +120,15 @@ def timed(
 
 
 def require_rows(rows: Rows, count: int) -> None:
-    """UserError with a table of what was dropped when no row is left."""
+    """Raise UserError, with a table of the reasons for drops, when no row is left."""
     if count:
         return
     table = "\n".join(f"  {reason:24} {n:>9,}" for reason, n in rows.dropped.most_common())
     raise UserError(
-        f"no row is left of the {rows.read:,} read from {sources.describe(rows.job.dataset)}; "
-        f"dropped because:\n{table}\n"
-        f"params/README.md names the parameter behind each reason: `language`, `max_seq_length`, "
-        f"`decontaminate` and others change it, `skip_rules` switches cleaning rules off."
+        f"no row is left of the {rows.read:,} read from {sources.describe(rows.job.dataset)}. "
+        f"Reasons:\n{table}\n"
+        f"params/README.md names the parameter behind each reason: change `language`, "
+        f"`max_seq_length`, `decontaminate` or others, or disable cleaning rules by `skip_rules`."
     )
 
 
@@ -141,17 +141,17 @@ def note_decided(
 ) -> None:
     """Count and list the rows that were dropped for these reasons.
 
-    Each is listed with the row that decided it, or with what `because` has for it.
+    Each is listed with the row that caused the decision, or with its entry in `because`.
     """
     because = because or {}
     decisions = rows.decisions
     numbers = [REASONS.index(reason) for reason in reasons]
-    gone = np.flatnonzero(np.isin(decisions.reason, numbers))
-    deciders = decisions.by[gone]
-    wanted = np.unique(np.concatenate([gone, deciders[deciders >= 0]]))
-    shown = _choose_examples(decisions, gone, numbers)
-    names, texts = _load_names_and_texts(rows, wanted, shown)
-    for row in gone.tolist():
+    dropped = np.flatnonzero(np.isin(decisions.reason, numbers))
+    deciders = decisions.by[dropped]
+    wanted = np.unique(np.concatenate([dropped, deciders[deciders >= 0]]))
+    examples = _choose_examples(decisions, dropped, numbers)
+    names, texts = _load_names_and_texts(rows, wanted, examples)
+    for row in dropped.tolist():
         by = int(decisions.by[row])
         why = because.get(row)
         if not why:
@@ -164,22 +164,22 @@ def note_decided(
         rows.note_dropped(REASONS[decisions.reason[row]], names[row], example, why.get("by", ""))
 
 
-def _choose_examples(decisions: Decisions, gone: np.ndarray, numbers: list[int]) -> list[int]:
-    """Return the first dropped rows of each reason, with the rows that decided them."""
-    shown = []
+def _choose_examples(decisions: Decisions, dropped: np.ndarray, numbers: list[int]) -> list[int]:
+    """Return the first dropped rows of each reason, with the rows that caused the decisions."""
+    examples = []
     for number in numbers:
-        of_reason = gone[decisions.reason[gone] == number]
+        of_reason = dropped[decisions.reason[dropped] == number]
         for row in of_reason[:EXAMPLES].tolist():
-            shown.append(row)
+            examples.append(row)
             if decisions.by[row] >= 0:
-                shown.append(int(decisions.by[row]))
-    return list(dict.fromkeys(shown))
+                examples.append(int(decisions.by[row]))
+    return list(dict.fromkeys(examples))
 
 
 def _load_names_and_texts(
-    rows: Rows, wanted: np.ndarray, shown: list[int]
+    rows: Rows, wanted: np.ndarray, examples: list[int]
 ) -> tuple[dict[int, str], dict[int, str]]:
-    """Return the ids of the `wanted` rows, which are sorted, and short texts of the `shown`."""
+    """Return the ids of the `wanted` rows, which are sorted, and short texts of the `examples`."""
     names: dict[int, str] = {}
     texts: dict[int, str] = {}
     for path, start, sides in rows.iterate_chunks():
@@ -191,8 +191,8 @@ def _load_names_and_texts(
         table, _ = chunks.load_chunk(path, ["id"])
         ids = table["id"].take(places).to_pylist()
         names |= dict(zip(wanted[first:last].tolist(), ids, strict=True))
-        examples = [row for row in shown if start <= row < end]
-        if examples:
-            _, messages = load_messages(path, np.array(examples) - start)
-            texts |= dict(zip(examples, map(shorten, messages), strict=True))
+        own_examples = [row for row in examples if start <= row < end]
+        if own_examples:
+            _, messages = load_messages(path, np.array(own_examples) - start)
+            texts |= dict(zip(own_examples, map(shorten, messages), strict=True))
     return names, texts

@@ -1,4 +1,4 @@
-"""Every known shape of a row becomes chat messages.
+"""Convert rows of every known shape into chat messages.
 
 to_messages({"question": "...", "answer": "..."})
 # [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]
@@ -27,7 +27,7 @@ ROLES = {
     "model": "assistant",
     "system": "system",
 }
-# what `columns:` may name
+# the fields that `columns:` may name
 FIELDS = (
     "question",
     "answer",
@@ -40,7 +40,7 @@ FIELDS = (
     "id",
     "topic",
 )
-# where `columns:` names only these, the shape is still recognised by the row's other fields
+# if `columns:` names only these, the shape is still recognised by the row's other fields
 BESIDE = {"context", "system", "id", "topic"}
 SHAPES = (
     "messages (role/content), conversations (from/value), question/answer, prompt/completion, "
@@ -50,10 +50,10 @@ Messages = list[dict[str, str]]
 
 
 class BadRow(Exception):
-    """A row that cannot be read: what is wrong with it, without where it is."""
+    """A row that cannot be read; the text says what is wrong with it, but not where it is."""
 
     def __init__(self, text: str) -> None:
-        # what it quotes may be what cannot be printed
+        # the text may quote characters that cannot be printed
         super().__init__(text.encode(errors="backslashreplace").decode())
 
 
@@ -62,22 +62,22 @@ class BadRow(Exception):
 
 
 def require_fields(values: Any) -> dict[str, Any]:
-    """Return a row as its file gave it; BadRow unless it is an object with named fields."""
+    """Return a row as its file gave it; raise BadRow unless it is an object with named fields."""
     if isinstance(values, BadRow):
         raise values
     if not isinstance(values, dict):
-        raise BadRow(f"expected an object with named fields, found {type(values).__name__}.")
+        raise BadRow(f"it is a {type(values).__name__}; expected an object with named fields.")
     return values
 
 
 def require_unicode(*texts: str) -> None:
-    """BadRow for texts that no file and no tokenizer takes."""
+    """Raise BadRow for text that cannot be encoded, so that no file or tokenizer accepts it."""
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
         raise BadRow(
             "its text has half of a character pair (a lone surrogate), which is not Unicode text. "
-            "Write the character whole."
+            "Write the complete character."
         ) from None
 
 
@@ -89,8 +89,8 @@ def list_fields(values: dict[str, Any]) -> str:
 def rename_columns(values: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
     """Return a row with the data's columns under our field names; `columns` is {ours: theirs}.
 
-    Once `columns` names a field of the exchange, only question, answer, id and topic count of the
-    rest of the row.
+    If `columns` names a field of the exchange, only question, answer, id and topic are kept of the
+    row's other fields.
     """
     missing = [theirs for theirs in columns.values() if theirs not in values]
     if missing:
@@ -107,17 +107,17 @@ def rename_columns(values: dict[str, Any], columns: dict[str, str]) -> dict[str,
 
 
 def check_columns(columns: dict[str, str]) -> None:
-    """UserError when `columns` names a field that no shape has."""
+    """Raise UserError when `columns` names a field that no shape has."""
     wrong = [ours for ours in columns if ours not in FIELDS]
     if wrong:
         raise UserError(
-            f"columns: `{wrong[0]}` is not a field of ours; expected some of {', '.join(FIELDS)}, "
-            f"each with the data's column: columns: {{question: ask, answer: reply}}"
+            f"columns: `{wrong[0]}` is not a known field; expected some of {', '.join(FIELDS)}, "
+            f"each with the data's column, for example columns: {{question: ask, answer: reply}}"
         )
 
 
 def has_known_shape(names: Collection[str]) -> bool:
-    """Tell whether columns of these names hold a shape."""
+    """Tell whether columns of these names form a known shape."""
     return (
         any(key in names for key, _, _ in CHATS)
         or any(ask in names and reply in names for ask, reply in PAIRS)
@@ -130,7 +130,7 @@ def has_known_shape(names: Collection[str]) -> bool:
 
 
 def to_messages(values: dict[str, Any]) -> Messages:
-    """Return a row as chat messages; BadRow when it has no known shape."""
+    """Return a row as chat messages; raise BadRow when it has no known shape."""
     for key, role_key, text_key in CHATS:
         if isinstance(values.get(key), list):
             return _read_chat(values, key, role_key, text_key)
@@ -138,18 +138,20 @@ def to_messages(values: dict[str, Any]) -> Messages:
         return _read_choice(values)
     pairs = [(ask, reply) for ask, reply in PAIRS if ask in values and reply in values]
     if pairs:
-        # a file of mixed shapes has every column in every row: the pair that is filled counts
+        # a file of mixed shapes has every column in every row: the pair with values counts
         filled = [pair for pair in pairs if values[pair[0]] or values[pair[1]]]
         ask, reply = filled[0] if filled else pairs[0]
         more = values.get("input") if ask == "instruction" else None
         return _exchange(values, [values[ask], more, values.get("context")], values[reply])
     wrong = [key for key, _, _ in CHATS if values.get(key) is not None]
     if wrong:
-        raise BadRow(f"its {wrong[0]} are {_quote(values[wrong[0]])}; expected a list of turns")
+        raise BadRow(
+            f"its {wrong[0]} field is {_quote(values[wrong[0]])}; expected a list of turns"
+        )
     raise BadRow(
         f"no known shape; its fields are {list_fields(values) or '(none)'}.\n"
         f"Known shapes: {SHAPES}.\n"
-        f"Other names are told with columns, e.g. columns: {{question: ask, answer: reply}}"
+        f"Map other names with columns, e.g. columns: {{question: ask, answer: reply}}"
     )
 
 
@@ -200,16 +202,16 @@ def _system(values: dict[str, Any]) -> Messages:
 def to_choice(values: dict[str, Any]) -> dict[str, Any]:
     """Return a multiple-choice row as {"question", "options": {"A": text, ...}, "answer_letter"}.
 
-    The right option may be given as a letter, as a number from 0, or in words; BadRow when it is
-    none of the options.
+    The right option may be given as a letter, as a number from 0, or in words. Raise BadRow when
+    it is none of the options.
     """
     options = _read_options(values)
     right = next((values[name] for name in RIGHT if values.get(name) is not None), None)
     letter = _find_letter(right, options)
     if letter is None:
         raise BadRow(
-            f"its answer is {_quote(right)}; expected one of {', '.join(options)}, its number "
-            f"from 0, or its words"
+            f"its answer is {_quote(right)}; expected one of {', '.join(options)}, the option's "
+            f"number from 0, or its text"
         )
     return {
         "question": as_text(values.get("question")),
@@ -219,13 +221,13 @@ def to_choice(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_options(values: dict[str, Any]) -> dict[str, str]:
-    """Return {letter: text} of the options, however the row gives them."""
+    """Return {letter: text} of the options, in whatever form the row has them."""
     options = next((values[name] for name in CHOICES if values.get(name)), None)
-    if isinstance(options, BadRow):  # a letter twice in one object
+    if isinstance(options, BadRow):  # the object has a letter twice
         raise options
     if isinstance(options, list):
         options = _letter_options(options)
-    if isinstance(options, dict):  # in a parquet file every row has the letters of the longest
+    if isinstance(options, dict):  # in parquet, each row has a column for every letter of the file
         options = {str(letter): text for letter, text in options.items() if text is not None}
     if (
         not isinstance(options, dict)
@@ -233,20 +235,21 @@ def _read_options(values: dict[str, Any]) -> dict[str, str]:
         or not all(isinstance(text, str | int | float) for text in options.values())
     ):
         raise BadRow(
-            f"its options are {_quote(options)}; expected a list of texts, or letters with texts"
+            f"its options are {_quote(options)}; expected a list of texts, or {{letter: text}}"
         )
     return {letter: str(text) for letter, text in options.items()}
 
 
 def _letter_options(options: list[Any]) -> dict[Any, Any]:
-    """Return a list of options by letter: the letters it has, as in MedQA, or A, B, C and so on."""
+    """Return {letter: text} of a list: with its own letters, as in MedQA, or with A, B, C, ..."""
     if not all(isinstance(o, dict) and {"key", "value"} <= set(o) for o in options):
         return {chr(65 + n): text for n, text in enumerate(options)}
     letters = [option["key"] for option in options]
     for letter in letters:
         if letters.count(letter) > 1:
             raise BadRow(
-                f"its options have the letter {_quote(letter)} twice; expected a letter each"
+                f"its options have the letter {_quote(letter)} twice; expected a different letter "
+                f"for each"
             )
     return {option["key"]: option["value"] for option in options}
 
@@ -266,16 +269,16 @@ def _find_letter(right: Any, options: dict[str, str]) -> str | None:
 
 
 def as_text(value: Any) -> str:
-    """Return a field as text; BadRow where it holds something else."""
+    """Return a field as text; raise BadRow where it holds something else."""
     if isinstance(value, list) and all(
         isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
         for part in value
     ):
         return "\n".join(part["text"] for part in value)  # OpenAI's content parts
-    if value is None or value != value:  # NaN is what pandas writes for nothing
+    if value is None or value != value:  # pandas writes NaN for an empty field
         return ""
     if not isinstance(value, str | int | float):
-        raise BadRow(f"a text is {_quote(value)}; expected a text, or parts of the type text")
+        raise BadRow(f"a text is {_quote(value)}; expected a string, or parts of type text")
     return str(value)
 
 

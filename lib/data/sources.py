@@ -56,8 +56,8 @@ def describe(dataset: Dataset) -> str:
 def local_files(dataset: str, what: str = "dataset") -> list[pathlib.Path]:
     """Return the files behind a bundled or local source; none when it is a hub id.
 
-    `what`, dataset or exam, tells which split of a folder is meant. UserError for a source that
-    cannot exist.
+    `what`, dataset or exam, tells which split of a folder is meant. Raise UserError for a source
+    that cannot exist.
     """
     bundled = ", ".join(BUNDLED)
     if what == "exam":
@@ -107,7 +107,7 @@ def _list_folder(path: pathlib.Path, what: str) -> list[pathlib.Path]:
 
 
 def check_sources(job: Params) -> None:
-    """UserError for sources or columns that cannot exist, before anything is read or made."""
+    """Raise UserError for sources or columns that cannot exist, before anything is read or made."""
     if job.dataset_revision and not isinstance(job.dataset, str):
         raise UserError(
             "dataset_revision is for a single dataset; in a list each entry has its own: "
@@ -248,7 +248,7 @@ def _share(text: str) -> float:
 
 
 def _to_row(values: Any, source: Source, prefix: str, number: int) -> dict[str, Any]:
-    """Return a row of a source as messages; BadRow when it cannot be read."""
+    """Return a row of a source as messages; raise BadRow when it cannot be read."""
     values = shapes.require_fields(values)
     columns = source.columns
     messages = shapes.to_messages(shapes.rename_columns(values, columns) if columns else values)
@@ -271,7 +271,7 @@ def read_hub_rows(
     split: str = "train",
     configuration: str | None = None,
 ) -> Iterator[tuple[str, Any]]:
-    """Yield (where, values) of the rows of a hub set; UserError when it cannot be had.
+    """Yield (where, values) of the rows of a hub set; raise UserError when it cannot be had.
 
     `commits` takes the commit that its revision is.
     """

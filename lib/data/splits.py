@@ -84,7 +84,7 @@ class SplitWriter:
 
 
 def load_split(folder: pathlib.Path, split: str) -> Any:
-    """Open one split as a datasets.Dataset; UserError when prepare has not left it."""
+    """Open one split as a datasets.Dataset; raise UserError when prepare has not left it."""
     import datasets  # takes a second, which a command that opens no split should not wait
 
     path = folder / split

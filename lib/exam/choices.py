@@ -77,7 +77,7 @@ def tokenise_questions(
 ) -> tuple[Prompts, Wanted]:
     """Return the ids of each user turn up to the model's answer, and of its first `count` letters.
 
-    UserError where the tokenizer does not write a letter as one token of its own there.
+    Raise UserError where the tokenizer does not write a letter as one token of its own there.
     """
     rendered = [
         tokenizer.apply_chat_template(
@@ -192,7 +192,7 @@ def ask_items(
     shuffles: int = 1,
     seed: int = SEED,
 ) -> list[ItemResult]:
-    """Ask every item as it is written and shuffled; UserError when a score is not a number.
+    """Ask every item as it is written and shuffled; raise UserError when a score is not a number.
 
     `name` is the model's, for the progress bar and the error.
     """
@@ -297,7 +297,7 @@ def _summarise_order(results: list[ItemResult], number: int) -> OrderSummary:
 def compare_results(
     before: list[ItemResult], after: list[ItemResult], seed: int = SEED
 ) -> ChoiceChange:
-    """Compare two models on the same items; ValueError where the items differ.
+    """Compare two models on the same items; raise ValueError where the items differ.
 
     Returns the difference of accuracy with its bootstrap interval, how many items were gained and
     lost, and McNemar's exact p.

@@ -86,7 +86,7 @@ def load_exams(multiple_choice_sets: list[str], safety_tokens: int) -> dict[str,
 
 
 def load_items(exam: str) -> Items:
-    """Return the items of one exam; UserError for a source that cannot be asked."""
+    """Return the items of one exam; raise UserError for a source that cannot be asked."""
     return safety.load_rows() if exam == safety.NAME else exam_items.read_items(exam)
 
 
@@ -198,7 +198,7 @@ def _examine(
 def examine_run(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int = 1) -> ExamEntry:
     """Take one exam with a finished run that nobody else holds, and return the exam's entry.
 
-    UserError unless the run is exported.
+    Raise UserError unless the run is exported.
     """
     if not (folder / "run.json").is_file():
         raise UserError(
@@ -218,7 +218,7 @@ def examine_run(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int 
 
 
 def _require_exported(run: Run) -> None:
-    """UserError unless train and export are finished, with their files as recorded."""
+    """Raise UserError unless train and export are finished, with their files as recorded."""
     refusal = f"run `{run.folder.name}` cannot be examined"
     for stage in run_record.STAGES[1:]:
         done, trouble = run.check_finished(stage)

@@ -42,9 +42,10 @@ class SetAside(NamedTuple):
 def convert_to_16bit(folder: Path, out: Path) -> dict[str, str]:
     """Write a folder as a GGUF in the 16-bit type of its weights.
 
-    UserError with the converter's last lines when it fails. Embeddings over LARGE lie at the end of
-    the file, out of order: llama.cpp would refuse it, `quantise` puts them in order. Returns the
-    metadata that files made of it must set, since the converter could not know it ({key: value}).
+    Raise UserError with the converter's last lines when it fails. Embeddings over LARGE lie at the
+    end of the file, out of order: llama.cpp would refuse it, `quantise` puts them in order. Returns
+    the metadata that files made of it must set, since the converter could not know it ({key:
+    value}).
     """
     shards = locate_tensors(folder)
     kind = _weight_type(shards)
@@ -204,7 +205,10 @@ def _append_numbers(file: BinaryIO, begin: int, tensor: Tensor, source: SetAside
 
 
 def _replace_entry(head: bytes, begin: int, tensor: Tensor, whole: Tensor) -> bytes:
-    """Put `whole` in the place of the narrow tensor; UserError when that is not in the header."""
+    """Put `whole` in the place of the narrow tensor.
+
+    Raise UserError when that is not in the header.
+    """
     narrow = tensor._replace(shape=(1, tensor.rows))
     old = gguf_file.encode_tensor(narrow, narrow.offset - begin)
     new = gguf_file.encode_tensor(whole, whole.offset - begin)

@@ -65,7 +65,7 @@ def measure_files(
     it does not tell); prompt_ and decode_tokens_per_second, medians of `repeats` times PROMPT
     tokens in and DECODED out; other_cores, how many were busy with other work meanwhile: one is
     enough to make all threads wait, several times slower; fits_gb, by RULE, None above the largest.
-    UserError when a file cannot be measured.
+    Raise UserError when a file cannot be measured.
     """
     rows = []
     for file_type, path in ggufs.items():

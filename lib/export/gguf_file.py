@@ -74,7 +74,10 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header:
-    """Read a GGUF file's header; UserError when it is none, or ends before its last tensor."""
+    """Read a GGUF file's header.
+
+    Raise UserError when it is none, or ends before its last tensor.
+    """
     try:
         with open(path, "rb") as file:
             header = parse_header(file.read(MOST_BYTES))

@@ -71,7 +71,7 @@ def write_adapter(
     Their names are `<tensor>.lora_a` [rank, in] and `<tensor>.lora_b` [out, rank].
     llama.cpp scales B @ A by alpha / rank, so alpha carries rsLoRA's scale too. metadata:
     {general.* key: str or int}. Returns {"pairs", "alpha", "rank", "bytes", "sha256", "seconds"};
-    UserError for an adapter of another base or kind.
+    Raise UserError for an adapter of another base or kind.
     """
     begin = time.monotonic()
     pairs, scale = merge.read_adapter(adapter)
@@ -104,7 +104,10 @@ def write_adapter(
 def _name_halves(
     base: Path, adapter: Path, pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]
 ) -> dict[str, torch.Tensor]:
-    """Name the adapter's tensors as llama.cpp does; UserError when the base has no such weights."""
+    """Name the adapter's tensors as llama.cpp does.
+
+    Raise UserError when the base has no such weights.
+    """
     config = read_text_config(base)
     architecture = gguf_plan.architecture_of(config["model_type"])
     mapped = gguf_plan.map_names(locate_tensors(base), config["num_hidden_layers"], architecture)
@@ -139,8 +142,8 @@ def compare_with_merged(
     Compared are the log-probabilities of the ten likeliest next tokens.
 
     Returns {"prompts", "same_first", "apart", "apart_without"}, the last two mean differences in
-    nats with the adapter and without it; UserError when the adapter does not bring the base most of
-    the way to the merged model.
+    nats with the adapter and without it; raise UserError when the adapter does not bring the base
+    most of the way to the merged model.
     """
     merged = _predict_next(merged_gguf, prompts)
     without = _predict_next(base_gguf, prompts)

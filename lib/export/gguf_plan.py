@@ -131,8 +131,8 @@ def predict_bytes(config: Any, file_type: str) -> int:
 def choose_types(tensors: list[Tensor], metadata: dict[str, Any], file_type: str) -> dict[str, str]:
     """Choose each tensor's type in a file made of 16-bit `tensors`, as llama.cpp's quantiser does.
 
-    {tensor name: type}; what the quantiser does not pack keeps its type. UserError for a file type
-    that is not offered, an unknown architecture, and a source that is packed already.
+    {tensor name: type}; what the quantiser does not pack keeps its type. Raise UserError for a file
+    type that is not offered, an unknown architecture, and a source that is packed already.
     """
     architecture = str(metadata.get("general.architecture"))
     _require_source(tensors, architecture, file_type)

@@ -45,8 +45,8 @@ def compare_weights(path: Path, file_type: str, folder: Path) -> dict[str, Any]:
     """Compare every number of a GGUF with the folder's; {"tensors", "worst", "seconds"}.
 
     worst: {tensor type: largest difference in a block, as a share of the block's largest number}.
-    UserError naming the tensor when one is missing, is from nowhere, has another type or shape, or
-    has a block that rounding does not explain.
+    Raise UserError naming the tensor when one is missing, is from nowhere, has another type or
+    shape, or has a block that rounding does not explain.
     """
     begin = time.monotonic()
     header, shards, config = (
@@ -100,7 +100,7 @@ def _open_source(shard: Any, name: str) -> Source:
 def check_tensors(
     header: Header, file_type: str, expected: set[str], converted_type: str, complaint: str
 ) -> None:
-    """UserError unless a file has the expected tensors, once each and in their file type's types.
+    """Raise UserError unless a file has each expected tensor once, in its file type's tensor type.
 
     `converted_type` is the 16-bit type that the file was made from; `complaint` opens the message.
     """
@@ -141,7 +141,7 @@ def _compare_tensors(
     architecture: str,
     complaint: str,
 ) -> dict[str, float]:
-    """Find the largest error of each tensor type; UserError at the first tensor that is bad.
+    """Find the largest error of each tensor type; raise UserError at the first tensor that is bad.
 
     `descriptor` is that of the open GGUF. Prints now and then how far it is.
     """

@@ -21,7 +21,10 @@ from lib.common.redact import redacted
 
 
 def require_access(owner: str) -> HfApi:
-    """Connect with HF_TOKEN; UserError unless it may write to `owner` (user or organisation)."""
+    """Connect with HF_TOKEN.
+
+    Raise UserError unless it may write to `owner` (user or organisation).
+    """
     # not get_token(): that one also takes what a login left in a file
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token:

@@ -96,7 +96,7 @@ def weight_of(module: str) -> str:
 def require_own_base(
     adapter: Path, base: Path, modules: Collection[str], weights: Collection[str]
 ) -> None:
-    """UserError unless each module of an adapter has its weight in the base, by canonical names."""
+    """Raise UserError unless the base has a weight, by canonical name, for each adapter module."""
     strangers = sorted(module for module in modules if weight_of(module) not in weights)
     if strangers:
         raise UserError(
@@ -108,7 +108,7 @@ def require_own_base(
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Read a plain LoRA adapter as PEFT saves it; UserError for any other kind."""
+    """Read a plain LoRA adapter as PEFT saves it; raise UserError for any other kind."""
     path = folder / "adapter_model.safetensors"
     if not path.is_file() or not (folder / "adapter_config.json").is_file():
         raise UserError(

@@ -44,7 +44,10 @@ class Parity(NamedTuple):
 
 
 def check_ggufs(run_folder: Path, ggufs: dict[str, Path], seed: int, max_tokens: int) -> Parity:
-    """`check_parity` of each {type: path} of a run; UserError at the first file that fails."""
+    """`check_parity` of each {type: path} of a run.
+
+    Raise UserError at the first file that fails.
+    """
     folder = run_folder / "merged"
     net = load_merged(folder)
     tokenizer = load_tokenizer(folder)
@@ -121,7 +124,7 @@ def require_same_tokens(
     prompts: tuple[str, ...],
     shown: str,
 ) -> None:
-    """UserError unless llama.cpp reads texts and renders conversations as the tokenizer does.
+    """Raise UserError unless llama.cpp reads texts and renders conversations as the tokenizer does.
 
     That is: the tokenizer's ids for every text, and for conversations of one and three turns those
     of its template.
@@ -247,7 +250,7 @@ def _compare_position(
 
 
 def require_within_bounds(figures: dict[str, Any], file_type: str, shown: str) -> None:
-    """UserError unless figures are within the bounds of a sound file of this type; NaN is not."""
+    """Raise UserError unless the figures are within this file type's bounds; NaN never is."""
     bounds = FILE_TYPES[file_type].bounds
     kl, ratio = figures["kl_mean"], figures["perplexity_ratio"]
     agreement = figures["greedy_agreement"]

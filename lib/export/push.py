@@ -44,7 +44,7 @@ class PlannedFile(NamedTuple):
 
 
 def name_repositories(push_to: str, parts: Iterable[str] = tuple(SUFFIX)) -> dict[str, str]:
-    """Name the repository of each part; UserError unless `push_to` is `owner/name`."""
+    """Name the repository of each part; raise UserError unless `push_to` is `owner/name`."""
     reason = ""
     names = {part: push_to + suffix for part, suffix in SUFFIX.items() if part in parts}
     try:
@@ -75,8 +75,8 @@ def push_run(
 
     artifacts: [{path, bytes, sha256}] as verified; only paths under adapter/, merged/ and gguf/ of
     the run's `folder` are pushed. cards: README.md's text of each part, with a licence in its
-    header. UserError before anything is created when a file is not as verified, a card is missing,
-    HF_TOKEN may not write there, or a repository of that name holds something else.
+    header. Raise UserError before anything is created when a file is not as verified, a card is
+    missing, HF_TOKEN may not write there, or a repository of that name holds something else.
     """
     of_part = {part: [a for a in artifacts if a["path"].startswith(f"{part}/")] for part in SUFFIX}
     repos = name_repositories(push_to, [part for part in SUFFIX if of_part[part]])
@@ -113,7 +113,10 @@ def push_run(
 
 
 def require_access(push_to: str) -> HfApi:
-    """Connect to the hub; UserError unless the name is well formed and HF_TOKEN may write there."""
+    """Connect to the hub.
+
+    Raise UserError unless the name is well formed and HF_TOKEN may write there.
+    """
     name_repositories(push_to)
     return hub.require_access(push_to.split("/")[0])
 
@@ -144,7 +147,7 @@ def _plan_text(path: str, text: str) -> PlannedFile:
 
 
 def _require_licence(part: str, card: str) -> None:
-    """UserError unless a card names a licence in its header."""
+    """Raise UserError unless a card names a licence in its header."""
     trouble = "names no licence in its header"
     try:
         if ModelCard(card).data.license:
@@ -158,7 +161,7 @@ def _require_licence(part: str, card: str) -> None:
 
 
 def _require_ours(repo: str, info: ModelInfo, plan: list[PlannedFile], private: bool) -> None:
-    """UserError unless a repository is empty or of this plan, and private where that is asked."""
+    """Raise UserError unless a repository is empty or of this plan, and private if asked for."""
     held = _list_files(info)
     planned = {file.path: file for file in plan}
     foreign = [
@@ -247,7 +250,7 @@ def _send(
 
 
 def _require_arrived(repo: str, info: ModelInfo, planned: list[PlannedFile]) -> None:
-    """UserError unless the hub holds the planned files with their recorded hashes, and no other.
+    """Raise UserError unless the hub holds exactly the planned files with their recorded hashes.
 
     Not verify_repo_checksums(): it compares with the files on disk, not with what was verified.
     """

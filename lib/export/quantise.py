@@ -43,8 +43,8 @@ def quantise(
 
     Metadata is copied byte for byte, except for the file type and what `metadata` sets ({key: str,
     bool or int}). Takes about 24 MiB of memory a thread, however large a tensor is. Returns
-    {"types": {type: tensors}, "bytes", "seconds"}; UserError for a source it does not know, a full
-    disk, numbers that are not finite.
+    {"types": {type: tensors}, "bytes", "seconds"}; raise UserError for a source it does not know, a
+    full disk, numbers that are not finite.
     """
     begin = time.monotonic()
     header = gguf_file.read_header(source)
@@ -124,7 +124,10 @@ def _pack_tensor(
 
 
 def pack_numbers(numbers: np.ndarray, rows: int, tensor: Tensor, kind: str) -> memoryview:
-    """Pack float32 numbers of some rows of a tensor; UserError when `kind` cannot hold them."""
+    """Pack float32 numbers of some rows of a tensor.
+
+    Raise UserError when `kind` cannot hold them.
+    """
     size = rows * tensor._replace(kind=kind).row_bytes
     target = gguf.GGMLQuantizationType[kind].value
     library = load_ggml()
@@ -174,7 +177,7 @@ def load_ggml() -> ctypes.CDLL:
 
 
 def check_written(path: Path, source: Path, tensors: list[Tensor], changes: dict[str, Any]) -> None:
-    """Read a file made of `source` again; UserError unless it holds what it should.
+    """Read a file made of `source` again; raise UserError unless it holds what it should.
 
     Compared are its tensors, its metadata, and three rows of each tensor, which must be near their
     source.

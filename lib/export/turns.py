@@ -85,8 +85,8 @@ def join_turns(messages: Messages) -> str:
 def compare_turns(model_dir: pathlib.Path, gguf: pathlib.Path, system: str) -> dict[str, int]:
     """Compare the tokenizer's template with what each server sends; returns conversations compared.
 
-    UserError at the first difference. Ollama does not count for the blanks around a message, which
-    the tokenizer's template takes away and Ollama's language has no function for.
+    Raise UserError at the first difference. Ollama does not count for the blanks around a message,
+    which the tokenizer's template takes away and Ollama's language has no function for.
     """
     chat = load_chat(pathlib.Path(model_dir))
     _require_turn_end(chat)
@@ -106,7 +106,7 @@ def compare_turns(model_dir: pathlib.Path, gguf: pathlib.Path, system: str) -> d
 
 
 def _require_turn_end(chat: Chat) -> None:
-    """UserError unless an answer ends in the token at which the servers' files say to stop."""
+    """Raise UserError unless an answer ends in the stop token of the servers' files."""
     messages = [*CONVERSATIONS[0], {"role": "assistant", "content": "Cool it."}]
     answered = chat.render(messages)
     if chat.token_id(TURN_END) < 0 or f"Cool it.{TURN_END}" not in answered:
@@ -129,7 +129,7 @@ def _render(chat: Chat, messages: Messages) -> str:
 
 
 def _require_same(server: str, sent: str, expected: str) -> None:
-    """UserError that shows where two texts begin to differ."""
+    """Raise UserError that shows where two texts begin to differ."""
     if sent == expected:
         return
     shared = min(len(sent), len(expected))

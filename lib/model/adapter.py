@@ -18,7 +18,7 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 def target_pattern(finetune_attention_modules: bool, finetune_mlp_modules: bool) -> str:
-    """Return PEFT's regex for the modules to adapt; UserError when both choices are off.
+    """Return PEFT's regex for the modules to adapt; raise UserError when both choices are off.
 
     It matches the projections of the language layers, never those of a vision or audio tower.
     """
@@ -84,10 +84,11 @@ def saved_name(model: Any, name: str) -> str:
 
 
 def check_size(model: Any, job: Params) -> int:
-    """Return the number of adapted modules; UserError unless modules and parameters are complete.
+    """Return the number of adapted modules.
 
-    Both numbers follow from the configuration alone. Gemma 3n E4B at r=8 has 18,595,840 parameters
-    in 215 modules: its last 15 layers share keys and values, so they own no k_proj and v_proj.
+    Raise UserError unless modules and parameters are complete. Both numbers follow from the
+    configuration alone. Gemma 3n E4B at r=8 has 18,595,840 parameters in 215 modules: its last 15
+    layers share keys and values, so they own no k_proj and v_proj.
     """
     modules, parameters = _expected_size(model.config.get_text_config(), job)
     pattern = target_pattern(job.finetune_attention_modules, job.finetune_mlp_modules)

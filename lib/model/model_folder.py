@@ -20,8 +20,8 @@ from lib.model import shards
 def check_folder(folder: pathlib.Path) -> tuple[Any, Any]:
     """Return the folder's configuration and its language model's (the same object if text only).
 
-    UserError unless every weight of the language model is in the shards, uncut and in the shape
-    that the configuration implies.
+    Raise UserError unless every weight of the language model is in the shards, uncut and in the
+    shape that the configuration implies.
     """
     folder_config, text_config, expected = _read_config(folder)
     actual = _read_shapes(folder)

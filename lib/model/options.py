@@ -18,7 +18,10 @@ SMALL_CARD = 40
 
 
 def choose_backend(job: Params) -> tuple[str, str]:
-    """Return "unsloth" or "transformers", and why; UserError when the job's choice cannot work."""
+    """Return "unsloth" or "transformers", and why.
+
+    Raise UserError when the job's choice cannot work.
+    """
     if job.backend == "unsloth":
         _refuse_first(_conflicts_of_unsloth(job))
         return "unsloth", "as set"

@@ -29,7 +29,7 @@ def exceeds_card(folder: pathlib.Path, precision: str, load_in_4bit: bool) -> bo
 
 
 def must_shard(fsdp: str, too_large: bool, load_in_4bit: bool, torch_compile: bool) -> bool:
-    """Whether each rank holds only its part of the base (FSDP); UserError when it cannot.
+    """Whether each rank holds only its part of the base (FSDP); raise UserError when it cannot.
 
     `too_large` says that the base exceeds one card.
     """

@@ -48,7 +48,7 @@ def copy_from_first(tensor: torch.Tensor) -> None:
 def count_gpus(num_gpus: int | Literal["auto"], gradient_accumulation_steps: int) -> int:
     """Return how many devices of this machine the job trains on; 1 without a GPU.
 
-    UserError when the job asks for more devices than the machine has.
+    Raise UserError when the job asks for more devices than the machine has.
     """
     present = max(1, torch.cuda.device_count())
     if num_gpus == "auto":

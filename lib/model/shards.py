@@ -29,7 +29,7 @@ def weight_bytes(folder: pathlib.Path) -> int:
 
 
 def locate_tensors(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Return {tensor name: its safetensors file}; UserError when a shard is missing."""
+    """Return {tensor name: its safetensors file}; raise UserError when a shard is missing."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         shard_names = files.read_json(index, "The index of shards")["weight_map"]

@@ -32,7 +32,7 @@ BADGE = re.compile(r"\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\) ?")  # a picture from the
 def write_notebook_page(folder: pathlib.Path, stage: str) -> pathlib.Path:
     """Write folder/<stage>.html from folder/<stage>.ipynb, and return its path.
 
-    UserError when the notebook is not readable.
+    Raise UserError when the notebook is not readable.
     """
     # these take a second, and a listing of runs imports this module without writing a page
     import jinja2

@@ -46,7 +46,7 @@ def to_yaml(job: Params) -> str:
 def load_recorded(folder: pathlib.Path) -> Params:
     """The parameters a run was made with, from its params.yaml.
 
-    UserError where that file was damaged or edited: it would tell of another job.
+    Raise UserError where that file was damaged or edited: it would tell of another job.
     """
     path = folder / "params.yaml"
     job = load_job(path)

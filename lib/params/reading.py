@@ -21,7 +21,7 @@ LONGEST = 300  # characters of a wrong value that a message shows
 def load_job(params_file: str | pathlib.Path, overrides: str = "") -> Params:
     """Read a params file (relative to the repository, or absolute) and apply `k=v k=v` overrides.
 
-    UserError where the file or an override is wrong.
+    Raise UserError where the file or an override is wrong.
     """
     values = read_values(params_file)
     if "base" in values:  # no parameter of ours

@@ -45,7 +45,7 @@ class Ledger:
         return {(entry["when"], entry["step"]): entry["eval_loss"] for entry in evals}
 
     def require_steps(self, step: int) -> None:
-        """UserError unless the lines of all steps up to `step`, where a session resumes, are there.
+        """Raise UserError unless every step up to `step`, where a session resumes, has its line.
 
         A file that was cut off at the end of a line looks whole.
         """

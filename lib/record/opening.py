@@ -136,7 +136,7 @@ def _reconcile_parameters(run: Run, job: Params, force_from: str) -> None:
 
 
 def _refuse_changes(run: Run, changed: dict[str, tuple[Any, Any]], force_from: str) -> None:
-    """UserError where a parameter changed of a stage that has begun and is not started over."""
+    """Raise UserError if a parameter changed of a stage that has begun and is not started over."""
     kept = earlier_stages(force_from) if force_from else STAGES
     refused = {
         key: stage

@@ -32,7 +32,10 @@ def list_names() -> str:
 
 
 def choose_folder(job: Params, params_file: str, name: str = "") -> pathlib.Path:
-    """runs/<name>, or runs/<stem of the params file>-<fingerprint>; UserError on a bad name."""
+    """runs/<name>, or runs/<stem of the params file>-<fingerprint>.
+
+    Raise UserError on a bad name.
+    """
     if not name:
         stem = pathlib.PurePath(params_file or "notebook").stem
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"

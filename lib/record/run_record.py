@@ -157,7 +157,7 @@ def when_pruned(record: RunRecord, part: str) -> str:
 
 
 def read_record(path: pathlib.Path) -> RunRecord:
-    """Read a run.json; UserError unless it is whole."""
+    """Read a run.json; raise UserError unless it is whole."""
     way_out = (
         f"Move `{files.format_path(path.parent)}` away, or choose another name with RUN=; "
         f"nothing in it was changed."

@@ -51,7 +51,7 @@ def answer_question(folder: pathlib.Path, question: str, write: Callable[[str], 
 def find_gguf(folder: pathlib.Path) -> tuple[Params, pathlib.Path]:
     """A run's parameters and its first GGUF, as the finished export recorded it.
 
-    UserError where there is none.
+    Raise UserError where there is none.
     """
     if not (folder / "run.json").is_file():
         raise UserError(

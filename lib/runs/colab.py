@@ -16,7 +16,7 @@ from lib.common.errors import ROOT
 def prepare_session() -> None:
     """Keep the runs on Drive, take HF_TOKEN from Colab's secrets, install what the pipeline needs.
 
-    CalledProcessError if the installation fails.
+    Raise CalledProcessError if the installation fails.
     """
     from google.colab import drive, userdata  # exists in Colab alone
 

@@ -21,7 +21,7 @@ UNITS = ((86400, "days"), (3600, "h"), (60, "min"))  # of an age, in seconds
 def find_runs(names: str = "") -> list[pathlib.Path]:
     """Run folders by name under the runs folder, or by path; without names all, oldest first.
 
-    UserError on what is no run.
+    Raise UserError on what is no run.
     """
     top = run_folder.runs_folder()
     if not names.split():

@@ -23,7 +23,7 @@ PREPARED_SHARE = 6
 
 
 def check_machine(stages: Collection[str], job: Params, folder: pathlib.Path) -> None:
-    """UserError when this machine cannot run the stages: no GPU where one is needed, no room."""
+    """Raise UserError when this machine lacks the GPU or the space that the stages need."""
     has_gpu = bool(machine.gpus())
     needs = describe_gpu_needs(job)
     if "train" in stages and needs and not has_gpu:
@@ -82,7 +82,7 @@ def _measure_base(base_model: str) -> int:
 
 
 def require_same_data(run: Run, job: Params) -> None:
-    """UserError where a run's data changed since it was prepared: it must not just go on."""
+    """Raise UserError where a run's data changed since it was prepared: it must not just go on."""
     recorded = run.data["fingerprints"].get("dataset")
     if not recorded or run.stage("prepare")["status"] != "finished":
         return

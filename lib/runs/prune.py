@@ -82,7 +82,7 @@ def _ask() -> bool:
 def free_run(folder: pathlib.Path) -> None:
     """Remove what `measure_freeable` names of one run.
 
-    UserError if someone holds the run, or what stays is not as recorded.
+    Raise UserError if someone holds the run, or what stays is not as recorded.
     """
     run_folder.lock_run(folder)
     try:

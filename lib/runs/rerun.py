@@ -27,12 +27,10 @@ WEIGHTS = "adapter/adapter_model.safetensors"
 def repeat_run(name: str) -> int:
     """Print what differs, run the job, print whether the result is the same.
 
-    Returns the exit code of the run. UserError where there is nothing to repeat.
+    Returns the exit code of the run. Raise UserError where there is nothing to repeat.
     """
     if len(name.split()) != 1:
-        raise UserError(
-            f"`{name}` is not one run. Expected RUN=name; `make runs` lists the runs."
-        )
+        raise UserError(f"`{name}` is not one run. Expected RUN=name; `make runs` lists the runs.")
     [folder] = find_runs(name)
     target = run_folder.runs_folder() / f"{folder.name}-rerun"
     old = report.gather_records(folder)
@@ -68,7 +66,7 @@ def _print_indented(lines: list[str]) -> None:
 
 
 def _require_same_data(old: Records) -> None:
-    """UserError where the recorded data have changed: then another result would mean nothing."""
+    """Raise UserError if the recorded data have changed: a comparison would then mean nothing."""
     job = old["job"]
     sources.check_sources(job)
     recorded = old["run"]["fingerprints"].get("dataset")

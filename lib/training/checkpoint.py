@@ -72,7 +72,7 @@ def save_checkpoint(
 ) -> None:
     """Write checkpoints/step-NNNNNN beside, rename it, and remove older ones beyond `keep`.
 
-    A step that is saved already is left alone. UserError when the disk is full.
+    A step that is saved already is left alone. Raise UserError when the disk is full.
     """
     final = folder / f"step-{step:06d}"
     if final.exists() or ranks.rank():
@@ -124,7 +124,7 @@ def newest_checkpoint(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any
 def resume(folder: pathlib.Path, masters: Masters, identity: dict[str, Any]) -> int:
     """Load the newest good checkpoint and return its step, 0 without one.
 
-    UserError for a checkpoint of other data, parameters or size, with the differences.
+    Raise UserError for a checkpoint of other data, parameters or size, with the differences.
     """
     newest = ranks.from_first(newest_checkpoint(folder) if ranks.rank() == 0 else None)
     if not newest:

@@ -62,7 +62,7 @@ def measure_row_losses(model: Any, data: Any, rows_at_once: int = 8, bar: Bar = 
 
     The cross entropy is a sum in nats. Under torchrun the ranks share the rows, and each gets the
     whole result. Where the card has no room for that number of rows at once, beside a recorded step
-    for example, half as many are tried; UserError when one does not fit.
+    for example, half as many are tried; raise UserError when one does not fit.
     """
     losses = None
     # tried again outside the block, since the exception keeps the failed attempt's tensors alive

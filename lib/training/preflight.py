@@ -44,7 +44,7 @@ def check_fit(
     """Return the job with its micro-batch settled, and for people what it will take.
 
     Memory is estimated, then measured by one micro-batch, the largest; the disk must hold the
-    checkpoints. UserError when the job cannot run here, naming what would.
+    checkpoints. Raise UserError when the job cannot run here, naming what would.
     """
     sizes = plan.read_sizes(data)
     devices = ranks.count_gpus(job.num_gpus, job.gradient_accumulation_steps)
@@ -194,7 +194,10 @@ def find_fitting(
 def _settle_micro_batch(
     model: Any, data: Any, sizes: plan.Sizes, job: Params, devices: int, insisted: int
 ) -> tuple[Params, Probe]:
-    """Return the job with a micro-batch that fits, and its probe; UserError where none does."""
+    """Return the job with a micro-batch that fits, and its probe.
+
+    Raise UserError where none does.
+    """
     if job.per_device_train_batch_size != "auto":
         fitting = find_fitting(model, data, sizes, iter([job]), devices)
     elif torch.cuda.is_available():

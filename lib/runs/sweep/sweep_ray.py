@@ -195,7 +195,7 @@ class Lines(tune.Callback):
 def _start_ray(temporary: str, sweep: Sweep) -> None:
     """Start Ray on this machine, or join the cluster at RAY_ADDRESS.
 
-    UserError where there is none, or a trial would wait for ever.
+    Raise UserError where there is none, or a trial would wait for ever.
     """
     address = os.environ.get("RAY_ADDRESS", "")
     local: dict[str, Any] = {
@@ -222,7 +222,7 @@ def _start_ray(temporary: str, sweep: Sweep) -> None:
 
 
 def _require_resource(resource: str, key: str, wanted: float) -> None:
-    """UserError unless one machine of the sweep has as much as a trial wants."""
+    """Raise UserError unless one machine of the sweep has as much as a trial wants."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     most = max((node["Resources"].get(resource, 0) for node in alive), default=0)
     if wanted > most:
