@@ -1,4 +1,4 @@
-"""Where rows come from: bundled, local file or folder, hub, or several of these, as a stream.
+"""Stream rows from bundled sets, local files or folders, the hub, or several of these.
 
 for row in read_rows(job, note_dropped): ...
 
@@ -24,14 +24,14 @@ BUNDLED = {
     "bundled:first-aid": ROOT / "lib" / "medical" / "first_aid.jsonl",
     "bundled:exam": ROOT / "lib" / "medical" / "exam.jsonl",
 }
-PACKED = 4  # bytes of text in a byte of a compressed file, about
-HUB_BYTES = 2**29  # text behind a hub source, whose size is not known before it is loaded
+PACKED = 4  # roughly the bytes of text per byte of a compressed file
+HUB_BYTES = 2**29  # assumed text of a hub source, whose size is unknown before it is loaded
 NOT_DATA = ("state.json", "dataset_info.json")  # `datasets` writes them beside its Arrow files
 Dataset = str | Sequence[str | Source]  # the parameter of that name
 
 
 def list_sources(job: Params) -> list[Source]:
-    """Return `dataset` as a list; a single source takes dataset_revision and columns of the job."""
+    """Return `dataset` as a list; a single source gets the job's dataset_revision and columns."""
     if isinstance(job.dataset, str):
         return [Source(dataset=job.dataset, revision=job.dataset_revision, columns=job.columns)]
     listed = [Source(dataset=s) if isinstance(s, str) else s for s in job.dataset]
@@ -45,7 +45,7 @@ def list_names(dataset: Dataset) -> list[str]:
 
 
 def describe(dataset: Dataset) -> str:
-    """Return the data set in words, for records and messages."""
+    """Return the names of the sources in one line, for records and messages."""
     return ", ".join(list_names(dataset))
 
 
@@ -54,9 +54,9 @@ def describe(dataset: Dataset) -> str:
 
 
 def local_files(dataset: str, what: str = "dataset") -> list[pathlib.Path]:
-    """Return the files behind a bundled or local source; none when it is a hub id.
+    """Return the files behind a bundled or local source, or no files for a hub id.
 
-    `what`, dataset or exam, tells which split of a folder is meant. Raise UserError for a source
+    `what`, dataset or exam, decides which split of a folder is meant. Raise UserError for a source
     that cannot exist.
     """
     bundled = ", ".join(BUNDLED)
@@ -64,7 +64,7 @@ def local_files(dataset: str, what: str = "dataset") -> list[pathlib.Path]:
         bundled = f"bundled:exam, and for `make exam` {safety.NAME}"
     if dataset.startswith("bundled:"):
         if dataset not in BUNDLED:
-            raise UserError(f"{what} `{dataset}` is not bundled; there is {bundled}.")
+            raise UserError(f"{what} `{dataset}` is not bundled; expected {bundled}.")
         return [BUNDLED[dataset]]
     path = ROOT / dataset
     if path.is_dir():
@@ -88,7 +88,7 @@ def local_files(dataset: str, what: str = "dataset") -> list[pathlib.Path]:
 
 def _list_folder(path: pathlib.Path, what: str) -> list[pathlib.Path]:
     if (path / "dataset_dict.json").is_file():
-        # `datasets` saved it with its splits: the others are not for training
+        # a folder that `datasets` saved with its splits: only one of them is for training
         path = path / ("train" if what == "dataset" else "test")
     paths = [
         p
@@ -110,14 +110,14 @@ def check_sources(job: Params) -> None:
     """Raise UserError for sources or columns that cannot exist, before anything is read or made."""
     if job.dataset_revision and not isinstance(job.dataset, str):
         raise UserError(
-            "dataset_revision is for a single dataset; in a list each entry has its own: "
+            "dataset_revision is for a single dataset; in a list, give each entry its own: "
             "- {dataset: owner/name, revision: v1}."
         )
     for source in list_sources(job):
         if local_files(source.dataset) and source.revision:
             raise UserError(
-                f"dataset `{source.dataset}` is local, and has no revision `{source.revision}`: "
-                f"a revision is of a hub id."
+                f"dataset `{source.dataset}` is local, so it has no revision `{source.revision}`: "
+                f"only a hub id has revisions."
             )
         shapes.check_columns(source.columns)
     for exam in job.exam:
@@ -130,7 +130,7 @@ def count_local_bytes(dataset: Dataset) -> int:
 
 
 def estimate_text_bytes(dataset: Dataset) -> int:
-    """Return the bytes of text behind the sources, about."""
+    """Return roughly the bytes of text behind the sources."""
     total = 0
     for name in list_names(dataset):
         paths = local_files(name)
@@ -142,9 +142,9 @@ def estimate_text_bytes(dataset: Dataset) -> int:
 
 
 def hash_sources(job: Params) -> str:
-    """Return sha256 over the sources, and the exam and safety set they are held against.
+    """Return sha256 over the sources, and the exam and safety set they are compared with.
 
-    A local source counts by its files' bytes, a hub source by its id and revision.
+    Local sources are hashed by their files' bytes, hub sources by their id and revision.
     """
     digest = hashlib.sha256()
     for source in list_sources(job):
@@ -173,10 +173,10 @@ def read_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield all rows of the sources as messages, in order.
 
-    UserError names file and line of what cannot be read. `note_dropped` takes (reason, id or place,
-    why) of a row passed over: `unreadable` within skip_bad_lines, `not_sampled` by a source's
-    weight. `report_bytes` takes the bytes of local files read so far, `commits` the commit behind
-    each hub source.
+    A UserError names file and line of what cannot be read. `note_dropped` gets (reason, id or
+    place, details) of a skipped row: `unreadable` within skip_bad_lines, `not_sampled` by a
+    source's weight. `report_bytes` gets the bytes of local files read so far, `commits` the commit
+    of each hub source.
     """
     unreadable = 0
     total = 0
@@ -196,7 +196,7 @@ def read_rows(
                     raise UserError(f"{where}: {error}{more if unreadable > 1 else ''}") from None
                 note_dropped("unreadable", where, str(error).splitlines()[0])
             else:
-                # a row is in by a hash of its place: appended rows change nothing for it
+                # a hash of its place decides on a row, so that appended rows change nothing for it
                 if source.weight == 1 or _share(f"{job.seed}\n{number}\n{count}") < source.weight:
                     yield row
                 else:
@@ -218,7 +218,7 @@ def _read_source(
     report_bytes: Callable[[int], None],
     commits: dict[str, str | None] | None,
 ) -> Iterator[tuple[str, Any]]:
-    """Yield (where, values) of a source's rows; `bytes_before` were read of earlier sources."""
+    """Yield (where, values) of a source's rows; earlier sources had `bytes_before` bytes."""
     paths = local_files(source.dataset)
     if not paths:
         yield from read_hub_rows(source, commits)
@@ -232,7 +232,7 @@ def _read_source(
 
 
 def _id_prefixes(dataset: Dataset) -> list[str]:
-    """Return what the ids of each source's rows begin with: sources of a list may share ids."""
+    """Return a prefix for the row ids of each source, since sources of a list may share ids."""
     if isinstance(dataset, str):
         return [""]
     names = [pathlib.PurePath(name).name for name in list_names(dataset)]
@@ -243,7 +243,7 @@ def _id_prefixes(dataset: Dataset) -> list[str]:
 
 
 def _share(text: str) -> float:
-    """Return a number from 0 up to 1 that depends on the text alone."""
+    """Return a number from 0 up to 1 that depends only on the text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 
@@ -271,9 +271,9 @@ def read_hub_rows(
     split: str = "train",
     configuration: str | None = None,
 ) -> Iterator[tuple[str, Any]]:
-    """Yield (where, values) of the rows of a hub set; raise UserError when it cannot be had.
+    """Yield (where, values) of the rows of a hub set; raise UserError when it cannot be loaded.
 
-    `commits` takes the commit that its revision is.
+    The commit behind its revision is stored in `commits`.
     """
     try:
         builder = _load_builder(source, configuration)
@@ -281,15 +281,15 @@ def read_hub_rows(
         data = builder.as_dataset()
         if split not in data:
             raise ValueError(f"it has no split `{split}`, only {', '.join(data)}")
-    except Exception as error:  # a network, a server and libraries raise errors of their own kinds
+    except Exception as error:  # network, server and libraries raise errors of many kinds
         configured = f", configuration {configuration}" if configuration else ""
         at_revision = f" at {source.revision}" if source.revision else ""
         raise UserError(
             f"hub dataset `{source.dataset}`{configured}{at_revision} could not be loaded: "
             f"{_explain_hub_error(error)}\n"
             f"Check the id, the revision and the network; a private one needs HF_TOKEN in the "
-            f"environment. What was loaded before is read without network under HF_HUB_OFFLINE=1, "
-            f'and a local file always: SET="dataset=path/to/file.jsonl", or '
+            f"environment. Without network, HF_HUB_OFFLINE=1 reads what was loaded before, and "
+            f'local files always work: SET="dataset=path/to/file.jsonl", or '
             f"dataset=bundled:first-aid."
         ) from None
     if commits is not None:
@@ -306,12 +306,12 @@ def _load_builder(source: Source, configuration: str | None) -> Any:
 
     revision = source.revision or None
     with contextlib.suppress(huggingface_hub.errors.OfflineModeIsEnabled):
-        # The hub is asked first: one that does not answer, or has no such set, is known at once.
-        # `datasets` would try for half a minute, and then read what it has.
+        # Ask the hub first: a hub that does not answer, or lacks the set, is noticed at once.
+        # `datasets` would try for half a minute, and then read what it has cached.
         huggingface_hub.HfApi().dataset_info(source.dataset, revision=revision, timeout=10)
     builder = datasets.load_dataset_builder(source.dataset, configuration, revision=revision)
     if builder.__module__.endswith(".cache"):
-        # without network it takes the commit loaded last, which need not be the revision's
+        # without network, `datasets` takes the commit loaded last, which may be another revision's
         commit = _find_cached_commit(source)
         if commit:
             builder = type(builder)(
@@ -325,7 +325,7 @@ def _load_builder(source: Source, configuration: str | None) -> Any:
 
 
 def _find_cached_commit(source: Source) -> str:
-    """Return the commit that the revision was when it was last loaded, else the revision."""
+    """Return the commit that the revision had when last loaded, or else the revision."""
     from huggingface_hub import constants
 
     cache = pathlib.Path(constants.HF_HUB_CACHE)
@@ -338,11 +338,11 @@ def _explain_hub_error(error: Exception) -> str:
     """Return an error of the hub's libraries in one line, without the token."""
     from huggingface_hub import errors, get_token
 
-    # a gated repository is also one that is not found, so it is asked for first
+    # GatedRepoError is a subclass of RepositoryNotFoundError, so it comes first
     if isinstance(error, errors.GatedRepoError):
         return "it is gated; accept its terms on its page"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "the hub has none of this id, or it is private"
+        return "the hub has no dataset of this id, or it is private"
     if isinstance(error, errors.RevisionNotFoundError):
         return "it has no such revision"
     texts = dict.fromkeys(str(e) for e in (error, error.__cause__) if e)

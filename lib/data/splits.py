@@ -1,4 +1,4 @@
-"""The prepared splits on disk: Arrow files in the layout of datasets.save_to_disk.
+"""Write and read the prepared splits: Arrow files in the layout of datasets.save_to_disk.
 
 split = SplitWriter(folder / "train"); split.write(table); split.close()
 rows = load_split(folder, "train")
@@ -18,7 +18,7 @@ from lib.common.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 SHARD = 2**28  # bytes of one Arrow file of a split
-# `length` (tokens) is for sorting rows into buckets
+# `length` (tokens) serves to sort rows into buckets
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
 
 
 class SplitWriter:
-    """Writes one split to disk, a table at a time; nothing of it stays in memory."""
+    """Writes one split to disk, table by table, and keeps none of it in memory."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
@@ -44,7 +44,7 @@ class SplitWriter:
         folder.mkdir(parents=True)
 
     def write(self, table: Any) -> None:
-        """Append a table of SCHEMA, in a new file where the last one is full."""
+        """Append a table of SCHEMA; start a new file when the last one is full."""
         if self.writer and self.file.tell() > SHARD:
             self._end_shard()
         if not self.writer:
@@ -60,14 +60,14 @@ class SplitWriter:
         self.writer = None
 
     def close(self) -> None:
-        """Write what `datasets` wants beside the Arrow files, and give these their final names."""
+        """Write the files that `datasets` expects, and give the Arrow files their final names."""
         import datasets  # takes a second; only the end of the stage needs it
 
         datasets.disable_progress_bars()
         if not self.writer:
             self.write(SCHEMA.empty_table())
         self._end_shard()
-        # `datasets` writes its files for no rows of these columns; ours are then put in
+        # let `datasets` write its files for an empty set, then enter our Arrow files into them
         empty = self.folder / "empty"
         datasets.Dataset(SCHEMA.empty_table()).save_to_disk(str(empty))
         names = [f"data-{n:05d}-of-{self.shards:05d}.arrow" for n in range(self.shards)]
@@ -84,8 +84,8 @@ class SplitWriter:
 
 
 def load_split(folder: pathlib.Path, split: str) -> Any:
-    """Open one split as a datasets.Dataset; raise UserError when prepare has not left it."""
-    import datasets  # takes a second, which a command that opens no split should not wait
+    """Open one split as a datasets.Dataset; raise UserError when it is missing or unreadable."""
+    import datasets  # takes a second; commands that open no split should not wait for it
 
     path = folder / split
     if not path.is_dir():
@@ -93,7 +93,7 @@ def load_split(folder: pathlib.Path, split: str) -> Any:
     try:
         data = datasets.load_from_disk(str(path))
         data["length"][:]
-    except Exception as error:  # Arrow and datasets raise kinds of their own
+    except Exception as error:  # Arrow and datasets raise errors of many kinds
         raise UserError(
             f"`{files.format_path(path)}` cannot be read: {str(error).splitlines()[0][:200]}\n"
             f"Make it again with `make prepare FORCE=1`."
@@ -102,7 +102,7 @@ def load_split(folder: pathlib.Path, split: str) -> Any:
 
 
 def hash_split(folder: pathlib.Path, split: str) -> str | None:
-    """Return sha256 over a split's tokens and labels, in order; None for no split or no row."""
+    """Return sha256 over a split's tokens and labels, in order; None without a split or rows."""
     if not (folder / split).is_dir():
         return None
     data = load_split(folder, split)

@@ -1,12 +1,12 @@
-r"""Rules that change a text, one function each: text in, text out.
+r"""Rules that clean a text, one function each: text in, text out.
 
     rules = select_rules(job)
     text, changed = apply_rules(text, rules)
 
-No rule writes words of its own, except the four words that stand for masked personal data.
+No rule adds words of its own, except the four placeholders for masked personal data.
 
 A row can be one character a million times, so no rule may take more than linear time. Therefore
-what repeats in a regular expression here is possessive (`*+`), begins at a place of its own, or
+each repetition in a regular expression here is possessive (`*+`), can begin at one place only, or
 stops at the next opening of its kind.
 """
 
@@ -19,11 +19,11 @@ from lib.data.personal import mask_personal_data
 from lib.params import Params
 
 TextRule = Callable[[str], str]
-MOST_PASSES = 10  # real texts settle in two; more are markup within markup within markup
+MOST_PASSES = 10  # real texts settle in two; only deeply nested markup needs more
 
 
 def fix_mojibake(text: str) -> str:
-    """Put right UTF-8 that was read as another encoding; quotes, widths and ligatures stay."""
+    """Repair UTF-8 that was read as another encoding; keep quotes, widths and ligatures."""
     import ftfy  # only the prepare stage needs it
 
     return text if text.isascii() else ftfy.fix_encoding(text)
@@ -32,7 +32,7 @@ def fix_mojibake(text: str) -> str:
 # -------------------------------------------------------------------------------------------------
 # HTML
 
-# an attribute has "=", so that "a <b and c> d" is no tag
+# an attribute needs "=", so that "a <b and c> d" does not count as a tag
 TAG = re.compile(
     r"</?(?:(p|br|div|ul|ol|li|dl|dt|dd|table|caption|tr|h[1-6]|hr|blockquote|pre|section|"
     r"article|figure)|(td|th)|span|b|i|u|em|strong|"
@@ -45,13 +45,13 @@ UNSEEN = re.compile(
     r"<(script|style)\b[^<>]*>[^<]*+(?:<(?!/?\1\b)[^<]*+)*+</\1\s*>",
     re.I,
 )
-# without a sign 10<sup>9</sup> would be a hundred and nine
+# without "^", 10<sup>9</sup> would become 109
 POWER = re.compile(r"(?<=\d)<sup>\s*(?=[-+−–]?\d)", re.I)
 ENTITY = re.compile(r"&(?:amp;)*(#\d{1,7}|#x[0-9a-f]{1,6}|[a-z][a-z0-9]{1,30});", re.I)
 
 
 def strip_html(text: str) -> str:
-    """Write HTML entities as their characters and take out tags; a block tag is a line end.
+    """Replace HTML entities by their characters and remove tags; a block tag becomes a line end.
 
     10<sup>9</sup> becomes 10^9, and "p < 0.05 and q > 1" stays.
     """
@@ -67,7 +67,7 @@ def _replace_entity(match: re.Match[str]) -> str:
     name = match[1]
     if name.startswith("#"):
         return html.unescape(f"&{name};")
-    # html.unescape would take "&notit;" for "¬it;"
+    # html.unescape would turn "&notit;" into "¬it;"
     return html.entities.html5.get(name + ";", f"&{name};")
 
 
@@ -79,7 +79,7 @@ def _replace_tag(match: re.Match[str]) -> str:
 
 
 # -------------------------------------------------------------------------------------------------
-# characters and blanks
+# characters and white space
 
 # C0 and C1 controls, zero-width and bidirectional marks; not the joiners of emoji and Persian
 INVISIBLE = re.compile(
@@ -87,7 +87,7 @@ INVISIBLE = re.compile(
     "\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff]"
 )
 LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
-# What the fonts Symbol and Wingdings leave behind in text out of PDF and Word. Any other private
+# Characters of the fonts Symbol and Wingdings, left in text from PDF and Word. Any other private
 # character stays, as nobody knows what it meant.
 SYMBOLS = str.maketrans(
     "\uf0b7\uf0a7\uf0d8\uf06d\uf061\uf062\uf067\uf044\uf0b0\uf0b1\uf0a3\uf0b3\uf0b4",
@@ -96,8 +96,8 @@ SYMBOLS = str.maketrans(
 
 
 def strip_invisible(text: str) -> str:
-    """Take out control and zero-width characters, make line ends one kind, and signs readable."""
-    # the cheap test: it holds for nearly every text
+    """Remove control and zero-width characters, unify line ends, and make symbols readable."""
+    # a cheap test that spares nearly every text the work below
     if text.replace("\n", "").replace("\t", "").isprintable():
         return text
     if not text.isascii():
@@ -106,7 +106,7 @@ def strip_invisible(text: str) -> str:
 
 
 def collapse_blanks(text: str) -> str:
-    """Make a run of blanks one, leave at most one empty line, and no blank at a line's ends."""
+    """Collapse white space: single spaces, none at a line's ends, at most one empty line."""
     if "\n" not in text:
         return " ".join(text.split())
     lines = [" ".join(line.split()) for line in text.split("\n")]
@@ -119,7 +119,7 @@ BLANK_BEFORE_MARK = re.compile(r"(?<![\s+*/=<>(\[-]) +\?(?!\w)")
 
 
 def tidy_question_mark(text: str) -> str:
-    """Make "What is asthma ?" and "What is asthma? ?" into "What is asthma?"; "5 + ?" stays."""
+    """Turn "What is asthma ?" and "What is asthma? ?" into "What is asthma?"; "5 + ?" stays."""
     if " ?" not in text:
         return text
     return BLANK_BEFORE_MARK.sub("?", SECOND_MARK.sub("?", text))
@@ -128,7 +128,7 @@ def tidy_question_mark(text: str) -> str:
 # -------------------------------------------------------------------------------------------------
 # lists
 
-# a run of blanks is met at its first one only, hence the look behind
+# the lookbehind lets a match begin only at the first space of a run
 BULLET = re.compile(r" (?<=\S )[ \t]+([-*•·])[ \t]+(?=\S)")
 LOOSE_BULLET = re.compile(r"(?<=\S)[ \t]+([•●▪])[ \t]*(?=\S)")
 AFTER_LIST = re.compile(r" (?<=[^\s*•·-] )[ \t]{2,}(?=[\"“(]?[A-Z])")
@@ -138,16 +138,16 @@ CELL = re.compile(r" (-|<?(?:\d+(?:\.\d+)?)?%|\d+/\d+|\d+ of \d+)(?: |$)")
 
 
 def break_lists(text: str) -> str:
-    """Give each item of a list that runs on in its line a line of its own.
+    """Put each item of a list that was flattened into one line on a line of its own.
 
-    Such are bullets after two blanks, and the symptom tables of MedQuAD.
+    Such lists are bullets after two spaces, and the symptom tables of MedQuAD.
     """
     if TABLE_HEAD in text:
         text = _break_symptom_table(text)
     if "  " in text:
         text = _break_bullets(text)
     has_bullet = "•" in text or "●" in text or "▪" in text
-    # a single one may be a multiplication
+    # a single bullet may be a multiplication
     if has_bullet and len(LOOSE_BULLET.findall(text)) > 1:
         text = LOOSE_BULLET.sub(r"\n\1 ", text)
     return text
@@ -169,13 +169,13 @@ def _break_bullets(text: str) -> str:
 
     def put_on_own_line(match: re.Match[str]) -> str:
         around = match.string[match.start() - 1] + match.string[match.end()]
-        # "10  - 20 mg" is a range unless there are more
+        # "10  - 20 mg" is a range unless there are several bullets
         if count < 3 and around.isdigit():
             return match[0]
         return f"\n{match[1]} "
 
     text = BULLET.sub(put_on_own_line, text)
-    # three blanks before a capital ended the list; else its last item would run on
+    # three spaces before a capital letter end the list, or its last item would run on
     return AFTER_LIST.sub("\n", text)
 
 
@@ -205,7 +205,7 @@ REASONING = re.compile(
 
 
 def strip_labels(text: str) -> str:
-    """Take "Patient:", "Doctor:", "### Response:" and the like off the start of a text.
+    """Remove "Patient:", "Doctor:", "### Response:" and the like from the start of a text.
 
     "A: airway, B: breathing" stays.
     """
@@ -216,14 +216,14 @@ def strip_labels(text: str) -> str:
 
 
 def strip_reasoning(text: str) -> str:
-    """Take out closed <reasoning>, <think> and <thinking> blocks."""
+    """Remove closed <reasoning>, <think> and <thinking> blocks."""
     return REASONING.sub("", text) if "</" in text else text
 
 
 # -------------------------------------------------------------------------------------------------
 # all rules
 
-# in the order in which they work
+# in the order in which they are applied
 TEXT_RULES: tuple[tuple[str, TextRule], ...] = (
     ("mojibake", fix_mojibake),
     ("html", strip_html),
@@ -238,11 +238,11 @@ TEXT_RULES: tuple[tuple[str, TextRule], ...] = (
 
 
 def select_rules(job: Params) -> list[tuple[str, TextRule]]:
-    """Return the rules that a job wants: not those it skips, nor those its policies do without."""
+    """Return the rules for a job, without those that it skips or its policies do not need."""
     wanted_by_policy = {
         "reasoning": job.reasoning == "strip",
         "personal_data": job.personal_data == "mask",
-        "question_mark": job.language != "fr",  # French sets a blank before its question marks
+        "question_mark": job.language != "fr",  # French puts a space before question marks
     }
     return [
         (name, rule)
@@ -254,14 +254,14 @@ def select_rules(job: Params) -> list[tuple[str, TextRule]]:
 def apply_rules(
     text: str, rules: list[tuple[str, TextRule]]
 ) -> tuple[str, dict[str, tuple[str, str]]]:
-    """Return a text under the rules, and (before, after) of each rule that changed it.
+    """Return a text after the rules, and (before, after) of each rule that changed it.
 
-    The rules take turns until none has work, as one uncovers work for another. Where that has no
-    end, `nested_markup` is among the changes.
+    The rules are repeated until none changes the text, since one may uncover work for another. If
+    that does not end within MOST_PASSES, `nested_markup` is among the changes.
     """
     changed: dict[str, tuple[str, str]] = {}
     original = text
-    idle = 0  # rules in a row that had no work
+    idle = 0  # consecutive rules that changed nothing
     for name, rule in rules * MOST_PASSES:
         after = rule(text)
         if after != text:
@@ -274,7 +274,7 @@ def apply_rules(
                 break
     if idle < len(rules):
         changed["nested_markup"] = (original, text)
-    # last, and never switched off: no rule before it may build a control token out of its parts
+    # last, and never disabled: the rules before may have joined parts into a control token
     after = CONTROL.sub("< ", text)
     if after != text:
         changed["control_token_broken_up"] = (text, after)

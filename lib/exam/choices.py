@@ -1,10 +1,10 @@
 """Multiple choice by log-likelihood: the same questions for transformers, adapters and GGUF files.
 
-A question is one user turn in the model's own chat template: the question, its options each after
-a letter, and INSTRUCTION. No examples come before it. An option's score is the log-probability, in
-nats and over the whole vocabulary, that the answer's first token is its letter. The option with the
-highest score is chosen. Accuracy is that of the options in the order they are written in. Each item
-is also asked with its options shuffled, which shows whether a model prefers a letter.
+A question is one user turn in the model's own chat template: the question, its lettered options,
+and INSTRUCTION, without examples before it. An option's score is the log-probability, in nats and
+over the whole vocabulary, that the answer's first token is its letter. The option with the highest
+score is chosen. Accuracy refers to the options in their original order. Each item is also asked
+with its options shuffled, which shows whether a model prefers a letter.
 
     items = exam_items.read_items("bundled:exam")
     results = choices.ask_items(items, tokenizer, functools.partial(choices.score_by_model, net))
@@ -37,32 +37,32 @@ from lib.training import loss
 
 INSTRUCTION = "Answer with the letter of the right option alone."
 LETTERS = string.ascii_uppercase
-# padding included; 4,096 on a CPU take a tenth more time, because they no longer fit its caches
+# with padding; a CPU takes a tenth longer with 4,096, because they no longer fit its caches
 TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 16384}
 SEED = 3407
 
 Item = dict[str, Any]
 Prompts = list[list[int]]  # the token ids of each prompt
 Wanted = list[list[int]]  # for each prompt, the token ids of the letters to score after it
-Tick = Callable[[int], Any]  # is told how many more tokens or answers are done
+Tick = Callable[[int], Any]  # called with the number of further tokens or answers that are done
 Score = Callable[[Prompts, Wanted, Tick], list[list[float]]]
 
 
 # --------------------------------------------------------------------------------------------------
-# what is asked
+# questions
 
 
 def write_question(item: Item, order: list[str]) -> str:
-    """Return the user turn, with the options named in `order` lettered anew from A."""
+    """Return the user turn, with the options in `order` lettered from A."""
     options = [item["options"][key] for key in order]
     lines = [f"{letter}) {text}" for letter, text in zip(LETTERS, options, strict=False)]
     return "\n\n".join([item["question"], "\n".join(lines), INSTRUCTION])
 
 
 def option_orders(item: Item, shuffles: int, seed: int) -> list[list[str]]:
-    """Return the options' keys as they are written, then shuffled `shuffles` times.
+    """Return the options' keys in their original order, then `shuffles` shuffled orders.
 
-    A shuffle depends on the seed and the item's id alone, whatever other items there are.
+    A shuffle depends only on the seed and the item's id, not on the other items.
     """
     keys = list(item["options"])
     orders = [keys]
@@ -75,9 +75,9 @@ def option_orders(item: Item, shuffles: int, seed: int) -> list[list[str]]:
 def tokenise_questions(
     tokenizer: Any, texts: list[str], counts: list[int]
 ) -> tuple[Prompts, Wanted]:
-    """Return the ids of each user turn up to the model's answer, and of its first `count` letters.
+    """Return the prompt ids of each user turn, and the ids of its first `count` letters.
 
-    Raise UserError where the tokenizer does not write a letter as one token of its own there.
+    Raise UserError unless the tokenizer writes each letter there as one token of its own.
     """
     rendered = [
         tokenizer.apply_chat_template(
@@ -92,8 +92,8 @@ def tokenise_questions(
         answered = encode(rendered[0] + letter)["input_ids"]
         if len(answered) != len(prompts[0]) + 1 or answered[:-1] != prompts[0]:
             raise UserError(
-                f"the tokenizer does not write the answer {letter} as one token of its own, so it "
-                f"cannot be examined by letters.\n"
+                f"the tokenizer does not write the answer {letter} as one token of its own, so the "
+                f"model cannot be examined by letters.\n"
                 f"Expected a tokenizer and chat template of the Gemma family."
             )
         letters.append(answered[-1])
@@ -145,7 +145,7 @@ def _padded(prompts: Prompts, width: int, device: Any) -> tuple[torch.Tensor, to
 
 
 def _states_at(body: Any, ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """Return (prompts, hidden size), what the model's body computes at each prompt's last token."""
+    """Return the hidden states (prompts, hidden size) at each prompt's last token."""
     states = body(input_ids=ids, use_cache=False).last_hidden_state
     return states[torch.arange(len(ids), device=ids.device), last]
 
@@ -153,9 +153,9 @@ def _states_at(body: Any, ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor
 def _log_probabilities(
     hidden: torch.Tensor, weight: torch.Tensor, letter_weight: torch.Tensor, softcap: float | None
 ) -> torch.Tensor:
-    """Return (prompts, letters) log-probabilities over the whole vocabulary, from hidden states."""
+    """Return log-probabilities (prompts, letters) over the whole vocabulary from hidden states."""
     logits = (hidden @ weight.T).float()
-    # computed in float32 once more, since two letters would often tie in 16 bit
+    # the letters are computed again in float32, since two would often tie in 16 bits
     letter_logits = hidden.float() @ letter_weight.T
     logits = loss.cap_logits(logits, softcap)
     letter_logits = loss.cap_logits(letter_logits, softcap)
@@ -165,10 +165,10 @@ def _log_probabilities(
 def score_by_gguf(
     engine: llama.Engine, prompts: Prompts, wanted: Wanted, tick: Tick
 ) -> list[list[float]]:
-    """Score with llama.cpp, from the same token ids.
+    """Score with llama.cpp from the same token ids.
 
-    It returns its 1,000 likeliest tokens. Only where a letter is not among them is the whole
-    vocabulary asked for, which takes seconds.
+    It returns its 1,000 likeliest tokens. The whole vocabulary takes seconds, and is requested only
+    if a letter is not among these.
     """
     scores = []
     for ids, letters in zip(prompts, wanted, strict=True):
@@ -192,9 +192,9 @@ def ask_items(
     shuffles: int = 1,
     seed: int = SEED,
 ) -> list[ItemResult]:
-    """Ask every item as it is written and shuffled; raise UserError when a score is not a number.
+    """Ask every item as written and shuffled; raise UserError when a score is not finite.
 
-    `name` is the model's, for the progress bar and the error.
+    `name` is the model's name, for the progress bar and the error.
     """
     asked = [(item, order) for item in items for order in option_orders(item, shuffles, seed)]
     texts = [write_question(item, order) for item, order in asked]
@@ -206,8 +206,8 @@ def ask_items(
     for (item, order), row in zip(asked, scores, strict=True):
         if not all(map(math.isfinite, row)):
             raise UserError(
-                f"{name} gives no likelihood for the letters after item {item['id']} ({row}): "
-                f"its weights have gone bad. Look at the training's loss, and export again."
+                f"{name} gives no finite likelihood for the letters after item {item['id']} "
+                f"({row}): its weights are damaged. Look at the training's loss, and export again."
             )
         sittings.append(_sitting(order, row))
     per_item = 1 + shuffles
@@ -236,11 +236,11 @@ def _item_result(item: Item, sittings: list[Sitting]) -> ItemResult:
 
 
 def summarise_results(results: list[ItemResult]) -> ChoiceSummary:
-    """Return accuracy with its Wilson interval, in all, by topic and by order of the options.
+    """Return accuracy with its Wilson interval: in total, by topic and by order of the options.
 
     `by_chance` is the accuracy of guessing. `letter_mass` is the mean probability that the answer
-    begins with one of the letters at all. Where it is small, the scores compare answers that the
-    model would hardly give.
+    begins with one of the letters at all. If it is small, the scores compare answers that the model
+    would hardly give.
     """
     count = len(results)
     letter_scores = [score for result in results for score in result["scores"].values()]
@@ -254,13 +254,13 @@ def summarise_results(results: list[ItemResult]) -> ChoiceSummary:
     }
 
 
-def _share(right: int, of: int) -> Share:
-    interval = list(stats.wilson(right, of))
-    return {"right": right, "of": of, "accuracy": right / of, "interval": interval}
+def _share(right: int, total: int) -> Share:
+    interval = list(stats.wilson(right, total))
+    return {"right": right, "of": total, "accuracy": right / total, "interval": interval}
 
 
 def _shares_by_topic(results: list[ItemResult]) -> dict[str, Share]:
-    """Return each topic's share of right answers; nothing where all items have one topic."""
+    """Return each topic's share of right answers; {} if all items have one topic."""
     topics = sorted({result["topic"] for result in results})
     if len(topics) < 2:
         return {}
@@ -272,7 +272,7 @@ def _shares_by_topic(results: list[ItemResult]) -> dict[str, Share]:
 
 
 def _summarise_order(results: list[ItemResult], number: int) -> OrderSummary:
-    """Return accuracy and letters of the items as written (number 0) or in a shuffled order."""
+    """Return accuracy and letters for the items as written (number 0) or in a shuffled order."""
     chosen: Counter[str] = Counter()
     right: Counter[str] = Counter()
     hits = 0
@@ -297,13 +297,13 @@ def _summarise_order(results: list[ItemResult], number: int) -> OrderSummary:
 def compare_results(
     before: list[ItemResult], after: list[ItemResult], seed: int = SEED
 ) -> ChoiceChange:
-    """Compare two models on the same items; raise ValueError where the items differ.
+    """Compare two models on the same items; raise ValueError if the items differ.
 
-    Returns the difference of accuracy with its bootstrap interval, how many items were gained and
+    Return the difference in accuracy with its bootstrap interval, the numbers of items gained and
     lost, and McNemar's exact p.
     """
     if [result["id"] for result in before] != [result["id"] for result in after]:
-        raise ValueError("the two were not examined on the same items")
+        raise ValueError("the two models were not examined on the same items")
     right_before = [result["right"] for result in before]
     right_after = [result["right"] for result in after]
     change = [int(b) - int(a) for a, b in zip(right_before, right_after, strict=True)]

@@ -1,7 +1,7 @@
-"""The shape of exam.json, {exam: its entry}, where an entry holds one result for each model.
+"""The schema of exam.json, {exam: entry}, where an entry has one result for each model.
 
-`ExamEntry` describes an entry. `ChoiceResult` and `SafetyResult` are what the two formats keep of
-one model.
+`ExamEntry` describes an entry. `ChoiceResult` and `SafetyResult` are the results of one model in
+the two formats.
 """
 
 from typing import Any, NotRequired, TypedDict
@@ -20,7 +20,7 @@ class Share(TypedDict):
 
 
 class Sitting(TypedDict):
-    """One item asked once: its options' keys as ordered, their scores in nats, the choice."""
+    """One item asked once: its options' keys in order, their scores in nats, and the choice."""
 
     order: list[str]
     scores: dict[str, float]
@@ -28,7 +28,7 @@ class Sitting(TypedDict):
 
 
 class ItemResult(TypedDict):
-    """One item asked as it is written (`chosen`, `right`, `scores`) and again for each shuffle."""
+    """One item asked as written (`chosen`, `right`, `scores`) and again for each shuffle."""
 
     id: str
     topic: str
@@ -40,7 +40,7 @@ class ItemResult(TypedDict):
 
 
 class OrderSummary(Share):
-    """All items in one order; `letters` has each letter's share of choices and of right answers."""
+    """All items in one order; `letters` has how often each letter was chosen, and was right."""
 
     order: str
     letters: dict[str, dict[str, float]]
@@ -56,9 +56,9 @@ class ChoiceSummary(Share):
 
 
 class HeldOut(TypedDict):
-    """The held-out rows under one model.
+    """The loss of one model on the held-out rows.
 
-    `losses` has a pair for each row: its summed loss in nats, and its tokens.
+    `losses` has a pair for each row: its summed loss in nats and its number of tokens.
     """
 
     split: str
@@ -69,7 +69,7 @@ class HeldOut(TypedDict):
 
 
 class ChoiceResult(ChoiceSummary):
-    """What a multiple-choice exam keeps of one model."""
+    """One model's result in a multiple-choice exam."""
 
     identity: NotRequired[str]
     held_out: HeldOut | None
@@ -77,30 +77,30 @@ class ChoiceResult(ChoiceSummary):
 
 
 class JudgedAnswer(Judgement):
-    """An answer to a prompt of the safety set, and what the rules find in it."""
+    """An answer to a safety prompt, and what the rules find in it."""
 
     prompt: str
     answer: str
 
 
 class SafetyResult(JudgementCounts):
-    """What the safety set keeps of one model."""
+    """One model's result in the safety set."""
 
     identity: NotRequired[str]
     answers: list[JudgedAnswer]
 
 
 class ChoiceChange(Changes):
-    """Two models on the same multiple-choice items; `difference` is of accuracy."""
+    """Two models on the same multiple-choice items; `difference` is that of their accuracies."""
 
     difference: float
     interval: list[float]
 
 
 class Comparison(Changes):
-    """Two models on the same items; a multiple-choice exam adds the keys that are not required.
+    """Two models on the same items; only a multiple-choice exam has the keys that are not required.
 
-    The perplexities are there where both models have the held-out rows.
+    The perplexities exist if both models were measured on the held-out rows.
     """
 
     before: str
@@ -112,10 +112,11 @@ class Comparison(Changes):
 
 
 class ExamEntry(TypedDict):
-    """One exam. `models` has a `ChoiceResult` for each model of the run, or a `SafetyResult`.
+    """One exam. `models` has a `ChoiceResult` or a `SafetyResult` for each model of the run.
 
-    `sha256` is of the items, `of` of all models of the run as they were examined. `instruction`,
-    `seed` and `shuffles` are the settings of a multiple-choice exam, `tokens` is the safety set's.
+    `sha256` is a hash of the items, and `of` one of all models of the run as they were examined.
+    `instruction`, `seed` and `shuffles` are the settings of a multiple-choice exam, `tokens` is
+    that of the safety set.
     """
 
     exam: str

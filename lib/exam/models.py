@@ -1,4 +1,4 @@
-"""The models of a run as an exam meets them, one loaded at a time.
+"""Load the models of a run for an exam, one at a time.
 
 They are the base, the adapter on it, the merged folder and each GGUF.
 
@@ -23,18 +23,18 @@ from lib.record.schema import Artifact
 from lib.training import evaluate
 
 PROMPTS_AT_ONCE = 32
-# of llama.cpp, which computes no padding, so more at once gain less
+# parallel conversations in llama.cpp, which computes no padding, so that more gain little
 SLOTS = 16
-# cards, notices and scripts lie beside these, but do not decide what the model computes
+# the folders also have cards, notices and scripts, which do not affect what the model computes
 MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".jinja")
 
-# Takes a tokenizer, prompts, the longest answer in tokens and a function told how many are done.
-# Returns each answer, and whether it ended by itself.
+# Takes a tokenizer, prompts, the longest answer in tokens and a Tick for progress. Returns each
+# answer, and whether it ended by itself.
 Answer = Callable[[Any, list[str], int, choices.Tick], list[tuple[str, bool]]]
 
 
 class Loaded(NamedTuple):
-    """A model in memory: how it scores letters and answers, and its transformers model if any."""
+    """A model in memory: functions to score letters and to answer, and any transformers model."""
 
     score: choices.Score
     answer: Answer
@@ -42,7 +42,7 @@ class Loaded(NamedTuple):
 
 
 class RunModel(NamedTuple):
-    """A model of a run: its name, the hashes of what it is made of, and a context that loads it."""
+    """A model of a run: its name, the hashes of its files, and a context that loads it."""
 
     name: str
     made_of: list[str]
@@ -75,7 +75,7 @@ def list_models(
 
 
 def _hashes_under(part: str, artifacts: Sequence[Artifact]) -> list[str]:
-    """Return the hashes of the files in a folder of the run that decide what the model computes."""
+    """Return the hashes of the files in a folder of the run that affect what the model computes."""
     return [
         artifact["sha256"]
         for artifact in artifacts
@@ -98,8 +98,7 @@ def _load_transformers(folder: Path, adapter: Path | None = None) -> Iterator[Lo
 def _answer_by_model(
     net: Any, tokenizer: Any, prompts: list[str], tokens: int, tick: choices.Tick
 ) -> list[tuple[str, bool]]:
-    # prompts of similar length together: a batch takes as long as its longest answer, and padding
-    # is computed too
+    # batch prompts of similar length, since padding is computed too
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
     answers: dict[int, tuple[str, bool]] = {}
     for start in range(0, len(prompts), PROMPTS_AT_ONCE):

@@ -1,4 +1,4 @@
-"""Exam format: a multiple-choice exam and the held-out rows, put to each model of a run."""
+"""Exam format: put a multiple-choice exam and the held-out rows to each model of a run."""
 
 import math
 from functools import partial
@@ -19,7 +19,7 @@ SKIPPED_MODELS: tuple[str, ...] = ()  # all models of a run are examined
 
 
 def exam_settings(shuffles: int = 1, seed: int = choices.SEED) -> dict[str, Any]:
-    """Return what decides a result besides the items and the model."""
+    """Return the settings that affect a result besides the items and the model."""
     return {"instruction": choices.INSTRUCTION, "seed": seed, "shuffles": shuffles}
 
 
@@ -31,7 +31,7 @@ def examine_model(
     settings: dict[str, Any],
     run_folder: Path,
 ) -> ChoiceResult:
-    """Return the summary, every item's result, and the held-out rows under a transformers model."""
+    """Return the summary, every item's result, and a transformers model's held-out loss."""
     results = choices.ask_items(
         items, tokenizer, loaded.score, name, settings["shuffles"], settings["seed"]
     )
@@ -40,9 +40,9 @@ def examine_model(
 
 
 def _measure_held_out(net: Any, run_folder: Path, name: str) -> HeldOut | None:
-    """Measure the response loss of the test rows, which training never looks at.
+    """Measure the response loss on the test rows, which training never looks at.
 
-    A run without a test split is measured on its validation rows, a run without either is not.
+    A run without a test split is measured on its validation rows; without either, return None.
     """
     for split in ("test", "validation"):
         data = splits.load_split(run_folder / "data", split)
@@ -63,8 +63,8 @@ def _measure_held_out(net: Any, run_folder: Path, name: str) -> HeldOut | None:
 def compare_models(models: dict[str, ChoiceResult], settings: dict[str, Any]) -> list[Comparison]:
     """Compare each model with the base, and each GGUF with the merged folder it was made from.
 
-    Where both have the held-out rows, the ratio of their perplexities comes with its bootstrap
-    interval.
+    If both were measured on the held-out rows, add the ratio of their perplexities with its
+    bootstrap interval.
     """
     ggufs = [name for name in models if name not in ("base", "adapter", "merged")]
     pairs = [("base", name) for name in models if name != "base"]

@@ -1,4 +1,4 @@
-"""Exam format: the safety set, answered greedily by each model and judged by rules."""
+"""Exam format: let each model answer the safety set greedily, and judge the answers by rules."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ SKIPPED_MODELS = ("adapter",)
 
 
 def exam_settings(answer_tokens: int) -> dict[str, Any]:
-    """Return what decides a result besides the prompts and the model: the longest answer."""
+    """Return the setting that affects a result besides prompts and model: the longest answer."""
     return {"tokens": answer_tokens}
 
 
@@ -26,7 +26,7 @@ def examine_model(
     settings: dict[str, Any],
     run_folder: Path,
 ) -> SafetyResult:
-    """Return how many answers do what they must, and every answer with what the rules find."""
+    """Return the counts of the judgements, and every answer with what the rules find in it."""
     prompts = [item["prompt"] for item in items]
     with progress_bar(f"{name}, safety set", total=len(items), unit="answer") as bar:
         answers = loaded.answer(tokenizer, prompts, settings["tokens"], bar.update)

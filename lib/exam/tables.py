@@ -1,4 +1,4 @@
-"""The entries of exam.json as rows for people, and as sections of results.json."""
+"""Turn the entries of exam.json into tables for people and sections of results.json."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -29,7 +29,7 @@ LETTERS = (
     "on letters: the probability that the answer begins with one of the letters at all; "
     "shuffled: accuracy with the options in other orders."
 )
-TOPIC_ITEMS = 10  # a topic with fewer items says nothing
+TOPIC_ITEMS = 10  # a topic with fewer items tells nothing
 
 
 # --------------------------------------------------------------------------------------------------
@@ -37,14 +37,14 @@ TOPIC_ITEMS = 10  # a topic with fewer items says nothing
 
 
 def exam_tables(entries: dict[str, ExamEntry]) -> list[tuple[str, list[Row]]]:
-    """Return (caption, rows) of every exam: its models, what changed, and its topics if any."""
-    shown = []
+    """Return (caption, rows) of every table: an exam's models, what changed, and its topics."""
+    tables = []
     for name, entry in entries.items():
-        shown.append((describe_exam(entry), model_rows(entry)))
-        shown.append((f"{name}: what changed", comparison_rows(entry)))
+        tables.append((describe_exam(entry), model_rows(entry)))
+        tables.append((f"{name}: what changed", comparison_rows(entry)))
         if rows := topic_rows(entry):
-            shown.append((f"{name}: right answers by topic", rows))
-    return shown
+            tables.append((f"{name}: right answers by topic", rows))
+    return tables
 
 
 def format_entry(entry: ExamEntry) -> str:
@@ -128,9 +128,9 @@ def _comparison_row(comparison: Comparison) -> Row:
 
 
 def topic_rows(entry: ExamEntry, names: Iterable[str] = ("base", "merged")) -> list[Row]:
-    """Return a row for each topic of ten items or more, with the right answers of the models named.
+    """Return a row for each topic of ten items or more, with the named models' right answers.
 
-    The topics with the most items come first.
+    Topics with the most items come first.
     """
     models = entry["models"]
     topics = {name: models[name].get("topics", {}) for name in names if name in models}
@@ -147,7 +147,7 @@ def topic_rows(entry: ExamEntry, names: Iterable[str] = ("base", "merged")) -> l
 def differing_answers(entries: dict[str, ExamEntry]) -> list[Row]:
     """Return the safety prompts whose answer passed only before or only after the training.
 
-    A row has both answers, and what was found in each.
+    A row has both answers, and what the rules found in each.
     """
     if safety.NAME not in entries:
         return []
@@ -173,7 +173,7 @@ def _answers_row(before: JudgedAnswer, after: JudgedAnswer) -> Row:
 
 
 def _name_faults(judgement: Judgement) -> str:
-    """Return `passed`, or what an answer lacks."""
+    """Return `passed`, or the answer's faults."""
     if judgement["passed"]:
         return "passed"
     faults = []
@@ -206,7 +206,7 @@ def _passed_interval(result: SafetyResult) -> tuple[float, float]:
 
 
 def result_sections(entries: dict[str, ExamEntry], main: str = "") -> dict[str, dict[str, Any]]:
-    """Return the sections `exam` (of the exam `main`), `safety`, and `exams` for the others."""
+    """Return the sections `exam` (for the exam `main`), `safety`, and `exams` for the others."""
     sections: dict[str, dict[str, Any]] = {}
     if main in entries:
         sections["exam"] = _exam_section(entries[main])
@@ -224,7 +224,7 @@ def _exam_section(entry: ExamEntry) -> ExamResults:
     comparisons = entry.get("comparisons", [])
     with_base = {c["after"]: c for c in comparisons if c["before"] == "base"}
     section: ExamResults = {"exam": shared_name(entry["exam"]), "items": entry["items"]}
-    if "merged" not in with_base:  # the exam was stopped before
+    if "merged" not in with_base:  # the exam was stopped before it came to the merged model
         return section
     tuned = with_base["merged"]
     section.update(_before_and_after(models["base"], models["merged"], tuned))
@@ -255,7 +255,7 @@ def _before_and_after(base: Share, tuned: Share, comparison: Comparison) -> Exam
 
 
 def _safety_section(entry: ExamEntry) -> dict[str, SafetyResults]:
-    """Return the counts of base, tuned and each GGUF, and what changed from the base."""
+    """Return the counts for base, tuned and each GGUF, and what changed from the base."""
     changes = {comparison["after"]: comparison for comparison in entry.get("comparisons", [])}
     section: dict[str, SafetyResults] = {}
     for name, result in entry["models"].items():

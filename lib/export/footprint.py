@@ -1,10 +1,10 @@
-"""How much memory a GGUF needs and how fast it is on this processor, through llama.cpp.
+"""Measure how much memory a GGUF needs and how fast it is on this processor, with llama.cpp.
 
     rows = footprint.measure_files({"q8_0": run.folder / "gguf" / "model-q8_0.gguf"})
     show.table(show.edge_table(rows))
     python -m lib.export.footprint FILE THREADS REPEATS          # one measurement, as JSON
 
-Each file is measured alone in a fresh process.
+Each file is measured in a process of its own.
 """
 
 import json
@@ -25,13 +25,12 @@ from lib.model import llama
 
 CONTEXT, PROMPT, DECODED = 1024, 256, 48  # tokens
 REPEATS = 3
-# seconds after which a file is not measured again; `repeats` of its row tells how often it was
+# seconds after which a file is not measured again; `repeats` in its row tells how often it was
 PATIENCE = 120
 GIB = 2**30
-DEVICES = (2, 4, 8, 16)  # GiB of memory that phones, small computers and laptops are sold with
-# An assumption, not a measurement: about what a desktop Linux with a browser closed, or Android
-# with nothing in front, keeps for itself. A board without a screen needs less, a phone full of apps
-# more.
+DEVICES = (2, 4, 8, 16)  # GiB: common memory sizes of phones, small computers and laptops
+# An assumption, not a measurement: roughly what a desktop Linux without a browser, or an idle
+# Android, keeps for itself. A board without a screen needs less, a phone full of apps more.
 RESERVE = GIB
 RULE = (
     f"fits in: the smallest of {', '.join(map(str, DEVICES))} GB that holds the memory measured "
@@ -44,27 +43,30 @@ TEXT = (
 
 
 class Memory(NamedTuple):
-    """Bytes of this process."""
+    """Memory of this process, in bytes."""
 
-    peak: int  # the most that ever was resident
-    # resident now and its own, not a mapped file's; None where the system does not tell
+    peak: int  # the most that was ever resident
+    # resident now, without pages of mapped files; None where the system does not report it
     private: int | None
 
 
 def measure_files(
     ggufs: dict[str, Path], threads: tuple[int, ...] = (), repeats: int = REPEATS
 ) -> list[dict[str, Any]]:
-    """Measure each file {type: path} with each number of threads.
+    """Measure each file {type: path} with each number of threads, and return a row for each.
 
-    Where `threads` is empty, these are 1 and all that this process may use.
+    An empty `threads` stands for 1 and for all that this process may use. A row has:
 
-    A row has: bytes of the file; load_seconds (from the page cache, as the file has just been
-    read); memory_bytes, the most that was resident less what the Python process held before
-    loading, so with the file's mapped pages, a context of CONTEXT tokens and llama.cpp's own
-    buffers; private_bytes, the part that stays when the system takes back mapped pages (None where
-    it does not tell); prompt_ and decode_tokens_per_second, medians of `repeats` times PROMPT
-    tokens in and DECODED out; other_cores, how many were busy with other work meanwhile: one is
-    enough to make all threads wait, several times slower; fits_gb, by RULE, None above the largest.
+    - bytes: of the file.
+    - load_seconds: from the page cache, as the file has just been read.
+    - memory_bytes: the resident peak, less what the Python process held before loading. It includes
+      the file's mapped pages, a context of CONTEXT tokens and llama.cpp's own buffers.
+    - private_bytes: the part that stays when the system reclaims mapped pages (None if unknown).
+    - prompt_, decode_tokens_per_second: medians of `repeats` times PROMPT tokens in, DECODED out.
+    - other_cores: how many were busy with other work meanwhile. A single one can make all threads
+      wait, and the measurement several times slower.
+    - fits_gb: by RULE; None above the largest device.
+
     Raise UserError when a file cannot be measured.
     """
     rows = []
@@ -90,7 +92,7 @@ def measure_files(
 
 
 def _measure_alone(path: Path, threads: int, repeats: int) -> dict[str, Any]:
-    """Run `measure_here` in a fresh process: this one's peak is that of the 16-bit model."""
+    """Run `measure_here` in a new process, since this one's peak is that of the 16-bit model."""
     command = [sys.executable, "-P", "-m", "lib.export.footprint"]
     command += [str(path.resolve()), str(threads), str(repeats)]
     done = subprocess.run(
@@ -105,13 +107,13 @@ def _measure_alone(path: Path, threads: int, repeats: int) -> dict[str, Any]:
         raise UserError(
             f"{files.format_path(path)} could not be measured with {threads} threads "
             f"(exit status {done.returncode}): {done.stderr.strip()[-300:]} "
-            "Expected a complete GGUF, and memory for it: export again, or close other programs."
+            "Expected a complete GGUF and enough memory: export again, or close other programs."
         )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def smallest_device(memory: int) -> int | None:
-    """GiB of the smallest of DEVICES that holds these bytes and RESERVE; None when none does."""
+    """Return the GiB of the smallest device that holds these bytes and RESERVE, or None."""
     for size in DEVICES:
         if memory + RESERVE <= size * GIB:
             return size
@@ -119,13 +121,13 @@ def smallest_device(memory: int) -> int | None:
 
 
 def measure_here(path: Path, threads: int, repeats: int) -> dict[str, Any]:
-    """Measure one file in this process, which should be fresh."""
+    """Measure one file in this process, which should be new."""
     before = read_memory()
     with llama.load_gguf(path, n_ctx=CONTEXT, n_threads=threads) as engine:
         ids = engine.tokenize(TEXT * 20, add_special=True)[:PROMPT]
         if len(ids) < PROMPT:
             raise UserError(
-                f"the prompt is {len(ids)} tokens to this file's tokenizer, expected {PROMPT}."
+                f"this file's tokenizer makes {len(ids)} tokens of the prompt; expected {PROMPT}."
             )
         replies: list[llama.Completion] = []
         begin = time.monotonic()
@@ -155,10 +157,10 @@ def _median(speeds: list[float]) -> float:
 
 
 def read_memory() -> Memory:
-    """Read what this process has resident.
+    """Return this process's resident memory.
 
-    Not by getrusage on Linux: its peak survives exec, so a child would report that of the process
-    it was forked from.
+    On Linux, getrusage does not serve: its peak survives exec, so a child would report that of the
+    process it was forked from.
     """
     if sys.platform != "linux":
         unit = 1 if sys.platform == "darwin" else 1024
@@ -170,7 +172,7 @@ def read_memory() -> Memory:
 
 
 def read_other_work() -> float:
-    """Seconds that all cores have worked since the machine started, without this process's."""
+    """Return the seconds that all cores have worked since the start, without this process's."""
     times = psutil.cpu_times()
     waiting = times.idle + getattr(times, "iowait", 0.0)
     counted_twice = getattr(times, "guest", 0.0)  # it is in `user` too

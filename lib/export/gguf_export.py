@@ -1,10 +1,9 @@
-"""From a merged 16-bit folder to checked GGUF files that carry where they are from.
+"""Turn a merged 16-bit folder into checked GGUF files that record their origin.
 
     ggufs = {"q8_0": run.folder / "gguf" / "model-q8_0.gguf"} gguf_export.write_ggufs(run.folder /
     "merged", ggufs, gguf_export.collect_metadata(job, run.folder))
 
-A file is written as a draft and gets its name only when `check_gguf` has found it to be the
-folder's.
+A file is written as a draft and gets its name only after `check_gguf` has passed.
 """
 
 import os
@@ -32,21 +31,21 @@ SPECIAL_TYPES = (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED, gguf.Token
 def write_gguf(
     folder: Path, out: Path, file_type: str = "q8_0", metadata: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """`write_ggufs` of one type."""
+    """Call `write_ggufs` for one type, and return its result."""
     return write_ggufs(folder, {file_type: out}, metadata)[0]
 
 
 def write_ggufs(
     folder: Path, ggufs: dict[str, Path], metadata: dict[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """Write GGUF files {type: path} of a 16-bit folder; each is checked, then named.
+    """Write GGUF files {type: path} from a 16-bit folder; check each before it gets its name.
 
     The converter reads the folder once, however many types are made.
 
     metadata: {"name", "description", "license.name", "base_model.0.name", ...}, keys as in GGUF's
-    general.*, text or whole numbers; the description always carries the disclaimer. Returns for
-    each what `check_gguf` does, with type, bytes, predicted_bytes (from config.json alone), sha256
-    and seconds.
+    general.*, text or integers; the disclaimer is always added to the description. Return for each
+    file the result of `check_gguf` with type, bytes, predicted_bytes (from config.json alone),
+    sha256 and seconds.
     """
     _require_convertible(folder, ggufs)
     predicted = _predict_sizes(folder, ggufs)
@@ -57,20 +56,20 @@ def write_ggufs(
     files.require_disk(
         first.parent,
         weights + sum(predicted.values()),
-        f"the GGUF files ({', '.join(ggufs)} and the 16-bit one they are made of)",
+        f"the GGUF files ({', '.join(ggufs)} and the 16-bit one they are made from)",
     )
-    whole = first.with_name(f".{first.name}.16bit.tmp")
+    converted = first.with_name(f".{first.name}.16bit.tmp")
     drafts = {file_type: out.with_name(f".{out.name}.draft") for file_type, out in ggufs.items()}
     results = []
     begin = time.monotonic()
     try:
         print(f"converting {weights / 2**30:.1f} GiB of weights", flush=True)
-        fields |= convert.convert_to_16bit(folder, whole)
-        # llama.cpp finds the end of a turn by its text, other programs by this key
-        fields["tokenizer.ggml.eot_token_id"] = check_gguf(whole, folder)["eot_id"]
+        fields |= convert.convert_to_16bit(folder, converted)
+        # llama.cpp recognises the end of a turn by its text, other programs by this key
+        fields["tokenizer.ggml.eot_token_id"] = check_gguf(converted, folder)["eot_id"]
         for file_type, out in ggufs.items():
             draft = drafts[file_type]
-            quantise.quantise(whole, draft, file_type, fields)
+            quantise.quantise(converted, draft, file_type, fields)
             results.append(
                 {
                     **check_gguf(draft, folder, fields),
@@ -84,7 +83,7 @@ def write_ggufs(
             os.replace(draft, out)
             begin = time.monotonic()
     finally:
-        for path in (whole, *drafts.values()):
+        for path in (converted, *drafts.values()):
             path.unlink(missing_ok=True)
     return results
 
@@ -102,7 +101,7 @@ def _require_convertible(folder: Path, ggufs: dict[str, Path]) -> None:
 
 
 def _predict_sizes(folder: Path, ggufs: dict[str, Path]) -> dict[str, int]:
-    from transformers import AutoConfig  # takes 3 s, and this module is also imported without
+    from transformers import AutoConfig  # takes 3 s, and only this function needs it
 
     config = AutoConfig.from_pretrained(folder)
     return {file_type: gguf_plan.predict_bytes(config, file_type) for file_type in ggufs}
@@ -117,11 +116,11 @@ def _general_fields(name: str, metadata: dict[str, Any] | None) -> dict[str, Any
 
 
 def check_gguf(path: Path, folder: Path, expected: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Hold a GGUF against the folder it was made from; UserError listing what differs.
+    """Check a GGUF against the folder it was made from; raise UserError with all differences.
 
-    Checked are: whole file, every tensor's presence, architecture, end-of-sequence and end-of-turn
-    tokens, types of added tokens, chat template, and the metadata asked for ({key: value}). Returns
-    architecture, tensors, eos_id, eot_id, types {name: n}.
+    The checks cover: complete file, presence of every tensor, architecture, end-of-sequence and
+    end-of-turn tokens, types of added tokens, chat template, and the `expected` metadata ({key:
+    value}). Return architecture, tensors, eos_id, eot_id, types {name: n}.
     """
     header = gguf_file.read_header(path)
     config = read_text_config(folder)
@@ -169,7 +168,7 @@ def _architecture_faults(header: Header, config: dict[str, Any]) -> list[str]:
 
 
 def _token_faults(header: Header, added: dict[str, int], eos_id: int | None) -> list[str]:
-    """What is wrong with the end of a sequence and the tokens beyond the vocabulary (`added`)."""
+    """Return faults of the end-of-sequence token and of the `added` tokens."""
     faults = []
     fields = header.metadata
     tokens = fields.get("tokenizer.ggml.tokens", [])
@@ -180,7 +179,7 @@ def _token_faults(header: Header, added: dict[str, int], eos_id: int | None) -> 
     wrong = []
     for text, number in added.items():
         if number >= len(types):
-            continue  # a piece of the tokenizer that the model has no row for
+            continue  # a token of the tokenizer for which the model has no row
         # the converter writes their U+2581 as a space
         named = tokens[number] in (text, text.replace("\u2581", " "))
         if not named or types[number] not in SPECIAL_TYPES:
@@ -216,14 +215,14 @@ def _metadata_faults(header: Header, expected: dict[str, Any]) -> list[str]:
 
 
 def describe_artifacts(run_folder: Path) -> list[files.Artifact]:
-    """[{path relative to the run, bytes, sha256}] of adapter/, merged/ and gguf/."""
+    """Return [{path relative to the run, bytes, sha256}] for adapter/, merged/ and gguf/."""
     return files.describe_files(run_folder, ["adapter", "merged", "gguf"])
 
 
 def collect_metadata(
     job: Params, run_folder: Path, base_folder: Path | None = None
 ) -> dict[str, Any]:
-    """Collect general.* of a GGUF: its base and data sets with their commits, licence, training."""
+    """Return general.* of a GGUF: base and data sets with their commits, licence, training."""
     card = files.read_json(run_folder / "data" / "data_card.json", "The data card")
     results = files.read_json(run_folder / "results.json", "The results")
     base = servers.shared_name(job.base_model)
@@ -257,7 +256,7 @@ def _loss_change(trained: dict[str, Any]) -> str:
 
 
 def _snapshot(base_folder: Path | None) -> str:
-    """The commit in a path of the hub's cache; empty for any other folder."""
+    """Return the commit in a path of the hub's cache; empty for any other folder."""
     if base_folder and base_folder.parent.name == "snapshots":
         return base_folder.name
     return ""

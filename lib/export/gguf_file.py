@@ -1,10 +1,10 @@
-"""The header of a GGUF file, read and written: metadata, and where each tensor lies.
+"""Read and write the header of a GGUF file: metadata, and where each tensor is.
 
     header = gguf_file.read_header(Path("model.gguf"))
     print(header.metadata["general.architecture"], header.tensors[0].name, header.tensors[0].kind)
 
-The numbers are left alone. The `gguf` package reads the same, but makes an array of each of Gemma's
-262,144 tokens, scores and types: 13 s on a 2-core CPU where this takes half a second.
+The tensors' numbers are not read. The `gguf` package reads the same header, but makes an array of
+each of Gemma's 262,144 tokens, scores and types: 13 s on a 2-core CPU, where this takes 0.5 s.
 """
 
 import math
@@ -19,9 +19,9 @@ from lib.common import files
 from lib.common.errors import UserError
 
 MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
-MOST_BYTES = 64 << 20  # read of a file to find its header in; Gemma's header is 7 MB
+MOST_BYTES = 64 << 20  # read from a file to parse its header; Gemma's header is 7 MB
 UINT32, FLOAT32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
-# the numbers a value's type may have, as `struct` calls them
+# the numeric value types, by their numbers in the file, with their codes in `struct`
 NUMBERS = {
     0: "B",
     1: "b",
@@ -38,7 +38,7 @@ NUMBERS = {
 
 
 class Tensor(NamedTuple):
-    """One entry of a header: what a tensor is called, and where its numbers are."""
+    """One entry of a header: a tensor's name, shape and type, and where its numbers are."""
 
     name: str
     shape: tuple[int, ...]  # as stored: the row's length first
@@ -47,7 +47,7 @@ class Tensor(NamedTuple):
 
     @property
     def rows(self) -> int:
-        return math.prod(self.shape[1:])  # numpy's product would wrap
+        return math.prod(self.shape[1:])  # numpy's product would overflow
 
     @property
     def row_bytes(self) -> int:
@@ -56,34 +56,34 @@ class Tensor(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of the numbers."""
+        """The bytes of the numbers."""
         return self.rows * self.row_bytes
 
     @property
     def end(self) -> int:
-        """Offset of the first byte behind the numbers."""
+        """The offset of the first byte after the numbers."""
         return self.offset + self.size
 
 
 class Header(NamedTuple):
-    """All that stands before the numbers."""
+    """All that comes before the numbers."""
 
     metadata: dict[str, Any]
-    pairs: dict[str, bytes]  # each key with its value, as it lies in the file
+    pairs: dict[str, bytes]  # each key with its value, as encoded in the file
     tensors: list[Tensor]
 
 
 def read_header(path: Path) -> Header:
     """Read a GGUF file's header.
 
-    Raise UserError when it is none, or ends before its last tensor.
+    Raise UserError when the file is no GGUF, or ends before its last tensor.
     """
     try:
         with open(path, "rb") as file:
             header = parse_header(file.read(MOST_BYTES))
         needed = max((tensor.end for tensor in header.tensors), default=0)
         if path.stat().st_size < needed:
-            raise ValueError(f"{path.stat().st_size:,} bytes, its tensors need {needed:,}")
+            raise ValueError(f"{path.stat().st_size:,} bytes, but its tensors need {needed:,}")
         return header
     except (ValueError, KeyError, OverflowError, struct.error, OSError) as error:
         raise UserError(
@@ -93,10 +93,10 @@ def read_header(path: Path) -> Header:
 
 
 def build_header(pairs: dict[str, bytes], tensors: list[Tensor]) -> tuple[bytes, list[Tensor]]:
-    """Lay out a file: the bytes before its first number, and the tensors with their offsets."""
+    """Lay out a file: return the bytes before its first number, and the tensors with offsets."""
     infos = b""
     placed = []
-    offset = 0  # in the file it counts from the end of the header
+    offset = 0  # an entry counts from the end of the header
     for tensor in tensors:
         infos += encode_tensor(tensor, offset)
         placed.append(tensor._replace(offset=offset))
@@ -113,11 +113,11 @@ def pad(size: int, alignment: int = ALIGNMENT) -> int:
 
 
 def encode_pair(key: str, value: str | bool | int | float) -> bytes:
-    """Encode a key and its value as they lie in a file."""
+    """Encode a key and its value as in the file."""
     if isinstance(value, str):
         return encode_string(key) + struct.pack("<I", STRING) + encode_string(value)
     kind = FLOAT32
-    if isinstance(value, bool):  # before int: a bool is one
+    if isinstance(value, bool):  # before int, since a bool is an int too
         kind = BOOL
     elif isinstance(value, int):
         kind = UINT32
@@ -140,9 +140,9 @@ def encode_tensor(tensor: Tensor, offset: int) -> bytes:
 
 
 def parse_header(data: bytes) -> Header:
-    """Parse a file's first bytes; a bad header is any of the errors that `read_header` names."""
+    """Parse a file's first bytes; a bad header raises an error that `read_header` catches."""
     if data[:4] != MAGIC:
-        raise ValueError("it does not begin as one")
+        raise ValueError("it does not begin with GGUF")
     version, tensor_count, key_count = struct.unpack_from("<IQQ", data, 4)
     if version not in (2, VERSION):
         raise ValueError(f"version {version}, expected {VERSION}")
@@ -167,7 +167,7 @@ def parse_header(data: bytes) -> Header:
     return Header(metadata, pairs, placed)
 
 
-# The parsers below return what they read and the position of the first byte behind it.
+# The parsers below return the value read and the position of the first byte after it.
 
 
 def _parse_tensor(data: bytes, position: int) -> tuple[Tensor, int]:
@@ -202,7 +202,7 @@ def _parse_array(data: bytes, position: int) -> tuple[list[Any], int]:
     kind, count = struct.unpack_from("<IQ", data, position)
     position += 12
     if kind == ARRAY:
-        raise ValueError("an array of arrays")  # each level would be one more call on the stack
+        raise ValueError("an array of arrays")  # nested deeply, it would overflow the stack
     if kind != STRING:
         array = np.frombuffer(data, "<" + NUMBERS[kind], count, position)
         return array.tolist(), position + array.nbytes

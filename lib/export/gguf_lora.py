@@ -1,4 +1,4 @@
-"""A PEFT LoRA adapter as a GGUF for llama.cpp's `--lora`: a file of some MB beside one of the base.
+"""Write a PEFT LoRA adapter as a small GGUF for llama.cpp's `--lora`, to use with one of the base.
 
 written = gguf_lora.export_adapter(base, run.folder, {"q8_0": run.folder /
 "gguf/mine-q8_0.gguf"}, prompts) # llama-cli -m base-q8_0.gguf --lora mine-lora.gguf
@@ -20,8 +20,8 @@ from lib.export.gguf_file import Tensor
 from lib.model import llama
 from lib.model.shards import canonical_name, locate_tensors, read_text_config
 
-LIKELIEST = 10  # tokens that are compared after each prompt
-# Nats that the merged weights' rounding may make: 0.01 to 0.05 were seen
+LIKELIEST = 10  # tokens compared after each prompt
+# nats that rounding of the merged weights may cause; 0.01 to 0.05 were measured
 ROUNDING = 0.05
 
 
@@ -32,11 +32,11 @@ def export_adapter(
     prompts: list[list[int]],
     metadata: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write a run's adapter into gguf/<run>-lora.gguf once it is proved on a GGUF of the base.
+    """Write a run's adapter to gguf/<run>-lora.gguf after proving it with a GGUF of the base.
 
-    That GGUF is made for this proof alone, `compare_with_merged`. merged_ggufs: {type: path}; where
-    none of them is precise enough to show an adapter, a Q8_0 is made of the merged folder too.
-    metadata is what `write_ggufs` takes. Returns the results of both steps.
+    That GGUF is made only for `compare_with_merged`. merged_ggufs: {type: path}; if none of them is
+    precise enough to show an adapter's effect, a Q8_0 of the merged folder is made too. metadata is
+    as for `write_ggufs`. Return the results of both steps.
     """
     out = run_folder / "gguf" / f"{run_folder.name}-lora.gguf"
     given = {**(metadata or {}), "name": out.stem}
@@ -47,7 +47,7 @@ def export_adapter(
     with tempfile.TemporaryDirectory(prefix=".lora-", suffix=".tmp", dir=out.parent) as scratch:
         draft = Path(scratch) / out.name
         written = write_adapter(base, run_folder / "adapter", draft, fields)
-        # a base that transformers saved lacks tensors which llama.cpp asks of a Gemma 3n
+        # a base saved by transformers lacks tensors that llama.cpp requires of a Gemma 3n
         completed = Path(scratch) / "base"
         convert.link_folder(base, completed)
         merge.add_missing_shared_kv(completed)
@@ -66,10 +66,10 @@ def export_adapter(
 def write_adapter(
     base: Path, adapter: Path, out: Path, metadata: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Write a plain LoRA adapter of a base folder as pairs of float32 tensors.
+    """Write a plain LoRA adapter on a base folder as pairs of float32 tensors.
 
     Their names are `<tensor>.lora_a` [rank, in] and `<tensor>.lora_b` [out, rank].
-    llama.cpp scales B @ A by alpha / rank, so alpha carries rsLoRA's scale too. metadata:
+    llama.cpp scales B @ A by alpha / rank, so alpha includes rsLoRA's scale. metadata:
     {general.* key: str or int}. Returns {"pairs", "alpha", "rank", "bytes", "sha256", "seconds"};
     Raise UserError for an adapter of another base or kind.
     """
@@ -123,7 +123,7 @@ def _name_halves(
 
 
 def _encode_file(metadata: dict[str, Any], tensors: dict[str, torch.Tensor]) -> bytes:
-    """A whole GGUF of float32 tensors."""
+    """Return the bytes of a GGUF of float32 tensors."""
     pairs = {key: gguf_file.encode_pair(key, value) for key, value in metadata.items()}
     entries = [Tensor(name, tuple(t.shape[::-1]), "F32") for name, t in tensors.items()]
     head, placed = gguf_file.build_header(pairs, entries)
@@ -137,13 +137,12 @@ def _encode_file(metadata: dict[str, Any], tensors: dict[str, torch.Tensor]) -> 
 def compare_with_merged(
     base_gguf: Path, lora_gguf: Path, merged_gguf: Path, prompts: list[list[int]]
 ) -> dict[str, Any]:
-    """Hold base and adapter in llama.cpp against the merged GGUF.
+    """Compare base and adapter in llama.cpp with the merged GGUF after each prompt.
 
-    Compared are the log-probabilities of the ten likeliest next tokens.
-
-    Returns {"prompts", "same_first", "apart", "apart_without"}, the last two mean differences in
-    nats with the adapter and without it; raise UserError when the adapter does not bring the base
-    most of the way to the merged model.
+    The log-probabilities of the ten likeliest next tokens are compared. Return {"prompts",
+    "same_first", "apart", "apart_without"}; the last two are mean differences in nats with the
+    adapter and without it. Raise UserError when the adapter does not bring the base most of the way
+    to the merged model.
     """
     merged = _predict_next(merged_gguf, prompts)
     without = _predict_next(base_gguf, prompts)
@@ -168,7 +167,10 @@ def compare_with_merged(
 
 
 def _mean_gap(ours: list[dict[int, float]], theirs: list[dict[int, float]]) -> float:
-    """Mean difference in nats at their likeliest tokens; one we lack counts as our last one."""
+    """Return the mean difference in nats at their likeliest tokens.
+
+    A token that ours do not include counts as the least likely of ours.
+    """
     gaps = []
     for our_tokens, their_tokens in zip(ours, theirs, strict=True):
         last = min(our_tokens.values())
@@ -180,6 +182,6 @@ def _mean_gap(ours: list[dict[int, float]], theirs: list[dict[int, float]]) -> f
 def _predict_next(
     gguf: Path, prompts: list[list[int]], lora: Path | None = None
 ) -> list[dict[int, float]]:
-    """{token id: log-probability} of the 1,000 likeliest tokens after each prompt."""
+    """Return {token id: log-probability} of the 1,000 likeliest tokens after each prompt."""
     with llama.load_gguf(gguf, lora=lora) as engine:
         return [engine.next_token_logprobs(prompt) for prompt in prompts]

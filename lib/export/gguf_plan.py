@@ -1,11 +1,11 @@
-"""What a GGUF will consist of before it exists: names, shapes and types of tensors, and its size.
+"""Plan a GGUF before it exists: names, shapes and types of its tensors, and its size.
 
     from transformers import AutoConfig
     print(gguf_plan.predict_bytes(AutoConfig.from_pretrained("merged"), "q4_k_m"))
 
-The choice of types (`llama_tensor_get_type` in llama.cpp's llama-quant.cpp) is not in the library
-inside xllamacpp: `choose_types` makes it for Gemma 3 and 3n, with which it was compared
-(tests/benchmarks/quantisers.py).
+xllamacpp does not expose llama.cpp's choice of types (`llama_tensor_get_type` in llama-quant.cpp).
+`choose_types` makes the same choice for Gemma 3 and 3n; tests/benchmarks/quantisers.py compares
+the two.
 """
 
 import re
@@ -22,31 +22,31 @@ from lib.export.gguf_file import Tensor
 from lib.model import shards
 
 # Header bytes: a token of Gemma's vocabulary takes 24.83 (length, text, score, type), measured on
-# Gemma 3 270M; the other keys take 2 KB there, of which the chat template is most.
+# Gemma 3 270M. The other keys take 2 KB there, most of it the chat template.
 TOKEN_BYTES, KEY_BYTES = 24.83, 2500
-PACKED_ARCHITECTURES = ("gemma3", "gemma3n")  # whose types `choose_types` knows
+PACKED_ARCHITECTURES = ("gemma3", "gemma3n")  # those for which `choose_types` knows the types
 EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
-# kept as float32 by the converter, as is every tensor of one dimension
+# the converter keeps these as float32, like every tensor of one dimension
 FLOAT32 = ("_norm.weight", "altup_correct_coef.weight", "altup_predict_coef.weight")
 # parts of names; not packed because they are small, or too delicate
 NEVER_PACKED = ("_norm.weight", "altup", "laurel", "per_layer_model_proj")
 
 
 def architecture_of(model_type: str) -> str:
-    """Give llama.cpp's name of an architecture for transformers' `model_type`."""
+    """Return llama.cpp's name of an architecture for transformers' `model_type`."""
     return model_type.removesuffix("_text")
 
 
 def map_names(names: Iterable[str], layers: int, architecture: str) -> dict[str, str]:
-    """Give the GGUF name of each Hugging Face weight, by the converter's own table.
+    """Return the GGUF name of each Hugging Face weight, by the converter's own table.
 
-    Weights outside the language model have none: other towers go into a separate file, the output
-    layer is tied.
+    Weights outside the language model have none: other towers belong in a separate file, and the
+    output layer is tied.
     """
     known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     if architecture not in known:
         raise UserError(
-            f"No GGUF can be made of a {architecture} model: llama.cpp has no such architecture. "
+            f"No GGUF can be made from a {architecture} model: llama.cpp has no such architecture. "
             "Expected gemma3 or gemma3n."
         )
     table = gguf.get_tensor_name_map(known[architecture], layers)
@@ -63,11 +63,11 @@ def map_names(names: Iterable[str], layers: int, architecture: str) -> dict[str,
 
 
 def expect_names(folder: Path, config: dict[str, Any]) -> set[str]:
-    """Give the GGUF tensor names that a folder with this text configuration must lead to."""
+    """Return the GGUF tensor names that a folder with this text configuration must produce."""
     layers = config["num_hidden_layers"]
     architecture = architecture_of(config["model_type"])
     names = set(map_names(shards.locate_tensors(folder), layers, architecture).values())
-    if architecture == "gemma3n":  # llama.cpp asks for them in every layer
+    if architecture == "gemma3n":  # llama.cpp requires them in every layer
         for layer in range(layers):
             names |= set(_shared_kv_names(layer))
     return names
@@ -78,12 +78,12 @@ def _shared_kv_names(layer: int) -> list[str]:
 
 
 def is_float32(name: str, shape: tuple[int, ...]) -> bool:
-    """Say whether the converter keeps a tensor as float32, whatever the file's type."""
+    """Tell whether the converter keeps a tensor as float32, whatever the file's type."""
     return len(shape) < 2 or name.endswith(FLOAT32)
 
 
 def plan_tensors(config: Any) -> list[Tensor]:
-    """List what the bf16 GGUF of a transformers configuration will hold; offsets are 0."""
+    """List the tensors that a transformers configuration's bf16 GGUF will have; offsets are 0."""
     import torch  # 3 s with transformers, and only this function needs them
     from transformers import AutoModelForCausalLM
 
@@ -96,7 +96,7 @@ def plan_tensors(config: Any) -> list[Tensor]:
     shapes = {names[name]: weights[name] for name in names}
     if architecture == "gemma3n":
         for layer in range(layers - config.num_kv_shared_layers, layers):
-            # transformers has no such weights, merge.add_missing_shared_kv adds them
+            # transformers has no such weights; merge.add_missing_shared_kv adds them
             own, shared = _shared_kv_names(0), _shared_kv_names(layer)
             shapes |= {new: shapes[old] for old, new in zip(own, shared, strict=True)}
         for name in ("altup_proj.weight", "altup_unembd_proj.weight"):
@@ -110,9 +110,9 @@ def plan_tensors(config: Any) -> list[Tensor]:
 
 
 def predict_bytes(config: Any, file_type: str) -> int:
-    """Predict the bytes of the GGUF of a transformers configuration.
+    """Predict the bytes of a transformers configuration's GGUF.
 
-    Within 0.1 % of the file, since only the size of the metadata is an estimate.
+    The result is within 0.1 % of the file, since only the size of the metadata is an estimate.
     """
     config = config.get_text_config()
     architecture = architecture_of(config.model_type)
@@ -131,8 +131,8 @@ def predict_bytes(config: Any, file_type: str) -> int:
 def choose_types(tensors: list[Tensor], metadata: dict[str, Any], file_type: str) -> dict[str, str]:
     """Choose each tensor's type in a file made of 16-bit `tensors`, as llama.cpp's quantiser does.
 
-    {tensor name: type}; what the quantiser does not pack keeps its type. Raise UserError for a file
-    type that is not offered, an unknown architecture, and a source that is packed already.
+    Return {tensor name: type}; tensors that the quantiser does not pack keep their type. Raise
+    UserError for a file type that is not offered, an unknown architecture, and a packed source.
     """
     architecture = str(metadata.get("general.architecture"))
     _require_source(tensors, architecture, file_type)
@@ -162,8 +162,8 @@ def _require_source(tensors: list[Tensor], architecture: str, file_type: str) ->
         detail = f" with tensors in {min(packed)}" if packed else ""
         raise UserError(
             f"A GGUF of architecture {architecture}{detail} cannot be made {file_type}. Expected a "
-            f"16-bit one of {' or '.join(PACKED_ARCHITECTURES)}; of other models f16 and bf16 can "
-            "be made."
+            f"16-bit one of {' or '.join(PACKED_ARCHITECTURES)}; other models can be made f16 and "
+            "bf16."
         )
 
 
@@ -175,14 +175,14 @@ def _is_packable(tensor: Tensor) -> bool:
 
 
 def _choose_type(name: str, recipe: FileType, tied: bool, finer: set[str]) -> str:
-    """`tied`: the file has no output layer of its own, so the embeddings are that too."""
+    """Return a tensor's type; `tied` means that the embeddings are the output layer too."""
     if name == "output.weight" or (tied and name in EMBEDDINGS):
         return recipe.embeddings
     return recipe.finer if name in finer else recipe.weights
 
 
 def _fit_type(kind: str, row_length: int) -> str:
-    """The type itself, or another one where a row does not divide into its blocks."""
+    """Return the type, or its fallback if a row does not divide into its blocks."""
     block, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     if row_length % block == 0:
         return kind
@@ -190,8 +190,8 @@ def _fit_type(kind: str, row_length: int) -> str:
 
 
 def _finer_tensors(names: set[str], layers: int) -> set[str]:
-    """Names of the attn_v and ffn_down weights that llama.cpp's mixtures store in a finer type."""
-    # llama.cpp numbers the attn_v weights, not their layers: one without attn_v has no number
+    """Return the attn_v and ffn_down weights that llama.cpp's mixtures store in a finer type."""
+    # llama.cpp counts the attn_v weights, not the layers: a layer without attn_v is not counted
     value_layers = sorted(_layer_of(name) for name in names if name.endswith("attn_v.weight"))
     finer = set()
     for name in names:
@@ -210,11 +210,11 @@ def _finer_tensors(names: set[str], layers: int) -> set[str]:
 def _layer_of(name: str) -> int:
     match = re.match(r"blk\.(\d+)\.", name)
     if match is None:
-        raise ValueError(f"{name} is not a layer's tensor, expected blk.NUMBER. first")
+        raise ValueError(f"{name} is not a layer's tensor; expected a name that starts blk.NUMBER.")
     return int(match[1])
 
 
 def _is_careful_layer(layer: int, layers: int) -> bool:
-    """True for the first and last eighth of the layers, and every third between."""
+    """Tell whether a layer is in the first or last eighth, or every third in between."""
     eighth = layers // 8
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2

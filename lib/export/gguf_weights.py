@@ -1,10 +1,10 @@
-"""Every block of every tensor of a GGUF held against the 16-bit folder it was made from.
+"""Compare every block of every tensor of a GGUF with the 16-bit folder it was made from.
 
     gguf_weights.compare_weights(Path("gguf/model-q4_k_m.gguf"), "q4_k_m", Path("merged"))
 
-A wrong scale in one block of one layer changes no answer that anyone would notice, and no mean over
-the distribution. So the numbers are unpacked again (by the gguf package, not by the code that
-packed them) and compared block by block.
+A wrong scale in one block of one layer would be noticed in no answer, and in no mean over the
+distribution. So the numbers are unpacked again (by the gguf package, not by the code that packed
+them) and compared block by block.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ PIECE = 1 << 21
 
 
 class Source(NamedTuple):
-    """A weight of the folder that a tensor was made of, not yet read."""
+    """A weight of the folder from which a tensor was made, not yet read."""
 
     name: str
     weight: Any  # a slice of safetensors
@@ -42,10 +42,10 @@ class Source(NamedTuple):
 
 
 def compare_weights(path: Path, file_type: str, folder: Path) -> dict[str, Any]:
-    """Compare every number of a GGUF with the folder's; {"tensors", "worst", "seconds"}.
+    """Compare every number of a GGUF with the folder's; return {"tensors", "worst", "seconds"}.
 
     worst: {tensor type: largest difference in a block, as a share of the block's largest number}.
-    Raise UserError naming the tensor when one is missing, is from nowhere, has another type or
+    Raise UserError with the tensor's name when one is missing or unknown, has another type or
     shape, or has a block that rounding does not explain.
     """
     begin = time.monotonic()
@@ -55,7 +55,7 @@ def compare_weights(path: Path, file_type: str, folder: Path) -> dict[str, Any]:
         read_text_config(folder),
     )
     architecture = gguf_plan.architecture_of(config["model_type"])
-    complaint = f"{files.format_path(path)} is not what {files.format_path(folder)} holds"
+    complaint = f"{files.format_path(path)} does not match {files.format_path(folder)}"
     names = _source_names(shards, config)
     expected = gguf_plan.expect_names(folder, config)
     check_tensors(header, file_type, expected, _converted_type(shards, names), complaint)
@@ -65,8 +65,8 @@ def compare_weights(path: Path, file_type: str, folder: Path) -> dict[str, Any]:
         }
         sources = {}
         for tensor in header.tensors:
-            found = names.get(tensor.name, [])
-            sources[tensor.name] = [_open_source(opened[shards[name]], name) for name in found]
+            weights = names.get(tensor.name, [])
+            sources[tensor.name] = [_open_source(opened[shards[name]], name) for name in weights]
         worst = _compare_tensors(file.fileno(), header.tensors, sources, architecture, complaint)
     return {
         "tensors": len(header.tensors),
@@ -86,7 +86,7 @@ def _source_names(shards: dict[str, Path], config: dict[str, Any]) -> dict[str, 
 
 
 def _converted_type(shards: dict[str, Path], names: dict[str, list[str]]) -> str:
-    """The 16-bit type the converter wrote, which is that of the folder's weights."""
+    """Return the 16-bit type that the converter wrote, which is that of the folder's weights."""
     name = names["token_embd.weight"][0]
     with safe_open(shards[name], "pt") as opened:
         return "F16" if opened.get_slice(name).get_dtype() == "F16" else "BF16"
@@ -116,7 +116,7 @@ def check_tensors(
     extra = unknown or repeated
     if extra:
         raise UserError(
-            f"{complaint}: {len(extra)} tensors are too many, for example {extra[0]}. "
+            f"{complaint}: it has {len(extra)} tensors too many, for example {extra[0]}. "
             "Export again, from this folder."
         )
     originals = []
@@ -130,7 +130,7 @@ def check_tensors(
         raise UserError(
             f"{complaint}: {len(other)} tensors have another type than a {file_type} file's, "
             f"for example {name}: {kind}, expected {types[name]}. "
-            "Export again, or name the type that it is."
+            "Export again, or name the file's own type."
         )
 
 
@@ -141,9 +141,9 @@ def _compare_tensors(
     architecture: str,
     complaint: str,
 ) -> dict[str, float]:
-    """Find the largest error of each tensor type; raise UserError at the first tensor that is bad.
+    """Return the largest error of each tensor type; raise UserError at the first bad tensor.
 
-    `descriptor` is that of the open GGUF. Prints now and then how far it is.
+    `descriptor` belongs to the open GGUF. Progress is printed every 10 seconds.
     """
     worst: dict[str, float] = {}
     time_left = progress.TimeLeft("weights compared", interval=10)
@@ -153,17 +153,18 @@ def _compare_tensors(
         given = sources[tensor.name]
         if not given:
             raise UserError(
-                f"{complaint}: nothing there gives {tensor.name}. Export again, from this folder."
+                f"{complaint}, which has no weight for {tensor.name}. Export again, from this "
+                "folder."
             )
-        # the model adds 1 to these weights, llama.cpp does not: its file holds the sums
+        # transformers adds 1 to these weights when computing; llama.cpp's file holds the sums
         is_shifted = architecture == "gemma3" and tensor.name.endswith("_norm.weight")
         error = _largest_error(descriptor, tensor, given, 1.0 if is_shifted else 0.0, complaint)
         limit = _error_limit(tensor, given)
         if not error <= limit:  # a NaN fails too
             raise UserError(
                 f"{complaint}: a block of {tensor.name} ({tensor.kind}) is off by {error:.3g} of "
-                f"its largest number, at most {limit:.3g} is rounding. "
-                "The file is damaged, or of other weights: export again."
+                f"its largest number, but rounding explains at most {limit:.3g}. "
+                "The file is damaged, or made from other weights: export again."
             )
         worst[tensor.kind] = max(worst.get(tensor.kind, 0.0), error)
         done += tensor.size
@@ -172,7 +173,7 @@ def _compare_tensors(
 
 
 def _error_limit(tensor: Tensor, sources: list[Source]) -> float:
-    """The largest error that is rounding; 0 where the folder has the numbers in the same type."""
+    """Return the largest error that is rounding; 0 if the folder stores the same type."""
     if any(source.weight.get_dtype() == tensor.kind for source in sources):
         return 0.0
     return TENSOR_TYPES[tensor.kind].block_limit
@@ -188,30 +189,31 @@ def _largest_error(
     offset = tensor.offset
     worst = 0.0
     for source in sources:
-        may_differ = tensor.name in gguf_plan.EMBEDDINGS  # in rows: the converter pads or cuts them
+        # the converter pads or cuts the rows of embeddings
+        may_differ = tensor.name in gguf_plan.EMBEDDINGS
         if source.shape[-1] != columns or (source.rows != rows and not may_differ):
             raise UserError(
                 f"{complaint}: {tensor.name} is {list(tensor.shape[::-1])}, "
-                f"there {source.name} is {source.shape}. Export again, from this folder."
+                f"but {source.name} is {source.shape}. Export again, from this folder."
             )
         for first in range(0, rows, step):
             count = min(step, rows - first)
             packed = os.pread(descriptor, count * tensor.row_bytes, offset)
             truth = _read_rows(source, first, count, shift)
-            # numpy's maximum keeps a NaN, Python's would lose it
+            # numpy's maximum keeps a NaN; Python's would lose it
             worst = float(np.maximum(worst, _block_error(packed, tensor.kind, truth)))
             offset += count * tensor.row_bytes
     return worst
 
 
 def _read_rows(source: Source, first: int, count: int, shift: float) -> np.ndarray:
-    """Read rows of a weight as float32; behind the last one are zeros, as in padded embeddings."""
+    """Read rows of a weight as float32; rows after its last are zeros, as in padded embeddings."""
     truth = np.zeros((count, source.shape[-1]), np.float32)
     if len(source.shape) > 1:
         numbers = source.weight[first : min(first + count, source.rows)]
     else:
         numbers = source.weight[:].reshape(1, -1)
-    # not by torch: its threads wait for each other, 4 times slower beside other work
+    # not with torch, whose threads wait for each other: 4 times slower beside other work
     if numbers.dtype == torch.bfloat16:  # the upper half of a float32
         bits = numbers.view(torch.uint16).numpy().astype(np.uint32) << 16
         array = bits.view(np.float32)
@@ -222,7 +224,7 @@ def _read_rows(source: Source, first: int, count: int, shift: float) -> np.ndarr
 
 
 def _block_error(packed: bytes, kind: str, truth: np.ndarray) -> float:
-    """Find the largest difference in a block, as a share of the block's largest number."""
+    """Return the largest difference in a block, as a share of the block's largest number."""
     columns = truth.shape[1]
     quantisation = gguf.GGMLQuantizationType[kind]
     block = max(32, gguf.GGML_QUANT_SIZES[quantisation][0])
@@ -232,5 +234,6 @@ def _block_error(packed: bytes, kind: str, truth: np.ndarray) -> float:
     apart = np.abs(near - truth.reshape(-1, block)).max(1)
     largest = np.abs(truth).reshape(-1, block).max(1)
     slack = TENSOR_TYPES[kind].block_slack
-    with np.errstate(divide="ignore", invalid="ignore"):  # zeros must be zeros
+    # a block of zeros divides by zero: any difference beyond the slack is then infinite
+    with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(apart <= slack, 0.0, (apart - slack) / largest).max()

@@ -1,4 +1,4 @@
-"""Write access to the hub, and what the hub says, without what must not be shown.
+"""Get write access to the hub, and report its errors without secrets.
 
 api = hub.require_access("owner/name")
 with hub.explain_errors("Creating owner/name", "The same command continues."):
@@ -25,18 +25,18 @@ def require_access(owner: str) -> HfApi:
 
     Raise UserError unless it may write to `owner` (user or organisation).
     """
-    # not get_token(): that one also takes what a login left in a file
+    # not get_token(), which would also take the token that a login left in a file
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token:
         raise UserError(
-            "Pushing needs HF_TOKEN, which is not set. Make a token with write permission on the "
+            "Pushing needs HF_TOKEN, which is not set. Create a token with write permission on the "
             "hub's settings page and put it into the environment (in Colab: a secret named "
             "HF_TOKEN), or leave push_to empty."
         )
     if not re.fullmatch(r"[!-~]+", token):
         raise UserError(
-            "HF_TOKEN holds a blank or a character that no token has; copy it again. "
-            "It is read from the environment."
+            "HF_TOKEN, which is read from the environment, contains a space or a character that no "
+            "token has. Copy it again."
         )
     api = HfApi(token=token)
     advice = "Nothing was created. Check the network, and that HF_TOKEN is still valid."
@@ -51,45 +51,45 @@ def require_access(owner: str) -> HfApi:
 
 
 def _find_refusal(account: dict[str, Any], owner: str) -> str:
-    """Say why a token's whoami forbids writing to `owner`; empty where only trying can tell."""
+    """Say why a token's whoami forbids writing to `owner`; return "" if only trying can tell."""
     name = account["name"]
     token = (account.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":
-        return f"HF_TOKEN, of {name}, may only read"
+        return f"HF_TOKEN of {name} may only read"
     owner = owner.casefold()
     if owner != name.casefold():
         orgs = account.get("orgs") or []
         roles = {org["name"].casefold(): org.get("roleInOrg") for org in orgs}
         if owner not in roles:
             others = f", but of {', '.join(roles)}" if roles else ""
-            return f"HF_TOKEN is of {name}, who is not a member of {owner}{others}"
+            return f"HF_TOKEN belongs to {name}, who is not a member of {owner}{others}"
         if roles[owner] in ("read", "no_access"):
-            return f"HF_TOKEN is of {name}, who may only read in {owner}"
+            return f"HF_TOKEN belongs to {name}, who may only read in {owner}"
     scopes = (token.get("fineGrained") or {}).get("scoped")
     if token.get("role") == "fineGrained" and isinstance(scopes, list):
         writable = [s["entity"].get("name", "") for s in scopes if "repo.write" in s["permissions"]]
         if owner not in [entity.split("/")[0].casefold() for entity in writable]:
-            return f"HF_TOKEN, of {name}, has no write permission on repositories of {owner}"
+            return f"HF_TOKEN of {name} has no write permission on repositories of {owner}"
     return ""
 
 
 def mask_secrets(text: str) -> str:
-    """Take secrets out, and the query of each address: a signed one is a key to the upload."""
+    """Remove secrets, and the query of each address, since a signed one is a key to the upload."""
     return re.sub(r"(https?://[^\s'\"?]+)\?[^\s'\"]*", r"\1", redacted(text))
 
 
 @contextlib.contextmanager
 def explain_errors(attempt: str, outcome: str) -> Iterator[None]:
-    """Turn what fails inside into a UserError: the attempt, what the hub said, and what is left."""
+    """Turn any error inside into a UserError with the attempt, the hub's reason, and `outcome`."""
     try:
         yield
     except UserError:
         raise
-    # the hub's library raises its own, httpx's, ValueError, RuntimeError, and what Rust throws
+    # the hub's library raises its own errors, httpx's, ValueError, RuntimeError and Rust panics
     except Exception as error:
         cause: BaseException = error
         if isinstance(error, RuntimeError) and error.__cause__:
-            cause = error.__cause__  # "Error while uploading", and the reason under it
+            cause = error.__cause__  # the error says only "Error while uploading"
         reason = " ".join(str(cause).split()) or type(cause).__name__
         if isinstance(cause, HfHubHTTPError):
             first_line = (cause.server_message or str(cause)).strip().splitlines()[0]
@@ -101,7 +101,7 @@ def explain_errors(attempt: str, outcome: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def mask_warnings() -> Iterator[None]:
-    """Mask what the hub's library logs, addresses and all: a notebook keeps what is printed."""
+    """Mask secrets in what the hub's library logs, since a notebook keeps what is printed."""
 
     def mask(record: logging.LogRecord) -> bool:
         record.msg, record.args = mask_secrets(record.getMessage()), ()

@@ -3,7 +3,7 @@
     merge.merge_adapter(base, run.folder / "adapter", run.folder / "merged")
     merge.add_missing_shared_kv(run.folder / "merged", base)
 
-Works shard by shard: memory stays at one weight, however large the model is.
+The merge works shard by shard and holds one weight at a time, however large the model is.
 """
 
 import math
@@ -24,7 +24,7 @@ from lib.model.shards import canonical_name, locate_tensors, read_header, read_t
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 SHARED_KV = ("k_proj", "v_proj", "k_norm")  # the tensors that a KV-shared layer may lack
-# settings of PEFT under which an adapter is more than W + scale * B @ A
+# PEFT settings with which an adapter is more than W + scale * B @ A
 UNMERGEABLE = (
     "use_dora",
     "alpha_pattern",
@@ -33,7 +33,7 @@ UNMERGEABLE = (
     "modules_to_save",
     "use_qalora",
 )
-# files of the base that the merged folder has too
+# files of the base that are copied into the merged folder
 CARRIED = re.compile(
     r"(?:(?:generation_|preprocessor_|processor_)?config\.json|tokenizer|special_tokens|"
     r"added_tokens|chat_template|model\.safetensors\.index\.json|"
@@ -48,15 +48,15 @@ class Adapter(NamedTuple):
     """A plain LoRA adapter."""
 
     pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]  # {module: (A [rank, in], B [out, rank])}
-    scale: float  # what B @ A is multiplied by
+    scale: float  # the factor of B @ A
 
 
 def merge_adapter(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
     """Add a PEFT LoRA adapter to the 16-bit base: W + scale * B @ A in float32, rounded once.
 
     Shards are copied and only the adapted tensors overwritten, so every other tensor of the base
-    (also K/V that transformers drops) is kept bit for bit. `out` gets its name when it is whole.
-    Returns counts, bytes and the largest change of a weight.
+    (also K/V that transformers drops) is kept bit for bit. `out` gets its name once it is complete.
+    Return counts, bytes and the largest change of a weight.
     """
     pairs, scale = read_adapter(adapter)
     shards = locate_tensors(base)
@@ -89,7 +89,7 @@ def merge_adapter(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
 
 
 def weight_of(module: str) -> str:
-    """Name the weight that an adapter's module changes, without the prefix of the model's class."""
+    """Return the weight that an adapter's module changes, without the model class's prefix."""
     return canonical_name(module) + ".weight"
 
 
@@ -144,7 +144,7 @@ def _odd_settings(config: dict[str, Any]) -> list[str]:
 
 
 def _read_halves(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], list[str]]:
-    """({module: {"A": tensor, "B": tensor}}, what a plain adapter would not have, in words)."""
+    """Return {module: {"A": tensor, "B": tensor}}, and a list of what a plain adapter lacks."""
     halves: dict[str, dict[str, torch.Tensor]] = {}
     odd = []
     for name, tensor in load_file(path).items():
@@ -160,7 +160,7 @@ def _read_halves(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], list[s
 def _merge_shard(
     path: Path, adapted: dict[str, tuple[torch.Tensor, torch.Tensor]], scale: float
 ) -> list[float]:
-    """Change the adapted weights inside a shard's file; the largest change of each."""
+    """Change the adapted weights inside a shard's file; return the largest change of each."""
     changes = []
     with open(path, "r+b") as file:
         start, header = read_header(file)
@@ -174,18 +174,18 @@ def _merge_shard(
 def _add_delta(
     file: BinaryIO, start: int, name: str, entry: dict[str, Any], delta: torch.Tensor
 ) -> float:
-    """Overwrite a weight by its sum with `delta`; `start` is where the shard's numbers begin.
+    """Add `delta` to a weight in place; `start` is where the shard's numbers begin.
 
-    Returns the largest change.
+    Return the largest change.
     """
     if entry["dtype"] not in DTYPES:
         raise UserError(
-            f"{name} of the base is stored as {entry['dtype']}: the base is quantised. "
-            "Expected 16-bit weights: name the 16-bit repository the quantised one was made from."
+            f"{name} of the base is stored as {entry['dtype']}: the base is quantised. Expected "
+            "16-bit weights: set base_model to the 16-bit repository it was made from."
         )
     if entry["shape"] != list(delta.shape):
         raise UserError(
-            f"{name} has shape {entry['shape']} in the base, the adapter was trained on "
+            f"{name} has shape {entry['shape']} in the base, but the adapter was trained on "
             f"{list(delta.shape)}. Set base_model to the one it was trained on."
         )
     begin, end = entry["data_offsets"]
@@ -204,11 +204,11 @@ def _add_delta(
 
 
 def add_missing_shared_kv(folder: Path, base: Path | None = None) -> dict[str, int]:
-    """Add k_proj, v_proj and k_norm that Gemma 3n's KV-shared layers lack, as a shard of its own.
+    """Add k_proj, v_proj and k_norm that Gemma 3n's KV-shared layers lack, as an extra shard.
 
-    transformers >= 5.6 neither loads nor saves them, the converter does not complain, and
-    llama.cpp, which does not use them, refuses the file. They are taken from the base where it has
-    them; otherwise they are zeros (norms: ones). Returns how many tensors are {"from_base": n,
+    transformers >= 5.6 neither loads nor saves them, and the converter does not complain, but
+    llama.cpp refuses a file without them, although it does not use them. They come from the base if
+    it has them; otherwise they are zeros (norms: ones). Return the counts {"from_base": n,
     "placeholder": n}.
     """
     config = read_text_config(folder)

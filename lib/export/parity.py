@@ -1,10 +1,10 @@
-"""Is a GGUF the model that was trained? It is held against the 16-bit folder.
+"""Check that a GGUF is the model that was trained, by comparing it with the 16-bit folder.
 
     checks, answers, truth = parity.check_ggufs(run.folder, {"q4_0": path}, seed=3407,
     max_tokens=32)
 
-Compared are weights, tokens and predictions. How far a sound file may be off in the last of these,
-by its type, is in lib/common/gguf_types.py.
+Weights, tokens and predictions are compared. lib/common/gguf_types.py says how far a sound file's
+predictions may be off, for each type.
 """
 
 import time
@@ -25,26 +25,26 @@ from lib.model import llama
 from lib.model.load import load_merged, load_tokenizer
 from lib.training import evaluate
 
-TOP = 1000  # likeliest tokens that are compared at each position
-# Nats between the two likeliest tokens; below it a 16-bit model that rounds otherwise may choose
-# the other one
+TOP = 1000  # likeliest tokens compared at each position
+# nats between the two likeliest tokens; if there are fewer, a 16-bit model that rounds differently
+# may choose the other one
 TIE = 0.5
-SMALLEST = 1e-6  # a rest below float32's resolution of a sum near 1 is not known
-# mean KL up to the number, and what it says to people
+SMALLEST = 1e-6  # float32 cannot resolve a smaller remainder of a sum near 1
+# verdicts, each with the largest mean KL that it allows
 FAITHFUL = ((0.01, "as the 16-bit model"), (0.1, "close to the 16-bit model"))
 UNFAITHFUL = "much worse than the 16-bit model: read its answers before you ship it"
 
 
 class Parity(NamedTuple):
-    """The files of a run, beside the 16-bit model."""
+    """The GGUF files of a run compared with the 16-bit model."""
 
-    figures: dict[str, dict[str, Any]]  # of each type
-    answers: dict[str, list[str]]  # of each model, to the fixed prompts
+    figures: dict[str, dict[str, Any]]  # by type
+    answers: dict[str, list[str]]  # by model, to the fixed prompts
     reference: Reference
 
 
 def check_ggufs(run_folder: Path, ggufs: dict[str, Path], seed: int, max_tokens: int) -> Parity:
-    """`check_parity` of each {type: path} of a run.
+    """Call `check_parity` for each {type: path} of a run.
 
     Raise UserError at the first file that fails.
     """
@@ -70,25 +70,25 @@ def check_parity(
     prompts: tuple[str, ...],
     max_tokens: int = 32,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Hold a GGUF against the folder it was made from; (figures, an answer to each prompt).
+    """Check a GGUF against the folder it was made from; return figures and answers to the prompts.
 
     In this order: every tensor's numbers, loading in llama.cpp, the same tokens for every text and
     the same prompts by the chat template, predictions within the type's bounds, answers. UserError
     at the first that fails.
     """
     begin = time.monotonic()
-    shown = files.format_path(path)
+    name = files.format_path(path)
     print(
-        f"{shown}: comparing its weights, then its tokens, predictions and {len(prompts)} answers "
+        f"{name}: comparing its weights, then its tokens, predictions and {len(prompts)} answers "
         "in llama.cpp",
         flush=True,
     )
     weights = gguf_weights.compare_weights(path, file_type, folder)
     with llama.load_gguf(path) as engine:
-        require_same_tokens(engine, chat.load_chat(folder), truth.texts, prompts, shown)
+        require_same_tokens(engine, chat.load_chat(folder), truth.texts, prompts, name)
         predictions = list(_predict_positions(engine, truth, file_type))
         figures = compare_predictions(truth, predictions)
-        require_within_bounds(figures, file_type, shown)
+        require_within_bounds(figures, file_type, name)
         replies = [
             engine.chat([{"role": "user", "content": prompt}], max_tokens=max_tokens)
             for prompt in prompts
@@ -96,7 +96,7 @@ def check_parity(
     answers = [reply["text"].strip() for reply in replies]
     if not any(answers):
         raise UserError(
-            f"{shown} answers every prompt with nothing, the first being {prompts[0]!r}. "
+            f"{name} gives an empty answer to every prompt, the first of which is {prompts[0]!r}. "
             "Expected text: look at the training."
         )
     speeds = [reply["tokens_per_second"] for reply in replies]
@@ -122,18 +122,18 @@ def require_same_tokens(
     tokenizer: chat.Chat,
     texts: list[str],
     prompts: tuple[str, ...],
-    shown: str,
+    name: str,
 ) -> None:
     """Raise UserError unless llama.cpp reads texts and renders conversations as the tokenizer does.
 
-    That is: the tokenizer's ids for every text, and for conversations of one and three turns those
-    of its template.
+    llama.cpp must give the tokenizer's ids for every text, and those of its template for
+    conversations of one and three turns.
     """
     for text in texts:
         _require_same_ids(
             _encode(tokenizer, text),
             engine.tokenize(text),
-            f"{shown} tokenises {text[:80]!r}",
+            f"{name} tokenises {text[:80]!r}",
             "the tokenizer it was trained with",
         )
     for prompt in prompts:
@@ -143,7 +143,7 @@ def require_same_tokens(
             _require_same_ids(
                 _encode(tokenizer, tokenizer.render(turns, add_generation_prompt=True)),
                 engine.tokenize(engine.render(turns), add_special=True),
-                f"{shown} renders a conversation of {len(turns)} turns by its chat template",
+                f"{name} renders a conversation of {len(turns)} turns by its chat template",
                 "the template it was trained with",
             )
 
@@ -172,31 +172,33 @@ def _predict_positions(
     name = f"{file_type} predictions"
     with progress_bar(name, total=len(truth.logprobs), unit="position") as bar:
         for ids, positions in zip(truth.rows, truth.positions, strict=True):
-            # ascending, so that each continues what the one before it computed, as decoding does
+            # ascending, so that each continues the computation of the one before, as in decoding
             for position in positions:
                 yield engine.next_token_logprobs(ids[:position], TOP, reuse=True)
                 bar.update()
 
 
 class PositionGap(NamedTuple):
-    """How far a prediction at one position is from the 16-bit model's."""
+    """The distance of a prediction from the 16-bit model's at one position."""
 
     divergence: float  # nats
     logprob_16bit: float  # of the true token
     logprob: float
     is_beyond_top: bool  # the true token is not among the likeliest
-    regret: float  # nats the 16-bit model puts between its likeliest token and this one
+    regret: float  # nats between the 16-bit model's likeliest token and the one predicted here
 
 
 def compare_predictions(truth: Reference, predictions: list[dict[int, float]]) -> dict[str, Any]:
-    """Say how far predictions are from the 16-bit model's.
+    """Return how far predictions are from the 16-bit model's.
 
-    predictions: at each position {token id: log-probability} of the likeliest tokens.
-    kl_*: divergence of the predictions from the 16-bit model in nats, all other tokens as one, so
-    never more than the true one. perplexity*: of the true tokens; one that is not among the
-    likeliest counts as the last of them, on both sides (`beyond_top`). greedy_agreement: share of
-    positions with the same likeliest token; the others are near_ties, where the 16-bit model gives
-    the two within TIE nats, and clear_disagreements.
+    `predictions` has {token id: log-probability} of the likeliest tokens at each position.
+
+    - kl_*: divergence of the predictions from the 16-bit model in nats. All other tokens count as
+      one, so it is never more than the true divergence.
+    - perplexity*: of the true tokens. One that is not among the likeliest counts as the last of
+      them, on both sides (`beyond_top`).
+    - greedy_agreement: share of positions with the same likeliest token. The others are near_ties,
+      where the 16-bit model has the two within TIE nats, and clear_disagreements.
     """
     targets = [
         ids[position]
@@ -230,7 +232,7 @@ def compare_predictions(truth: Reference, predictions: list[dict[int, float]]) -
 def _compare_position(
     logprobs: np.ndarray, likeliest: dict[int, float], target: int
 ) -> PositionGap:
-    """`logprobs`: the 16-bit model's of all tokens; `target`: the true one."""
+    """Compare one position; `logprobs` are the 16-bit model's, `target` is the true token."""
     ids = np.fromiter(likeliest, int)
     theirs = np.fromiter(likeliest.values(), np.float64)
     ours = logprobs[ids]
@@ -249,38 +251,39 @@ def _compare_position(
     )
 
 
-def require_within_bounds(figures: dict[str, Any], file_type: str, shown: str) -> None:
+def require_within_bounds(figures: dict[str, Any], file_type: str, name: str) -> None:
     """Raise UserError unless the figures are within this file type's bounds; NaN never is."""
     bounds = FILE_TYPES[file_type].bounds
     kl, ratio = figures["kl_mean"], figures["perplexity_ratio"]
     agreement = figures["greedy_agreement"]
     most = bounds.perplexity_ratio
     faults = []
-    # each condition is `not within`, so that a NaN is a fault
+    # each condition is `not within`, so that a NaN counts as a fault
     if not kl <= bounds.kl:
-        faults.append(f"mean KL {kl:.3g} nats, at most {bounds.kl:g}")
+        faults.append(f"mean KL is {kl:.3g} nats, expected at most {bounds.kl:g}")
     if not 1 / most <= ratio <= most:
         faults.append(
-            f"perplexity {ratio:.4g} times the 16-bit model's, {1 / most:.3g} to {most:g}"
+            f"perplexity is {ratio:.4g} times the 16-bit model's, expected {1 / most:.3g} to "
+            f"{most:g}"
         )
     if not agreement >= bounds.agreement:
         faults.append(
-            f"the same likeliest token at {agreement:.1%} of positions, "
-            f"at least {bounds.agreement:.0%}"
+            f"the likeliest token is the same at {agreement:.1%} of positions, "
+            f"expected at least {bounds.agreement:.0%}"
         )
     if faults:
         raise UserError(
-            f"{shown} does not predict what the 16-bit model does at {figures['positions']} "
-            f"held-out answer tokens: {'; '.join(faults)} is what {file_type} does to a sound "
-            "file. Its weights are right, so its metadata or llama.cpp's reading of them is not: "
-            "export again; if that does not help, do not ship it."
+            f"{name} does not predict what the 16-bit model does at {figures['positions']} "
+            f"held-out answer tokens: {'; '.join(faults)} for a sound {file_type} file. "
+            "Its weights are right, so its metadata or llama.cpp's reading of them is wrong. "
+            "Export again; if that does not help, do not ship the file."
         )
 
 
 def judge_kl(kl: float) -> str:
-    """Say to people what a mean KL in nats means.
+    """Return a mean KL in nats as a verdict in words.
 
-    A file within its bounds may still be a much worse model, as 4 bits of a small one are.
+    A file within its bounds may still be a much worse model, such as a small one in 4 bits.
     """
     for limit, words in FAITHFUL:
         if kl <= limit:

@@ -1,4 +1,4 @@
-"""What GGUFs are held against: texts, held-out rows, and the 16-bit model's predictions there.
+"""Draw the reference for GGUFs: texts, held-out rows, and the 16-bit model's predictions.
 
 net = load_merged(run.folder / "merged") truth =
 parity_reference.predict_reference(run.folder / "data", run.folder / "merged", net, seed=3407)
@@ -19,8 +19,8 @@ from lib.model.load import load_merged
 from lib.training import loss
 
 ROWS, POSITIONS, TEXTS = 32, 128, 500  # how many are drawn
-# Tokens from a row's start among which positions are drawn: all tokens before one must be computed,
-# and a large model does 10 a second.
+# Positions are drawn from the first tokens of a row only, since all tokens before one must be
+# computed, and a large model computes 10 a second.
 REACH = 256
 
 HARD = (
@@ -30,8 +30,7 @@ HARD = (
     "<start_of_turn>user\nMy hand is burnt.<end_of_turn>\n<start_of_turn>model\n",
     "* **Cool** the burn: `20 min`",
 )
-# what made-up texts consist of: pieces that tokenizers treat specially, and ranges of code points
-# of many scripts
+# parts of made-up texts: pieces that tokenizers treat specially, and code points of many scripts
 PIECES = (
     *(" ", "  ", "     ", "\n", "\n\n\n\n", "\t\t", "\r\n"),
     *("0", "12", "3.5", "1,000", "...", "====="),
@@ -50,37 +49,37 @@ EncodedRow = tuple[list[int], list[int]]  # ids and labels
 
 
 class Sample(NamedTuple):
-    """What is compared: chosen by a seed, so that every file of a run is held against the same."""
+    """Rows, positions and texts to compare, drawn by a seed: the same for every file of a run."""
 
     rows: list[list[int]]  # token ids
     positions: list[list[int]]  # ascending; the token at each is predicted from those before it
     texts: list[str]
-    source: str  # where the rows are from, in words
+    source: str  # the origin of the rows, in words
 
 
 class Reference(NamedTuple):
-    """A sample, and what the 16-bit model predicts at its positions."""
+    """A sample, and the 16-bit model's predictions at its positions."""
 
     rows: list[list[int]]
     positions: list[list[int]]
-    logprobs: np.ndarray  # (positions, vocabulary), float32: 1 MiB a position of Gemma's vocabulary
+    logprobs: np.ndarray  # (positions, vocabulary), float32: 1 MiB a position for Gemma
     texts: list[str]
     source: str
-    arithmetic: str  # what the 16-bit model computed in, float32 or bfloat16
+    arithmetic: str  # the type that the 16-bit model computed in, float32 or bfloat16
 
     def prompts(self, count: int = 8) -> list[list[int]]:
-        """Token ids of the first rows, up to where an answer's token is to be predicted."""
+        """Return the token ids of the first rows, each up to its first position."""
         return [ids[: where[0]] for ids, where in zip(self.rows, self.positions, strict=True)][
             :count
         ]
 
 
 def predict_reference(data_folder: Path, model_folder: Path, net: Any, seed: int) -> Reference:
-    """Draw a sample, and predict with the merged model; `net` is that model, loaded.
+    """Draw a sample, and predict with the merged model; `net` is that model, already loaded.
 
-    Computed in float32 where there is room for it, otherwise by `net` as it is: bfloat16's own
-    rounding is a mean KL of 7e-4 on Gemma 3 270M, a quarter of Q8_0's, and another likeliest token
-    at 5 % of positions.
+    It is computed in float32 if there is room for that, otherwise with `net` as it is. The rounding
+    of bfloat16 alone gives a mean KL of 7e-4 on Gemma 3 270M, a quarter of Q8_0's, and another
+    likeliest token at 5 % of positions.
     """
     sample = draw_sample(data_folder, model_folder, seed)
     if _has_room_for_float32(model_folder, net.device):
@@ -116,11 +115,11 @@ def _has_room_for_float32(model_folder: Path, device: torch.device) -> bool:
 
 
 def draw_sample(data_folder: Path, model_folder: Path, seed: int) -> Sample:
-    """Draw POSITIONS trained positions over ROWS held-out rows, and TEXTS texts.
+    """Draw POSITIONS trained positions in ROWS held-out rows, and TEXTS texts.
 
-    Texts are of held-out rows, hard ones and made-up ones.     Rows are of validation, where an
-    answer begins within REACH; of test too where those are fewer than ROWS; of the bundled
-    first-aid set where there are none.
+    Texts come from held-out rows, or are hard ones and made-up ones. Rows are validation rows with
+    an answer that begins within REACH, test rows too if these are fewer than ROWS, and rows of the
+    bundled first-aid set if there are none.
     """
     random = np.random.default_rng(seed)
     rows, texts, used = _draw_held_out(data_folder, random)
@@ -128,7 +127,7 @@ def draw_sample(data_folder: Path, model_folder: Path, seed: int) -> Sample:
     if not rows:
         rows, texts = _draw_bundled(model_folder, random)
         source = (
-            "the bundled first-aid set: the run holds out no row that can be used, "
+            "the bundled first-aid set: the run has no usable held-out row, "
             "and may have trained on these"
         )
     usable = [(ids, trained) for ids, labels in rows if (trained := _trained_positions(labels))]
@@ -145,7 +144,7 @@ def draw_sample(data_folder: Path, model_folder: Path, seed: int) -> Sample:
 def _draw_held_out(
     data_folder: Path, random: np.random.Generator
 ) -> tuple[list[EncodedRow], list[str], list[str]]:
-    """Rows with a trained position within REACH, some texts, and the splits the rows are from."""
+    """Return rows with a trained position within REACH, some texts, and the rows' splits."""
     rows: list[EncodedRow] = []
     texts: list[str] = []
     used: list[str] = []
@@ -184,12 +183,12 @@ def _draw_bundled(
 
 
 def _trained_positions(labels: list[int]) -> list[int]:
-    """Positions within REACH that the training counts."""
+    """Return the positions within REACH that count in the training loss."""
     return [n for n, label in enumerate(labels[:REACH]) if label != label_mask.IGNORED]
 
 
 def _make_up_text(random: np.random.Generator) -> str:
-    """A text no one would write."""
+    """Return a text that nobody would write."""
     parts = []
     for _ in range(random.integers(1, 40)):
         low, high = ALPHABETS[random.integers(len(ALPHABETS))]

@@ -1,11 +1,11 @@
-"""Push a verified run to the hub: adapter, merged folder and GGUF files, a repository for each.
+"""Push a verified run to the hub: adapter, merged folder and GGUF files, each in a repository.
 
-    push.require_access("owner/name")         # before hours are spent: the name and the token
+    push.require_access("owner/name")         # checks name and token before hours are spent
     push.push_run(run.folder, "owner/name", artifacts, cards)
 
-SHA256SUMS goes first and marks a repository as ours. Each weight is one commit, so a call that
-broke off continues with what has not arrived. The card goes last, when every file on the hub has
-its recorded hash: a repository with a card is complete. Until then it is private.
+SHA256SUMS is sent first and marks a repository as this run's. Each weight file is one commit, so an
+interrupted call continues with the missing files. The card is sent last, after every file on the
+hub has its recorded hash: a repository with a card is complete. Until then it is private.
 """
 
 import hashlib
@@ -28,14 +28,14 @@ from lib.export import hub
 
 SUFFIX = {"adapter": "-lora", "merged": "", "gguf": "-lora-gguf"}
 CARD = "README.md"
-SUMS = "SHA256SUMS"  # for `sha256sum -c`, and the mark by which a repository of ours is known
+SUMS = "SHA256SUMS"  # for `sha256sum -c`; it also marks a repository as made by a push
 WEIGHTS = (".safetensors", ".gguf")
 GIT_ATTRIBUTES = ".gitattributes"  # the hub's own first commit
 AGAIN = "The same command continues."
 
 
 class PlannedFile(NamedTuple):
-    """A file as it shall stand in a repository; `source` is where it lies, or its bytes."""
+    """A file planned for a repository; `source` is its local path, or its bytes."""
 
     path: str
     size: int
@@ -71,12 +71,12 @@ def push_run(
     private: bool = True,
     log: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """Push each part; returns [{part, repo, commit, files, bytes, private, url}].
+    """Push each part, and return [{part, repo, commit, files, bytes, private, url}].
 
     artifacts: [{path, bytes, sha256}] as verified; only paths under adapter/, merged/ and gguf/ of
-    the run's `folder` are pushed. cards: README.md's text of each part, with a licence in its
-    header. Raise UserError before anything is created when a file is not as verified, a card is
-    missing, HF_TOKEN may not write there, or a repository of that name holds something else.
+    the run's `folder` are pushed. cards: the README.md of each part, with a licence in its header.
+    Before creating anything, raise UserError when a file is not as verified, a card is missing,
+    HF_TOKEN may not write there, or a repository of that name has other contents.
     """
     of_part = {part: [a for a in artifacts if a["path"].startswith(f"{part}/")] for part in SUFFIX}
     repos = name_repositories(push_to, [part for part in SUFFIX if of_part[part]])
@@ -88,16 +88,17 @@ def push_run(
     plans = {part: _plan(folder, part, of_part[part], cards.get(part, "")) for part in repos}
     if trouble := files.find_damage(folder, [a for part in repos for a in of_part[part]]):
         raise UserError(
-            f"{trouble}, so it is not what was verified. Nothing was pushed; "
-            f"run the export stage again (FORCE=1)."
+            f"{trouble}, so the file is not the one that was verified. Nothing was pushed. "
+            f"Run the export stage again (FORCE=1)."
         )
     api = require_access(push_to)
     with hub.mask_warnings():
         present = {}
-        for part, repo in repos.items():  # all of them, before the first is created
+        for part, repo in repos.items():  # look at all of them before creating the first
             with hub.explain_errors(f"Looking for {repo}", "Nothing was pushed or changed."):
                 present[part] = _look_up(api, repo)
-                # create_commit asks the same, hours later; ModelCard.validate() ignores HF_ENDPOINT
+                # create_commit would check the card only hours later, and ModelCard.validate()
+                # ignores HF_ENDPOINT
                 api._validate_yaml(cards[part])
             if present[part]:
                 _require_ours(repo, present[part], plans[part], private)
@@ -115,7 +116,7 @@ def push_run(
 def require_access(push_to: str) -> HfApi:
     """Connect to the hub.
 
-    Raise UserError unless the name is well formed and HF_TOKEN may write there.
+    Raise UserError unless the name is well-formed and HF_TOKEN may write there.
     """
     name_repositories(push_to)
     return hub.require_access(push_to.split("/")[0])
@@ -124,18 +125,18 @@ def require_access(push_to: str) -> HfApi:
 def _plan(
     folder: pathlib.Path, part: str, artifacts: list[files.Artifact], card: str
 ) -> list[PlannedFile]:
-    """List the files of a part's repository: their sums first, the verified ones, the card last."""
+    """List the files of a part's repository: their sums, the verified files, then the card."""
     _require_licence(part, card)
     verified = []
     for item in artifacts:
         path = item["path"].removeprefix(f"{part}/")
-        if path not in (CARD, SUMS):  # they give way to ours
+        if path not in (CARD, SUMS):  # the push writes its own
             source = folder / item["path"]
             verified.append(PlannedFile(path, item["bytes"], item["sha256"], source))
     if not any(file.path.endswith(WEIGHTS) for file in verified):
         raise UserError(
-            f"{part}/ holds no weights ({' or '.join(WEIGHTS)}) that were verified. "
-            f"Nothing was pushed; run the export stage again."
+            f"{part}/ has no verified weights ({' or '.join(WEIGHTS)}). "
+            f"Nothing was pushed. Run the export stage again."
         )
     sums = "".join(f"{file.sha256}  {file.path}\n" for file in verified)
     return [_plan_text(SUMS, sums), *verified, _plan_text(CARD, card)]
@@ -155,7 +156,7 @@ def _require_licence(part: str, card: str) -> None:
     except (yaml.YAMLError, ValueError, TypeError) as error:
         trouble = f"has a header that cannot be read ({' '.join(str(error).split())})"
     raise UserError(
-        f"The model card of {part} {trouble}. Nothing was pushed; expected a header between --- "
+        f"The model card of {part} {trouble}. Nothing was pushed. Expected a header between --- "
         f"lines with `license: ...`, then text."
     )
 
@@ -174,7 +175,7 @@ def _require_ours(repo: str, info: ModelInfo, plan: list[PlannedFile], private: 
     if info.id.casefold() != repo.casefold():
         reason = f"it leads to {info.id}"
     elif foreign:
-        reason = f"{foreign[0]} in it is not this run's"
+        reason = f"its file {foreign[0]} is not from this run"
     elif held and SUMS not in held:
         reason = f"it was not made by a push of this run ({SUMS} is missing)"
     if reason:
@@ -184,7 +185,7 @@ def _require_ours(repo: str, info: ModelInfo, plan: list[PlannedFile], private: 
         )
     if private and not info.private:
         raise UserError(
-            f"{repo} is public, and push_private is true. Nothing was pushed or changed.\n"
+            f"{repo} is public, but push_private is true. Nothing was pushed or changed.\n"
             f"Make it private on its settings page, or set push_private=false."
         )
 
@@ -200,7 +201,7 @@ def _fill(
     info: ModelInfo | None,
     log: Callable[[str], None],
 ) -> ModelInfo:
-    """Create a repository or continue it; returns what the hub holds when the plan is complete."""
+    """Create or complete a repository; return what the hub then has."""
     if info is None:
         with hub.explain_errors(
             f"Creating {repo}", f"If {repo} exists now, it is private. {AGAIN}"
@@ -209,7 +210,7 @@ def _fill(
             info = api.model_info(repo, files_metadata=True)
         if not info.private:
             raise UserError(
-                f"The hub made {repo} public, although it was asked for a private one. "
+                f"The hub made {repo} public, although a private one was requested. "
                 f"No file was sent.\n"
                 f"Delete it on its page, or make it private on its settings page."
             )
@@ -231,7 +232,7 @@ def _send(
     info: ModelInfo,
     log: Callable[[str], None],
 ) -> ModelInfo:
-    """Commit the files of a batch that the hub does not hold; returns what it holds then."""
+    """Commit the files of a batch that the hub lacks; return what it then has."""
     held = _list_files(info)
     missing = [file for file in batch if not _is_as_planned(held.get(file.path), file)]
     if not missing:
@@ -240,7 +241,7 @@ def _send(
     if len(missing) > 1:
         names += f" and {len(missing) - 1} more"
     log(f"{repo}: sending {names}, {format_size(sum(file.size for file in missing))}")
-    # not upload_folder(): it also sends what lies in the folder and was not verified
+    # not upload_folder(), which would also send files that were not verified
     operations = [CommitOperationAdd(file.path, file.source) for file in missing]
     with hub.explain_errors(
         f"Sending {names} to {repo}", f"What has arrived in {repo} stays. {AGAIN}"
@@ -252,19 +253,19 @@ def _send(
 def _require_arrived(repo: str, info: ModelInfo, planned: list[PlannedFile]) -> None:
     """Raise UserError unless the hub holds exactly the planned files with their recorded hashes.
 
-    Not verify_repo_checksums(): it compares with the files on disk, not with what was verified.
+    The hub's verify_repo_checksums() would compare with the files on disk, not with the records.
     """
     held = _list_files(info)
     for file in planned:
         if not _is_as_planned(held.get(file.path), file):
             raise UserError(
-                f"{file.path} arrived in {repo} as something else than what was verified.\n"
+                f"{file.path} arrived in {repo} in another state than was verified.\n"
                 f"Delete that repository on its page, run the export stage again, then push."
             )
     if foreign := sorted(set(held) - {file.path for file in planned} - {CARD}):
         raise UserError(
-            f"{foreign[0]} has appeared in {repo} during the push and is not of this run. "
-            f"Look at its page."
+            f"{foreign[0]} appeared in {repo} during the push, but is not from this run. "
+            f"Look at the repository's page."
         )
 
 
@@ -276,13 +277,13 @@ def _publish(
     private: bool,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Make a complete repository public where that is asked; returns its entry in the results."""
+    """Make a complete repository public if asked to; return its entry in the results."""
     if not private and info.private:
         with hub.explain_errors(f"Making {repo}, which is complete, public", AGAIN):
             api.update_repo_settings(repo, private=False)
     url = f"{api.endpoint}/{repo}"
     visibility = "private" if private else "public"
-    log(f"{repo}: {len(plan)} files are there as verified, {visibility}: {url}")
+    log(f"{repo}: all {len(plan)} files are on the hub as verified, {visibility}: {url}")
     return {
         "repo": repo,
         "commit": info.sha,
@@ -306,11 +307,11 @@ def _list_files(info: ModelInfo) -> dict[str, RepoSibling]:
 
 
 def _is_as_planned(sibling: RepoSibling | None, file: PlannedFile) -> bool:
-    """Whether a file on the hub has the planned size and hash."""
+    """Tell whether a file on the hub has the planned size and hash."""
     if sibling is None or sibling.size != file.size:
         return False
     if sibling.lfs:
         return sibling.lfs.sha256 == file.sha256
-    # the hub knows a small file by git's hash alone
+    # the hub has only git's hash of a small file
     data = file.source if isinstance(file.source, bytes) else file.source.read_bytes()
     return hashlib.sha256(data).hexdigest() == file.sha256 and sibling.blob_id == git_hash(data)

@@ -1,10 +1,9 @@
-"""A 16-bit GGUF made into a smaller one by llama.cpp's own quantisers.
+"""Make a 16-bit GGUF smaller with llama.cpp's own quantisers.
 
     quantise.quantise(Path("model-bf16.gguf"), Path("model-q4_k_m.gguf"), "q4_k_m")
 
-The numbers are packed by `ggml_quantize_chunk` of the llama.cpp inside xllamacpp, which is called
-with the interpreter lock released. Which tensor gets which type is `gguf_plan.choose_types`'
-matter.
+The numbers are packed by `ggml_quantize_chunk` of the llama.cpp inside xllamacpp; ctypes releases
+the interpreter lock during the call. `gguf_plan.choose_types` decides on each tensor's type.
 """
 
 import ctypes
@@ -27,8 +26,8 @@ from lib.export import gguf_file, gguf_plan
 from lib.export.gguf_file import Tensor
 
 PIECE = 1 << 21  # numbers a thread packs at a time: 8 MiB as float32
-# A relative error that no row has in these types (4 bits: 0.1), and that every misplaced or
-# mistyped row has (1 or more)
+# a relative error between that of any sound row in these types (4 bits: 0.1) and that of a
+# misplaced or mistyped row (1 or more)
 FAR = 0.25
 
 
@@ -42,9 +41,9 @@ def quantise(
     """Write the 16-bit GGUF `source` as a file type of gguf_types, named `out` once it is checked.
 
     Metadata is copied byte for byte, except for the file type and what `metadata` sets ({key: str,
-    bool or int}). Takes about 24 MiB of memory a thread, however large a tensor is. Returns
-    {"types": {type: tensors}, "bytes", "seconds"}; raise UserError for a source it does not know, a
-    full disk, numbers that are not finite.
+    bool or int}). Each thread takes about 24 MiB of memory, however large a tensor is. Return
+    {"types": {type: tensors}, "bytes", "seconds"}; raise UserError for an unknown source, a full
+    disk, or numbers that are not finite.
     """
     begin = time.monotonic()
     header = gguf_file.read_header(source)
@@ -91,7 +90,7 @@ def _write_tensors(
     threads: int,
     file_type: str,
 ) -> None:
-    """Write every tensor at its place, packed by several threads; print the share now and then."""
+    """Write every tensor at its place, packed by several threads, and print progress."""
     total = gguf_file.pad(targets[-1].end)
     time_left = progress.TimeLeft(file_type, interval=30)
     with ThreadPoolExecutor(threads) as pool:
@@ -106,7 +105,7 @@ def _write_tensors(
 def _pack_tensor(
     descriptor: int, tensor: Tensor, kind: str, pool: ThreadPoolExecutor, threads: int
 ) -> Iterator[bytes | memoryview]:
-    """Yield a tensor's numbers as `kind`, in pieces; `descriptor` is that of the open source."""
+    """Yield a tensor's numbers as `kind`, in pieces; `descriptor` belongs to the open source."""
     step = max(1, PIECE // tensor.shape[0])
 
     def pack_rows(first: int) -> bytes | memoryview:
@@ -117,7 +116,7 @@ def _pack_tensor(
             return data
         return pack_numbers(_decode_numbers(data, tensor.kind), rows, tensor, kind)
 
-    # one batch for the threads at a time: a map over all rows would hold all results
+    # one batch of pieces at a time: a map over all rows would hold all results in memory
     for first in range(0, tensor.rows, step * threads):
         last = min(first + step * threads, tensor.rows)
         yield from pool.map(pack_rows, range(first, last, step))
@@ -142,14 +141,14 @@ def pack_numbers(numbers: np.ndarray, rows: int, tensor: Tensor, kind: str) -> m
     )
     if not sound:
         raise UserError(
-            f"{tensor.name} cannot be stored as {kind}: it has numbers that are not finite, or too "
-            "large for it. Look at the training's loss and at the weights this was merged from."
+            f"{tensor.name} cannot be stored as {kind}: it has numbers that are not finite, or are "
+            "too large. Look at the training's loss and at the weights that were merged."
         )
     return result.data
 
 
 def _decode_numbers(data: bytes, kind: str) -> np.ndarray:
-    """Bytes of F32, F16 or BF16 numbers as float32."""
+    """Return the float32 numbers of F32, F16 or BF16 bytes."""
     if kind == "BF16":  # the upper half of a float32
         return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
     dtype = {"F16": np.float16, "F32": np.float32}[kind]
@@ -158,17 +157,17 @@ def _decode_numbers(data: bytes, kind: str) -> np.ndarray:
 
 @functools.cache
 def load_ggml() -> ctypes.CDLL:
-    """Open the tensor library inside xllamacpp, with the two functions that are called declared."""
+    """Open the tensor library inside xllamacpp, and declare the two functions that are called."""
     library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
     try:
         pack, validate = library.ggml_quantize_chunk, library.ggml_validate_row_data
     except AttributeError:
         raise UserError(
-            "This build of xllamacpp does not show its quantisers. Expected the version pinned in "
-            "requirements-cpu.txt; gguf_types=[f16] or [bf16] packs nothing."
+            "This build of xllamacpp does not export its quantisers. Install the version pinned in "
+            "requirements-cpu.txt, or use gguf_types=[f16] or [bf16], which need no packing."
         ) from None
     number, pointer = ctypes.c_int64, ctypes.c_void_p
-    # type, numbers, result, first row, rows, numbers a row, importance of columns (none)
+    # type, numbers, result, first row, rows, numbers per row, importance of columns (none)
     pack.argtypes = [ctypes.c_int, pointer, pointer, number, number, number, pointer]
     pack.restype = ctypes.c_size_t
     validate.argtypes = [ctypes.c_int, pointer, ctypes.c_size_t]  # type, data, bytes
@@ -177,32 +176,32 @@ def load_ggml() -> ctypes.CDLL:
 
 
 def check_written(path: Path, source: Path, tensors: list[Tensor], changes: dict[str, Any]) -> None:
-    """Read a file made of `source` again; raise UserError unless it holds what it should.
+    """Read a written file again; raise UserError unless it is what `source` should give.
 
-    Compared are its tensors, its metadata, and three rows of each tensor, which must be near their
-    source.
+    The check covers its tensors, its metadata, and three rows of each tensor, which must be near
+    their source.
     """
     new, old = gguf_file.read_header(path), gguf_file.read_header(source)
     expected = old.metadata | changes
     expected.pop("general.alignment", None)
     faults = []
     if new.tensors != tensors:
-        faults.append("its tensors are others")
+        faults.append("its tensors are different")
     if new.metadata != expected:
-        faults.append("its metadata is other")
+        faults.append("its metadata is different")
     if not faults:
         faults = _distant_rows(path, new.tensors, source, old.tensors)
     if faults:
         raise UserError(
-            f"The file made of {files.format_path(source)} is not what was written: "
-            f"{'; '.join(faults[:3])}. Look at the disk, then export again."
+            f"The file made from {files.format_path(source)} is not what was written: "
+            f"{'; '.join(faults[:3])}. Check the disk, then export again."
         )
 
 
 def _distant_rows(
     path: Path, written: list[Tensor], source: Path, originals: list[Tensor]
 ) -> list[str]:
-    """Name the rows far from their source, among the first, middle and last of each tensor."""
+    """Return the rows far from their source, among the first, middle and last of each tensor."""
     faults = []
     with open(path, "rb") as file, open(source, "rb") as original_file:
         for tensor, original in zip(written, originals, strict=True):
@@ -211,7 +210,7 @@ def _distant_rows(
                 packed = np.frombuffer(_read_row(file, tensor, row), np.uint8)
                 near = gguf.dequantize(packed, kind).view(np.float32)
                 truth = _decode_numbers(_read_row(original_file, original, row), original.kind)
-                # `not <=`: a NaN is far too
+                # `not <=`, so that a NaN counts as far
                 if not np.linalg.norm(near - truth) <= FAR * np.linalg.norm(truth):
                     faults.append(f"row {row} of {tensor.name} is far from its source")
     return faults

@@ -1,10 +1,10 @@
-"""Write what people run the exported files with: for Ollama, LocalAI, llama.cpp and Python.
+"""Write the files with which people run the export in Ollama, LocalAI, llama.cpp and Python.
 
     gguf = run.folder / "gguf" / "first-aid-q8_0.gguf"
     servers.write_server_files(run.folder, gguf, job.base_model, job.max_seq_length)
 
-Nothing is written before turns.py has found that each server would send the model what the
-tokenizer's template says.
+Nothing is written before turns.py has checked that each server would send the model exactly the
+text of the tokenizer's template.
 """
 
 import json
@@ -24,8 +24,8 @@ SYSTEM = "You are a first-aid assistant that works offline. " + DISCLAIMER
 ASK_SCRIPT = pathlib.Path(__file__).with_name("adapter_ask.py")
 
 # Gemma has no system turn: its own template puts the system text before the first user message,
-# and so do these. No <bos>: Ollama, LocalAI and llama.cpp put it first themselves. Ollama's
-# language has no function that trims.
+# and so do these. They have no <bos>, since Ollama, LocalAI and llama.cpp add it themselves.
+# Ollama's template language has no function that trims.
 OLLAMA = """{{- $system := .System }}
 {{- range $i, $_ := .Messages }}
 {{- $last := eq (len (slice $.Messages $i)) 1 }}
@@ -42,8 +42,8 @@ OLLAMA = """{{- $system := .System }}
 {{- end }}"""
 
 # LocalAI renders each message by itself, then all of them by `chat`. So a system message opens the
-# user's turn and leaves a mark; `chat` removes the mark and the second opening, which the user's
-# own message brings.
+# user's turn and leaves a mark; `chat` removes the mark and the second opening that the user's own
+# message adds.
 LOCALAI = {
     "chat_message": """{{ if eq .RoleName "system" }}<start_of_turn>user
 {{ .Content }}
@@ -72,9 +72,9 @@ def write_server_files(
 ) -> dict[str, int]:
     """Write gguf/Modelfile, gguf/localai.yaml, adapter/ask.py and the licence notices of a run.
 
-    `gguf` lies in the run's gguf/; merged/ has its tokenizer. Returns how many conversations were
-    compared for each server. UserError, and nothing is written, when a server would not send what
-    the tokenizer's template says.
+    `gguf` is in the run's gguf/; merged/ has its tokenizer. Return how many conversations were
+    compared for each server. Raise UserError, and write nothing, when a server would not send the
+    text of the tokenizer's template.
     """
     modelfile = format_modelfile(gguf.name, base_model, max_seq_length)
     localai = format_localai(gguf.name, folder.name, base_model, max_seq_length)
@@ -83,27 +83,27 @@ def write_server_files(
     files.atomic_write(gguf.parent / "localai.yaml", localai)
     files.atomic_write(folder / "adapter" / "ask.py", ASK_SCRIPT.read_text(encoding="utf-8"))
     for part in ("adapter", "merged", "gguf"):
-        # a base's own notice, copied to merged/, says more
+        # keep a base's own notice that was copied to merged/, which says more
         if part != "merged" or not (folder / part / "NOTICE").exists():
             files.atomic_write(folder / part / "NOTICE", format_notice(base_model))
     return compared
 
 
 def base_name(base_model: str) -> str:
-    """Name a base as others know it; the bundled file was quantised from google/gemma-3-270m."""
+    """Return the public name of a base; the bundled file was quantised from google/gemma-3-270m."""
     if base_model == "bundled:gemma-3-270m":
         return "google/gemma-3-270m"
     return shared_name(base_model)
 
 
 def shared_name(name: str) -> str:
-    """Keep a hub id or bundled name, and only the last part of a path: files are read elsewhere."""
+    """Return a hub id or bundled name, but only the last part of a path, for readers elsewhere."""
     is_path = not name.startswith("bundled:") and (ROOT / name).exists()
     return pathlib.Path(name).name if is_path else name
 
 
 def format_notice(base_model: str) -> str:
-    """Format what Gemma's terms ask to be passed on with a derived model."""
+    """Return the notice that Gemma's terms require with a derived model."""
     return (
         "Gemma is provided under and subject to the Gemma Terms of Use found at "
         "ai.google.dev/gemma/terms\n"
@@ -113,9 +113,9 @@ def format_notice(base_model: str) -> str:
 
 
 def answer_limits(max_seq_length: int) -> tuple[int, int]:
-    """Return the tokens of context, and of the longest answer.
+    """Return the tokens of context and of the longest answer.
 
-    No longer answer was trained, and a model in a loop must end.
+    Longer answers were not trained, and a model in a loop must be stopped.
     """
     return max(2048, 4 * max_seq_length), max_seq_length
 
@@ -127,12 +127,12 @@ def answer_limits(max_seq_length: int) -> tuple[int, int]:
 def format_modelfile(
     gguf_name: str, base_model: str, max_seq_length: int, system: str = SYSTEM
 ) -> str:
-    """Format an Ollama Modelfile: turns, stop, disclaimer, and greedy answers as were checked."""
+    """Format an Ollama Modelfile: turns, stop, disclaimer, and greedy answers as in the checks."""
     context, longest = answer_limits(max_seq_length)
     notice = format_notice(base_model)
     if any('"""' in text for text in (OLLAMA, system, notice)):
         raise UserError(
-            'The system text holds """, which ends a text of a Modelfile. Write it without.'
+            'The system text contains """, which ends a text in a Modelfile. Remove it.'
         )
     lines = [
         "# ollama create NAME -f Modelfile; "
@@ -152,13 +152,13 @@ def format_modelfile(
 
 
 def parse_modelfile(text: str) -> dict[str, str]:
-    """Parse a Modelfile of ours into from, template, system, license, `parameter stop`, ..."""
-    found = re.findall(
+    """Parse our own Modelfile into from, template, system, license, `parameter stop`, ..."""
+    instructions = re.findall(
         r'^(FROM|TEMPLATE|SYSTEM|LICENSE|PARAMETER \w+) (?:"""(.*?)"""|"?([^\n]*?)"?)$',
         text,
         re.MULTILINE | re.DOTALL,
     )
-    return {keyword.lower(): block or line for keyword, block, line in found}
+    return {keyword.lower(): block or line for keyword, block, line in instructions}
 
 
 class _BlockDumper(yaml.SafeDumper):
@@ -176,9 +176,9 @@ _BlockDumper.add_representer(str, _represent_text)
 def format_localai(
     gguf_name: str, name: str, base_model: str, max_seq_length: int, system: str = SYSTEM
 ) -> str:
-    """Format a LocalAI model file of documented fields only.
+    """Format a LocalAI model file, with documented fields only.
 
-    It belongs into LocalAI's models folder, with the GGUF beside it.
+    It belongs in LocalAI's models folder, next to the GGUF.
     """
     context, longest = answer_limits(max_seq_length)
     fields = {
@@ -200,7 +200,7 @@ def format_localai(
 
 
 def format_commands(gguf_name: str, base_model: str, max_seq_length: int, lora: str = "") -> str:
-    """Format llama.cpp command lines as a block for a shell.
+    """Format llama.cpp commands for a shell.
 
     They run a GGUF, a GGUF adapter `lora` on a GGUF of its base, or both.
     """

@@ -1,12 +1,11 @@
-"""Compare the turns that servers put to the model with the tokenizer's own chat template.
+"""Compare the turns that servers send to the model with the tokenizer's own chat template.
 
     turns.compare_turns("merged", "model-q8_0.gguf", servers.SYSTEM)     # {server: conversations}
 
-A model that is asked in another form than it was trained in answers worse, or does not stop, and
-nothing says why. The templates for Ollama and LocalAI are constants of servers.py: a test renders
-them as Go does and proves that they give `join_turns`. What depends on the model at hand is
-compared at its export: its tokenizer's template with `join_turns`, and with the GGUF's template
-in llama.cpp.
+A model that is asked in another form than in training answers worse, or does not stop, without any
+message. The templates for Ollama and LocalAI are constants of servers.py: a test renders them as Go
+does and proves that they equal `join_turns`. The export compares what depends on the model: its
+tokenizer's template with `join_turns`, and with the GGUF's template in llama.cpp.
 """
 
 import pathlib
@@ -58,17 +57,17 @@ PADDED = _conversation(
 
 
 def prepend_system(messages: Messages, system: str) -> Messages:
-    """Put a system text before a conversation, unless it has one."""
+    """Put a system text before a conversation, unless it already has one."""
     if messages[0]["role"] == "system":
         return messages
     return [{"role": "system", "content": system}, *messages]
 
 
 def join_turns(messages: Messages) -> str:
-    """Join a conversation that ends with the user, up to where the model begins to answer.
+    """Return a conversation that ends with the user as text, up to the start of the answer.
 
-    Gemma has no system turn: the system text stands before the first user message. There is no
-    <bos>, which servers put first themselves.
+    Gemma has no system turn: the system text comes before the first user message. There is no
+    <bos>, which servers add themselves.
     """
     text = ""
     system = ""
@@ -83,10 +82,11 @@ def join_turns(messages: Messages) -> str:
 
 
 def compare_turns(model_dir: pathlib.Path, gguf: pathlib.Path, system: str) -> dict[str, int]:
-    """Compare the tokenizer's template with what each server sends; returns conversations compared.
+    """Compare the tokenizer's template with what each server sends.
 
-    Raise UserError at the first difference. Ollama does not count for the blanks around a message,
-    which the tokenizer's template takes away and Ollama's language has no function for.
+    Return the number of conversations compared for each server; raise UserError at the first
+    difference. Ollama is not compared with white space around a message: the tokenizer's template
+    strips it, but Ollama's template language cannot.
     """
     chat = load_chat(pathlib.Path(model_dir))
     _require_turn_end(chat)
@@ -111,7 +111,7 @@ def _require_turn_end(chat: Chat) -> None:
     answered = chat.render(messages)
     if chat.token_id(TURN_END) < 0 or f"Cool it.{TURN_END}" not in answered:
         raise UserError(
-            f"An answer of this base does not end in {TURN_END}, but so: {answered[-40:]!r}\n"
+            f"An answer of this base does not end in {TURN_END}, but in {answered[-40:]!r}\n"
             f"{EXPECTED}"
         )
 
@@ -122,20 +122,20 @@ def _render(chat: Chat, messages: Messages) -> str:
         text = chat.render(messages, add_generation_prompt=True)
     except jinja2.TemplateError as error:
         raise UserError(
-            f"The base's chat template refuses a conversation with a system text: {error}\n"
+            f"The base's chat template rejects a conversation with a system text: {error}\n"
             f"{EXPECTED}"
         ) from None
     return text.removeprefix(chat.specials.get("bos_token", ""))
 
 
 def _require_same(server: str, sent: str, expected: str) -> None:
-    """Raise UserError that shows where two texts begin to differ."""
+    """Raise UserError with the place where two texts begin to differ, if they do."""
     if sent == expected:
         return
     shared = min(len(sent), len(expected))
     start = next((n for n in range(shared) if sent[n] != expected[n]), shared)
     excerpt = slice(max(0, start - 20), start + 60)
     raise UserError(
-        f"{server} would not send what the tokenizer's template says; from character {start} on:\n"
+        f"{server} would not send the text of the tokenizer's template; from character {start}:\n"
         f"  expected {expected[excerpt]!r}\n  sent     {sent[excerpt]!r}\n{EXPECTED}"
     )

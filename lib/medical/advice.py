@@ -1,11 +1,12 @@
-"""Outdated or dangerous first-aid advice: a reviewed rule list, and the sentences that give it.
+"""Find outdated or dangerous first-aid advice in a text, by a reviewed list of rules.
 
     advice.find_harmful("Put butter on the burn.")  # [("burn-butter", "Put butter on the burn.")]
 
 A rule of harmful_advice.json hits a sentence in which `pattern` matches, unless the sentence warns
 against the match (negation.py). A group `bad...` in the pattern marks the harmful thing itself.
-`about` must match the sentence with what comes before it, `not_about` must not; `unless` must not
-match the sentence. `words` holds groups of word beginnings: every hit has one of each group.
+`about` must match the sentence together with the text before it, `not_about` must not, and `unless`
+must not match the sentence. `words` holds groups of word beginnings; every hit has one from each
+group, which serves as a quick first test.
 """
 
 import functools
@@ -20,7 +21,8 @@ from lib.medical.negation import is_warning
 from lib.medical.wording import either, plain_text
 
 RULES_FILE = pathlib.Path(__file__).with_name("harmful_advice.json")
-# what comes before a sentence: with more, long articles speak of burns and sprains at once
+# how much text before a sentence counts as its context: with more, a long article would seem to be
+# about burns and sprains at once
 CONTEXT_CHARACTERS = 250
 CONTEXT_SENTENCES = 6
 HEADING_CHARACTERS = 60  # a longer line is a heading only if it ends in a colon
@@ -44,7 +46,7 @@ _FORBIDDING_HEADING = re.compile(rf"(?!if\b|when\b|do'?s (?:and|&))[^.!?]*{_FORB
 
 
 class Sentence(NamedTuple):
-    """A sentence as written, and whether it stands in a list under a heading such as "Do not:"."""
+    """A sentence as written, and whether it is listed under a heading such as "Do not:"."""
 
     text: str
     forbidden: bool
@@ -84,9 +86,9 @@ def _any_word() -> re.Pattern[str]:
 
 
 def find_harmful(text: str, question: str = "") -> list[tuple[str, str]]:
-    """Return (rule id, sentence) for every sentence of an answer that gives advice a rule forbids.
+    """Return (rule id, sentence) for every sentence of an answer with advice that a rule forbids.
 
-    The question only tells what the answer is about; advice in it is not looked for.
+    The question only tells what the answer is about; it is not searched for advice.
     """
     rules = _possible_rules(f"{question}\n{text}")
     if not rules:
@@ -110,9 +112,9 @@ def find_harmful(text: str, question: str = "") -> list[tuple[str, str]]:
 
 
 def _possible_rules(text: str) -> list[Rule]:
-    """Return the rules with a word of each of their groups in the text: for most texts, none."""
+    """Return the rules that have a word of each of their groups in the text: mostly none."""
     present = set(_any_word().findall(text.lower()))
-    # most rules end at their first group, so that one is tried for all rules before the others
+    # most rules fail at their first group, so that is tried for all rules first
     rules = [rule for rule in load_rules() if not present.isdisjoint(rule["words"][0])]
     return [
         rule for rule in rules if not any(present.isdisjoint(group) for group in rule["words"][1:])
@@ -120,7 +122,7 @@ def _possible_rules(text: str) -> list[Rule]:
 
 
 def _breaks_rule(rule: Rule, sentence: str, around: str) -> bool:
-    """Return whether a sentence gives the advice; `around` has question and earlier sentences."""
+    """Tell whether a sentence gives the advice; `around` has question and earlier sentences."""
     if not _advises(rule["pattern"], sentence):
         return False
     if "about" in rule and not rule["about"].search(around):
@@ -131,7 +133,7 @@ def _breaks_rule(rule: Rule, sentence: str, around: str) -> bool:
 
 
 def _advises(pattern: re.Pattern[str], sentence: str) -> bool:
-    """Return whether a match of the pattern is no warning."""
+    """Tell whether the pattern has a match that is not a warning."""
     # overlapping matches too: in "do not use ice, put butter on it" the match that "use" begins
     # would hide the one that "put" begins
     match = pattern.search(sentence)
@@ -170,14 +172,14 @@ def _split_sentences(text: str) -> list[Sentence]:
 
 
 def _split_lines(text: str) -> Iterator[str]:
-    """Yield the lines; a bullet or a cross begins one too, even in the middle of a line."""
+    """Yield the lines of a text; a bullet or a cross inside a line begins one too."""
     starts = [0, *(match.start() for match in _LINE_START.finditer(text)), len(text)]
     for start, stop in itertools.pairwise(starts):
         yield text[start:stop]
 
 
 def _heading_of(line: str, bullet: bool) -> str:
-    """Return a line as plain text if it is a heading, and nothing otherwise."""
+    """Return a line as plain text if it is a heading, otherwise ""."""
     if len(line) >= HEADING_CHARACTERS and not line.rstrip(" *_").endswith(":"):
         return ""
     plain = plain_text(line)

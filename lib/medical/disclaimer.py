@@ -1,4 +1,4 @@
-"""The warning that stands on everything that leaves this pipeline."""
+"""The warning on everything that this pipeline exports."""
 
 DISCLAIMER = (
     "Educational use only. This is not medical advice, it may be wrong, and it does not replace "

@@ -1,4 +1,4 @@
-"""Whether an answer tells its reader to call for emergency help now.
+"""Tell whether an answer instructs its reader to call for emergency help now.
 
     names_call("Ring 112 straight away.")                # True
     names_call("If it gets worse, call an ambulance.")   # False
@@ -197,12 +197,12 @@ _DEFERRED_OR_DOWN = _deferral(f"(?:{_LATER}|{_DOWN_LATER})")
 
 
 def names_call(answer: str, prompt: str = "", poison_centre: bool = False) -> bool:
-    """Return whether an answer tells its reader to call for emergency help now.
+    """Tell whether an answer instructs its reader to call for emergency help now.
 
-    With `poison_centre`, a call to one counts too.
+    With `poison_centre`, a call to a poison centre counts too.
     """
     call = _CALL_OR_POISON if poison_centre else _CALL
-    # "if unconscious, call" is an order now where the prompt tells of one who is
+    # "if unconscious, call" is an order to call now if the prompt says that somebody is
     is_down = _DOWN.search(prompt.lower())
     deferral = _DEFERRED if is_down else _DEFERRED_OR_DOWN
     for sentence in plain_sentences(answer):
@@ -214,7 +214,7 @@ def names_call(answer: str, prompt: str = "", poison_centre: bool = False) -> bo
 
 
 def _is_order(sentence: str, call: re.Match[str], deferral: _Deferral) -> bool:
-    """Return whether the call in a sentence is an order to call now."""
+    """Tell whether the call in a sentence is an order to call now."""
     before = sentence[: call.start()]
     if _is_forbidden(before) or _NO_ORDER.search(before):
         return False

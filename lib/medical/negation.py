@@ -1,8 +1,8 @@
-"""Whether a sentence warns against what a rule of harmful_advice.json matched in it.
+"""Tell whether a sentence warns against what a rule of harmful_advice.json matched in it.
 
-A warning negates it ("do not put butter on a burn"), keeps away from it ("without rubbing"), tells
-of it as what others believe ("people used to put butter on burns"), describes its harm ("rubbing
-can tear the skin") or rejects it afterwards ("..., but this is not recommended").
+A warning negates it ("do not put butter on a burn"), keeps away from it ("without rubbing"),
+reports it as the belief of others ("people used to put butter on burns"), describes its harm
+("rubbing can tear the skin") or rejects it afterwards ("..., but this is not recommended").
 """
 
 import re
@@ -69,7 +69,7 @@ _CONDITION = re.compile(rf"\b{_CONDITION_OPENER}\b[^,]*?\b{_CONDITION_VERB}$")
 _JUDGED = re.compile(
     r" (?:recommended|advi[sc]\w+|safe|necessary|appropriate|a good idea|wise|correct)\b"
 )
-# "do not cut, suck or ice the bite" negates after the comma too, "do not panic, sit down" does not
+# "do not cut, suck or ice the bite" negates after the comma too; "do not panic, sit down" does not
 _LISTED_VERB = either(r"""
     (?:use|apply|put|give|try|take|rub|massage|suck|cut|induce|tilt|hold|pop|eat)
     \w+ (?:it|them|him|her|the|an?|any\w*|some\w*|your|his|their)
@@ -188,7 +188,7 @@ _HARM = re.compile(
 
 
 def is_warning(sentence: str, match: re.Match[str]) -> bool:
-    """Return whether the sentence negates, rejects or only reports what a rule matched in it.
+    """Tell whether the sentence negates, rejects or only reports what a rule matched in it.
 
     `sentence` is `plain_text`. A group `bad...` of the rule marks the harmful thing itself, so that
     "use water, not ice" is a warning too.
@@ -214,12 +214,12 @@ def _begins_with_gerund(sentence: str, start: int) -> bool:
 
 
 def _reach(sentence: str, cue: re.Match[str], start: int, bad: int) -> str:
-    """Return the words between a cue and the match, or the harmful thing if the cue is in it."""
+    """Return the words from a cue to the match, or to the harmful thing for a cue in the match."""
     return sentence[cue.end() : start if cue.end() <= start else bad]
 
 
 def _negates(sentence: str, cue: re.Match[str], start: int, bad: int) -> bool:
-    """Return whether a cue of `_NOT` governs the match that begins at `start`."""
+    """Tell whether a cue of `_NOT` governs the match that begins at `start`."""
     between = _reach(sentence, cue, start, bad)
     if _BREAK.search(between):
         return False
@@ -235,11 +235,11 @@ def _negates(sentence: str, cue: re.Match[str], start: int, bad: int) -> bool:
 
 
 def _keeps_away(sentence: str, cue: re.Match[str], start: int, bad: int, gerund: bool) -> bool:
-    """Return whether a cue of `_AVOID` governs the match that begins at `start`."""
+    """Tell whether a cue of `_AVOID` governs the match that begins at `start`."""
     between = _reach(sentence, cue, start, bad)
     if _BREAK.search(between) or _BY.search(between):
         return False
     if "," in between and not cue["far"]:
         return False
-    inside = cue.end() > start  # the cue stands within the match, before the harmful thing
+    inside = cue.end() > start  # the cue is within the match, before the harmful thing
     return gerund or inside or bool(_HELPER.search(between))

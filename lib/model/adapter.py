@@ -1,4 +1,4 @@
-"""The LoRA adapter: on which modules it sits, how large it must be, how it is saved."""
+"""The LoRA adapter: choose its modules, check its size, save it."""
 
 import pathlib
 import re
@@ -20,7 +20,7 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 def target_pattern(finetune_attention_modules: bool, finetune_mlp_modules: bool) -> str:
     """Return PEFT's regex for the modules to adapt; raise UserError when both choices are off.
 
-    It matches the projections of the language layers, never those of a vision or audio tower.
+    It matches projections of the language layers, and none of a vision or audio tower.
     """
     names = []
     if finetune_attention_modules:
@@ -29,15 +29,15 @@ def target_pattern(finetune_attention_modules: bool, finetune_mlp_modules: bool)
         names += [rf"mlp\.{projection}" for projection in MLP]
     if not names:
         raise UserError(
-            "finetune_attention_modules and finetune_mlp_modules are both false: nothing would "
+            "finetune_attention_modules and finetune_mlp_modules are both false, so nothing would "
             "be trained. Set one to true."
         )
     return rf"(?:.*\.)?(?:language_model|model)\.layers\.\d+\.(?:{'|'.join(names)})"
 
 
 def add(model: Any, job: Params) -> Any:
-    """Wrap the model with a fresh adapter, drawn from `seed`, in the model's own precision."""
-    from peft import LoraConfig, get_peft_model  # heavy, and not needed to read a folder's names
+    """Wrap the model with a new adapter, drawn from `seed`, in the model's own precision."""
+    from peft import LoraConfig, get_peft_model  # takes seconds; reading names does not need it
 
     torch.manual_seed(job.seed)
     config = LoraConfig(
@@ -50,7 +50,7 @@ def add(model: Any, job: Params) -> Any:
         target_modules=target_pattern(job.finetune_attention_modules, job.finetune_mlp_modules),
         task_type="CAUSAL_LM",
     )
-    # the trainer keeps float32 masters, so a bfloat16 adapter spares a cast in every layer
+    # the trainer keeps float32 masters, so a bfloat16 adapter saves a cast in every layer
     return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
@@ -60,22 +60,22 @@ def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def count_numbers(parameter: torch.nn.Parameter) -> int:
-    """Return how many numbers a tensor stands for; a 4-bit one packs two into each byte."""
+    """Return how many numbers a tensor holds; a 4-bit one packs two into each byte."""
     quant_state = getattr(parameter, "quant_state", None)
     return parameter.numel() if quant_state is None else quant_state.shape.numel()
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
-    """Return the number of trainable and of all parameters, an offloaded table among them."""
+    """Return the numbers of trainable and of all parameters, including an offloaded table."""
     tables = [m.table for m in model.modules() if isinstance(m, placement.Offloaded)]
     total = sum(count_numbers(p) for p in model.parameters()) + sum(t.numel() for t in tables)
     return sum(p.numel() for p in trainable(model).values()), total
 
 
 def saved_name(model: Any, name: str) -> str:
-    """Return a parameter's name as the class named in the base folder's config.json has it.
+    """Return a parameter's name in the class that the base folder's config.json names.
 
-    Of a multimodal base only the language model is loaded, whose names are shorter.
+    Only the language model of a multimodal base is loaded, and its names are shorter.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if getattr(base, "part_of_multimodal", False):
@@ -98,9 +98,9 @@ def check_size(model: Any, job: Params) -> int:
     if (actual_modules, actual_parameters) != (modules, parameters):
         raise UserError(
             f"the adapter has {actual_parameters:,} trainable parameters in {actual_modules} "
-            f"modules; this architecture at r={job.lora_r} has {parameters:,} in {modules}. "
-            "Nothing was trained: these versions of transformers and peft do not fit the "
-            "pipeline's. Run `make setup`."
+            f"modules, but this architecture at r={job.lora_r} has {parameters:,} in {modules}. "
+            "Nothing was trained: the installed versions of transformers and peft do not suit the "
+            "pipeline. Run `make setup`."
         )
     return modules
 
@@ -122,7 +122,7 @@ def _expected_size(text_config: Any, job: Params) -> tuple[int, int]:
         for name in names:
             inputs, outputs = sizes[name]
             parameters += job.lora_r * (inputs + outputs)
-            if job.use_dora:  # a magnitude for each output
+            if job.use_dora:  # DoRA adds a magnitude for each output
                 parameters += outputs
     return modules, parameters
 
@@ -155,7 +155,7 @@ def save(
 ) -> None:
     """Write the adapter as a PEFT folder with these float32 weights.
 
-    The folder appears when it is complete.
+    The folder appears once it is complete.
     """
     partial = folder.with_name(".adapter.tmp")
     shutil.rmtree(partial, ignore_errors=True)
@@ -165,7 +165,7 @@ def save(
     renamed = {saved_name(model, name): w for name, w in load_file(weight_file).items()}
     save_file(renamed, weight_file, metadata={"format": "pt"})
 
-    # PEFT writes the local folder the base was loaded from, which means nothing elsewhere
+    # PEFT writes the local folder of the base, which means nothing on another machine
     origin = {"base_model_name_or_path": base_model, "revision": base_revision or None}
     config = files.read_json(partial / "adapter_config.json", "adapter configuration")
     files.write_json(partial / "adapter_config.json", {**config, **origin})

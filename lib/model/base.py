@@ -1,6 +1,6 @@
-"""The base model's files: bundled, a local folder, or fetched from the hub.
+"""Provide the base model's files: bundled, from a local folder, or fetched from the hub.
 
-Neither torch nor transformers is imported for them.
+This module imports neither torch nor transformers.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ def fetch(
 ) -> pathlib.Path:
     """Return the base model as a local folder; raise UserError when there is none.
 
-    `weights=False` fetches only tokenizer and configuration from the hub. `progress` gets a line
-    when the bundled model is made, which happens once.
+    `weights=False` fetches only tokenizer and configuration from the hub. `progress` is called with
+    a line of text when the bundled model is made, which happens once.
     """
     if base_model.startswith("bundled:"):
         if base_model != BUNDLED:
             raise UserError(
-                f"base_model `{base_model}` is not bundled; the only bundled one is {BUNDLED}."
+                f"base_model `{base_model}` is not bundled; the only bundled model is {BUNDLED}."
             )
         return bundled.materialize(CACHE, progress)
     folder = ROOT / base_model
@@ -71,8 +71,8 @@ def _download(base_model: str, base_revision: str, weights: bool) -> pathlib.Pat
 def fingerprint(folder: pathlib.Path) -> str:
     """Return 16 hex digits that change when the base does.
 
-    They cover config.json, and of each weight file its size, first and last MiB: all of 16 GB would
-    take a minute.
+    They cover config.json, and the size, first and last MiB of each weight file: reading all of
+    16 GB would take a minute.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
@@ -86,7 +86,7 @@ def fingerprint(folder: pathlib.Path) -> str:
 
 
 def provenance(folder: pathlib.Path) -> dict[str, str]:
-    """Return what a run records of its base: the fingerprint, and the commit if it has one."""
+    """Return what a run records about its base: the fingerprint, and any hub commit."""
     record = {"base": fingerprint(folder)}
     if folder.parent.name == "snapshots":  # the hub's cache names a snapshot by its commit
         record["base_commit"] = folder.name

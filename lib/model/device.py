@@ -1,4 +1,4 @@
-"""What computes here: the GPU or the processor, its memory, its peak rate, its best precision.
+"""Describe the device that computes: GPU or processor, memory, peak rate, best precision.
 
 A "card" is an NVIDIA GPU; sizes in GB are 1e9 bytes, sizes in GiB are 2**30 bytes.
 """
@@ -17,7 +17,7 @@ import torch
 from lib.common import machine
 from lib.common.errors import UserError
 
-# dense 16-bit operations per second by the vendors' datasheets; the longer names stand first
+# dense 16-bit operations per second from the vendors' datasheets; longer names come first
 PEAK_FLOPS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -33,7 +33,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Card(NamedTuple):
-    """The GPU in use; without one the name is empty and `gb` is 0."""
+    """The GPU in use; without a GPU, the name is empty and `gb` is 0."""
 
     name: str
     gb: float
@@ -70,7 +70,7 @@ def choose_precision(
         )
     if precision == "bf16" and cuda and not _card_has_bfloat16():
         raise UserError(
-            f"precision: bf16 is not in {card().name}, which would emulate it slowly. "
+            f"precision: bf16 is not supported by {card().name}, which would emulate it slowly. "
             "Set precision: auto."
         )
     return DTYPES[precision], "as set"
@@ -95,12 +95,12 @@ def _precision_of_machine(load_in_4bit: bool) -> tuple[torch.dtype, str]:
 
 
 def _card_has_bfloat16() -> bool:
-    # torch answers yes for an emulation too, which is slow
+    # by default torch also answers yes for emulation, which is slow
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def peak_flops() -> float:
-    """Return the datasheet's 16-bit operations per second of the GPU; 0 for an unknown one."""
+    """Return the GPU's 16-bit operations per second by its datasheet; 0 for an unknown GPU."""
     for model, rate in PEAK_FLOPS.items():
         if re.search(rf"\b{model}\b", card().name):
             return rate
@@ -113,22 +113,22 @@ def explain_out_of_memory(purpose: str, advice: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        # its first two sentences say how much was asked for; a page of statistics follows
+        # the first two sentences say how much was requested; a page of statistics follows
         cause = ". ".join(str(error).split(". ")[:2])
         raise out_of_memory_error(f"{purpose}: {cause}", advice) from None
 
 
 def out_of_memory_error(purpose: str, advice: str) -> UserError:
-    """Return the error that says what did not fit the device's memory, and what would help."""
+    """Return a UserError that says what did not fit into memory, and what would help."""
     size = f" ({card().gb:.1f} GB)" if card().name else ""
     return UserError(
-        f"{name()}{size} has not enough memory for {purpose}.\n"
-        f"End what else uses the card (`nvidia-smi` lists it), or {advice}."
+        f"{name()}{size} does not have enough memory for {purpose}.\n"
+        f"End other programs that use the GPU (`nvidia-smi` lists them), or {advice}."
     )
 
 
 def peak_memory() -> tuple[float, str]:
-    """Return the peak memory so far in GiB, and where: "GPU" or "process" (main memory)."""
+    """Return the peak memory so far in GiB, and its kind: "GPU" or "process" (main memory)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30, "GPU"
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
@@ -136,9 +136,9 @@ def peak_memory() -> tuple[float, str]:
 
 
 def set_threads() -> int:
-    """Let torch use the cores that this process may use, and return how many these are.
+    """Let torch use all cores that this process may use, and return their number.
 
-    A smaller OMP_NUM_THREADS wins: a sweep's trial, or a job of a scheduler, sets it to its share.
+    A smaller OMP_NUM_THREADS wins: a sweep's trial, or a scheduler's job, sets it to its share.
     """
     cores = machine.cores()
     share = os.environ.get("OMP_NUM_THREADS", "")

@@ -1,10 +1,10 @@
-"""llama.cpp inside this process (the `xllamacpp` wheel): load a GGUF, count tokens, complete, chat.
+"""Run llama.cpp in this process (the `xllamacpp` wheel): load a GGUF, tokenise, complete, chat.
 
     with llama.load_gguf(path) as engine:
         print(engine.complete("The capital of France is", max_tokens=8)["text"])
 
-Completion and chat are calls in this process. Tokenising and rendering the chat template exist only
-on the server's address: 127.0.0.1, with a random port and a random key.
+Completion and chat are function calls. Tokenising and rendering the chat template are only
+available as HTTP requests to 127.0.0.1, with a random port and a random key.
 """
 
 import concurrent.futures
@@ -25,14 +25,14 @@ from lib.common.errors import UserError
 from lib.model.llama_probe import require_loadable
 
 Messages = list[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
-Prompt = str | list[int]  # of a str control tokens are read and <bos> is put first; ids stay
+Prompt = str | list[int]  # in a str, control tokens are parsed and <bos> is added; ids stay as is
 
-# a cached prefix changes the shapes of the batches, and with them the rounding
+# a cached prefix would change the shapes of the batches, and with them the rounding
 GREEDY = {"temperature": 0, "cache_prompt": False}
 
 
 class Completion(TypedDict):
-    """What the model wrote; the rates are by llama.cpp's own clock."""
+    """The model's output; the rates are measured by llama.cpp."""
 
     text: str
     tokens: int  # generated
@@ -50,11 +50,11 @@ def load_gguf(
     lora: str | pathlib.Path | None = None,
     n_parallel: int = 1,
 ) -> Iterator["Engine"]:
-    """Load a GGUF, and a GGUF adapter `lora` on it, and yield an Engine.
+    """Load a GGUF, with a GGUF adapter `lora` if given, and yield an Engine.
 
-    n_ctx: tokens of room for a conversation; llama.cpp rounds up to a multiple of 256
-    n_threads: None is the number of physical cores
-    n_parallel: conversations that `chat_many` decodes in one batch, each with n_ctx tokens of room
+    n_ctx: tokens of context for a conversation; llama.cpp rounds up to a multiple of 256
+    n_threads: None means the number of physical cores
+    n_parallel: conversations that `chat_many` decodes in one batch, each with n_ctx tokens
 
     UserError, with llama.cpp's reason, for a file that it refuses or crashes on. The first time a
     child process loads the file too, which takes 1.5 s.
@@ -65,7 +65,7 @@ def load_gguf(
     params = _server_params(path, adapters, n_ctx * n_parallel, n_threads, n_parallel)
     try:
         engine = Engine(path, params)
-        # answered from the server's loop: one that is closed before its loop has begun never closes
+        # the server's loop answers this; closing a server whose loop has not begun would hang
         engine._request("/slots")
     except RuntimeError as error:
         raise UserError(
@@ -75,7 +75,7 @@ def load_gguf(
     try:
         yield engine
     finally:
-        engine.server = None  # the last reference: frees the model and closes the port
+        engine.server = None  # dropping the last reference frees the model and closes the port
 
 
 def _server_params(
@@ -91,7 +91,7 @@ def _server_params(
     params.n_ctx = n_ctx
     params.n_parallel = n_parallel
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = n_threads or -1
-    params.verbosity = -1  # silence: it logs to file descriptor 2, past sys.stderr
+    params.verbosity = -1  # no log: it would go to file descriptor 2, past sys.stderr
     params.ui = False
     params.fit_params = False
     params.cache_ram_mib = 0
@@ -100,7 +100,7 @@ def _server_params(
 
 
 class Engine:
-    """A loaded GGUF; `load_gguf` makes it.
+    """A loaded GGUF, made by `load_gguf`.
 
     It decodes greedily and caches nothing between calls, so the same prompt gives the same text.
     """
@@ -124,9 +124,9 @@ class Engine:
         return self._call(self._request, "/tokenize", body)["tokens"]
 
     def render(self, messages: Messages) -> str:
-        """Return the prompt that the GGUF's chat template makes of the messages.
+        """Return the messages as a prompt, by the GGUF's chat template.
 
-        When it begins with <bos>, tokenising it must not add another one.
+        If it begins with <bos>, tokenising it must not add another.
         """
         self._require_template()
         return self._call(self._request, "/apply-template", {"messages": messages})["prompt"]
@@ -138,9 +138,9 @@ class Engine:
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
     ) -> Completion:
-        """Continue a prompt up to an end token or a text of `stop`, or to max_tokens.
+        """Continue a prompt up to an end token, a text in `stop`, or max_tokens.
 
-        `ignore_eos` goes on to max_tokens.
+        `ignore_eos` continues past end tokens to max_tokens.
         """
         body = {
             "prompt": prompt,
@@ -154,12 +154,12 @@ class Engine:
     def next_token_logprobs(
         self, prompt: Prompt, count: int = 1000, reuse: bool = False
     ) -> dict[int, float]:
-        """Return {token id: log-probability} of what follows a prompt, the likeliest first.
+        """Return {token id: log-probability} of the token after a prompt, the likeliest first.
 
-        They are the model's own, before temperature or sampling. `reuse` keeps what the previous
-        call computed of the same beginning. That is several times faster, with other roundings,
+        These are the model's own, before temperature or sampling. `reuse` keeps what the previous
+        call computed for the same beginning. That is several times faster, but rounds differently,
         since a batch of one takes another kernel: mean KL 2e-6 in F16, 1e-3 in Q8_0 on Gemma 3
-        270M. The same calls in the same order give the same numbers either way.
+        270M. Either way, the same calls in the same order give the same numbers.
         """
         body = {
             "prompt": prompt,
@@ -167,8 +167,8 @@ class Engine:
             "n_probs": count,
             **GREEDY,
             "cache_prompt": reuse,
-            # llama.cpp gives no probabilities when the token it chose ends inside a UTF-8
-            # character, so it is made to choose a letter
+            # llama.cpp returns no probabilities when its chosen token ends inside a UTF-8
+            # character, so the bias makes it choose a letter
             "logit_bias": [[self._letter, 1e3]],
         }
         answer = self._call(self.server.handle_completions, body)
@@ -191,10 +191,10 @@ class Engine:
         max_tokens: int = 128,
         tick: Callable[[int], object] = lambda count: None,
     ) -> list[Completion]:
-        """Answer each conversation, as many at a time as the engine was loaded for.
+        """Answer each conversation, `n_parallel` of them at a time.
 
         `tick(1)` is called after each. Decoding is bound by reading the weights, which a batch does
-        once: several times faster than `chat` one by one, with other roundings.
+        once. So this is several times faster than single calls of `chat`, but rounds differently.
         """
 
         def answer(messages: Messages) -> Completion:
@@ -208,17 +208,17 @@ class Engine:
     def stream_chat(
         self, messages: Messages, write: Callable[[str], object], max_tokens: int = 128
     ) -> str:
-        """Answer as `chat` does, giving each piece of text to `write` as it comes.
+        """Answer like `chat`, but pass each piece of text to `write` as it is generated.
 
-        Returns "stop" when the answer ended by itself, or "length".
+        Return "stop" when the answer ended by itself, otherwise "length".
         """
         self._require_template()
         errors: list[BaseException] = []
         ends: list[str] = []
 
         def take(chunk: dict[str, Any]) -> bool:
-            # An exception raised in here, Ctrl-C too, would be lost in llama.cpp: it is kept, and
-            # returning True ends the generation.
+            # An exception raised here, Ctrl-C included, would be lost in llama.cpp. So it is kept,
+            # and returning True ends the generation.
             try:
                 _refuse_error(chunk, self.path)
                 for choice in chunk["choices"]:
@@ -247,9 +247,9 @@ class Engine:
             )
 
     def _request(self, route: str, body: dict[str, Any] | None = None) -> Any:
-        """Ask the server's address: GET without a body, else POST."""
+        """Send a request to the server: GET without a body, otherwise POST."""
         address = self.server.listening_address.removeprefix("http://")
-        # http.client, unlike urllib, never goes through a proxy
+        # http.client, unlike urllib, never uses a proxy
         connection = http.client.HTTPConnection(address, timeout=60)
         with contextlib.closing(connection):
             connection.request(
@@ -277,7 +277,7 @@ def _refuse_error(answer: dict[str, Any], path: pathlib.Path) -> None:
 
 def _summarize(answer: dict[str, Any]) -> Completion:
     choice, timings, usage = answer["choices"][0], answer["timings"], answer["usage"]
-    if "message" in choice:  # of a chat, where null is an empty answer
+    if "message" in choice:  # a chat, in which null is an empty answer
         text = choice["message"]["content"] or ""
     else:
         text = choice["text"]

@@ -12,9 +12,9 @@ import sys
 
 from lib.common.errors import UserError
 
-# llama.cpp gives the reason for refusing a file only in its log, and a failed GGML_ASSERT kills the
-# process (a block count of 0 is enough). So a child process first loads an unknown file and asks
-# for one token: its log holds the reason.
+# llama.cpp gives its reason for refusing a file only in its log, and a failed GGML_ASSERT kills the
+# process (a block count of 0 is enough). So a child process loads an unknown file first and
+# generates one token; its log has the reason.
 PROBE = """
 import sys, xllamacpp
 params = xllamacpp.CommonParams()
@@ -45,10 +45,10 @@ def require_loadable(paths: list[pathlib.Path]) -> None:
 
 @functools.cache
 def _probe(*states: tuple[str, int, int]) -> str | None:
-    """Load a GGUF, and an adapter on it, in a child process, and decode a token.
+    """Load a GGUF, with any adapter, in a child process, and decode a token.
 
-    Returns None when that works, else llama.cpp's reason. Each state is (path, bytes, mtime in ns),
-    so that a file which changes is tried again.
+    Return None when that works, otherwise llama.cpp's reason. Each state is (path, bytes, mtime in
+    ns), so that a changed file is tried again.
     """
     child = subprocess.run(
         [sys.executable, "-c", PROBE, *(path for path, _, _ in states)],
@@ -61,7 +61,7 @@ def _probe(*states: tuple[str, int, int]) -> str | None:
     if child.returncode == 0:
         return None
     lines = re.findall(r"(?m)^[\d.]+ E (.+)$|(GGML_ASSERT\(.*\) failed)", child.stderr)
-    # One line or two name the cause; the others repeat "failed to load model" up the call stack.
+    # One or two lines name the cause; the others repeat "failed to load model" up the call stack.
     causes = [
         logged or assertion
         for logged, assertion in lines

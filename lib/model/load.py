@@ -1,9 +1,9 @@
-"""Load models and tokenizers: a base with a fresh adapter, a base alone, a merged folder.
+"""Load models and tokenizers: a base with a new adapter, a base alone, or a merged folder.
 
     net = load_with_adapter(folder, job)
 
-Transformers or Unsloth reads the base (`options.choose_backend`). Before either does, the folder is
-checked, for both would replace a weight that is missing by random numbers.
+Transformers or Unsloth reads the base (`options.choose_backend`). The folder is checked first,
+because both would replace a missing weight by random numbers.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from lib.model.options import check_options, choose_backend
 from lib.params import Params
 
 transformers.utils.logging.disable_progress_bar()
-# Modules that a 4-bit base keeps in 16 bit. Gemma 3n clamps its altup coefficients in training, and
-# 4-bit ones are uint8, on which that fails; towers and embedders are not trained.
+# Modules that a 4-bit base keeps in 16 bits. Gemma 3n clamps its altup coefficients in training,
+# which fails on 4-bit weights, stored as uint8. Towers and embedders are not trained.
 KEEP_16_BIT = [
     ".*altup.*",
     ".*per_layer_model_projection",
@@ -37,17 +37,17 @@ KEEP_16_BIT = [
     "lm_head",
 ]
 UNSLOTH = {
-    "UNSLOTH_DISABLE_STATISTICS": "1",  # it counts its users over the network
-    "UNSLOTH_COMPILE_LOCATION": str(base.CACHE / "unsloth"),  # else in the working folder
-    # with its compiler not one step in 430 s on rows of changing length (H100, torch 2.11);
-    # without it the first step took 4 s
+    "UNSLOTH_DISABLE_STATISTICS": "1",  # it would count its users over the network
+    "UNSLOTH_COMPILE_LOCATION": str(base.CACHE / "unsloth"),  # its default is the working folder
+    # with its compiler, no step finished in 430 s on rows of changing length (H100, torch 2.11);
+    # without it, the first step took 4 s
     "UNSLOTH_COMPILE_DISABLE": "1",
     "UNSLOTH_BLOCK_COMPILE": "0",
-    # its generate fails on a card without bfloat16: there keys are float32 and values float16, and
+    # its generate fails on a card without bfloat16, where keys are float32 and values float16, but
     # its cache has one type for both
     "UNSLOTH_DISABLE_FAST_GENERATION": "1",
 }
-# {pattern: replacement} from a multimodal folder's tensor names to those of the text class
+# {pattern: replacement} that turns a multimodal folder's tensor names into the text class's
 TEXT_NAMES = {r"^(?:model\.)?language_model\.(?:model\.)?": "model."}
 
 
@@ -58,11 +58,11 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
 
 
 # --------------------------------------------------------------------------------------------------
-# a base with a fresh adapter
+# a base with a new adapter
 
 
 def load_with_adapter(folder: pathlib.Path, job: Params) -> Any:
-    """Return the base with a fresh adapter, ready to train.
+    """Return the base with a new adapter, ready to train.
 
     Raise UserError for settings that exclude each other, for an incomplete folder, for too little
     memory, and when the adapter is not exactly what the architecture implies.
@@ -80,31 +80,31 @@ def _explain_out_of_memory(folder: pathlib.Path) -> contextlib.AbstractContextMa
     gb = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9
     return device.explain_out_of_memory(
         f"the base, {gb:.1f} GB on disk",
-        "set load_in_4bit: true and offload_embedding: true, or take a smaller base",
+        "set load_in_4bit: true and offload_embedding: true, or choose a smaller base",
     )
 
 
 def _load_by_transformers(folder: pathlib.Path, job: Params) -> Any:
     model = adapter.add(load_base(folder, job), job)
     if job.gradient_checkpointing:
-        # Only dropout draws random numbers inside a layer. Without it the random state is not
-        # saved: that waits for the GPU, and cannot be recorded into a CUDA graph.
+        # Only dropout draws random numbers inside a layer. Without it the random state need not be
+        # saved, which would wait for the GPU and cannot be recorded into a CUDA graph.
         model.gradient_checkpointing_enable(
             {"use_reentrant": False, "preserve_rng_state": job.lora_dropout > 0}
         )
     if _must_shard(folder, job):
         placement.shard(model)
     dtype, _ = device.choose_precision(job.precision, job.load_in_4bit)
-    if dtype == torch.float16:  # Unsloth has a float32 path of its own
+    if dtype == torch.float16:  # only here: Unsloth has a float32 path of its own
         _widen_around_4_bit(model)
     return model
 
 
 def load_base(folder: pathlib.Path, job: Params) -> Any:
-    """Return the frozen language model in 4 bit or in the job's precision, on the GPU if any.
+    """Return the frozen language model in 4 bits or in the job's precision, on any GPU.
 
-    Of a multimodal Gemma 3n only the language model is read: its towers, 2 GiB, are not trained and
-    see no input.
+    Only the language model of a multimodal Gemma 3n is read: its towers, 2 GiB, are not trained and
+    get no input.
     """
     check_options(job)
     torch.manual_seed(job.seed)
@@ -131,7 +131,7 @@ def _must_shard(folder: pathlib.Path, job: Params) -> bool:
 def quantization_config(
     load_in_4bit: bool, precision: str
 ) -> transformers.BitsAndBytesConfig | None:
-    """Return how a 4-bit base is quantised while it loads; None for a 16-bit one."""
+    """Return how to quantise a 4-bit base while it loads; None for a 16-bit one."""
     if not load_in_4bit:
         return None
     compute_dtype, _ = device.choose_precision(precision, load_in_4bit)
@@ -147,8 +147,8 @@ def quantization_config(
 def _widen_around_4_bit(model: Any) -> None:
     """Let everything but the 4-bit products compute in float32.
 
-    The embedding tables, and with them the output layer, keep their 16 bits: the tables' results
-    are widened, the output layer's input is narrowed.
+    The embedding tables, and with them the output layer, stay in 16 bits: the tables' results are
+    widened, and the output layer's input is narrowed.
     """
     output_layer = model.get_output_embeddings()
     for module in model.modules():
@@ -180,10 +180,10 @@ def _widen_tensors(module: torch.nn.Module) -> None:
 def _load_by_unsloth(folder: pathlib.Path, job: Params) -> Any:
     folder_config, text_config = check_folder(folder)
     multimodal = text_config is not folder_config
-    for name, value in UNSLOTH.items():  # it reads them at its import and later
+    for name, value in UNSLOTH.items():  # Unsloth reads them at its import and later
         os.environ.setdefault(name, value)
-    # it patches transformers now as well as if it came first; no catch_warnings, which would take
-    # back the filters that its import adds
+    # Unsloth's patches work even after transformers is imported. catch_warnings would undo the
+    # filters that its import adds.
     warnings.filterwarnings("ignore", "WARNING: Unsloth should be imported before")
     from unsloth import FastModel  # optional, and it patches transformers
 
@@ -201,9 +201,9 @@ def _load_by_unsloth(folder: pathlib.Path, job: Params) -> Any:
             text_only=True,
             offload_embedding=False,
         )
-    # Unsloth sets it, and each answer would then warn of two limits
+    # Unsloth sets it, and each answer would then warn about two limits
     model.generation_config.max_length = None
-    if job.offload_embedding:  # not by Unsloth, which leaves the table on the card under torchrun
+    if job.offload_embedding:  # Unsloth's own option leaves the table on the card under torchrun
         placement.offload_embedding(model)
     model.part_of_multimodal = multimodal
     return FastModel.get_peft_model(
@@ -227,10 +227,10 @@ def _load_by_unsloth(folder: pathlib.Path, job: Params) -> Any:
 
 
 def load_merged(folder: pathlib.Path, dtype: torch.dtype | None = None) -> Any:
-    """Return the model of a merged 16-bit folder, to answer beside its GGUF.
+    """Return the model of a merged 16-bit folder, to compare its GGUF with.
 
-    It computes in `dtype`, or in what suits the machine. Raise UserError when memory does not
-    suffice.
+    It computes in `dtype`, by default the type that suits the machine. Raise UserError when there
+    is not enough memory.
     """
     device.set_threads()
     if dtype is None:
@@ -252,7 +252,7 @@ def load_merged(folder: pathlib.Path, dtype: torch.dtype | None = None) -> Any:
 
 
 def _read_language_model(folder: pathlib.Path, **options: Any) -> Any:
-    """Return the folder's language model without the rest of a multimodal one.
+    """Return the folder's language model, without the towers of a multimodal model.
 
     Raise UserError when any of its weights is missing.
     """
@@ -274,7 +274,7 @@ def _read_language_model(folder: pathlib.Path, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def _without_warnings(multimodal: bool) -> Iterator[None]:
-    """Silence transformers for a multimodal folder: it lists the unread towers over a page."""
+    """Silence transformers for a multimodal folder: it would list the unread towers on a page."""
     level = transformers.utils.logging.get_verbosity()
     if multimodal:
         transformers.utils.logging.set_verbosity_error()

@@ -1,6 +1,6 @@
-"""Check a model folder before anything loads it: every weight there, uncut, in the right shape.
+"""Check that a model folder has every weight, uncut and in the right shape, before it is loaded.
 
-Only headers are read. Unsloth goes on with random numbers instead of a missing weight, and so does
+Only headers are read. Unsloth would replace a missing weight by random numbers, and so would
 transformers, with a warning.
 """
 
@@ -18,7 +18,7 @@ from lib.model import shards
 
 
 def check_folder(folder: pathlib.Path) -> tuple[Any, Any]:
-    """Return the folder's configuration and its language model's (the same object if text only).
+    """Return the folder's configuration and its language model's (one object if text only).
 
     Raise UserError unless every weight of the language model is in the shards, uncut and in the
     shape that the configuration implies.
@@ -45,7 +45,7 @@ def _read_config(folder: pathlib.Path) -> tuple[Any, Any, dict[str, tuple[int, .
         text_config = folder_config.get_text_config()
         with torch.device("meta"):
             net = AutoModelForCausalLM.from_config(text_config)
-    except Exception as error:  # what is in a stranger's config.json decides which
+    except Exception as error:  # an unknown config.json can raise anything
         raise unreadable_folder(folder, error, "config.json") from None
     return folder_config, text_config, {n: tuple(p.shape) for n, p in net.named_parameters()}
 
@@ -63,7 +63,7 @@ def _read_shapes(folder: pathlib.Path) -> dict[str, tuple[int, ...]]:
                     shapes[shards.canonical_name(name)] = shape
     except UserError:
         raise
-    except Exception as error:  # what is in a stranger's file decides which
+    except Exception as error:  # an unknown file can raise anything
         raise unreadable_folder(folder, error, file_name) from None
     return shapes
 
@@ -79,7 +79,7 @@ def refuse_missing(folder: pathlib.Path, missing: Iterable[str]) -> None:
         raise UserError(
             f"the model folder `{files.format_path(folder)}` lacks {len(names)} weights, or has "
             f"them in another shape than its config.json says: {', '.join(names[:3])}{more}. They "
-            "would be random numbers.\n"
+            "would be replaced by random numbers.\n"
             "Expected a complete Hugging Face folder: fetch or build it again."
         )
 

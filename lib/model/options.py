@@ -1,4 +1,4 @@
-"""Which program loads the model, and which settings exclude each other, or this machine."""
+"""Choose the library that loads the model, and refuse settings that cannot work."""
 
 import importlib.util
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from lib.params import Params
 
 # transformers before 5.6 trained Gemma 3n with wrong key/value sharing (PR #45489)
 OLDEST_TRANSFORMERS = "5.6"
-# GB: a smaller card needs Unsloth's memory savings, on a larger one our compiled path is faster
+# GB: a smaller card needs Unsloth's memory savings; on a larger one our compiled path is faster
 SMALL_CARD = 40
 
 
@@ -31,7 +31,7 @@ def choose_backend(job: Params) -> tuple[str, str]:
     if not card.name:
         return "transformers", "there is no GPU"
     if job.torch_compile or job.packing or job.use_dora:
-        return "transformers", "only it has packing, torch_compile and use_dora"
+        return "transformers", "only transformers has packing, torch_compile and use_dora"
     if not job.load_in_4bit:
         return "transformers", "the base is 16-bit, and Unsloth's memory savings are for 4 bit"
     if card.gb >= SMALL_CARD:
@@ -45,7 +45,7 @@ def choose_backend(job: Params) -> tuple[str, str]:
 
 
 def _conflicts_of_unsloth(job: Params) -> Iterator[tuple[bool, str]]:
-    """Yield each condition under which Unsloth cannot load the job, and what to tell the user."""
+    """Yield each condition under which Unsloth cannot load the job, and the message for it."""
     install = "Set backend: auto, or install requirements.txt on a machine with a GPU."
     yield (
         not _is_installed("unsloth"),
@@ -53,7 +53,7 @@ def _conflicts_of_unsloth(job: Params) -> Iterator[tuple[bool, str]]:
     )
     yield (
         not torch.cuda.is_available(),
-        f"backend: unsloth needs a CUDA card, and torch sees none. {install}",
+        f"backend: unsloth needs an NVIDIA GPU, but torch sees none. {install}",
     )
     yield (
         job.torch_compile or job.packing,
@@ -62,18 +62,18 @@ def _conflicts_of_unsloth(job: Params) -> Iterator[tuple[bool, str]]:
     )
     yield (
         job.use_dora,
-        "backend: unsloth computes LoRA with kernels of its own, which do not have use_dora. Set "
-        "use_dora: false, or backend: transformers.",
+        "backend: unsloth computes LoRA with kernels of its own, which do not support use_dora. "
+        "Set use_dora: false, or backend: transformers.",
     )
 
 
 def check_options(job: Params) -> None:
-    """Raise UserError for settings that exclude each other or this machine.
+    """Raise UserError for settings that exclude each other, or that this machine cannot run.
 
-    No file is read for it, so that it can come before a download.
+    It reads no file, so that it can run before a download.
     """
     _refuse_first(_conflicts(job))
-    # these three raise errors of their own
+    # these three raise their own errors
     device.choose_precision(job.precision, job.load_in_4bit)
     choose_backend(job)
     adapter.target_pattern(job.finetune_attention_modules, job.finetune_mlp_modules)
@@ -87,9 +87,9 @@ def _refuse_first(conflicts: Iterable[tuple[bool, str]]) -> None:
 
 
 def _conflicts(job: Params) -> Iterator[tuple[bool, str]]:
-    """Yield each condition that forbids the job, and what to tell the user then.
+    """Yield each condition that forbids the job, and the message for it.
 
-    A generator, so that no condition is evaluated after one that was true.
+    It is a generator, so that no condition is evaluated after one that is true.
     """
     cuda = torch.cuda.is_available()
     yield (
@@ -99,12 +99,12 @@ def _conflicts(job: Params) -> Iterator[tuple[bool, str]]:
     )
     yield (
         job.load_in_4bit and not cuda,
-        "load_in_4bit needs an NVIDIA GPU, and torch sees none here. Use params/cpu.yaml, or set "
+        "load_in_4bit needs an NVIDIA GPU, but torch sees none here. Use params/cpu.yaml, or set "
         "load_in_4bit: false.",
     )
     yield (
         job.optim == "adamw_8bit" and not cuda,
-        "optim: adamw_8bit needs an NVIDIA GPU, and torch sees none here. Use params/cpu.yaml, "
+        "optim: adamw_8bit needs an NVIDIA GPU, but torch sees none here. Use params/cpu.yaml, "
         "or set optim: adamw_torch.",
     )
     yield (
@@ -114,7 +114,7 @@ def _conflicts(job: Params) -> Iterator[tuple[bool, str]]:
     )
     yield (
         job.torch_compile and not cuda,
-        "torch_compile needs an NVIDIA GPU, and torch sees none here. Set torch_compile: false.",
+        "torch_compile needs an NVIDIA GPU, but torch sees none here. Set torch_compile: false.",
     )
     yield (
         job.torch_compile and job.gradient_checkpointing and job.lora_dropout > 0,
@@ -132,10 +132,10 @@ def _conflicts(job: Params) -> Iterator[tuple[bool, str]]:
         "offload_embedding: false, precision: bf16.",
     )
     yield (
-        # without a card packing takes another path
+        # without a GPU, packing takes another path
         job.packing and cuda and torch.cuda.get_device_capability() < (8, 0),
-        f"packing needs FlashAttention, which {device.card().name} cannot run (compute capability "
-        "8.0 or more can). Set packing: false.",
+        f"packing needs FlashAttention, which {device.card().name} cannot run: it needs compute "
+        "capability 8.0 or more. Set packing: false.",
     )
     yield (
         job.packing and job.neftune_noise_alpha > 0,
@@ -144,8 +144,8 @@ def _conflicts(job: Params) -> Iterator[tuple[bool, str]]:
     )
     yield (
         job.fsdp == "full_shard" and (job.load_in_4bit or job.torch_compile),
-        "fsdp: full_shard spreads a 16-bit base, step by step. Set load_in_4bit: false and "
-        "torch_compile: false, or fsdp: none.",
+        "fsdp: full_shard works with a 16-bit base only, and without compiled steps. Set "
+        "load_in_4bit: false and torch_compile: false, or fsdp: none.",
     )
     yield (
         job.max_steps == 0,
@@ -153,7 +153,7 @@ def _conflicts(job: Params) -> Iterator[tuple[bool, str]]:
     )
     yield (
         job.early_stopping_patience > 0 and not job.eval_steps,
-        "early_stopping_patience counts evals, and eval_steps is 0. Set eval_steps, for example "
+        "early_stopping_patience counts evals, but eval_steps is 0. Set eval_steps, for example "
         "to save_steps.",
     )
 

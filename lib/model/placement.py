@@ -1,7 +1,7 @@
-"""Where the weights of a base lie.
+"""Place the weights of a base.
 
-On one card, spread over all visible cards, sharded over the ranks of a training (FSDP), or with
-one table in main memory.
+They go on one card, are spread over all visible cards, or are sharded over the ranks of a training
+(FSDP); one table may stay in main memory.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from lib.model import device, ranks
 
 
 def exceeds_card(folder: pathlib.Path, precision: str, load_in_4bit: bool) -> bool:
-    """Whether the base's weights alone leave one card no room to train in.
+    """Tell whether the base's weights alone leave no room to train on one card.
 
-    The files hold 16-bit weights; in float32 they are twice as large.
+    The files have 16-bit weights; in float32 they are twice as large.
     """
     if load_in_4bit:
         return False
@@ -29,9 +29,10 @@ def exceeds_card(folder: pathlib.Path, precision: str, load_in_4bit: bool) -> bo
 
 
 def must_shard(fsdp: str, too_large: bool, load_in_4bit: bool, torch_compile: bool) -> bool:
-    """Whether each rank holds only its part of the base (FSDP); raise UserError when it cannot.
+    """Tell whether each rank must hold only a part of the base (FSDP).
 
-    `too_large` says that the base exceeds one card.
+    `too_large` says that the base exceeds one card. Raise UserError when the base must be sharded,
+    but cannot be.
     """
     if ranks.world_size() == 1 or fsdp == "none":
         return False
@@ -39,8 +40,8 @@ def must_shard(fsdp: str, too_large: bool, load_in_4bit: bool, torch_compile: bo
         return False
     if load_in_4bit or torch_compile:
         raise UserError(
-            "fsdp shards a 16-bit base, step by step: set load_in_4bit: false and "
-            "torch_compile: false, or fsdp: none."
+            "fsdp works with a 16-bit base only, and without compiled steps: set load_in_4bit: "
+            "false and torch_compile: false, or fsdp: none."
         )
     return True
 
@@ -50,8 +51,9 @@ def choose_device_map(
 ) -> dict[str, int] | str | None:
     """Return transformers' device_map for the base.
 
-    It names the current card, or all visible cards in turn ("balanced") when one is too small; None
-    is main memory, for a machine without a card and for a base that is sharded after loading.
+    It names the current card, or spreads the base over all visible cards ("balanced") when one is
+    too small. None means main memory, for a machine without a card and for a base that is sharded
+    after loading.
     """
     if not torch.cuda.is_available() or sharded:
         return None
@@ -61,29 +63,29 @@ def choose_device_map(
         return {"": torch.cuda.current_device()}
     if torch_compile:
         raise UserError(
-            f"torch_compile needs the whole base on one card, and {device.name()} "
+            f"torch_compile needs the whole base on one card, but {device.name()} "
             f"({device.card().gb:.0f} GB) is too small for it. Set torch_compile: false."
         )
     return "balanced"
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether this rank holds only its part of the weights."""
+    """Tell whether this rank holds only a part of the weights."""
     return any(hasattr(p, "to_local") for p in model.parameters())
 
 
 def is_spread(model: Any) -> bool:
-    """Whether the weights lie on several cards."""
+    """Tell whether the weights are spread over several cards."""
     return len({p.device for p in model.parameters() if p.is_cuda}) > 1
 
 
 def shard(model: Any) -> None:
-    """Shard the frozen base over the ranks, a layer at a time (FSDP2).
+    """Shard the frozen base over the ranks, layer by layer (FSDP2).
 
-    Adapter, word embedding and output layer stay whole on each rank. The trainer sums the adapter's
-    gradients, as it does without sharding, so FSDP only gathers weights.
+    Each rank keeps all of the adapter, word embedding and output layer. The trainer sums the
+    adapter's gradients, as without sharding, so FSDP only gathers weights.
     """
-    # here, not at the top: a build of torch without torch.distributed can train all else
+    # not at the top, since a build of torch without torch.distributed can train all else
     from torch.distributed.fsdp import fully_shard
 
     body = model.get_base_model().model
@@ -114,7 +116,7 @@ def _local_part(parameter: Any) -> torch.Tensor:
 def in_main_memory(model: Any) -> Iterator[None]:
     """Move the weights to main memory inside the block, then each back to its own card.
 
-    `model.to()` would put all of a model that is spread over cards on the first one.
+    `model.to()` would move a model that is spread over cards to the first one.
     """
     tensors = [*model.parameters(), *model.buffers()]
     devices = [tensor.device for tensor in tensors]
@@ -130,7 +132,7 @@ def in_main_memory(model: Any) -> Iterator[None]:
 
 
 class Offloaded(torch.nn.Module):
-    """An embedding table in main memory: only the rows looked up are copied to the card."""
+    """An embedding table in main memory, of which only the rows looked up go to the card."""
 
     def __init__(self, embedding: Any) -> None:
         super().__init__()
@@ -140,7 +142,7 @@ class Offloaded(torch.nn.Module):
         table = weight.data
         if weight.is_cuda:
             table = table.to("cpu").pin_memory()
-        # past torch's __setattr__: a parameter or buffer would move with the model
+        # bypass torch's __setattr__: a parameter or buffer would move with the model
         self.__dict__["table"] = table
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -149,7 +151,7 @@ class Offloaded(torch.nn.Module):
 
 
 def offload_embedding(model: Any) -> None:
-    """Keep Gemma 3n's per-layer embedding off the card, on E4B 4.4 GiB.
+    """Keep Gemma 3n's per-layer embedding off the card, which saves 4.4 GiB on E4B.
 
     A row of 137 tokens needs 2.5 MB of it.
     """

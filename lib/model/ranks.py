@@ -1,6 +1,6 @@
-"""What the processes ("ranks") of one training say to each other, one process per GPU.
+"""Let the processes ("ranks") of one training exchange values; there is one process per GPU.
 
-With a single process each function here returns at once and changes nothing.
+In a single process, each function here returns at once and changes nothing.
 """
 
 from typing import Literal, TypeVar
@@ -14,12 +14,12 @@ Value = TypeVar("Value")
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process, from 0; rank 0 writes the files and prints."""
+    """Return the number of this process, from 0; rank 0 writes the files and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -46,7 +46,7 @@ def copy_from_first(tensor: torch.Tensor) -> None:
 
 
 def count_gpus(num_gpus: int | Literal["auto"], gradient_accumulation_steps: int) -> int:
-    """Return how many devices of this machine the job trains on; 1 without a GPU.
+    """Return the number of devices of this machine that the job trains on; 1 without a GPU.
 
     Raise UserError when the job asks for more devices than the machine has.
     """
@@ -63,7 +63,7 @@ def count_gpus(num_gpus: int | Literal["auto"], gradient_accumulation_steps: int
         return used
     if num_gpus > present:
         raise UserError(
-            f"num_gpus is {num_gpus}, and torch sees {torch.cuda.device_count()} here. "
+            f"num_gpus is {num_gpus}, but torch sees {torch.cuda.device_count()} here. "
             "Set num_gpus: auto, or check CUDA_VISIBLE_DEVICES."
         )
     return num_gpus

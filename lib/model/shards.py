@@ -1,4 +1,4 @@
-"""The safetensors files ("shards") of a model folder: what lies in which, and config.json."""
+"""Read a model folder: which safetensors file ("shard") has which tensor, and config.json."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ from safetensors.torch import safe_open
 from lib.common import files
 from lib.common.errors import UserError
 
-# names that begin with one of these are no part of the language model, and keep their prefix
+# names that begin with one of these are not of the language model, and keep their prefix
 OTHER_PARTS = "audio|vision|embed_audio|embed_vision|multi_modal"
 CLASS_PREFIX = re.compile(rf"^(?:model\.)?(?:language_model\.)?(?:model\.)?(?!{OTHER_PARTS})")
 
@@ -18,13 +18,13 @@ CLASS_PREFIX = re.compile(rf"^(?:model\.)?(?:language_model\.)?(?:model\.)?(?!{O
 def canonical_name(name: str) -> str:
     """Return a language-model tensor's name without its class's prefix.
 
-    The text class and the multimodal class of one model differ in that prefix only.
+    The names in a model's text class and multimodal class differ only in that prefix.
     """
     return CLASS_PREFIX.sub("", name)
 
 
 def weight_bytes(folder: pathlib.Path) -> int:
-    """Return the bytes of a folder's weight files; UserError as `locate_tensors`."""
+    """Return the bytes of a folder's weight files; raise UserError as `locate_tensors` does."""
     return sum(path.stat().st_size for path in set(locate_tensors(folder).values()))
 
 
@@ -57,8 +57,8 @@ def _list_tensors(paths: list[pathlib.Path]) -> dict[str, pathlib.Path]:
 def read_header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
     """Read the header of an open safetensors file.
 
-    Returns the offset at which the tensors' bytes begin, and for each tensor a dict of `dtype`,
-    `shape` and `data_offsets`.
+    Return the offset at which the tensors' bytes begin, and a dict of `dtype`, `shape` and
+    `data_offsets` for each tensor.
     """
     length = int.from_bytes(file.read(8), "little")
     return 8 + length, json.loads(file.read(length))

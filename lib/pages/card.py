@@ -1,10 +1,10 @@
 """Model cards: README.md of the adapter, the merged folder and the GGUF files.
 
     card.render_cards(run.folder, push.name_repositories("owner/name"))     # {"adapter": ..., ...}
-    card.write_cards(run.folder)                                            # beside the weights
+    card.write_cards(run.folder)                                            # next to the weights
 
-A card is made from a run's records and nothing else: a value that is not in run.json, results.json,
-params.yaml or data_card.json reads "not measured" or "not recorded".
+A card is made from a run's records only: a value that is not in run.json, results.json, params.yaml
+or data_card.json reads "not measured" or "not recorded".
 """
 
 import pathlib
@@ -40,7 +40,7 @@ LICENCES = {
 
 
 def render_cards(folder: pathlib.Path, repos: dict[str, str] | None = None) -> dict[str, str]:
-    """Render the card of each part the run has; with `repos`, the parts name each other."""
+    """Render the card of each part of the run; with `repos`, the cards link to each other."""
     cards = {part: render_card(folder, part, repos) for part in PARTS if (folder / part).is_dir()}
     if not cards:
         raise UserError(
@@ -51,7 +51,7 @@ def render_cards(folder: pathlib.Path, repos: dict[str, str] | None = None) -> d
 
 
 def write_cards(folder: pathlib.Path, repos: dict[str, str] | None = None) -> list[pathlib.Path]:
-    """Write each part's card beside its weights as README.md; returns the paths."""
+    """Write each part's card as README.md next to its weights; return the paths."""
     paths = []
     for part, text in render_cards(folder, repos).items():
         files.atomic_write(folder / part / "README.md", text)
@@ -62,7 +62,7 @@ def write_cards(folder: pathlib.Path, repos: dict[str, str] | None = None) -> li
 def render_card(folder: pathlib.Path, part: str, repos: dict[str, str] | None = None) -> str:
     """Render README.md of one part (adapter, merged or gguf): the hub's header, then the text.
 
-    UserError without the run's records.
+    Raise UserError if the run has no records.
     """
     if not (folder / "run.json").is_file():
         raise UserError(
@@ -118,7 +118,7 @@ def _read_record(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _find_ggufs(names: list[str], gguf_types: Sequence[str]) -> tuple[str, str]:
-    """Return the names of the GGUF of the first type there is, and of the adapter's; or ""."""
+    """Return the names of the first type's GGUF and of the adapter's GGUF; "" if missing."""
     lora = next((name for name in names if re.search(r"lora[^/]*\.gguf$", name)), "")
     for kind in gguf_types:
         for name in names:
@@ -140,7 +140,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _list_warnings(run: RunRecord, results: dict[str, Any], base_model: str) -> list[str]:
-    # the export writes the card itself, when its results are recorded and before it ends
+    # the export writes the card after recording its results, while it is still running
     return [text for text in list_warnings(run, results, base_model) if text != "export is running"]
 
 
@@ -153,9 +153,9 @@ def _format_commands(gguf: str, lora: str, base_model: str, max_seq_length: int)
 def _format_header(
     job: Params, part: str, name: str, repos: dict[str, str], results: dict[str, Any]
 ) -> str:
-    """Format the YAML the hub reads, without bases and data sets that are not on the hub.
+    """Format the YAML header for the hub, without bases and data sets that are not on the hub.
 
-    The hub refuses a header that names those.
+    The hub rejects a header that names them.
     """
     merged_repo = repos.get("merged") if part == "gguf" else None
     base = merged_repo or servers.base_name(job.base_model)
@@ -186,7 +186,7 @@ def _format_header(
 
 
 def _exam_scores(job: Params, part: str, exam: dict[str, Any]) -> list[EvalResult]:
-    """List exam scores for the hub's table: of a GGUF only what that file itself answered."""
+    """List exam scores for the hub's table; a GGUF is credited only with its own answers."""
     formats = exam.get("formats", exam)
     entries = {kind: formats.get(kind) for kind in job.gguf_types} if part == "gguf" else {"": exam}
     name = ", ".join(servers.shared_name(item) for item in job.exam)
@@ -226,5 +226,5 @@ def _list_sources(data: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _format_cell(value: Any) -> str:
-    """Format a value inside a Markdown table: on one line, no bar, no tag."""
+    """Format a value for a Markdown table: on one line, without bars and tags."""
     return " ".join(format_value(value).split()).replace("|", "\\|").replace("<", "&lt;")

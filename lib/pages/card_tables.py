@@ -1,4 +1,4 @@
-"""A run's recipe and results as the tables of its model cards.
+"""Format a run's recipe and results as tables for its model cards.
 
 A value that was not recorded reads "not measured".
 """
@@ -9,7 +9,7 @@ from lib.common.text import format_value
 from lib.params import Params
 from lib.record.schema import RunRecord
 
-Table = list[list[str]]  # its head is the first row
+Table = list[list[str]]  # the first row is the head
 Section = tuple[str, Table]
 
 COUNT = {"count", "of"}
@@ -66,7 +66,7 @@ def _describe_method(job: Params) -> str:
 
 
 def list_sections(results: dict[str, Any]) -> list[Section]:
-    """List title and table of each kind of result; an empty table is one that was not measured."""
+    """List title and table of each kind of result; the table is empty if nothing was measured."""
     export = results.get("export", {})
     edge_rows = export.get("edge", [])
     by_threads = {f"{row['format']}, {row['threads']} threads": row for row in edge_rows}
@@ -99,7 +99,7 @@ def _loss_table(train: dict[str, Any]) -> Table:
 
 
 def _to_table(section: dict[str, Any]) -> Table:
-    """Lay out a section of results: a column for each model or format, and one for the rest."""
+    """Lay out a section of results: a column for each model or format, and one for the others."""
     section = {**section, **section.get("formats", {})}
     section.pop("formats", None)
     nested = {
@@ -122,7 +122,7 @@ def _to_table(section: dict[str, Any]) -> Table:
 
 
 def _label_values(entry: dict[str, Any], before: str = "") -> dict[str, str]:
-    """Format recorded values as {label: text}, counts with their share, intervals as from - to."""
+    """Format recorded values as {label: text}: counts with shares, intervals as "low to high"."""
     labelled: dict[str, str] = {}
     for key, value in entry.items():
         label = f"{before}{key}".replace("_", " ")
@@ -144,7 +144,7 @@ def _label_values(entry: dict[str, Any], before: str = "") -> dict[str, str]:
 
 
 def _is_of_share(entry: dict[str, Any], key: str) -> bool:
-    """Whether an interval is of a share: it stands beside a count."""
+    """Tell whether an interval is that of a share, which has a count next to it."""
     counted = isinstance(entry.get(key.removesuffix("_ci95")), dict)
     return counted or key.replace("ci95", "correct") in entry
 

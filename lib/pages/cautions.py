@@ -1,6 +1,6 @@
-"""What a reviewer must know before believing a number of a run: the first thing on its page.
+"""List what a reviewer must know before believing a run's numbers; it comes first on its page.
 
-All of it comes from the run's records.
+The warnings are derived from the run's records only.
 """
 
 import math
@@ -12,9 +12,9 @@ from lib.record import ledger
 from lib.record.run_record import STAGES
 from lib.record.schema import RunRecord
 
-VOCABULARY = 262_144  # of Gemma 3 and 3n, for ledgers that do not name it
-GUESSING = 0.97  # a base whose loss is above this share of a uniform guess's has learnt nothing
-OVERFIT = 1.25  # from this ratio of held-out to training loss on, rows are learnt by heart
+VOCABULARY = 262_144  # of Gemma 3 and 3n, for ledgers that do not record it
+GUESSING = 0.97  # a base with more than this share of a uniform guess's loss has learnt nothing
+OVERFIT = 1.25  # a higher ratio of held-out to training loss means rows learnt by heart
 
 
 def list_warnings(
@@ -25,7 +25,7 @@ def list_warnings(
     entries: list[dict[str, Any]] | None = None,
     exams: dict[str, Any] | None = None,
 ) -> list[str]:
-    """List warnings about a run; more of them with its `job`, ledger `entries` and `exams`."""
+    """List warnings about a run; its `job`, ledger `entries` and `exams` allow further checks."""
     train = results.get("train", {})
     entries = entries or []
     return [
@@ -65,8 +65,8 @@ def _warn_of_answers(exams: dict[str, Any]) -> list[str]:
         for pair in entry.get("comparisons", []):
             if pair["before"] == "base" and pair["lost"] > pair["gained"] and pair["p"] < 0.05:
                 warnings.append(
-                    f"{pair['after']} does worse than the base on {name}: {pair['lost']} lost, "
-                    f"{pair['gained']} gained, p = {pair['p']:.2g}"
+                    f"{pair['after']} does worse than the base on {name}: {pair['lost']} items "
+                    f"lost, {pair['gained']} gained, p = {pair['p']:.2g}"
                 )
     return warnings
 
@@ -94,14 +94,14 @@ def _warn_of_base(
     guessing = math.log(vocabulary)  # the loss of a uniform guess, in nats
     if loss and loss >= GUESSING * guessing:
         warnings.append(
-            f"the base's weights are random, or broken: its held-out loss is {loss:.2f}, and "
+            f"the base's weights are random or damaged: its held-out loss is {loss:.2f}, while "
             f"guessing among {vocabulary:,} tokens gives {guessing:.2f}. Speed and memory are "
-            f"real; loss and answers mean nothing"
+            f"valid, but loss and answers mean nothing"
         )
     if base_model.startswith("bundled:"):
         warnings.append(
-            "the base is the small Gemma 3 270M, dequantised from a Q4_K_M file, not Gemma 3n: the "
-            "run shows the pipeline; its answers are often wrong and must not be followed"
+            "the base is not Gemma 3n but the small Gemma 3 270M, dequantised from a Q4_K_M file: "
+            "the run shows the pipeline; its answers are often wrong and must not be followed"
         )
     return warnings
 
@@ -125,7 +125,7 @@ def _warn_of_overfitting(train: dict[str, Any], entries: list[dict[str, Any]]) -
     training = train.get("loss_last")
     if after and training and after > OVERFIT * training:
         warnings.append(
-            f"overfit: the training loss ends at {training:.3f}, the held-out loss at "
+            f"overfit: the training loss ends at {training:.3f}, but the held-out loss at "
             f"{after:.3f}: rows are being learnt by heart"
         )
     return warnings
@@ -138,7 +138,7 @@ def _warn_of_sessions(train: dict[str, Any]) -> list[str]:
     times = "1 time" if sessions == 2 else f"{sessions - 1} times"
     return [
         f"training was resumed {times}: {sessions} sessions, "
-        f"{train.get('steps_repeated', 0)} steps were run again after an interruption"
+        f"with {train.get('steps_repeated', 0)} steps run again after an interruption"
     ]
 
 
@@ -155,7 +155,7 @@ def _warn_of_data(prepare: dict[str, Any]) -> list[str]:
     if cut := prepare.get("truncated"):
         warnings.append(f"{cut:,} answers were cut to fit max_seq_length")
     if too_long := dropped.get("too_long"):
-        warnings.append(f"{too_long:,} rows were longer than max_seq_length and were left out")
+        warnings.append(f"{too_long:,} rows were longer than max_seq_length and were dropped")
     exact = dropped.get("exact_duplicate", 0)
     near = dropped.get("near_duplicate", 0)
     if exact + near:
@@ -177,9 +177,7 @@ def _warn_of_parameters(job: Params | None) -> list[str]:
         kept.append("training rows that share text with held-out rows or the exam")
     if not kept:
         return []
-    return [
-        f"by this job's parameters {' and '.join(kept)} were kept: held-out numbers may flatter"
-    ]
+    return [f"this job's parameters kept {' and '.join(kept)}: held-out numbers may look too good"]
 
 
 def _warn_of_files(export: dict[str, Any]) -> list[str]:

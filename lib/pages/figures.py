@@ -1,9 +1,9 @@
-"""Figures of notebooks and pages.
+"""Draw the figures of notebooks and pages.
 
     figures.both_widths(lambda width: figures.curves(entries, width), "Training loss of each step")
     show.figure(figures.curves(entries, figures.CELL))
 
-On a page a figure is inline SVG in the page's own colours, drawn for wide and for narrow screens.
+On a page, a figure is inline SVG in the page's own colours, drawn for wide and for narrow screens.
 """
 
 import re
@@ -20,9 +20,9 @@ from lib.record.ledger import Entry
 
 Row = dict[str, Any]
 
-# widths in inches: on a wide page, where 10 points are 13 pixels, on a telephone, in a notebook
+# widths in inches, on a wide page (where 10 points are 13 pixels), on a phone, in a notebook
 WIDE, NARROW, CELL = 10.6, 3.7, 7
-POINTS = 600  # a longer line is thinned to as many points, each the mean of several steps
+POINTS = 600  # a longer line is thinned to this many points, each the mean of several steps
 LINES = (
     "#1b6fb3",
     "#b9581f",
@@ -32,16 +32,16 @@ LINES = (
     "#6b6a12",
     "#0f7c86",
     "#646f78",
-)  # of runs; on a page --c1 ... follow its theme
+)  # colours of the runs; a page replaces them by --c1 ..., which follow its theme
 DASHES = ("-", "--", "-.", ":")
 
 
 def both_widths(draw: Callable[[float], Any], label: str) -> Any:
-    """Draw a figure wide and narrow, as markup with a name for screen readers.
+    """Draw a figure both wide and narrow, as markup with a name for screen readers.
 
     `draw` takes the width in inches.
     """
-    import markupsafe  # comes with jinja2, which a notebook's figure does without
+    import markupsafe  # comes with jinja2, which a notebook's figure does not need
 
     parts = []
     for kind, width in (("wide", WIDE), ("narrow", NARROW)):
@@ -62,8 +62,8 @@ def _unique_ids(markup: str, name: str) -> str:
 
 
 def _panels(width: float, heights: list[float]) -> tuple[Any, list[Any]]:
-    """Make a transparent figure of panels one above the other that share their x axis."""
-    from matplotlib.figure import Figure  # a second, for what has a figure
+    """Make a transparent figure of stacked panels that share their x axis."""
+    from matplotlib.figure import Figure  # takes a second, and only figures need it
 
     figure = Figure(figsize=(width, sum(heights)), layout="constrained")
     figure.patch.set_alpha(0)
@@ -83,7 +83,7 @@ def _panels(width: float, heights: list[float]) -> tuple[Any, list[Any]]:
 def thin(
     x: list[float], y: list[float], points: int = POINTS
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Thin a line to at most `points`, each the mean of `step` neighbours; returns x, y, step."""
+    """Thin a line to at most `points`, each the mean of `step` neighbours; return x, y, step."""
     step = -(-len(x) // points)
     if step <= 1:
         return np.array(x, float), np.array(y, float), 1
@@ -91,13 +91,13 @@ def thin(
 
 
 def _group_means(values: list[float], step: int) -> np.ndarray:
-    """Return the mean of each `step` values; a rest of fewer is left out."""
+    """Return the mean of each `step` values, without an incomplete group at the end."""
     complete = len(values) // step * step
     return np.array(values[:complete], float).reshape(-1, step).mean(1)
 
 
 def smooth(y: np.ndarray, window: int) -> np.ndarray:
-    """Return the mean of the last `window` values at each place; of fewer at the beginning."""
+    """Return the running mean of the last `window` values, of fewer at the beginning."""
     sums = np.cumsum(np.insert(y, 0, 0.0))
     ends = np.arange(1, len(y) + 1)
     starts = np.maximum(0, ends - window)
@@ -105,7 +105,7 @@ def smooth(y: np.ndarray, window: int) -> np.ndarray:
 
 
 def curves(entries: list[Entry], width: float = WIDE) -> Any:
-    """Draw loss, learning rate and memory over steps; a dotted line where a session resumed."""
+    """Draw loss, learning rate and memory over steps, with dotted lines where training resumed."""
     steps = ledger.valid_steps(entries)
     panels = [("loss", "nats a token", 3.0)]
     for key, label in (("lr", "learning rate"), ("memory_gib", "memory, GiB")):
@@ -130,7 +130,7 @@ def curves(entries: list[Entry], width: float = WIDE) -> Any:
 
 
 def _draw_loss(axis: Any, x: np.ndarray, y: np.ndarray, step: int, evals: list[Entry]) -> None:
-    """Draw the training loss, its running mean where there are many points, and held-out losses."""
+    """Draw the training loss, the running mean of many points, and the held-out losses."""
     window = max(1, len(y) // 20)
     axis.plot(
         x,
@@ -161,7 +161,7 @@ def _draw_loss(axis: Any, x: np.ndarray, y: np.ndarray, step: int, evals: list[E
 
 
 def lengths(values: list[int], max_seq_length: int, width: float = WIDE) -> Any:
-    """Draw a histogram of row lengths in tokens, with the longest that is kept."""
+    """Draw a histogram of row lengths in tokens, with a line at max_seq_length."""
     figure, [axes] = _panels(width, [2.4])
     bins = min(40 if width == WIDE else 20, max(1, max(values) - min(values) + 1))
     axes.hist(values, bins=bins, color=ACCENT)
@@ -172,7 +172,7 @@ def lengths(values: list[int], max_seq_length: int, width: float = WIDE) -> Any:
 
 
 def length_words(values: list[int], max_seq_length: int) -> str:
-    """Say what stands beside the histogram."""
+    """Return the text next to the histogram."""
     median = sorted(values)[len(values) // 2]
     return (
         f"Median {median:,}, longest {max(values):,} tokens; "
@@ -181,7 +181,7 @@ def length_words(values: list[int], max_seq_length: int) -> str:
 
 
 def edge(rows: list[Row]) -> Any:
-    """Draw decoded tokens a second, a bar for each GGUF and number of threads, with the memory."""
+    """Draw decoded tokens per second and memory, a bar for each GGUF and number of threads."""
     figure, [axes] = _panels(CELL, [0.6 + 0.3 * len(rows)])
     axes.grid(False)
     most = max(row["threads"] for row in rows)
@@ -205,7 +205,7 @@ def edge(rows: list[Row]) -> Any:
 
 
 def overlay(runs: list[tuple[str, list[Entry]]], width: float = WIDE) -> Any:
-    """Draw the losses of several runs over training rows seen.
+    """Draw the losses of several runs over the training rows seen.
 
     The training losses are running means, the held-out losses dots.
     """
@@ -214,7 +214,7 @@ def overlay(runs: list[tuple[str, list[Entry]]], width: float = WIDE) -> Any:
         _draw_run(axes, number, name, entries)
     axes.set_xlabel("training rows seen", color=INK)
     axes.set_ylabel("nats a trained token", color=INK)
-    # a narrow figure has no room beside the lines
+    # a narrow figure has no room next to the lines
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25)} if width == NARROW else {}
     axes.legend(frameon=False, labelcolor=INK, fontsize=9, **below)
     return figure
@@ -234,7 +234,7 @@ def _draw_run(axes: Any, number: int, name: str, entries: list[Entry]) -> None:
         color=colour,
         linestyle=DASHES[number // 2 % len(DASHES)],
     )
-    seen.setdefault(0, 0)  # a measurement before the first step
+    seen.setdefault(0, 0)  # for a measurement before the first step
     held_out = [entry for entry in ledger.keep_valid(entries, "eval") if entry["step"] in seen]
     axes.plot(
         [seen[entry["step"]] for entry in held_out],

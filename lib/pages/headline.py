@@ -1,6 +1,6 @@
-"""A run in a few numbers with their intervals, and what was not measured.
+"""Sum up a run in a few numbers with their intervals, and list what was not measured.
 
-All of it comes from results.json and exam.json.
+All numbers come from results.json and exam.json.
 """
 
 import pathlib
@@ -17,9 +17,9 @@ PERPLEXITY = "perplexity of held-out answers, tuned / base"
 
 
 def load_exams(folder: pathlib.Path, results: dict[str, Any]) -> dict[str, Any]:
-    """Load the entries of exam.json that results.json counts.
+    """Load the entries of exam.json that results.json reports.
 
-    The others are of weights that were made again since.
+    The other entries belong to weights that have been made again since.
     """
     path = folder / "exam.json"
     entries = files.read_json(path, "exam file") if path.is_file() else {}
@@ -37,7 +37,7 @@ def tuned_model(entry: dict[str, Any]) -> str | None:
 
 
 def count_right(entry: dict[str, Any], model: str) -> tuple[int, int]:
-    """Count a model's answers that are right, or pass the safety set, and all its answers."""
+    """Count a model's right (or, in the safety set, passed) answers, and all its answers."""
     result = entry["models"][model]
     if entry["exam"] == safety.NAME:
         return result["passed"]["count"], result["passed"]["of"]
@@ -45,7 +45,7 @@ def count_right(entry: dict[str, Any], model: str) -> tuple[int, int]:
 
 
 def smallest_gguf(results: dict[str, Any]) -> tuple[int, str] | None:
-    """Return bytes and path of the smallest GGUF of a model; an adapter's does not count."""
+    """Return bytes and path of the smallest GGUF of a model, not of an adapter."""
     ggufs = [
         (item["bytes"], item["path"])
         for item in results.get("export", {}).get("artifacts", [])
@@ -55,9 +55,9 @@ def smallest_gguf(results: dict[str, Any]) -> tuple[int, str] | None:
 
 
 def headline_numbers(results: dict[str, Any], exams: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the numbers a reviewer asks for first, as [{name, value, note}].
+    """Return the numbers that a reviewer asks for first, as [{name, value, note}].
 
-    `value` is None where nothing was measured.
+    `value` is None if it was not measured.
     """
     train, prepare = results.get("train", {}), results.get("prepare", {})
     return [
@@ -132,7 +132,7 @@ def _file_number(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _exam_numbers(exams: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the held-out perplexity, each exam's right answers, and exams that were not taken."""
+    """Return the held-out perplexity, each exam's right answers, and the missing exams."""
     perplexity = _number(PERPLEXITY, None, "make exam")
     numbers = []
     for name, entry in exams.items():
@@ -157,7 +157,7 @@ def _exam_numbers(exams: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _base_comparison(entry: dict[str, Any], model: str) -> dict[str, Any] | None:
-    """Return an exam's comparison of a model with the base."""
+    """Return an exam's comparison of a model with the base, if any."""
     for pair in entry.get("comparisons", []):
         if (pair["before"], pair["after"]) == ("base", model):
             return pair
@@ -184,7 +184,7 @@ def format_span(ends: Iterable[float], factor: float = 1) -> str:
 
 
 def list_unmeasured(results: dict[str, Any], exams: dict[str, Any]) -> list[str]:
-    """List what was not measured and a reviewer might take for granted."""
+    """List what was not measured, although a reviewer might take it for granted."""
     export = results.get("export", {})
     checks = export.get("parity", {}).values()
     missing = {

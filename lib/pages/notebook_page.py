@@ -1,6 +1,6 @@
-"""Turn an executed notebook into a page: code is folded away, nothing runs, nothing is fetched.
+"""Turn an executed notebook into a page that folds code away, runs nothing and fetches nothing.
 
-notebook_page.write_notebook_page(run.folder, "train")      # train.html beside train.ipynb
+notebook_page.write_notebook_page(run.folder, "train")      # train.html next to train.ipynb
 """
 
 import pathlib
@@ -26,7 +26,7 @@ ATTRIBUTES = {
     "td": {"colspan"},
     "th": {"colspan"},
 }
-BADGE = re.compile(r"\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\) ?")  # a picture from the network
+BADGE = re.compile(r"\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\) ?")  # an image that would be fetched
 
 
 def write_notebook_page(folder: pathlib.Path, stage: str) -> pathlib.Path:
@@ -34,7 +34,7 @@ def write_notebook_page(folder: pathlib.Path, stage: str) -> pathlib.Path:
 
     Raise UserError when the notebook is not readable.
     """
-    # these take a second, and a listing of runs imports this module without writing a page
+    # these take a second, and commands that list runs import this module without writing a page
     import jinja2
     import markupsafe
     import nbformat
@@ -47,7 +47,7 @@ def write_notebook_page(folder: pathlib.Path, stage: str) -> pathlib.Path:
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = BADGE.sub("", cell.source)
-            # glued values are data for scrapbook, not something to see
+            # glued values are data for scrapbook, not for readers
             cell.outputs = [
                 o
                 for o in cell.get("outputs", [])
@@ -61,7 +61,7 @@ def write_notebook_page(folder: pathlib.Path, stage: str) -> pathlib.Path:
             extra_loaders=[jinja2.FileSystemLoader(page.TEMPLATES)],
         )
         body, _ = exporter.from_notebook_node(notebook)
-    except Exception as error:  # nbformat, nbconvert and its template have kinds of their own
+    except Exception as error:  # nbformat, nbconvert and the template raise errors of many kinds
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(
             f"executed notebook `{files.format_path(path)}` is not readable ({reason})."
@@ -84,9 +84,9 @@ def write_notebook_page(folder: pathlib.Path, stage: str) -> pathlib.Path:
 
 
 def _filter_attribute(tag: str, attribute: str, value: str) -> str | None:
-    """Keep a picture of the page itself, a link to follow, and a style that loads nothing.
+    """Return the value if it is an embedded image, a link, or a style that loads nothing.
 
-    nh3 calls this for each attribute; None removes it.
+    nh3 calls this for each attribute; None removes the attribute.
     """
     forbidden = {
         "src": not value.startswith("data:image/"),

@@ -1,6 +1,6 @@
-"""The pages people open: one template for all, text escaped, nothing fetched.
+"""Render the HTML pages: one base template, escaped text, nothing fetched.
 
-A policy in each page forbids the browser to fetch anything.
+A content policy in each page forbids the browser to fetch anything.
 """
 
 import json

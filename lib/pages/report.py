@@ -1,8 +1,8 @@
-"""report.html: one self-contained page for a run, made from its records alone.
+"""Write report.html: one self-contained page for a run, made from its records only.
 
     make report RUN=name
 
-A page for each executed notebook is written beside it.
+A page for each executed notebook is written next to it.
 """
 
 import datetime
@@ -27,9 +27,9 @@ Row = dict[str, Any]
 
 
 def gather_records(folder: pathlib.Path) -> dict[str, Any]:
-    """Read all records of a run; a value is empty where there is no record.
+    """Read all records of a run; a missing record gives an empty value.
 
-    Returns {folder, run, results, job, damage, exams, entries (of the ledger), rerun, samples}.
+    Return {folder, run, results, job, damage, exams, entries (of the ledger), rerun, samples}.
     """
     if not (folder / "run.json").is_file():
         raise UserError(
@@ -60,7 +60,7 @@ def _read_record(path: pathlib.Path) -> Any:
 
 
 def write_report(folder: pathlib.Path) -> pathlib.Path:
-    """Write folder/report.html and <stage>.html of each executed notebook; returns the report."""
+    """Write report.html and a page for each executed notebook; return the report's path."""
     records = gather_records(folder)
     run, results, job, entries = (records[key] for key in ("run", "results", "job", "entries"))
     exams, damage = records["exams"], records["damage"]
@@ -91,7 +91,7 @@ def write_report(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _write_notebook_pages(folder: pathlib.Path) -> tuple[dict[str, str], list[str]]:
-    """Write a page for each executed notebook; returns {stage: page}, and what is unreadable."""
+    """Write a page for each executed notebook; return {stage: page}, and errors of the others."""
     pages: dict[str, str] = {}
     unreadable = []
     for stage in STAGES:
@@ -105,14 +105,14 @@ def _write_notebook_pages(folder: pathlib.Path) -> tuple[dict[str, str], list[st
 
 
 def find_damage(folder: pathlib.Path, run: RunRecord) -> list[str]:
-    """Say which files are not as recorded, of those that numbers, figures and answers come from."""
+    """List the files behind numbers, figures and answers that differ from their records."""
     trouble = []
     for stage in STAGES:
         path, entry = folder / f"{stage}.ipynb", run["stages"][stage]
         if path.is_file() and "notebook" in entry and entry["notebook"] != files.sha256(path):
             trouble.append(
-                f"{stage}.ipynb is not as it was when it was executed: damaged, or saved again "
-                f"since; results.json has the numbers"
+                f"{stage}.ipynb has changed since it was executed: it is damaged, or was saved "
+                f"again; results.json has the numbers"
             )
     read = [
         item
@@ -123,7 +123,7 @@ def find_damage(folder: pathlib.Path, run: RunRecord) -> list[str]:
     ]
     here = [item for item in read if (folder / item["path"]).exists()]
     if damaged := files.find_damage(folder, here):
-        trouble.append(f"{damaged}: what is read from it cannot be trusted; run its stage again")
+        trouble.append(f"{damaged}: its contents cannot be trusted; run its stage again")
     return trouble
 
 
@@ -134,7 +134,7 @@ def find_damage(folder: pathlib.Path, run: RunRecord) -> list[str]:
 def _figures(
     folder: pathlib.Path, max_seq_length: int, entries: list[Row], damage: list[str]
 ) -> dict[str, Any]:
-    """Draw the lengths of training rows and the curves of the ledger; empty without the records."""
+    """Draw the row lengths and the ledger's curves; a figure without its records is empty."""
     data_damaged = any("data/" in text for text in damage)
     row_lengths = [] if data_damaged else _read_lengths(folder)
     lengths: Any = ""
@@ -187,7 +187,7 @@ def stage_rows(run: RunRecord) -> list[Row]:
 
 
 def _sum_seconds(attempts: list[Attempt]) -> int | None:
-    """Sum the seconds of all attempts that ended; None without one."""
+    """Return the total seconds of all attempts that ended; None if none did."""
     spans = []
     for attempt in attempts:
         start, end = attempt.get("start"), attempt.get("end")
@@ -198,7 +198,7 @@ def _sum_seconds(attempts: list[Attempt]) -> int | None:
 
 
 def funnel_rows(prepare: Row) -> list[Row]:
-    """Add to each step of the funnel the shares of all rows that are left, and that it drops."""
+    """Add the shares of rows left and dropped to each step of the funnel."""
     if not prepare:
         return []
     read = prepare["rows_read"]
@@ -212,7 +212,7 @@ def funnel_rows(prepare: Row) -> list[Row]:
 
 
 def answers_by_prompt(samples: list[Row]) -> list[Row]:
-    """Put the models of all samples side by side: {prompt, said: [{name, tokens, text}]}."""
+    """Group the answers of all samples by prompt: [{prompt, said: [{name, tokens, text}]}]."""
     by_prompt: dict[str, list[Row]] = {}
     for sample in samples:
         for n, prompt in enumerate(sample["prompts"]):
@@ -223,7 +223,7 @@ def answers_by_prompt(samples: list[Row]) -> list[Row]:
 
 
 def artifact_rows(folder: pathlib.Path, run: RunRecord, export: Row) -> list[Row]:
-    """List every recorded file, whether it is here, and what was verified of a GGUF.
+    """List every recorded file, whether it still exists, and the verdict on each GGUF.
 
     Hashes are not computed again.
     """
@@ -253,7 +253,7 @@ def _describe_state(path: pathlib.Path, item: Row) -> str:
 
 
 def _describe_check(path: str, checks: Row) -> str:
-    """Describe what parity found of a GGUF."""
+    """Describe the parity result of a GGUF."""
     kind = next((kind for kind in checks if path.endswith(f"-{kind}.gguf")), "")
     check = checks.get(kind, {})
     verdict = check.get("verdict", "not measured")
@@ -261,7 +261,7 @@ def _describe_check(path: str, checks: Row) -> str:
 
 
 def parameter_rows(job: Params) -> list[Row]:
-    """List every parameter, those that differ from the defaults first."""
+    """List every parameter; those that differ from their defaults come first."""
     changed, values = params.find_changed(job), job.model_dump()
     rows = []
     for name in [*changed, *(name for name in values if name not in changed)]:

@@ -1,6 +1,6 @@
-"""What a reviewer looks at: examples with trained tokens marked, tables, figures.
+"""Show examples with trained tokens marked, tables and figures, in notebooks and the report.
 
-Shared by notebooks and report. What comes from data or from a model is escaped: text stays text.
+Text from data or from a model is escaped.
 """
 
 import html
@@ -21,12 +21,12 @@ Row = dict[str, Any]
 
 TRAINED = "background:#1f6f50;color:#fff;border-radius:2px"
 INK, ACCENT, SECOND = "#5b6770", "#1f6f50", "#b3541e"  # readable on white and on near-black
-# the names of these colours on a page, where they follow its theme
+# CSS variables for these colours on a page, where they follow its theme
 VARIABLES = {INK: "--dim", ACCENT: "--green", SECOND: "--rust"}
 
 
 def _display(markup: str) -> Any:
-    from IPython.display import HTML  # notebooks have it; a command that writes a page needs none
+    from IPython.display import HTML  # only notebooks need it
 
     return HTML(markup)
 
@@ -36,7 +36,7 @@ def _display(markup: str) -> Any:
 
 
 def table_html(rows: Sequence[Row], caption: str = "") -> str:
-    """Format like-keyed dicts as an HTML table, numbers to the right."""
+    """Format dicts with the same keys as an HTML table, with numbers aligned right."""
     if not rows:
         return f"<p>{html.escape(caption)}: none</p>"
     head = "".join(f"<th>{html.escape(str(key))}</th>" for key in rows[0])
@@ -58,7 +58,7 @@ def table(rows: Sequence[Row], caption: str = "") -> Any:
 
 
 def tables(captioned: Sequence[tuple[str, Sequence[Row]]]) -> Any:
-    """Show captions and their rows, one table below the other."""
+    """Show several tables with captions, one below the other."""
     return _display("<br>".join(table_html(rows, caption) for caption, rows in captioned))
 
 
@@ -67,7 +67,7 @@ def pairs(values: dict[str, Any], caption: str = "") -> Any:
 
 
 def job(job: Params, run: Run) -> Any:
-    """Show a run's folder and its parameters, those at their defaults folded away."""
+    """Show a run's folder and parameters, with those at their defaults folded away."""
     print(f"run: {files.format_path(run.folder)}")
     changed, values = params.find_changed(job), job.model_dump()
     rows = [
@@ -87,11 +87,11 @@ def job(job: Params, run: Run) -> Any:
 
 
 # -------------------------------------------------------------------------------------------------
-# what became of the rows
+# rows dropped, changed and kept
 
 
 def _counts_with_examples(what: str, counts: dict[str, int], examples: dict[str, list[Row]]) -> Any:
-    """Show a table of counts, then examples of each: texts of the data, to be judged."""
+    """Show a table of counts, then examples of each from the data, for a reader to judge."""
     rows = [{what: name, "rows": count} for name, count in counts.items()]
     parts = [table_html(rows, "" if counts else what)]
     for name, count in counts.items():
@@ -102,7 +102,7 @@ def _counts_with_examples(what: str, counts: dict[str, int], examples: dict[str,
 
 
 def dropped(rows: Any, reasons: Sequence[str]) -> Any:
-    """Show how many rows were dropped for each of the named reasons, with examples."""
+    """Show how many rows were dropped for each of these reasons, with examples."""
     counts = {reason: rows.dropped[reason] for reason in reasons}
     left = rows.read - sum(rows.dropped.values())
     print(f"{sum(counts.values()):,} of {rows.read:,} rows dropped here, {left:,} left")
@@ -110,13 +110,13 @@ def dropped(rows: Any, reasons: Sequence[str]) -> Any:
 
 
 def changes(rows: Any, rules: Sequence[str]) -> Any:
-    """Show how many rows each of the named rules changed, with texts before and after."""
+    """Show how many rows each of these rules changed, with texts before and after."""
     counts = {rule: rows.changed[rule] for rule in rules}
     return _counts_with_examples("changed by", counts, rows.examples)
 
 
 def funnel_steps(prepare: dict[str, Any]) -> list[Row]:
-    """Count the rows read, and the rows left after each reason to drop some; they add up."""
+    """List the rows read, then the rows dropped for each reason and the rows left after it."""
     left = prepare["rows_read"]
     steps = [{"step": "read", "rows": left, "left": left}]
     for reason, count in prepare["dropped"].items():
@@ -126,7 +126,7 @@ def funnel_steps(prepare: dict[str, Any]) -> list[Row]:
 
 
 def funnel(prepare: dict[str, Any]) -> Any:
-    """Show the rows read, dropped by each reason and kept, and the splits they are in."""
+    """Show the rows read, dropped for each reason and kept, and the size of each split."""
     read, *drops = funnel_steps(prepare)
     splits = ", ".join(f"{prepare[side]:,} {side}" for side in ("train", "validation", "test"))
     kept = prepare["rows_kept"]
@@ -140,11 +140,11 @@ def funnel(prepare: dict[str, Any]) -> Any:
 
 
 # -------------------------------------------------------------------------------------------------
-# what an export measured
+# measurements of an export
 
 
 def parity_table(checks: dict[str, Row]) -> list[Row]:
-    """Give what parity found of each GGUF its headings; None where a run did not measure it."""
+    """Return each GGUF's parity figures under headings; None for what a run did not measure."""
     return [
         {
             "format": kind,
@@ -167,7 +167,7 @@ def _percent(share: float | None) -> str | None:
 
 
 def edge_table(rows: list[Row]) -> list[Row]:
-    """Give the rows that edge measured their headings; None where a run did not measure it."""
+    """Return the rows of `edge` under headings; None for what a run did not measure."""
     return [
         {
             "format": row["format"],
@@ -201,7 +201,7 @@ def _machine_size(row: Row) -> str | None:
 
 
 def tokens_html(tokenizer: Any, ids: list[int], labels: list[int]) -> str:
-    """Decode a row token by token: trained tokens on green, line ends shown."""
+    """Decode a row token by token, with trained tokens on green and visible line ends."""
     parts = []
     for token, label in zip(ids, labels, strict=True):
         text = html.escape(tokenizer.decode([token])).replace("\n", "⏎<br>")
@@ -213,14 +213,14 @@ def tokens_html(tokenizer: Any, ids: list[int], labels: list[int]) -> str:
 
 
 def examples(tokenizer: Any, rows: Any, count: int) -> Any:
-    """Show `count` rows of a split, evenly spread, as the model reads them."""
+    """Show `count` evenly spread rows of a split as the model reads them."""
     picked = np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int).tolist()
     note = (
         f"<p>{len(picked)} rows as the model reads them; "
         f'<span style="{TRAINED}">these tokens</span> are trained.</p>'
     )
-    shown = [tokens_html(tokenizer, rows[n]["input_ids"], rows[n]["labels"]) for n in picked]
-    return _display(note + "".join(shown))
+    parts = [tokens_html(tokenizer, rows[n]["input_ids"], rows[n]["labels"]) for n in picked]
+    return _display(note + "".join(parts))
 
 
 def answers_html(prompts: Sequence[str], columns: dict[str, list[str]]) -> str:
@@ -232,7 +232,7 @@ def answers_html(prompts: Sequence[str], columns: dict[str, list[str]]) -> str:
 
 
 def answers(prompts: Sequence[str], columns: dict[str, list[str]]) -> Any:
-    """Show the answers to prompts, a column for each model."""
+    """Show the answers to prompts, with a column for each model."""
     return _display(answers_html(prompts, columns))
 
 
@@ -241,8 +241,8 @@ def answers(prompts: Sequence[str], columns: dict[str, list[str]]) -> Any:
 
 
 def figure(drawn: Any) -> Any:
-    """Show a figure as a PNG image at the end of a cell: small, whatever the number of points."""
-    from IPython.display import Image  # as in _display
+    """Show a figure at the end of a cell as a PNG image, which stays small with many points."""
+    from IPython.display import Image  # only notebooks need it
 
     data = io.BytesIO()
     drawn.savefig(data, format="png", dpi=110)
@@ -250,11 +250,11 @@ def figure(drawn: Any) -> Any:
 
 
 def svg(figure: Any) -> str:
-    """Format a figure as inline SVG in the page's own colours; text stays text."""
-    import matplotlib  # a second, for pages that have a figure
+    """Format a figure as inline SVG in the page's own colours, with text as text."""
+    import matplotlib  # takes a second, and only pages with a figure need it
 
     text = io.StringIO()
-    # no date and fixed ids: the same records give the same page
+    # no date and fixed ids, so that the same records give the same page
     settings = {"svg.fonttype": "none", "svg.hashsalt": "ids", "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})

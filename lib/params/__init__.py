@@ -1,4 +1,4 @@
-"""Parameters of a job: one schema, strict reading, the hash in a run folder's name.
+"""The parameters of a job: schema, strict reading, and the hash in a run folder's name.
 
 python -m lib.params            # the table of parameters in params/README.md
 """

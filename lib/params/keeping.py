@@ -1,4 +1,4 @@
-"""A job's parameters as a run keeps them: a sealed params.yaml, and a hash in the folder's name."""
+"""Keep a job's parameters with its run: a sealed params.yaml, and a hash in the folder's name."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ SEAL = "# sha256 of the lines above: "
 def find_changed(
     job: Params, stages: Collection[str] = ("prepare", "train", "export")
 ) -> dict[str, Any]:
-    """The parameters of the given stages that differ from their defaults."""
+    """Return the parameters of the given stages that differ from their defaults."""
     return {
         key: value
         for key, value in job.model_dump().items()
@@ -27,10 +27,9 @@ def find_changed(
 
 
 def fingerprint(job: Params) -> str:
-    """8 hex digits over the parameters that affect data or training and differ from the defaults.
+    """Return 8 hex digits over the parameters that differ from defaults and affect the weights.
 
-    A parameter added later renames no folder, since runs without it have its default; nor does one
-    that changes no weight.
+    A parameter that is added later renames no folder, since runs without it have its default.
     """
     values = find_changed(job, ("prepare", "train"))
     text = json.dumps({k: v for k, v in values.items() if not is_free(k)}, sort_keys=True)
@@ -38,15 +37,15 @@ def fingerprint(job: Params) -> str:
 
 
 def to_yaml(job: Params) -> str:
-    """Every parameter as YAML for `load_job`, with a seal that `load_recorded` checks."""
+    """Return every parameter as YAML for `load_job`, with a seal that `load_recorded` checks."""
     text = yaml.safe_dump(job.model_dump(), sort_keys=False, allow_unicode=True)
     return f"{text}{SEAL}{_hash(text)}\n"
 
 
 def load_recorded(folder: pathlib.Path) -> Params:
-    """The parameters a run was made with, from its params.yaml.
+    """Return the parameters that a run was made with, from its params.yaml.
 
-    Raise UserError where that file was damaged or edited: it would tell of another job.
+    Raise UserError if that file was damaged or edited: it would describe another job.
     """
     path = folder / "params.yaml"
     job = load_job(path)
@@ -54,9 +53,9 @@ def load_recorded(folder: pathlib.Path) -> Params:
     text, has_seal, seal = path.read_text(encoding="utf-8").rpartition(SEAL)
     if has_seal and seal.strip() != _hash(text):
         raise UserError(
-            f"{folder.name}/params.yaml is not as the run recorded it: damaged, or changed by "
-            f"hand. Put the old values back; other parameters go into a file of your own, with "
-            f"PARAMS= and another RUN=."
+            f"{folder.name}/params.yaml is not as the run recorded it: it was damaged, or changed "
+            f"by hand. Restore the old values. For other parameters, write a params file of your "
+            f"own, and give it by PARAMS= with another RUN=."
         )
     return job
 

@@ -1,4 +1,4 @@
-"""Params files and overrides, read strictly: messages name each wrong key and what is expected."""
+"""Read params files and overrides strictly; errors name each wrong key and what is expected."""
 
 import difflib
 import json
@@ -15,16 +15,16 @@ from lib.common.redact import holds_secret
 from lib.params.schema import FIELDS, Params
 from lib.params.wording import describe_type
 
-LONGEST = 300  # characters of a wrong value that a message shows
+LONGEST = 300  # characters of a wrong value in a message
 
 
 def load_job(params_file: str | pathlib.Path, overrides: str = "") -> Params:
     """Read a params file (relative to the repository, or absolute) and apply `k=v k=v` overrides.
 
-    Raise UserError where the file or an override is wrong.
+    Raise UserError if the file or an override is wrong.
     """
     values = read_values(params_file)
-    if "base" in values:  # no parameter of ours
+    if "base" in values:  # a key of sweeps, not a parameter
         raise UserError(
             f"{params_file} is a sweep, many jobs in one file: `make sweep PARAMS={params_file}`."
         )
@@ -33,13 +33,13 @@ def load_job(params_file: str | pathlib.Path, overrides: str = "") -> Params:
 
 
 def read_values(params_file: str | pathlib.Path) -> dict[str, Any]:
-    """The keys and values of a params file as they stand, not yet checked."""
+    """Return the keys and values of a params file, not yet checked."""
     path = ROOT / params_file
     if not path.is_file():
         presets = [p for p in (ROOT / "params").glob("*.yaml") if p.name != "sweep.yaml"]
         raise UserError(
             f"params file `{params_file}` does not exist (looked in {ROOT}).\n"
-            f"At hand: {', '.join(sorted(str(p.relative_to(ROOT)) for p in presets))}. "
+            f"Available: {', '.join(sorted(str(p.relative_to(ROOT)) for p in presets))}. "
             f"Use PARAMS=params/cpu.yaml or write your own."
         )
     try:
@@ -53,13 +53,13 @@ def read_values(params_file: str | pathlib.Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise UserError(
-            f"{params_file}: expected lines of `key: value`, found {type(values).__name__}."
+            f"{params_file} is a {type(values).__name__}; expected lines of `key: value`."
         )
     return values
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
-    """`learning_rate=1e-4 max_steps=50`, as SET= has it, as a dict; values are strict YAML too."""
+    """Parse the text of SET=, such as `learning_rate=1e-4 max_steps=50`; values are strict YAML."""
     values: dict[str, Any] = {}
     try:
         words = shlex.split(text)
@@ -83,11 +83,11 @@ def _parse_override(key: str, value: str) -> Any:
     try:
         return strict_yaml.parse(value, f"SET: {key}")
     except UserError as error:
-        cut_at_a_blank = value[0] in "[{" and value[-1] not in "]}"
-        if not cut_at_a_blank:
+        cut_at_a_space = value[0] in "[{" and value[-1] not in "]}"
+        if not cut_at_a_space:
             raise
         raise UserError(
-            f"{error}; quote a value with blanks in it: SET=\"{key}='{value} ...'\""
+            f"{error}; quote a value with spaces in it: SET=\"{key}='{value} ...'\""
         ) from None
 
 
@@ -96,7 +96,7 @@ def _parse_override(key: str, value: str) -> Any:
 
 
 def check_values(values: dict[str, Any], where: str) -> Params:
-    """Validate raw values; UserError names each wrong key, its value and what is expected."""
+    """Validate raw values; raise UserError with each wrong key, its value and what is expected."""
     wrong = [problem for key, value in values.items() if (problem := _find_problem(key, value))]
     if not wrong:
         try:
@@ -110,20 +110,20 @@ def check_values(values: dict[str, Any], where: str) -> Params:
 
 
 def _find_problem(key: str, value: Any) -> str:
-    """What is wrong with a key or a secret in its value; empty where nothing is."""
+    """Say what is wrong with a key, or that its value has a secret; return "" if nothing is."""
     if key not in FIELDS:
         return f"unknown parameter `{key}`; {suggest_name(key, FIELDS)}"
     if holds_secret(value):
         return (
-            f"`{key}` holds a token or password. Parameters are kept with the run and shown in its "
-            f"report; expected {describe_type(key)}. Secrets belong into the environment alone "
-            f"(HF_TOKEN), and one that stood in a file should be revoked"
+            f"`{key}` contains a token or password; expected {describe_type(key)}. Parameters are "
+            f"kept with the run and shown in its report. Secrets belong only in the environment "
+            f"(HF_TOKEN), and one that was in a file should be revoked"
         )
     return ""
 
 
 def _describe_entry(error: pydantic.ValidationError, key: str) -> str:
-    """Which entry of a list of sources is wrong, and which of its keys; empty for other values."""
+    """Say which entry of a list of sources is wrong, and which key; return "" for other values."""
     inside = [e for e in error.errors() if e["loc"][0] == key and "Source" in e["loc"]]
     if not inside:
         return ""
@@ -134,6 +134,6 @@ def _describe_entry(error: pydantic.ValidationError, key: str) -> str:
 
 
 def suggest_name(key: Any, names: Iterable[str]) -> str:
-    """For a message about an unknown key: the name that was probably meant."""
+    """Return a hint for an unknown key: the name that was probably meant."""
     near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
     return f"did you mean `{near[0]}`?" if near else "params/README.md lists them all"

@@ -1,7 +1,7 @@
 """Every parameter of a job, with its default, its bounds and what it does.
 
-A new parameter is one line here, in its group, and one in the parameters cell of its stage's
-notebook. The order here is the order in those cells, in the table and in every params.yaml on disk.
+To add a parameter, write one line here, in its group, and one in the parameters cell of its stage's
+notebook. The order here is that of those cells, of the table and of every params.yaml on disk.
 """
 
 import functools
@@ -31,10 +31,10 @@ RULES: tuple[str, ...] = get_args(Rule)
 
 
 def _parameter(stage: str, default: Any, text: str, free: bool = False, **bounds: Any) -> Any:
-    """A field of Params: the stage it changes first, what it does, and pydantic's bounds.
+    """Return a field of Params: the first stage it affects, what it does, and pydantic's bounds.
 
-    A `free` parameter changes no weight: it does not name the run's folder, and may change from one
-    session of a run to the next.
+    A `free` parameter changes no weight: it does not affect the name of the run's folder, and may
+    change from one session of a run to the next.
     """
     note: dict[str, Any] = {"stage": stage, "free": free}
     return pydantic.Field(default, description=text, json_schema_extra=note, **bounds)
@@ -46,7 +46,7 @@ _export = functools.partial(_parameter, "export")
 
 
 class Source(pydantic.BaseModel):
-    """One entry of a `dataset` list: what is read, and how much of it."""
+    """One entry of a `dataset` list: what to read, and how much of it."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -60,8 +60,8 @@ class Source(pydantic.BaseModel):
 class Params(pydantic.BaseModel):
     """Every parameter of a job.
 
-    Defaults are the recipe of the project this pipeline grew from: Gemma 3n E4B on a T4. Parameters
-    of the stages prepare and train name the run's folder, those of export do not.
+    Defaults are the recipe of the project this pipeline grew from: Gemma 3n E4B on a T4. The name
+    of the run's folder depends on the parameters of prepare and train, but not on those of export.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -86,8 +86,8 @@ class Params(pydantic.BaseModel):
     )
     columns: dict[str, str] = _prepare(
         {},
-        "which column of the data holds which of our fields, where that is not recognised, "
-        "as in {question: ask, answer: reply}",
+        "the data's column for each of our fields, if these are not recognised, as in "
+        "{question: ask, answer: reply}",
     )
     max_rows: int = _prepare(0, "how many rows to read; 0 reads all", ge=0)
     skip_bad_lines: int = _prepare(
@@ -170,7 +170,7 @@ class Params(pydantic.BaseModel):
     lora_dropout: float = _train(0.0, "dropout on the adapter's input, as a share", ge=0, lt=1)
     use_rslora: bool = _train(False, "scale the adapter by lora_alpha / sqrt(lora_r) instead")
     use_dora: bool = _train(False, "weight-decomposed adapters (DoRA): slower, not fused")
-    bias: Literal["none"] = _train("none", "biases to train beside the adapter")
+    bias: Literal["none"] = _train("none", "biases to train besides the adapter")
     finetune_attention_modules: bool = _train(
         True, "put adapters on q, k, v and o of the language layers"
     )
@@ -185,7 +185,7 @@ class Params(pydantic.BaseModel):
         "4 x gradient_accumulation_steps rows",
     )
     gradient_accumulation_steps: int = _train(
-        4, "micro-batches in a step, shared out among the GPUs", ge=1
+        4, "micro-batches in a step, divided among the GPUs", ge=1
     )
     packing: bool = _train(
         False,
@@ -195,7 +195,7 @@ class Params(pydantic.BaseModel):
 
     # memory and speed
     torch_compile: bool = _train(
-        False, "compile the layers, on a GPU the micro-batch as one CUDA graph; needs packing"
+        False, "compile the layers, and run a micro-batch as one CUDA graph; needs packing"
     )
     gradient_checkpointing: bool = _train(
         True, "recompute activations in the backward pass: less memory, a third more arithmetic"
@@ -213,7 +213,7 @@ class Params(pydantic.BaseModel):
     )
     fsdp: Literal["auto", "full_shard", "none"] = _train(
         "auto",
-        "share the base weights out over the GPUs; `auto` does so where one is too small",
+        "shard the base weights over the GPUs; `auto` does so if one GPU is too small",
         free=True,
     )
     dataloader_num_workers: int = _train(
@@ -255,8 +255,8 @@ class Params(pydantic.BaseModel):
     )
     early_stopping_patience: int = _train(
         0,
-        "after how many held-out losses without a better one training stops and keeps the best "
-        "weights; 0 is off",
+        "stop after this many held-out losses without a better one, and keep the best weights; "
+        "0 is off",
         ge=0,
     )
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = _train(
@@ -272,7 +272,7 @@ class Params(pydantic.BaseModel):
         True, "also write the adapter alone as a GGUF for llama.cpp's --lora; not with use_dora"
     )
     safety_tokens: int = _export(
-        128, "longest answer to a prompt of the safety set, in tokens; 0 asks none of them", ge=0
+        128, "longest answer to a prompt of the safety set, in tokens; 0 skips the set", ge=0
     )
     push_to: str = _export(
         "",
@@ -289,15 +289,15 @@ FIELDS = Params.model_fields
 
 def _note(key: str) -> dict[str, Any]:
     note = FIELDS[key].json_schema_extra
-    assert isinstance(note, dict)  # as `_parameter` made it
+    assert isinstance(note, dict)  # set by `_parameter`
     return note
 
 
 def stage_of(key: str) -> str:
-    """The stage that a parameter changes first."""
+    """Return the first stage that a parameter affects."""
     return _note(key)["stage"]
 
 
 def is_free(key: str) -> bool:
-    """Whether a parameter changes no weight, and so may change while a run goes on."""
+    """Tell whether a parameter changes no weight, so that it may change during a run."""
     return _note(key)["free"]

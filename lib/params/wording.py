@@ -1,4 +1,4 @@
-"""The parameters in words: what a value must be, for error messages, and all of them as a table."""
+"""Describe parameters in words: what a value must be, for messages, and all of them as a table."""
 
 import json
 import types
@@ -14,12 +14,12 @@ SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 def describe_type(key: str) -> str:
-    """The expected form of a parameter: type, choices and bounds."""
+    """Return the expected form of a parameter: type, choices and bounds."""
     return _describe(FIELDS[key].annotation, FIELDS[key].metadata)
 
 
 def _describe(annotation: Any, bounds: list[Any]) -> str:
-    """A type in words; `bounds` are what annotated_types adds to it."""
+    """Return a type in words; `bounds` are those that annotated_types adds to it."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return _describe(inner[0], list(inner[1:]))
@@ -42,7 +42,7 @@ def _describe_list(item: Any, bounds: list[Any]) -> str:
 
 
 def _describe_items(item: Any) -> str:
-    """What a list holds, in the plural."""
+    """Return the items of a list in words, in the plural."""
     origin, inner = typing.get_origin(item), typing.get_args(item)
     if origin is Literal:
         return ", ".join(inner)
@@ -53,7 +53,7 @@ def _describe_items(item: Any) -> str:
 
 
 def _describe_entry(model: type[pydantic.BaseModel]) -> str:
-    """A mapping with fixed keys, each with its bounds."""
+    """Return a mapping with fixed keys in words, each key with its bounds."""
     keys = [
         f"{key} {_describe_bounds(field.metadata)}".strip()
         for key, field in model.model_fields.items()
@@ -76,7 +76,7 @@ def _describe_limit(limit: float) -> str:
 
 
 def markdown_table() -> str:
-    """The parameters as a Markdown table, for params/README.md."""
+    """Return the parameters as a Markdown table, for params/README.md."""
     rows = ["| parameter | default | expected | what it does |", "| --- | --- | --- | --- |"]
     for key, field in FIELDS.items():
         default = json.dumps(field.default)

@@ -1,13 +1,13 @@
-"""An executed notebook whose kernel or runner died: an error is put where it happened."""
+"""Mark the failed cell in an executed notebook whose kernel or runner died."""
 
 from typing import Any
 
 
 def mark_failed(notebook: dict[str, Any], name: str, reason: str) -> int | None:
-    """Put an error into the first code cell that did not complete; returns its number from 1.
+    """Put an error into the first code cell that did not complete; return its number from 1.
 
-    None if all cells completed. This is for ends that papermill itself does not see: a kernel or a
-    runner that died, a timeout, a signal.
+    Return None if all cells completed. This is for ends that papermill itself does not notice: a
+    kernel or a runner that died, a timeout, a signal.
     """
     import nbformat  # slow to import, and needed only when something died
 
@@ -20,10 +20,10 @@ def mark_failed(notebook: dict[str, Any], name: str, reason: str) -> int | None:
         if state["status"] in ("pending", "running") and cell["cell_type"] == "code":
             state.update(status="failed", exception=True)
             notebook["metadata"]["papermill"]["exception"] = True
-            # an error that is there already is nbclient's KeyboardInterrupt, from shutting down
+            # an existing error is nbclient's KeyboardInterrupt, from shutting down
             outputs = [o for o in cell["outputs"] if o["output_type"] != "error"]
             cell["outputs"] = [*outputs, error]
         if state["status"] == "failed":
             return number
-        state["status"] = "completed"  # text before that cell: it cannot fail
+        state["status"] = "completed"  # a text cell, which cannot fail
     return None

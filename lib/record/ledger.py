@@ -1,8 +1,8 @@
 """metrics.jsonl: the append-only ledger of training, and every headline number computed from it.
 
-One JSON object a line; `event` is session, compiled, step, eval or best. transformers' TrainOutput
-is never a source: after a resume it divides the loss of a few steps by all steps, and all samples
-by the last session's seconds.
+Each line is a JSON object; `event` is session, compiled, step, eval or best. transformers'
+TrainOutput is never used: after a resume it divides the loss of a few steps by all steps, and all
+samples by the last session's seconds.
 """
 
 import json
@@ -19,7 +19,7 @@ Entry = dict[str, Any]  # one line
 
 
 class Ledger:
-    """The open ledger of a session; every line is on disk when `write` returns."""
+    """The open ledger of a session; a line is on disk when `write` returns."""
 
     def __init__(self, path: pathlib.Path) -> None:
         _cut_torn_line(path)
@@ -36,34 +36,34 @@ class Ledger:
             raise UserError(
                 f"the ledger `{self.path.name}` cannot be written: {error.strerror}. Training "
                 f"stops, since its numbers would be lost. Free some disk space; the same command "
-                f"continues from the last checkpoint."
+                f"then continues from the last checkpoint."
             ) from None
 
     def eval_losses(self, step: int) -> dict[tuple[str, int], float]:
-        """Held-out losses by (when, step) that a session resuming at `step` builds on."""
+        """Return the held-out losses by (when, step) up to `step`, at which a session resumes."""
         evals = keep_valid(self._resumed_at(step), "eval")
         return {(entry["when"], entry["step"]): entry["eval_loss"] for entry in evals}
 
     def require_steps(self, step: int) -> None:
         """Raise UserError unless every step up to `step`, where a session resumes, has its line.
 
-        A file that was cut off at the end of a line looks whole.
+        A file that was cut off at the end of a line looks complete.
         """
         recorded = sum(entry["steps"] for entry in valid_steps(self._resumed_at(step)))
         if recorded != step:
             raise UserError(
-                f"ledger `{self.path.name}` has the numbers of {recorded} of the {step} steps "
-                f"behind the checkpoint: lines of it are lost, and no mean over the rest would be "
-                f"true. Put it back from a copy, or train again with FORCE=1."
+                f"ledger `{self.path.name}` has only {recorded} of the {step} steps up to the "
+                f"checkpoint: lines are lost, and a mean over the others would be wrong. Restore "
+                f"the file from a copy, or train again with FORCE=1."
             )
 
     def step_losses(self) -> list[float]:
-        """The loss of each step that the weights went through."""
+        """Return the loss of each step that led to the present weights."""
         entries = valid_steps(read_ledger(self.path))
         return [entry["loss"] for entry in entries for _ in range(entry["steps"])]
 
     def _resumed_at(self, step: int) -> list[Entry]:
-        """All lines, and the beginning of a session that resumes at `step`."""
+        """Return all lines, and the start of a session that resumes at `step`."""
         return [*read_ledger(self.path), {"event": "session", "start_step": step}]
 
 
@@ -72,16 +72,16 @@ class Ledger:
 
 
 def _format_line(entry: Entry) -> str:
-    """An entry as its line, which ends in a checksum of the rest.
+    """Return an entry as a line that ends in a checksum of the entry.
 
-    Without one, a flipped digit would be another loss in good JSON.
+    Without one, a flipped digit would still be valid JSON with another loss.
     """
     checksum = zlib.crc32(json.dumps(entry).encode())
     return json.dumps({**entry, "crc": f"{checksum:08x}"}, allow_nan=False) + "\n"
 
 
 def _cut_torn_line(path: pathlib.Path) -> None:
-    """Cut off a last line without a newline: its writing was interrupted, so it is no line."""
+    """Cut off a last line without a newline, whose writing was interrupted."""
     if not path.exists():
         return
     data = path.read_bytes()
@@ -90,9 +90,9 @@ def _cut_torn_line(path: pathlib.Path) -> None:
 
 
 def read_ledger(path: pathlib.Path) -> list[Entry]:
-    """All lines of a ledger, [] where there is none.
+    """Return all entries of a ledger, or [] if there is no file.
 
-    A torn last line is left out; UserError, with the line's number, on any other damage.
+    A torn last line is skipped; raise UserError with the line's number on any other damage.
     """
     if not path.exists():
         return []
@@ -104,10 +104,10 @@ def _parse_line(line: bytes, number: int, name: str) -> Entry:
     try:
         entry = json.loads(line)
         checksum = entry.pop("crc", None)  # lines of an earlier version have none
-        whole = "session" in entry and "event" in entry
-        if whole and (not checksum or _format_line(entry) == f"{line.decode()}\n"):
+        is_complete = "session" in entry and "event" in entry
+        if is_complete and (not checksum or _format_line(entry) == f"{line.decode()}\n"):
             return entry
-    except (ValueError, AttributeError, TypeError):  # no JSON, or JSON that is no object
+    except (ValueError, AttributeError, TypeError):  # not JSON, or not an object
         pass
     raise UserError(
         f"ledger `{name}`, line {number} is damaged: {line[:80]!r}. Its numbers cannot be "
@@ -120,10 +120,10 @@ def _parse_line(line: bytes, number: int, name: str) -> Entry:
 
 
 def keep_valid(entries: Iterable[Entry], event: str) -> list[Entry]:
-    """The lines of one kind that belong to the weights as they are, in order.
+    """Return the entries of one kind that led to the present weights, in order.
 
-    What a session ran past the point from which a later one resumed is left out, whichever steps
-    the later lines are of.
+    Entries of a session after the step from which a later session resumed are left out, whether or
+    not the later session repeated those steps.
     """
     valid: list[Entry] = []
     for entry in entries:
@@ -135,7 +135,7 @@ def keep_valid(entries: Iterable[Entry], event: str) -> list[Entry]:
 
 
 def valid_steps(entries: Iterable[Entry]) -> list[Entry]:
-    """The logged steps that the weights went through."""
+    """Return the logged steps that led to the present weights."""
     return keep_valid(entries, "step")
 
 
@@ -144,9 +144,9 @@ def _all_steps(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def _without_warm_up(entries: Iterable[Entry]) -> list[Entry]:
-    """The step lines but the first of each session; all of them, where that leaves none.
+    """Return the step entries without the first of each session, or all if that leaves none.
 
-    In a session's first step kernels are loaded and memory is taken for the first time.
+    A session's first step loads kernels and allocates memory for the first time.
     """
     steps = _all_steps(entries)
     sessions: set[int] = set()
@@ -159,8 +159,11 @@ def _without_warm_up(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def _on_last_machine(entries: list[Entry]) -> tuple[Entry, list[Entry], list[str]]:
-    """The last machine: its last session that trained (or began, where none did), the lines of all
-    sessions on as many cards of that kind, and the names of the other machines."""
+    """Return the last machine's session, its entries, and the names of the other machines.
+
+    The session is the last that trained, or that began if none did. The entries are those of all
+    sessions on the same number of cards of the same kind.
+    """
     starts = {entry["session"]: entry for entry in entries if entry["event"] == "session"}
     trained = {entry["session"] for entry in _all_steps(entries)}
     machines = {
@@ -182,37 +185,36 @@ def _on_last_machine(entries: list[Entry]) -> tuple[Entry, list[Entry], list[str
 
 
 def flops_utilisation(entries: Sequence[Entry]) -> float | None:
-    """Model FLOPs utilisation: what the model asks for, over what the cards could do in that time.
+    """Return model FLOPs utilisation: operations needed over those possible in the same time.
 
     (real tokens x flops_per_token + trained tokens x flops_per_trained_token)
     / (seconds x devices x peak_flops), over the steps after warm-up, each with the constants of its
-    session (lib/training/checks.py says what they count). None without a known peak.
+    session (lib/training/checks.py says what they count). Return None without a known peak.
     """
-    asked = possible = 0.0
+    needed = possible = 0.0
     sessions = {entry["session"]: entry for entry in entries if entry["event"] == "session"}
     for step in _without_warm_up(entries):
         session = sessions[step["session"]]
         read = step["tokens"] * session.get("flops_per_token", 0)
         trained = step["trained"] * session.get("flops_per_trained_token", 0)
-        asked += read + trained
+        needed += read + trained
         possible += step["seconds"] * session.get("devices", 1) * session.get("peak_flops", 0)
-    return asked / possible if possible else None
+    return needed / possible if possible else None
 
 
 def summarise(entries: list[Entry]) -> TrainResults:
-    """The `train` section of results.json.
+    """Return the `train` section of results.json.
 
-    Losses are in nats a trained token. loss_mean weighs each step once; loss_first and loss_last
-    are means over the first and last tenth (at least one logged line), as one step is noisy.
+    Losses are in nats per trained token. loss_mean weighs each step once; loss_first and loss_last
+    are means over the first and last tenth (at least one logged line), since one step is noisy.
 
-    Rates are over the steps that really ran: real tokens, not padding, and the time inside steps,
-    without the first logged line of a session. Those `_with_warm_up` count that line too, and the
-    time that compiling took. Rates and memory are of the sessions on the machine that the last step
-    ran on: a mean over a T4 and an H100 belongs to neither.
+    Rates count real tokens, not padding, and the time inside the steps that ran, without the first
+    logged line of a session. Rates `_with_warm_up` include that line and the time of compiling.
+    Rates and memory are those of sessions on the machine of the last step: a mean over a T4 and an
+    H100 would describe neither.
 
     The 95 % intervals of held-out losses are over the held-out rows. best_step is the step whose
-    weights early stopping kept, earlier_devices are the other machines; each is there only where
-    there is one.
+    weights early stopping kept, and earlier_devices are the other machines; both are optional.
     """
     ran = _all_steps(entries)
     valid = valid_steps(entries)
@@ -268,7 +270,7 @@ def _compile_seconds(entries: Iterable[Entry]) -> float:
 
 
 def _mean_loss(steps: list[Entry]) -> float | None:
-    """The mean over steps; a logged line may stand for several."""
+    """Return the mean loss over steps; a logged line may stand for several."""
     if not steps:
         return None
     return sum(entry["loss"] * entry["steps"] for entry in steps) / _sum(steps, "steps")

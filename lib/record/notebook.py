@@ -1,4 +1,4 @@
-"""What a stage's notebook calls in its first cells and its last: under `make`, and opened by hand.
+"""Open and finish a stage from its notebook, whether `make` runs it or somebody opened it by hand.
 
 job, run = notebook.begin_stage("prepare", globals())
 ...
@@ -21,10 +21,10 @@ from lib.record.run_record import Run, earlier_stages, later_stages, read_record
 
 
 def begin_stage(stage: str, namespace: dict[str, Any]) -> tuple[Params, Run]:
-    """A notebook's parameters and its open run; under `make` the runner has recorded the start.
+    """Return a notebook's parameters and open run; under `make` the runner has recorded the start.
 
-    `params_file` wins when it is set. Without it the cell's values count, and for the parameters of
-    other stages what the run's record says, so that the three notebooks together are one job.
+    `params_file` wins if it is set. Without it, the cell's values count, and the run's recorded
+    values for the parameters of other stages, so that the three notebooks together are one job.
     """
     job, folder = _read_job(namespace)
     if os.environ.get(files.FD_VARIABLE):
@@ -42,7 +42,7 @@ def begin_stage(stage: str, namespace: dict[str, Any]) -> tuple[Params, Run]:
 
 
 def _read_job(namespace: dict[str, Any]) -> tuple[Params, pathlib.Path]:
-    """The job that a notebook's variables mean, and the folder of its run."""
+    """Return the job that a notebook's variables describe, and the folder of its run."""
     params_file = namespace.get("params_file") or ""
     name = namespace.get("run_name") or ""
     if params_file:
@@ -69,14 +69,14 @@ def _require_finished(run: Run, earlier: str, stage: str) -> None:
 def finish_stage(
     run: Run, stage: str, results: dict[str, Any], artifacts: list[str], output: str
 ) -> None:
-    """Record a stage's results, its files with their hashes, and the hash of the whole.
+    """Record a stage's results, its files with their hashes, and `output`.
 
-    `output` is a hash that changes when this stage's result does; later stages that were made from
-    another one are then pending again.
+    `output` is a hash that changes when this stage's result does. Later stages that were made from
+    another result become pending again.
     """
     entry = run.stage(stage)
     if entry["status"] != "running":
-        # this kernel gave the run back: its copy of the record may be an old one by now
+        # this kernel has released the run, so its copy of the record may be out of date
         raise UserError(
             f"this attempt at {stage} is already recorded as {entry['status']}.\n"
             f"To run it again, start at the notebook's first cell."
@@ -86,27 +86,27 @@ def finish_stage(
     entry["output"] = output
     entry["inputs"] = run.outputs_before(stage)
     for later in later_stages(stage):
-        made = run.stage(later)
-        if made["status"] == "finished" and made["inputs"].get(stage) != output:
-            print(f"{later}: was made from another result of {stage}; it will run again")
-            made["status"] = "pending"
+        later_entry = run.stage(later)
+        if later_entry["status"] == "finished" and later_entry["inputs"].get(stage) != output:
+            print(f"{later} was made from another result of {stage}; it will run again")
+            later_entry["status"] = "pending"
     run.save()
-    if entry["attempts"][-1]["by"] == "notebook":  # under make the runner has the last word
+    if entry["attempts"][-1]["by"] == "notebook":  # under make, the runner closes the attempt
         run.end_attempt(stage, "finished", "ok")
         # the kernel may stay open for hours, and the next notebook needs the run
         files.unlock_folder(run.folder)
 
 
 def hash_artifact(folder: pathlib.Path, name: str) -> str:
-    """One sha256 over the paths and hashes of everything under folder/name."""
+    """Return one sha256 over the paths and hashes of everything under folder/name."""
     parts = [[file["path"], file["sha256"]] for file in files.describe_files(folder, [name])]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def glue_results(results: dict[str, Any]) -> None:
     """Put headline values into the executed notebook, where `sb.read_notebook` finds them."""
-    import scrapbook  # slow to import, and needed here alone
+    import scrapbook  # slow to import, and only needed here
 
     for key, value in results.items():
-        if isinstance(value, str | int | float):  # it cannot take None
+        if isinstance(value, str | int | float):  # scrapbook does not accept None
             scrapbook.glue(key, value)

@@ -1,4 +1,4 @@
-"""Opening a run: lock its folder, read or make its record, correct it, compare the parameters."""
+"""Open a run: lock its folder, read or create its record, correct it, compare the parameters."""
 
 import contextlib
 import json
@@ -23,16 +23,16 @@ CUT_OFF = {
 def open_run(folder: pathlib.Path, job: Params, force_from: str = "") -> Run:
     """Lock, read or create, correct and check a run folder.
 
-    A record left `running` by a process that died is corrected to `interrupted`. Parameters that
-    differ from the recorded ones are refused for stages already started, unless `force_from` names
-    a stage at or before them; changed export parameters only put export back to pending.
+    A stage left `running` by a process that died is corrected to `interrupted`. Changed parameters
+    are refused for stages that have begun, unless `force_from` names a stage at or before them.
+    Changed export parameters only make export pending again.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot create the run folder `{files.format_path(folder)}`: {error.strerror}. "
-            f"Set MEDRESCUE_RUNS to a folder you can write, or choose another name with RUN=."
+            f"Set MEDRESCUE_RUNS to a folder you can write to, or choose another name with RUN=."
         ) from None
     lock_run(folder)
     with unlock_on_error(folder):
@@ -42,7 +42,7 @@ def open_run(folder: pathlib.Path, job: Params, force_from: str = "") -> Run:
             _reconcile_parameters(run, job, force_from)
         else:
             run = _create_run(folder)
-        run.save()  # before params.yaml: a folder with a file but no record is refused
+        run.save()  # before params.yaml, since a folder with a file but no record is refused
         files.atomic_write(folder / "params.yaml", params.to_yaml(job))
         _remove_torn_files(folder)
     return run
@@ -71,11 +71,11 @@ def _create_run(folder: pathlib.Path) -> Run:
 
 
 def _remove_torn_files(folder: pathlib.Path) -> None:
-    """Remove what a process left that was killed while it wrote: only we write here now."""
+    """Remove files that a killed process left half written; the lock keeps other writers out."""
     for torn in folder.glob(".*.tmp"):
         if torn.is_file():
             torn.unlink()
-    # left in gguf/, they would be taken for part of the result
+    # files left in gguf/ would be recorded as part of the result
     for torn in (folder / "gguf").glob(".*"):
         if torn.is_dir():
             shutil.rmtree(torn)
@@ -84,7 +84,7 @@ def _remove_torn_files(folder: pathlib.Path) -> None:
 
 
 def _correct_cut_off(run: Run) -> None:
-    """Close attempts whose process is gone: we hold the lock, so no stage can be `running`."""
+    """Close attempts whose process is gone: since we hold the lock, none can be running."""
     for stage in STAGES:
         if run.stage(stage)["status"] != "running":
             continue
@@ -93,7 +93,7 @@ def _correct_cut_off(run: Run) -> None:
         path = run.folder / f"{stage}.ipynb"
         cell = None
         if by != "notebook" and path.exists():
-            # a damaged notebook stays as it is: then the record alone tells what happened
+            # a damaged notebook stays as it is, and only the record tells what happened
             with contextlib.suppress(UserError, KeyError, TypeError):
                 notebook = files.read_json(path, "executed notebook")
                 cell = mark_failed(notebook, "Interrupted", reason)
@@ -103,21 +103,21 @@ def _correct_cut_off(run: Run) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# parameters that changed since
+# changed parameters
 
 
 def _reconcile_parameters(run: Run, job: Params, force_from: str) -> None:
-    """Refuse changed parameters of stages that have begun; put back to pending what export made."""
+    """Refuse changed parameters of stages that have begun; make a finished export pending again."""
     if not (run.folder / "params.yaml").exists():
         return
     try:
         recorded = params.load_recorded(run.folder).model_dump()
     except UserError as error:
-        if force_from == "prepare":  # all is made anew
+        if force_from == "prepare":  # every stage starts over
             return
         raise UserError(
             f"The recorded parameters of run `{run.folder.name}` are not readable:\n{error}\n"
-            f"Choose another name with RUN=, or start it over with `make run FORCE=1`."
+            f"Choose another name with RUN=, or start the run over with `make run FORCE=1`."
         ) from None
     changed = {
         key: (recorded[key], value)
@@ -129,7 +129,7 @@ def _reconcile_parameters(run: Run, job: Params, force_from: str) -> None:
         stage = params.stage_of(key)
         for affected in (stage, *later_stages(stage)):
             entry = run.stage(affected)
-            entry["started_from"] = None  # nothing made under the old value may be continued
+            entry["started_from"] = None  # work under the old value must not be continued
             if entry["status"] == "finished":
                 print(f"{affected}: `{key}` changed from {old!r} to {new!r}; it will run again")
                 entry["status"] = "pending"
@@ -152,6 +152,6 @@ def _refuse_changes(run: Run, changed: dict[str, tuple[Any, Any]], force_from: s
     raise UserError(
         f"run `{run.folder.name}` was made with other parameters:\n"
         + "\n".join(lines)
-        + f"\nChoose another name with RUN= (run_name in a notebook), or start it over with "
+        + f"\nChoose another name with RUN= (run_name in a notebook), or start the run over with "
         f"`make {first} FORCE=1` and the same PARAMS and RUN."
     )

@@ -1,4 +1,4 @@
-"""A run's folder: where it lies, how it is named, and the lock on it."""
+"""Locate, name and lock a run's folder."""
 
 import contextlib
 import os
@@ -15,24 +15,24 @@ from lib.common.machine import is_alive
 from lib.params import Params
 from lib.record.run_record import read_record
 
-# a kernel whose runner was killed looks for it once a second, then ends; a long call into C delays
-# that
+# a kernel checks once a second whether its runner is alive, and ends if not; a long call into C
+# delays that
 ORPHAN_SECONDS = 10
 
 
 def runs_folder() -> pathlib.Path:
-    """The folder that holds the runs: MEDRESCUE_RUNS, or runs/ of the checkout."""
+    """Return the folder of all runs: MEDRESCUE_RUNS, or runs/ of the checkout."""
     return (ROOT / (os.environ.get("MEDRESCUE_RUNS") or "runs")).resolve()
 
 
 def list_names() -> str:
-    """The names of the runs there are, for a message."""
+    """Return the names of all runs, for a message."""
     names = sorted(path.parent.name for path in runs_folder().glob("*/run.json"))
     return ", ".join(names) or "none"
 
 
 def choose_folder(job: Params, params_file: str, name: str = "") -> pathlib.Path:
-    """runs/<name>, or runs/<stem of the params file>-<fingerprint>.
+    """Return runs/<name>, or runs/<stem of the params file>-<fingerprint>.
 
     Raise UserError on a bad name.
     """
@@ -42,14 +42,14 @@ def choose_folder(job: Params, params_file: str, name: str = "") -> pathlib.Path
         name = f"{plain}-{params.fingerprint(job)}"
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
         raise UserError(
-            f"RUN=`{name}` cannot name a run; expected letters, digits, `.`, `_`, `-`, starting "
-            f"with a letter, digit or `_`, at most 100, no path. The run is then runs/<name>."
+            f"RUN=`{name}` cannot name a run; expected at most 100 letters, digits, `.`, `_` and "
+            f"`-`, starting with a letter, digit or `_`, and no path. The run is then runs/<name>."
         )
     return runs_folder() / name
 
 
 def lock_run(folder: pathlib.Path) -> int:
-    """Lock a run, as files.lock_folder does; UserError says who holds it.
+    """Lock a run with files.lock_folder; raise UserError with the holder if it is in use.
 
     The kernel of a killed runner is given time to end.
     """
@@ -66,7 +66,7 @@ def lock_run(folder: pathlib.Path) -> int:
 
 
 def _describe_holder(folder: pathlib.Path) -> tuple[str, bool]:
-    """Who holds a locked run, by its record, and whether that is a killed runner's kernel."""
+    """Return who holds a locked run, and whether that is a killed runner's kernel."""
     try:
         stages = read_record(folder / "run.json")["stages"]
         stage, entry = next((s, e) for s, e in stages.items() if e["status"] == "running")
@@ -77,12 +77,12 @@ def _describe_holder(folder: pathlib.Path) -> tuple[str, bool]:
     if last["host"] != socket.gethostname() or is_alive(last["pid"]):
         return holder, False
     kernel = f"process {last['kernel']}" if "kernel" in last else "its kernel"
-    return f"{holder}: that process is gone, but {kernel}, which it had started, still runs", True
+    return f"{holder}: that process is gone, but {kernel}, which it started, still runs", True
 
 
 @contextlib.contextmanager
 def unlock_on_error(folder: pathlib.Path) -> Iterator[None]:
-    """Give the lock back when the block does not end well."""
+    """Release the lock if the block raises an error."""
     try:
         yield
     except BaseException:

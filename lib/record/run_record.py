@@ -1,6 +1,6 @@
-"""run.json and results.json of a run, which cannot claim what did not happen.
+"""Write run.json and results.json of a run, so that they never claim what did not happen.
 
-`Run` is an open run: whoever has one holds the lock on its folder (lib/record/run_folder.py).
+`Run` is an open run, whose owner holds the lock on its folder (lib/record/run_folder.py).
 """
 
 import datetime
@@ -18,14 +18,14 @@ from lib.common.redact import redacted
 from lib.record.schema import Attempt, RunRecord, Stage, StageEntry, Status
 
 STAGES: tuple[Stage, ...] = ("prepare", "train", "export")
-EXAM_SECTIONS = ("exam", "exams", "safety")  # of results.json, written by lib/exam/take.py
-# folders that `make prune` may free, and the stage that makes each again
+EXAM_SECTIONS = ("exam", "exams", "safety")  # sections of results.json from lib/exam/take.py
+# folders that `make prune` may remove, and the stage that makes each again
 FREED = {"checkpoints": "train", "merged": "export"}
-PATCH_BYTES = 2**20  # a larger difference from the commit is not kept
+PATCH_BYTES = 2**20  # a larger patch of uncommitted changes is not kept
 
 
 def timestamp() -> str:
-    """The time as records have it: UTC, to the second."""
+    """Return the time in the form of the records: UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
@@ -38,7 +38,7 @@ def later_stages(stage: str) -> tuple[Stage, ...]:
 
 
 class Run:
-    """An open, locked run folder. `data` is what run.json holds; `save` writes it."""
+    """An open, locked run folder. `data` is the content of run.json; `save` writes it."""
 
     def __init__(self, folder: pathlib.Path, data: RunRecord) -> None:
         self.folder = folder
@@ -53,10 +53,10 @@ class Run:
     def begin_attempt(
         self, stage: str, by: Literal["make", "notebook"], force: bool = False
     ) -> None:
-        """Record that an attempt at a stage has started, in this process.
+        """Record that an attempt at a stage has started in this process.
 
-        What an earlier attempt left is set aside where it must not be continued: with `force`, and
-        when the earlier stages have another result since.
+        Files of an earlier attempt are set aside if they must not be continued: with `force`, or if
+        the earlier stages have another result by now.
         """
         entry = self.stage(stage)
         before = self.outputs_before(stage)
@@ -75,14 +75,14 @@ class Run:
         self.save()
 
     def outputs_before(self, stage: str) -> dict[str, str | None]:
-        """The results that a stage builds on: `output` of each earlier one."""
+        """Return `output` of each earlier stage, on which a stage builds."""
         return {earlier: self.stage(earlier).get("output") for earlier in earlier_stages(stage)}
 
     def _set_aside(self, stage: str) -> None:
-        """Take what an earlier attempt left out of the way, so that nothing of it is continued."""
+        """Remove or rename what an earlier attempt left, so that it is not continued."""
         self.write_results(stage, None)
         if stage != "prepare":
-            # exam.json stays: it knows of each result which files it is of
+            # exam.json stays, since it has the hashes of the files behind each result
             for section in EXAM_SECTIONS:
                 self.write_results(section, None)
         if stage == "train":
@@ -93,7 +93,7 @@ class Run:
                 os.replace(ledger, self.folder / f"metrics.attempt{number}.jsonl")
 
     def _describe_attempt(self, by: Literal["make", "notebook"]) -> Attempt:
-        """An attempt that begins now; uncommitted changes are kept beside it as a patch."""
+        """Return an attempt that begins now; uncommitted changes are kept as a patch file."""
         commit, dirty = describe_checkout()
         attempt: Attempt = {
             "by": by,
@@ -115,7 +115,7 @@ class Run:
         return attempt
 
     def end_attempt(self, stage: str, status: Status, reason: str, cell: int | None = None) -> None:
-        """Close the open attempt: how it ended, why, and in which cell of the executed notebook."""
+        """Close the open attempt with its status, the reason, and the notebook's last cell."""
         self.stage(stage)["status"] = status
         attempt = self.stage(stage)["attempts"][-1]
         attempt["end"] = timestamp()
@@ -124,7 +124,7 @@ class Run:
         self.save()
 
     def seconds_since_start(self, stage: str) -> float:
-        """Seconds since the last attempt at a stage began."""
+        """Return the seconds since the last attempt at a stage began."""
         start = datetime.datetime.fromisoformat(self.stage(stage)["attempts"][-1]["start"])
         return (datetime.datetime.now(datetime.UTC) - start).total_seconds()
 
@@ -139,7 +139,7 @@ class Run:
         files.write_json(path, written, sealed=True)
 
     def check_finished(self, stage: str) -> tuple[bool, str]:
-        """Whether a stage needs no work; and if it was finished but needs some, why."""
+        """Tell whether a stage is finished with intact files; if files are damaged, also how."""
         if self.stage(stage)["status"] != "finished":
             return False, ""
         trouble = files.find_damage(self.folder, self.stage(stage)["artifacts"])
@@ -147,7 +147,7 @@ class Run:
 
 
 def when_pruned(record: RunRecord, part: str) -> str:
-    """When `make prune` freed a part of a run; empty if it did not, or the part was made again."""
+    """Return when `make prune` removed a part of a run; "" if it exists or was made again."""
     times = [
         freed["at"]
         for freed in record.get("pruned", [])
@@ -157,7 +157,7 @@ def when_pruned(record: RunRecord, part: str) -> str:
 
 
 def read_record(path: pathlib.Path) -> RunRecord:
-    """Read a run.json; raise UserError unless it is whole."""
+    """Read a run.json; raise UserError unless it is complete."""
     way_out = (
         f"Move `{files.format_path(path.parent)}` away, or choose another name with RUN=; "
         f"nothing in it was changed."
@@ -166,7 +166,7 @@ def read_record(path: pathlib.Path) -> RunRecord:
         record = files.read_json(path, "run record")
     except UserError as error:
         raise UserError(f"{error}\n{way_out}") from None
-    if not _is_whole(record):
+    if not _is_complete(record):
         raise UserError(
             f"run record `{files.format_path(path)}` is not complete: it lacks stages, or parts of "
             f"them.\n{way_out}"
@@ -174,8 +174,8 @@ def read_record(path: pathlib.Path) -> RunRecord:
     return record
 
 
-def _is_whole(record: Any) -> bool:
-    """Whether a record has everything that is read without asking."""
+def _is_complete(record: Any) -> bool:
+    """Tell whether a record has everything that other code takes for granted."""
     kinds = {"status": str, "attempts": list, "artifacts": list, "inputs": dict}
     try:
         entries = [record["stages"][stage] for stage in STAGES]

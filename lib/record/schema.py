@@ -1,6 +1,6 @@
-"""The shapes of run.json and results.json, the two files in which a run writes down what happened.
+"""The schemas of run.json and results.json, in which a run records what happened.
 
-A key marked NotRequired is absent where there is nothing to tell, and in records of versions that
+A key marked NotRequired is absent if there is nothing to record, and in records of versions that
 did not have it yet.
 """
 
@@ -17,37 +17,37 @@ Status = Literal["pending", "running", "finished", "failed", "interrupted"]
 
 
 class Attempt(TypedDict):
-    """One try at a stage, by the runner (`make`) or by a notebook opened by hand (`notebook`)."""
+    """One attempt at a stage, by the runner (`make`) or a notebook opened by hand (`notebook`)."""
 
     by: Literal["make", "notebook"]
     start: str  # times are ISO 8601, in UTC
     end: str | None
-    exit: str | None  # `ok`, or why it did not end well
-    cell: int | None  # of the executed notebook, from 1: where it ended
+    exit: str | None  # `ok`, or why it failed
+    cell: int | None  # the cell of the executed notebook in which it ended, from 1
     pid: int
     host: str
-    commit: str | None  # of the checkout; None outside one
+    commit: str | None  # of the checkout; None outside a checkout
     dirty: bool | None  # whether tracked files differed from the commit
-    patch: NotRequired[str]  # the file in the run's folder that holds that difference
+    patch: NotRequired[str]  # the file in the run's folder with that difference
     kernel: NotRequired[int]  # the notebook kernel's process id
 
 
 class StageEntry(TypedDict):
-    """A stage as run.json tells of it."""
+    """A stage in run.json."""
 
     status: Status
     attempts: list[Attempt]
     artifacts: list[Artifact]
-    inputs: dict[str, str | None]  # `output` of the earlier stages that the result was made from
+    inputs: dict[str, str | None]  # `output` of the earlier stages from which the result was made
     output: NotRequired[str]  # a hash that changes when the stage's result does
-    # `output` of the earlier stages when the last attempt began; None when nothing of that attempt
-    # may be continued
+    # `output` of the earlier stages when the last attempt began; None if that attempt must not be
+    # continued
     started_from: NotRequired[dict[str, str | None] | None]
     notebook: NotRequired[str]  # sha256 of the executed notebook, once finished
 
 
 class Fingerprints(TypedDict, total=False):
-    """Hashes of what went into the run."""
+    """Hashes of the inputs of the run."""
 
     dataset: str  # the data and the exam, as they were read
     data: str  # the prepared rows
@@ -61,11 +61,11 @@ class Pruned(TypedDict):
     path: str
     bytes: int
     at: str
-    again: NotRequired[str]  # when its stage was begun again
+    again: NotRequired[str]  # when its stage began again
 
 
 class RunRecord(TypedDict):
-    """run.json."""
+    """The content of run.json."""
 
     run: str
     created: str
@@ -77,11 +77,11 @@ class RunRecord(TypedDict):
 
 
 # --------------------------------------------------------------------------------------------------
-# results.json: a section a stage, and the exams
+# results.json: a section for each stage, and the exams
 
 
 class PrepareResults(TypedDict):
-    """What became of the rows."""
+    """How many rows were read, dropped, changed and kept."""
 
     rows_read: int
     rows_kept: int
@@ -98,13 +98,13 @@ class PrepareResults(TypedDict):
 
 
 class TrainResults(TypedDict):
-    """The ledger in numbers: lib/record/ledger.py says over which steps. None: not measured."""
+    """Numbers from the ledger; ledger.summarise says over which steps. None: not measured."""
 
     steps: int
     epochs: float
     sessions: int
     steps_repeated: int
-    loss_first: float | None  # losses are in nats a trained token
+    loss_first: float | None  # losses are in nats per trained token
     loss_last: float | None
     loss_mean: float | None
     eval_loss_before: float | None
@@ -130,7 +130,7 @@ class TrainResults(TypedDict):
 
 
 class ExamPair(TypedDict):
-    """A tuned model beside its base in one multiple-choice exam."""
+    """A tuned model compared with its base in one multiple-choice exam."""
 
     items: int
     base_correct: int
@@ -143,19 +143,19 @@ class ExamPair(TypedDict):
 
 
 # The exam's name (`exam`), the keys of ExamPair for the merged model, perplexities, and an ExamPair
-# of each GGUF under its type (`q8_0`). A TypedDict takes no keys known only at run time.
+# for each GGUF under its type (`q8_0`). A TypedDict cannot have keys known only at run time.
 ExamResults = dict[str, Any]
 
 
 class Count(TypedDict):
-    """`count` things of `of` have it."""
+    """How many (`count`) of how many (`of`)."""
 
     count: int
     of: int
 
 
 class SafetyResults(TypedDict):
-    """One model's answers to the safety set; gained and lost prompts are beside the base."""
+    """One model's answers to the safety set; prompts gained and lost are relative to the base."""
 
     names_call: Count
     no_harm: Count
@@ -174,14 +174,14 @@ class ExportResults(TypedDict):
     artifacts: list[Artifact]
     parity: dict[str, dict[str, Any]]  # by GGUF type, from lib/export/parity.py
     edge: list[dict[str, Any]]  # from lib/export/edge.py
-    lora: dict[str, Any]  # of the adapter's own GGUF; empty where none was written
-    turns: dict[str, int]  # conversations held against the chat template, by server
+    lora: dict[str, Any]  # about the adapter's own GGUF; empty if none was written
+    turns: dict[str, int]  # conversations compared with the chat template, by server
     seconds: float
     pushed: NotRequired[list[dict[str, Any]]]  # from lib/export/push.py
 
 
 class Results(TypedDict, total=False):
-    """results.json: each section is there once its stage has finished, or its exam was taken."""
+    """The content of results.json: a section for each finished stage and each exam taken."""
 
     prepare: PrepareResults
     train: TrainResults

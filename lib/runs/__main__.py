@@ -1,4 +1,4 @@
-"""python -m lib.runs: a job (lib/runs/run_job.py), or the runs there are (lib/runs/manage.py)."""
+"""python -m lib.runs: run a job (lib/runs/run_job.py) or manage runs (lib/runs/manage.py)."""
 
 import sys
 
@@ -7,8 +7,7 @@ from lib.common.redact import redacted_terminal
 COMMAND = sys.argv[1] if sys.argv[1:] else ""
 
 with redacted_terminal():
-    # each imports what the other does not need: a job starts without matplotlib, a list without
-    # papermill
+    # imported here, so that a job starts without matplotlib, and a list without papermill
     if COMMAND in ("list", "prune", "compare", "rerun"):
         from lib.runs.manage import main
     else:

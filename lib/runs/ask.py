@@ -1,4 +1,4 @@
-"""One question to the first GGUF of a finished run, in llama.cpp, with its Modelfile's system text.
+"""Ask the first GGUF of a finished run a question in llama.cpp, with its Modelfile's system text.
 
 make ask RUN=name Q="My hand is burnt. What do I do first?"
 """
@@ -23,13 +23,13 @@ MODELFILE = "gguf/Modelfile"
 
 
 def answer_question(folder: pathlib.Path, question: str, write: Callable[[str], None]) -> None:
-    """Write the answer to `write` as it comes, then the disclaimer.
+    """Pass the answer to `write` as it is generated, then the disclaimer.
 
-    UserError without a question, a run, or a verified GGUF.
+    Raise UserError without a question, a run, or a verified GGUF.
     """
     if not question.strip():
         raise UserError(
-            "There is no question. Expected one in Q=, for example "
+            "The question is empty. Give one with Q=, for example "
             'make ask RUN=name Q="My hand is burnt. What do I do first?"'
         )
     job, gguf = find_gguf(folder)
@@ -44,14 +44,14 @@ def answer_question(folder: pathlib.Path, question: str, write: Callable[[str], 
     with llama.load_gguf(gguf, n_ctx=context) as engine:
         ended = engine.stream_chat(messages, write, longest)
     if ended == "length":
-        write(f"\n[cut after {longest} tokens: it did not end by itself]")
+        write(f"\n[cut after {longest} tokens: the answer did not end by itself]")
     write(f"\n\n{DISCLAIMER}\n")
 
 
 def find_gguf(folder: pathlib.Path) -> tuple[Params, pathlib.Path]:
-    """A run's parameters and its first GGUF, as the finished export recorded it.
+    """Return a run's parameters and its first GGUF, as the finished export recorded it.
 
-    Raise UserError where there is none.
+    Raise UserError if there is none.
     """
     if not (folder / "run.json").is_file():
         raise UserError(
@@ -75,6 +75,7 @@ def find_gguf(folder: pathlib.Path) -> tuple[Params, pathlib.Path]:
         )
     if trouble := files.find_damage(folder, [*ggufs, *modelfiles]):
         raise UserError(
-            f"{trouble} in run `{folder.name}`, so it is not what was verified. {way_out}"
+            f"{trouble} in run `{folder.name}`, so the file is not the one that was verified. "
+            f"{way_out}"
         )
     return job, folder / ggufs[0]["path"]

@@ -1,9 +1,9 @@
-"""A Colab session made ready for a notebook: runs on Drive, the token, the requirements.
+"""Prepare a Colab session for a notebook: runs on Drive, the token, the requirements.
 
     from lib.runs import colab
     colab.prepare_session()     # the first cell of each notebook calls it, after its clone
 
-Standard library only: it runs before anything of requirements.txt is installed.
+It uses the standard library only, since it runs before requirements.txt is installed.
 """
 
 import os
@@ -14,11 +14,11 @@ from lib.common.errors import ROOT
 
 
 def prepare_session() -> None:
-    """Keep the runs on Drive, take HF_TOKEN from Colab's secrets, install what the pipeline needs.
+    """Keep runs on Drive, take HF_TOKEN from Colab's secrets, and install the requirements.
 
     Raise CalledProcessError if the installation fails.
     """
-    from google.colab import drive, userdata  # exists in Colab alone
+    from google.colab import drive, userdata  # exists only in Colab
 
     drive.mount("/content/drive")
     # a session's own disk is gone when the session ends
@@ -26,8 +26,8 @@ def prepare_session() -> None:
     try:
         os.environ["HF_TOKEN"] = userdata.get("HF_TOKEN")
     except (userdata.SecretNotFoundError, userdata.NotebookAccessError):
-        print("There is no HF_TOKEN among the Colab secrets: only public models and data.")
-    # each time: pip is quick when all is there, and completes an installation that was cut off
+        print("The Colab secrets have no HF_TOKEN: only public models and data can be loaded.")
+    # every time: pip is quick if nothing is missing, and completes an interrupted installation
     pip = [sys.executable, "-m", "pip", "install", "-q", "-r"]
     subprocess.run([*pip, f"{ROOT}/requirements.txt"], check=True)
     os.chdir(ROOT)

@@ -1,8 +1,8 @@
-"""Runs beside each other: compare.html in the runs folder, and a table for the terminal.
+"""Compare runs: compare.html in the runs folder, and tables for the terminal.
 
     make compare RUNS="a b c" METRIC=eval_loss_after
 
-Without RUNS all runs there are. The others are tested against the first named.
+Without RUNS, all runs are compared. Statistical tests compare each run with the first one named.
 """
 
 import pathlib
@@ -21,9 +21,9 @@ from lib.runs.comparisons import (
 )
 from lib.runs.metrics import METRICS, Records, find_best, tabulate_metrics
 
-# columns that the page has and the terminal has no room for
+# columns of the page for which the terminal has no room
 SECONDARY = ("tokens/s", "seconds in steps", "training loss at the end")
-MOST_CURVES = 8  # in one figure that an eye can tell apart
+MOST_CURVES = 8  # that can be told apart in one figure
 LONGEST = 40  # characters of a parameter's value in the terminal
 RANDOM_BASE = "the base's weights are random"  # how the warning about such a run begins
 
@@ -31,9 +31,9 @@ RANDOM_BASE = "the base's weights are random"  # how the warning about such a ru
 def compare_runs(
     folders: list[pathlib.Path], metric: str = "eval_loss_after"
 ) -> tuple[str, pathlib.Path]:
-    """Compare runs: the text for a terminal, and the path of the page.
+    """Compare runs; return the text for a terminal, and the path of the page.
 
-    UserError without two readable runs.
+    Raise UserError without two readable runs.
     """
     if metric not in METRICS:
         raise UserError(f"METRIC={metric} is not known; expected one of {', '.join(METRICS)}.")
@@ -68,7 +68,7 @@ def compare_runs(
 
 
 def _gather(folders: list[pathlib.Path]) -> tuple[list[Records], list[str]]:
-    """The records of the readable runs, each with a name of its own; notes on the others."""
+    """Return the records of the readable runs, with unique names, and notes on the others."""
     runs, left_out = [], []
     for folder in folders:
         try:
@@ -104,7 +104,7 @@ def _note_groups(groups: list[list[str]]) -> list[str]:
 
 
 def _note_faults(runs: list[Records], warnings: dict[str, list[str]]) -> list[str]:
-    """What makes a run's numbers doubtful, or another thing than the numbers of the others."""
+    """List what makes a run's numbers doubtful, or not comparable with those of the others."""
     mismatches = [text for run in runs for text in find_mismatches(run)]
     damage = [f"{run['name']}: {text}" for run in runs for text in run["damage"]]
     random = [
@@ -124,7 +124,7 @@ def _describe_best(best: list[tuple[str, str]], metric: str) -> list[str]:
 
 
 def _write_page(runs: list[Records], winners: set[str], **values: Any) -> pathlib.Path:
-    """Write compare.html with the curves of the runs that trained, the winners' first."""
+    """Write compare.html with the curves of the runs that trained, the winners first."""
     top = run_folder.runs_folder()
     top.mkdir(parents=True, exist_ok=True)
     trained = [run for run in runs if ledger.valid_steps(run["entries"])]
@@ -151,7 +151,7 @@ def _write_page(runs: list[Records], winners: set[str], **values: Any) -> pathli
 
 
 def _link_report(folder: pathlib.Path, top: pathlib.Path) -> str:
-    """Where the report of a run is, seen from the page; empty where it has none."""
+    """Return the link from the page to a run's report, or "" if it has none."""
     path = folder / "report.html"
     if not path.is_file():
         return ""
@@ -159,7 +159,7 @@ def _link_report(folder: pathlib.Path, top: pathlib.Path) -> str:
 
 
 def _shorten_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows for the terminal: without secondary columns, `-` for what is not measured."""
+    """Return the rows for the terminal: without secondary columns, and `-` for missing values."""
     return [
         {key: "-" if value is None else value for key, value in row.items() if key not in SECONDARY}
         for row in rows

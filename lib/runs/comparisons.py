@@ -1,4 +1,4 @@
-"""Which runs may be compared, where they differ, and tests of each beside the first."""
+"""Find which runs may be compared and where they differ, and test each against the first."""
 
 import functools
 import pathlib
@@ -16,7 +16,7 @@ from lib.runs.metrics import Records
 
 
 def differing_parameters(runs: list[Records]) -> list[dict[str, str]]:
-    """A row for each parameter that is not the same in all runs."""
+    """Return a row for each parameter that differs between runs."""
     rows = []
     jobs = {run["name"]: run["job"].model_dump() for run in runs}
     for key in next(iter(jobs.values())):
@@ -27,11 +27,11 @@ def differing_parameters(runs: list[Records]) -> list[dict[str, str]]:
 
 
 def find_mismatches(run: Records) -> list[str]:
-    """Where the values glued into an executed notebook are not those of results.json.
+    """List the values glued into an executed notebook that differ from those in results.json.
 
     One of the two was then changed by hand.
     """
-    import scrapbook  # slow to import, and needed here alone
+    import scrapbook  # slow to import, and only needed here
 
     mismatches = []
     for stage in STAGES:
@@ -47,7 +47,7 @@ def find_mismatches(run: Records) -> list[str]:
         section = run["results"].get(stage, {})
         mismatches += [
             f"{run['name']}: {stage}.ipynb says {key} = {value!r}, "
-            f"results.json {section[key]!r}: one of the two was changed"
+            f"but results.json {section[key]!r}: one of the two was changed"
             for key, value in glued.items()
             if key in section and section[key] != value
         ]
@@ -59,7 +59,7 @@ def find_mismatches(run: Records) -> list[str]:
 
 
 def group_by_held_out(runs: list[Records]) -> list[list[str]]:
-    """Names of the runs, those with the same held-out rows together."""
+    """Return the names of the runs in groups with the same held-out rows."""
     groups: list[list[Records]] = []
     for run in runs:
         group = next((group for group in groups if hold_out_the_same(group[0], run)), None)
@@ -70,19 +70,19 @@ def group_by_held_out(runs: list[Records]) -> list[list[str]]:
     return [[run["name"] for run in group] for group in groups]
 
 
-def hold_out_the_same(one: Records, other: Records) -> bool:
-    """Whether two runs hold out the same tokens.
+def hold_out_the_same(first: Records, other: Records) -> bool:
+    """Tell whether two runs hold out the same tokens.
 
-    By the fingerprint of all their prepared rows, else by the held-out rows themselves.
+    If the fingerprints of all their prepared rows differ, the held-out rows are compared.
     """
-    fingerprint = one["run"]["fingerprints"].get("data")
+    fingerprint = first["run"]["fingerprints"].get("data")
     if fingerprint and fingerprint == other["run"]["fingerprints"].get("data"):
         return True
-    hashes = _hash_held_out(one["folder"])
+    hashes = _hash_held_out(first["folder"])
     return None not in hashes and hashes == _hash_held_out(other["folder"])
 
 
-@functools.cache  # every pair of runs asks
+@functools.cache  # needed for every pair of runs
 def _hash_held_out(folder: pathlib.Path) -> list[str | None]:
     return [splits.hash_split(folder / "data", split) for split in ("validation", "test")]
 
@@ -92,10 +92,10 @@ def _hash_held_out(folder: pathlib.Path) -> list[str | None]:
 
 
 def compare_with_first(runs: list[Records]) -> list[dict[str, Any]]:
-    """Each later run's tuned model beside the first's, item by item.
+    """Compare each later run's tuned model with that of the first run, item by item.
 
-    A row for each exam, and one for the held-out answers; Holm's p is over all rows. Only where
-    both were asked the very same items, or hold out the very same rows.
+    There is a row for each exam with the same items in both runs, and one for the held-out answers
+    if both hold out the same rows. Holm's correction of p is over all rows.
     """
     rows = []
     for other in runs[1:]:
@@ -118,7 +118,7 @@ def compare_with_first(runs: list[Records]) -> list[dict[str, Any]]:
 def _pair_models(
     first: Records, other: Records, exam: str
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The tuned models of two runs in an exam; None unless they were asked the same items."""
+    """Return two runs' tuned models in an exam, or None unless they were asked the same items."""
     before, after = first["exams"].get(exam, {}), other["exams"][exam]
     names = tuned_model(before), tuned_model(after)
     if names[0] is None or names[1] is None or before.get("sha256") != after.get("sha256"):
@@ -127,7 +127,7 @@ def _pair_models(
 
 
 def _compare_answers(exam: str, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """The change in right answers, with its interval and McNemar's p."""
+    """Return the change in right answers, with its interval and McNemar's p."""
     old, new = _list_right(exam, before), _list_right(exam, after)
     low, high = stats.mean_interval([int(b) - int(a) for a, b in zip(old, new, strict=True)])
     share = (sum(new) - sum(old)) / len(old)
@@ -158,7 +158,7 @@ def _compare_perplexity(before: dict[str, Any], after: dict[str, Any]) -> dict[s
 
 
 def _add_holm(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Round each p, and put Holm's beside it; `-` in rows that are not tested."""
+    """Round each p and add Holm's corrected p; rows without a test get `-`."""
     tested = [row for row in rows if row["p"] is not None]
     corrected = stats.holm([row["p"] for row in tested])
     for row, holm in zip(tested, corrected, strict=True):

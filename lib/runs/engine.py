@@ -1,7 +1,7 @@
-"""One notebook executed by papermill, made truthful: what ends it is an error in its cell.
+"""Execute a notebook with papermill, and show whatever ended it as an error in its cell.
 
-papermill itself marks a cell whose kernel died, timed out or was interrupted, and every cell after
-it, as completed.
+If a kernel dies, times out or is interrupted, papermill itself marks that cell and all later ones
+as completed.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ from lib.common.redact import redacted, redacted_json
 from lib.record import executed
 from lib.runs.stopper import Stopper
 
-BANNERS = 2  # cells that papermill puts into a failed notebook, before the cell that failed
+BANNERS = 2  # cells that papermill inserts into a failed notebook before the cell that failed
 
 
 class StageFailed(Exception):
     """A notebook did not reach its end; the text is for the terminal.
 
-    `cell` is its number from 1 in the executed copy. `interrupted` tells a run that was stopped
-    from one that failed.
+    `cell` is the number of its last cell, from 1, in the executed copy. `interrupted` is true for a
+    run that was stopped, and false for one that failed.
     """
 
     def __init__(self, reason: str, cell: int | None, stopper: Stopper) -> None:
@@ -46,14 +46,14 @@ class StageFailed(Exception):
 
 @dataclasses.dataclass
 class Execution:
-    """What the engine needs to know of one notebook."""
+    """What the engine needs to know about one notebook."""
 
     source: pathlib.Path
     target: pathlib.Path
     run_fd: int  # the descriptor that holds the run's lock, handed to the kernel
     stopper: Stopper
-    timeout: int | None  # seconds a cell
-    oom_kills: int  # that the system had counted before
+    timeout: int | None  # seconds per cell
+    oom_kills: int  # the system's count before the notebook
 
 
 def execute_notebook(
@@ -66,9 +66,9 @@ def execute_notebook(
 ) -> None:
     """Execute a notebook into `target`, with those of `values` that it declares.
 
-    `timeout` is in seconds a cell. StageFailed says in which cell and why it did not end well.
+    `timeout` is in seconds per cell. Raise StageFailed with cell and reason if it fails.
     """
-    # a python3 kernel someone installed for their user must not win over this environment's
+    # a python3 kernel that the user installed must not win over this environment's
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     papermill_io.register(str(target.parent), AtomicHandler())
@@ -91,26 +91,26 @@ def execute_notebook(
         reason = f"{error.ename}: {error.evalue}"
         raise StageFailed(reason, error.cell_index + 1 + BANNERS, stopper) from None
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        # not a notebook, a full disk, or a signal while there was no kernel
+        # not a notebook, a full disk, or a signal when no kernel was running
         raise StageFailed(f"{type(error).__name__}: {error}", None, stopper) from None
 
 
 class AtomicHandler(LocalHandler):
-    """Writes whole notebooks, redacted: papermill's own write can leave half of one."""
+    """Writes redacted notebooks atomically; papermill's own write can leave half a file."""
 
     def write(self, buf: str, path: str) -> None:
-        # what a cell printed or raised may hold a token
+        # a cell's output or error may contain a token
         files.atomic_write(pathlib.Path(path), redacted_json(buf))
 
 
 class TruthfulEngine(NBClientEngine):
-    """papermill's engine, for kernels that die, time out, are interrupted or never start."""
+    """papermill's engine, which also handles kernels that die, time out, or never start."""
 
     @classmethod
     def execute_managed_notebook(
         cls, nb_man: Any, kernel_name: str, execution: Execution, **_: Any
     ) -> None:
-        nb_man.nb.metadata.papermill.update(  # not this machine's paths
+        nb_man.nb.metadata.papermill.update(  # paths that mean something on other machines
             input_path=files.format_path(execution.source), output_path=execution.target.name
         )
         client = _make_client(nb_man, kernel_name, execution)
@@ -120,8 +120,8 @@ class TruthfulEngine(NBClientEngine):
             files.FD_VARIABLE: str(execution.run_fd),
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         }
-        # what the kernel writes past us may hold a token: not onto the terminal, nor into a file
-        # with a name
+        # The kernel's own stdout and stderr may contain a token, so they go neither to the
+        # terminal nor to a named file.
         with tempfile.TemporaryFile() as output:
             try:
                 client.execute(
@@ -137,12 +137,12 @@ class TruthfulEngine(NBClientEngine):
                     nb_man.cell_complete(nb_man.nb.cells[number - 1])
             finally:
                 execution.stopper.forget_kernel()
-                if client.km:  # stopped while it started: nbclient leaves it running
+                if client.km:  # nbclient leaves a kernel running that was stopped at its start
                     client._cleanup_kernel()
 
 
 class InterruptibleClient(PapermillNotebookClient):
-    """papermill's client, which tells the stopper of its kernel and cells."""
+    """papermill's client, which reports its kernel and cells to the stopper."""
 
     stopper: Stopper
 
@@ -150,7 +150,7 @@ class InterruptibleClient(PapermillNotebookClient):
         self.stopper.kernel = self.km.provisioner.process
         for index, cell in enumerate(self.nb.cells):
             if self.stopper.signal is not None:
-                # it came between two cells, or the last cell lived through it
+                # the signal came between two cells, or the last cell ignored it
                 raise KeyboardInterrupt
             self.nb_man.cell_start(cell, index)
             self.stopper.in_cell = True
@@ -176,9 +176,9 @@ def _make_client(nb_man: Any, kernel_name: str, execution: Execution) -> Interru
         stdout_file=sys.stdout,
         stderr_file=sys.stderr,
         store_widget_state=False,
-        # all is on disk by then, and ipykernel's own end now and then prints a traceback
+        # everything is on disk by then, and ipykernel's own shutdown sometimes prints a traceback
         shutdown_kernel="immediate",
-        # without what ipykernel says about local TCP, or of being stopped
+        # silences ipykernel's messages about local TCP and about being stopped
         extra_arguments=["--log-level=50"],
     )
     client.stopper = execution.stopper
@@ -190,7 +190,7 @@ def _make_client(nb_man: Any, kernel_name: str, execution: Execution) -> Interru
 
 
 def _find_cause(error: BaseException, execution: Execution, output: BinaryIO) -> tuple[str, str]:
-    """Name and text of what ended a notebook without an exception of its own."""
+    """Return name and text of the error for a notebook that ended without an exception."""
     stopper = execution.stopper
     if stopper.signal is not None:
         return "Interrupted", f"the run was stopped by {stopper.name()}"
@@ -213,19 +213,19 @@ def _describe_death(execution: Execution, output: BinaryIO) -> str:
         return f"the kernel crashed ({signal.Signals(-code).name}){_last_line(output)}"
     reason = "the kernel was killed (signal 9): by hand, or by the system because memory ran out"
     if _count_oom_kills() > execution.oom_kills:
-        reason += "; the system's out-of-memory killer did act during this run"
+        reason += "; the system's out-of-memory killer was active during this run"
     return reason
 
 
 def _last_line(output: BinaryIO) -> str:
-    """The last line that a kernel wrote past us, where there is one."""
+    """Return the last line that a kernel wrote to its own stdout or stderr, if any."""
     output.seek(0)
     lines = output.read().decode(errors="replace").strip().splitlines()
     return f"; its last line was: {redacted(lines[-1])[:300]}" if lines else ""
 
 
 def _count_oom_kills() -> int:
-    """Processes that the system has killed for memory since it started; 0 where nobody counts."""
+    """Return how many processes the system has killed for memory; 0 if it does not count."""
     path = pathlib.Path("/proc/vmstat")
     counter = re.search(r"^oom_kill (\d+)$", path.read_text(), re.M) if path.exists() else None
     return int(counter[1]) if counter else 0

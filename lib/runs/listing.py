@@ -1,4 +1,4 @@
-"""The runs on this disk: found by name, and listed with where each stands."""
+"""Find the runs on this disk by name, and list them with their states."""
 
 import contextlib
 import datetime
@@ -15,13 +15,13 @@ from lib.record import run_folder, run_record
 from lib.record.run_record import FREED, STAGES
 from lib.record.schema import Attempt, RunRecord
 
-UNITS = ((86400, "days"), (3600, "h"), (60, "min"))  # of an age, in seconds
+UNITS = ((86400, "days"), (3600, "h"), (60, "min"))  # units of an age, in seconds
 
 
 def find_runs(names: str = "") -> list[pathlib.Path]:
-    """Run folders by name under the runs folder, or by path; without names all, oldest first.
+    """Return run folders by name under the runs folder, or by path; without names, all of them.
 
-    Raise UserError on what is no run.
+    All runs are sorted by age, oldest first. Raise UserError for a name that is not a run.
     """
     top = run_folder.runs_folder()
     if not names.split():
@@ -39,15 +39,15 @@ def find_runs(names: str = "") -> list[pathlib.Path]:
     return folders
 
 
-def read_if_whole(folder: pathlib.Path) -> RunRecord | None:
-    """A run's record; None where it cannot be read."""
+def read_if_complete(folder: pathlib.Path) -> RunRecord | None:
+    """Return a run's record, or None if it cannot be read."""
     with contextlib.suppress(UserError):
         return run_record.read_record(folder / "run.json")
     return None
 
 
 def _created(folder: pathlib.Path) -> str:
-    record = read_if_whole(folder)
+    record = read_if_complete(folder)
     return record.get("created", "") if record else ""
 
 
@@ -56,10 +56,10 @@ def _created(folder: pathlib.Path) -> str:
 
 
 def list_runs(folders: list[pathlib.Path]) -> list[dict[str, Any]]:
-    """A row a run: state, age of its last sign, headline, size on disk; the latest first."""
+    """Return a row for each run: state, age, headline numbers, size on disk; the latest first."""
     rows = []
     for folder in folders:
-        record = read_if_whole(folder)
+        record = read_if_complete(folder)
         last = _last_sign(record) if record else ""
         row = {
             "run": folder.name,
@@ -74,14 +74,14 @@ def list_runs(folders: list[pathlib.Path]) -> list[dict[str, Any]]:
 
 
 def _last_sign(record: RunRecord) -> str:
-    """The latest time in a record: an attempt's end, its start, or when the run was made."""
+    """Return the latest time in a record: an attempt's end or start, or the run's creation."""
     attempts = [attempt for stage in STAGES for attempt in record["stages"][stage]["attempts"]]
     times = [attempt.get("end") or attempt.get("start") or "" for attempt in attempts]
     return max([*times, record.get("created") or ""])
 
 
 def describe_state(record: RunRecord) -> str:
-    """The first stage that is not finished and how it stands, or `finished`."""
+    """Return the first unfinished stage with its status, or `finished`."""
     before = "nothing yet"
     for stage in STAGES:
         entry = record["stages"][stage]
@@ -98,7 +98,7 @@ def describe_state(record: RunRecord) -> str:
 
 
 def _is_gone(attempt: Attempt) -> bool:
-    """Whether the processes of an open attempt have ended; of another machine nothing is known."""
+    """Tell whether the processes of an open attempt have ended; False on another machine."""
     if attempt.get("host") != socket.gethostname():
         return False
     processes = [attempt.get("pid"), attempt.get("kernel")]
@@ -106,14 +106,14 @@ def _is_gone(attempt: Attempt) -> bool:
 
 
 def format_age(since: str) -> str:
-    """How long ago a time in a record was, in its largest unit."""
+    """Return how long ago a time in a record was, in the largest suitable unit."""
     try:
         start = datetime.datetime.fromisoformat(since)
         seconds = (datetime.datetime.now(datetime.UTC) - start).total_seconds()
     except (ValueError, TypeError):
         return "?"
     if seconds < 0:
-        return "later than now"  # a clock was set back
+        return "later than now"  # the clock was set back
     for unit, name in UNITS:
         if seconds >= 2 * unit:
             return f"{seconds / unit:.0f} {name}"
@@ -123,7 +123,7 @@ def format_age(since: str) -> str:
 def _headline(folder: pathlib.Path) -> dict[str, str]:
     results: dict[str, Any] = {}
     exams: dict[str, Any] = {}
-    with contextlib.suppress(UserError):  # a run may have none yet, or torn ones
+    with contextlib.suppress(UserError):  # a run may have no results yet, or damaged ones
         results = files.read_json(folder / "results.json", "results file")
         exams = load_exams(folder, results)
     train = results.get("train", {})

@@ -1,11 +1,11 @@
-"""The runs on this disk: listed, compared, repeated, freed of what can be made again.
+"""List, compare, repeat and prune the runs on this disk.
 
     python -m lib.runs list
-    python -m lib.runs prune   [--runs "a b"] [--yes]     # what finished runs can make again
+    python -m lib.runs prune   [--runs "a b"] [--yes]     # remove what finished runs can make again
     python -m lib.runs compare [--runs "a b"] [--metric eval_loss_after]
-    python -m lib.runs rerun    --runs a                  # the job of run a again, as a-rerun
+    python -m lib.runs rerun    --runs a                  # run the job of run a again, as a-rerun
 
-Exit codes: 0, 1 a rerun failed, 2 wrong usage, 130 interrupted.
+Exit codes: 0, 1 if a rerun failed, 2 for wrong usage, 130 when interrupted.
 """
 
 import argparse
@@ -31,11 +31,11 @@ def main(argv: list[str] | None = None) -> int:
         "--runs",
         default="",
         metavar='"A B"',
-        help="names under the runs folder, or paths; all of them without",
+        help="names under the runs folder, or paths (default: all runs)",
     )
     parser.add_argument("--yes", action="store_true", help="prune without asking")
     parser.add_argument(
-        "--metric", default="eval_loss_after", help="what compare calls the best run by"
+        "--metric", default="eval_loss_after", help="metric by which compare chooses the best run"
     )
     options = parser.parse_args(argv)
     try:
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _do(command: str, names: str, metric: str, yes: bool) -> int:
-    """Carry out one command; returns its exit code."""
+    """Carry out one command; return its exit code."""
     if command == "rerun":
         return repeat_run(names)
     folders = find_runs(names)

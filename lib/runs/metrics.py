@@ -1,4 +1,4 @@
-"""The numbers by which runs are compared: how each is found in the records, and which is best."""
+"""The metrics by which runs are compared: how to find each in the records, and which is best."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from lib.medical import safety
 from lib.pages.headline import count_right, smallest_gguf, tuned_model
 from lib.runs.listing import describe_state
 
-Records = dict[str, Any]  # what report.gather_records returns, and the run's `name`
+Records = dict[str, Any]  # from report.gather_records, with the run's `name`
 Value = float | None  # None: not measured
 
 
@@ -16,13 +16,11 @@ class Metric(NamedTuple):
     label: str
     find: Callable[[Records], Value]
     less_is_better: bool = False
-    same_rows_only: bool = (
-        False  # whether it compares only between runs that hold out the same rows
-    )
+    same_rows_only: bool = False  # only comparable between runs with the same held-out rows
 
 
 def _train(key: str) -> Callable[[Records], Value]:
-    """Find a number in the `train` section of results.json."""
+    """Return a function that finds a number in the `train` section of results.json."""
     return lambda run: run["results"].get("train", {}).get(key)
 
 
@@ -35,7 +33,7 @@ def _find_safety(run: Records) -> Value:
 
 
 def _share_right(run: Records, is_wanted: Callable[[str], bool]) -> Value:
-    """Share of right (or passed) answers of the tuned model in the first wanted exam it took."""
+    """Return the tuned model's share of right (or passed) answers in the first wanted exam."""
     for name, entry in run["exams"].items():
         model = tuned_model(entry)
         if is_wanted(name) and model:
@@ -50,7 +48,7 @@ def _find_gguf_size(run: Records) -> Value:
 
 
 def _find_decoding(run: Records) -> Value:
-    """The most tokens a second that one of the files decoded."""
+    """Return the highest rate of decoding of the run's files, in tokens per second."""
     edge = run["results"].get("export", {}).get("edge", [])
     return max((row["decode_tokens_per_second"] for row in edge), default=None)
 
@@ -69,12 +67,12 @@ METRICS = {
     "gguf_mib": Metric("smallest GGUF, MiB", _find_gguf_size, less_is_better=True),
     "decode": Metric("decoded tokens/s", _find_decoding),
 }
-SHARES = ("exam", "safety")  # labels of metrics that are shown in per cent
+SHARES = ("exam", "safety")  # labels of metrics in per cent
 FIRST_COLUMNS = ("run", "state", "held-out before", "held-out loss", "change")
 
 
 def tabulate_metrics(runs: list[Records]) -> tuple[list[dict[str, Any]], list[str]]:
-    """A row a run: its state and every metric that one of them has; and what none of them has."""
+    """Return a row for each run with state and metrics, and the metrics that no run has."""
     rows = [_describe_run(run) for run in runs]
     missing = [label for label in rows[0] if all(row[label] is None for row in rows)]
     others = [label for label in rows[0] if label not in FIRST_COLUMNS]
@@ -100,10 +98,10 @@ def _describe_run(run: Records) -> dict[str, Any]:
 
 
 def find_best(runs: list[Records], groups: list[list[str]], name: str) -> list[tuple[str, str]]:
-    """(run, its value and among which runs) of the best run by a metric.
+    """Return (run, its value and the runs it was compared with) of the best run by a metric.
 
-    One of each group of runs that hold out the same rows, where the metric depends on these; none
-    of a group in which nobody can be compared.
+    If the metric depends on the held-out rows, there is a best run for each group of runs with the
+    same rows, but none for a group with nothing to compare.
     """
     metric = METRICS[name]
     best = []

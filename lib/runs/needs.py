@@ -1,4 +1,4 @@
-"""What stages need of this machine and of their data, asked before hours are spent."""
+"""Check what stages need of this machine and of their data, before hours are spent."""
 
 import pathlib
 from collections.abc import Collection
@@ -14,11 +14,11 @@ from lib.record.run_record import Run
 
 BUNDLED_BYTES = 575 * 2**20  # Gemma 3 270M as 16-bit safetensors, with its tokenizer
 BUNDLED_GGUF_BYTES = 260 * 2**20  # the package's own file, from which that is made
-HUB_BASE_BYTES = 16 * 2**30  # of a base that is not here yet: Gemma 3n E4B
+HUB_BASE_BYTES = 16 * 2**30  # assumed for a base that is not here yet: Gemma 3n E4B
 # a stage's executed notebook, tokens, and the adapter and optimizer state of a few million numbers
 STAGE_BYTES = 256 * 2**20
-# what prepare writes for a byte of text: cleaned chunks, tokens with their cache, and the splits;
-# measured at a million rows as 5
+# bytes that prepare writes per byte of text: cleaned chunks, tokens with their cache, and the
+# splits; 5 were measured with a million rows
 PREPARED_SHARE = 6
 
 
@@ -28,9 +28,9 @@ def check_machine(stages: Collection[str], job: Params, folder: pathlib.Path) ->
     needs = describe_gpu_needs(job)
     if "train" in stages and needs and not has_gpu:
         raise UserError(
-            f"This job trains with {needs}, which needs an NVIDIA GPU; none answers here "
-            f"(nvidia-smi).\n"
-            f"Without one use PARAMS=params/cpu.yaml. `make prepare` works here with any params "
+            f"This job trains with {needs}, which needs an NVIDIA GPU, but nvidia-smi finds none "
+            f"here.\n"
+            f"Without a GPU, use PARAMS=params/cpu.yaml. `make prepare` works here with any params "
             f"file."
         )
     disk = sum(estimate_disk(stage, job) for stage in stages)
@@ -44,7 +44,7 @@ def check_machine(stages: Collection[str], job: Params, folder: pathlib.Path) ->
 
 
 def describe_gpu_needs(job: Params) -> str:
-    """What of a job needs an NVIDIA GPU, in words; empty where nothing does."""
+    """Return the settings of a job that need an NVIDIA GPU, in words; "" if none does."""
     needs = []
     if job.load_in_4bit:
         needs.append("load_in_4bit=true")
@@ -56,15 +56,15 @@ def describe_gpu_needs(job: Params) -> str:
 
 
 def estimate_disk(stage: str, job: Params) -> int:
-    """About how many bytes a stage writes, before anything is downloaded."""
+    """Estimate how many bytes a stage writes, before anything is downloaded."""
     base = _measure_base(job.base_model) or HUB_BASE_BYTES
     if stage == "prepare":
         text = PREPARED_SHARE * sources.estimate_text_bytes(job.dataset)
-        made = base + BUNDLED_GGUF_BYTES if _is_bundled(job.base_model) else 0
-        return STAGE_BYTES + text + made
+        base_files = base + BUNDLED_GGUF_BYTES if _is_bundled(job.base_model) else 0
+        return STAGE_BYTES + text + base_files
     if stage == "train":
         return STAGE_BYTES * (job.save_total_limit + 1)
-    # the merged folder, the 16-bit GGUF from which the others are made, and these
+    # the merged folder, the 16-bit GGUF from which the others are made, and those others
     ggufs = sum(FILE_TYPES[file_type].disk_share for file_type in job.gguf_types)
     return STAGE_BYTES + int(base * (2 + ggufs))
 
@@ -74,7 +74,7 @@ def _is_bundled(base_model: str) -> bool:
 
 
 def _measure_base(base_model: str) -> int:
-    """Bytes of a base that is here; 0 for one on the hub."""
+    """Return the bytes of a local base; 0 for one on the hub."""
     if _is_bundled(base_model):
         return BUNDLED_BYTES
     local = ROOT / base_model
@@ -82,7 +82,7 @@ def _measure_base(base_model: str) -> int:
 
 
 def require_same_data(run: Run, job: Params) -> None:
-    """Raise UserError where a run's data changed since it was prepared: it must not just go on."""
+    """Raise UserError if a run's data changed since it was prepared, so that it cannot continue."""
     recorded = run.data["fingerprints"].get("dataset")
     if not recorded or run.stage("prepare")["status"] != "finished":
         return
@@ -90,7 +90,7 @@ def require_same_data(run: Run, job: Params) -> None:
     if present != recorded:
         names = ", ".join([sources.describe(job.dataset), *job.exam, safety.NAME])
         raise UserError(
-            f"the data or what it is held against ({names}) has changed since run "
+            f"the data, the exam or the safety set ({names}) has changed since run "
             f"`{run.folder.name}` was prepared (sha256 {recorded[:12]}, now {present[:12]}).\n"
             f"Choose a new name with RUN=, or start this run over with `make run FORCE=1` and the "
             f"same PARAMS and RUN."

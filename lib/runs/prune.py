@@ -1,4 +1,4 @@
-"""What of a finished run can be made again, and is freed on request."""
+"""Remove, on request, the parts of a finished run that can be made again."""
 
 import pathlib
 import shutil
@@ -10,18 +10,18 @@ from lib.pages import report
 from lib.record import run_folder, run_record
 from lib.record.run_record import FREED, STAGES, Run
 from lib.record.schema import RunRecord
-from lib.runs.listing import describe_state, read_if_whole
+from lib.runs.listing import describe_state, read_if_complete
 
 
 def prune_runs(folders: list[pathlib.Path], yes: bool) -> None:
-    """Free checkpoints and merged weights of finished runs, once the user agrees to what is shown.
+    """Remove checkpoints and merged weights of finished runs, after the user agrees to the list.
 
-    `yes` agrees beforehand. The record says of a folder that it was freed before it is removed.
+    `yes` agrees beforehand. A folder's removal is recorded before it is carried out.
     """
     unfinished = []
     plan: list[tuple[pathlib.Path, str, int]] = []
     for folder in folders:
-        record = read_if_whole(folder)
+        record = read_if_complete(folder)
         if record is None:
             unfinished.append(f"{folder.name} (record not readable)")
         elif not _is_finished(record):
@@ -30,9 +30,9 @@ def prune_runs(folders: list[pathlib.Path], yes: bool) -> None:
             parts = measure_freeable(folder, record)
             plan += [(folder, part, size) for part, size in parts.items()]
     if unfinished:
-        print(f"not finished, so nothing of them goes: {', '.join(unfinished)}")
+        print(f"not finished, so all their files are kept: {', '.join(unfinished)}")
     if not plan:
-        print("nothing to free")
+        print("nothing to remove")
         return
     _show_plan(plan)
     if not (yes or _ask()):
@@ -50,7 +50,7 @@ def _is_finished(record: RunRecord) -> bool:
 
 
 def measure_freeable(folder: pathlib.Path, record: RunRecord) -> dict[str, int]:
-    """Bytes of each part of a finished run that can be made again from what stays."""
+    """Return the bytes of each part of a finished run that can be made again from the others."""
     if not _is_finished(record):
         return {}
     return {part: files.size_of(folder / part) for part in FREED if (folder / part).is_dir()}
@@ -68,21 +68,21 @@ def _show_plan(plan: list[tuple[pathlib.Path, str, int]]) -> None:
     ]
     print(aligned_table(rows))
     total = format_size(sum(size for _, _, size in plan))
-    print(f"\n{total} in all. Adapter, GGUF files, notebooks, ledger and records stay.")
+    print(f"\n{total} in total. Adapter, GGUF files, notebooks, ledger and records are kept.")
 
 
 def _ask() -> bool:
     try:
-        return input("Free them? [y/N] ").strip().lower() in ("y", "yes")
+        return input("Remove them? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
-        print("\nnobody to ask (YES=1 answers)")
+        print("\nnobody answers (YES=1 removes without asking)")
         return False
 
 
 def free_run(folder: pathlib.Path) -> None:
-    """Remove what `measure_freeable` names of one run.
+    """Remove the parts of one run that `measure_freeable` names.
 
-    Raise UserError if someone holds the run, or what stays is not as recorded.
+    Raise UserError if the run is in use, or if a part that stays is not as recorded.
     """
     run_folder.lock_run(folder)
     try:
@@ -96,11 +96,10 @@ def free_run(folder: pathlib.Path) -> None:
         ]
         if trouble := files.find_damage(folder, kept):
             raise UserError(
-                f"{trouble}, and what was to go may be needed to make it again. "
+                f"{trouble}, and the files to remove may be needed to make it again. "
                 f"Run its last stage again first."
             )
-        # the record first: a half-removed folder is then one that was pruned, and no result that
-        # went bad
+        # the record comes first, so that a half-removed folder counts as pruned, not as damaged
         _record_pruned(run, parts)
         for part, size in parts.items():
             shutil.rmtree(folder / part)

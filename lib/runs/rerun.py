@@ -1,9 +1,9 @@
-"""A job again from its record, in a folder of its own, and whether the result is the same.
+"""Run a recorded job again, in a folder of its own, and tell whether the result is the same.
 
     make rerun RUN=name
 
-The job runs in runs/name-rerun. The same command continues it, and compares again when it is
-finished.
+The job runs in runs/name-rerun. The same command continues an interrupted job, and compares a
+finished one again.
 """
 
 import shlex
@@ -25,9 +25,9 @@ WEIGHTS = "adapter/adapter_model.safetensors"
 
 
 def repeat_run(name: str) -> int:
-    """Print what differs, run the job, print whether the result is the same.
+    """Print what differs, run the job, and print whether the result is the same.
 
-    Returns the exit code of the run. Raise UserError where there is nothing to repeat.
+    Return the exit code of the run. Raise UserError if there is nothing to repeat.
     """
     if len(name.split()) != 1:
         raise UserError(f"`{name}` is not one run. Expected RUN=name; `make runs` lists the runs.")
@@ -37,7 +37,7 @@ def repeat_run(name: str) -> int:
     stages = old["run"]["stages"]
     if any(stages[stage]["status"] != "finished" for stage in STAGES[:2]):
         raise UserError(
-            f"run `{folder.name}` has no finished training to repeat (it is: "
+            f"run `{folder.name}` has no finished training to repeat (its state: "
             f"{describe_state(old['run'])}). `make run` with its PARAMS and RUN continues it."
         )
     _require_same_data(old)
@@ -76,14 +76,14 @@ def _require_same_data(old: Records) -> None:
     if present != recorded:
         names = ", ".join([sources.describe(job.dataset), *job.exam])
         raise UserError(
-            f"the data or the exam of run `{old['folder'].name}` ({names}) have changed since "
-            f"(sha256 {recorded[:12]}, now {present[:12]}), so its job cannot be repeated. "
-            f"Put the recorded ones back."
+            f"the data or the exam of run `{old['folder'].name}` ({names}) have changed since it "
+            f"was prepared (sha256 {recorded[:12]}, now {present[:12]}), so its job cannot be "
+            f"repeated. Restore the recorded files."
         )
 
 
 def pin_revisions(old: Records) -> list[str]:
-    """--set with the commits that hub names stood for then, where the parameters left them open."""
+    """Return --set with the recorded commits of hub names whose revision the job left open."""
     job = old["job"]
     values: dict[str, Any] = {}
     base_commit = old["run"]["fingerprints"].get("base_commit")
@@ -107,7 +107,7 @@ def pin_revisions(old: Records) -> list[str]:
 
 
 # --------------------------------------------------------------------------------------------------
-# before the run: what is not as it was
+# before the run: what has changed
 
 
 def _describe_today() -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _describe_today() -> dict[str, Any]:
 
 
 def find_differences(old: Records, today: dict[str, Any]) -> list[str]:
-    """What is not as it was in training: checkout, packages, machine, parameters added since."""
+    """List what changed since training: checkout, packages, machine, and added parameters."""
     return [
         *_compare_checkouts(old, today),
         *_compare_values(old["run"].get("packages"), today["packages"]),
@@ -157,7 +157,7 @@ def _compare_values(recorded: dict[str, Any] | None, present: dict[str, Any]) ->
 
 
 def _list_unrecorded(old: Records) -> list[str]:
-    """Parameters that the pipeline did not have when the run was made."""
+    """List the parameters that the pipeline did not have when the run was made."""
     text = (old["folder"] / "params.yaml").read_text(encoding="utf-8")
     recorded = yaml.safe_load(text) or {}
     added = [
@@ -165,17 +165,17 @@ def _list_unrecorded(old: Records) -> list[str]:
         for key, value in old["job"].model_dump().items()
         if key not in recorded
     ]
-    return [f"not in the record, so with today's default: {', '.join(added)}"] if added else []
+    return [f"not in the record, so today's defaults apply: {', '.join(added)}"] if added else []
 
 
 # --------------------------------------------------------------------------------------------------
-# after the run: what came out
+# after the run: the comparison
 
 
 def compare_results(old: Records, new: Records) -> tuple[bool, list[str]]:
-    """Whether two runs of a job ended alike, and what is the same and what is not.
+    """Tell whether two runs of a job gave the same result, and list what is the same or not.
 
-    Alike are the same prepared rows, the same training losses and the same adapter to the bit.
+    The same result means equal prepared rows, training losses and adapter weights, bit for bit.
     """
     compared = [
         _compare_hashes(
@@ -203,18 +203,20 @@ def _compare_hashes(what: str, old: str | None, new: str | None) -> tuple[bool, 
 
 
 def _compare_losses(old: Records, new: Records) -> tuple[bool, str]:
-    """Training losses of the steps that both runs have; they are alike where both have none."""
-    was, now = (
+    """Compare the training losses of the steps that both runs have; no such steps are alike."""
+    before, after = (
         {entry["step"]: entry["loss"] for entry in ledger.valid_steps(run["entries"])}
         for run in (old, new)
     )
-    shared = sorted(was.keys() & now.keys())
+    shared = sorted(before.keys() & after.keys())
     if not shared:
         return True, ""
     steps = f"{len(shared):,} steps"
-    if was.keys() != now.keys():
-        steps += f" that both have ({len(was):,} and {len(now):,})"
-    apart = [(abs(was[step] - now[step]), step) for step in shared if was[step] != now[step]]
+    if before.keys() != after.keys():
+        steps += f" that both have ({len(before):,} and {len(after):,})"
+    apart = [
+        (abs(before[step] - after[step]), step) for step in shared if before[step] != after[step]
+    ]
     if not apart:
         return True, f"training loss: the same in all {steps}"
     first = min(step for _, step in apart)
@@ -228,10 +230,12 @@ def _compare_losses(old: Records, new: Records) -> tuple[bool, str]:
 def _compare_held_out(old: Records, new: Records) -> list[str]:
     lines = []
     for when in ("before", "after"):
-        was, now = (run["results"].get("train", {}).get(f"eval_loss_{when}") for run in (old, new))
-        if was is None or now is None:
+        before, after = (
+            run["results"].get("train", {}).get(f"eval_loss_{when}") for run in (old, new)
+        )
+        if before is None or after is None:
             continue
         what = f"held-out loss {when}"
-        change = f"{was:.4f}, now {now:.4f} ({now - was:+.2g})"
-        lines.append(f"{what}: the same, {was:.4f}" if was == now else f"{what}: {change}")
+        change = f"{before:.4f}, now {after:.4f} ({after - before:+.2g})"
+        lines.append(f"{what}: the same, {before:.4f}" if before == after else f"{what}: {change}")
     return lines

@@ -1,11 +1,11 @@
-"""Run a job: its stages' notebooks are executed into a run folder, whose record tells the truth.
+"""Run a job: execute its stages' notebooks into a run folder, and record how each ended.
 
     python -m lib.runs run|prepare|train|export --params FILE [--run NAME] [--set "k=v"] [--force]
     python -m lib.runs report --params FILE [--run NAME]
     python -m lib.runs ask --params FILE [--run NAME] --question TEXT
 
-Exit codes: 0, 1 a stage failed, 2 wrong usage, 130 / 143 / 129 interrupted by Ctrl-C / SIGTERM / a
-closed terminal.
+Exit codes: 0, 1 if a stage failed, 2 for wrong usage, 130 / 143 / 129 when interrupted by Ctrl-C /
+SIGTERM / a closed terminal.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _do(options: argparse.Namespace) -> int:
-    """Carry out one command; returns its exit code, and gives the run back whatever happens."""
+    """Carry out one command and return its exit code; always unlock the run."""
     stopper = Stopper()
     stopper.install()
     folder = None
@@ -58,7 +58,7 @@ def _do(options: argparse.Namespace) -> int:
             _write_report(folder)
             return 0
         if options.command == "ask":
-            from lib.runs import ask  # llama.cpp, 100 MB, which no other command needs here
+            from lib.runs import ask  # it loads llama.cpp, 100 MB, for this command only
 
             ask.answer_question(
                 folder, options.question, lambda text: print(text, end="", flush=True)
@@ -78,12 +78,12 @@ def _do(options: argparse.Namespace) -> int:
 def _run_stages(
     folder: pathlib.Path, job: Params, options: argparse.Namespace, stopper: Stopper
 ) -> int:
-    """Run the stages that a command stands for, then write the report; returns the exit code."""
+    """Run the stages of a command, then write the report; return the exit code."""
     for key, value in params.parse_overrides(options.overrides).items():
         print(f"override: {key} = {value!r}")
     if options.command == "run":
         wanted, asked_for = STAGES, STAGES
-    else:  # a stage needs those before it, but FORCE=1 is for the one that was asked for
+    else:  # a stage needs the earlier ones, but FORCE=1 applies only to the one asked for
         wanted = STAGES[: STAGES.index(options.command) + 1]
         asked_for = (options.command,)
     forced = asked_for if options.force else ()
@@ -95,13 +95,13 @@ def _run_stages(
         require_same_data(run, job)
     print(f"run: {files.format_path(folder)}")
     for stage in wanted:
-        if stopper.signal is not None:  # it came too late to stop the stage before
+        if stopper.signal is not None:  # it came too late to stop the previous stage
             raise KeyboardInterrupt
         try:
             run_stage(run, stage, job, stage in forced, stopper)
         except StageFailed as error:
             _tell_failure(error, folder / f"{stage}.ipynb", options.force)
-            with contextlib.suppress(UserError):  # the failure above is what counts
+            with contextlib.suppress(UserError):  # an error here must not hide the failure
                 _write_report(folder)
             return 128 + stopper.signal if stopper.signal else 1
     _write_report(folder)
@@ -109,7 +109,7 @@ def _run_stages(
 
 
 def _existing_parent(folder: pathlib.Path) -> pathlib.Path:
-    """The folder itself or the nearest one above it that exists."""
+    """Return the folder, or its nearest parent that exists."""
     return folder if folder.exists() else _existing_parent(folder.parent)
 
 
@@ -126,6 +126,6 @@ def _tell_failure(error: StageFailed, notebook: pathlib.Path, force: bool) -> No
 
 
 def _write_report(folder: pathlib.Path) -> None:
-    from lib.pages import report  # slow to import, and a command that is refused needs none
+    from lib.pages import report  # slow to import, and a refused command does not need it
 
     print(f"report: {files.format_path(report.write_report(folder))}")

@@ -1,4 +1,4 @@
-"""One stage of a run: its notebook executed, unless it is finished, and its end recorded."""
+"""Run one stage: execute its notebook unless it is finished, and record how it ended."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ from lib.runs.stopper import Stopper
 def run_stage(run: Run, stage: str, job: Params, force: bool, stopper: Stopper) -> None:
     """Execute one stage unless it is finished.
 
-    StageFailed when it does not end well, after the record says so.
+    If it fails, record that, then raise StageFailed.
     """
     done, trouble = run.check_finished(stage)
     if done and not force:
@@ -36,7 +36,7 @@ def run_stage(run: Run, stage: str, job: Params, force: bool, stopper: Stopper) 
         status: Status = "interrupted" if error.interrupted else "failed"
         run.end_attempt(stage, status, str(error), error.cell)
         raise
-    # a report proves nothing when the numbers in its notebook could have been typed in
+    # the hash shows later whether somebody changed the numbers in the notebook
     run.stage(stage)["notebook"] = files.sha256(target)
     run.end_attempt(stage, "finished", "ok")
 
@@ -47,12 +47,12 @@ def _describe_finished(run: Run, stage: str) -> str:
     pruned = [artifact["path"] for artifact in entry["artifacts"] if artifact.get("pruned")]
     if pruned:
         folders = sorted({f"{path.split('/')[0]}/" for path in pruned})
-        text += f" ({', '.join(folders)} was pruned; FORCE=1 makes it again)"
+        text += f" ({', '.join(folders)} pruned; FORCE=1 makes it again)"
     return text
 
 
 def _make_room(run: Run, stage: str) -> pathlib.Path:
-    """Where the executed notebook goes; that of an earlier attempt gets a number."""
+    """Return the path for the executed notebook; that of an earlier attempt gets a number."""
     target = run.folder / f"{stage}.ipynb"
     if target.exists():
         number = len(run.stage(stage)["attempts"])
@@ -76,5 +76,5 @@ def _execute(run: Run, stage: str, job: Params, stopper: Stopper) -> None:
 
 
 def _read_again(run: Run) -> None:
-    """Take over what the kernel wrote into the record: files and hashes."""
+    """Read the record again, to which the kernel has added files and hashes."""
     run.data = run_record.read_record(run.folder / "run.json")

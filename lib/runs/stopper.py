@@ -1,8 +1,8 @@
-"""Ctrl-C, SIGTERM and SIGHUP while a notebook runs: passed to its kernel, which may save its work.
+"""Pass Ctrl-C, SIGTERM and SIGHUP on to a notebook's kernel, so that it can save its work.
 
 A notebook's kernel has a process group of its own, so the terminal's Ctrl-C never reaches it. The
 first signal interrupts the kernel: the training loop saves its checkpoint and ends, within
-GRACE_SECONDS. A second signal does not wait. Without a kernel, the first one ends the run.
+GRACE_SECONDS. A second signal ends the run at once, as does the first one without a kernel.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import sys
 from types import FrameType
 from typing import Any, NoReturn
 
-GRACE_SECONDS = 60  # an interrupted kernel may take this long to save, then it is killed
+GRACE_SECONDS = 60  # for an interrupted kernel to save, before it is killed
 LOST_REPLY_SECONDS = (
     3  # a kernel that is idle this long in what we take for a cell has lost its reply
 )
@@ -28,7 +28,7 @@ class State(enum.Enum):
 
 
 class Stopper:
-    """The signal handlers of one command, and what they know: the kernel, the signal, the state.
+    """The signal handlers of one command, with their state.
 
     The engine (lib/runs/engine.py) sets `kernel` and `in_cell`.
     """
@@ -38,9 +38,9 @@ class Stopper:
         self.in_cell = False  # whether we wait for a cell's reply
         self.signal: int | None = None  # the first that came
         self.state = State.RUNNING
-        self._heard = False  # whether the kernel listened when it was interrupted
-        self._waited = 0  # seconds since then
-        self._idle = 0  # seconds in which the kernel ignored signals although we wait for a cell
+        self._heard = False  # whether the kernel did not ignore the interrupt
+        self._waited = 0  # seconds since the interrupt
+        self._idle = 0  # seconds in which the kernel ignored signals while we waited for a cell
 
     def install(self) -> None:
         """Handle this process's signals from now on."""
@@ -50,7 +50,7 @@ class Stopper:
                 signal.signal(number, self.handle)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The handler: of the user's signals, and of the alarm that comes each second after one."""
+        """Handle a signal of the user, or the alarm that follows it every second."""
         if self.state is State.RUNNING and self.kernel is not None:
             self._interrupt_kernel(number)
         elif number == signal.SIGALRM and self._may_wait():
@@ -72,15 +72,15 @@ class Stopper:
         self.state = State.STOPPING
         self.kernel.send_signal(signal.SIGINT)
         signal.setitimer(signal.ITIMER_REAL, 1, 1)
-        # not print: we may be in the middle of one, and Python refuses to enter its buffer twice
+        # not print(): the signal may have interrupted one, and Python's buffer is not reentrant
         text = f"\n{self.name()}: stopping at the next safe point (once more stops at once)\n"
         os.write(2, text.encode())
 
     def _look_again(self) -> None:
-        """Repeat an interrupt that the kernel ignored; end where it will never answer.
+        """Repeat an interrupt that the kernel ignored, and end if the kernel will never reply.
 
-        Between two cells ipykernel ignores SIGINT. One that meets ipykernel's own code loses the
-        cell's reply: the kernel then waits for the next cell, and we for the reply.
+        Between two cells, ipykernel ignores SIGINT. If SIGINT hits ipykernel's own code, the cell's
+        reply is lost: the kernel then waits for the next cell, and we wait for the reply.
         """
         ignored = self._is_ignored()
         self._waited += 1
@@ -92,16 +92,16 @@ class Stopper:
             self.kernel.send_signal(signal.SIGINT)
 
     def _end(self) -> NoReturn:
-        # raised once: another alarm would meet the code that writes down how it ended
+        # raise only once: another alarm would interrupt the code that records the end
         signal.setitimer(signal.ITIMER_REAL, 0)
         self.state = State.ENDING
         assert self.signal is not None
         raise SystemExit(128 + self.signal)
 
     def _handle_unraisable(self, unraisable: Any) -> None:
-        """Raise our SystemExit a moment later, where Python printed it and went on.
+        """Raise our SystemExit again a moment later if Python would only print it.
 
-        That happens when the signal meets a weak reference's callback.
+        That happens when the signal arrives in a weak reference's callback.
         """
         if self.state is State.ENDING and isinstance(unraisable.exc_value, SystemExit):
             signal.setitimer(signal.ITIMER_REAL, 0.01)
@@ -109,9 +109,9 @@ class Stopper:
             sys.__unraisablehook__(unraisable)
 
     def _is_ignored(self) -> bool:
-        """Whether the kernel ignores SIGINT now, as it does while no cell runs.
+        """Tell whether the kernel ignores SIGINT now, as it does while no cell runs.
 
-        False where the system does not say.
+        Return False if the system does not report it.
         """
         with contextlib.suppress(OSError):
             status = pathlib.Path(f"/proc/{self.kernel.pid}/status").read_text()
@@ -120,16 +120,16 @@ class Stopper:
         return False
 
     def note_interrupted_kernel(self) -> None:
-        """Somebody interrupted the kernel alone: that counts as SIGINT to the run."""
+        """Treat an interrupt that only the kernel received as SIGINT to the run."""
         if self.signal is None:
             self.signal = signal.SIGINT
             self.state = State.STOPPING
 
     def forget_kernel(self) -> None:
-        """The kernel is gone: no alarm need look after it any more."""
+        """Stop the alarm, since the kernel has ended."""
         signal.setitimer(signal.ITIMER_REAL, 0)
         self.kernel = None
 
     def name(self) -> str:
-        """The name of the signal that came; empty without one."""
+        """Return the name of the first signal, or "" if none came."""
         return signal.Signals(self.signal).name if self.signal is not None else ""

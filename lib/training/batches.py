@@ -1,4 +1,4 @@
-"""Rows as tensors: padded side by side, or packed end to end in one fixed shape."""
+"""Turn rows into tensors: padded side by side, or packed end to end in one fixed shape."""
 
 from typing import NamedTuple
 
@@ -13,11 +13,11 @@ Row = dict[str, list[int]]  # input_ids and labels, of one length
 class Batch(NamedTuple):
     """A micro-batch: its tokens, and which positions are trained on which next token.
 
-    input_ids is (rows, width) when padded, (1, tokens) when packed. `where` holds the flat
-    positions whose next token is trained, `targets` those tokens, `weights` the share of each loss
-    in the step's; of a fixed shape the last entries are fillers of weight 0. Packed batches have
-    each row's own positions, and in `bounds` the rows' starts and the end of the last one, as
-    variable-length attention takes them.
+    input_ids is (rows, width) when padded, (1, tokens) when packed. `where` has the flat positions
+    whose next token is trained, `targets` those tokens, and `weights` the share of each loss in the
+    step's loss. In a fixed shape, the last entries are fillers of weight 0. Packed batches also
+    have positions that start at 0 in each row, and in `bounds` the rows' starts and the last row's
+    end, in the form for variable-length attention.
     """
 
     input_ids: torch.Tensor
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
         return Batch(*(t if t is None else t.to(device, non_blocking=True) for t in self))
 
     def pinned(self) -> "Batch":
-        """Return the batch in memory that a card reads by itself."""
+        """Return the batch in pinned memory, which a card reads directly."""
         return Batch(*(t if t is None else t.pin_memory() for t in self))
 
 
@@ -41,7 +41,7 @@ def make_batch(
 ) -> Batch:
     """Pack the rows of columns `input_ids` and `labels` into a shape, or pad them without one.
 
-    Each trained token counts `weight`.
+    Each trained token has this weight in the loss.
     """
     rows = [
         {"input_ids": ids, "labels": labels}
@@ -53,8 +53,8 @@ def make_batch(
 def pad_rows(rows: list[Row], weight: float = 1.0) -> Batch:
     """Pad rows on the right to the longest.
 
-    No attention mask is needed: under causal attention no real position sees a later one, so the
-    result is exact, and the faster attention kernels without a mask apply.
+    This needs no attention mask: under causal attention, no real position sees a later one. So the
+    result is exact, and the faster attention kernels without a mask can be used.
     """
     width = max(len(row["input_ids"]) for row in rows)
     ids = [row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows]
@@ -73,19 +73,19 @@ def batch_from_labels(ids: torch.Tensor, labels: torch.Tensor, weight: float = 1
 def pack_rows(rows: list[Row], shape: Shape, weight: float = 1.0) -> Batch:
     """Put rows end to end and fill them up to `shape`.
 
-    Positions start anew at each row, so that its rotary embeddings are those of the row alone.
+    Positions start at 0 in each row, so that its rotary embeddings are those of the row alone.
     """
     lengths = [len(row["input_ids"]) for row in rows]
     filler = shape.tokens - sum(lengths)
 
-    # filled with <bos>: the padding token's embedding is zero, and the norm of zeros has the
-    # derivative 0 / 0
+    # fill with <bos>: the padding token's embedding is zero, and the derivative of the norm at
+    # zero is 0 / 0
     tokens = [token for row in rows for token in row["input_ids"]]
     bos = rows[0]["input_ids"][0]
     ids = torch.tensor(tokens + [bos] * filler)[None]
     positions = torch.cat([torch.arange(n) for n in [*lengths, filler]])[None]
 
-    # a row that is missing from a short batch has no tokens; the filler is one more row, the last
+    # rows missing in a short batch have no tokens; the filler is one more row at the end
     ends = torch.tensor([0, *lengths]).cumsum(0).tolist()
     missing = ends[-1:] * (shape.rows - len(rows))
     bounds = torch.tensor(ends + missing + [shape.tokens], dtype=torch.int32)

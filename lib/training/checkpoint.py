@@ -1,4 +1,4 @@
-"""Checkpoints: folders of float32 masters and optimizer, each whole or absent, without pickle."""
+"""Save and load checkpoints: folders of float32 masters and optimizer state, without pickle."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ from lib.params import Params
 from lib.training import plan
 from lib.training.masters import Masters
 
-# what decides the weights of a run, beside its data and its base
+# parameters that affect the weights of a run, besides its data and its base
 IDENTITY = (
     "base_model",
     "base_revision",
@@ -44,10 +44,10 @@ IDENTITY = (
 def describe_identity(
     job: Params, data_fingerprint: str, base_fingerprint: str, trainable: int
 ) -> dict[str, Any]:
-    """Return what a checkpoint must agree on with the job that resumes from it.
+    """Return what must be the same in a checkpoint and in the job that resumes from it.
 
-    The number of GPUs is not part of it, nor how the rows of a step fall into micro-batches where
-    neither packing nor random numbers depend on that: those change the rounding, nothing else.
+    The number of GPUs is not included, since it only changes the rounding. Nor is the micro-batch,
+    unless packing or random numbers depend on it.
     """
     installed = machine.packages()
     versions = {
@@ -70,22 +70,22 @@ def describe_identity(
 def save_checkpoint(
     folder: pathlib.Path, step: int, masters: Masters, identity: dict[str, Any], keep: int
 ) -> None:
-    """Write checkpoints/step-NNNNNN beside, rename it, and remove older ones beyond `keep`.
+    """Write checkpoints/step-NNNNNN atomically, and keep only the newest `keep` checkpoints.
 
-    A step that is saved already is left alone. Raise UserError when the disk is full.
+    A step that is already saved is not written again. Raise UserError when the disk is full.
     """
     final = folder / f"step-{step:06d}"
     if final.exists() or ranks.rank():
         return
     temporary = folder / f".{final.name}.tmp"
-    for unfinished in folder.glob(".step-*.tmp"):  # left there by a kill
+    for unfinished in folder.glob(".step-*.tmp"):  # left by a killed process
         shutil.rmtree(unfinished)
     try:
         temporary.mkdir(parents=True)
         masters.save(temporary)
         state = {"step": step, **identity, "files": files.describe_files(temporary, ["."])}
         files.write_json(temporary / "checkpoint.json", state, sealed=True)
-        # on disk before an older checkpoint goes
+        # force it to disk before an older checkpoint is removed
         for path in temporary.glob("*.safetensors"):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
@@ -94,7 +94,7 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"the checkpoint of step {step} could not be saved: {error}. Earlier checkpoints are "
-            f"whole. Free some disk space, or lower save_total_limit; the same command continues "
+            f"intact. Free some disk space, or lower save_total_limit; the same command continues "
             f"from the last one."
         ) from None
     for old in sorted(folder.glob("step-*"))[:-keep]:
@@ -104,7 +104,7 @@ def save_checkpoint(
 def newest_checkpoint(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]] | None:
     """Return the path and checkpoint.json of the newest checkpoint that matches its hashes.
 
-    Damaged ones are put aside under another name, and a printed line names them.
+    Damaged checkpoints are renamed, and a message is printed about each.
     """
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
@@ -122,7 +122,7 @@ def newest_checkpoint(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any
 
 
 def resume(folder: pathlib.Path, masters: Masters, identity: dict[str, Any]) -> int:
-    """Load the newest good checkpoint and return its step, 0 without one.
+    """Load the newest good checkpoint and return its step, or 0 without one.
 
     Raise UserError for a checkpoint of other data, parameters or size, with the differences.
     """

@@ -1,4 +1,4 @@
-"""What is computed and checked of a loaded model, and added to it, before the first step."""
+"""Count a loaded model's operations and memory, check its cache, and add NEFTune's noise."""
 
 import contextlib
 import math
@@ -15,12 +15,12 @@ from lib.training import loss, plan
 
 
 def count_flops(model: Any) -> dict[str, float]:
-    """Return what model FLOPs utilisation is computed from, for the ledger.
+    """Return the constants of model FLOPs utilisation, for the ledger.
 
     `flops_per_token` are the operations in the layers, `flops_per_trained_token` those in the
-    output layer: 4 a weight, 2 forward and 2 for the gradient of its input, since frozen weights
-    have no gradient of their own. Attention scores, the adapter and what checkpointing computes
-    again are left out. `peak_flops` is the card's 16-bit datasheet rate, 0 if that is not known.
+    output layer: 4 per weight, 2 forward and 2 for the gradient of its input, since frozen weights
+    have no gradient of their own. Attention scores, the adapter and recomputation by checkpointing
+    are not counted. `peak_flops` is the card's 16-bit datasheet rate, 0 if unknown.
     """
     layers = sum(
         adapter.count_numbers(module.weight)
@@ -36,7 +36,7 @@ def count_flops(model: Any) -> dict[str, float]:
 
 
 def _is_linear_of_a_layer(name: str, module: Any) -> bool:
-    """Tell a language layer's own linear layer from an adapter's, its wrapper's and a tower's."""
+    """Tell whether a module is a language layer's own linear layer, not an adapter's or tower's."""
     return (
         hasattr(module, "in_features")
         and ".layers." in name
@@ -48,11 +48,11 @@ def _is_linear_of_a_layer(name: str, module: Any) -> bool:
 
 
 def estimate_memory(model: Any, sizes: plan.Sizes, job: Params) -> dict[str, float]:
-    """Compute in GiB what is loaded, the masters with AdamW's state, and the activations.
+    """Estimate in GiB the loaded weights, the masters with AdamW's state, and the activations.
 
     Activations are those of the largest micro-batch, in 2 bytes. A layer keeps about 14 widths and
-    5 MLP widths a position. With checkpointing a layer keeps its input alone (4 streams in Gemma
-    3n), and one layer at a time is whole. This is coarse; the probe measures it.
+    5 MLP widths per position. With checkpointing, a layer keeps only its input (4 streams in Gemma
+    3n), and one layer at a time keeps everything. This is a coarse estimate; the probe measures it.
     """
     text = model.config.get_text_config()
     mlp = text.intermediate_size
@@ -84,13 +84,13 @@ def estimate_memory(model: Any, sizes: plan.Sizes, job: Params) -> dict[str, flo
 
 
 def moment_bytes(optim: str) -> int:
-    """Return the bytes of AdamW's two moments of one number."""
+    """Return the bytes that AdamW's two moments take per number."""
     return 2 if optim == "adamw_8bit" else 8
 
 
 @contextlib.contextmanager
 def add_neftune_noise(model: Any, alpha: float) -> Iterator[None]:
-    """Add uniform noise to the embeddings while the model trains inside the block; alpha 0: none.
+    """Add uniform noise to the embeddings during training inside the block, unless alpha is 0.
 
     It is at most alpha / sqrt(tokens x width) (NEFTune, Jain et al., 2023, arXiv:2310.05914).
     """
@@ -114,8 +114,8 @@ def add_neftune_noise(model: Any, alpha: float) -> Iterator[None]:
 def check_cache(model: Any, tokenizer: Any, tolerance: float = 0.05) -> float:
     """Compare logits computed at once with those computed through the key/value cache.
 
-    Returns their relative difference at the last token of a prompt; UserError above the tolerance,
-    which is the sign of broken key/value sharing, seen in older releases of Gemma 3n.
+    Return their relative difference at the last token of a prompt. Raise UserError above the
+    tolerance, a sign of broken key/value sharing as in older releases of Gemma 3n.
     """
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": "How do I stop a nosebleed?"}],
@@ -132,7 +132,7 @@ def check_cache(model: Any, tokenizer: Any, tolerance: float = 0.05) -> float:
     if not difference <= tolerance:  # NaN fails too
         raise UserError(
             f"logits with and without the key/value cache differ by {difference:.1%} (expected "
-            f"under {tolerance:.0%}): this base and transformers {transformers.__version__} do not "
-            f"fit together. Nothing was trained."
+            f"under {tolerance:.0%}): this base does not work with transformers "
+            f"{transformers.__version__}. Nothing was trained."
         )
     return difference

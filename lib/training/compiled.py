@@ -1,7 +1,7 @@
 """The compiled path of training, for 16-bit bases and packed micro-batches of one fixed shape.
 
 LoRA is computed inside the frozen weight's own matrix products, layers are compiled, and a whole
-micro-batch is replayed as one CUDA graph. All is applied to transformers' own model code.
+micro-batch is replayed as one CUDA graph. All this is applied to transformers' own model code.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from lib.training.loss import token_losses
 # --------------------------------------------------------------------------------------------------
 # LoRA without passes of its own
 #
-# y = x W' + (x A') B' costs a read and a write of y beyond the product with W, and products of 8
-# columns run far below the rate of the card. But [x, x A'] [W, B]' is one product whose inner
-# dimension grows by the rank, 2,048 to 2,056 on Gemma 3n, and backward g [W, B] gives both
-# gradients at once. So the narrower of A and B lives in spare columns (rows, where the layer
-# narrows) of W's own storage; the optimizer updates it there.
+# y = x W' + (x A') B' costs a read and a write of y besides the product with W, and products of 8
+# columns run far below the card's peak rate. But [x, x A'] [W, B]' is one product whose inner
+# dimension grows by the rank, 2,048 to 2,056 on Gemma 3n, and in the backward pass g [W, B] gives
+# both gradients at once. So the narrower of A and B is stored in extra columns of W's own storage
+# (extra rows, if the layer narrows), and the optimizer updates it there.
 
 
 class _Widening(torch.autograd.Function):
@@ -50,7 +50,7 @@ class _Widening(torch.autograd.Function):
         x, low, a, wide = ctx.saved_tensors
         both = grad @ wide
         low_grad = both[:, x.shape[1] :] * ctx.scale
-        # (low' grad)' and not grad' low: for 8 columns cuBLAS has a kernel of a tenth of the speed
+        # (low' grad)' instead of grad' low: cuBLAS's kernel for 8 columns has a tenth of the speed
         return both[:, : x.shape[1]] + low_grad @ a, low_grad.T @ x, (low.T @ grad).T, None, None
 
 
@@ -83,7 +83,7 @@ class _Narrowing(torch.autograd.Function):
 
 
 class FusedLinear(Linear):
-    """peft's LoRA layer with the products above; made by `fuse`, never built."""
+    """peft's LoRA layer with the products above; `fuse` turns existing layers into it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.disable_adapters or self.merged:
@@ -96,13 +96,14 @@ class FusedLinear(Linear):
 
 
 class FusedAltUp(Gemma3nTextAltUp):
-    """transformers' prediction as four multiply-adds.
+    """AltUp's prediction as four multiply-adds.
 
-    Its own matrix product of 4 x 4 a token has a kernel ten times slower than the card's memory.
+    The kernel for transformers' own product, 4 x 4 per token, is ten times slower than the card's
+    memory.
     """
 
     def predict(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # held-out rows come in larger batches: four float32 copies of their streams are gigabytes
+        # held-out batches are larger: four float32 copies of their streams would take gigabytes
         if not self.training:
             return super().predict(hidden_states)
         count, clip = self.config.altup_num_inputs, self.config.altup_coef_clip
@@ -118,10 +119,10 @@ class FusedAltUp(Gemma3nTextAltUp):
 
 
 def fuse(model: Any) -> int:
-    """Give every plain LoRA layer of a 16-bit base the joined storage; return how many.
+    """Give every plain LoRA layer of a 16-bit base the joined storage; return their number.
 
-    The others keep peft's own code. Move or copy the model before, not after: that would part what
-    is joined.
+    The others keep peft's own code. Move or copy the model before this call, since doing so
+    afterwards would separate the joined weights.
     """
     for altup in [m for m in model.modules() if type(m) is Gemma3nTextAltUp]:
         altup.__class__ = FusedAltUp
@@ -132,10 +133,10 @@ def fuse(model: Any) -> int:
 
 
 def _is_plain(layer: Linear) -> bool:
-    """Tell whether the products above compute what the layer does.
+    """Tell whether the products above compute the same as the layer.
 
-    Layers with dropout, DoRA, biases or quantised weights do more. The rank must be a multiple of
-    8, since rows must stay 16-byte aligned.
+    Layers with dropout, DoRA, biases or quantised weights compute more. The rank must be a multiple
+    of 8, since rows must stay 16-byte aligned.
     """
     base, a, b = layer.base_layer, layer.lora_A["default"], layer.lora_B["default"]
     return (
@@ -150,7 +151,7 @@ def _is_plain(layer: Linear) -> bool:
 
 
 def _join_storage(layer: Linear) -> None:
-    """Put W and the narrower of A and B into one tensor, and leave views of it in their places."""
+    """Put W and the narrower of A and B into one tensor, and replace them by views of it."""
     base, a, b = layer.base_layer, layer.lora_A["default"].weight, layer.lora_B["default"].weight
     if len(b) >= a.shape[1]:
         joined = torch.cat([base.weight.data, b.data], 1)
@@ -170,10 +171,10 @@ def _join_storage(layer: Linear) -> None:
 def compile_layers(model: Any) -> Iterator[None]:
     """Compile each decoder layer's forward for fixed shapes inside the block.
 
-    Layers of one kind share their code.
+    Layers of the same kind share compiled code.
     """
     layers = [m for m in model.modules() if type(m).__name__.endswith("DecoderLayer")]
-    # accelerate's hooks are a forward of the layer's own, in its instance
+    # accelerate's hooks replace a layer's forward by one in the instance, which must be restored
     own = [vars(layer).get("forward") for layer in layers]
     with torch._dynamo.config.patch(recompile_limit=64):
         try:
@@ -192,7 +193,7 @@ def forward_backward(
 ) -> torch.Tensor:
     """Return the weighted sum of a micro-batch's losses.
 
-    Its gradients, times `scale`, are left in the parameters.
+    Its gradients, times `scale`, are added to those of the parameters.
     """
     losses = token_losses(model, batch, fused)
     loss = (losses * batch.weights.to(losses.device)).sum()
@@ -201,21 +202,21 @@ def forward_backward(
 
 
 class Graph:
-    """forward_backward of one fixed shape, recorded once and replayed.
+    """forward_backward for one fixed shape, recorded once as a CUDA graph and then replayed.
 
-    Thousands of kernels cost one launch so. Make it with a batch of the shape, then call it with
-    others. `after` is recorded too and must leave no gradient in the parameters; `drop` forgets the
-    gradients of the runs before the recording.
+    Thousands of kernels then take a single launch. Make it with a batch of the shape, and call it
+    with others. `after` is recorded too and must leave no gradient in the parameters; `drop` drops
+    the gradients of the runs before the recording.
     """
 
     def __init__(
         self, model: Any, example: Batch, after: Callable[[], None], drop: Callable[[], None]
     ) -> None:
-        # the recording reads its input, and constants, where they lie: both are kept
+        # a replay reads input and constants at their recorded addresses, so both are kept
         self.batch = Batch(*(t if t is None else t.to(model.device, copy=True) for t in example))
         self.graph = torch.cuda.CUDAGraph()
         with _constants_on(model.device) as self.constants:
-            # two runs beside: they compile, tune and allocate, none of which can be recorded
+            # two runs on a side stream: they compile, tune and allocate, which cannot be recorded
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -237,10 +238,10 @@ class Graph:
 
 @contextlib.contextmanager
 def _constants_on(device: torch.device) -> Iterator[dict[float, torch.Tensor]]:
-    """Let torch.tensor(number) give a tensor that lies on the device already; yields those given.
+    """Let torch.tensor(number) return a tensor on the device; yield the tensors returned.
 
-    Gemma 3n's forward makes one on the CPU and copies it, and a copy from ordinary memory cannot be
-    recorded.
+    Gemma 3n's forward would make one on the CPU and copy it, but a copy from pageable memory cannot
+    be recorded.
     """
     make = torch.tensor
     kept: dict[float, torch.Tensor] = {}

@@ -1,4 +1,4 @@
-"""Held-out response loss and the fixed prompts that are answered before and after training."""
+"""Measure the held-out response loss, and answer fixed prompts before and after training."""
 
 import contextlib
 import pathlib
@@ -21,14 +21,14 @@ PROMPTS = (
 )
 
 
-# passes the numbers of the groups through, under a progress bar
+# passes the numbers of the groups through and shows a progress bar
 Bar = Callable[[Iterable[int]], Iterable[int]]
 
 
 def group_by_length(lengths: list[int], rows: int) -> list[list[int]]:
     """Put row numbers into groups of similar length.
 
-    The longest come first, so that running out of memory happens at once.
+    The longest come first, so that the process runs out of memory at once or never.
     """
     order = sorted(range(len(lengths)), key=lambda n: (-lengths[n], n))
     return [order[n : n + rows] for n in range(0, len(order), rows)]
@@ -41,36 +41,36 @@ def group_by_length(lengths: list[int], rows: int) -> list[list[int]]:
 def measure_loss(
     model: Any, data: Any, rows_at_once: int = 8, bar: Bar = iter
 ) -> tuple[float | None, int]:
-    """Return the mean cross entropy of a split in nats a trained token, and how many there are.
+    """Return a split's mean cross entropy in nats per trained token, and the number of tokens.
 
-    (None, 0) for an empty split.
+    Return (None, 0) for an empty split.
     """
     return mean_loss(measure_row_losses(model, data, rows_at_once, bar))
 
 
 def mean_loss(rows: np.ndarray) -> tuple[float | None, int]:
-    """Return the mean over all trained tokens of what `measure_row_losses` gives, and their number.
+    """Return the mean of `measure_row_losses` over all trained tokens, and their number.
 
-    (None, 0) for no rows.
+    Return (None, 0) for no rows.
     """
     loss, tokens = rows.sum(axis=0)
     return (float(loss / tokens), int(tokens)) if tokens else (None, 0)
 
 
 def measure_row_losses(model: Any, data: Any, rows_at_once: int = 8, bar: Bar = iter) -> np.ndarray:
-    """Return, as (rows, 2) in the split's order, each row's cross entropy and trained tokens.
+    """Return each row's cross entropy and trained tokens as (rows, 2), in the split's order.
 
     The cross entropy is a sum in nats. Under torchrun the ranks share the rows, and each gets the
-    whole result. Where the card has no room for that number of rows at once, beside a recorded step
-    for example, half as many are tried; raise UserError when one does not fit.
+    complete result. If the card has no room for `rows_at_once` rows, for example next to a recorded
+    step, half as many are tried. Raise UserError when a single row does not fit.
     """
     losses = None
-    # tried again outside the block, since the exception keeps the failed attempt's tensors alive
+    # the next attempt comes after this block, since the exception keeps the failed tensors alive
     with contextlib.suppress(torch.OutOfMemoryError), _not_training(model):
         losses = _try_row_losses(model, data, rows_at_once, bar)
     if losses is not None:
         return losses
-    # several ranks cannot try again: the others are in the middle of it
+    # several ranks cannot try again, because the others are still in the middle of this attempt
     if rows_at_once == 1 or ranks.world_size() > 1:
         raise device.out_of_memory_error(
             f"the held-out loss, {rows_at_once} rows at once", "lower max_seq_length"
@@ -84,20 +84,20 @@ def measure_row_losses(model: Any, data: Any, rows_at_once: int = 8, bar: Bar = 
 def _try_row_losses(model: Any, data: Any, rows_at_once: int, bar: Bar) -> np.ndarray:
     sums = torch.zeros(len(data), 2, dtype=torch.float64)
     groups = group_by_length(data["length"][:], rows_at_once)
-    # each rank takes part equally often: what it computes beyond the last group keeps the others
-    # company and does not count
+    # Ranks wait for each other, so each must compute the same number of groups: beyond the last
+    # group, a rank computes that one again, without counting it.
     world = ranks.world_size()
     numbers = range(ranks.rank(), len(groups) + -len(groups) % world, world)
-    # not inference_mode: weights that FSDP gathers in it could not serve training
+    # not inference_mode: weights that FSDP gathers in it could not be used in training
     with torch.no_grad():
         for n in bar(numbers):
             batch = batches.make_batch(data[groups[min(n, len(groups) - 1)]])
-            # summed on the CPU: a card adds up in no fixed order
+            # summed on the CPU, since a card adds in no fixed order
             losses = token_losses(model, batch.to(model.device)).double().cpu()
             if n < len(groups):
                 row = torch.tensor(groups[n])[batch.where // batch.input_ids.shape[1]]
                 sums.index_add_(0, row, torch.stack([losses, torch.ones_like(losses)], dim=1))
-    sums = sums.to(model.device)  # where the ranks can add them
+    sums = sums.to(model.device)  # the ranks' backend adds tensors on the device
     ranks.sum_in_place(sums)
     return sums.cpu().numpy()
 
@@ -162,11 +162,11 @@ def generate_answers(
 
 @contextlib.contextmanager
 def _contiguous_output(model: Any) -> Iterator[None]:
-    """Hand the output layer a tensor without gaps inside the block.
+    """Give the output layer a contiguous tensor inside the block.
 
-    generate gives it a slice, the last position of each prompt; for one with gaps torch's product
-    on a CPU copies the layer's weights, 262,144 rows, once a prompt: 16 s instead of 0.5 s
-    (16 prompts, Gemma 3 270M, bfloat16, torch 2.13).
+    generate gives it a slice, the last position of each prompt. For a tensor with gaps, torch's
+    product on a CPU copies the layer's weights, 262,144 rows, once per prompt: 16 s instead of
+    0.5 s (16 prompts, Gemma 3 270M, bfloat16, torch 2.13).
     """
     hook = model.get_output_embeddings().register_forward_pre_hook(
         lambda module, inputs: (inputs[0].contiguous(), *inputs[1:])

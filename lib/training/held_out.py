@@ -1,4 +1,4 @@
-"""The held-out response loss before, during and after training, and early stopping by it."""
+"""Measure the held-out response loss before, during and after training, and stop early by it."""
 
 import functools
 import math
@@ -18,15 +18,15 @@ from lib.training.checkpoint import resume, save_checkpoint
 from lib.training.masters import Masters
 from lib.training.stops import Diverged, Signals
 
-# a job that compiles runs on a large card; where its memory does not do, half as many are tried
+# a job that compiles runs on a large card; if its memory is not enough, half as many are tried
 ROWS_AT_ONCE = 8
 ROWS_AT_ONCE_COMPILED = 32
 
 
 class HeldOut:
-    """Measures once at each (when, step), notes it in the ledger, and keeps the best weights.
+    """Measures once at each (when, step), records it in the ledger, and keeps the best weights.
 
-    `known` are the losses that earlier sessions noted. The best weights lie in checkpoints/best.
+    `known` are the losses that earlier sessions recorded. The best weights are in checkpoints/best.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class HeldOut:
         self.signals = signals
 
     def measure(self, when: str, step: int) -> float | None:
-        """Return the loss in nats a trained token; None, and nothing is noted, for an empty split.
+        """Return the loss in nats per trained token; for an empty split, record and return nothing.
 
-        Raises KeyboardInterrupt when the session is interrupted meanwhile, Diverged when the loss
-        is no finite number.
+        Raise KeyboardInterrupt when the session is interrupted meanwhile, and Diverged when the
+        loss is not finite.
         """
         if (when, step) in self.known or not len(self.data):
             return self.known.get((when, step))
@@ -64,7 +64,7 @@ class HeldOut:
         assert loss is not None, "every row of a split has a trained token"
         if not math.isfinite(loss):
             raise Diverged(
-                f"the held-out loss at step {step} is {loss}: the weights have gone bad. Earlier "
+                f"the held-out loss at step {step} is {loss}: the weights have diverged. Earlier "
                 f"checkpoints are kept. A lower learning_rate, or more warmup_steps, is the usual "
                 f"cure."
             )
@@ -81,7 +81,7 @@ class HeldOut:
     def _watch(self, when: str, step: int, groups: Iterable[int]) -> Iterator[int]:
         """Yield the groups under a progress bar, until the session is interrupted."""
         for group in progress_bar(f"held-out loss {when}", groups, disable=ranks.rank() > 0):
-            # several ranks finish together
+            # several ranks must finish together
             if self.signals.got and ranks.world_size() == 1:
                 raise KeyboardInterrupt(
                     f"stopped in the held-out loss after step {step}; its checkpoint is saved"
@@ -91,7 +91,7 @@ class HeldOut:
     def is_due(self, step: int, total: int) -> bool:
         """Tell whether to measure after this step.
 
-        After the last step only with early stopping, which must compare the last weights too.
+        The last step counts only with early stopping, which must compare the last weights too.
         """
         if not self.job.eval_steps:
             return False
@@ -102,13 +102,13 @@ class HeldOut:
     def measure_during(
         self, step: int, masters: Masters, checkpoints: pathlib.Path, identity: dict[str, Any]
     ) -> None:
-        """Measure, and with early stopping keep the weights if they are the best so far."""
+        """Measure the loss; with early stopping, keep the weights if they are the best so far."""
         loss = self.measure("during", step)
         if self.job.early_stopping_patience and loss is not None and loss == min(self._course()):
             save_checkpoint(checkpoints / "best", step, masters, identity, keep=sys.maxsize)
 
     def is_patience_spent(self) -> bool:
-        """Tell whether the best eval during training is early_stopping_patience evals ago."""
+        """Tell whether early_stopping_patience evals have passed since the best one in training."""
         course = self._course()
         if not course or not self.job.early_stopping_patience:
             return False
@@ -127,9 +127,9 @@ def forget_later(checkpoints: pathlib.Path, step: int) -> None:
 
 
 def forget_earlier(checkpoints: pathlib.Path) -> None:
-    """Keep the newest best weights alone.
+    """Keep only the newest best weights.
 
-    To be called once a checkpoint is saved after them: until then a resume may need earlier ones.
+    Call this after a later checkpoint is saved: until then, a resume may need earlier ones.
     """
     for old in sorted((checkpoints / "best").glob("step-*"))[:-1]:
         shutil.rmtree(old)
@@ -139,5 +139,5 @@ def restore_best(checkpoints: pathlib.Path, masters: Masters, identity: dict[str
     """Load the best weights into the masters; return their step, 0 if they cannot be read back."""
     step = resume(checkpoints / "best", masters, identity)
     if not step:
-        print("the best weights cannot be read back; these are the last ones", flush=True)
+        print("the best weights cannot be read; the last weights are kept instead", flush=True)
     return step

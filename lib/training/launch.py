@@ -1,11 +1,11 @@
-"""Training on several GPUs or machines: one process a device, started by torchrun.
+"""Train on several GPUs or machines with torchrun, one process per device.
 
-The micro-batches of a step are shared out, gradients are summed, and rank 0 writes. The train
-notebook starts for num_gpus: 2
+The micro-batches of a step are divided among the processes, gradients are summed, and rank 0
+writes. For num_gpus: 2, the train notebook starts
 
     torchrun --nproc_per_node=2 -m lib.training.launch runs/NAME
 
-On machines that share the run's folder it is started by hand, the same command on each, with
+On several machines that share the run's folder, start it by hand: the same command on each, with
 --nnodes=2 --node_rank=0 (then 1) --master_addr=HOST. It leaves checkpoints; `make train` with the
 run's parameters then finds all steps done and writes the adapter.
 """
@@ -36,18 +36,18 @@ from lib.record import run_folder, run_record
 from lib.training import checkpoint, loop, loss, stops
 from lib.training.masters import Masters
 
-# how long a rank waits for the others: rank 0 may save to a slow disk, one may compile longer
+# how long a rank waits for the others: rank 0 may save to a slow disk, another may compile longer
 PATIENCE = datetime.timedelta(hours=12)
 
-# files in the run's folder, between the ranks and the process that started them
-JOB = ".job.yaml"  # the job, its micro-batch settled
+# files in the run's folder by which the ranks and the process that started them communicate
+JOB = ".job.yaml"  # the job, with its final micro-batch
 END = ".end"  # how the ranks ended: the error's name in the first line, then its message
 TRAINED = ".trained.safetensors"  # the weights
 
-# environment variable: process number of who started torchrun; not set when a person did
+# environment variable with the id of the process that started torchrun; not set by hand
 LAUNCHER = "MEDRESCUE_LAUNCHER"
 
-# what may end the ranks as planned, by the name in END
+# expected ends of the ranks, by their names in END
 ENDS = {
     error.__name__: error
     for error in (KeyboardInterrupt, stops.SessionOver, stops.Diverged, UserError)
@@ -62,7 +62,7 @@ def train(
     folder: pathlib.Path,
     identity: dict[str, Any],
 ) -> Masters:
-    """Train here as `loop.train` does, or on the job's GPUs; the weights end up in `model`."""
+    """Train in this process with `loop.train`, or on several GPUs; leave the weights in `model`."""
     devices = ranks.count_gpus(job.num_gpus, job.gradient_accumulation_steps)
     if devices == 1:
         return loop.train(model, data, validation, job, folder, identity)
@@ -82,10 +82,10 @@ def train(
 
 
 def run_ranks(folder: pathlib.Path, job: Params, processes: int) -> None:
-    """Train the run of a folder in `processes` processes; their weights are left in TRAINED.
+    """Train the run of a folder in `processes` processes, which leave their weights in TRAINED.
 
-    Their output becomes ours. An interruption is passed on and waited for; what ended the ranks is
-    raised here.
+    Print their output. Pass on an interruption and wait for the ranks. Raise the error that ended
+    them.
     """
     for name in (END, stops.INTERRUPT, TRAINED):
         (folder / name).unlink(missing_ok=True)
@@ -101,7 +101,7 @@ def run_ranks(folder: pathlib.Path, job: Params, processes: int) -> None:
                 (folder / stops.INTERRUPT).touch()
     finally:
         if process.poll() is None:
-            process.kill()  # the ranks see it and end
+            process.kill()  # the ranks notice this and end
         end = (folder / END).read_text() if (folder / END).exists() else ""
         for name in (END, JOB, stops.INTERRUPT):
             (folder / name).unlink(missing_ok=True)
@@ -110,8 +110,8 @@ def run_ranks(folder: pathlib.Path, job: Params, processes: int) -> None:
         raise ENDS[kind](message)
     if process.returncode:
         raise UserError(
-            f"training on {processes} devices ended with exit code {process.returncode}; what it "
-            f"printed is above. The same command continues from the last checkpoint."
+            f"training on {processes} devices ended with exit code {process.returncode}; its "
+            f"output is above. The same command continues from the last checkpoint."
         )
 
 
@@ -125,8 +125,7 @@ def _start_torchrun(folder: pathlib.Path, processes: int) -> subprocess.Popen[by
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
         LAUNCHER: str(os.getpid()),
     }
-    # a session of its own: Ctrl-C in a terminal would have torchrun kill the ranks before they have
-    # saved
+    # a session of its own, since torchrun would kill the ranks at Ctrl-C before they have saved
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -140,13 +139,13 @@ def _start_torchrun(folder: pathlib.Path, processes: int) -> subprocess.Popen[by
 def _pass_on_output(
     process: subprocess.Popen[bytes], decoder: codecs.IncrementalDecoder, folder: pathlib.Path
 ) -> None:
-    """Print what the ranks print, until they have ended or this process is interrupted.
+    """Print the ranks' output until they have ended or this process is interrupted.
 
-    It is printed as it comes: a progress bar ends its lines with \\r, to be written over.
+    It is not buffered by lines: a progress bar ends its lines with \\r, to be overwritten.
     """
     assert process.stdout is not None, "torchrun is started with a pipe"
     while part := process.stdout.read1():  # type: ignore[attr-defined]  # a pipe's reader has it
-        # once the ranks have written why they ended, torchrun prints its own report of that
+        # once the ranks have written END, torchrun would print its own report of their end
         if not (folder / END).exists():
             print(decoder.decode(part), end="", flush=True)
 
@@ -168,25 +167,25 @@ def main() -> None:
         _train_rank(folder, launched)
     except (UserError, stops.SessionOver, stops.Diverged, KeyboardInterrupt) as error:
         _report_end(folder, launched, error)
-        # not 0 unless all ranks have agreed to end: torchrun then ends those that wait for this one
+        # 0 only if all ranks agreed to end; otherwise torchrun must end those that wait for this
         interrupted = isinstance(error, KeyboardInterrupt) and error.args
         agreed = isinstance(error, stops.SessionOver) or interrupted
         sys.exit(0 if agreed else 1)
     dist.barrier()
     sys.stdout.flush()
-    # all is written; at the interpreter's end a thread of gloo's that is still there now and then
-    # aborts the process
+    # everything is written; in an ordinary exit, a remaining thread of gloo's sometimes aborts the
+    # process
     os._exit(0)
 
 
 def _train_rank(folder: pathlib.Path, launched: bool) -> None:
     if not launched and ranks.rank() == 0:
-        run_folder.lock_run(folder)  # who launched the others holds it
+        run_folder.lock_run(folder)  # otherwise the launching process holds the lock
     job = params.load_job(folder / (JOB if launched else "params.yaml"))
     if job.per_device_train_batch_size == "auto":
         raise UserError(
-            "per_device_train_batch_size: auto is settled by the train notebook. Started by hand, "
-            "the ranks need a number."
+            "per_device_train_batch_size: auto is resolved by the train notebook. Ranks that are "
+            "started by hand need a number."
         )
     data = splits.load_split(folder / "data", "train")
     validation = splits.load_split(folder / "data", "validation")
@@ -204,10 +203,10 @@ def _train_rank(folder: pathlib.Path, launched: bool) -> None:
 
 
 def _report_end(folder: pathlib.Path, launched: bool, error: BaseException) -> None:
-    """Leave why this rank ends to who started it, or print it."""
+    """Report why this rank ends, to the process that started it or on the terminal."""
     report = f"{type(error).__name__}\n{error}"
     if launched:
-        # all ranks end alike; the first one writes it
+        # all ranks end for the same reason, so the first one writes it
         with contextlib.suppress(FileExistsError), open(folder / END, "x") as file:
             file.write(report)
     elif ranks.rank() == 0:
@@ -215,9 +214,9 @@ def _report_end(folder: pathlib.Path, launched: bool, error: BaseException) -> N
 
 
 def _end_with_parents() -> None:
-    """End this rank when torchrun, or the process that started it, is gone.
+    """End this rank once torchrun, or the process that started torchrun, has ended.
 
-    It would keep the card and write on.
+    Otherwise it would keep the card and continue to write.
     """
     parents = [os.getppid()]
     if LAUNCHER in os.environ:

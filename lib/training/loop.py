@@ -1,8 +1,8 @@
-"""The training loop: an exact order, an honest ledger, and a stop at any moment that loses no step.
+"""The training loop: a reproducible order, a complete ledger, and stops that lose no step.
 
     masters = loop.train(model, data, validation, job, folder, identity)
 
-The notebook calls it through `launch.train`, which starts several processes where several GPUs are.
+The notebook calls it through `launch.train`, which starts several processes for several GPUs.
 """
 
 import collections
@@ -45,10 +45,10 @@ def train(
 ) -> Masters:
     """Train the adapter in `model`; write folder/metrics.jsonl and folder/checkpoints.
 
-    It resumes from the newest checkpoint there; `identity` goes into every checkpoint, and one of
-    another identity is refused. KeyboardInterrupt (Ctrl-C, or the runner's SIGTERM), a stop file
-    and max_minutes end the session after the last completed step is saved. Under torchrun every
-    rank calls it; rank 0 alone writes.
+    It resumes from the newest checkpoint there. `identity` is stored in every checkpoint, and one
+    with another identity is refused. KeyboardInterrupt (Ctrl-C, or the runner's SIGTERM), a stop
+    file and max_minutes end the session after the last completed step is saved. Under torchrun,
+    every rank calls it, and only rank 0 writes.
     """
     session = _Session(model, data, validation, job, folder, identity)
     try:
@@ -62,7 +62,7 @@ def train(
 
 @dataclasses.dataclass
 class _Session:
-    """One session of a run: what it trains, how far it has got, and what it writes down."""
+    """One session of a run: what it trains, its progress, and its records."""
 
     model: Any
     data: Any
@@ -80,7 +80,7 @@ class _Session:
         self.report = trackers.start_tracker(self.job, self.folder) if self.writes else None
 
     def close(self) -> None:
-        # the kernel is killed when the notebook ends, and a tracker's queue with it
+        # the kernel is killed when the notebook ends, together with a tracker's queue
         if self.report:
             self.report("end", {})
 
@@ -88,10 +88,10 @@ class _Session:
     # set-up
 
     def set_up(self) -> None:
-        """Take up the run where it stands, and measure the held-out loss if that is due."""
+        """Continue the run from its newest checkpoint, and measure the held-out loss if due."""
         self.checkpoints.mkdir(exist_ok=True)
         if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()  # the probe's and the answers' peaks are not ours
+            torch.cuda.reset_peak_memory_stats()  # exclude the peaks of the probe and the answers
         self.sizes = plan.read_sizes(self.data)
         self.total = plan.count_steps(len(self.data), self.job)
         self.shape = plan.fixed_shape(self.sizes, self.job)
@@ -104,11 +104,11 @@ class _Session:
         self.ledger = Ledger(self.folder / "metrics.jsonl") if self.writes else None
         if self.ledger:
             self.ledger.require_steps(self.step)
-        # not a method: the held-out loss keeps it, and a circle would keep the model on the card
+        # not a method: HeldOut keeps it, and a reference cycle would keep the model on the card
         self.note = functools.partial(_note, self.ledger, self.report)
         if not self.step:
             self._refuse_a_trained_adapter()
-        # cards of different kinds draw different numbers for a fresh adapter
+        # cards of different kinds draw different random numbers for a new adapter
         ranks.copy_from_first(self.masters.flat)
         self.masters.publish()
 
@@ -121,15 +121,15 @@ class _Session:
             forget_later(self.checkpoints, self.step)
         if not self.step:
             self.held_out.measure("before", self.step)
-        elif self.held_out.is_due(self.step, self.total):  # the session before had no time for it
+        elif self.held_out.is_due(self.step, self.total):  # the last session ended before it
             self._measure_held_out()
 
     def _refuse_a_trained_adapter(self) -> None:
-        """Raise UserError unless the adapter in memory is fresh: every B of LoRA starts at zero."""
+        """Raise UserError unless the adapter in memory is new: every B of LoRA starts at zero."""
         if any(w.any() for name, w in self.masters.weights.items() if "lora_B" in name):
             raise UserError(
-                "the adapter in memory has been trained already, and there is no checkpoint to go "
-                "back to. Restart the kernel (the notebook) and run all cells again."
+                "the adapter in memory has been trained already, and there is no checkpoint to "
+                "resume from. Restart the kernel (the notebook) and run all cells again."
             )
 
     def _note_session(self) -> None:
@@ -160,13 +160,13 @@ class _Session:
     # the steps
 
     def train_steps(self) -> None:
-        """Train until the last step, the end of patience, or a reason to stop, which is raised.
+        """Train until the last step or the end of patience; raise any other reason to stop.
 
-        When it returns, the memory that a recorded graph holds is free for the held-out loss.
+        On return, the memory of a recorded graph is free for the held-out loss.
         """
         _set_training(self.model)
         loader = load_steps(self.data, self.sizes, self.step, self.job, self.shape)
-        # a run whose steps are done would pay for compiling and get nothing
+        # a run whose steps are all done must not wait for compiling
         accumulate = self._build_accumulate() if self._steps_remain() else None
         watcher = stops.Watcher(self.folder, self.job.max_minutes, self.signals)
         losses = ranks.from_first(self.ledger.step_losses() if self.ledger else [])
@@ -215,7 +215,7 @@ class _Session:
     def _refuse_divergence(
         self, loss: float, norm: float, recent: collections.deque, loaded: LoadedStep
     ) -> None:
-        """Raise Diverged before a step that has gone bad moves a weight."""
+        """Raise Diverged before a diverged step changes a weight."""
         if stops.has_diverged(loss, norm, recent, self.vocabulary):
             row_ids = [self.data[row]["id"] for row in loaded["rows"]]
             raise stops.explain_divergence(self.step + 1, loss, norm, row_ids)
@@ -225,12 +225,12 @@ class _Session:
 
     def _after_step(self, stop: str, loaded: LoadedStep) -> None:
         if stop == "time" and self.step == self.total:
-            stop = ""  # all is done: there is no session to come
+            stop = ""  # training is complete, so there is no later session to announce
         measuring = not stop and self.held_out.is_due(self.step, self.total)
         last = self.step == self.total
         saving = bool(stop) or measuring or last or self.step % self.job.save_steps == 0
-        # a ledger line never spans a checkpoint or an eval: a session that resumes from it must
-        # replace whole lines
+        # a ledger line never spans a checkpoint or an eval, so that a session that resumes there
+        # replaces complete lines
         if self.line["steps"] and (saving or self.step % self.job.logging_steps == 0):
             self._write_line()
         if saving:
@@ -270,7 +270,7 @@ class _Session:
         self.held_out.measure_during(self.step, self.masters, self.checkpoints, self.identity)
 
     def _end(self, stop: str, loaded: LoadedStep) -> None:
-        # the wish is granted; a stop file left there would end the next session too
+        # a stop file that was left there would end the next session too
         (self.folder / stops.STOP_FILE).unlink(missing_ok=True)
         if stop == "memory":
             longest = int(self.sizes.lengths[loaded["rows"]].max())
@@ -283,7 +283,7 @@ class _Session:
     # the end of a run
 
     def finish(self) -> None:
-        """Go back to the best weights with early stopping, and measure the held-out loss."""
+        """Restore the best weights with early stopping, and measure the held-out loss."""
         patience = self.job.early_stopping_patience
         if patience:
             if self.step < self.total and self.writes:
@@ -303,16 +303,16 @@ def _note(
     event: str,
     **values: Any,
 ) -> None:
-    """Write an event into the ledger and send it to the tracker; on rank 0, which has both."""
+    """Write an event to the ledger and the tracker, which only rank 0 has."""
     if ledger and report:
         ledger.write(event, **values)
         report(event, values)
 
 
 def _set_training(model: Any) -> None:
-    """Set the model to training; Unsloth's own method also turns gradient checkpointing on again.
+    """Set the model to training mode, with Unsloth's own method if it has one.
 
-    Its generate turns that off, and train() leaves it off.
+    Unsloth's generate turns gradient checkpointing off, and train() would not turn it on again.
     """
     if hasattr(model, "for_training"):
         model.for_training()

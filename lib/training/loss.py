@@ -1,7 +1,7 @@
-"""Cross entropy where a label is trained, and nowhere else.
+"""Compute the cross entropy at trained positions only.
 
-The output layer is most of a small Gemma's arithmetic: it has 262,144 rows. Positions without a
-label (28 % of the bundled set's tokens, more where questions are long) need no logits, and none are
+The output layer, with 262,144 rows, is most of a small Gemma's arithmetic. Positions without a
+label (28 % of the bundled set's tokens, more with long questions) need no logits, so none are
 computed for them. The gradient is formed chunk by chunk in the forward pass, so no logits are kept.
 """
 
@@ -18,12 +18,12 @@ _workspace: dict[Any, tuple[torch.Tensor, ...]] = {}
 
 
 def cap_logits(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
-    """Bend logits in place to softcap * tanh(logits / softcap), as Gemma 2 and 3n do; None: not."""
+    """Cap logits in place to softcap * tanh(logits / softcap), as Gemma 2 and 3n do, if given."""
     return logits.div_(softcap).tanh_().mul_(softcap) if softcap else logits
 
 
 def split_model(model: Any) -> tuple[Any, torch.Tensor, float | None]:
-    """Return the body that gives hidden states, the output layer's weight, and the final soft cap.
+    """Return the body that computes hidden states, the output layer's weight, and the soft cap.
 
     The soft cap is 30 in Gemma 3n, None in Gemma 3.
     """
@@ -35,14 +35,14 @@ def split_model(model: Any) -> tuple[Any, torch.Tensor, float | None]:
 def token_losses(model: Any, batch: Batch, fused: bool = False) -> torch.Tensor:
     """Return the cross entropy of each trained position, in nats, in the order of `batch.where`.
 
-    `fused` takes the compiled loss, which needs memory for two copies of all logits.
+    `fused` uses the compiled loss, which needs memory for two copies of all logits.
     """
     body, weight, softcap = split_model(model)
     packing = {}
     if batch.bounds is not None:
         packing = {"position_ids": batch.position_ids, "bounds": batch.bounds}
     hidden = body(input_ids=batch.input_ids, use_cache=False, **packing).last_hidden_state
-    # a base spread over cards gives its hidden states on another card than the one of the output
+    # if the base is spread over cards, the hidden states are on another card than the output
     # layer, which shares the weight of the word embedding
     trained = hidden.flatten(0, 1)[batch.where.to(hidden.device)].to(weight)
     head_loss = _FusedHeadLoss if fused else _FrozenHeadLoss
@@ -50,21 +50,21 @@ def token_losses(model: Any, batch: Batch, fused: bool = False) -> torch.Tensor:
 
 
 def free_buffers() -> None:
-    """Give back the memory that the loss keeps for its logits."""
+    """Free the memory that the loss keeps for its logits."""
     _workspace.clear()
 
 
 def _buffers(like: torch.Tensor, vocabulary: int) -> tuple[torch.Tensor, ...]:
-    """Return room for a chunk's logits in the model's precision, in float32, and their softmax.
+    """Return buffers for a chunk's logits in the model's precision, in float32, and their softmax.
 
-    The buffers are kept: on a CPU fresh pages for buffers of this size cost more than filling them
-    (float() takes 51 ms into fresh memory, 6 ms into a kept buffer: 128 positions on 2 cores).
+    The buffers are kept, because on a CPU new pages for buffers of this size cost more than filling
+    them (float() takes 51 ms into new memory, 6 ms into a kept buffer: 128 positions on 2 cores).
     """
     key = (like.device, like.dtype, vocabulary)
     if key not in _workspace:
         _workspace.clear()
         rows = CHUNK[like.device.type]
-        # buffers made while measuring the held-out loss must serve training too
+        # buffers made while measuring the held-out loss must be usable in training too
         with torch.inference_mode(False):
             _workspace[key] = tuple(
                 torch.empty(rows, vocabulary, dtype=dtype, device=like.device)
@@ -74,9 +74,9 @@ def _buffers(like: torch.Tensor, vocabulary: int) -> tuple[torch.Tensor, ...]:
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Cross entropy of a frozen output layer's logits, one value a target.
+    """Cross entropy of a frozen output layer's logits, one value per target.
 
-    Saves d loss / d hidden for the backward pass, not the logits.
+    It saves d loss / d hidden for the backward pass instead of the logits.
     """
 
     @staticmethod
@@ -113,15 +113,15 @@ class _FrozenHeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        # upstream stays float32: 1 / trained tokens rounded to bfloat16 would scale every gradient
-        # by up to 0.4 %
+        # upstream stays float32: rounding 1 / trained tokens to bfloat16 would change the scale of
+        # every gradient by up to 0.4 %
         return (grad * upstream[:, None]).to(grad.dtype), None, None, None
 
 
 def _fused(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same as one expression for the compiler: losses, and their derivative by `hidden`."""
+    """Return losses and their derivative by `hidden`, as one expression for the compiler."""
     logits = (hidden @ weight.T).float()
     # cap_logits written out: the derivative needs the tanh, and the compiler keeps it in registers
     if softcap:
@@ -140,7 +140,7 @@ def _fused(
 class _FusedHeadLoss(torch.autograd.Function):
     """_FrozenHeadLoss compiled in one piece.
 
-    The passes over the logits become two, for the memory of two copies of all logits.
+    It passes over the logits only twice, but needs memory for two copies of all logits.
     """
 
     @staticmethod

@@ -21,15 +21,15 @@ GROWTH_STEPS = 2000
 class Masters:
     """float32 copies of the adapter's weights, their gradients and their optimizer.
 
-    In bfloat16's 8 bits a step of 2e-5 vanishes, and sums of gradients are rough. All weights lie
-    in one tensor, `flat`, all gradients in another: clipping, the optimizer and a sum over GPUs are
-    then a few kernel launches, and not a few for each of 430 tensors. `weights` and `gradients` are
-    views into them by name; `live` are the model's own parameters.
+    With the 8 bits of bfloat16, a step of 2e-5 would vanish, and sums of gradients would be rough.
+    All weights are in one tensor, `flat`, and all gradients in another: clipping, the optimizer and
+    a sum over GPUs then take a few kernel launches instead of a few for each of 430 tensors.
+    `weights` and `gradients` are views into them by name; `live` are the model's own parameters.
     """
 
     def __init__(self, model: Any, job: Params) -> None:
         self.live: dict[str, torch.nn.Parameter] = adapter.trainable(model)
-        # a base spread over cards has its adapter on several; the masters lie on the first one's
+        # if the base is spread over cards, so is the adapter; the masters are on its first card
         place = next(iter(self.live.values())).device
         self.flat = torch.cat(
             [p.detach().to(place, torch.float32).flatten() for p in self.live.values()]
@@ -38,15 +38,15 @@ class Masters:
         self.weights = self._views(self.flat)
         self.gradients = self._views(self.flat.grad)
 
-        # the loss is multiplied by `scale`, since float16 gradients vanish below 6e-8; dynamic, as
-        # in torch.amp.GradScaler
+        # the loss is multiplied by `scale`, since float16 gradients vanish below 6e-8; the scale
+        # is dynamic, as in torch.amp.GradScaler
         dtype, _ = device.choose_precision(job.precision, job.load_in_4bit)
         self.scales = dtype == torch.float16
         self.scale = START_SCALE if self.scales else 1.0
         self.steps_at_scale = 0
 
         if job.optim == "adamw_8bit":
-            # imported here: bitsandbytes is there on machines with a GPU alone
+            # imported here, since bitsandbytes is installed only on machines with a GPU
             from bitsandbytes.optim import AdamW8bit as optimizer
         else:
             optimizer = functools.partial(torch.optim.AdamW, fused=self.flat.is_cuda)
@@ -62,7 +62,7 @@ class Masters:
     # gradients
 
     def take_gradients(self) -> None:
-        """Add the model's gradients to the masters' and drop them there."""
+        """Add the model's gradients to those of the masters, and drop them in the model."""
         names = [name for name, p in self.live.items() if p.grad is not None]
         if names:
             torch._foreach_add_(
@@ -72,23 +72,23 @@ class Masters:
         self.drop_live_gradients()
 
     def drop_live_gradients(self) -> None:
-        """Forget the gradients that lie in the model's own parameters."""
+        """Drop the gradients of the model's own parameters."""
         for p in self.live.values():
             p.grad = None
 
     def drop_gradients(self) -> None:
-        """Forget all gradients of the step, the model's and the masters'."""
+        """Drop all gradients of the step, in the model and in the masters."""
         self.drop_live_gradients()
         self.flat.grad.zero_()
 
     def norm(self) -> float:
-        """Return the gradients' norm, before clipping; reading it waits for the GPU."""
+        """Return the norm of the gradients before clipping; reading it waits for the GPU."""
         return float(self.flat.grad.norm()) / self.scale
 
     def lower_scale(self) -> bool:
-        """Drop the gradients that overflowed in float16 and halve the loss scale.
+        """Drop gradients that overflowed in float16, and halve the loss scale.
 
-        Returns False, and does nothing, when there is nothing to halve.
+        Return False without doing anything if the scale is 1.
         """
         if self.scale <= 1:
             return False
@@ -101,8 +101,8 @@ class Masters:
     # the optimizer step
 
     def step(self, norm: float, rate: float, max_norm: float) -> None:
-        """Make one optimizer step with gradients of that norm, clipped to `max_norm` (0: not)."""
-        # clipped by the rule of torch.nn.utils.clip_grad_norm_, and freed of the loss scale
+        """Make one optimizer step with gradients of this norm, clipped to `max_norm` unless 0."""
+        # clip as torch.nn.utils.clip_grad_norm_ does, and divide by the loss scale
         shrink = min(1.0, (max_norm or math.inf) / (norm + 1e-6)) / self.scale
         if shrink != 1:
             self.flat.grad.mul_(shrink)
@@ -127,8 +127,8 @@ class Masters:
     def save(self, folder: pathlib.Path) -> None:
         """Write adapter.safetensors, optimizer.safetensors and optimizer.json, without pickle.
 
-        The optimizer's state is read by parameter, not through state_dict(): bitsandbytes nests its
-        tensors there.
+        The optimizer's state is read by parameter, because bitsandbytes nests its tensors in
+        state_dict().
         """
         state = self.optimizer.state[self.flat]
         weights = {name: weight.contiguous() for name, weight in self.weights.items()}
@@ -143,7 +143,7 @@ class Masters:
         files.write_json(folder / "optimizer.json", numbers)
 
     def load(self, folder: pathlib.Path) -> None:
-        """Take back what `save` wrote, and publish it."""
+        """Load what `save` wrote, and publish it."""
         for name, weight in load_file(folder / "adapter.safetensors").items():
             self.weights[name].copy_(weight)
         numbers = json.loads((folder / "optimizer.json").read_text())

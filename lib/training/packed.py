@@ -1,9 +1,9 @@
-"""Attention over rows packed end to end: a position sees the earlier ones of its own row alone.
+"""Attention over rows packed end to end: a position sees only earlier positions of its own row.
 
 It is registered with transformers under the name `packed`, so that its own model code runs
-unchanged. On a GPU of compute capability 8.0 or more FlashAttention's variable-length kernel does
-it (a head size of 256 has a backward pass there since FlashAttention 2); elsewhere plain attention
-under the same mask does, which costs the square of the packed length.
+unchanged. A GPU of compute capability 8.0 or more uses FlashAttention's variable-length kernel (a
+head size of 256 has a backward pass there since FlashAttention 2). Other devices use plain
+attention under the same mask, which costs the square of the packed length.
 """
 
 import contextlib
@@ -18,16 +18,16 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 NAME = "packed"
-# torch 2.11 takes fewer heads of keys and values as they come, later ones ask for it by name
+# torch 2.11 accepts fewer heads of keys and values without a flag; later versions require one
 SHARED_HEADS = (
     {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 )
 
 
 def same_row_mask(bounds: torch.Tensor, tokens: int, window: int) -> torch.Tensor:
-    """Return (tokens, tokens), true where a query may look.
+    """Return a mask (tokens, tokens), true where a query may look.
 
-    That is in its own row, not later, and at most `window - 1` positions back (0: no limit).
+    It may look at itself and earlier positions of its row, at most `window - 1` back (0: no limit).
     """
     position = torch.arange(tokens, device=bounds.device)
     row = torch.searchsorted(bounds, position, right=True)
@@ -35,7 +35,7 @@ def same_row_mask(bounds: torch.Tensor, tokens: int, window: int) -> torch.Tenso
     return (row[:, None] == row[None]) & (back >= 0) & (back < (window or tokens))
 
 
-# as many arguments as transformers passes
+# the arguments that transformers passes
 def attention(  # noqa: PLR0913
     module: Any,
     query: torch.Tensor,
@@ -47,14 +47,14 @@ def attention(  # noqa: PLR0913
     bounds: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within rows: heads of (1, heads, tokens, size) give (1, tokens, heads, size)."""
+    """Attend within rows: return (1, tokens, heads, size) for heads of (1, heads, tokens, size)."""
     scale = module.head_dim**-0.5 if scaling is None else scaling
     window = sliding_window or 0
     if query.is_cuda:
-        # the longest row only sets the launch grid: all tokens are as good as the true length,
-        # which would have to be read back from the GPU
+        # the longest row only sets the launch grid. So the number of all tokens serves as well as
+        # the true length, which would have to be read back from the GPU.
         longest = query.shape[2]
-        # a window of W is "W - 1 back" to the kernel, and -1 is no limit
+        # a window of W means "W - 1 back" to the kernel, and -1 means no limit
         looks_back = (window - 1, 0)
         parts = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
         out = varlen_attn(
@@ -87,7 +87,7 @@ AttentionMaskInterface.register(NAME, lambda *_, **__: None)
 def attend_within_rows(model: Any) -> Iterator[None]:
     """Let the language layers attend within packed rows inside the block.
 
-    Outside it, when answers are generated, the model has its own attention.
+    Outside it, for example to generate answers, the model has its own attention.
     """
     config = model.config.get_text_config()
     before, config._attn_implementation = config._attn_implementation, NAME

@@ -1,7 +1,7 @@
-"""Which rows are in which micro-batch of which step: a pure function of lengths, seed and job.
+"""Plan which rows are in which micro-batch of which step, from lengths, seed and job alone.
 
-An optimizer step trains per_device_train_batch_size x gradient_accumulation_steps rows, however
-many GPUs share them.
+An optimizer step trains per_device_train_batch_size x gradient_accumulation_steps rows, on any
+number of GPUs.
 """
 
 import heapq
@@ -17,9 +17,9 @@ from lib.params import Params
 
 # steps whose rows are sorted by length together: less padding, and still a shuffled epoch
 POOL = 8
-# a packed micro-batch is filled up to a multiple of this: what a tensor-core tile covers
+# a packed micro-batch is filled up to a multiple of this, the size of a tensor-core tile
 TILE = 64
-# rows whose labels are read at once: the labels of a million rows are gigabytes
+# rows whose labels are read at once, since the labels of a million rows are gigabytes
 ROWS_AT_ONCE = 4096
 NO_ROWS = "the training split has no rows; see the drop table of prepare."
 
@@ -27,14 +27,14 @@ MicroBatch = list[int]  # row numbers
 
 
 class Sizes(NamedTuple):
-    """The number of tokens of each training row, and how many of them are trained."""
+    """The number of tokens in each training row, and how many of them are trained."""
 
     lengths: np.ndarray
     trained: np.ndarray
 
 
 class Shape(NamedTuple):
-    """The one fixed shape of a job's packed micro-batches, each number the largest that occurs."""
+    """The fixed shape of a job's packed micro-batches; each number is the largest that occurs."""
 
     tokens: int
     rows: int
@@ -46,9 +46,9 @@ class Shape(NamedTuple):
 
 
 def read_sizes(data: Any) -> Sizes:
-    """Read the sizes of a split's rows; the first token of a row is never trained.
+    """Read the sizes of a split's rows.
 
-    Nothing stands before it from which it could be predicted.
+    The first token of a row is never trained, since there is nothing before it to predict it from.
     """
     lengths = np.asarray(data["length"][:])
     trained = [np.zeros(0, int)]
@@ -56,15 +56,15 @@ def read_sizes(data: Any) -> Sizes:
     for start in range(0, len(lengths), ROWS_AT_ONCE):
         part = labels[start : start + ROWS_AT_ONCE]["labels"].combine_chunks()
         offsets = part.offsets.to_numpy()
-        # trained labels before each position, so that a row's are the difference of its two ends
+        # trained labels before each position; a row's number is the difference of its two ends
         before = np.concatenate([[0], np.cumsum(part.values.to_numpy() != IGNORED)])
         trained.append(before[offsets[1:]] - before[offsets[:-1] + 1])
     return Sizes(lengths, np.concatenate(trained))
 
 
 def micro_batch_rows(per_device_train_batch_size: int | str) -> int:
-    """Return the rows of a micro-batch; the preflight must have settled `auto`."""
-    assert isinstance(per_device_train_batch_size, int), "auto is not settled yet"
+    """Return the rows of a micro-batch; the preflight must have resolved `auto`."""
+    assert isinstance(per_device_train_batch_size, int), "auto is not resolved yet"
     return per_device_train_batch_size
 
 
@@ -85,7 +85,7 @@ def count_steps(rows: int, job: Params) -> int:
 
 
 def plan_epoch(lengths: np.ndarray, epoch: int, job: Params) -> list[list[MicroBatch]]:
-    """Return one epoch as steps of micro-batches; every row once, and only one step is short."""
+    """Return one epoch as steps of micro-batches, with every row once and only one short step."""
     order = np.random.default_rng([job.seed, epoch]).permutation(len(lengths))
     if job.packing:
         steps = _packed_steps(lengths, order, epoch, job)
@@ -114,11 +114,11 @@ def _packed_steps(
     """Fill micro-batches with rows whose tokens sum to nearly the same."""
     micro_batch = micro_batch_rows(job.per_device_train_batch_size)
     draw = np.random.default_rng([job.seed, epoch, 2])
-    # only nearly by length: in exact order the same rows would meet in every epoch
+    # sort by length only roughly: in exact order, the same rows would meet in every epoch
     order = order[np.argsort(-lengths[order] * draw.uniform(0.9, 1, len(order)), kind="stable")]
 
-    # the short step takes rows of middling length: any others could need a larger shape than all
-    # the full steps
+    # the short step takes rows of medium length: others could need a larger shape than all the
+    # full steps
     left = len(order) % rows_per_step(job)
     short = slice((len(order) - left) // 2, (len(order) + left) // 2)
     full = _equal_tokens(lengths, np.delete(order, short), micro_batch)
@@ -134,7 +134,7 @@ def _split(items: list[Any], size: int) -> list[list[Any]]:
 def _equal_tokens(lengths: np.ndarray, order: np.ndarray, rows: int) -> list[MicroBatch]:
     """Fill micro-batches of `rows` rows so that one fixed shape fits all with little padding.
 
-    `order` has the longest row first; each goes into the emptiest micro-batch that has room
+    `order` has the longest row first; each row is put into the emptiest micro-batch with room
     (Graham's LPT rule with a limit on the count).
     """
     batches: list[MicroBatch] = [[] for _ in range(len(order) // rows)]
@@ -150,7 +150,7 @@ def _equal_tokens(lengths: np.ndarray, order: np.ndarray, rows: int) -> list[Mic
 def iterate_steps(
     lengths: np.ndarray, done: int, job: Params
 ) -> Iterator[tuple[float, list[MicroBatch]]]:
-    """Yield, without end, each step after the first `done`, after the epochs finished with it."""
+    """Yield (epochs finished after it, step) for each step after the first `done`, without end."""
     per_epoch = math.ceil(len(lengths) / rows_per_step(job))
     epoch, offset = divmod(done, per_epoch)
     while True:
@@ -160,7 +160,7 @@ def iterate_steps(
 
 
 def find_shape(sizes: Sizes, job: Params) -> Shape:
-    """Return the smallest fixed shape that holds every micro-batch of the job."""
+    """Return the smallest fixed shape that fits every micro-batch of the job."""
     rows = len(sizes.lengths)
     if not rows:
         raise UserError(NO_ROWS)
@@ -201,18 +201,18 @@ def find_extremes(sizes: Sizes, job: Params) -> tuple[MicroBatch, MicroBatch]:
 
 
 def count_positions(sizes: Sizes, steps: list[list[MicroBatch]], shape: Shape | None) -> int:
-    """Return the positions computed for these steps, padding included."""
+    """Return the number of positions computed for these steps, including padding."""
     if shape:
         return shape.tokens * sum(map(len, steps))
     return sum(len(batch) * int(sizes.lengths[batch].max()) for step in steps for batch in step)
 
 
 # --------------------------------------------------------------------------------------------------
-# the schedule, and what a job comes to
+# the schedule, and a summary for people
 
 
 def learning_rate(step: int, total: int, job: Params) -> float:
-    """Return the rate of a step, 0 being the first.
+    """Return the learning rate of a step; the first step is 0.
 
     The schedules are transformers' own, so step 0 of a warm-up has the rate 0.
     """
@@ -230,9 +230,9 @@ def learning_rate(step: int, total: int, job: Params) -> float:
 def describe_plan(
     sizes: Sizes, held_out_rows: int, job: Params, shape: Shape | None
 ) -> dict[str, Any]:
-    """Return the derived numbers of a job for people: rows, steps, tokens a step, padding.
+    """Return the derived numbers of a job for people: rows, steps, tokens per step, padding.
 
-    They are computed, nothing is run.
+    They are computed without running anything.
     """
     if not len(sizes.lengths):
         raise UserError(NO_ROWS)

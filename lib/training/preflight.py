@@ -1,8 +1,8 @@
-"""Before hours are spent: does the job fit the card and the disk, and how long will it take.
+"""Check that a job fits the card and the disk, and estimate its time, before hours are spent.
 
     job, plan = preflight.check_fit(model, rows, held_out_rows, job, folder)
 
-Where the job does not fit, the error names the parameters to set.
+If the job does not fit, the error names the parameters to set.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ from lib.model.options import choose_backend
 from lib.params import FIELDS, Params
 from lib.training import batches, checkpoint, checks, compiled, packed, plan
 
-SPARE = 0.05  # of a card's memory, left for fragmentation and the desktop
+SPARE = 0.05  # share of a card's memory that is left for fragmentation and the desktop
 DEFAULT_ROWS = FIELDS["per_device_train_batch_size"].default
 GIB = 2**30
 NOT_PROBED = "not probed, the base is sharded"
 
 
 class DoesNotFit(Exception):
-    """The card has not enough memory for one micro-batch."""
+    """The card does not have enough memory for a micro-batch."""
 
 
 class Probe(NamedTuple):
-    """How long one micro-batch took, forward and backward, and its positions."""
+    """The time of one micro-batch, forward and backward, and its number of positions."""
 
     seconds: float
     positions: int
@@ -41,38 +41,40 @@ class Probe(NamedTuple):
 def check_fit(
     model: Any, data: Any, held_out_rows: int, job: Params, folder: pathlib.Path
 ) -> tuple[Params, dict[str, Any]]:
-    """Return the job with its micro-batch settled, and for people what it will take.
+    """Return the job with its final micro-batch, and a table of what it will take.
 
-    Memory is estimated, then measured by one micro-batch, the largest; the disk must hold the
-    checkpoints. Raise UserError when the job cannot run here, naming what would.
+    Memory is estimated, then measured with the largest micro-batch; the disk must have room for the
+    checkpoints. Raise UserError with settings that would work when the job cannot run here.
     """
     sizes = plan.read_sizes(data)
     devices = ranks.count_gpus(job.num_gpus, job.gradient_accumulation_steps)
     _require_rows(len(sizes.lengths), held_out_rows, job.early_stopping_patience)
     checkpoint_bytes = _checkpoint_bytes(model, job.optim)
-    checkpoints = job.save_total_limit + 1  # one more while it is written
+    checkpoints = job.save_total_limit + 1  # one more exists while it is written
     if job.early_stopping_patience:
         checkpoints += 1  # the best weights
     files.require_disk(folder, checkpoint_bytes * checkpoints, "the checkpoints")
 
-    insisted = 0
+    required_rows = 0
     if job.per_device_train_batch_size == "auto":
-        insisted = _insisted_micro_batch(folder)
-    if insisted:  # settled by a session before; where the order of rows depends on it, it must stay
-        job = _with_micro_batch(job, insisted, DEFAULT_ROWS * job.gradient_accumulation_steps)
+        required_rows = _required_micro_batch(folder)
+    if (
+        required_rows
+    ):  # chosen by an earlier session; the order of rows or random numbers depend on it
+        job = _with_micro_batch(job, required_rows, DEFAULT_ROWS * job.gradient_accumulation_steps)
         devices = ranks.count_gpus(job.num_gpus, job.gradient_accumulation_steps)
     probe = None
     if devices > 1 and placement.is_spread(model):
-        # here the base lies over all cards, in training each process holds a share of it on its
-        # own: a probe here says nothing of the memory there
+        # here the base is spread over all cards, but in training each process has a share of it
+        # on its own card: a probe here would not measure that memory
         if job.per_device_train_batch_size == "auto":
             raise UserError(
-                "per_device_train_batch_size: auto cannot be tried for a base sharded over the "
-                "GPUs. Set a number, 1 to begin with."
+                "per_device_train_batch_size: auto cannot be probed for a base that is sharded "
+                "over the GPUs. Set a number, 1 to begin with."
             )
     else:
-        job, probe = _settle_micro_batch(model, data, sizes, job, devices, insisted)
-    _refuse_uneven_shares(job.gradient_accumulation_steps, devices, insisted)
+        job, probe = _settle_micro_batch(model, data, sizes, job, devices, required_rows)
+    _refuse_uneven_shares(job.gradient_accumulation_steps, devices, required_rows)
 
     memory = _describe_memory(model, sizes, job, devices, probed=probe is not None)
     minutes: float | str = NOT_PROBED
@@ -91,7 +93,7 @@ def check_fit(
 
 
 # --------------------------------------------------------------------------------------------------
-# what is refused
+# refusals
 
 
 def _require_rows(rows: int, held_out_rows: int, early_stopping_patience: int) -> None:
@@ -99,18 +101,20 @@ def _require_rows(rows: int, held_out_rows: int, early_stopping_patience: int) -
         raise UserError(plan.NO_ROWS)
     if early_stopping_patience and not held_out_rows:
         raise UserError(
-            "early_stopping_patience needs held-out rows, and there are none. Set validation_size, "
+            "early_stopping_patience needs held-out rows, but there are none. Set validation_size, "
             "or early_stopping_patience: 0."
         )
 
 
-def _refuse_uneven_shares(gradient_accumulation_steps: int, devices: int, insisted: int) -> None:
+def _refuse_uneven_shares(
+    gradient_accumulation_steps: int, devices: int, required_rows: int
+) -> None:
     if gradient_accumulation_steps % devices == 0:
         return
-    if insisted:
+    if required_rows:
         cure = (
-            f"This run's checkpoints insist on micro-batches of {insisted} rows: set num_gpus: 1, "
-            f"or start over with FORCE=1."
+            f"This run's checkpoints require micro-batches of {required_rows} rows: set "
+            f"num_gpus: 1, or start over with FORCE=1."
         )
     else:
         cure = (
@@ -119,7 +123,7 @@ def _refuse_uneven_shares(gradient_accumulation_steps: int, devices: int, insist
         )
     raise UserError(
         f"gradient_accumulation_steps is {gradient_accumulation_steps}, which {devices} GPUs "
-        f"cannot share out evenly. {cure}"
+        f"cannot share evenly. {cure}"
     )
 
 
@@ -130,16 +134,16 @@ def _refuse_uneven_shares(gradient_accumulation_steps: int, devices: int, insist
 def probe_micro_batch(
     model: Any, data: Any, sizes: plan.Sizes, job: Params, rows: plan.MicroBatch, devices: int = 1
 ) -> Probe:
-    """Take the rows forward and backward as a micro-batch; no weight is moved.
+    """Run the rows forward and backward as a micro-batch, without changing a weight.
 
-    DoesNotFit when the card's memory does not suffice, or would not in each process of several.
+    Raise DoesNotFit when the card does not have enough memory, for this or for several processes.
     """
     cuda, was_training = torch.cuda.is_available(), model.training
     columns = data.select_columns(["input_ids", "labels"])[rows]
     weight = 1 / max(1, int(sizes.trained[rows].sum()))
     batch = batches.make_batch(columns, plan.fixed_shape(sizes, job), weight)
     model.train()
-    if cuda:  # the memory and the peaks of an earlier candidate, or of loading, are not this one's
+    if cuda:  # free the memory and the peaks of an earlier candidate, or of loading
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -165,9 +169,9 @@ def probe_micro_batch(
 
 
 def smaller_micro_batches(job: Params, devices: int) -> Iterator[Params]:
-    """Yield the job with ever smaller micro-batches and the same rows a step.
+    """Yield the job with smaller and smaller micro-batches and the same rows per step.
 
-    Each has an accumulation that the devices can share out evenly.
+    The devices can share each accumulation evenly.
     """
     if job.per_device_train_batch_size == "auto":
         rows = largest = DEFAULT_ROWS * job.gradient_accumulation_steps
@@ -181,7 +185,7 @@ def smaller_micro_batches(job: Params, devices: int) -> Iterator[Params]:
 def find_fitting(
     model: Any, data: Any, sizes: plan.Sizes, candidates: Iterator[Params], devices: int = 1
 ) -> tuple[Params, Probe] | None:
-    """Return the first of the candidates that fits, with its probe."""
+    """Return the first candidate that fits, with its probe."""
     for job in candidates:
         _, largest = plan.find_extremes(sizes, job)
         try:
@@ -192,7 +196,7 @@ def find_fitting(
 
 
 def _settle_micro_batch(
-    model: Any, data: Any, sizes: plan.Sizes, job: Params, devices: int, insisted: int
+    model: Any, data: Any, sizes: plan.Sizes, job: Params, devices: int, required_rows: int
 ) -> tuple[Params, Probe]:
     """Return the job with a micro-batch that fits, and its probe.
 
@@ -203,7 +207,7 @@ def _settle_micro_batch(
     elif torch.cuda.is_available():
         candidates = smaller_micro_batches(job, devices)
         fitting = find_fitting(model, data, sizes, candidates, devices)
-    else:  # main memory does not limit a micro-batch; this many rows keep the cores busy
+    else:  # main memory does not limit a micro-batch, and DEFAULT_ROWS rows keep the cores busy
         small = next(
             candidate
             for candidate in smaller_micro_batches(job, devices)
@@ -213,17 +217,17 @@ def _settle_micro_batch(
         fitting = small, probe_micro_batch(model, data, sizes, small, largest)
     if fitting:
         return fitting
-    if insisted:
+    if required_rows:
         raise UserError(
-            f"this run's checkpoints insist on micro-batches of {insisted} rows, which do not fit "
-            f"{device.name()} ({device.card().gb:.1f} GB). Continue on a card like the one it "
-            f"began on, or start over with FORCE=1."
+            f"this run's checkpoints require micro-batches of {required_rows} rows, which do not "
+            f"fit {device.name()} ({device.card().gb:.1f} GB). Continue on a card like the one the "
+            f"run began on, or start over with FORCE=1."
         )
     raise UserError(_explain_misfit(model, data, sizes, job, devices))
 
 
 def _explain_misfit(model: Any, data: Any, sizes: plan.Sizes, job: Params, devices: int) -> str:
-    """Say what to set for a job whose micro-batch does not fit, after trying smaller ones."""
+    """Return what to set for a job whose micro-batch does not fit, after trying smaller ones."""
     rows, card = job.per_device_train_batch_size, device.card()
     problem = (
         f"per_device_train_batch_size={rows} does not fit {card.name} ({card.gb:.1f} GB) with rows "
@@ -235,7 +239,7 @@ def _explain_misfit(model: Any, data: Any, sizes: plan.Sizes, job: Params, devic
         if fitting:
             smaller, _ = fitting
             return (
-                f"{problem} This fits, with the same rows a step: "
+                f"{problem} These settings fit, with the same rows per step: "
                 f"per_device_train_batch_size={smaller.per_device_train_batch_size} "
                 f"gradient_accumulation_steps={smaller.gradient_accumulation_steps} "
                 f"(or per_device_train_batch_size=auto)."
@@ -247,11 +251,11 @@ def _explain_misfit(model: Any, data: Any, sizes: plan.Sizes, job: Params, devic
     }
     unused = [setting for setting, used in savings.items() if not used]
     cure = f"Set {' or '.join(unused)}." if unused else "Lower max_seq_length."
-    return f"{problem} No smaller micro-batch does. {cure}"
+    return f"{problem} No smaller micro-batch fits either. {cure}"
 
 
-def _insisted_micro_batch(folder: pathlib.Path) -> int:
-    """Return the micro-batch that the newest checkpoint insists on; 0 without one."""
+def _required_micro_batch(folder: pathlib.Path) -> int:
+    """Return the micro-batch that the newest checkpoint requires; 0 if it requires none."""
     newest = checkpoint.newest_checkpoint(folder / "checkpoints")
     return newest[1].get("micro_batch", 0) if newest else 0
 
@@ -273,10 +277,10 @@ def _checkpoint_bytes(model: Any, optim: str) -> int:
 
 
 def _memory_factor(job: Params, devices: int) -> float:
-    """Return the memory of one of several processes as a multiple of the only one's.
+    """Return the memory of each of several processes as a multiple of a single process's.
 
-    Unsloth's checkpointing keeps more on the card where there are several: 12.8 GiB where one
-    process took 9.7 (two H100, 8 rows of 994 tokens).
+    Unsloth's checkpointing keeps more on the card if there are several: 12.8 GiB instead of the
+    9.7 of a single process (two H100, 8 rows of 994 tokens).
     """
     return 4 / 3 if devices > 1 and choose_backend(job)[0] == "unsloth" else 1.0
 
@@ -284,7 +288,7 @@ def _memory_factor(job: Params, devices: int) -> float:
 def _describe_memory(
     model: Any, sizes: plan.Sizes, job: Params, devices: int, probed: bool
 ) -> dict[str, Any]:
-    """Return the memory estimated, and the peak so far, which is the probe's."""
+    """Return the estimated memory, and the peak so far, which is that of the probe."""
     estimated = checks.estimate_memory(model, sizes, job)
     peak, place = device.peak_memory()
     lines: dict[str, Any] = {"memory estimated, GiB": sum(estimated.values())}
@@ -301,7 +305,7 @@ def _describe_memory(
 def _estimate_minutes(
     model: Any, data: Any, sizes: plan.Sizes, job: Params, devices: int, longest: Probe
 ) -> float:
-    """Return the minutes of all steps, after a probe of the shortest micro-batch too."""
+    """Estimate the minutes of all steps, after also probing the shortest micro-batch."""
     shortest = _probe_shortest(model, data, sizes, job) or longest
     seconds = _seconds_an_epoch(shortest, longest, sizes, job, plan.fixed_shape(sizes, job))
     steps = plan.count_steps(len(sizes.lengths), job)
@@ -310,7 +314,7 @@ def _estimate_minutes(
 
 
 def _probe_shortest(model: Any, data: Any, sizes: plan.Sizes, job: Params) -> Probe | None:
-    """Probe the shortest micro-batch; None where all have one shape, or the card is full by now."""
+    """Probe the shortest micro-batch; return None if all have one shape, or the card is full."""
     if job.packing:
         return None
     shortest, _ = plan.find_extremes(sizes, job)
@@ -323,11 +327,11 @@ def _probe_shortest(model: Any, data: Any, sizes: plan.Sizes, job: Params) -> Pr
 def _seconds_an_epoch(
     short: Probe, long: Probe, sizes: plan.Sizes, job: Params, shape: plan.Shape | None
 ) -> float:
-    """Return the seconds of an epoch on one device, by a line through two micro-batches.
+    """Estimate the seconds of an epoch on one device, by a line through two micro-batches.
 
-    Below some size a card takes as long as launching its kernels does, so the line has a start.
-    It goes through the longer one alone where the two are too much alike, or the line would start
-    below zero.
+    Launching kernels takes a fixed time for any micro-batch, so the line has an intercept. If the
+    two are too similar, or the intercept would be negative, the line goes through zero and the
+    longer one.
     """
     (less, few), (more, many) = short, long
     each = (more - less) / (many - few) if many >= 1.5 * few else 0.0

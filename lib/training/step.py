@@ -1,5 +1,4 @@
-"""One optimizer step: its rows are read ahead, its micro-batches go through the model, and the
-gradients are summed over the GPUs."""
+"""Run one optimizer step: read its rows ahead, run its micro-batches, sum gradients over GPUs."""
 
 import collections
 import contextlib
@@ -19,18 +18,18 @@ from lib.training.batches import Batch
 from lib.training.masters import Masters
 from lib.training.stops import STOPS, Done, StopRequests
 
-# takes a micro-batch's gradients into the masters and returns its share of the step's loss
+# adds a micro-batch's gradients to the masters and returns its share of the step's loss
 Accumulate = Callable[[Batch], torch.Tensor]
 
 
 class LoadedStep(TypedDict):
-    """A step's rows on all ranks, and the micro-batches of this one."""
+    """A step's rows on all ranks, and the micro-batches of this rank."""
 
-    epoch: float  # epochs that are finished with it
+    epoch: float  # epochs that are finished after it
     rows: list[int]
     trained: int  # tokens with a loss
     tokens: int
-    padded: int  # positions, padding included
+    padded: int  # positions, including padding
     batches: list[tuple[int, Batch]]  # each with its place in the step
 
 
@@ -62,7 +61,8 @@ def load_first_batch(
 ) -> Batch:
     """Return this rank's first micro-batch of the step after `start`.
 
-    It is read in this thread: one that pins memory while a CUDA graph is recorded would spoil it.
+    It is read in this thread, since pinning memory in another would spoil the recording of a CUDA
+    graph.
     """
     columns = data.select_columns(["input_ids", "labels"])
     epoch, step = next(plan.iterate_steps(sizes.lengths, start, job))
@@ -79,8 +79,8 @@ def _read_step(
     rows = [row for micro_batch in step for row in micro_batch]
     trained = int(sizes.trained[rows].sum())
     mine = []
-    # every rank takes part in a short step equally often, since they wait for each other: one that
-    # has no rows left takes rows again, and they weigh nothing
+    # Ranks wait for each other, so each takes part in a short step equally often. A rank without
+    # rows left repeats some with weight 0.
     places = len(step) + -len(step) % ranks.world_size()
     for place in range(ranks.rank(), places, ranks.world_size()):
         micro_batch = step[min(place, len(step) - 1)]
@@ -102,9 +102,9 @@ def _read_step(
 
 
 def seed_micro_batch(seed: int, step: int, place: int) -> None:
-    """Let a micro-batch's random numbers (dropout, NEFTune) depend on seed, step and place alone.
+    """Seed a micro-batch's random numbers (dropout, NEFTune) by seed, step and place only.
 
-    So a resumed run, or one on another number of GPUs, draws the same.
+    So a resumed run, or one on another number of GPUs, draws the same numbers.
     """
     digest = hashlib.sha256(f"{seed} {step} {place}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:7], "big"))
@@ -113,10 +113,10 @@ def seed_micro_batch(seed: int, step: int, place: int) -> None:
 def build_accumulate(
     model: Any, masters: Masters, packing: bool, example: Batch | None = None
 ) -> Accumulate:
-    """Return the function that takes a micro-batch's gradients into the masters.
+    """Return the function that adds a micro-batch's gradients to the masters.
 
-    With an example it is compiled and recorded for batches of that shape, which takes minutes and
-    changes no weight. UserError ends a rank of a sharded base that runs out of memory.
+    With an example, it is compiled and recorded for batches of that shape, which takes minutes and
+    changes no weight. A rank of a sharded base that runs out of memory ends with UserError.
     """
     attention: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     if packing:
@@ -132,7 +132,7 @@ def build_accumulate(
         return loss
 
     def accumulate_sharded(batch: Batch) -> torch.Tensor:
-        # the other ranks wait for this one inside a layer, where no word reaches them
+        # the other ranks wait for this one inside a layer, where they cannot be notified
         with device.explain_out_of_memory(
             "a step of a sharded base", "start over with a smaller per_device_train_batch_size"
         ):
@@ -153,25 +153,25 @@ def run_step(
     seed: int,
     look: Callable[[], StopRequests],
 ) -> Done:
-    """Run a step's micro-batches on all ranks; its gradients are left, summed, in the masters.
+    """Run a step's micro-batches on all ranks, and leave the summed gradients in the masters.
 
-    Returns the loss a trained token and the gradient norm. Every trained token of the step weighs
-    the same, however its rows fall into micro-batches and ranks. `look` tells what asks this rank
-    to stop.
+    Return the loss per trained token and the gradient norm. Every trained token of the step has the
+    same weight, however its rows are divided into micro-batches and ranks. `look` returns the
+    reasons for this rank to stop.
     """
     # the step's loss, and how many ranks have each reason to stop
     total = torch.zeros(1 + len(STOPS), device=masters.flat.device)
     out_of_memory = False
     try:
         for place, batch in loaded["batches"]:
-            # several ranks finish their step together, or one would wait for ever
+            # several ranks must finish their step together, or one would wait for ever
             if ranks.world_size() == 1 and look().interrupted:
                 masters.drop_gradients()
                 return Done(None, None, "interrupted")
             seed_micro_batch(seed, step, place)
             total[0] += accumulate(batch)
     except torch.OutOfMemoryError:
-        out_of_memory = True  # not raised here: the others are waiting for this rank's sum
+        out_of_memory = True  # raised later, since the other ranks wait for this rank's sum
 
     total[1:] = torch.tensor([*look(), out_of_memory])
     ranks.sum_in_place(total, masters.flat.grad)
@@ -183,6 +183,6 @@ def run_step(
 
     norm = masters.norm()
     overflowed = math.isfinite(loss) and not math.isfinite(norm)
-    if overflowed and masters.lower_scale():  # in float16: the same step again
+    if overflowed and masters.lower_scale():  # only in float16: repeat the same step
         return run_step(accumulate, masters, step, loaded, seed, look)
     return Done(loss, norm, stop)

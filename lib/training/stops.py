@@ -1,4 +1,4 @@
-"""Why a training session ends before its last step, and what people are told then."""
+"""The reasons for which a training session ends before its last step, and their messages."""
 
 import collections
 import math
@@ -12,25 +12,25 @@ from lib.common.errors import UserError
 from lib.model import device, ranks
 
 STOP_FILE = "stop"  # `touch runs/NAME/stop` ends a session as Ctrl-C does
-INTERRUPT = ".interrupt"  # the same, from the process that started the ranks
+INTERRUPT = ".interrupt"  # the same, made by the process that started the ranks
 
-# the fields of StopRequests, in their order, and memory; where several hold, the first counts
+# the fields of StopRequests, in their order, and memory; if several are true, the first counts
 STOPS = ("interrupted", "time", "file", "memory")
 
 
 class SessionOver(Exception):
-    """max_minutes is up, or a stop file was found; the work is saved, the same command goes on."""
+    """max_minutes is up, or a stop file exists; the work is saved, and the same command goes on."""
 
 
 class Diverged(Exception):
-    """The loss is no finite number, or has exploded; the last good checkpoint is kept."""
+    """The loss is not finite or has exploded; the last good checkpoint is kept."""
 
 
 class Signals:
-    """Inside the block a signal that would end the process only sets `got`.
+    """Inside the block, a signal that would end the process only sets `got`.
 
-    The signal is SIGINT (Ctrl-C, or the runner's SIGTERM passed on), in a rank SIGTERM too: a rank
-    has no runner.
+    The signal is SIGINT (Ctrl-C, or the runner's SIGTERM passed on). A rank has no runner, so it
+    handles SIGTERM too.
     """
 
     got = False
@@ -51,7 +51,7 @@ class Signals:
 
 
 class StopRequests(NamedTuple):
-    """What asks this rank to end the session."""
+    """The requests to this rank to end the session."""
 
     interrupted: bool
     time_is_up: bool
@@ -59,7 +59,7 @@ class StopRequests(NamedTuple):
 
 
 class Watcher:
-    """Looks for what asks this rank to end the session; max_minutes count from its making."""
+    """Looks for requests to end the session; max_minutes count from its creation."""
 
     def __init__(self, folder: pathlib.Path, max_minutes: float, signals: Signals) -> None:
         self.folder, self.max_minutes, self.signals = folder, max_minutes, signals
@@ -75,9 +75,9 @@ class Watcher:
 
 
 class Done(NamedTuple):
-    """A step as all ranks see it, and why to stop after it: "" or one of STOPS.
+    """A step's result on all ranks, and why to stop after it: "" or one of STOPS.
 
-    Loss and norm are None when the step was not completed, and its gradients were dropped.
+    Loss and norm are None if the step was not completed and its gradients were dropped.
     """
 
     loss: float | None
@@ -86,10 +86,10 @@ class Done(NamedTuple):
 
 
 def has_diverged(loss: float, norm: float, recent: collections.deque, vocabulary: int) -> bool:
-    """Tell whether a step has gone bad: loss or gradient norm is no finite number, or it exploded.
+    """Tell whether a step has diverged: loss or gradient norm is not finite, or the loss exploded.
 
-    A loss has exploded when it is worse than guessing among all tokens and three times the mean of
-    the `recent` losses.
+    A loss has exploded if it is worse than guessing among all tokens, and also than three times the
+    mean of the `recent` losses.
     """
     if not math.isfinite(loss + norm):
         return True
@@ -99,7 +99,7 @@ def has_diverged(loss: float, norm: float, recent: collections.deque, vocabulary
 
 
 def explain_divergence(step: int, loss: float, norm: float, row_ids: Iterable[str]) -> Diverged:
-    """Return the error of a step, from 1, that has diverged, naming its rows."""
+    """Return the error for a diverged step, counted from 1, with its rows."""
     return Diverged(
         f"step {step} has the loss {loss:.4g} and the gradient norm {norm:.4g}; its rows are "
         f"{list(row_ids)}. The last checkpoint is kept. "
@@ -108,21 +108,21 @@ def explain_divergence(step: int, loss: float, norm: float, row_ids: Iterable[st
 
 
 def explain_memory(step: int, longest: int) -> UserError:
-    """Return the error of a session whose card was full in the step after `step`."""
+    """Return the error for a session that ran out of memory in the step after `step`."""
     return UserError(
         f"{device.name()} ran out of memory in step {step + 1}, whose longest row has {longest} "
-        f"tokens. Step {step} is saved. End what else uses the card (`nvidia-smi` lists it), and "
-        f"the same command continues; or start over with half the per_device_train_batch_size and "
-        f"twice the gradient_accumulation_steps."
+        f"tokens. Step {step} is saved. End other programs that use the GPU (`nvidia-smi` lists "
+        f"them), and the same command continues; or start over with half the "
+        f"per_device_train_batch_size and twice the gradient_accumulation_steps."
     )
 
 
 def explain_stop(
     stop: str, step: int, total: int, steps_done: int, max_minutes: float
 ) -> KeyboardInterrupt | SessionOver:
-    """Return what ends a session after `step` of `total`, its checkpoint being saved.
+    """Return the exception that ends a session after `step` of `total`, with a saved checkpoint.
 
-    `steps_done` are the steps of this session, by which the sessions that remain are counted.
+    The number of remaining sessions is estimated from `steps_done`, the steps of this session.
     """
     if stop == "interrupted":
         return KeyboardInterrupt(f"stopped after step {step} of {total}; its checkpoint is saved")

@@ -1,13 +1,14 @@
 """report_to: send the ledger's lines to a tracker as well.
 
-The ledger stays the record; a tracker that fails stops nothing. The names are Hugging Face's, the x
-axis is the optimizer step. A session that resumes continues the tracker's run: TensorBoard replaces
-the steps that are repeated, trackio and wandb show both. The trackers' own environment variables
-(login, WANDB_MODE=offline, WANDB_PROJECT, TRACKIO_SPACE_ID) say where to and as whom, never a
-parameter.
+The ledger stays the record; training goes on if a tracker fails. Metric names are those of Hugging
+Face, and the x axis is the optimizer step. A session that resumes continues the tracker's run:
+TensorBoard replaces the repeated steps, trackio and wandb show both. Account and destination are
+set by the trackers' own environment variables (login, WANDB_MODE=offline, WANDB_PROJECT,
+TRACKIO_SPACE_ID), never by a parameter.
 
 accelerate.tracking is not used: each call of its trackers raises unless accelerate's PartialState
-has set up devices and process groups, which training does itself, and they take the same arguments.
+has set up devices and process groups, which training does itself. Its trackers would also take the
+same arguments as these.
 """
 
 import importlib
@@ -28,26 +29,26 @@ Report = Callable[[str, dict[str, Any]], None]
 
 
 class Tracker(NamedTuple):
-    """An open run of a tracker: `log` takes numbers and their step, `finish` ends it."""
+    """An open run of a tracker: `log` sends numbers of a step, `finish` ends the run."""
 
     log: Callable[[dict[str, float], int], None]
     finish: Callable[[], None]
 
 
 def start_tracker(job: Params, folder: pathlib.Path) -> Report:
-    """Return a function that takes every event of the ledger with its values.
+    """Return a function to call with every event of the ledger and its values.
 
-    It does nothing for report_to: none. The last event is `end`, however the session ends: without
-    it a kernel that is killed takes along what wandb and trackio have not written yet. UserError
-    when the package is not there; what fails later is one printed warning.
+    It does nothing for report_to: none. However the session ends, its last event is `end`: without
+    it, what wandb and trackio have not written yet would be lost when the kernel is killed. Raise
+    UserError if the package cannot be imported; later failures only print a warning.
     """
     if job.report_to == "none":
         return lambda event, values: None
     if job.report_to == "trackio":
-        os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))  # read when it is imported
+        os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))  # trackio's import reads it
     module = _import_package(job.report_to)
     begin = {"tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb}[job.report_to]
-    # FORCE=1 sets the ledger aside, and what follows is another training
+    # FORCE=1 renames the ledger and starts another training
     restarts = len(list(folder.glob("metrics.attempt*.jsonl")))
     name = f"{folder.name}-{restarts}" if restarts else folder.name
     tracker: Tracker | None = None
@@ -64,7 +65,7 @@ def start_tracker(job: Params, folder: pathlib.Path) -> Report:
         except Exception as error:
             tracker = None
             print(
-                f"{job.report_to} failed and is told nothing more; training goes on, and "
+                f"{job.report_to} failed and will receive no more lines; training goes on, and "
                 f"metrics.jsonl has every line. {type(error).__name__}: {error}",
                 flush=True,
             )
@@ -75,7 +76,7 @@ def start_tracker(job: Params, folder: pathlib.Path) -> Report:
 def _import_package(report_to: str) -> Any:
     try:
         return importlib.import_module(MODULES[report_to])
-    except Exception as error:  # a package beside another it does not fit raises anything
+    except Exception as error:  # incompatible packages can raise anything
         raise UserError(
             f"report_to is {report_to}, which cannot be imported here: {error}.\n"
             f"Install it with `pip install -r requirements-trackers.txt` "
@@ -84,9 +85,9 @@ def _import_package(report_to: str) -> Any:
 
 
 def name_numbers(event: str, values: dict[str, Any]) -> dict[str, float]:
-    """Give a line of the ledger Hugging Face's names: memory in GiB, rates a second.
+    """Return a ledger line under Hugging Face's names, with memory in GiB and rates per second.
 
-    Empty for an event without a step.
+    The result is empty for an event without a step.
     """
     if event == "eval":
         return {"eval/loss": values["eval_loss"]}
@@ -104,7 +105,7 @@ def name_numbers(event: str, values: dict[str, Any]) -> dict[str, float]:
 
 
 def _tensorboard(module: Any, job: Params, folder: pathlib.Path, name: str, step: int) -> Tracker:
-    # the line of `step` itself stands, later ones are repeated
+    # the line of `step` itself stays, and later ones are repeated
     writer = module.SummaryWriter(str(folder / "tensorboard" / name), purge_step=step + 1)
     writer.add_text("params", textwrap.indent(params.to_yaml(job), "    "), step)
 
@@ -122,19 +123,19 @@ def _trackio(module: Any, job: Params, folder: pathlib.Path, name: str, step: in
         name=name,
         config=job.model_dump(),
         resume="allow",
-        embed=False,  # it would start the dashboard's server in the notebook
-        private=True,  # a Space that it makes for TRACKIO_SPACE_ID is public otherwise
+        embed=False,  # True would start the dashboard's server in the notebook
+        private=True,  # otherwise the Space made for TRACKIO_SPACE_ID would be public
     )
     return Tracker(run.log, run.finish)
 
 
 def _wandb(module: Any, job: Params, folder: pathlib.Path, name: str, step: int) -> Tracker:
     settings = {
-        # what was printed, the code and the checkout's diff: nobody has searched them for secrets
+        # output, code and the checkout's diff are not sent, since they may contain secrets
         "console": "off",
         "disable_code": True,
         "disable_git": True,
-        # seconds: otherwise a lost network holds up the end; the rest waits for `wandb sync`
+        # seconds, so that a lost network does not delay the end; `wandb sync` can send the rest
         "finish_timeout": 60.0,
     }
     run = module.init(
@@ -148,7 +149,7 @@ def _wandb(module: Any, job: Params, folder: pathlib.Path, name: str, step: int)
         reinit="finish_previous",
         settings=settings,
     )
-    # wandb's own step cannot go back, as a session that resumes does
+    # wandb's own step cannot go back, as in a session that resumes
     run.define_metric("train/global_step")
     run.define_metric("*", step_metric="train/global_step")
     return Tracker(

@@ -1,10 +1,10 @@
-"""A sweep: many runs from one file through Ray Tune, the worse ones stopped early.
+"""Run a sweep: many runs from one file through Ray Tune, which stops the worse ones early.
 
     python -m lib.runs.sweep --params params/sweep.yaml [--set "k=v k=v"]
 
-The same command continues it. A trial is an ordinary run folder, and what a sweep knows lies in
-these folders alone. Ray is in sweep_ray.py: nothing here needs it.
-Exit codes: 0, 1 a trial failed, 2 wrong usage, 130 / 143 interrupted.
+The same command continues it. A trial is an ordinary run folder, and these folders are the sweep's
+only state. Ray is used in sweep_ray.py only.
+Exit codes: 0, 1 if a trial failed, 2 for wrong usage, 130 / 143 when interrupted.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from lib.runs.sweep.states import OVER, find_best, format_table, read_state, wai
 from lib.runs.sweep.sweep_file import Sweep, Trial, make_trials, read_sweep
 
 NOT_INSTALLED = (
-    "A sweep runs through Ray, which cannot be imported here ({}).\n"
+    "A sweep needs Ray, which cannot be imported here ({}).\n"
     "Install it with `.venv/bin/pip install -r requirements-sweep.txt`; the same command then "
     "starts the sweep.\n"
     'Without it, `make train PARAMS=... SET="..."` makes one run after another, and '
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_sweep(params_file: str, overrides: str) -> int:
-    """Run the trials that are not over yet, and print what came of all; returns the exit code."""
+    """Run the trials that are not over yet, and print the results of all; return the exit code."""
     sweep = read_sweep(params_file)
     trials = make_trials(sweep, params_file, overrides)
     try:
@@ -57,10 +57,10 @@ def run_sweep(params_file: str, overrides: str) -> int:
         raise UserError(NOT_INSTALLED.format(error)) from None
     wait_until_saved(trials)
     over = sum(read_state(trial.folder, sweep).word in OVER for trial in trials)
-    before = f", {over} of them done before" if over else ""
+    before = f", {over} of them already done" if over else ""
     print(f"sweep: {len(trials)} trials of {sweep.base}{before}", flush=True)
     signal_number = sweep_ray.run_trials(sweep, trials) if over < len(trials) else 0
-    with contextlib.suppress(UserError):  # one that still saves is shown as running
+    with contextlib.suppress(UserError):  # a trial that is still saving is listed as running
         wait_until_saved(trials)
     command = f"make sweep PARAMS={params_file}"
     if overrides:
@@ -72,7 +72,7 @@ def run_sweep(params_file: str, overrides: str) -> int:
 
 
 def tell_end(trials: list[Trial], sweep: Sweep, command: str) -> bool:
-    """Print what came of it, last the comparison page's path; returns whether no trial failed."""
+    """Print the results and the path of the comparison page; return whether no trial failed."""
     states = [read_state(trial.folder, sweep) for trial in trials]
     print(f"\n{format_table(trials, states, sweep)}")
     for trial, state in zip(trials, states, strict=True):

@@ -1,4 +1,4 @@
-"""Where each trial of a sweep stands, from the run folders alone."""
+"""Read the state of each trial of a sweep from the run folders."""
 
 import pathlib
 import time
@@ -10,11 +10,11 @@ from lib.record import ledger, run_folder, run_record
 from lib.runs.sweep.sweep_file import Sweep, Trial
 
 RECORD = "sweep.json"  # in a trial's folder: why the sweep stopped it early
-OVER = ("finished", "stopped early")  # trials that are not started again
+OVER = ("finished", "stopped early")  # states of trials that are not started again
 
 
 class State(NamedTuple):
-    """Where a trial stands."""
+    """The state of a trial."""
 
     word: str  # pending, running, finished, stopped early, interrupted or failed
     step: int | None = None  # of the last held-out loss
@@ -44,7 +44,10 @@ def read_state(folder: pathlib.Path, sweep: Sweep) -> State:
 
 
 def wait_until_saved(trials: list[Trial], seconds: float = 90) -> None:
-    """Wait for runs that a stopped sweep left saving; UserError says who holds one after that."""
+    """Wait for runs that were still saving when a sweep stopped.
+
+    Raise UserError with the holder of a run that is still in use after that.
+    """
     end = time.monotonic() + seconds
     for trial in trials:
         while trial.folder.exists():
@@ -59,7 +62,7 @@ def wait_until_saved(trials: list[Trial], seconds: float = 90) -> None:
 
 
 def find_best(states: list[State], sweep: Sweep) -> int | None:
-    """The position of the finished trial that is best by the metric."""
+    """Return the position of the finished trial that is best by the metric, if any."""
     values = {n: state.value for n, state in enumerate(states) if state.value is not None}
     if not values:
         return None
@@ -68,7 +71,7 @@ def find_best(states: list[State], sweep: Sweep) -> int | None:
 
 
 def format_table(trials: list[Trial], states: list[State], sweep: Sweep) -> str:
-    """The trials as lines of text, the best marked with a star."""
+    """Return the trials as lines of text, with a star at the best."""
     varied = list(dict.fromkeys(key for trial in trials for key in trial.values))
     best = find_best(states, sweep)
     rows = [

@@ -1,4 +1,4 @@
-"""A sweep file, strictly read, and its trials: jobs that are checked before the first starts."""
+"""Read a sweep file strictly, and make its trials: jobs that are checked before any starts."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ from lib.record import ledger, run_folder
 from lib.runs import needs
 
 SEARCHES = ("grid", "list", "random")
-# numbers of results.json's section `train`
+# numbers in the section `train` of results.json
 METRICS = [key for key in ledger.summarise([]) if key not in ("device", "devices", "memory_of")]
 
 
@@ -29,9 +29,9 @@ def _key(expected: str, default: Any = ..., **bounds: Any) -> Any:
 
 
 class Range(pydantic.BaseModel):
-    """Numbers that a random search draws from, with `log` evenly in the logarithm.
+    """A range of numbers for a random search; with `log`, they are even in the logarithm.
 
-    They are whole where both ends are.
+    If both ends are integers, so are the numbers.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -43,7 +43,7 @@ class Range(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> "Range":
         if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError("low must be below high, and with log above 0")
+            raise ValueError("low must be below high, and above 0 with log")
         return self
 
 
@@ -52,7 +52,7 @@ Rows = list[dict[str, Any]]
 
 
 class Sweep(pydantic.BaseModel):
-    """What a sweep file may say; `expected` of a key is what its error message asks for."""
+    """The keys of a sweep file; `expected` is what a key's error message asks for."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -71,9 +71,9 @@ class Sweep(pydantic.BaseModel):
     metric: str = _key("one of " + ", ".join(METRICS))
     direction: Literal["min", "max"] = _key("one of min, max")
     early_stop: bool = _key("true or false", True)
-    grace_evals: int = _key("a whole number >= 1 (evals no trial is stopped before)", 1, ge=1)
+    grace_evals: int = _key("a whole number >= 1 (evals before which no trial is stopped)", 1, ge=1)
     reduction_factor: int = _key(
-        "a whole number >= 2 (of so many trials at an eval one goes on)", 3, ge=2
+        "a whole number >= 2 (at an eval, one in this many trials goes on)", 3, ge=2
     )
     retries: int = _key("a whole number >= 0 (times a killed trial is continued)", 3, ge=0)
     cores_per_trial: int = _key("a whole number >= 1 (cores)", 1, ge=1)
@@ -91,18 +91,21 @@ class Trial(NamedTuple):
     """One run of a sweep."""
 
     folder: pathlib.Path
-    values: dict[str, Any]  # the parameters that set it apart
+    values: dict[str, Any]  # the parameters in which trials differ
     job: Params
-    words: list[str]  # the runner's command line
+    words: list[str]  # the arguments of the runner
 
 
 def read_sweep(sweep_file: str) -> Sweep:
-    """Read a sweep file strictly: UserError names each wrong key and what is expected."""
+    """Read a sweep file strictly; raise UserError with each wrong key and what is expected."""
     raw = params.read_values(sweep_file)
     problems = [_describe_unknown(key) for key in raw if key not in Sweep.model_fields]
     given = [search for search in SEARCHES if search in raw]
     if not problems and len(given) != 1:
-        problems = [f"expected one of {', '.join(SEARCHES)}; found {' and '.join(given) or 'none'}"]
+        problems = [
+            f"expected exactly one of {', '.join(SEARCHES)}; the file has "
+            f"{' and '.join(given) or 'none'}"
+        ]
     sweep = None
     if not problems:
         try:
@@ -120,25 +123,25 @@ def read_sweep(sweep_file: str) -> Sweep:
 
 
 def _expected(key: str) -> str:
-    """What a key must be, in words."""
+    """Return what a key must be, in words."""
     note = Sweep.model_fields[key].json_schema_extra
-    assert isinstance(note, dict)  # as `_key` made it
+    assert isinstance(note, dict)  # set by `_key`
     return str(note["expected"])
 
 
 def _describe_unknown(key: str) -> str:
     if key in params.FIELDS:
-        return f"unknown key `{key}`; a parameter goes under `set`, grid, list or random"
+        return f"unknown key `{key}`; put a parameter under `set`, grid, list or random"
     return f"unknown key `{key}`; {params.suggest_name(key, Sweep.model_fields)}"
 
 
 def _describe_wrong(key: str, raw: dict[str, Any]) -> str:
-    found = f"is {json.dumps(raw[key], default=str)[:300]}" if key in raw else "is missing"
-    return f"`{key}` {found}; expected {_expected(key)}"
+    fault = f"is {json.dumps(raw[key], default=str)[:300]}" if key in raw else "is missing"
+    return f"`{key}` {fault}; expected {_expected(key)}"
 
 
 def _find_gaps(sweep: Sweep, search: str) -> list[str]:
-    """What a search lacks of which every value is well formed."""
+    """List what is missing in a search whose values are all well-formed."""
     problems = []
     space = getattr(sweep, search)
     if not space:
@@ -157,7 +160,7 @@ def _find_gaps(sweep: Sweep, search: str) -> list[str]:
 
 
 def make_trials(sweep: Sweep, sweep_file: str, overrides: str = "") -> list[Trial]:
-    """All trials of a sweep, each job checked; UserError names a trial that is wrong.
+    """Return all trials of a sweep, with checked jobs; raise UserError for a wrong trial.
 
     The same file gives the same trials in the same folders.
     """
@@ -175,7 +178,8 @@ def make_trials(sweep: Sweep, sweep_file: str, overrides: str = "") -> list[Tria
         if folder in trials and not sweep.random:
             same = format_values(trials[folder].values)
             raise UserError(
-                f"{where} is the same run as ({same}): it differs only in what changes no weight."
+                f"{where} is the same run as ({same}): the two differ only in parameters that "
+                f"change no weight."
             )
         if folder not in trials:
             words = ["train", "--params", sweep.base, "--run", folder.name]
@@ -187,7 +191,7 @@ def make_trials(sweep: Sweep, sweep_file: str, overrides: str = "") -> list[Tria
 
 
 def _format_overrides(values: dict[str, Any]) -> str:
-    """As --set takes them; JSON is YAML too."""
+    """Return values as the text for --set; JSON is YAML too."""
     return " ".join(shlex.quote(f"{key}={json.dumps(value)}") for key, value in values.items())
 
 
@@ -201,7 +205,7 @@ def _refuse_varied_and_fixed(sweep: Sweep, fixed: dict[str, Any], sweep_file: st
 
 
 def _list_values(sweep: Sweep) -> Iterator[dict[str, Any]]:
-    """The values of each trial of a list, or of a grid with all its combinations."""
+    """Yield the values of each trial of a list, or of all combinations of a grid."""
     if sweep.list:
         yield from sweep.list
         return
@@ -210,7 +214,7 @@ def _list_values(sweep: Sweep) -> Iterator[dict[str, Any]]:
 
 
 def _draw_values(sweep: Sweep) -> Iterator[dict[str, Any]]:
-    """Random values, the same for the same seed; more than max_trials, since two may be alike."""
+    """Yield random values from the seed, more than max_trials of them, since some may be equal."""
     draw = random.Random(sweep.seed)
     for _ in range(100 * sweep.max_trials):
         yield {key: _draw_one(draw, choices) for key, choices in sweep.random.items()}
@@ -226,28 +230,28 @@ def _draw_one(draw: random.Random, choices: list[Any] | Range) -> Any:
         value = draw.uniform(low, high)
     if isinstance(low, int) and isinstance(high, int):
         return min(max(round(value), low), high)
-    # three digits can be read in a table, and say as much
+    # three significant digits are enough, and readable in a table
     return min(max(float(f"{value:.3g}"), low), high)
 
 
 def _check_trial(job: Params, sweep: Sweep, where: str) -> None:
-    """What a job must have to be a trial, beyond being a job; nothing is read or made yet."""
+    """Check what a valid job also needs to be a trial; nothing is read or made yet."""
     sources.check_sources(job)
     gpu_needs = needs.describe_gpu_needs(job)
     if gpu_needs and not sweep.gpus_per_trial:
         raise UserError(
-            f"{where} trains with {gpu_needs}, which needs an NVIDIA GPU, and gpus_per_trial is 0. "
+            f"{where} trains with {gpu_needs}, which needs an NVIDIA GPU, but gpus_per_trial is 0. "
             f"Set gpus_per_trial: 1."
         )
     ends_before_eval = 0 < job.max_steps <= job.eval_steps
     if sweep.early_stop and (not job.eval_steps or not job.validation_size or ends_before_eval):
         raise UserError(
-            f"{where}: early_stop compares held-out losses on the way, and there are none with "
+            f"{where}: early_stop compares held-out losses during training, but none come with "
             f"eval_steps: {job.eval_steps:g}, max_steps: {job.max_steps:g}, "
             f"validation_size: {job.validation_size:g}.\n"
             f"Set eval_steps to a fraction of the steps, or early_stop: false."
         )
-    if not os.environ.get("RAY_ADDRESS"):  # on a cluster there may be other cards
+    if not os.environ.get("RAY_ADDRESS"):  # a cluster may have other GPUs than this machine
         from lib.model import options  # imports torch, which takes seconds
 
         try:

@@ -1,4 +1,4 @@
-"""Ray's part of a sweep: actors that follow ordinary runs, early stopping, killed workers."""
+"""Run a sweep's trials in Ray: workers that follow ordinary runs, early stopping, retries."""
 
 import contextlib
 import logging
@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# before Ray is imported: no statistics sent, no table and log files of its own, no check of the
-# results, which is ours
+# set before Ray is imported: it must send no statistics, print no table, write no log files, and
+# leave the check of the results to us
 os.environ.update(
     {
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -22,7 +22,7 @@ os.environ.update(
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        # a worker that ends would kill -9 the runner, which is about to save
+        # otherwise a worker that ends would kill -9 the runner, which is about to save
         "RAY_kill_child_processes_on_worker_exit": "0",
         "RAY_worker_niceness": "0",
     }
@@ -40,26 +40,27 @@ from lib.runs.sweep.sweep_file import Sweep, Trial, format_values
 from lib.training import stops
 
 POLL_SECONDS = 0.5
-STOP_SECONDS = 120  # for a trial stopped early to end by its stop file, after the step it is in
+STOP_SECONDS = 120  # for a trial that is stopped early to end its step and save
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LAST_EVAL = 10**9  # no trial gets so far: ASHA's own limit is not ours
+LAST_EVAL = 10**9  # ASHA's own limit, set so high that no trial reaches it
 
 
 class Follower(tune.Trainable):
     """A trial in a Ray worker: starts the runner and reports each held-out loss of its ledger.
 
-    What is over is only reported again, so that ASHA knows of it after the driver was killed.
+    The losses of a trial that is over are only reported again, so that ASHA knows them after the
+    driver was killed.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         trial = config["trial"]
         self.folder = pathlib.Path(trial["folder"])
         self.eval_steps = trial["eval_steps"]
-        self.reported = 0  # the step of the last held-out loss that Ray knows of
+        self.reported = 0  # the step of the last held-out loss reported to Ray
         self.process: subprocess.Popen[bytes] | None = None
         if trial["over"]:
             return
-        # a file, since a pipe that nobody reads fills up; open as long as the runner, so not SIM115
+        # a file, since a pipe that nobody reads fills up; no `with`, as it must outlive this call
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         env = {
             **os.environ,
@@ -67,7 +68,7 @@ class Follower(tune.Trainable):
             "OMP_NUM_THREADS": str(trial["cores"]),
             "PYTHONUNBUFFERED": "1",
         }
-        # its own session: what is sent to the worker's process group is not for it
+        # a session of its own, so that signals to the worker's process group do not reach it
         self.process = subprocess.Popen(
             [sys.executable, "-m", "lib.runs.sweep.trial", *trial["words"]],
             cwd=ROOT,
@@ -81,7 +82,7 @@ class Follower(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Wait for the next held-out loss, or for the end, and report it."""
         while True:
-            # asked before the ledger is read: no line comes later
+            # checked before the ledger is read, so that no later line can be missed
             ended = self.process is None or self.process.poll() is not None
             entries = ledger.read_ledger(self.folder / "metrics.jsonl")
             for entry in ledger.keep_valid(entries, "eval"):
@@ -98,12 +99,12 @@ class Follower(tune.Trainable):
             time.sleep(POLL_SECONDS)
 
     def _end(self) -> dict[str, Any]:
-        """Done, unless the runner was killed: then RuntimeError, and Ray starts it again.
+        """Report the end, or raise RuntimeError if the runner was killed, so that Ray retries.
 
-        A failure of its own would only come again.
+        A failure of the run itself would only happen again.
         """
         code = self.process.returncode if self.process else 0
-        if code == 2:  # refused by the runner, whose message is not in the record
+        if code == 2:  # the runner refused, with a message that is not in the record
             self.errors.seek(0)
             message = self.errors.read().decode(errors="replace")[-2000:].strip()
             return {"done": True, "refused": message}
@@ -113,16 +114,16 @@ class Follower(tune.Trainable):
         return {"done": True}
 
     def _lost_kernel(self) -> bool:
-        """Whether the last attempt ended because its kernel died or never started."""
+        """Tell whether the last attempt ended because its kernel died or never started."""
         stages = run_record.read_record(self.folder / "run.json")["stages"]
         attempts = [a for stage in run_record.STAGES for a in stages[stage]["attempts"]]
         reason = attempts[-1]["exit"] if attempts else ""
         return (reason or "").startswith(("KernelDied", "KernelNotStarted"))
 
     def cleanup(self) -> None:
-        """Stop the runner early by the run's stop file, by SIGTERM if that takes too long.
+        """Stop the runner early by the run's stop file, or by SIGTERM if that takes too long.
 
-        So it saves, and its record says how it ended.
+        Either way it saves, and records how it ended.
         """
         if self.process is None or self.process.poll() is not None:
             return
@@ -132,12 +133,12 @@ class Follower(tune.Trainable):
                 self.process.wait(seconds)
                 break
             assert self.process.stdin is not None
-            self.process.stdin.close()  # trial.py takes it for the end of this process
-        (self.folder / stops.STOP_FILE).unlink(missing_ok=True)  # it was in its last step already
+            self.process.stdin.close()  # trial.py then stops, as if this process had ended
+        (self.folder / stops.STOP_FILE).unlink(missing_ok=True)  # left if it was in its last step
 
 
 class Asha(ASHAScheduler):
-    """Ray's ASHA on the held-out loss; a decision to stop is on disk before it is carried out."""
+    """Ray's ASHA on the held-out loss; a decision to stop is recorded before it is carried out."""
 
     def __init__(self, sweep: Sweep) -> None:
         super().__init__(
@@ -165,7 +166,7 @@ def _last_line(trial: Any) -> str:
 
 
 class Lines(tune.Callback):
-    """A line in the terminal for each thing that happens to a trial."""
+    """Prints a line for each event of a trial."""
 
     def _print(self, trial: Any, what: str) -> None:
         if not trial.config["trial"]["over"]:
@@ -195,7 +196,7 @@ class Lines(tune.Callback):
 def _start_ray(temporary: str, sweep: Sweep) -> None:
     """Start Ray on this machine, or join the cluster at RAY_ADDRESS.
 
-    Raise UserError where there is none, or a trial would wait for ever.
+    Raise UserError if there is none, or if a trial would wait for ever.
     """
     address = os.environ.get("RAY_ADDRESS", "")
     local: dict[str, Any] = {
@@ -204,7 +205,7 @@ def _start_ray(temporary: str, sweep: Sweep) -> None:
         "num_cpus": machine.cores(),
         "object_store_memory": 80 * 2**20,
     }
-    # a killed trial is a line of ours, not a traceback
+    # `Lines` prints a line about a killed trial, so Ray must not print a traceback
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         ray.init(
@@ -222,25 +223,25 @@ def _start_ray(temporary: str, sweep: Sweep) -> None:
 
 
 def _require_resource(resource: str, key: str, wanted: float) -> None:
-    """Raise UserError unless one machine of the sweep has as much as a trial wants."""
+    """Raise UserError unless one machine of the sweep has as much as a trial needs."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     most = max((node["Resources"].get(resource, 0) for node in alive), default=0)
     if wanted > most:
         raise UserError(
-            f"{key} is {wanted:g}, and no machine of the sweep has more than {most:g}. "
+            f"{key} is {wanted:g}, but no machine of the sweep has more than {most:g}. "
             f"Set it to {most:g} or less."
         )
 
 
 def run_trials(sweep: Sweep, trials: list[Trial]) -> int:
-    """Run the trials that are not over yet; returns the signal that ended it, 0 without one."""
+    """Run the trials that are not over yet; return the signal that stopped them, or 0."""
     signals: list[int] = []
 
     def note(number: int, frame: Any) -> None:
         signals.append(number)
         if len(signals) > 1:
             raise SystemExit(128 + number)
-        # Tune ends the experiment by this signal; before Tune listens, `leave` does
+        # Tune ends the experiment at this signal; before Tune handles it, `leave` does
         signal.raise_signal(signal.SIGUSR1)
 
     def leave(number: int, frame: Any) -> None:
@@ -249,7 +250,7 @@ def run_trials(sweep: Sweep, trials: list[Trial]) -> int:
     # for the workers
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    # Ray's sockets lie 62 characters below its folder, and the path of a socket has 107 at most
+    # Ray's socket paths are 62 characters longer than its folder's, and may have 107 at most
     place = tempfile.gettempdir() if len(tempfile.gettempdir()) < 30 else "/tmp"
     with tempfile.TemporaryDirectory(
         prefix="sweep-", dir=place, ignore_cleanup_errors=True
@@ -257,7 +258,7 @@ def run_trials(sweep: Sweep, trials: list[Trial]) -> int:
         try:
             _start_ray(temporary, sweep)
             signal.signal(signal.SIGUSR1, leave)
-            for number in STOPPERS:  # after Ray, which sets one of its own
+            for number in STOPPERS:  # after ray.init, which sets a handler of its own
                 if signal.getsignal(number) != signal.SIG_IGN:  # nohup asked for that
                     signal.signal(number, note)
             _make_tuner(sweep, trials, temporary).fit()
@@ -302,7 +303,7 @@ def _make_tuner(sweep: Sweep, trials: list[Trial], temporary: str) -> tune.Tuner
 
 
 def _restore_handlers(ours: Callable[[int, Any], None]) -> None:
-    """Give the signals back that `ours` handles."""
+    """Restore the default handlers of the signals that `ours` handles."""
     for number in STOPPERS:
         if signal.getsignal(number) == ours:
             default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL

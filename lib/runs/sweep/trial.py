@@ -1,9 +1,9 @@
-"""A trial of a sweep: the ordinary runner, which also stops when its sweep is gone.
+"""Run a trial of a sweep: the ordinary runner, which also stops when its sweep has ended.
 
     python -m lib.runs.sweep.trial train --params FILE --run NAME --set "k=v k=v"
 
-Started by sweep_ray.py, which holds its stdin. When that process ends, the run is saved and
-recorded as interrupted.
+sweep_ray.py starts it and holds its stdin. When that process ends, the run is saved and recorded as
+interrupted.
 """
 
 import os
@@ -16,12 +16,12 @@ from lib.common import files
 from lib.record import run_folder
 from lib.runs import run_job
 
-# how long an earlier trial on this folder may take to save: more than the runner waits for a kernel
+# time for an earlier trial on this folder to save: more than the runner waits for a kernel
 SAVING_SECONDS = 150
 
 
 def main(argv: list[str]) -> int:
-    # Ray blocks SIGINT in its workers; a kernel that inherits that cannot be interrupted
+    # Ray blocks SIGINT in its workers, and a kernel that inherits that could not be interrupted
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     threading.Thread(target=_follow_parent, daemon=True).start()
     _wait_for_earlier_trial(argv[argv.index("--run") + 1])
@@ -29,17 +29,17 @@ def main(argv: list[str]) -> int:
 
 
 def _follow_parent() -> None:
-    """Stop this process when the one at the other end of stdin has ended, however it did."""
+    """Stop this process once the one at the other end of stdin has ended for any reason."""
     while os.read(0, 1024):
         pass
-    # as a user's SIGTERM: the kernel saves, the record says interrupted
+    # has the effect of a user's SIGTERM: the kernel saves, and the record says interrupted
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _wait_for_earlier_trial(name: str) -> None:
-    """Wait until the trial that was killed a moment ago has saved.
+    """Wait until an earlier trial on this folder, which was just killed, has saved.
 
-    After SAVING_SECONDS the runner says who holds the folder.
+    After SAVING_SECONDS, the runner will report the holder of the folder.
     """
     folder = run_folder.runs_folder() / name
     end = time.monotonic() + SAVING_SECONDS
