@@ -73,10 +73,10 @@ def test_a_runs_own_parameters_show_a_change_by_hand(tmp_path):
         ("optim: adamw", "expected one of adamw_8bit, adamw_torch"),
         ("load_in_4bit: no", "write true or false"),
         ("load_in_4bit: 1", "expected true or false"),
-        ("seed: 010", "`010` reads as different things"),
-        ("seed: 0x1F", "`0x1F` reads as different things"),
-        ("max_steps: 1_000", "`1_000` reads as different things"),
-        ("max_minutes: 1:30", "`1:30` reads as different things"),
+        ("seed: 010", "`010` means different things"),
+        ("seed: 0x1F", "`0x1F` means different things"),
+        ("max_steps: 1_000", "`1_000` means different things"),
+        ("max_minutes: 1:30", "`1:30` means different things"),
         (
             "gguf_types: q8_0",
             "expected a list, one or more of f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0",
@@ -87,7 +87,7 @@ def test_a_runs_own_parameters_show_a_change_by_hand(tmp_path):
         ),
         ("gguf_types: []", "expected a list, one or more of"),
         ("dataset:", "`dataset` is null; expected a text"),
-        ("- seed", "expected lines of `key: value`, found list"),
+        ("- seed", "is of type list; expected lines of `key: value`"),
         ("seed: [", "line 1"),
         ("? [seed]\n: 1", "a key is a list"),
         ("seed: !!python/object/apply:os.system [echo]", "could not determine a constructor"),
@@ -231,7 +231,7 @@ def test_a_list_of_sources_may_name_them_plainly_and_comes_back_from_its_own_yam
 
 def test_a_mapping_cut_by_its_blanks_says_how_to_quote_it():
     with pytest.raises(
-        UserError, match=r"""quote a value with blanks in it: SET="columns='\{question: \.\.\.'"""
+        UserError, match=r"""quote a value with spaces in it: SET="columns='\{question: \.\.\.'"""
     ):
         params.parse_overrides("columns={question: ask}")
     assert params.parse_overrides("columns='{question: ask}'") == {"columns": {"question": "ask"}}

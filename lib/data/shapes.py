@@ -66,7 +66,7 @@ def require_fields(values: Any) -> dict[str, Any]:
     if isinstance(values, BadRow):
         raise values
     if not isinstance(values, dict):
-        raise BadRow(f"it is a {type(values).__name__}; expected an object with named fields.")
+        raise BadRow(f"its type is {type(values).__name__}; expected an object with named fields.")
     return values
 
 
@@ -210,8 +210,8 @@ def to_choice(values: dict[str, Any]) -> dict[str, Any]:
     letter = _find_letter(right, options)
     if letter is None:
         raise BadRow(
-            f"its answer is {_quote(right)}; expected one of {', '.join(options)}, the option's "
-            f"number from 0, or its text"
+            f"its answer is {_quote(right)}; expected one of {', '.join(options)}, the number of "
+            f"an option from 0, or its text"
         )
     return {
         "question": as_text(values.get("question")),

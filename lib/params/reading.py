@@ -53,7 +53,7 @@ def read_values(params_file: str | pathlib.Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise UserError(
-            f"{params_file} is a {type(values).__name__}; expected lines of `key: value`."
+            f"{params_file} is of type {type(values).__name__}; expected lines of `key: value`."
         )
     return values
 

@@ -138,8 +138,8 @@ def test_a_name_that_only_looks_like_one_is_a_parameter(monkeypatch):
 @pytest.mark.parametrize("key", ["base_model", "push_to", "dataset"])
 def test_a_parameter_that_holds_a_token_is_refused_without_showing_it(key, tmp_path):
     (tmp_path / "job.yaml").write_text(f"{key}: {HF}\n")
-    with pytest.raises(UserError, match=f"`{key}` holds a token or password") as error:
+    with pytest.raises(UserError, match=f"`{key}` contains a token or password") as error:
         params.load_job(tmp_path / "job.yaml")
     assert HF not in str(error.value)
-    with pytest.raises(UserError, match="holds a token"):
+    with pytest.raises(UserError, match="contains a token"):
         params.load_job("params/cpu.yaml", f"{key}={HF}")

@@ -30,7 +30,7 @@ def test_transformers_tokenizer_agrees_and_a_foreign_one_is_refused(
     rows[40] = (rows[40][0], [*rows[40][1][:-1], 5])
     with pytest.raises(UserError, match="disagree on"):
         chat.compare_with_transformers(gemma, bundled_base, rows)
-    with pytest.raises(UserError, match="no row was left"):
+    with pytest.raises(UserError, match="no row is left"):
         chat.compare_with_transformers(gemma, bundled_base, [])
 
 

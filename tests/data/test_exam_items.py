@@ -87,9 +87,9 @@ def test_a_compressed_file_context_and_what_is_not_named(tmp_path):
         (GOOD | {"options": {"A": "butter", "B": "water", "C": " "}}, "its option C is empty"),
         (
             without("answer_letter") | {"options": ["O", "A", "AB"], "answer": "A"},
-            "its answer 'A' is the letter of one option and the words of another, B",
+            "its answer 'A' is the letter of one option and the text of another, B",
         ),
-        (GOOD | {"options": {"A": "only"}}, "expected a list of texts, or letters with texts"),
+        (GOOD | {"options": {"A": "only"}}, "expected a list of texts, or {letter: text}"),
         (
             GOOD | {"options": [str(n) for n in range(27)], "answer_letter": 0},
             "27 options; expected 2 to 26",
@@ -340,7 +340,7 @@ def test_other_columns_or_no_answer_are_errors_and_so_is_a_hub_that_is_away(hub)
     )
     with pytest.raises(
         UserError,
-        match=r"row 1 is not in the columns this set is known by \('cop'\); it has id, question, opa",
+        match=r"row 1 does not have the columns this set is known for \('cop'\); it has id, question, opa",
     ):
         exam_items.read_items("openlifescienceai/medmcqa")
     datasets.Dataset.from_list([ROWS["cais/mmlu"][2] | {"answer": -1}]).to_parquet(

@@ -219,7 +219,7 @@ def test_exam_items_come_from_the_test_split(results):
     [
         (
             "unknown id",
-            "hub dataset `nobody/nothing` could not be loaded: the hub has none of this id, or it is private\n",
+            "hub dataset `nobody/nothing` could not be loaded: the hub has no dataset of this id, or it is private\n",
         ),
         (
             "unknown revision",
@@ -227,11 +227,11 @@ def test_exam_items_come_from_the_test_split(results):
         ),
         (
             "private",
-            "hub dataset `owner/secret` could not be loaded: the hub has none of this id, or it is private\n",
+            "hub dataset `owner/secret` could not be loaded: the hub has no dataset of this id, or it is private\n",
         ),
         (
             "private exam",
-            "hub dataset `owner/secret` could not be loaded: the hub has none of this id, or it is private\n",
+            "hub dataset `owner/secret` could not be loaded: the hub has no dataset of this id, or it is private\n",
         ),
         ("no train", "it has no split `train`, only test\n"),
         ("no test", "it has no split `test`, only train\n"),
@@ -265,8 +265,8 @@ def test_a_row_that_cannot_be_used_is_named_with_what_it_holds(results, job, exp
     ("token", "expected"),
     [
         (TOKEN, ""),
-        ("hf_WrongWrongWrong", "the hub has none of this id, or it is private"),
-        ("hf_WrongWrong\x01Wrong", "the hub has none of this id, or it is private"),
+        ("hf_WrongWrongWrong", "the hub has no dataset of this id, or it is private"),
+        ("hf_WrongWrong\x01Wrong", "the hub has no dataset of this id, or it is private"),
         ("hf_WrongWrongWrång", "can't encode character"),
     ],
 )
@@ -344,4 +344,4 @@ def test_online_a_moved_branch_is_read_anew_and_a_set_that_went_is_not_read_from
             assert (questions(result), result["commits"]) == ([text], {"owner/cards@": commit})
         del served.repos["owner/cards"]
         (result,) = ask(served, tmp_path, {"dataset": "owner/cards"})
-    assert "none of this id" in result["error"]
+    assert "no dataset of this id" in result["error"]

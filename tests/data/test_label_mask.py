@@ -191,7 +191,7 @@ def test_a_token_over_the_edge_of_an_answer_is_refused(gemma):
         ).replace("model\\n' -}}", "model' -}}")
     )
     assert bad.render(row()).endswith("<start_of_turn>modelA.<end_of_turn>\n")
-    with pytest.raises(ValueError, match="straddles the edge"):
+    with pytest.raises(ValueError, match="crosses the edge"):
         label_mask.encode(bad, row(answer="ing"))
 
 

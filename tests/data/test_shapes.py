@@ -253,7 +253,7 @@ def test_options_may_be_numbers_and_the_first_answer_is_number_nought():
     [
         (
             {"options": LETTERS, "answer": "Sand"},
-            'its answer is "Sand"; expected one of A, B, C, D, its number from 0, or its words',
+            'its answer is "Sand"; expected one of A, B, C, D, the number of an option from 0, or its text',
         ),
         ({"options": LETTERS, "answer": "E"}, 'its answer is "E"'),
         ({"options": WORDS, "answer": 4}, "its answer is 4"),
@@ -263,7 +263,7 @@ def test_options_may_be_numbers_and_the_first_answer_is_number_nought():
         ({"options": WORDS, "answer": {"A": 1}}, 'its answer is {"A": 1}'),
         (
             {"options": "A) Ice B) Water", "answer": "A"},
-            'its options are "A) Ice B) Water"; expected a list of texts, or letters with texts',
+            'its options are "A) Ice B) Water"; expected a list of texts, or {letter: text}',
         ),
         ({"options": ["Ice"], "answer": 0}, 'its options are {"A": "Ice"}'),
         ({"options": {"A": "Ice", "B": None}, "answer": "A"}, 'its options are {"A": "Ice"}'),
@@ -346,7 +346,7 @@ def test_a_wrong_column_names_what_the_row_has():
 def test_columns_that_are_no_field_of_ours_are_named_with_those_that_are():
     with pytest.raises(
         UserError,
-        match="`reply` is not a field of ours; expected some of question, answer, context",
+        match="`reply` is not a known field; expected some of question, answer, context",
     ):
         shapes.check_columns({"question": "ask", "reply": "answer"})
     shapes.check_columns(dict.fromkeys(shapes.FIELDS, "theirs"))
@@ -375,7 +375,7 @@ def test_columns_that_are_no_field_of_ours_are_named_with_those_that_are():
         ({"conversations": [{"role": "user", "content": Q}]}, "expected from (one of human"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
-            "expected a text, or parts of the type text",
+            "expected a string, or parts of type text",
         ),
         ({"question": {"stem": Q}, "answer": A}, f'a text is {{"stem": "{Q}"}}'),
         (
@@ -383,7 +383,7 @@ def test_columns_that_are_no_field_of_ours_are_named_with_those_that_are():
             'a text is {"contexts": ["One."]}; expected a text',
         ),
         ({"question": Q, "answer": ["One.", "Two."]}, 'a text is ["One.", "Two."]'),
-        ({"question": Q, "answer": b"bytes"}, "expected a text"),
+        ({"question": Q, "answer": b"bytes"}, "expected a string"),
         ({"\ud800": Q}, "its fields are \\ud800."),
     ],
 )

@@ -227,7 +227,7 @@ def test_wrong_entries_of_a_list_are_refused(entry):
 
 
 def test_a_revision_beside_a_list_is_refused():
-    with pytest.raises(UserError, match="in a list each entry has its own"):
+    with pytest.raises(UserError, match="in a list, give each entry its own"):
         sources.check_sources(
             params.check_values(
                 {"dataset": [{"dataset": "owner/name"}], "dataset_revision": "v1"}, "test"
@@ -315,4 +315,6 @@ def test_skip_bad_lines_is_for_all_sources_together(tmp_path):
 
 def test_rows_that_an_open_quote_took_in_are_never_passed_over(tmp_path):
     (tmp_path / "d.csv").write_bytes(HEAD + b'"open,b\n' + b"a,b\n" * 50 + b'"c",d\n')
-    assert "line 2: a quote opens in this row" in refused(tmp_path / "d.csv", skip_bad_lines=10)
+    assert "line 2: a quote that opens in this row" in refused(
+        tmp_path / "d.csv", skip_bad_lines=10
+    )

@@ -252,7 +252,7 @@ def test_a_model_that_always_says_a_shows_it(tiny):
 
 
 def test_no_number_is_an_error_and_not_a_choice(tiny):
-    with pytest.raises(UserError, match="no likelihood for the letters after item q0"):
+    with pytest.raises(UserError, match="no finite likelihood for the letters after item q0"):
         choices.ask_items(
             ITEMS, tiny[1], lambda prompts, wanted, tick: [[math.nan] * len(w) for w in wanted]
         )

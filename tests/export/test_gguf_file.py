@@ -43,7 +43,7 @@ def array(inner, count, rest=b""):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"", "does not begin as one"),
+        (b"", "does not begin with GGUF"),
         (struct.pack("<4sIQQ", b"GGUF", 9, 0, 0), "version 9"),
         (
             head(array(gguf_file.ARRAY, 1, struct.pack("<IQ", 9, 1) * 20_000))[0],

@@ -48,12 +48,12 @@ ACCOUNTS = {
     "another's name": (
         hub_upload.account(name="otto", orgs={"clinic": "write"}),
         "maria",
-        "HF_TOKEN is of otto, who is not a member of maria, but of clinic",
+        "HF_TOKEN belongs to otto, who is not a member of maria, but of clinic",
     ),
     "reader of an organisation": (
         hub_upload.account(orgs={"clinic": "read"}),
         "clinic",
-        "HF_TOKEN is of maria, who may only read in clinic",
+        "HF_TOKEN belongs to maria, who may only read in clinic",
     ),
     "scoped to another": (
         hub_upload.account(

@@ -40,7 +40,10 @@ def test_three_private_repositories_hold_what_was_verified_and_nothing_else(serv
     assert sum(served.received) == sum(
         size for path, size in SIZES.items() if path.endswith(push.WEIGHTS)
     )
-    assert send.lines[-1] == f"{GGUF}: 5 files are there as verified, private: {served.url}/{GGUF}"
+    assert (
+        send.lines[-1]
+        == f"{GGUF}: all 5 files are on the hub as verified, private: {served.url}/{GGUF}"
+    )
 
 
 def test_the_sums_are_what_sha256sum_checks(served, run, send, tmp_path):
@@ -168,7 +171,8 @@ def test_what_is_not_as_verified_is_not_pushed(served, run, send, change, expect
     verified = files.describe_files(run, ["adapter", "merged", "gguf"])
     change(run)
     with pytest.raises(
-        UserError, match=f"^{expected}, so it is not what was verified. Nothing was pushed"
+        UserError,
+        match=f"^{expected}, so the file is not the one that was verified. Nothing was pushed",
     ):
         send(artifacts=verified)
     assert served.asked == []
@@ -195,7 +199,7 @@ def test_a_card_that_is_missing_or_names_no_licence_is_refused(served, send, car
 def test_parts_without_weights_are_refused(served, run, send):
     with pytest.raises(UserError, match="There is nothing to push"):
         send(artifacts=files.describe_files(run, ["data"]))
-    with pytest.raises(UserError, match="^gguf/ holds no weights"):
+    with pytest.raises(UserError, match="^gguf/ has no verified weights"):
         send(artifacts=files.describe_files(run, ["adapter", "gguf/Modelfile"]))
     assert served.asked == []
 
@@ -255,7 +259,7 @@ def other(private=True, **held):
 TAKEN = {
     "another model": (
         lambda run: other(model__safetensors=b"theirs", SHA256SUMS=b""),
-        "model.safetensors in it is not this run's",
+        "its file model.safetensors is not from this run",
     ),
     "another run": (
         lambda run: other(
@@ -263,7 +267,7 @@ TAKEN = {
             SHA256SUMS=b"",
             **{"model-q8_0__gguf": b"x" * 20000, "Modelfile": b"y"},
         ),
-        "model-q8_0.gguf in it is not this run's",
+        "its file model-q8_0.gguf is not from this run",
     ),
     "a card alone": (
         lambda run: other(README__md=b"coming soon"),
@@ -310,7 +314,7 @@ def test_a_name_that_leads_elsewhere_is_taken(served, send):
 
 def test_a_public_repository_is_not_filled_when_private_was_asked(served, run, send):
     served.repos[MERGED] = other(private=False)
-    with pytest.raises(UserError, match=f"^{MERGED} is public, and push_private is true"):
+    with pytest.raises(UserError, match=f"^{MERGED} is public, but push_private is true"):
         send()
     assert changes(served) == []
     served.repos[MERGED].private = True
@@ -326,7 +330,7 @@ def test_a_hub_that_makes_a_public_one_against_the_wish_gets_nothing(served, sen
     )
     with pytest.raises(
         UserError,
-        match=f"^The hub made {LORA} public, although it was asked for a private one. No file was sent",
+        match=f"^The hub made {LORA} public, although a private one was requested. No file was sent",
     ):
         send()
     assert not served.repos[LORA].files

@@ -80,12 +80,12 @@ def test_a_file_of_someone_else_that_appears_during_the_push_gets_no_card_over_i
                 {**served.repos[MERGED].commits[-1][1], "theirs.txt": b"hello"}
             )
 
-    with pytest.raises(UserError, match=f"theirs.txt has appeared in {MERGED} during the push"):
+    with pytest.raises(UserError, match=f"theirs.txt appeared in {MERGED} during the push"):
         send(log=log)
     assert served.repos[MERGED].files["theirs.txt"] == b"hello"
     assert "README.md" not in served.repos[MERGED].files
     with pytest.raises(
-        UserError, match=f"The name {MERGED} is taken: theirs.txt in it is not this run's"
+        UserError, match=f"The name {MERGED} is taken: its file theirs.txt is not from this run"
     ):
         send()
 
@@ -97,7 +97,7 @@ def test_a_file_that_changes_while_it_is_sent_gets_no_card(served, run, send):
 
     with pytest.raises(
         UserError,
-        match=f"^model-q8_0.gguf arrived in {GGUF} as something else than what was verified",
+        match=f"^model-q8_0.gguf arrived in {GGUF} in another state than was verified",
     ):
         send(log=log)
     assert "README.md" not in served.repos[GGUF].files

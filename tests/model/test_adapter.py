@@ -192,7 +192,7 @@ def test_an_adapter_that_is_not_that_is_an_error(tiny_gemma3n, spoil, found):
     spoil(net)
     with pytest.raises(
         UserError,
-        match=rf"the adapter has {found}; this architecture at r=8 has 1,054,720 in 215\. Nothing was trained",
+        match=rf"the adapter has {found}, but this architecture at r=8 has 1,054,720 in 215\. Nothing was trained",
     ):
         adapter.check_size(net, a_job())
 
@@ -256,7 +256,7 @@ def test_nothing_to_train_is_an_error():
     """Said before the base is read, too."""
     job = a_job(finetune_attention_modules=False, finetune_mlp_modules=False)
     refused = pytest.raises(
-        UserError, match="both false: nothing would be trained. Set one to true"
+        UserError, match="both false, so nothing would be trained. Set one to true"
     )
     with refused:
         adapter.target_pattern(False, False)

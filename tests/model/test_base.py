@@ -23,7 +23,7 @@ def test_a_local_folder_and_what_is_missing_from_it(tiny_gemma3n, tmp_path):
 def test_an_unknown_bundled_name():
     with pytest.raises(
         UserError,
-        match=r"`bundled:gemma-7b` is not bundled; the only bundled one is bundled:gemma-3-270m",
+        match=r"`bundled:gemma-7b` is not bundled; the only bundled model is bundled:gemma-3-270m",
     ):
         base.fetch("bundled:gemma-7b")
 

@@ -152,8 +152,8 @@ def test_a_card_too_small_for_the_base(tiny_gemma3n, machine, monkeypatch):
             machine(**T4)
             with pytest.raises(
                 UserError,
-                match=r"Tesla T4 \(15.6 GB\) has not enough memory for the base, 0.1 GB on disk: CUDA out of memory. "
-                r"Tried to allocate 4.00 GiB.\n.*nvidia-smi.*offload_embedding: true, or take a smaller base",
+                match=r"Tesla T4 \(15.6 GB\) does not have enough memory for the base, 0.1 GB on disk: CUDA out of memory. "
+                r"Tried to allocate 4.00 GiB.\n.*nvidia-smi.*offload_embedding: true, or choose a smaller base",
             ):
                 load.load_with_adapter(
                     tiny_gemma3n,
@@ -164,7 +164,7 @@ def test_a_card_too_small_for_the_base(tiny_gemma3n, machine, monkeypatch):
                 )
     with monkeypatch.context() as patch:
         patch.setattr(load.AutoModelForCausalLM, "from_pretrained", full)
-        with pytest.raises(UserError, match="not enough memory for the base"):
+        with pytest.raises(UserError, match="not have enough memory for the base"):
             load.load_merged(tiny_gemma3n)
 
 
@@ -191,7 +191,7 @@ def test_an_adapter_of_unsloth_is_checked_too(tiny_gemma3n, plain_tiny, machine,
     machine(**L4)
     with pytest.raises(
         UserError,
-        match="527,360 trainable parameters in 215 modules; this architecture at r=8 has 1,054,720",
+        match="527,360 trainable parameters in 215 modules, but this architecture at r=8 has 1,054,720",
     ):
         load.load_with_adapter(tiny_gemma3n, a_job(backend="unsloth"))
 

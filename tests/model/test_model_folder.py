@@ -90,7 +90,7 @@ UP = "model.layers.3.mlp.up_proj.weight"
         ),
         (
             rewrite(lambda t: (t.pop(UP), t.pop("model.norm.weight"))),
-            rf"lacks 2 weights.*: {re.escape(UP)}, model\.norm\.weight\. They would be random",
+            rf"lacks 2 weights.*: {re.escape(UP)}, model\.norm\.weight\. They would be replaced by random",
         ),
         (
             rewrite(lambda t: t.pop("model.embed_tokens.weight")),

@@ -118,9 +118,9 @@ PACKED = {"packing": True, "torch_compile": True, "offload_embedding": False}
         (
             {},
             {"early_stopping_patience": 2},
-            r"early_stopping_patience counts evals, and eval_steps is 0.*Set eval_steps",
+            r"early_stopping_patience counts evals, but eval_steps is 0.*Set eval_steps",
         ),
-        ({}, {"backend": "unsloth"}, r"backend: unsloth needs a CUDA card.*Set backend: auto"),
+        ({}, {"backend": "unsloth"}, r"backend: unsloth needs an NVIDIA GPU.*Set backend: auto"),
         (
             GPU_WITHOUT_UNSLOTH,
             {"backend": "unsloth"},
@@ -152,7 +152,11 @@ PACKED = {"packing": True, "torch_compile": True, "offload_embedding": False}
             },
             r"torch_compile with gradient_checkpointing.*lora_dropout: 0",
         ),
-        (T4, {"precision": "bf16"}, r"precision: bf16 is not in Tesla T4.*precision: auto"),
+        (
+            T4,
+            {"precision": "bf16"},
+            r"precision: bf16 is not supported by Tesla T4.*precision: auto",
+        ),
         (
             L4,
             {"backend": "unsloth", "use_dora": True},

@@ -106,7 +106,7 @@ def test_what_cannot_be_sharded_is_refused(machine, monkeypatch, changes):
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
     with pytest.raises(
         UserError,
-        match="fsdp shards a 16-bit base.*load_in_4bit: false and torch_compile: false, or fsdp: none",
+        match="fsdp works with a 16-bit base.*load_in_4bit: false and torch_compile: false, or fsdp: none",
     ):
         placement.must_shard("full_shard", False, **changes)
 

@@ -57,9 +57,9 @@ def test_a_file_that_is_not_as_recorded_is_the_first_warning(folder):
     )
     (folder / "run.json").write_text(json.dumps(record))
     text = " ".join(read(report.write_report(folder)).text)
-    assert "train.ipynb is not as it was when it was executed" in text
+    assert "train.ipynb has changed since it was executed" in text
     assert "samples.json has" in text
-    assert "what is read from it cannot be trusted" in text
+    assert "its contents cannot be trusted" in text
 
 
 def test_a_notebook_that_is_not_readable_is_a_warning_and_the_page_is_there(folder):
@@ -97,7 +97,7 @@ def test_warnings_come_first_and_say_what_is_wrong(written):
     for expected in (
         "export is failed: ValueError",
         "uncommitted changes",
-        "resumed 1 time: 2 sessions, 3 steps were run again",
+        "resumed 1 time: 2 sessions, with 3 steps run again",
         "higher after training",
         "4 rows of the data give outdated or harmful",
         "7 answers were cut",
@@ -148,7 +148,7 @@ def test_random_weights_harmful_answers_and_a_worse_exam_are_warned_of():
     [said] = cautions.list_warnings(
         run, {"train": {"eval_loss_before": 12.9, "eval_loss_after": 12.1}}, "x"
     )
-    assert "random, or broken" in said
+    assert "random or damaged" in said
     assert (
         cautions.list_warnings(
             run, {"train": {"eval_loss_before": 7.6, "eval_loss_after": 7.0}}, "x"
@@ -184,7 +184,7 @@ def test_random_weights_harmful_answers_and_a_worse_exam_are_warned_of():
     dropped = {"prepare": {"dropped": {"dangerous_advice": 6}, "changed": {}}}
     assert cautions.list_warnings(run, dropped, "x") == [], "rows that were dropped were not kept"
     kept = params.check_values({"near_duplicates": "keep", "decontaminate": 0}, "test")
-    assert "held-out numbers may flatter" in cautions.list_warnings(run, {}, "x", job=kept)[0]
+    assert "held-out numbers may look too good" in cautions.list_warnings(run, {}, "x", job=kept)[0]
     evals = [
         {"event": "session", "session": 1, "start_step": 0},
         *(

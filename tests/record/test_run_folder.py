@@ -52,7 +52,7 @@ def test_the_holder_is_named_and_a_dead_one_is_waited_for(folder, monkeypatch):
     last.update(pid=NOBODY, kernel=77)
     run.save()
     with pytest.raises(
-        UserError, match="that process is gone, but process 77, which it had started, still runs"
+        UserError, match="that process is gone, but process 77, which it started, still runs"
     ):
         run_folder.lock_run(folder)
     last["host"] = "another-machine"  # whose processes we cannot see

@@ -31,7 +31,7 @@ def test_a_damaged_results_file_is_set_aside_and_does_not_stop_a_stage(folder, c
     run.write_results("train", {"steps": 4})
     assert files.read_json(folder / "results.json", "results") == {"train": {"steps": 4}}
     assert (folder / "results.damaged.json").exists()
-    assert "made again by its stages, with FORCE=1" in capsys.readouterr().out
+    assert "finished stages need FORCE=1" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -81,8 +81,8 @@ def damage(run):
 @pytest.mark.parametrize(
     ("harm", "question", "said"),
     [
-        (lambda run: None, "", "There is no question. Expected one in Q="),
-        (lambda run: None, " \n ", "There is no question."),
+        (lambda run: None, "", "The question is empty. Give one with Q="),
+        (lambda run: None, " \n ", "The question is empty."),
         (lambda run: shutil.rmtree(run), QUESTION, "is not a run: it has no run.json"),
         (
             lambda run: change(run, status="interrupted"),

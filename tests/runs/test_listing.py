@@ -144,7 +144,7 @@ def test_prune_shows_asks_and_frees_only_what_can_be_made_again(top, monkeypatch
     assert run.check_finished("export")[1], "damage elsewhere is still seen"
     capsys.readouterr()
     manage.main(["prune", "--yes"])
-    assert "nothing to free" in capsys.readouterr().out
+    assert "nothing to remove" in capsys.readouterr().out
 
 
 def test_an_age_is_in_its_largest_unit_and_never_below_zero():
@@ -207,7 +207,7 @@ def test_the_same_command_leaves_a_pruned_run_as_it_is_and_force_makes_it_whole(
     assert not (tree.run / "merged").exists()
     code, out, _ = tree.make_run("run")
     assert code == 0
-    assert "merged/ was pruned; FORCE=1 makes it again" in out
+    assert "merged/ pruned; FORCE=1 makes it again" in out
     assert len(tree.stage("export")["attempts"]) == 1
     assert tree.make_run("export", "--force")[0] == 0
     assert (tree.run / "merged" / "w").exists()

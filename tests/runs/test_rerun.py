@@ -176,6 +176,6 @@ def test_a_parameter_the_record_lacks_is_named_with_its_default(folder):
     }
     assert rerun.find_differences(report.gather_records(folder), now) == [
         "that checkout had uncommitted changes (they were not kept)",
-        "not in the record, so with today's default: use_dora=false",
+        "not in the record, so today's defaults apply: use_dora=false",
     ]
     assert run_folder.runs_folder() == folder.parent

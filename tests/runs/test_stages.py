@@ -146,7 +146,7 @@ def test_an_orphaned_kernel_keeps_the_lock_and_is_named(tree):
         )
         assert code == 2
         assert f"process {process.pid} on {socket.gethostname()} (prepare, since" in err
-        assert f"process {kernel}, which it had started, still runs" in err
+        assert f"process {kernel}, which it started, still runs" in err
         assert tree.stage("prepare")["status"] == "running"
     finally:
         os.kill(kernel, signal.SIGKILL)

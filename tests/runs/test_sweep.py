@@ -80,11 +80,14 @@ def made(tmp_path, monkeypatch):
             ("max_steps: 20", "max_stepz: 20"),
             "unknown parameter `max_stepz`; did you mean `max_steps`?",
         ),
-        (("eval_steps: 5", "eval_steps: 0"), "early_stop compares held-out losses on the way"),
-        (("eval_steps: 5", "eval_steps: 20"), "early_stop compares held-out losses on the way"),
+        (("eval_steps: 5", "eval_steps: 0"), "early_stop compares held-out losses during training"),
+        (
+            ("eval_steps: 5", "eval_steps: 20"),
+            "early_stop compares held-out losses during training",
+        ),
         (
             ("max_steps: 20", "load_in_4bit: true"),
-            "which needs an NVIDIA GPU, and gpus_per_trial is 0. Set gpus_per_trial: 1.",
+            "which needs an NVIDIA GPU, but gpus_per_trial is 0. Set gpus_per_trial: 1.",
         ),
         (
             ("max_steps: 20", "packing: true, neftune_noise_alpha: 5.0"),
@@ -94,10 +97,10 @@ def made(tmp_path, monkeypatch):
             ("metric:", "cores_per_trial: 0\nmetric:"),
             "`cores_per_trial` is 0; expected a whole number >= 1",
         ),
-        (("metric:", "early_stop: no\nmetric:"), "`no` reads as different things"),
+        (("metric:", "early_stop: no\nmetric:"), "`no` means different things"),
         (
             ("metric:", "learning_rate: 1.0e-4\nmetric:"),
-            "unknown key `learning_rate`; a parameter goes under `set`, grid, list or random",
+            "unknown key `learning_rate`; put a parameter under `set`, grid, list or random",
         ),
         (("params/cpu.yaml", "params/cpuu.yaml"), "params file `params/cpuu.yaml` does not exist"),
         (
@@ -480,7 +483,7 @@ def test_a_sweep_stops_the_worse_ones_early_survives_a_killed_trial_and_driver_a
     again = _start(tree, "lib.runs.sweep", "--params", "params/few.yaml", **secret)
     out, err = again.communicate(timeout=400)
     assert again.returncode == 0, out + err
-    assert "4 of them done before" in out
+    assert "4 of them already done" in out
     assert before == {
         p: p.stat().st_mtime_ns
         for p in (tree.root / "runs").rglob("*")
@@ -517,7 +520,7 @@ def test_sigterm_lets_the_trials_save_and_more_cores_than_there_are_is_an_error(
     greedy = _start(tree, "lib.runs.sweep", "--params", "params/few.yaml")
     out, err = greedy.communicate(timeout=400)
     assert greedy.returncode == 2
-    assert "cores_per_trial is 1000, and no machine of the sweep has more" in err
+    assert "cores_per_trial is 1000, but no machine of the sweep has more" in err
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -313,7 +313,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_and_says_so(
         patch.setattr(os, "replace", move)
         with pytest.raises(
             UserError,
-            match="checkpoint of step 6 could not be saved: .*No space left on device.* Earlier checkpoints are whole",
+            match="checkpoint of step 6 could not be saved: .*No space left on device.* Earlier checkpoints are intact",
         ):
             session(tmp_path)
     assert checkpoints(tmp_path) == ["step-000002", "step-000004"]

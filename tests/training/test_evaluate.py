@@ -131,7 +131,8 @@ def test_rows_that_do_not_fit_at_once_are_halved(tiny, rows, monkeypatch, capsys
     assert capsys.readouterr().out.count("rows at once do not fit") == 2
     monkeypatch.setattr(evaluate, "token_losses", lambda net, batch: limited(net, batch, 0))
     with pytest.raises(
-        UserError, match=r"not enough memory for the held-out loss, 1 rows at once(.|\n)*nvidia-smi"
+        UserError,
+        match=r"not have enough memory for the held-out loss, 1 rows at once(.|\n)*nvidia-smi",
     ):
         evaluate.measure_loss(net, rows)
 

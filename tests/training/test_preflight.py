@@ -162,7 +162,7 @@ def test_a_settled_micro_batch_on_two_gpus(monkeypatch, tmp_path):
     ) == (8, 1, 1)
     with pytest.raises(
         UserError,
-        match="which 2 GPUs cannot share out evenly. This run's checkpoints insist on micro-batches of 8 rows: set num_gpus: 1",
+        match="which 2 GPUs cannot share evenly. This run's checkpoints require micro-batches of 8 rows: set num_gpus: 1",
     ):
         preflight.check_fit(
             small_model(job), ROWS, 5, job.model_copy(update={"num_gpus": 2}), tmp_path
@@ -173,7 +173,7 @@ def test_a_settled_micro_batch_on_a_smaller_card(monkeypatch, tmp_path):
     settled_on(tmp_path, 8)
     a_card(monkeypatch, 130)
     job = a_job(per_device_train_batch_size="auto", gradient_accumulation_steps=2)
-    with pytest.raises(UserError, match="insist on micro-batches of 8 rows, which do not fit A100"):
+    with pytest.raises(UserError, match="require micro-batches of 8 rows, which do not fit A100"):
         preflight.check_fit(small_model(job), ROWS, 5, job, tmp_path)
 
 
@@ -188,7 +188,7 @@ def test_a_base_over_several_cards_is_not_probed(monkeypatch, tmp_path):
         [],
         "not probed, the base is sharded",
     )
-    with pytest.raises(UserError, match="auto cannot be tried for a base sharded"):
+    with pytest.raises(UserError, match="auto cannot be probed for a base that is sharded"):
         preflight.check_fit(
             small_model(a_job()), ROWS, 5, a_job(per_device_train_batch_size="auto"), tmp_path
         )
@@ -238,7 +238,7 @@ def test_when_not_even_one_row_fits(monkeypatch, tmp_path):
     job = a_job(gradient_checkpointing=False)
     with pytest.raises(
         UserError,
-        match="No smaller micro-batch does. Set gradient_checkpointing: true or load_in_4bit: true",
+        match="No smaller micro-batch fits either. Set gradient_checkpointing: true or load_in_4bit: true",
     ):
         preflight.check_fit(small_model(job), ROWS, 5, job, tmp_path)
 
@@ -322,7 +322,7 @@ def test_early_stopping_needs_held_out_rows(tmp_path):
     job = a_job(early_stopping_patience=2, eval_steps=2)
     with pytest.raises(
         UserError,
-        match="early_stopping_patience needs held-out rows, and there are none. Set validation_size",
+        match="early_stopping_patience needs held-out rows, but there are none. Set validation_size",
     ):
         preflight.check_fit(small_model(job), ROWS, 0, job, tmp_path)
 
@@ -331,7 +331,7 @@ def test_micro_batches_that_the_gpus_cannot_share(monkeypatch, tmp_path):
     a_card(monkeypatch, 10_000)
     monkeypatch.setattr(preflight.ranks, "count_gpus", lambda *_: 2)
     with pytest.raises(
-        UserError, match="gradient_accumulation_steps is 3, which 2 GPUs cannot share out evenly"
+        UserError, match="gradient_accumulation_steps is 3, which 2 GPUs cannot share evenly"
     ):
         preflight.check_fit(
             small_model(a_job()), ROWS, 5, a_job(gradient_accumulation_steps=3), tmp_path

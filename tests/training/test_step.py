@@ -281,5 +281,5 @@ def test_out_of_memory_with_a_sharded_base_ends_the_rank(monkeypatch):
     assert take_step(net, masters, job, of_rows([0, 1], [2])).stop == "memory"
     monkeypatch.setattr(placement, "is_sharded", lambda _: True)
     monkeypatch.setattr(ranks, "sum_in_place", lambda *_: pytest.fail("waits for ever"))
-    with pytest.raises(UserError, match="not enough memory for a step of a sharded base"):
+    with pytest.raises(UserError, match="not have enough memory for a step of a sharded base"):
         take_step(net, masters, job, of_rows([0, 1], [2]))

@@ -358,7 +358,7 @@ def test_a_tracker_that_fails_warns_once_and_stops_nothing(
     report("end", {})
     out = capsys.readouterr()
     assert out.out == (
-        f"{kind} failed and is told nothing more; training goes on, and metrics.jsonl has every line. "
+        f"{kind} failed and will receive no more lines; training goes on, and metrics.jsonl has every line. "
         f"OSError: [Errno 28] No space left on device\n"
     )
     assert not out.err
