@@ -178,7 +178,7 @@ def code_hash(*folders: str) -> str:
         path
         for folder in folders
         for suffix in ("py", "json")
-        for path in (ROOT / "lib" / folder).glob(f"*.{suffix}")
+        for path in (ROOT / "lib" / folder).rglob(f"*.{suffix}")
     )
     text = " ".join(f"{path.relative_to(ROOT)} {sha256(path)}" for path in paths)
     return hashlib.sha256(text.encode()).hexdigest()

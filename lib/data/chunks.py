@@ -21,7 +21,8 @@ import pyarrow as pa
 
 from lib.common import files
 from lib.common.errors import ROOT, UserError
-from lib.data import chat, clean, duplicates, label_mask
+from lib.data import chat, duplicates, label_mask
+from lib.data.cleaning import clean
 from lib.data.label_mask import IGNORED
 from lib.data.splits import SCHEMA
 from lib.params import Params

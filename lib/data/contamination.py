@@ -15,8 +15,9 @@ import numpy as np
 from lib.common import files, workers
 from lib.common.progress import progress_bar
 from lib.common.words import words_of
-from lib.data import duplicates, shapes
+from lib.data import duplicates
 from lib.data.chunks import EXAMPLES, load_messages
+from lib.data.reading import shapes
 from lib.data.rows import Rows
 from lib.medical import safety
 

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from lib.data import sources
+from lib.data.reading import sources
 from lib.data.rows import Rows
 from lib.data.splits import SPLITS
 

@@ -24,10 +24,12 @@ import numpy as np
 from lib.common import files, workers
 from lib.common.errors import UserError
 from lib.common.progress import progress_bar
-from lib.data import chat, chunks, clean, contamination, duplicates, exam_items, sources
+from lib.data import chat, chunks, contamination, duplicates
+from lib.data.cleaning import clean
 from lib.data.data_card import describe_data as describe_data
 from lib.data.data_card import summarise
 from lib.data.duplicates import SAME_REASONS, Decisions
+from lib.data.reading import exam_items, sources
 from lib.data.rows import Rows, note_decided, require_rows, timed
 from lib.data.splits import SPLITS, SplitWriter
 from lib.params import Params

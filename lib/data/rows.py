@@ -16,9 +16,10 @@ import numpy as np
 
 from lib.common import workers
 from lib.common.errors import UserError
-from lib.data import chunks, sources
+from lib.data import chunks
 from lib.data.chunks import EXAMPLES, load_messages, shorten
 from lib.data.duplicates import REASONS, Decisions
+from lib.data.reading import sources
 from lib.params import Params
 
 STEPS = ("read_and_clean", "measure", "deduplicate", "decontaminate", "tokenise")

@@ -28,7 +28,7 @@ from lib import params
 from lib.common import files
 from lib.common.errors import UserError
 from lib.common.redact import redacted_terminal
-from lib.data import exam_items
+from lib.data.reading import exam_items
 from lib.exam import multiple_choice, safety_set, tables
 from lib.exam.entries import Comparison, ExamEntry
 from lib.exam.models import Loaded, RunModel, list_models

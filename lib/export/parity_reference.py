@@ -13,7 +13,8 @@ import psutil
 import torch
 
 from lib.common.progress import progress_bar
-from lib.data import chat, label_mask, sources, splits
+from lib.data import chat, label_mask, splits
+from lib.data.reading import sources
 from lib.model import shards
 from lib.model.load import load_merged
 from lib.training import loss

@@ -19,7 +19,7 @@ from lib import params
 from lib.common import files
 from lib.common.errors import ROOT, UserError
 from lib.common.text import format_size, format_value
-from lib.data import sources
+from lib.data.reading import sources
 from lib.export import servers, turns
 from lib.medical.disclaimer import DISCLAIMER
 from lib.pages import card_tables, page

@@ -13,7 +13,8 @@ from lib import params
 from lib.common import files
 from lib.common.errors import UserError
 from lib.common.text import format_size, format_value
-from lib.data import sources, splits
+from lib.data import splits
+from lib.data.reading import sources
 from lib.exam import tables
 from lib.pages import figures, notebook_page, page, show
 from lib.pages.cautions import list_warnings

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from lib.common import files, machine
 from lib.common.errors import ROOT, UserError
 from lib.common.gguf_types import FILE_TYPES
-from lib.data import sources
+from lib.data.reading import sources
 from lib.export import push
 from lib.medical import safety
 from lib.params import Params

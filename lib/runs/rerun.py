@@ -13,7 +13,7 @@ import yaml
 
 from lib.common import files, machine
 from lib.common.errors import UserError
-from lib.data import sources
+from lib.data.reading import sources
 from lib.pages import page, report
 from lib.record import ledger, run_folder
 from lib.record.run_record import STAGES

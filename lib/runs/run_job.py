@@ -18,7 +18,7 @@ from lib import params
 from lib.common import files
 from lib.common.errors import UserError
 from lib.common.redact import redacted_terminal
-from lib.data import sources
+from lib.data.reading import sources
 from lib.params import Params
 from lib.record import opening, run_folder
 from lib.record.run_record import STAGES

@@ -19,7 +19,7 @@ import yaml
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from lib.common.errors import ROOT
-from lib.data import exam_items
+from lib.data.reading import exam_items
 from lib.exam import choices
 from lib.model import load
 

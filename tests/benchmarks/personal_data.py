@@ -19,7 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from presidio_analyzer.predefined_recognizers import EmailRecognizer, PhoneRecognizer
 
-from lib.data.personal import mask_personal_data
+from lib.data.cleaning.personal import mask_personal_data
 
 REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "IN", "AU", "CA", "BR")
 # line, and the phone numbers and e-mail addresses in it that are somebody's own

@@ -10,7 +10,8 @@ import pytest
 from helpers.conversations import bundled_messages, row
 from lib import params
 from lib.common.errors import UserError
-from lib.data import chat, clean, label_mask, splits
+from lib.data import chat, label_mask, splits
+from lib.data.cleaning import clean
 
 
 @pytest.fixture(scope="module")

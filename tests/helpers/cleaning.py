@@ -2,7 +2,7 @@
 
 from lib import params
 from lib.common import errors
-from lib.data import clean, text_rules
+from lib.data.cleaning import clean, text_rules
 
 ANY = {"language": "", "dangerous_advice": "ignore"}
 DATA = errors.ROOT.parent / "shared" / "data"

@@ -1,7 +1,7 @@
 """Conversations for tests of the chat template and the label mask."""
 
 from lib import params
-from lib.data import sources
+from lib.data.reading import sources
 
 
 def row(question="Q?", answer="A."):

@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from lib import params
-from lib.data import text_rules
+from lib.data.cleaning import text_rules
 
 PIECES = [
     " ",

@@ -8,7 +8,7 @@ import pytest
 
 from lib import params
 from lib.common.errors import UserError
-from lib.data import sources
+from lib.data.reading import sources
 
 
 class Read(list):

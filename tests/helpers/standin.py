@@ -95,7 +95,7 @@ class Tree:
         for stage in KEYS:
             (root / f"notebooks/{stage}.ipynb").write_text(notebook(cells(stage)))
         (root / "prepare.py").write_text(
-            "from lib.data import sources\nresult, fingerprints = 'rows', {'dataset': sources.hash_sources(job)}\n"
+            "from lib.data.reading import sources\nresult, fingerprints = 'rows', {'dataset': sources.hash_sources(job)}\n"
         )
         (root / "train.py").write_text(
             "result, fingerprints = f'adapter at {job.learning_rate}', {}\n"

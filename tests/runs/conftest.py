@@ -7,7 +7,7 @@ import pytest
 
 from helpers import standin
 from lib.common import files, machine
-from lib.data import sources
+from lib.data.reading import sources
 from lib.params import reading
 from lib.record import run_folder
 from lib.runs import needs, stages

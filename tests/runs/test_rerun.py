@@ -11,7 +11,7 @@ import pytest
 from helpers import evil_run
 from lib import params
 from lib.common.errors import UserError
-from lib.data import sources
+from lib.data.reading import sources
 from lib.pages import report
 from lib.params import keeping
 from lib.record import run_folder

@@ -41,7 +41,7 @@ def test_a_damaged_artefact_makes_its_stage_run_again_and_only_that(done):
     ]  # the same result as before: export still fits
     (done.run / "data/result.txt").unlink()
     (done.root / "prepare.py").write_text(
-        "from lib.data import sources\nresult, fingerprints = 'other rows', {'dataset': sources.hash_sources(job)}\n"
+        "from lib.data.reading import sources\nresult, fingerprints = 'other rows', {'dataset': sources.hash_sources(job)}\n"
     )
     code, out, err = done.make_run("run")
     assert code == 0

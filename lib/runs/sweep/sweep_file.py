@@ -14,7 +14,7 @@ import pydantic
 
 from lib import params
 from lib.common.errors import UserError
-from lib.data import sources
+from lib.data.reading import sources
 from lib.params import Params, Text
 from lib.record import ledger, run_folder
 from lib.runs import needs

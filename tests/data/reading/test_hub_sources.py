@@ -1,6 +1,6 @@
 """Data sets of the hub, read from a stand-in for it: commits, revisions, tokens, and what is said when it does not answer.
 
-python -m pytest tests/data/test_hub_sources.py
+python -m pytest tests/data/reading/test_hub_sources.py
 """
 
 import io
@@ -14,14 +14,14 @@ import pytest
 
 from helpers import hub
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 TOKEN = "hf_AbCdEfGhIjKlMnOp"
 # the hub's libraries read the environment when they are imported: what is tested runs in a process of its own
 CHILD = """
 import json, sys
 from lib import params
 from lib.common.errors import UserError
-from lib.data import exam_items, sources
+from lib.data.reading import exam_items, sources
 
 def run(job):
     commits = {}

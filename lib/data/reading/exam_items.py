@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from lib.common.errors import UserError
-from lib.data import chat, formats, shapes, sources
-from lib.data.shapes import BadRow
+from lib.data import chat
+from lib.data.reading import formats, shapes, sources
+from lib.data.reading.shapes import BadRow
 from lib.params import Source
 
 EXPECTED = (

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 
 from lib.common import files
 from lib.common.errors import UserError
-from lib.data import shapes
-from lib.data.shapes import BadRow
+from lib.data.reading import shapes
+from lib.data.reading.shapes import BadRow
 
 NumberedRows = Iterator[tuple[int, Any]]
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")

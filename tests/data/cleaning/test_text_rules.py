@@ -1,6 +1,6 @@
 """Rules that change a text: what each must change, what looks alike and must stay, what holds for any.
 
-python -m pytest tests/data/test_text_rules.py
+python -m pytest tests/data/cleaning/test_text_rules.py
 """
 
 import html
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from helpers.cleaning import cleaned, reason
 from helpers.odd_texts import any_of, any_text, subsets
-from lib.data import clean, text_rules
+from lib.data.cleaning import clean, text_rules
 
 RULE = dict(text_rules.TEXT_RULES)
 

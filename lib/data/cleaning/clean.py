@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from lib.common.errors import UserError
 from lib.common.words import WORDS, normalised, words_of
-from lib.data.personal import mask_personal_data
-from lib.data.text_rules import TEXT_RULES, apply_rules, select_rules
+from lib.data.cleaning.personal import mask_personal_data
+from lib.data.cleaning.text_rules import TEXT_RULES, apply_rules, select_rules
 from lib.medical import advice
 from lib.params import Params
 

@@ -1,6 +1,6 @@
 """Files of every kind: the same rows from each, and what cannot be read.
 
-python -m pytest tests/data/test_formats.py
+python -m pytest tests/data/reading/test_formats.py
 """
 
 import csv
@@ -27,7 +27,7 @@ from helpers.reading import (
     numbered,
     refused,
 )
-from lib.data import sources
+from lib.data.reading import sources
 
 # ---------------------------------------------------------------------------------------------------------------------
 # kinds of files

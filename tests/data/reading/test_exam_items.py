@@ -1,6 +1,6 @@
 """Exam items from files and from the hub's sets, and the errors of those that cannot be asked.
 
-python -m pytest tests/data/test_exam_items.py
+python -m pytest tests/data/reading/test_exam_items.py
 """
 
 import gzip
@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 
 from lib.common.errors import UserError
-from lib.data import exam_items
+from lib.data.reading import exam_items
 from lib.exam import take
 
 GOOD = {

@@ -1,6 +1,6 @@
 """Large files: reading is a stream, and a row of 50 megabytes takes seconds.
 
-python -m pytest tests/data/test_large_files.py
+python -m pytest tests/data/reading/test_large_files.py
 """
 
 import gzip
@@ -20,7 +20,7 @@ from helpers.reading import (
 )
 from lib import params
 from lib.common.errors import UserError
-from lib.data import formats, sources
+from lib.data.reading import formats, sources
 
 
 @pytest.mark.parametrize(

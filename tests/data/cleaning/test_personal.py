@@ -1,13 +1,13 @@
 """Personal data: what is masked, and which numbers stay.
 
-python -m pytest tests/data/test_personal.py
+python -m pytest tests/data/cleaning/test_personal.py
 """
 
 import pytest
 
 from helpers.cleaning import cleaned, job, reason, row
-from lib.data import clean
-from lib.data.personal import mask_personal_data
+from lib.data.cleaning import clean
+from lib.data.cleaning.personal import mask_personal_data
 
 
 @pytest.mark.parametrize(

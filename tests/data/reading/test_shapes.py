@@ -1,13 +1,13 @@
 """Shapes of rows: what becomes which messages, and what is said of a row of no known shape.
 
-python -m pytest tests/data/test_shapes.py
+python -m pytest tests/data/reading/test_shapes.py
 """
 
 import pytest
 
 from lib.common.errors import UserError
-from lib.data import shapes
-from lib.data.shapes import BadRow
+from lib.data.reading import shapes
+from lib.data.reading.shapes import BadRow
 
 Q, A = "How do I cool a burn?", "Under cool running water."
 USER, MODEL, SYSTEM = (

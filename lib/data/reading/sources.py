@@ -15,8 +15,8 @@ from typing import Any
 
 from lib.common import files
 from lib.common.errors import ROOT, UserError
-from lib.data import formats, shapes
-from lib.data.shapes import BadRow
+from lib.data.reading import formats, shapes
+from lib.data.reading.shapes import BadRow
 from lib.medical import safety
 from lib.params import Params, Source
 

@@ -1,6 +1,6 @@
 """Sources: ids, topics, columns and caps of rows, lists of sources, and data sets that are not there.
 
-python -m pytest tests/data/test_sources.py
+python -m pytest tests/data/reading/test_sources.py
 """
 
 import json
@@ -10,7 +10,7 @@ import pytest
 from helpers.reading import GOOD, HEAD, ROWS, A, Q, Read, columnar, jsonl, numbered, refused
 from lib import params
 from lib.common.errors import UserError
-from lib.data import sources
+from lib.data.reading import sources
 from lib.medical import safety
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Reasons to drop a row: what each must drop, what only looks bad and must stay.
 
-python -m pytest tests/data/test_clean.py
+python -m pytest tests/data/cleaning/test_clean.py
 """
 
 import gzip
@@ -16,7 +16,7 @@ from helpers.odd_texts import any_of, any_text, subsets
 from lib import params
 from lib.common.errors import UserError
 from lib.common.words import words_of
-from lib.data import clean, text_rules
+from lib.data.cleaning import clean, text_rules
 from lib.medical import advice
 
 RULE = dict(text_rules.TEXT_RULES)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 
 from lib.data.chat import CONTROL
-from lib.data.personal import mask_personal_data
+from lib.data.cleaning.personal import mask_personal_data
 from lib.params import Params
 
 TextRule = Callable[[str], str]
