@@ -1,12 +1,12 @@
-# Every target is one visible command; `make help` lists them and the variables they take.
+# Every target runs one visible command; `make help` lists the targets and their variables.
 .DEFAULT_GOAL := help
 .PHONY: help setup run prepare train export report runs compare rerun prune sweep ask exam test test-all drills lint clean
 PYTHON ?= python3
 PARAMS ?= params/cpu.yaml
-# the full set where an NVIDIA card answers, else the same pins without what needs one
+# the full set if nvidia-smi finds a GPU, otherwise the same pins without the packages that need one
 REQUIREMENTS := $(if $(shell nvidia-smi -L 2>/dev/null),requirements.txt,requirements-cpu.txt)
 READY := .venv/.ready-$(REQUIREMENTS)
-# a value as one word of the shell, whatever quotes it holds
+# quote a value as one word of the shell, whatever quotes it contains
 quoted = '$(subst ','\'',$(1))'
 OPTIONS = --params $(call quoted,$(PARAMS)) $(if $(RUN),--run $(call quoted,$(RUN))) $(if $(SET),--set $(call quoted,$(SET))) $(if $(FORCE),--force)
 PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -17,57 +17,57 @@ help:  ## this list
 
 run: setup  ## prepare, train and export one job; the same command continues it
 prepare: setup  ## only the data stage
-train: setup  ## train, after prepare if that is missing
-export: setup  ## export, after prepare and train if they are missing
-report: setup  ## write report.html again from a run's records
+train: setup  ## only train, after prepare if that is missing
+export: setup  ## only export, after prepare and train if they are missing
+report: setup  ## write a run's report.html again from its records
 run prepare train export report:
 	.venv/bin/python -m lib.runs $@ $(OPTIONS)
 
 runs: setup  ## list the runs: state, age, held-out loss, size on disk
 	.venv/bin/python -m lib.runs list
 
-compare: setup  ## compare RUNS="a b c", or all runs; METRIC decides which is best
+compare: setup  ## compare RUNS="a b c", or all runs; METRIC chooses the best
 	.venv/bin/python -m lib.runs compare --runs $(call quoted,$(RUNS)) --metric $(call quoted,$(or $(METRIC),eval_loss_after))
 
 rerun: setup  ## repeat the job of RUN from its record, as RUN-rerun, and compare the results
 	.venv/bin/python -m lib.runs rerun --runs $(call quoted,$(RUN))
 
-prune: setup  ## free checkpoints and merged weights of finished RUNS; asks first, YES=1 does not
+prune: setup  ## remove checkpoints and merged weights of finished RUNS; asks first unless YES=1
 	.venv/bin/python -m lib.runs prune --runs $(call quoted,$(RUNS)) $(if $(YES),--yes)
 
-ask: setup  ## answer Q="..." with the first GGUF of RUN
-# value: a $ in the question is text, not a variable of make
+ask: setup  ## ask the first GGUF of RUN a question: Q="..."
+# value: a $ in the question is text, not a make variable
 	.venv/bin/python -m lib.runs ask $(OPTIONS) --question=$(call quoted,$(value Q))
 
-exam: setup  ## examine a finished RUN in every format: EXAM=my.jsonl, a hub id, or the bundled set
+exam: setup  ## examine all models of a finished RUN: EXAM=my.jsonl, a hub id, or the bundled set
 	.venv/bin/python -m lib.exam $(call quoted,$(RUN)) $(call quoted,$(or $(EXAM),bundled:exam))
 
-sweep: setup  ## train many variants from one sweep file: PARAMS=params/sweep.yaml
+sweep: setup  ## train many variants of a job from a sweep file: PARAMS=params/sweep.yaml
 	.venv/bin/python -m lib.runs.sweep $(OPTIONS)
 
-test: setup  ## the tests, without those marked slow
+test: setup  ## run the tests, without those marked slow
 	$(PYTEST) -m 'not slow'
 
-test-all: setup  ## all tests
+test-all: setup  ## run all tests
 	$(PYTEST)
 
-drills: setup  ## break runs on purpose and count what is lost (DRILLS="kill stop"; all take hours)
+drills: setup  ## break runs on purpose and count what is lost: DRILLS="kill stop" (all take hours)
 	.venv/bin/python tests/drills $(DRILLS)
 
-lint: setup  ## the rules of the code: style, format, layers, types
+lint: setup  ## check the code: style, format, layers, types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/mypy
 
-setup: $(READY)  ## the environment in .venv, from requirements.txt or requirements-cpu.txt
+setup: $(READY)  ## make the environment in .venv, from requirements.txt or requirements-cpu.txt
 $(READY): requirements.txt requirements-cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.version.split()[0]} found; try PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	@# without a card, torch's CPU build where pip can reach one; what PyPI has for Linux brings several GB of CUDA
+	@# without a GPU, torch's CPU build if pip can reach one; PyPI's build for Linux brings several GB of CUDA
 	$(if $(filter requirements-cpu.txt,$(REQUIREMENTS)),@.venv/bin/pip install -q 'torch==2.13.0+cpu' 2>/dev/null || echo 'no CPU build of torch within reach (see CONTRIBUTING.md): installing the standard one')
 	.venv/bin/pip install -q -r $(REQUIREMENTS)
 	@rm -f .venv/.ready-* && touch $@
 
-clean:  ## caches and the environment; never touches runs
+clean:  ## remove caches and the environment, never runs
 	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis && find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# One run or a sweep on a Slurm machine. The checkout and its runs are on a disk that all nodes share, and
-# `make setup` was done before.
+# One run or a sweep on a Slurm machine. The checkout and its runs must be on a disk that all nodes share, and
+# `make setup` must have been run.
 #   sbatch params/launch/slurm.sh run --params params/h100.yaml
 #   sbatch --nodes=2 params/launch/slurm.sh sweep --params params/sweep.yaml      # Ray over the nodes
-# Two minutes before its time is up the job saves and queues itself again: the same command continues.
+# Two minutes before its time is up, the job saves and queues itself again, to continue.
 # To pass a token, export HF_TOKEN before sbatch, which passes the environment on.
 #SBATCH --job-name=medrescue
 #SBATCH --nodes=1
@@ -43,13 +43,13 @@ stop() {  # once: a second signal would not let it save
     stopped=1
     if [ -n "$job" ] && [ -z "$told" ]; then told=1; kill -TERM "$job"; fi
 }
-trap stop TERM  # set before there is a job: a signal in between would end this script alone
+trap stop TERM  # set before the job starts: a signal in between would end only this script
 .venv/bin/python -m "$module" "${words[@]}" &
 job=$!
 if [ -n "$stopped" ]; then stop; fi
 code=0
 wait "$job" || code=$?
-if [ -n "$stopped" ]; then  # the signal ended the first wait, not the job, which is saving
+if [ -n "$stopped" ]; then  # the signal ended the first wait, but the job is still saving
     code=0
     wait "$job" || code=$?
 fi

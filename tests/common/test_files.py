@@ -119,7 +119,8 @@ def test_too_small_a_disk_is_said_in_gib(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2**30}))
     files.require_disk(tmp_path, 2**30, "a model")
     with pytest.raises(
-        UserError, match=r"(?s)a model: it needs about 1\.5 GiB, 1\.0 GiB are free.*MEDRESCUE_RUNS"
+        UserError,
+        match=r"(?s)a model: it needs about 1\.5 GiB, but 1\.0 GiB are free.*MEDRESCUE_RUNS",
     ):
         files.require_disk(tmp_path, 3 * 2**29, "a model")
 
@@ -129,7 +130,7 @@ def test_memory_too_small_says_how_much(monkeypatch):
     machine.require_memory(2**30, "a model")
     with pytest.raises(
         UserError,
-        match=r"Not enough memory for a model: it needs about 1.5 GiB, 1.0 GiB are free.\n.*smaller base_model",
+        match=r"Not enough memory for a model: it needs about 1.5 GiB, but 1.0 GiB are free.\n.*smaller base_model",
     ):
         machine.require_memory(3 * 2**29, "a model")
 

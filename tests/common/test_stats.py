@@ -44,7 +44,7 @@ def test_z_leaves_a_twentieth_outside():
 
 @pytest.mark.parametrize(("right", "of"), [(0, 0), (3, 2), (-1, 5)])
 def test_no_share_has_no_interval(right, of):
-    with pytest.raises(ValueError, match="no share"):
+    with pytest.raises(ValueError, match="is not a share"):
         stats.wilson(right, of)
 
 

@@ -108,12 +108,12 @@ def half_precision_norms(data, tensors):
         ),
         (
             flipped("output_norm.weight", 40, 41),
-            r"a block of output_norm\.weight \(F32\) is off by .* at most 0 is rounding",
+            r"a block of output_norm\.weight \(F32\) is off by .* rounding explains at most 0",
         ),
         (not_a_number, r"blk\.3\.attn_q\.weight \(Q8_0\) is off by nan"),
         (
             turned,
-            r"blk\.4\.attn_k\.weight is \[256, 128\], there .*layers\.4\.self_attn\.k_proj\.weight is \[128, 256\]",
+            r"blk\.4\.attn_k\.weight is \[256, 128\], but .*layers\.4\.self_attn\.k_proj\.weight is \[128, 256\]",
         ),
         (
             half_precision_norms,

@@ -180,11 +180,11 @@ def test_the_comparison_counts_conversations(tiny_run):
         ),
         (
             lambda t: t.replace("<end_of_turn>", "</s>"),
-            "does not end in <end_of_turn>, but so: .*</s>",
+            "does not end in <end_of_turn>, but in .*</s>",
         ),
         (
             lambda t: t.replace("+ '\n' }}", "+ ' ' }}"),
-            "(?s)Ollama and LocalAI would not send.*from character 19 on:",
+            "(?s)Ollama and LocalAI would not send.*from character 19:",
         ),
         (lambda t: t.replace("| trim", ""), "(?s)Ollama and LocalAI would not send.*Help"),
         (

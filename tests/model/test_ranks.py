@@ -22,5 +22,5 @@ def test_how_many_devices(monkeypatch, there, wanted, accumulation, expected):
 
 def test_more_devices_than_there_are(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match="num_gpus is 2, and torch sees 1"):
+    with pytest.raises(UserError, match="num_gpus is 2, but torch sees 1"):
         ranks.count_gpus(2, 4)

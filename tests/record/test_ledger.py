@@ -93,7 +93,7 @@ def test_lines_lost_at_a_lines_end_are_seen_when_a_session_resumes(tmp_path):
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-2]))
     ledger.Ledger(path).require_steps(3)
-    with pytest.raises(UserError, match="numbers of 3 of the 5 steps"):
+    with pytest.raises(UserError, match="only 3 of the 5 steps"):
         ledger.Ledger(path).require_steps(5)
 
 

@@ -65,7 +65,7 @@ def test_a_stage_made_again_puts_back_only_what_no_longer_fits(folder, capsys):
     assert statuses(folder) == ["finished"] * 3
     finish(by_hand("train")[1], "train", "another result")
     assert statuses(folder) == ["finished", "finished", "pending"]
-    assert "export: was made from another result of train" in capsys.readouterr().out
+    assert "export was made from another result of train" in capsys.readouterr().out
 
 
 def test_training_starts_over_on_other_data_and_continues_on_the_same(folder):

@@ -103,7 +103,7 @@ def test_a_glued_value_that_is_not_the_recorded_one_is_told(runs):
     results["train"]["eval_loss_after"] = 0.5
     (folder / "results.json").write_text(json.dumps(results))
     assert comparisons.find_mismatches(*gathered(folder)) == [
-        "a: train.ipynb says eval_loss_after = 3.5, results.json 0.5: one of the two was changed"
+        "a: train.ipynb says eval_loss_after = 3.5, but results.json 0.5: one of the two was changed"
     ]
     (folder / "train.ipynb").write_text("{")
     assert "train.ipynb is not readable" in comparisons.find_mismatches(*gathered(folder))[0]

@@ -17,7 +17,7 @@ from helpers import standin
         (["fly"], "invalid choice"),
         (["run", "--bogus"], "unrecognized arguments"),
         ([], "required"),
-        (["run", "--params", "params/none.yaml"], "At hand:"),
+        (["run", "--params", "params/none.yaml"], "Available:"),
         (["run", "--set", "lerning_rate=1"], "did you mean `learning_rate`?"),
         (["run", "--run", "../other"], "cannot name a run"),
         (["report", "--run", "nothing"], "not a run"),

@@ -278,7 +278,7 @@ def as_text(value: Any) -> str:
     if value is None or value != value:  # pandas writes NaN for an empty field
         return ""
     if not isinstance(value, str | int | float):
-        raise BadRow(f"a text is {_quote(value)}; expected a string, or parts of type text")
+        raise BadRow(f"a text field is {_quote(value)}; expected a string, or parts of type text")
     return str(value)
 
 

@@ -119,7 +119,7 @@ def test_a_row_that_cannot_be_asked_is_named_with_what_is_expected(tmp_path, row
 def test_ids_that_are_twice_there_are_named_with_both_lines(tmp_path):
     path = lines(tmp_path, GOOD, GOOD | {"id": "b"}, GOOD)
     with pytest.raises(
-        UserError, match=r"exam.jsonl, line 3: its id `a` is that of .*exam.jsonl, line 1 too"
+        UserError, match=r"exam.jsonl, line 3: its id `a` is also that of .*exam.jsonl, line 1"
     ):
         exam_items.read_items(path)
 

@@ -334,7 +334,7 @@ BROKEN = [
         b'[{"question": "a", "answer": "b"}, 7]',
         "d.json, row 2: its type is int; expected an object with named fields",
     ),
-    ("d.json", b'["\xff"]', "d.json: not UTF-8 (invalid start byte, byte 3 of it)"),
+    ("d.json", b'["\xff"]', "d.json: not UTF-8 (invalid start byte, at byte 3)"),
     ("d.json", b"[" * 100_000, "d.json: JSON that cannot be read: it is nested too deeply"),
     (
         "d.csv",

@@ -254,7 +254,7 @@ def test_what_cannot_be_loaded_says_why_and_what_to_do(results, job, expected):
             "unknown shape",
             "owner/odd, row 1: no known shape; its fields are ask, reply.\nKnown shapes",
         ),
-        ("mixed types", 'owner/mixed, row 2: a text is {"deep": 1}; expected a text'),
+        ("mixed types", 'owner/mixed, row 2: a text field is {"deep": 1}; expected a string'),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named_with_what_it_holds(results, job, expected):

@@ -363,7 +363,10 @@ def test_columns_that_are_no_field_of_ours_are_named_with_those_that_are():
         ({"question": Q}, "its fields are question."),
         ({}, "its fields are (none)."),
         ({"messages": None}, "its fields are messages."),
-        ({"messages": "user: hello"}, 'its messages are "user: hello"; expected a list of turns'),
+        (
+            {"messages": "user: hello"},
+            'its messages field is "user: hello"; expected a list of turns',
+        ),
         (
             {"messages": [{"role": "nurse", "content": "x"}]},
             'a turn is {"role": "nurse", "content": "x"}; expected role (one of human, user, gpt, assistant, model, system) and content.',
@@ -377,12 +380,12 @@ def test_columns_that_are_no_field_of_ours_are_named_with_those_that_are():
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
             "expected a string, or parts of type text",
         ),
-        ({"question": {"stem": Q}, "answer": A}, f'a text is {{"stem": "{Q}"}}'),
+        ({"question": {"stem": Q}, "answer": A}, f'a text field is {{"stem": "{Q}"}}'),
         (
             {"question": Q, "context": {"contexts": ["One."]}, "answer": A},
-            'a text is {"contexts": ["One."]}; expected a text',
+            'a text field is {"contexts": ["One."]}; expected a string',
         ),
-        ({"question": Q, "answer": ["One.", "Two."]}, 'a text is ["One.", "Two."]'),
+        ({"question": Q, "answer": ["One.", "Two."]}, 'a text field is ["One.", "Two."]'),
         ({"question": Q, "answer": b"bytes"}, "expected a string"),
         ({"\ud800": Q}, "its fields are \\ud800."),
     ],
