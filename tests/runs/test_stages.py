@@ -46,7 +46,7 @@ def test_a_damaged_artefact_makes_its_stage_run_again_and_only_that(done):
     code, out, err = done.make_run("run")
     assert code == 0
     assert "prepare: was finished, but data/result.txt is missing" in out
-    assert "train: was made from another result of prepare" in out
+    assert "train was made from another result of prepare" in out
     assert [len(done.stage(s)["attempts"]) for s in run_record.STAGES] == [2, 3, 2]
 
 

@@ -52,11 +52,11 @@ def made(tmp_path, monkeypatch):
         (("grid:", "gird:"), "unknown key `gird`; did you mean `grid`?"),
         (
             ("grid: {learning_rate: [1.0e-3, 1.0e-4], lora_r: [4, 8]}\n", ""),
-            "expected one of grid, list, random; found none",
+            "expected exactly one of grid, list, random; the file has none",
         ),
         (
             ("metric:", "list: [{lora_r: 4}]\nmetric:"),
-            "expected one of grid, list, random; found grid and list",
+            "expected exactly one of grid, list, random; the file has grid and list",
         ),
         (("lora_r: [4, 8]", "lora_r: []"), "`grid`: no values for lora_r; expected one or more"),
         (("lora_r: [4, 8]", "lora_r: 4"), "`grid` is {"),
