@@ -1,4 +1,4 @@
-"""LoRA adapters of the tiny Gemma 3n and folders of its weights, sound and altered."""
+"""Make LoRA adapters for the tiny Gemma 3n and folders of its weights, sound and altered."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def lora_config(**more):
 
 
 def save_random(base, folder, **more):
-    """An adapter whose B is not zero, saved as PEFT saves it."""
+    """Save an adapter whose B is not zero, in PEFT's layout."""
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     get_peft_model(model, lora_config(init_lora_weights=False, **more)).save_pretrained(folder)
@@ -29,7 +29,7 @@ def save_random(base, folder, **more):
 
 
 def edit(adapter, folder, change, **config):
-    """A copy of an adapter with its tensors passed through `change` and configuration keys replaced."""
+    """Copy an adapter, pass its tensors through `change`, and replace configuration keys."""
     shutil.copytree(adapter, folder)
     save_file(
         change(load_file(adapter / "adapter_model.safetensors")),
@@ -41,7 +41,7 @@ def edit(adapter, folder, change, **config):
 
 
 def read_weights(folder):
-    """Every tensor of a folder's shards."""
+    """Return every tensor of a folder's shards."""
     return {
         name: tensor
         for path in folder.glob("*.safetensors")
@@ -54,7 +54,7 @@ def multimodal_name(name):
 
 
 def write_shards(tensors, folder):
-    """Three shards and their index, as large models are published."""
+    """Write three shards and their index, as large models are published."""
     index = {
         name: f"model-0000{i % 3 + 1}-of-00003.safetensors"
         for i, name in enumerate(sorted(tensors))

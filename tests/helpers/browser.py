@@ -1,4 +1,4 @@
-"""Headless Chromium over its debugging pipe (Debian's package, no driver): what a page fetches, logs, how wide it is, what Tab reaches."""
+"""Headless Chromium over its debugging pipe (Debian's package, no driver), to see what a page fetches and logs, how wide it is, and what Tab reaches."""
 
 import base64
 import contextlib
@@ -19,7 +19,7 @@ SKIP = "no Chromium here: apt-get install chromium"
 
 
 class Browser:
-    """One page. `fetched` are the addresses it asked for beside itself, `logged` what went to its console as an error or warning."""
+    """One page. `fetched` are the other addresses that it requested, `logged` are errors and warnings on its console."""
 
     def __init__(self, to, back):
         self.to, self.back, self.rest, self.ids = to, back, b"", itertools.count(1)
@@ -86,13 +86,13 @@ class Browser:
             self._note(self._read())
 
     def js(self, expression):
-        """The value of an expression, evaluated past the page's own policy."""
+        """Return the value of an expression, evaluated despite the page's own policy."""
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)[
             "result"
         ].get("value")
 
     def tab(self):
-        """Press Tab; what has the focus then, as 'TAG text', marked data-seen."""
+        """Press Tab; mark the element that has the focus as data-seen, and return it as 'TAG text'."""
         for kind in ("rawKeyDown", "keyUp"):
             self.call(
                 "Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9
@@ -101,10 +101,10 @@ class Browser:
             "(e => (e.dataset.seen = 1, e.tagName) + ' ' + (e.getAttribute('aria-label') || e.getAttribute('href') || e.textContent.slice(0, 60)))(document.activeElement)"
         )
 
-    def screenshot(self, path, whole=True):
+    def screenshot(self, path, full_page=True):
         path.write_bytes(
             base64.b64decode(
-                self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
+                self.call("Page.captureScreenshot", captureBeyondViewport=full_page)["data"]
             )
         )
 
@@ -116,11 +116,11 @@ class Browser:
 
 @contextlib.contextmanager
 def start():
-    """A browser with an empty profile, ended with the block."""
+    """Yield a browser with an empty profile, and end it after the block."""
     theirs, to = os.pipe()
     back, answers = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-        # the debugging pipe is descriptors 3 and 4, and a shell can put them there
+        # the debugging pipe uses descriptors 3 and 4, which a shell can set up
         command = f'exec "$0" "$@" 3<&{theirs} 4>&{answers}'
         process = subprocess.Popen(
             [

@@ -1,4 +1,4 @@
-"""Rows and texts through the cleaning rules, for the tests of these."""
+"""Run rows and texts through the cleaning rules, for their tests."""
 
 from lib import params
 from lib.common import errors
@@ -17,7 +17,7 @@ def cleaned(text, **values):
 
 
 def row(*texts):
-    """Turns of user and assistant; a first text in brackets is the system message."""
+    """Return turns of user and assistant; a first text in brackets is the system message."""
     system = [{"role": "system", "content": texts[0][0]}] if isinstance(texts[0], list) else []
     return system + [
         {"role": ("user", "assistant")[n % 2], "content": text}

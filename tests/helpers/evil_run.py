@@ -1,4 +1,4 @@
-"""Runs as records alone, small and hostile: every text tries to be markup. For the pages and what is said in a terminal."""
+"""Small hostile runs that consist of records only, in which every text tries to be markup, for the tests of pages and terminal output."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ def make(
     right: str = "0110",
     values: dict | None = None,
 ) -> pathlib.Path:
-    """A run trained in two sessions from a dirty checkout, its export failed. `right`: which items of its exam the tuned model gets right."""
+    """Make a run that trained in two sessions from a dirty checkout and whose export failed. `right` are the exam items that the tuned model gets right."""
     folder = top / name
     folder.mkdir(parents=True)
     attempt = {
@@ -183,7 +183,7 @@ def make(
 
 
 def exam(after: str) -> dict:
-    """An entry of exam.json: items that the base and the merged model got right (1) or wrong (0), three held-out rows."""
+    """Return an entry of exam.json: items that the base and the merged model got right (1) or wrong (0), and three held-out rows."""
 
     def model(right, loss):
         count = right.count("1")

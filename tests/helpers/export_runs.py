@@ -1,4 +1,4 @@
-"""What the tests of the export share."""
+"""Helpers shared by the tests of the export."""
 
 import pyarrow as pa
 

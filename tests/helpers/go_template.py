@@ -13,7 +13,7 @@ from typing import Any
 
 _ACTION = re.compile(
     r"\{\{(-(?=[ \t\r\n]))?(.*?)((?<=[ \t\r\n])-)?\}\}", re.DOTALL
-)  # a dash beside a blank trims the text next to it
+)  # a dash next to a space trims the text next to it
 _TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|:=|[=,()]|\d+|\$?\w*(?:\.\w+)+|\$\w*|[A-Za-z]\w*|\.')
 
 
@@ -28,7 +28,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _list(value: Any) -> list[Any]:
-    _need(isinstance(value, list), f"{value!r} is not a list")  # of a text Go counts bytes
+    _need(isinstance(value, list), f"{value!r} is not a list")  # for a text, Go counts bytes
     return value
 
 
@@ -46,7 +46,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 def render(
     template: str, data: dict[str, Any], functions: dict[str, Callable[..., Any]] | None = None
 ) -> str:
-    """The text a template gives for data of dicts, lists, texts and whole numbers; `functions` are known besides Go's own.
+    """Return the text of a template for data of dicts, lists, texts and whole numbers; `functions` are known besides Go's own.
 
     ValueError for a construct, function, variable or field that is not known, also where Go would print <no value>.
     """
@@ -77,16 +77,16 @@ def render(
     return "".join(out)
 
 
-def _run(items: list[Any], at: int, scope: ChainMap, out: list[str] | None) -> int:
-    """Render a block from `at` on, or pass over it without `out`; returns the place of the `else` or `end` that closes it."""
-    while at < len(items) and items[at][:1] not in (["else"], ["end"]):
-        item = items[at]
+def _run(items: list[Any], place: int, scope: ChainMap, out: list[str] | None) -> int:
+    """Render a block from `place` on, or skip it if `out` is None; return the place of the `else` or `end` that closes it."""
+    while place < len(items) and items[place][:1] not in (["else"], ["end"]):
+        item = items[place]
         if isinstance(item, str):
             out is None or out.append(item)
         elif item[0] == "range":
             names, over = (item[1:4:2], item[5:]) if item[2:5:2] == [",", ":="] else ([], item[1:])
-            start, elements = at + 1, [] if out is None else _list(_value(over, scope))
-            at = _run(items, start, scope.new_child(), None)
+            start, elements = place + 1, [] if out is None else _list(_value(over, scope))
+            place = _run(items, start, scope.new_child(), None)
             for element in enumerate(elements):
                 _run(
                     items,
@@ -94,7 +94,7 @@ def _run(items: list[Any], at: int, scope: ChainMap, out: list[str] | None) -> i
                     scope.new_child({**dict(zip(names, element, strict=False)), ".": element[1]}),
                     out,
                 )
-            _need(items[at : at + 1] == [["end"]], "a `range` has no `end`")
+            _need(items[place : place + 1] == [["end"]], "a `range` has no `end`")
         elif item[0] == "if":
             wanted, stop = out, item
             while stop != ["end"]:
@@ -105,12 +105,14 @@ def _run(items: list[Any], at: int, scope: ChainMap, out: list[str] | None) -> i
                 taken = wanted is not None and (
                     stop == ["else"] or bool(_value(stop[stop.index("if") + 1 :], scope))
                 )
-                at = _run(items, at + 1, scope.new_child(), wanted if taken else None)
+                place = _run(items, place + 1, scope.new_child(), wanted if taken else None)
                 _need(
-                    at < len(items) and stop != ["else"] or items[at : at + 1] == [["end"]],
+                    place < len(items)
+                    and stop != ["else"]
+                    or items[place : place + 1] == [["end"]],
                     "an `if` has no `end`",
                 )
-                wanted, stop = None if taken else wanted, items[at]
+                wanted, stop = None if taken else wanted, items[place]
         elif out is not None and item[1:2] in ([":="], ["="]):
             # `:=` makes a variable in this block, `=` reaches the block that has it
             home = (
@@ -128,12 +130,12 @@ def _run(items: list[Any], at: int, scope: ChainMap, out: list[str] | None) -> i
             value = _value(item, scope)
             _need(type(value) in (str, int), f"{value!r} is not a text or a whole number")
             out.append(str(value))
-        at += 1
-    return at
+        place += 1
+    return place
 
 
 def _value(tokens: list[str], scope: ChainMap) -> Any:
-    """What a function gives for its operands, or what one operand is."""
+    """Return a function's result for its operands, or the value of a single operand."""
     waiting: list[list[Any]] = [[]]  # one list a bracket
     for number, token in enumerate([*tokens, ")"]):
         if token == "(":

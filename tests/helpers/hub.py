@@ -1,4 +1,4 @@
-"""A local stand-in for the Hugging Face hub: as much of its API as reading a small data repository takes.
+"""A local stand-in for the Hugging Face hub, with as much of its API as reading a small data repository needs.
 
 with hub.Hub() as served:
     served.commit("owner/name", {"train.jsonl": b"..."}, "main", "v1")
@@ -25,7 +25,7 @@ class Repo:
 
 
 class Hub:
-    """The server, in a thread; `asked` is what came in: (method, path, Authorization)."""
+    """The server, in a thread; `asked` are the requests: (method, path, Authorization)."""
 
     def __init__(self):
         self.repos, self.asked = {}, []
@@ -44,7 +44,7 @@ class Hub:
         self.server.server_close()
 
     def commit(self, repo_id, files, *refs, token=None):
-        """Add a commit that `refs` (branches, tags) point at; its sha. With `token` the repository is private from now on."""
+        """Add a commit that `refs` (branches, tags) point at, and return its sha. With `token`, the repository is private from now on."""
         repo = self.repos.setdefault(repo_id, Repo())
         sha = hashlib.sha1(repr((len(repo.commits), sorted(files.items()))).encode()).hexdigest()
         repo.commits[sha] = files
@@ -53,7 +53,7 @@ class Hub:
         return sha
 
     def environment(self, home, token=None, offline="0"):
-        """Variables of a process that asks this hub, and nothing else, and keeps its cache under `home`."""
+        """Return the variables for a process that asks only this hub, and keeps its cache under `home`."""
         kept = {
             k: v
             for k, v in os.environ.items()
@@ -87,10 +87,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.hub.asked.append(
             (self.command, urllib.parse.unquote(self.path), self.headers.get("Authorization"))
         )
-        found = API.fullmatch(url.path) or FILE.fullmatch(url.path)
-        if not found:
+        match = API.fullmatch(url.path) or FILE.fullmatch(url.path)
+        if not match:
             return self.answer(404, {"error": "no such page"})
-        asked = {k: urllib.parse.unquote(v) for k, v in found.groupdict().items() if v}
+        asked = {k: urllib.parse.unquote(v) for k, v in match.groupdict().items() if v}
         repo = self.hub.repos.get(asked["id"])
         if not repo or repo.token and self.headers.get("Authorization") != f"Bearer {repo.token}":
             return self.answer(401, {"error": "Repository not found"}, code="RepoNotFound")
@@ -105,7 +105,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 404, {"error": f"Invalid rev id: {revision}"}, code="RevisionNotFound"
             )
         files = repo.commits[sha]
-        if found.re is FILE:
+        if match.re is FILE:
             return self.file(sha, files.get(asked["path"]))
         if asked.get("what") == "paths-info":
             wanted = (
@@ -173,20 +173,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def file(self, sha, data):
         if data is None:
             return self.answer(404, {"error": "Entry not found"}, code="EntryNotFound", commit=sha)
-        whole, status, headers = data, 200, {}
+        content, status, headers = data, 200, {}
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
             data, status = data[int(asked[1]) : int(asked[2]) + 1 if asked[2] else None], 206
             headers = {
-                "Content-Range": f"bytes {asked[1]}-{int(asked[1]) + len(data) - 1}/{len(whole)}"
+                "Content-Range": f"bytes {asked[1]}-{int(asked[1]) + len(data) - 1}/{len(content)}"
             }
         return self.answer(
-            status, data, commit=sha, etag=hashlib.sha1(whole).hexdigest(), headers=headers
+            status, data, commit=sha, etag=hashlib.sha1(content).hexdigest(), headers=headers
         )
 
     def answer(self, status, body, code="", commit="", etag="", headers=None):
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        told = {
+        own_headers = {
             "Content-Length": len(data),
             "Content-Type": "application/octet-stream" if data is body else "application/json",
             "X-Error-Code": code,
@@ -195,7 +195,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "ETag": etag and f'"{etag}"',
             "Accept-Ranges": "bytes",
         }
-        for name, value in {**told, **(headers or {})}.items():
+        for name, value in {**own_headers, **(headers or {})}.items():
             if value != "":
                 self.send_header(name, str(value))
         self.end_headers()

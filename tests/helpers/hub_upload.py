@@ -40,7 +40,7 @@ ROUTES = [
 
 
 def account(role="write", name="maria", orgs=(), scoped=None):
-    """What whoami answers for a token."""
+    """Return the answer of whoami for a token."""
     token = {"displayName": "t", "role": role} | (
         {"fineGrained": {"global": [], "scoped": scoped}} if role == "fineGrained" else {}
     )
@@ -57,7 +57,7 @@ class Refusal(Exception):
 
 
 class Repo:
-    """`commits` is [(id, {path: bytes})], the newest last; `stored` are the large files that arrived, by sha256."""
+    """A repository: `commits` is [(id, {path: bytes})] with the newest last, `stored` are the large files that arrived, by sha256."""
 
     def __init__(self, private):
         self.private, self.stored, self.parts, self.commits = private, {}, {}, []
@@ -77,7 +77,7 @@ class Repo:
 
 
 class Hub:
-    """The server, in a thread. `asked`: (method, path) of what came in; `received`: bytes of large files' bodies; `part_size`: multipart above it."""
+    """The server, in a thread. `asked`: (method, path) of the requests; `received`: bytes of large files' bodies; `part_size`: larger files are multipart."""
 
     def __init__(self):
         self.repos, self.tokens, self.asked, self.received, self.failures = (
@@ -105,7 +105,7 @@ class Hub:
         self.server.server_close()
 
     def fail(self, method, path, how, skip=0, times=10**6):
-        """Requests whose path has `path` in it fail: with a status, "drop" in the middle of the body, "hang", "lost" (done, unanswered)."""
+        """Let requests with `path` in their path fail: with a status, "drop" in the middle of the body, "hang", or "lost" (done, but unanswered)."""
         self.failures.append(
             {"method": method, "path": path, "how": how, "skip": skip, "times": times}
         )
@@ -122,7 +122,7 @@ class Hub:
 
 @contextlib.contextmanager
 def serving(monkeypatch, token_path):
-    """The stand-in, with this process's hub library pointed at it and no waits between its retries."""
+    """Yield the stand-in, with this process's hub library pointed at it and without waits between retries."""
     with Hub() as hub:
         for name, value in {
             "ENDPOINT": hub.url,
@@ -139,7 +139,7 @@ def serving(monkeypatch, token_path):
 
 
 def changes(hub):
-    """What was asked of the hub beyond looking."""
+    """Return the requests that change something."""
     looking = ("/api/validate-yaml",)
     return [(method, path) for method, path in hub.asked if method != "GET" and path not in looking]
 
@@ -182,10 +182,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             )
         self.lost = how == "lost"
         for method, pattern, name in ROUTES:
-            if method == self.command and (found := re.fullmatch(pattern, url.path)):
+            if method == self.command and (match := re.fullmatch(pattern, url.path)):
                 try:
                     return getattr(self, name)(
-                        body, *(group and urllib.parse.unquote(group) for group in found.groups())
+                        body, *(group and urllib.parse.unquote(group) for group in match.groups())
                     )
                 except Refusal as refusal:
                     status, error, *code = refusal.args
@@ -248,7 +248,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         )
 
     def repo(self, name, writing=True):
-        """The repository, where the token may write to it, or may see it; Refusal as the hub words it."""
+        """Return the repository if the token may write to it, or may see it; otherwise raise Refusal in the hub's words."""
         repo, may = self.hub.repos.get(name), self.may_write(name.split("/")[0])
         if not repo or repo.private and not may:
             raise Refusal(401, "Repository not found", "RepoNotFound")
@@ -416,7 +416,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.answer(200, {"was_inserted": True})
 
     def shard(self, body, name):
-        """One file at a time is sent, and it is new: the chunks since the last shard are its bytes."""
+        """Store a file from a shard: files are sent one at a time and are new, so the chunks since the last shard are its bytes."""
         self.hub.repos[name].stored[hashlib.sha256(self.hub.xorbs).hexdigest()] = self.hub.xorbs
         self.hub.xorbs = b""
         self.answer(200, {"result": 1})

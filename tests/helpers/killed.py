@@ -1,4 +1,4 @@
-"""Training sessions that are killed at chosen moments, in processes of their own."""
+"""Run training sessions that are killed at chosen moments, in processes of their own."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ MANY_KILLS = {"max_steps": 24, "save_steps": 2, "eval_steps": 4}
 
 
 def killed_at(folder, everywhere, saving):
-    """A session that is killed at the given call of a Python or C function, counted in all of `train` or in save_checkpoint alone (0: never)."""
+    """Run a session that is killed at the given call of a Python or C function, counted in all of `train` or in save_checkpoint only (0: never)."""
     counts, inside = [0, 0], []
 
     def count(frame, event, _):
@@ -69,7 +69,7 @@ def killed_at(folder, everywhere, saving):
 
 
 def killed_ten_times(folder, seed):
-    """Sessions in forked processes, so that torch is imported once: ten are killed, the last may finish. Prints what each kill left."""
+    """Run sessions in forked processes, so that torch is imported once: ten are killed, and the last may finish. Print what each kill left."""
 
     def forked(action):
         sys.stdout.flush()

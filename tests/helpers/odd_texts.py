@@ -1,4 +1,4 @@
-"""Texts of odd pieces, as hypothesis draws them."""
+"""Draw texts of odd pieces with hypothesis."""
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st

@@ -31,7 +31,7 @@ def draw(*shape, seed=0):
 
 
 def make_rows(lengths, seed=0):
-    """Rows of input_ids and labels; the first third of each is not trained."""
+    """Make rows of input_ids and labels; the first third of each is not trained."""
     draw = torch.Generator().manual_seed(seed)
     every = [torch.randint(3, 96, (n,), generator=draw).tolist() for n in lengths]
     return [
@@ -41,7 +41,7 @@ def make_rows(lengths, seed=0):
 
 
 def adapted(net, dtype=torch.float32, **options):
-    """The net with an adapter and random numbers in every vector and B, whose own start, zeros and ones, would hide mistakes."""
+    """Return the net with an adapter and random numbers in every vector and B, whose usual start, zeros and ones, would hide mistakes."""
     draw = torch.Generator().manual_seed(1)
     net = peft.get_peft_model(
         net.to(dtype).requires_grad_(False),
@@ -62,7 +62,7 @@ def adapted(net, dtype=torch.float32, **options):
 
 
 def gemma3n(layers=4, sparse=1, shared=2, **changes):
-    """A small Gemma 3n with every part of it: sliding and full attention, shared K/V, sparse MLP, altup, laurel, soft cap."""
+    """Make a small Gemma 3n with all its parts: sliding and full attention, shared K/V, sparse MLP, altup, laurel, soft cap."""
     torch.manual_seed(0)
     return Gemma3nForCausalLM(
         Gemma3nTextConfig(
@@ -93,7 +93,7 @@ def gemma3n(layers=4, sparse=1, shared=2, **changes):
 
 
 def gemma3():
-    """A small Gemma 3; its scale is that of neither its head size nor its width."""
+    """Make a small Gemma 3 whose scale follows neither from its head size nor from its width."""
     torch.manual_seed(0)
     return Gemma3ForCausalLM(
         Gemma3TextConfig(
@@ -125,18 +125,18 @@ def token_losses(net, batch):
 
 
 def losses_and_gradients(net, batch):
-    """Every trained token's loss, and the LoRA gradients of their weighted sum."""
+    """Return every trained token's loss, and the LoRA gradients of their weighted sum."""
     net.zero_grad(set_to_none=True)
     with attending(net, batch):
         losses = loss.token_losses(net, batch)
         (losses * batch.weights).sum().backward()
-    found = {n: p.grad for n, p in net.named_parameters() if p.requires_grad}
+    gradients = {n: p.grad for n, p in net.named_parameters() if p.requires_grad}
     net.zero_grad(set_to_none=True)
-    return losses.detach(), found
+    return losses.detach(), gradients
 
 
 def weighted(batch, count):
-    """Each trained token with another weight: equal ones would hide tokens mixed up."""
+    """Give each trained token another weight, since equal ones would hide mixed-up tokens."""
     weights = torch.zeros_like(batch.weights)
     weights[:count] = torch.linspace(0.2, 2.0, count) / count
     return batch._replace(weights=weights)

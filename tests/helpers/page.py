@@ -1,4 +1,4 @@
-"""Reads a page as a browser would see it: tags, links, text; an inline event handler is an error."""
+"""Read a page as a browser would see it: tags, links, text; an inline event handler is an error."""
 
 import html.parser
 

@@ -1,4 +1,4 @@
-"""The data stage on made-up rows: a job, its file, all its steps, and what they leave on disk."""
+"""Run the data stage on made-up rows: a job, its file, all its steps, and what they leave on disk."""
 
 import json
 import random
@@ -47,7 +47,7 @@ def made_up(count, seed=1, start=0):
 
 
 def prepare(job_, base, folder):
-    """All steps; (Rows, results)."""
+    """Run all steps; return (Rows, results)."""
     folder.mkdir(exist_ok=True)
     rows = data.begin(job_, folder)
     data.read_and_clean(rows)

@@ -1,4 +1,4 @@
-"""Cards and packages that a test lets torch and lib/model/device.py see."""
+"""Pretend that torch and lib/model/device.py see other cards and packages."""
 
 import importlib.util
 
@@ -28,7 +28,7 @@ def pretend(
     installed=("bitsandbytes", "unsloth"),
     cpu_bf16=True,
 ):
-    """Let torch and lib/model see this card, these packages; without a name there is no GPU."""
+    """Let torch and lib/model see this card and these packages; without a name, there is no GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(name))
     monkeypatch.setattr(
         torch.cuda,

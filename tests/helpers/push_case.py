@@ -1,4 +1,4 @@
-"""What the tests of a push send, and how a complete push looks on the stand-in."""
+"""A run to push, and what a complete push looks like on the stand-in."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Rows of a data set as the stage reads them, and small files to read."""
+"""Read rows of a data set as the stage does, and write small files to read."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from lib.data.reading import sources
 
 
 class Read(list):
-    """The rows of a dataset; `dropped` is what was passed over, `commits` those of hub sources."""
+    """The rows of a dataset; `dropped` are the skipped rows, `commits` those of hub sources."""
 
     def __init__(self, dataset, **more):
         self.dropped, self.commits, self.ticks = [], {}, []

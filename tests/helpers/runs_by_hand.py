@@ -19,7 +19,7 @@ def finish(run, stage, output="a result"):
 
 
 def finished(folder, **values):
-    """All three stages, as their notebooks do by hand."""
+    """Finish all three stages, as their notebooks do when run by hand."""
     for stage in STAGES:
         finish(by_hand(stage, **values)[1], stage)
     return json.loads((folder / "run.json").read_text())
@@ -30,8 +30,8 @@ def statuses(folder):
 
 
 def executed(*states):
-    """An executed copy as papermill leaves it: text, then a code cell for each state."""
-    made = [
+    """Return an executed copy as papermill leaves it: text, then a code cell for each state."""
+    cells = [
         {
             "cell_type": "markdown" if n == 0 else "code",
             "source": "",
@@ -41,7 +41,7 @@ def executed(*states):
         for n, s in enumerate(states)
     ]
     return {
-        "cells": made,
+        "cells": cells,
         "metadata": {"papermill": {"exception": None}},
         "nbformat": 4,
         "nbformat_minor": 5,

@@ -1,4 +1,4 @@
-"""Sentences of made-up words, for tests of duplicates and contamination."""
+"""Make sentences of made-up words, for tests of duplicates and contamination."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What Ollama and LocalAI send the model by the files written for them, their templates rendered as Go does."""
+"""Render what Ollama and LocalAI send the model with the files written for them, by Go's template rules."""
 
 import yaml
 
@@ -9,7 +9,7 @@ SPRIG = {"trim": str.strip, "replace": lambda old, new, text: text.replace(old, 
 
 
 def ollama_prompt(modelfile, messages):
-    """SYSTEM unless the messages bring their own, neighbours of one role joined."""
+    """Return Ollama's prompt: SYSTEM unless the messages have their own, with neighbours of one role joined."""
     fields, joined = servers.parse_modelfile(modelfile), []
     messages = turns.prepend_system(messages, fields["system"])
     for message in messages:
@@ -22,7 +22,7 @@ def ollama_prompt(modelfile, messages):
 
 
 def localai_prompt(model_file, messages):
-    """Each message by itself, then the whole."""
+    """Return LocalAI's prompt: it renders each message by itself, then all together."""
     fields = yaml.safe_load(model_file)
     template, system = fields["template"], fields["system_prompt"]
     parts = [
@@ -44,7 +44,7 @@ def localai_prompt(model_file, messages):
 
 
 def localai_completion(model_file, prompt):
-    """What LocalAI sends for a bare prompt (/v1/completions)."""
+    """Return what LocalAI sends for a bare prompt (/v1/completions)."""
     fields = yaml.safe_load(model_file)
     data = {"SystemPrompt": fields["system_prompt"], "Input": prompt}
     return go_template.render(fields["template"]["completion"], data, SPRIG)

@@ -1,4 +1,4 @@
-"""A training job of seconds: a small Gemma 3n, 23 rows, and what a test does to a session of it."""
+"""A training job of a few seconds: a small Gemma 3n, 23 rows, and ways to interfere with a session."""
 
 import math
 import os
@@ -36,7 +36,7 @@ STEPS = 6  # of 23 rows by 4: one of them is a short step
 
 
 def small_model(job, dtype=torch.float32):
-    """Gemma 3n with every part of it (altup, laurel, shared K/V, sparse MLP, soft cap) and 60 thousand parameters, with a fresh adapter."""
+    """Make a Gemma 3n with all its parts (altup, laurel, shared K/V, sparse MLP, soft cap), 60 thousand parameters and a new adapter."""
     config = Gemma3nTextConfig(
         vocab_size=96,
         vocab_size_per_layer_input=96,
@@ -63,7 +63,7 @@ def small_model(job, dtype=torch.float32):
 
 
 def make_rows(count, seed=1):
-    """Rows of 4 to 30 tokens, of which the last third to half is trained."""
+    """Make rows of 4 to 30 tokens, of which the last third to half is trained."""
     draw = np.random.default_rng(seed)
     rows = []
     for n in range(count):
@@ -89,7 +89,7 @@ def a_job(**changes):
 
 
 def session(folder, job=None, rows=ROWS, held_out=HELD_OUT, **identity):
-    """What the notebook does: base, adapter, train; returns the float32 masters."""
+    """Run what the notebook does (base, adapter, train); return the float32 masters."""
     job = job or a_job()
     folder.mkdir(exist_ok=True)
     net = small_model(job)
@@ -109,7 +109,7 @@ def session(folder, job=None, rows=ROWS, held_out=HELD_OUT, **identity):
 
 
 def whole_run(folder, job=None, **options):
-    """(weights, ledger entries) of a run nobody disturbed."""
+    """Return (weights, ledger entries) of an undisturbed run."""
     masters = session(folder, job, **options)
     return {n: w.clone() for n, w in masters.weights.items()}, ledger.read_ledger(
         folder / "metrics.jsonl"
@@ -117,7 +117,7 @@ def whole_run(folder, job=None, **options):
 
 
 def at_every_call(monkeypatch, action):
-    """Do `action(losses, batch)` in every micro-batch of training; returns a list that grows by one for each."""
+    """Call `action(losses, batch)` in every micro-batch of training; return a list that grows by one for each."""
     calls = []
 
     def wrapped(net, batch, *rest):
@@ -130,7 +130,7 @@ def at_every_call(monkeypatch, action):
 
 
 def at_call(monkeypatch, number, action):
-    """Do `action(losses)` in the `number`-th micro-batch (from 1) of training, whichever session it falls into."""
+    """Call `action(losses)` in the `number`-th micro-batch (from 1) of training, in whichever session that is."""
     calls = at_every_call(
         monkeypatch, lambda losses, _: action(losses) if len(calls) == number else losses
     )
@@ -154,7 +154,7 @@ def touch_stop(folder):
 
 
 def of_rows(*groups):
-    """A step of micro-batches given by their row numbers, as the loader makes it."""
+    """Return a step of micro-batches given by their row numbers, in the loader's form."""
     trained = sum(
         label != IGNORED
         for group in groups
@@ -186,7 +186,7 @@ def train_step(net, masters, job, current, rate, step=0):
 
 
 def same_run(folder, masters, uninterrupted):
-    """The weights and every step's numbers are those of the undisturbed run, bit for bit."""
+    """Check that the weights and every step's numbers are those of the undisturbed run, bit for bit."""
     weights, entries = uninterrupted
     assert all(torch.equal(masters.weights[n], w) for n, w in weights.items())
     assert numbers(ledger.read_ledger(folder / "metrics.jsonl")) == numbers(entries)
@@ -214,7 +214,7 @@ def checkpoints(folder):
 
 
 def evals(folder):
-    """Held-out losses as (when, step, loss), in the order measured."""
+    """Return held-out losses as (when, step, loss), in the order measured."""
     return [
         (e["when"], e["step"], e["eval_loss"])
         for e in ledger.read_ledger(folder / "metrics.jsonl")
@@ -223,7 +223,7 @@ def evals(folder):
 
 
 def apart(weights, others, job):
-    """How far two ends of training lie apart, as a share of the way from the start to the first."""
+    """Return the distance between two ends of training, as a share of that from the start to the first."""
     start = {n: p.detach().float() for n, p in adapter.trainable(small_model(job)).items()}
     way, gap = (
         math.sqrt(sum(float((w - to[n]).square().sum()) for n, w in weights.items()))

@@ -1,6 +1,6 @@
-"""A small copy of the pipeline for the tests of the run machinery: the real lib, stand-in notebooks of five cells.
+"""A small copy of the pipeline for the tests of the run machinery: the real lib with stand-in notebooks of five cells.
 
-What a stage does is the text of <tree>/<stage>.py, executed by its fourth cell; so a test can let it raise, die or wait.
+The fourth cell of a stage executes <tree>/<stage>.py, so that a test can let it raise, die or wait.
 """
 
 import json
@@ -26,7 +26,7 @@ RESULT = {"prepare": "data", "train": "adapter", "export": "gguf"}
 
 
 def cells(stage):
-    """Title, parameters, begin, work, finish."""
+    """Return a notebook's cells: title, parameters, begin, work, finish."""
     name = RESULT[stage]
     return [
         f"# {stage}",
@@ -40,7 +40,7 @@ def cells(stage):
 
 
 def notebook(sources):
-    made = [
+    entries = [
         {
             "cell_type": "code",
             "id": f"c{n}",
@@ -52,12 +52,12 @@ def notebook(sources):
         for n, s in enumerate(sources)
     ]
     if sources[0].startswith("# "):
-        made[0] = {"cell_type": "markdown", "id": "c0", "metadata": {}, "source": sources[0]}
+        entries[0] = {"cell_type": "markdown", "id": "c0", "metadata": {}, "source": sources[0]}
     return json.dumps(
         {
             "nbformat": 4,
             "nbformat_minor": 5,
-            "cells": made,
+            "cells": entries,
             "metadata": {
                 "kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}
             },
@@ -76,7 +76,7 @@ class Tree:
         shutil.copytree(
             ROOT / "lib", root / "lib", ignore=shutil.ignore_patterns("__pycache__", "*.jsonl")
         )
-        for name in ("exam.jsonl", "safety.jsonl"):  # what a job's data are held against
+        for name in ("exam.jsonl", "safety.jsonl"):  # compared with a job's data
             shutil.copy(ROOT / "lib/medical" / name, root / "lib/medical")
         # the page is another module's concern, and slow to draw
         (root / "lib/pages/report.py").write_text(
@@ -108,7 +108,7 @@ class Tree:
         return Tree(root)
 
     def start(self, *words, before="", params="params/job.yaml", name="job", **env):
-        """The runner as a process of its own; `before` is code executed in it first."""
+        """Start the runner as a process of its own; `before` is code that it executes first."""
         code = f"import sys\n{before}\nfrom lib.runs import run_job\nsys.exit(run_job.main())"
         self.started.append(
             subprocess.Popen(
@@ -124,12 +124,12 @@ class Tree:
         return self.started[-1]
 
     def stop(self):
-        """End what a failed test left running; a kernel follows its runner by itself."""
+        """End a process that a failed test left running; a kernel ends after its runner by itself."""
         for process in self.started:
             process.kill()
 
     def make_run(self, *words, **options):
-        """Run to the end: exit code, stdout, stderr."""
+        """Run to the end; return exit code, stdout and stderr."""
         process = self.start(*words, **options)
         out, err = process.communicate(timeout=120)
         assert "Traceback" not in out + err, out + err
@@ -146,7 +146,7 @@ class Tree:
 
 
 def cell_states(notebook):
-    """papermill's status of each cell, without the banners it adds."""
+    """Return papermill's status of each cell, without the banners that it adds."""
     return [
         c["metadata"]["papermill"]["status"]
         for c in notebook["cells"]
@@ -155,7 +155,7 @@ def cell_states(notebook):
 
 
 def assert_ended(tree, stage, status, words, cell=WORK + 1):
-    """Record and executed copy agree: which status, in which cell, why.
+    """Check that record and executed copy agree on status, cell and reason.
 
     `cell` counts the injected parameters, but no banners.
     """
@@ -177,7 +177,7 @@ def assert_ended(tree, stage, status, words, cell=WORK + 1):
 
 
 def refused(capsys, *words):
-    """The message with which the runner, in this process, refuses a command."""
+    """Return the message with which the runner, in this process, refuses a command."""
     from lib.runs.run_job import main
 
     assert main([*words, "--run", "job"]) == 2
@@ -188,7 +188,7 @@ def refused(capsys, *words):
 
 
 def gone(pid):
-    """Whether a process has ended, read by its parent or not."""
+    """Tell whether a process has ended, whether or not its parent has waited for it."""
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except OSError:
@@ -196,7 +196,7 @@ def gone(pid):
 
 
 def wait_for(condition, what, seconds=60):
-    """Poll until condition() is true; its value."""
+    """Poll until condition() is true; return its value."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if value := condition():

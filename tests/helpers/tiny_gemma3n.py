@@ -46,7 +46,7 @@ where whether while who why with without wound wrap wrist yes you your
 
 
 def build(folder, seed=0):
-    """Write the model (46 M parameters, bf16) and its tokenizer as a Hugging Face folder; returns the folder."""
+    """Write the model (46 M parameters, bf16) and its tokenizer as a Hugging Face folder, and return it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     build_tokenizer(folder)
@@ -105,7 +105,7 @@ def build(folder, seed=0):
 
 
 def random_adapter(base, folder, seed=1):
-    """Write a LoRA adapter (r=4, language layers) whose B is not zero, as PEFT saves it; returns the folder."""
+    """Write a LoRA adapter (r=4, language layers) whose B is not zero, in PEFT's layout, and return its folder."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)

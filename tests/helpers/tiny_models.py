@@ -1,4 +1,4 @@
-"""A tiny Gemma 3n as base of an adapter: jobs, a multimodal folder, losses and gradients."""
+"""Helpers for a tiny Gemma 3n as base of an adapter: jobs, a multimodal folder, losses and gradients."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ TOWERS = {
 
 
 def write_shards(folder, tensors, shards=1):
-    """The tensors as one file or as several with an index."""
+    """Write the tensors as one file, or as several with an index."""
     if shards == 1:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         return
@@ -55,9 +55,9 @@ def write_shards(folder, tensors, shards=1):
 
 
 def make_multimodal(text, folder, older=False, shards=1):
-    """The text model as the language part of a Gemma 3n with towers, named and configured as the published ones are.
+    """Write the text model as the language part of a Gemma 3n with towers, named and configured like the published models.
 
-    Like them it has key and value weights for the layers that share another's, which transformers does not read.
+    Like them, it has key and value weights for layers that share another's, which transformers does not read.
     """
     shutil.copytree(text, folder)
     tensors = load_file(text / "model.safetensors")
@@ -106,18 +106,18 @@ def make_multimodal(text, folder, older=False, shards=1):
 
 
 def full_class(folder):
-    """transformers' own multimodal class on the meta device, without timm: its picture tower is a stand-in."""
+    """Return transformers' own multimodal class on the meta device, without timm: its picture tower is a stand-in."""
     from transformers.models.gemma3n import modeling_gemma3n
 
-    whole, real = AutoConfig.from_pretrained(folder), modeling_gemma3n.AutoModel.from_config
-    whole.audio_config.conf_num_hidden_layers = 1
+    full_config, real = AutoConfig.from_pretrained(folder), modeling_gemma3n.AutoModel.from_config
+    full_config.audio_config.conf_num_hidden_layers = 1
     tower = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(64, 64)])})
     modeling_gemma3n.AutoModel.from_config = lambda config: (
         tower if config.model_type == "gemma3n_vision" else real(config)
     )
     try:
         with torch.device("meta"):
-            return transformers.Gemma3nForConditionalGeneration(whole)
+            return transformers.Gemma3nForConditionalGeneration(full_config)
     finally:
         modeling_gemma3n.AutoModel.from_config = real
 
@@ -129,7 +129,7 @@ def adapted(net):
 
 
 def shaken(net):
-    """The adapter with other than zeros, the same each time."""
+    """Fill the adapter with numbers other than zero, the same each time."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for p in adapter.trainable(net).values():
@@ -138,7 +138,7 @@ def shaken(net):
 
 
 def loss_and_gradients(net):
-    """Summed loss of a batch, and the adapter's gradients, by the trainer's own path."""
+    """Return the summed loss of a batch, and the adapter's gradients, by the trainer's own path."""
     labels = IDS.clone()
     labels[:, :5] = -100
     net.train()
