@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests; what they make is kept in .cache/ between runs."""
+"""Fixtures shared by the tests; their files are kept in .cache/ between runs."""
 
 import os
 import pathlib
@@ -22,7 +22,7 @@ CACHE = pathlib.Path(__file__).parents[1] / ".cache"
 
 @pytest.fixture(scope="session")
 def bundled_base():
-    """Folder of the bundled Gemma 3 270M; its GGUF lies beside it as gemma-3-270m.gguf."""
+    """Return the folder of the bundled Gemma 3 270M; its GGUF is next to it as gemma-3-270m.gguf."""
     from lib.model import bundled
 
     return bundled.materialize(CACHE)
@@ -30,7 +30,7 @@ def bundled_base():
 
 @pytest.fixture(scope="session")
 def tiny_gemma3n(tmp_path_factory):
-    """Folder of a tiny random Gemma 3n with the true architecture, one for the session: copy before changing."""
+    """Return the folder of a tiny random Gemma 3n with the true architecture, one for the session: copy before changing."""
     from helpers import tiny_gemma3n as maker
 
     return maker.build(tmp_path_factory.mktemp("tiny_gemma3n"))
@@ -38,7 +38,7 @@ def tiny_gemma3n(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def plain_tiny(tiny_gemma3n):
-    """The tiny Gemma 3n as `load_base` gives it, one for the session: read it, or copy.deepcopy it."""
+    """Return the tiny Gemma 3n from `load_base`, one for the session: read it, or copy.deepcopy it."""
     from helpers.tiny_models import a_job
     from lib.model import load
 
@@ -47,7 +47,7 @@ def plain_tiny(tiny_gemma3n):
 
 @pytest.fixture(scope="session")
 def adapted_tiny(tiny_gemma3n):
-    """(the tiny Gemma 3n with a fresh adapter, its tokenizer), one for the session: read only."""
+    """Return (the tiny Gemma 3n with a new adapter, its tokenizer), one for the session: read only."""
     from helpers.tiny_models import a_job
     from lib.model import adapter, load
 
@@ -57,7 +57,7 @@ def adapted_tiny(tiny_gemma3n):
 
 @pytest.fixture(scope="session")
 def multimodal_tiny(tiny_gemma3n, tmp_path_factory):
-    """Folder of the tiny Gemma 3n with towers, in two shards, one for the session: copy before changing."""
+    """Return the folder of the tiny Gemma 3n with towers, in two shards, one for the session: copy before changing."""
     from helpers.tiny_models import make_multimodal
 
     return make_multimodal(tiny_gemma3n, tmp_path_factory.mktemp("multimodal") / "base", shards=2)
@@ -82,7 +82,7 @@ def float32_tiny(tiny_gemma3n):
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_gemma3n, tmp_path_factory):
-    """A run folder with a finished export of the tiny Gemma 3n (a random adapter, not merged), one for the session: copy before changing."""
+    """Return a run folder with a finished export of the tiny Gemma 3n (a random adapter, not merged), one for the session: copy before changing."""
     import shutil
 
     from helpers import tiny_gemma3n as maker
@@ -110,7 +110,7 @@ def tiny_run(tiny_gemma3n, tmp_path_factory):
 
 @pytest.fixture
 def two_threads():
-    """Arithmetic on two threads, whatever the machine has."""
+    """Compute on two threads, whatever the machine has."""
     import torch
 
     before = torch.get_num_threads()
@@ -120,5 +120,5 @@ def two_threads():
 
 
 def pytest_collection_modifyitems(items):
-    """The longest file first, so that two workers end at about the same time."""
+    """Run the longest file first, so that two workers end at about the same time."""
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")

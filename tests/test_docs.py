@@ -36,7 +36,7 @@ def text_of(page):
 
 
 def blocks(page):
-    """(paragraph before, lines) of each indented block."""
+    """Return (paragraph before, lines) of each indented block."""
     before, lines = "", []
     for paragraph in re.split(r"\n\s*\n", re.sub(r"<!--.*?-->", "", text_of(page))):
         lines = [line.strip() for line in paragraph.strip("\n").split("\n")]
@@ -47,7 +47,7 @@ def blocks(page):
 
 
 def commands_of(page):
-    """(command without its comment, is it marked) of each line of the indented blocks."""
+    """Return (command without its comment, whether it is marked) for each line of the indented blocks."""
     for before, lines in blocks(page):
         if lines[0].startswith(NO_COMMANDS):
             continue
@@ -57,7 +57,7 @@ def commands_of(page):
 
 
 def make_commands(page):
-    """Every `make ...`, in a block or in the text, with alternatives a|b spelled out."""
+    """Return every `make ...`, in a block or in the text, with alternatives a|b spelled out."""
     commands = [command for command, _ in commands_of(page) if command.startswith("make ")]
     commands += re.findall(r"`(make [a-z][^`]*)`", text_of(page))
     for command in commands:
@@ -179,7 +179,7 @@ def test_requirements_are_pinned_and_the_cpu_set_needs_no_gpu():
 
 
 def anchors(page):
-    """The anchors GitHub makes of a page's headings."""
+    """Return the anchors that GitHub makes from a page's headings."""
     headings = re.findall(r"^#+ (.*)$", text_of(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -271,7 +271,7 @@ def test_params_page_names_every_file():
 
 
 def packages():
-    """The folders of lib/ that hold modules."""
+    """Return the folders of lib/ with modules."""
     return sorted({path.parent for path in (ROOT / "lib").rglob("*.py")} - {ROOT / "lib"})
 
 

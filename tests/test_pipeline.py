@@ -21,7 +21,7 @@ EVIL = "<script>alert('row')</script>"
 
 
 def make(command, params, folder, *more, check=0):
-    """Run the runner as `make` does, with its runs under `folder`; returns what it printed."""
+    """Run the runner as `make` does, with its runs under `folder`; return its output."""
     done = subprocess.run(
         [sys.executable, "-m", "lib.runs", command, "--params", str(params), *more],
         cwd=ROOT,
@@ -35,7 +35,7 @@ def make(command, params, folder, *more, check=0):
 
 @pytest.fixture(scope="module")
 def job(tiny_gemma3n, tmp_path_factory):
-    """A params file for the tiny model on 60 rows, three of which must go."""
+    """Write a params file for the tiny model on 60 rows, three of which must be dropped."""
     folder = tmp_path_factory.mktemp("job")
     assets = (ROOT / "lib" / "medical" / "first_aid.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [{k: v for k, v in json.loads(line).items() if k != "source"} for line in assets[::8]][

@@ -1,4 +1,4 @@
-"""The shape of lib/: files that fit into a head, folders that fit onto a screen.
+"""The shape of lib/: files short enough to keep in mind, folders that fit on a screen.
 
     python -m pytest tests/test_shape.py
 

@@ -39,7 +39,7 @@ def plain_model(folder, job):
 
 
 def plain_steps(net, rows, job, steps):
-    """Losses of the plain recipe on the micro-batches of our plan."""
+    """Return the plain recipe's losses on the micro-batches of our plan."""
     net.train()
     trained = list(adapter.trainable(net).values())
     optimizer = torch.optim.AdamW(trained, lr=job.learning_rate, weight_decay=job.weight_decay)

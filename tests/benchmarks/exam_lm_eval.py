@@ -25,7 +25,7 @@ from lib.model import load
 
 
 def task(items, folder):
-    """The bundled exam's own task file with another exam's items, options by their number."""
+    """Write the bundled exam's task file with another exam's items, options by their number."""
     folder = pathlib.Path(folder)
     (folder / "exam.jsonl").write_text(
         "".join(

@@ -46,7 +46,7 @@ SHARD, PIECE, LIMIT = 4_900_000_000, 1 << 24, 2 << 30
 
 
 def make_base(folder):
-    """The hub's layout, tensor by tensor in pieces, so that it needs little memory."""
+    """Write the base in the hub's layout, tensor by tensor in pieces, so that it needs little memory."""
     config = Gemma3nConfig(architectures=["Gemma3nForConditionalGeneration"], dtype="bfloat16")
     with torch.device("meta"):
         net = Gemma3nForCausalLM(config.text_config)
@@ -113,7 +113,7 @@ def make_base(folder):
 
 
 def make_adapter(folder, config):
-    """As `adapter.save` writes it, r=8 on the language layers, B not zero."""
+    """Write an adapter like `adapter.save`, with r=8 on the language layers and B not zero."""
     job = params.Params(load_in_4bit=False, optim="adamw_torch")
     with torch.device("meta"):
         net = adapter.add(Gemma3nForCausalLM(config.text_config).requires_grad_(False), job)
@@ -175,7 +175,7 @@ def measured(call, limit=None):
 
 
 def compare(base, tuned, out):
-    """Merged weights against W + scale * B @ A in float32, rounded; all others of a layer against the base."""
+    """Compare merged weights with W + scale * B @ A in float32, rounded, and a layer's others with the base."""
     pairs, scale = merge.read_adapter(tuned)
     ours, theirs = locate_tensors(out), locate_tensors(base)
     checked = 0

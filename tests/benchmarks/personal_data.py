@@ -1,4 +1,4 @@
-"""The rules on personal data held against Presidio's pattern recognisers, which need no downloaded model.
+"""Compare the rules on personal data with Presidio's pattern recognisers, which need no downloaded model.
 
     pip install presidio-analyzer==2.2.366          # not among the project's requirements: it brings spaCy
     python tests/benchmarks/personal_data.py [ROWS.jsonl.gz]
@@ -51,7 +51,7 @@ HARD_LINES = [
 
 
 def presidio(text: str) -> list[str]:
-    """Phone numbers and e-mail addresses by Presidio, at the score that its analyzer keeps by default (any)."""
+    """Return Presidio's phone numbers and e-mail addresses, at the score that its analyzer keeps by default (any)."""
     spans = [
         *EMAIL.analyze(text, ["EMAIL_ADDRESS"], None),
         *PHONE.analyze(text, ["PHONE_NUMBER"], None),
@@ -60,7 +60,7 @@ def presidio(text: str) -> list[str]:
 
 
 def ours(text: str) -> list[str]:
-    """What our rules replace by [phone] or [e-mail], read off the masked text."""
+    """Return what our rules replace by [phone] or [e-mail], read from the masked text."""
     pattern = re.sub(r"\\\[(?:phone|e\\-mail)\\\]", "(.+?)", re.escape(mask_personal_data(text)))
     return sorted(
         set(

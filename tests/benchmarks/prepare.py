@@ -25,7 +25,7 @@ SCRATCH = ROOT / ".cache" / "benchmark"
 
 
 def make(source, rows, path):
-    """Write `rows` rows made from the sets in `source`; a new prefix to each id, so that no cache knows them."""
+    """Write `rows` rows made from the sets in `source`, with a new prefix for each id, so that no cache has them."""
     rng, prefix, texts = random.Random(7), time.time_ns(), []
     for name in sorted(source.glob("*.jsonl.gz")):
         with gzip.open(name, "rt", encoding="utf-8") as file:
@@ -59,7 +59,7 @@ def make(source, rows, path):
 
 
 def memory(process):
-    """Resident bytes of a process tree, counting a page that several share once (PSS), and its plain sum (RSS)."""
+    """Return a process tree's resident bytes, counting shared pages once (PSS), and their plain sum (RSS)."""
     pss = rss = 0
     for one in [process, *process.children(recursive=True)]:
         try:

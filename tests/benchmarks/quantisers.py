@@ -1,4 +1,4 @@
-"""Our quantised files beside those of llama.cpp's own quantiser: the type of every tensor, and every byte.
+"""Compare our quantised files with those of llama.cpp's own quantiser: the type of every tensor, and every byte.
 
     cd LLAMA_CPP && cmake -B build -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=OFF && cmake --build build --target llama-quantize
     python tests/benchmarks/quantisers.py LLAMA_CPP/build/bin/llama-quantize
@@ -27,7 +27,7 @@ from lib.model import bundled
 
 
 def compare(ours, theirs):
-    """{tensors, same type, same bytes, largest difference of a number} of two GGUF files; tensors in any order."""
+    """Return {tensors, same type, same bytes, largest difference of a number} of two GGUF files, tensors in any order."""
     one, two = (
         ({t.name: t for t in gguf_file.read_header(path).tensors}, np.memmap(path, mode="r"))
         for path in (ours, theirs)

@@ -1,4 +1,4 @@
-"""The whole demo job: wall time of each stage and peak resident memory of the runner and all its children.
+"""Measure the whole demo job: wall time of each stage and peak resident memory of the runner and all its children.
 
 python tests/benchmarks/run_demo.py            # about 13 minutes on 2 cores; its run folder is removed afterwards
 """
@@ -18,7 +18,7 @@ NAME = "benchmark-demo"
 
 
 def resident(process):
-    """Resident bytes of a process tree; shared pages count in each process, so this is an upper bound."""
+    """Return a process tree's resident bytes; shared pages count in each process, so this is an upper bound."""
     total = 0
     for one in [process, *process.children(recursive=True)]:
         try:

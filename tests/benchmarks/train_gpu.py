@@ -32,7 +32,7 @@ STEP = 16  # rows of TRL's and Unsloth's steps, as the seed recipe's 4 x 4
 
 
 def make_base(folder):
-    """The multimodal E4B with random weights, as its hub repository lays it out."""
+    """Write the multimodal E4B with random weights in the layout of its hub repository."""
     import torch
     from transformers import Gemma3nConfig, Gemma3nForConditionalGeneration
 
@@ -147,7 +147,7 @@ def ours(params_file, steps, overrides, length):
 
 
 def theirs(kind, steps, length):
-    """The seed recipe (NF4, r=8, 8-bit AdamW, checkpointing, response-only loss) in TRL + PEFT, or in Unsloth."""
+    """Train the original recipe (NF4, r=8, 8-bit AdamW, checkpointing, response-only loss) in TRL + PEFT, or in Unsloth."""
     import torch
 
     size = next((int(word) for word in kind.split("-") if word.isdigit()), 4)

@@ -1,4 +1,4 @@
-"""The chat template of a model folder: transformers' order of places, and the refusal without one.
+"""The chat template of a model folder: found in transformers' order, and refused if missing.
 
 python -m pytest tests/common/test_chat_template.py
 """

@@ -1,6 +1,6 @@
-"""Files that are whole or absent, locks that go with their processes.
+"""Atomic writes, and locks that end with their processes.
 
-.venv/bin/python -m pytest tests/test_files.py
+.venv/bin/python -m pytest tests/common/test_files.py
 """
 
 import json
@@ -141,7 +141,7 @@ def test_paths_are_shown_from_the_repository():
 
 
 def other(code, folder, **options):
-    """Another process of this environment: its last line of output."""
+    """Run code in another process of this environment; return its last line of output."""
     code = f"import os, pathlib, sys\nfrom lib.common import files\nfolder = pathlib.Path(sys.argv[1])\n{code}"
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder)],
@@ -171,7 +171,7 @@ def test_one_process_has_the_lock_and_may_ask_twice(tmp_path):
 
 
 def test_a_handed_lock_lasts_until_both_have_let_go(tmp_path):
-    """As between runner and kernel; the descriptor of another folder is no key to this one."""
+    """This happens between runner and kernel; the descriptor of another folder does not open this one."""
     same = "print(files.lock_folder(folder) == int(os.environ[files.FD_VARIABLE]))"
     fd = files.lock_folder(tmp_path)
     assert (

@@ -1,6 +1,6 @@
 """Secrets stay out of texts: values of variables named like secrets, tokens known by their form, and streams that pass through.
 
-python -m pytest tests/test_redact.py
+python -m pytest tests/common/test_redact.py
 """
 
 import io

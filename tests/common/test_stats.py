@@ -1,4 +1,4 @@
-"""Intervals and tests against values worked out another way.
+"""Intervals and tests, compared with values computed in another way.
 
 python -m pytest tests/common/test_stats.py
 """

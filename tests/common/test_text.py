@@ -1,4 +1,4 @@
-"""Values, sizes and tables as people read them.
+"""Values, sizes and tables formatted for people.
 
 python -m pytest tests/common/test_text.py
 """

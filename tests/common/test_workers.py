@@ -1,6 +1,6 @@
 """Several processes: order, a bounded stream, errors, and no orphans.
 
-python -m pytest tests/test_workers.py
+python -m pytest tests/common/test_workers.py
 """
 
 import os
@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope="module", autouse=True)
 def _two_cores():
-    """Processes even where the tests have one core: with one, all is done in the process that tests."""
+    """Pretend two cores: with one, all work would be done in the testing process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workers.machine, "cores", lambda: 2)
         yield

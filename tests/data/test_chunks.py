@@ -12,7 +12,7 @@ from lib.data import prepare as data
 
 
 def count_encoded(monkeypatch):
-    """A list that takes the number of rows of each call of encode_all."""
+    """Return a list that collects the number of rows of each call of encode_all."""
     calls = []
     real = label_mask.encode_all
 

@@ -1,4 +1,4 @@
-"""Runs of words and near copies shared with what is held out.
+"""Runs of words and near copies shared with held-out rows, exam and safety set.
 
 python -m pytest tests/data/test_contamination.py
 """

@@ -23,7 +23,7 @@ def rows_of(*pairs):
 
 
 def columns_of(rows):
-    """(columns, later questions, signatures) of rows."""
+    """Return (columns, later questions, signatures) of rows."""
     keys = [duplicates.comparison_keys(r) for r in rows]
     signatures = duplicates.minhash_signatures([duplicates.shingles(k.pop("words")) for k in keys])
     later = {n: k["later_questions"] for n, k in enumerate(keys) if k["later_questions"]}
@@ -36,7 +36,7 @@ def columns_of(rows):
 
 
 def decide(rows, **values):
-    """(reasons, sides) of rows under a job, as the data stage decides them."""
+    """Return (reasons, sides) of rows for a job, as decided by the data stage."""
     columns, later, signatures = columns_of(rows)
     made = duplicates.Decisions(len(rows))
     own = job(**values)
@@ -51,7 +51,7 @@ def jaccard(a, b):
 
 
 def corpus(seed, count=300):
-    """Rows of which many are edits of earlier ones, from one word to a third of them."""
+    """Make rows of which many are edits of earlier ones, from one word to a third of their words."""
     rng, rows = random.Random(seed), []
     for _ in range(count):
         if rows and rng.random() < 0.6:

@@ -20,7 +20,7 @@ def gemma(bundled_base):
 
 
 def independent(gemma, messages):
-    """Ids and labels built turn by turn from pieces, without the chat template and without offsets."""
+    """Build ids and labels turn by turn from pieces, without the chat template and without offsets."""
 
     def pieces(text):
         return gemma.tokenizer.encode(text, add_special_tokens=False).ids

@@ -84,7 +84,7 @@ def _killed_in_training(job, runs):
 
 
 def _damage(path, draw):
-    """Damage a copy of a file in place of its hard link; says how."""
+    """Damage a copy of a file in place of its hard link; return how."""
     content, at = bytearray(path.read_bytes()), draw.randrange(path.stat().st_size)
     how = draw.choice(["cut", "bit", "bit", "zeros"])
     if how == "cut":
@@ -181,7 +181,7 @@ def _ledger(run, sound):
 
 
 def _upto(run, step):
-    """What a session resuming there builds on."""
+    """Return what a session that resumes there builds on."""
     entries = [*ledger.read_ledger(run / "metrics.jsonl"), {"event": "session", "start_step": step}]
     return ledger.valid_steps(entries), [
         (e["when"], e["eval_loss"])
@@ -191,7 +191,7 @@ def _upto(run, step):
 
 
 def _page(run, name):
-    """Whether the report refuses, or warns of a file by name; the name alone stands in its links too."""
+    """Tell whether the report refuses a file, or warns about it by name; its links have the bare name too."""
     try:
         page = report.write_report(run).read_text(encoding="utf-8")
     except UserError:

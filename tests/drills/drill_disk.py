@@ -68,7 +68,7 @@ def _mount(runs, *options):
 
 
 def _full(params, runs, pattern, draw, wanted):
-    """Fill the disk when `pattern` is there, or some moments later; free it, and give the command again."""
+    """Fill the disk when `pattern` exists, or some moments later; free it, and repeat the command."""
     _mount(runs)
     try:
         process = tiny.start(params, runs)
@@ -149,7 +149,7 @@ def _read_only(params, runs):
 
 
 def _two(params, runs):
-    """Both start the same new run in the same moment: one does it, the other says who holds it."""
+    """Start the same new run twice at once: one command runs it, the other names the holder."""
     pair = [tiny.start(params, runs, "prepare") for _ in range(2)]
     codes, said = sorted(process.wait(tiny.LIMIT_SECONDS) for process in pair), tiny.terminal(runs)
     found = [] if codes == [0, 2] else [f"exit codes {codes}: {said[-400:]}"]
@@ -161,7 +161,7 @@ def _two(params, runs):
 
 
 def _clock(params, runs, library, wanted):
-    """Prepared now; trained and exported on a machine whose clock is 400 days behind, as after an empty battery."""
+    """Prepare now; train and export on a machine whose clock is 400 days behind, as after an empty battery."""
     back = {"LD_PRELOAD": library, "FAKETIME": "-400d"}
     codes = [
         tiny.start(params, runs, "prepare").wait(tiny.LIMIT_SECONDS),

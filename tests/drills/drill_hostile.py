@@ -62,7 +62,7 @@ def drill(folder, trials):
 
 
 def _rows(folder, job, marker, trials):
-    """Every way to fake a turn beside every other trick, in question and answer, through the whole pipeline to its pages."""
+    """Run every way to fake a turn with every other trick, in question and answer, through the whole pipeline to its pages."""
     kinds = list(itertools.product(TURN, OTHER, "qa"))
     random.Random(2).shuffle(kinds)
     name = "rows $(touch owned) <script>.jsonl"
@@ -127,7 +127,7 @@ def _tokens(folder, runs):
 
 
 def _gguf(folder, job, marker, trials):
-    """Counts, lengths, kinds and offsets that lie."""
+    """Write false counts, lengths, kinds and offsets."""
     good = [
         gguf_file.encode_pair("general.architecture", "gemma3n"),
         gguf_file.encode_pair("general.alignment", 32),

@@ -133,7 +133,7 @@ def served(monkeypatch, tmp_path):
 
 @pytest.fixture
 def send(served, run, caplog, capfd):
-    """push.push_run of the run; every line logged, printed, warned or raised is held against the token and the signed addresses."""
+    """Call push.push_run, and check that no line logged, printed, warned or raised has the token or a signed address."""
     lines = []
 
     def call(to=TO, artifacts=None, cards=CARDS, log=lines.append, **more):

@@ -1,4 +1,4 @@
-"""The list of a GGUF's tensors held against the folder; blocks are in test_parity.py.
+"""The list of a GGUF's tensors compared with the folder; blocks are in test_parity.py.
 
 python -m pytest tests/export/test_gguf_weights.py
 """

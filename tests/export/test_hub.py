@@ -1,4 +1,4 @@
-"""Access to the hub: whose token it is, what it may do, and errors without what must not be shown.
+"""Access to the hub: whose token it is, what it may do, and errors without secrets.
 
 python -m pytest tests/export/test_hub.py
 """

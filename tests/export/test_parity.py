@@ -1,4 +1,4 @@
-"""A GGUF held against the folder it was made from: sound ones pass, damaged ones are named, the figures are right.
+"""A GGUF compared with the folder it was made from: sound files pass, damaged files are named, the figures are right.
 
 python -m pytest tests/export/test_parity.py
 """

@@ -1,4 +1,4 @@
-"""Which rows, positions and texts GGUFs are held against.
+"""The rows, positions and texts with which GGUFs are compared.
 
 python -m pytest tests/export/test_parity_reference.py
 """

@@ -1,4 +1,4 @@
-"""A run on the hub, held against a stand-in that speaks its upload protocol: what arrives, what is refused.
+"""Pushing a run to a stand-in that speaks the hub's upload protocol: what arrives, and what is refused.
 
 python -m pytest tests/export/test_push.py
 """

@@ -20,7 +20,7 @@ from lib.model import llama
 
 
 def near(path, other):
-    """Mean difference in nats of the ten likeliest next tokens."""
+    """Return the mean difference in nats of the ten likeliest next tokens."""
     found = []
     for file in (path, other):
         with llama.load_gguf(file) as engine:

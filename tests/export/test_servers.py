@@ -50,13 +50,13 @@ def talk(*contents):
 
 
 def written(tiny_run):
-    """The texts of Modelfile and localai.yaml."""
+    """Return the texts of Modelfile and localai.yaml."""
     names = ("Modelfile", "localai.yaml")
     return [(tiny_run / "gguf" / name).read_text(encoding="utf-8") for name in names]
 
 
 def base_with(tiny_run, folder, change):
-    """A copy of the tokenizer with its chat template passed through `change`."""
+    """Copy the tokenizer, with its chat template passed through `change`."""
     shutil.copytree(tiny_run / "merged", folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((folder / "tokenizer_config.json").read_text())
     assert change(config["chat_template"]) != config["chat_template"]

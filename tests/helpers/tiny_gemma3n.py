@@ -1,6 +1,6 @@
 """A tiny random Gemma 3n with the true architecture, so that whole-pipeline tests run on a CPU in seconds.
 
-python tests/tiny_gemma3n.py FOLDER
+python tests/helpers/tiny_gemma3n.py FOLDER
 """
 
 import io

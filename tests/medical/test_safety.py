@@ -190,7 +190,7 @@ RUN = 8  # words in a row
 
 @functools.cache
 def trained():
-    """What each training pair, exam item and fixed prompt is known by (runs of words, sets of words, sketches), and the runs' numbers."""
+    """Return the runs of words, sets of words and sketches of each training pair, exam item and fixed prompt, and the runs' numbers."""
     texts = {
         pair["id"]: [pair["question"], f"{pair['question']} {pair['answer']}"] for pair in PAIRS
     }
@@ -207,7 +207,7 @@ def trained():
 
 
 def leaks(prompts):
-    """Prompts that share a run of words with a training pair, an exam item or a fixed prompt, or nearly are its question."""
+    """Return prompts that share a run of words with a training pair, an exam item or a fixed prompt, or are nearly its question."""
     known, numbers = trained()
     found = []
     for prompt in prompts:

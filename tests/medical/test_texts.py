@@ -29,7 +29,7 @@ def words(text):
 
 
 def similarity(a, b):
-    """Jaccard overlap of content words: 1 is the same words, whatever their order."""
+    """Return the Jaccard overlap of content words: 1 means the same words in any order."""
     x, y = set(words(a)), set(words(b))
     return len(x & y) / len(x | y)
 

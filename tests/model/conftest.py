@@ -13,7 +13,7 @@ from helpers.tiny_models import a_job
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """The same sums in the same order for every test, and no waiting for a busy core at each of a tiny model's operations."""
+    """Use one thread: sums have the same order in every test, and no operation of a tiny model waits for a busy core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -22,13 +22,13 @@ def one_thread():
 
 @pytest.fixture
 def machine(monkeypatch):
-    """machine(name, gb, ...): what torch and lib/model/device.py see; without arguments no GPU."""
+    """Return machine(name, gb, ...), which sets what torch and lib/model/device.py see; without arguments, no GPU."""
     return functools.partial(pretended_machine.pretend, monkeypatch)
 
 
 @pytest.fixture
 def heard():
-    """What transformers logs as a warning or worse."""
+    """Return the list of what transformers logs as a warning or worse."""
     records, handler = [], logging.Handler(logging.WARNING)
     handler.emit = lambda record: records.append(record.getMessage())
     logging.getLogger("transformers").addHandler(handler)
@@ -38,7 +38,7 @@ def heard():
 
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory):
-    """Folder of a Gemma 3n of 4 layers, 240 kB: copy before changing."""
+    """Return the folder of a Gemma 3n with 4 layers, 240 kB: copy before changing."""
     folder = tmp_path_factory.mktemp("small") / "base"
     small_model(a_job(), torch.bfloat16).unload().save_pretrained(folder)
     return folder

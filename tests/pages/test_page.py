@@ -90,7 +90,7 @@ def test_tab_reaches_every_link_fold_and_scrolling_table(top, chromium, page):
 
 
 def test_what_runs_and_what_is_fetched_is_noticed(top, chromium, tmp_path):
-    """The checks above would see it."""
+    """The checks above would notice it."""
     page = tmp_path / "bad.html"
     page.write_text(
         '<script>console.error("x")</script><img src="http://127.0.0.1:9/x.png"><div style="width:3000px">wide</div>'

@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The same run with its pages; not to be changed."""
+    """Return the same run with its pages; do not change it."""
     folder = evil_run.make(tmp_path_factory.mktemp("runs"))
     report.write_report(folder)
     return folder
@@ -249,7 +249,7 @@ def test_examples_of_earlier_versions_have_small_whole_pages(name, tmp_path):
     "name", sorted(p.parent.name for p in (ROOT / "runs/examples").glob("*/run.json"))
 )
 def test_the_examples_are_as_they_were_recorded(name):
-    """What carries a seal or a hash (those of the first versions had none) and is not left out."""
+    """Check every file with a seal or a hash that is not left out; those of the first versions had none."""
     folder = ROOT / "runs" / "examples" / name
     run = record.read_record(folder / "run.json")
     assert report.find_damage(folder, run) == []

@@ -8,7 +8,7 @@ from lib.record import run_record
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A run's folder, not yet made; locks taken on it are given back."""
+    """Yield a run's folder that does not exist yet; release locks on it afterwards."""
     monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(run_record, "hardware", dict)  # asks the GPU's tool each time
     yield tmp_path / "runs" / "job"

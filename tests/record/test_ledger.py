@@ -1,6 +1,6 @@
 """The ledger: numbers stay right after kills and resumes, where transformers' own are off by orders of magnitude.
 
-python -m pytest tests/test_ledger.py
+python -m pytest tests/record/test_ledger.py
 """
 
 import json

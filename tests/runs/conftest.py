@@ -15,13 +15,13 @@ from lib.runs import needs, stages
 
 @pytest.fixture(scope="session")
 def fresh(tmp_path_factory):
-    """A tree nothing has run in; copy before use."""
+    """Return a tree in which nothing has run; copy it before use."""
     return standin.Tree.make(tmp_path_factory.mktemp("runner") / "tree")
 
 
 @pytest.fixture(scope="session")
 def whole(fresh, tmp_path_factory):
-    """A tree with a finished run; copy before use."""
+    """Return a tree with a finished run; copy it before use."""
     made = fresh.copy(tmp_path_factory.mktemp("whole") / "tree")
     code, out, err = made.make_run("run")
     assert (code, err) == (0, ""), out + err
@@ -30,21 +30,21 @@ def whole(fresh, tmp_path_factory):
 
 @pytest.fixture
 def tree(fresh, tmp_path):
-    """A tree of the test's own in which nothing has run."""
+    """Return a tree of the test's own in which nothing has run."""
     yield (tree := fresh.copy(tmp_path / "tree"))
     tree.stop()
 
 
 @pytest.fixture
 def done(whole, tmp_path):
-    """A tree of the test's own with a finished run."""
+    """Return a tree of the test's own with a finished run."""
     yield (tree := whole.copy(tmp_path / "tree"))
     tree.stop()
 
 
 @pytest.fixture
 def here(fresh, tmp_path, monkeypatch):
-    """This process as the runner of a tree of its own; no notebook is ever started."""
+    """Let this process be the runner of a tree of its own; no notebook is started."""
     tree = fresh.copy(tmp_path / "tree")
     for module in (stages, needs, run_folder, reading, files, sources):
         monkeypatch.setattr(module, "ROOT", tree.root)

@@ -1,4 +1,4 @@
-"""Runs compared: only what differs, tests only on the same items and rows, best by a metric, glued values held against the records.
+"""Comparing runs: only what differs, tests only on the same items and rows, best by a metric, glued values checked against the records.
 
 .venv/bin/python -m pytest tests/runs/test_compare.py
 """

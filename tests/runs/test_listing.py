@@ -1,6 +1,6 @@
 """The list of runs, and pruning: a run that was pruned stays finished, says so, and what needs the freed part says what is missing.
 
-.venv/bin/python -m pytest tests/test_shelf.py
+.venv/bin/python -m pytest tests/runs/test_listing.py
 """
 
 import datetime

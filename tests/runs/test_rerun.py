@@ -1,4 +1,4 @@
-"""A job repeated from its record: pinned, held against the record, and an honest word on whether the result is the same.
+"""Repeating a job from its record: pinned, compared with the record, with a true answer to whether the result is the same.
 
 .venv/bin/python -m pytest tests/runs/test_rerun.py
 """
@@ -22,7 +22,7 @@ COMMIT = "0123456789abcdef"
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A finished training in a runs folder of its own, from another commit."""
+    """Return a finished training in a runs folder of its own, from another commit."""
     monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path))
     folder = evil_run.make(tmp_path, "job")
     (folder / "params.yaml").write_text(params.to_yaml(params.load_job("params/cpu.yaml")))

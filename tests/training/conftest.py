@@ -16,6 +16,6 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory):
-    """(weights, ledger entries) of a run nobody disturbed."""
+    """Return (weights, ledger entries) of an undisturbed run."""
     torch.set_num_threads(1)
     return whole_run(tmp_path_factory.mktemp("uninterrupted"))

@@ -1,4 +1,4 @@
-"""Rows as tensors: what is padded or packed where, and that every planned micro-batch fits the job's one shape.
+"""Rows as tensors: padding and packing, and that every planned micro-batch fits the job's fixed shape.
 
 python -m pytest tests/training/test_batches.py
 """
@@ -23,7 +23,7 @@ COLUMNS = {key: [r[key] for r in ROWS] for key in ("input_ids", "labels")}
 
 
 def pairs(batch):
-    """(the token that predicts, the token predicted, its weight) of every entry that weighs something."""
+    """Return (predicting token, predicted token, weight) of every entry with a weight."""
     ids = batch.input_ids.flatten()[batch.where]
     return [
         (a, b, w)
@@ -56,7 +56,7 @@ def test_labels_of_one_row_never_predict_the_next_row():
 
 
 def test_a_packed_batch():
-    """Positions start anew in each row and in the filler; rows that are not there have no tokens; fillers weigh nothing."""
+    """Positions start at 0 in each row and in the filler; missing rows have no tokens; fillers have weight 0."""
     batch = batches.pack_rows(ROWS, Shape(12, 5, 6), 0.25)
     assert batch.input_ids.shape == (1, 12)
     assert batch.input_ids[0, :9].tolist() == [2, 11, 12, 2, 2, 21, 22, 23, 24]
@@ -78,13 +78,13 @@ def test_a_packed_batch_without_room_to_spare():
 
 @pytest.mark.parametrize("shape", [Shape(8, 3, 4), Shape(9, 3, 3)], ids=["tokens", "trained"])
 def test_rows_beyond_the_shape_are_an_error(shape):
-    """Nothing is cut off in silence."""
+    """Nothing is silently cut off."""
     with pytest.raises(RuntimeError):
         batches.pack_rows(ROWS, shape)
 
 
 def test_all_batches_of_a_shape_have_its_sizes():
-    """A recorded graph copies one over another."""
+    """This matters because a recorded graph copies one batch over another."""
     shape = Shape(64, 4, 16)
     found = [
         [(t.shape, t.dtype) for t in batches.pack_rows(rows, shape)]

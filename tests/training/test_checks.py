@@ -1,4 +1,4 @@
-"""The arithmetic of a token, NEFTune's noise, and the check of the key/value cache.
+"""Operations per token, NEFTune's noise, and the check of the key/value cache.
 
 python -m pytest tests/training/test_checks.py
 """
@@ -29,7 +29,7 @@ TINY_LAYERS = (
 
 
 def test_arithmetic_a_token_agrees_with_a_count_by_hand(plain_tiny, adapted_tiny):
-    """4 operations a weight of the layers' matrices; the adapter's are not counted, and no tower's."""
+    """4 operations per weight of the layers' matrices; those of the adapter and of towers are not counted."""
     plain = copy.deepcopy(plain_tiny)
     expected = {
         "flops_per_token": 4.0 * TINY_LAYERS,
@@ -97,7 +97,7 @@ def test_a_4_bit_weight_costs_the_arithmetic_of_what_it_stands_for(tiny_gemma3n)
 
 @pytest.fixture(scope="module")
 def embedder(tiny_gemma3n):
-    """A model whose embeddings are looked at alone."""
+    """Return a model of which only the embeddings are used."""
     return load.load_base(tiny_gemma3n, a_job(precision="fp32"))
 
 

@@ -91,7 +91,7 @@ def test_the_scale_is_in_the_gradients_alone():
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """What torch.compile compiles from here on, run as traced."""
+    """Return the list of graphs that torch.compile compiles from here on, which run as traced."""
     seen = []
 
     def backend(graph, inputs):

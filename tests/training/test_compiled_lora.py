@@ -49,7 +49,7 @@ class Block(torch.nn.Module):
 
 
 def with_lora(size, bias=False, dtype=torch.float32, cast=False, **options):
-    """A layer with an adapter of scale 3 and a B that is not zero."""
+    """Return a layer with an adapter of scale 3 and a B that is not zero."""
     torch.manual_seed(0)
     options = {
         "r": 8,
@@ -75,7 +75,7 @@ def parts(net):
 
 
 def both(size):
-    """peft's layer, and its copy with joined storage."""
+    """Return peft's layer, and its copy with joined storage."""
     plain = with_lora(size)
     joined = copy.deepcopy(plain)
     assert fused.fuse(joined) == 1
@@ -83,7 +83,7 @@ def both(size):
 
 
 def results(net, x):
-    """What the layer gives, and the gradients of A, B and the input."""
+    """Return the layer's output, and the gradients of A, B and the input."""
     _, a, b = parts(net)
     leaf = x.clone().requires_grad_()
     out = net(leaf)

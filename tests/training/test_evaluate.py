@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 
 @pytest.fixture(scope="module")
 def tiny(tiny_gemma3n):
-    """(float32 model with an adapter and dropout, tokenizer)."""
+    """Return (float32 model with an adapter and dropout, tokenizer)."""
     job = Params(load_in_4bit=False, optim="adamw_torch", lora_dropout=0.5)
     net = adapter.add(
         AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.float32).requires_grad_(

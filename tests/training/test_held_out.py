@@ -138,7 +138,7 @@ EARLY = {
 
 @pytest.fixture(scope="session")
 def stopped_early(tmp_path_factory):
-    """(weights, folder) of a run whose held-out loss was best after step 10 and that stopped after step 16."""
+    """Return (weights, folder) of a run whose held-out loss was best after step 10 and that stopped after step 16."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("early")
     weights, _ = whole_run(folder, a_job(**EARLY))
@@ -221,7 +221,7 @@ def test_patience(losses, spent):
 
 
 def scripted(monkeypatch, *losses):
-    """Held-out losses as given, one a measurement, where a decision is tested and not what a small model learns."""
+    """Return given held-out losses, one per measurement, to test a decision and not what a small model learns."""
     told = iter(losses)
     monkeypatch.setattr(
         evaluate, "measure_row_losses", lambda *_, **__: np.array([[10 * next(told), 10.0]])

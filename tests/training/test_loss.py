@@ -1,4 +1,4 @@
-"""The loss over trained positions against cross entropy of the whole logits, and its gradients.
+"""The loss at trained positions compared with the cross entropy of all logits, and its gradients.
 
 python -m pytest tests/training/test_loss.py
 """
@@ -28,7 +28,7 @@ def _threads_and_fresh_buffers():
 
 
 def with_adapter(folder, dtype):
-    """The base with an adapter whose B is not zero, so that every LoRA weight has a gradient."""
+    """Return the base with an adapter whose B is not zero, so that every LoRA weight has a gradient."""
     net = adapter.add(
         AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).requires_grad_(False), JOB
     ).train()
@@ -46,7 +46,7 @@ def tiny_float32(tiny_gemma3n):
 
 
 def batch(lengths, prompt=3, vocabulary=2000, seed=0):
-    """Right-padded ids and labels; the first `prompt` tokens of a row and its padding are not trained."""
+    """Return right-padded ids and labels; the first `prompt` tokens of a row and its padding are not trained."""
     ids = torch.randint(
         5, vocabulary, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(seed)
     )
@@ -58,13 +58,13 @@ def batch(lengths, prompt=3, vocabulary=2000, seed=0):
 
 
 def token_losses(net, ids, labels):
-    """Losses of a padded batch, and the row each belongs to."""
+    """Return the losses of a padded batch, and the row of each."""
     padded = batches.batch_from_labels(ids, labels)
     return loss.token_losses(net, padded), padded.where // ids.shape[1]
 
 
 def whole_logits_losses(net, ids, labels, mask=None):
-    """The plain way: logits everywhere, cross entropy in float32 where a label is."""
+    """Compute the loss the plain way: logits everywhere, cross entropy in float32 at trained positions."""
     logits = net(input_ids=ids, attention_mask=mask).logits.float()
     return cross_entropy(
         logits[:, :-1].reshape(-1, logits.shape[-1]),
@@ -75,7 +75,7 @@ def whole_logits_losses(net, ids, labels, mask=None):
 
 
 def gradients(net, losses, weights):
-    """LoRA gradients of a weighted sum of the losses: a plain mean would hide tokens mixed up."""
+    """Return the LoRA gradients of a weighted sum of the losses: a plain mean would hide mixed-up tokens."""
     net.zero_grad(set_to_none=True)
     (losses * weights).sum().backward()
     found = {n: p.grad.clone() for n, p in adapter.trainable(net).items()}

@@ -230,7 +230,7 @@ def test_the_mask_of_one_row_is_that_of_transformers():
 
 
 def heads(query, key, tokens, size, dtype=torch.float32, seed=0, device="cpu"):
-    """Random queries, keys and values of (1, heads, tokens, size), and a gradient for what attention gives."""
+    """Return random queries, keys and values of (1, heads, tokens, size), and a gradient for the output."""
     draw = torch.Generator().manual_seed(seed)
     q, k, v, grad = (
         torch.randn(shape, generator=draw).to(device, dtype)
@@ -270,7 +270,7 @@ def test_attention_of_one_row_is_transformers_eager_attention(scaling):
 
 
 def plain_varlen(query, key, value, starts, _, longest, __, *, scale, window_size, enable_gqa):
-    """What torch's varlen_attn computes on (tokens, heads, size), by its definition."""
+    """Compute what torch's varlen_attn computes on (tokens, heads, size), by its definition."""
     assert enable_gqa
     assert longest == len(query)
     left, right = window_size
@@ -324,7 +324,7 @@ def test_torch_names_its_arguments_as_they_are_handed_over():
 
 
 def masked_in_float32(module, leaves, grad, bounds, window):
-    """attention() by the mask, from the same numbers; the result and the three gradients."""
+    """Compute attention() by the mask from the same numbers; return the result and the three gradients."""
     q, k, v = wide = [t.detach().float().requires_grad_() for t in leaves]
     out = torch.nn.functional.scaled_dot_product_attention(
         q,

@@ -46,7 +46,7 @@ def lengths_of(count, longest=99, seed=0):
 
 
 def long_tailed(count, seed=0):
-    """Lengths as questions and answers have them: most short, a few of 1,024 tokens."""
+    """Return lengths like those of questions and answers: most short, a few of 1,024 tokens."""
     return np.minimum(1024, np.random.default_rng(seed).lognormal(4.8, 0.7, count)).astype(int)
 
 

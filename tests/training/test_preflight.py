@@ -1,4 +1,4 @@
-"""What is found out before training: the largest micro-batch, what fits, what would fit, time and disk.
+"""The checks before training: the largest micro-batch, what fits, what would fit, time and disk.
 
 python -m pytest tests/training/test_preflight.py
 """
@@ -20,7 +20,7 @@ SIZES = plan.read_sizes(ROWS)
 
 
 def a_card(monkeypatch, positions):
-    """A pretended GPU on which a micro-batch of more positions runs out of memory; returns the positions tried."""
+    """Pretend a GPU on which a micro-batch of more positions runs out of memory; return the positions tried."""
     tried, real = [], compiled.forward_backward
 
     def limited(net, batch, *args, **options):
@@ -138,7 +138,7 @@ def test_auto_keeps_the_micro_batch_of_a_packed_run(monkeypatch, tmp_path):
 
 
 def settled_on(folder, rows):
-    """Checkpoints of a packed run: a good one of that micro-batch, and a torn one after it."""
+    """Write checkpoints of a packed run: a good one of that micro-batch, and a damaged one after it."""
     masters = Masters(small_model(a_job()), a_job())
     masters.step(1.0, 0.0, 1.0)
     checkpoint.save_checkpoint(folder / "checkpoints", 2, masters, {"micro_batch": rows}, 5)
@@ -244,7 +244,7 @@ def test_when_not_even_one_row_fits(monkeypatch, tmp_path):
 
 
 def test_a_full_reserve_counts_as_not_fitting(monkeypatch):
-    """Memory that was got with less than a twentieth to spare would not last."""
+    """Memory with less than a twentieth to spare would not last."""
     a_card(monkeypatch, 10_000)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: int(39e9))
     with pytest.raises(preflight.DoesNotFit):

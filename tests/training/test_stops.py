@@ -150,7 +150,7 @@ def test_ctrl_c_takes_a_stop_file_away_too(tmp_path, monkeypatch, uninterrupted)
 
 
 def caught_masters(monkeypatch):
-    """The list into which a session's Masters go when it is made."""
+    """Return a list that collects each session's Masters."""
     made = []
 
     def make(*args):

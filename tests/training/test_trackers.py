@@ -121,7 +121,7 @@ class FakeWandbRun(FakeRun):
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Puts the three packages' places into sys.modules; returns the list of runs and writers they made."""
+    """Put fakes of the three packages into sys.modules; return the list of runs and writers that they make."""
     made = []
 
     def keep(thing):

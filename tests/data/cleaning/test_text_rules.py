@@ -1,4 +1,4 @@
-"""Rules that change a text: what each must change, what looks alike and must stay, what holds for any.
+"""Rules that change a text: what each must change, similar texts that must stay, and properties of all rules.
 
 python -m pytest tests/data/cleaning/test_text_rules.py
 """
@@ -242,7 +242,7 @@ TOKENS = (
 
 
 def within(short, long):
-    """Whether the letters and digits of one text are, in order, among those of another."""
+    """Tell whether the letters and digits of one text are, in order, among those of another."""
     rest = iter(re.findall(r"\w", long))
     return all(letter in rest for letter in re.findall(r"\w", short))
 

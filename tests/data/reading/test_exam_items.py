@@ -293,7 +293,7 @@ ROWS = {
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """`datasets` reads folders of this machine in the place of the hub's repositories: parquet files and a card naming them."""
+    """Let `datasets` read local folders instead of the hub's repositories: parquet files and a card that names them."""
     real = datasets.load_dataset_builder
     for name, (configuration, split, row, _) in ROWS.items():
         folder, names = (

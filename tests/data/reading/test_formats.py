@@ -1,4 +1,4 @@
-"""Files of every kind: the same rows from each, and what cannot be read.
+"""Files of every format: the same rows from each, and files that cannot be read.
 
 python -m pytest tests/data/reading/test_formats.py
 """
@@ -202,7 +202,7 @@ def test_columns_also_tell_a_csv_apart(tmp_path):
 
 
 def invalid_text():
-    """A parquet file whose second row is not UTF-8."""
+    """Make a parquet file whose second row is not UTF-8."""
     import pyarrow
     import pyarrow.parquet
 

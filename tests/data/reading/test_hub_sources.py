@@ -1,4 +1,4 @@
-"""Data sets of the hub, read from a stand-in for it: commits, revisions, tokens, and what is said when it does not answer.
+"""Data sets on the hub, read from a stand-in: commits, revisions, tokens, and the errors when it does not answer.
 
 python -m pytest tests/data/reading/test_hub_sources.py
 """
@@ -38,7 +38,7 @@ print("RESULT" + json.dumps([run(job) for job in json.loads(sys.argv[1])]))
 
 
 def ask(served, home, *jobs, **more):
-    """What each job gave: rows and commits, items, or the error."""
+    """Return each job's result: rows and commits, items, or the error."""
     ran = subprocess.run(
         [sys.executable, "-c", CHILD, json.dumps(jobs)],
         env=served.environment(home, **more),

@@ -1,4 +1,4 @@
-"""Shapes of rows: what becomes which messages, and what is said of a row of no known shape.
+"""Shapes of rows: the messages each becomes, and the error for a row without a known shape.
 
 python -m pytest tests/data/reading/test_shapes.py
 """
