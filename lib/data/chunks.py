@@ -4,14 +4,12 @@ A cleaned chunk and its tokens are cached in .cache/prepare/ under a hash of the
 was done to them. So after a changed rule, or rows appended to a file, only those parts are redone.
 """
 
-import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
-import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -20,16 +18,13 @@ import numpy as np
 import pyarrow as pa
 
 from lib.common import files
-from lib.common.errors import ROOT, UserError
-from lib.data import chat, duplicates, label_mask
+from lib.common.errors import UserError
+from lib.data import chat, chunk_cache, duplicates, label_mask
 from lib.data.cleaning import clean
 from lib.data.label_mask import IGNORED
 from lib.data.splits import SCHEMA
 from lib.params import Params
 
-CACHE = ROOT / ".cache" / "prepare"
-CACHE_LIMIT = 2**33  # bytes; over this limit, files that were not used for a day are removed
-CHECKSUM = 32  # bytes at the end of a cache file: the sha256 of the bytes before them
 EXAMPLES = 3  # examples kept for each rule and reason
 SAMPLE = 200  # rows of a chunk handed back with their ids, to compare with transformers' tokenizer
 Encoded = tuple[list[int], list[int]]  # ids and labels
@@ -53,33 +48,10 @@ TOKENS = pa.schema(
 )
 
 
-# -------------------------------------------------------------------------------------------------
-# the cache
-
-
-class DamagedCache(UserError):
-    """A cache file that was damaged or removed."""
-
-
-def prune_cache() -> None:
-    """Remove the least recently used cache files over the limit, but none used in the last day."""
-    used_files = []
-    for path in CACHE.iterdir():
-        # another run may just have renamed or removed it
-        with contextlib.suppress(FileNotFoundError):
-            used_files.append((path.stat().st_mtime, path.stat().st_size, path))
-    excess = sum(size for _, size, _ in used_files) - CACHE_LIMIT
-    for used, size, path in sorted(used_files):
-        if excess <= 0 or used > time.time() - 86400:
-            break
-        path.unlink(missing_ok=True)
-        excess -= size
-
-
 def load_chunk(path: pathlib.Path, columns: list[str] | None = None) -> tuple[Any, dict[str, Any]]:
     """Return the table (all or some columns) and the facts of a cleaned chunk."""
     fields = [CLEANED.get_field_index(column) for column in columns] if columns else None
-    table = _read_table(path, fields)
+    table = chunk_cache.read_table(path, fields)
     return table, json.loads(table.schema.metadata[b"facts"])
 
 
@@ -90,38 +62,6 @@ def load_messages(
     table, _ = load_chunk(path, ["id", "messages"])
     table = table.take(np.asarray(places))
     return table["id"].to_pylist(), [json.loads(text) for text in table["messages"].to_pylist()]
-
-
-def _read_table(path: pathlib.Path, fields: list[int] | None = None) -> Any:
-    # not a memory map: its pages would count as this process's memory while they stay mapped
-    data = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(data[:-CHECKSUM]).digest() != data[-CHECKSUM:]:
-        raise DamagedCache(
-            f"`{files.format_path(path)}` was removed or damaged while prepare ran. Run prepare "
-            f"again: it makes the missing files."
-        )
-    options = pa.ipc.IpcReadOptions(included_fields=fields)
-    return pa.ipc.open_file(pa.py_buffer(data)[:-CHECKSUM], options=options).read_all()
-
-
-def _find_cached(path: pathlib.Path) -> Any:
-    """Return the table of a cache file, or None when it has to be made."""
-    try:
-        table = _read_table(path)
-        os.utime(path)
-        return table
-    except DamagedCache:
-        return None
-
-
-def _write_table(path: pathlib.Path, table: Any) -> None:
-    sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with pa.ipc.new_file(sink, table.schema, options=options) as writer:
-        writer.write_table(table)
-    data = sink.getvalue().to_pybytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.atomic_write(path, data + hashlib.sha256(data).digest())
 
 
 # -------------------------------------------------------------------------------------------------
@@ -158,9 +98,9 @@ def clean_chunk(job: Params, chunk: list[dict[str, Any]]) -> pathlib.Path:
     It holds the kept rows with their comparison keys; its metadata holds what changed or dropped.
     """
     raw = hashlib.sha256(json.dumps(chunk, ensure_ascii=False).encode()).hexdigest()[:32]
-    path = CACHE / f"{raw}-{_rules_identity(job)}.arrow"
-    if _find_cached(path) is None:
-        _write_table(path, _clean_rows(job, chunk))
+    path = chunk_cache.CACHE / f"{raw}-{_rules_identity(job)}.arrow"
+    if chunk_cache.find_cached(path) is None:
+        chunk_cache.write_table(path, _clean_rows(job, chunk))
     return path
 
 
@@ -236,7 +176,7 @@ def _encode(
     path: pathlib.Path, texts: list[str], base: pathlib.Path, identity: str
 ) -> list[Encoded]:
     """Return ids and labels of conversations (JSON) of a chunk; add new ones to the cache."""
-    store = CACHE / f"{path.stem.split('-')[0]}-{identity}.tokens"
+    store = chunk_cache.CACHE / f"{path.stem.split('-')[0]}-{identity}.tokens"
     names = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
     known = _load_tokens(store)
     missing = {
@@ -250,12 +190,12 @@ def _encode(
             "ids": [ids for ids, _ in known.values()],
             "labels": [labels for _, labels in known.values()],
         }
-        _write_table(store, pa.Table.from_pydict(columns, TOKENS))
+        chunk_cache.write_table(store, pa.Table.from_pydict(columns, TOKENS))
     return [known[name] for name in names]
 
 
 def _load_tokens(store: pathlib.Path) -> dict[bytes, Encoded]:
-    table = _find_cached(store)
+    table = chunk_cache.find_cached(store)
     if not table:
         return {}
     encoded = zip(table["ids"].to_pylist(), table["labels"].to_pylist(), strict=True)

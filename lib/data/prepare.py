@@ -24,7 +24,7 @@ import numpy as np
 from lib.common import files, workers
 from lib.common.errors import UserError
 from lib.common.progress import progress_bar
-from lib.data import chat, chunks, contamination, duplicates
+from lib.data import chat, chunk_cache, chunks, contamination, duplicates
 from lib.data.cleaning import clean
 from lib.data.data_card import describe_data as describe_data
 from lib.data.data_card import summarise
@@ -54,8 +54,8 @@ def begin(job: Params, folder: pathlib.Path) -> Rows:
     scratch = folder / ".prepare.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    chunks.CACHE.mkdir(parents=True, exist_ok=True)
-    chunks.prune_cache()
+    chunk_cache.CACHE.mkdir(parents=True, exist_ok=True)
+    chunk_cache.prune_cache()
     exam: list[dict[str, Any]] = []
     if job.decontaminate:
         for name in job.exam:

@@ -107,7 +107,7 @@ def command(path, name, *more):
 
 def main(source, sizes):
     from lib.common import machine
-    from lib.data import chunks
+    from lib.data import chunk_cache
 
     print(
         f"{machine.hardware()['cpu']}, {len(os.sched_getaffinity(0))} cores; "
@@ -122,7 +122,7 @@ def main(source, sizes):
         path, name = SCRATCH / f"{rows}.jsonl", f"benchmark-{rows}"
         make(source, rows, path)
         shutil.rmtree(ROOT / "runs" / name, ignore_errors=True)
-        cached = set(chunks.CACHE.glob("*"))
+        cached = set(chunk_cache.CACHE.glob("*"))
         wall, pss, rss = command(path, name)
         results = json.loads((ROOT / "runs" / name / "results.json").read_text())["prepare"]
         print(
@@ -137,7 +137,7 @@ def main(source, sizes):
         ):
             print(f"  with {change}: {command(path, name, change)[0]:.0f} s", flush=True)
             shutil.rmtree(ROOT / "runs" / name)
-        for made in {path, *chunks.CACHE.glob("*")} - cached:
+        for made in {path, *chunk_cache.CACHE.glob("*")} - cached:
             made.unlink()
 
 

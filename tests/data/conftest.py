@@ -2,10 +2,10 @@
 
 import pytest
 
-from lib.data import chunks
+from lib.data import chunk_cache
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(chunk_cache, "CACHE", tmp_path / "cache")
     return tmp_path / "cache"

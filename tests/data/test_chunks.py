@@ -7,7 +7,7 @@ import os
 import time
 
 from helpers.preparing import job, jsonl, made_up, prepare
-from lib.data import chunks, label_mask
+from lib.data import chunk_cache, chunks, label_mask
 from lib.data import prepare as data
 
 
@@ -79,8 +79,8 @@ def test_the_cache_is_kept_within_its_limit(cache, monkeypatch):
         (cache / f"{n}").write_bytes(b"x" * 1000)
         os.utime(cache / f"{n}", (time.time() - 86400 * days,) * 2)
     for limit, left in ((5000, {"0", "1", "2"}), (2500, {"1", "2"}), (10, {"2"})):
-        monkeypatch.setattr(chunks, "CACHE_LIMIT", limit)
-        chunks.prune_cache()
+        monkeypatch.setattr(chunk_cache, "CACHE_LIMIT", limit)
+        chunk_cache.prune_cache()
         assert {p.name for p in cache.iterdir()} == left, (
             "nothing of the last day goes: another run may be reading it"
         )

@@ -14,7 +14,7 @@ import pytest
 from helpers.preparing import job, jsonl, made_up, mixed, prepare, stored
 from lib.common import files, workers
 from lib.common.errors import UserError
-from lib.data import chat, chunks, duplicates, label_mask, splits
+from lib.data import chat, chunk_cache, chunks, duplicates, label_mask, splits
 from lib.data import prepare as data
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
@@ -103,7 +103,7 @@ def test_several_processes_give_the_same_bytes_as_one(bundled_base, cache, tmp_p
     path = jsonl(tmp_path / "d.jsonl", mixed() + [{"wrong": 1}] + made_up(100, 5, 60) + [["wrong"]])
     hashes = []
     for name, small in (("one", True), ("several", False)):
-        monkeypatch.setattr(chunks, "CACHE", tmp_path / f"cache-{name}")
+        monkeypatch.setattr(chunk_cache, "CACHE", tmp_path / f"cache-{name}")
         monkeypatch.setattr(
             data.workers,
             "start_pool",
