@@ -21,19 +21,21 @@ class Changes(TypedDict):
     p: float
 
 
-def wilson(right: int, of: int) -> tuple[float, float]:
+def wilson(right: int, total: int) -> tuple[float, float]:
     """Return the 95 % interval of a share; raise ValueError for an impossible one.
 
     Unlike p +- Z s, it stays within 0 and 1, and it has a width even where all or none are right.
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference,
     J. Am. Stat. Assoc. 22 (1927) 209-212.
     """
-    if not 0 <= right <= of or not of:
-        raise ValueError(f"{right} of {of} is not a share; expected 0 <= right <= of and of >= 1")
-    share = right / of
-    spread = Z * Z / of
+    if not 0 <= right <= total or not total:
+        raise ValueError(
+            f"{right} of {total} is not a share; expected 0 <= right <= total and total >= 1"
+        )
+    share = right / total
+    spread = Z * Z / total
     centre = (share + spread / 2) / (1 + spread)
-    half = Z * math.sqrt(share * (1 - share) / of + spread / (4 * of)) / (1 + spread)
+    half = Z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 

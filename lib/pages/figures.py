@@ -107,7 +107,7 @@ def smooth(y: np.ndarray, window: int) -> np.ndarray:
 def curves(entries: list[Entry], width: float = WIDE) -> Any:
     """Draw loss, learning rate and memory over steps, with dotted lines where training resumed."""
     steps = ledger.valid_steps(entries)
-    panels = [("loss", "nats a token", 3.0)]
+    panels = [("loss", "nats per token", 3.0)]
     for key, label in (("lr", "learning rate"), ("memory_gib", "memory, GiB")):
         if any(entry.get(key) is not None for entry in steps):
             panels.append((key, label, 1.15))
@@ -166,7 +166,7 @@ def lengths(values: list[int], max_seq_length: int, width: float = WIDE) -> Any:
     bins = min(40 if width == WIDE else 20, max(1, max(values) - min(values) + 1))
     axes.hist(values, bins=bins, color=ACCENT)
     axes.axvline(max_seq_length, color=SECOND, linestyle="--")
-    axes.set_xlabel("tokens a row", color=INK)
+    axes.set_xlabel("tokens per row", color=INK)
     axes.set_ylabel("rows", color=INK)
     return figure
 
@@ -200,7 +200,7 @@ def edge(rows: list[Row]) -> Any:
     axes.bar_label(bars, texts, color=INK, padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.2)
-    axes.set_xlabel("decoded tokens a second (and memory)", color=INK)
+    axes.set_xlabel("decoded tokens per second (and memory)", color=INK)
     return figure
 
 
@@ -213,7 +213,7 @@ def overlay(runs: list[tuple[str, list[Entry]]], width: float = WIDE) -> Any:
     for number, (name, entries) in enumerate(runs):
         _draw_run(axes, number, name, entries)
     axes.set_xlabel("training rows seen", color=INK)
-    axes.set_ylabel("nats a trained token", color=INK)
+    axes.set_ylabel("nats per trained token", color=INK)
     # a narrow figure has no room next to the lines
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25)} if width == NARROW else {}
     axes.legend(frameon=False, labelcolor=INK, fontsize=9, **below)

@@ -78,7 +78,7 @@ def _loss_number(train: dict[str, Any], prepare: dict[str, Any]) -> dict[str, An
     name = "held-out response loss, before → after"
     before, after = train.get("eval_loss_before"), train.get("eval_loss_after")
     if before is None or after is None:
-        return _number(name, None, "nats a trained token")
+        return _number(name, None, "nats per trained token")
     intervals = [
         f"{when} {format_span(train[f'eval_loss_{when}_ci95'])}"
         for when in ("before", "after")

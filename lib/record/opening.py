@@ -52,7 +52,7 @@ def _create_run(folder: pathlib.Path) -> Run:
     foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if foreign:
         raise UserError(
-            f"`{files.format_path(folder)}` has no run.json but holds {', '.join(foreign[:5])}: it "
+            f"`{files.format_path(folder)}` has no run.json but contains {', '.join(foreign[:5])}: it "
             f"is not a run of this pipeline, or a half-deleted one.\n"
             f"Move it away, or choose another name with RUN=."
         )
@@ -99,7 +99,7 @@ def _correct_cut_off(run: Run) -> None:
                 cell = mark_failed(notebook, "Interrupted", reason)
                 files.atomic_write(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
         run.end_attempt(stage, "interrupted", reason, cell)
-        print(f"{stage}: the last attempt was cut off; the record now says so")
+        print(f"{stage}: the last attempt was cut off, which is now recorded")
 
 
 # --------------------------------------------------------------------------------------------------

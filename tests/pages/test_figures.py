@@ -51,7 +51,7 @@ def test_a_long_line_is_thinned_by_means_and_says_so():
 def test_curves_show_loss_rate_and_memory_with_a_mark_where_training_was_resumed():
     figure = figures.curves(entries(40, resumed=10))
     assert [axes.get_ylabel() for axes in figure.axes] == [
-        "nats a token",
+        "nats per token",
         "learning rate",
         "memory, GiB",
     ]
