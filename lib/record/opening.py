@@ -52,8 +52,8 @@ def _create_run(folder: pathlib.Path) -> Run:
     foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if foreign:
         raise UserError(
-            f"`{files.format_path(folder)}` has no run.json but contains {', '.join(foreign[:5])}: it "
-            f"is not a run of this pipeline, or a half-deleted one.\n"
+            f"`{files.format_path(folder)}` has no run.json but contains {', '.join(foreign[:5])}: "
+            f"it is not a run of this pipeline, or a half-deleted one.\n"
             f"Move it away, or choose another name with RUN=."
         )
     return Run(
