@@ -13,24 +13,24 @@ from lib.common import stats
 
 
 @pytest.mark.parametrize(
-    ("right", "of"), [(0, 10), (1, 10), (5, 10), (10, 10), (84, 120), (3, 3), (999, 1000)]
+    ("right", "total"), [(0, 10), (1, 10), (5, 10), (10, 10), (84, 120), (3, 3), (999, 1000)]
 )
-def test_wilson_ends_are_the_shares_that_the_count_is_just_compatible_with(right, of):
+def test_wilson_ends_are_the_shares_that_the_count_is_just_compatible_with(right, total):
     """Its definition: the ends p solve |share - p| = z sqrt(p (1 - p) / n), found here by bisection on either side of the share."""
-    share = right / of
+    share = right / total
 
     def solve(inside, outside):
         for _ in range(200):
             middle = (inside + outside) / 2
-            if abs(share - middle) <= stats.Z * math.sqrt(middle * (1 - middle) / of):
+            if abs(share - middle) <= stats.Z * math.sqrt(middle * (1 - middle) / total):
                 inside = middle
             else:
                 outside = middle
         return inside
 
-    low, high = stats.wilson(right, of)
+    low, high = stats.wilson(right, total)
     assert low == pytest.approx(0.0 if right == 0 else solve(share, 0.0), abs=1e-9)
-    assert high == pytest.approx(1.0 if right == of else solve(share, 1.0), abs=1e-9)
+    assert high == pytest.approx(1.0 if right == total else solve(share, 1.0), abs=1e-9)
 
 
 def test_wilson_of_none_right_has_a_closed_form():
@@ -42,10 +42,10 @@ def test_z_leaves_a_twentieth_outside():
     assert math.erfc(stats.Z / math.sqrt(2)) == pytest.approx(0.05, abs=1e-15)
 
 
-@pytest.mark.parametrize(("right", "of"), [(0, 0), (3, 2), (-1, 5)])
-def test_no_share_has_no_interval(right, of):
+@pytest.mark.parametrize(("right", "total"), [(0, 0), (3, 2), (-1, 5)])
+def test_no_share_has_no_interval(right, total):
     with pytest.raises(ValueError, match="is not a share"):
-        stats.wilson(right, of)
+        stats.wilson(right, total)
 
 
 @pytest.mark.parametrize(
