@@ -174,7 +174,7 @@ def _gguf(folder, job, marker, trials):
 
 
 def _base(folder, job, marker, trials):
-    """safetensors headers that lie about their own length, offsets, shapes and names."""
+    """Write safetensors headers with false lengths, offsets, shapes and names."""
     lost, headers = (
         [],
         {
@@ -210,7 +210,7 @@ def _header(values):
 
 
 def _code(folder, job, marker, trials):
-    """A base whose configuration asks to run a file it brings: the file does not run, whatever else happens."""
+    """Use a base whose configuration asks to run a file of its own: the file must not run, whatever else happens."""
     base, lost = folder / "base-code", []
     shutil.copytree(folder / "job/base", base)
     code = f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n"

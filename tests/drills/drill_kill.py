@@ -31,7 +31,7 @@ def drill(folder, trials):
 
 
 def parts(moments):
-    """Some moments a run, in the order of the stages."""
+    """Return a few moments for each run, in the order of the stages."""
     return [
         sorted(moments[n : n + A_RUN], key=lambda m: STAGES.index(m[0]))
         for n in range(0, len(moments), A_RUN)
@@ -39,7 +39,7 @@ def parts(moments):
 
 
 def _moments(trials, seconds):
-    """(stage, seconds into it, what is killed) of each trial."""
+    """Return (stage, seconds into it, what is killed) of each trial."""
     draw = random.Random(5)
     return [
         (
@@ -52,7 +52,7 @@ def _moments(trials, seconds):
 
 
 def _one(core, params, runs, moments, wanted):
-    """A run killed at `moments` and then left alone: (what was killed where, what was lost)."""
+    """Kill a run at `moments`, then let it finish; return (what was killed where, what was lost)."""
     killed, lost = [], []
     for stage, moment, what in moments:
         if tiny.finished(runs, stage):

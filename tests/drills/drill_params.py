@@ -40,7 +40,7 @@ NOT_YAML = [
 
 
 def wrong_value(key):
-    """A value of a key that its type or its bounds forbid, known without asking the checker."""
+    """Draw a value that a key's type or bounds forbid, known without asking the checker."""
     field = params.FIELDS[key]
     expected = params.describe_type(key)
     texts = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=30).map(
@@ -76,7 +76,7 @@ def wrong_value(key):
 
 @st.composite
 def wrong_file(draw):
-    """(text of a file, what the message must name)."""
+    """Draw (text of a file, what the message must name)."""
     kind = draw(st.sampled_from(["value", "value", "value", "unknown", "yaml", "token"]))
     if kind == "yaml":
         return draw(st.sampled_from(NOT_YAML)), ""

@@ -65,7 +65,7 @@ def _run(tree, *words):
 
 
 def _found(tree, said):
-    """Where one of them, or a long part of one, is."""
+    """Return where one of the tokens, or a long part of one, is."""
     parts = [
         value
         for whole in [*PLANTED.values(), UNNAMED]

@@ -21,7 +21,7 @@ LIMIT_SECONDS = 7200
 
 
 def six(folder):
-    """A sweep file of six trials on the tiny job."""
+    """Write a sweep file of six trials on the tiny job."""
     job = tiny.job(folder / "job")
     job.write_text(job.read_text() + "eval_steps: 2\n")
     (folder / "six.yaml").write_text(
@@ -73,7 +73,7 @@ def training(folder, more=1):
 
 
 def kill_trials(sweep_file, folder):
-    """kill -9 of a kernel, of a runner, and of a Ray worker."""
+    """Kill -9 a kernel, a runner and a Ray worker."""
     driver, killed = start(sweep_file, folder), []
     for what in ("kernel", "runner", "worker"):
         run = next(
@@ -90,7 +90,7 @@ def kill_trials(sweep_file, folder):
 
 
 def kill_driver(sweep_file, folder):
-    """kill -9 of the driver while two trials train; then the same command."""
+    """Kill -9 the driver while two trials train, then repeat the command."""
     driver = start(sweep_file, folder)
     training(folder, 2)
     driver.kill()
@@ -99,7 +99,7 @@ def kill_driver(sweep_file, folder):
 
 
 def kill_node(sweep_file, folder):
-    """One of two worker nodes goes, with its workers, while a trial trains on each."""
+    """Kill one of two worker nodes, with its workers, while a trial trains on each."""
     from ray.cluster_utils import Cluster
 
     os.environ.update(

@@ -24,7 +24,7 @@ LIMIT_SECONDS = 900
 
 
 def job(folder, rows=24):
-    """A params file for four steps on short rows, in `folder` with all it needs."""
+    """Write a params file for four steps on short rows into `folder`, with all it needs."""
     folder.mkdir(parents=True, exist_ok=True)
     tiny_gemma3n.build(folder / "base")
     every = [
@@ -75,7 +75,7 @@ def start(params, runs, command="run", core=None, **env):
 
 
 def side_by_side(work, parts):
-    """work(core, number, part) of every part, as many at a time as there are cores; results in order, as they come."""
+    """Call work(core, number, part) for every part, one per core at a time; yield the results in order."""
     cores = queue.SimpleQueue()
     for core in os.sched_getaffinity(0):
         cores.put(core)
@@ -103,7 +103,7 @@ def record(runs):
 
 
 def running(runs, stage, process, attempts=0):
-    """Wait until a new attempt at a stage is on record; False when the command ended first."""
+    """Wait until a new attempt at a stage is recorded; return False if the command ended first."""
     end = time.monotonic() + LIMIT_SECONDS
     while process.poll() is None and time.monotonic() < end:
         found = record(runs)
@@ -141,7 +141,7 @@ def kernels(process):
 
 
 def kill(process, what):
-    """kill -9 of `kernel`, `runner` or `both`; a runner dies when it has no kernel yet."""
+    """Kill -9 `kernel`, `runner` or `both`; if there is no kernel yet, the runner."""
     found = kernels(process)
     for child in found if what in ("kernel", "both") else []:
         child.send_signal(signal.SIGKILL)
@@ -151,7 +151,7 @@ def kill(process, what):
 
 
 def undisturbed(params, runs):
-    """Run the job to its end; seconds of each stage."""
+    """Run the job to its end; return the seconds of each stage."""
     code = start(params, runs).wait(LIMIT_SECONDS)
     if code:
         raise SystemExit(f"the undisturbed run ended with {code}:\n{terminal(runs)[-3000:]}")
@@ -166,7 +166,7 @@ def span(attempt):
 
 
 def outcome(runs):
-    """What must not depend on interruptions: results of each stage, every step's loss, the bits of weights and GGUF."""
+    """Return what must not depend on interruptions: results of each stage, every step's loss, the bits of weights and GGUF."""
     folder, results = runs / "tiny", files.read_json(runs / "tiny/results.json", "results")
     entries = ledger.read_ledger(folder / "metrics.jsonl")
     stages = record(runs)["stages"]
@@ -196,7 +196,7 @@ def outcome(runs):
 
 
 def untrue(runs):
-    """What a run's records claim that is not so; empty where they tell the truth."""
+    """Return the false claims in a run's records; empty if they are all true."""
     found, folder, data = [], runs / "tiny", record(runs)
     for stage, entry in data["stages"].items():
         if entry["status"] == "finished" and (
@@ -236,7 +236,7 @@ def untrue(runs):
 
 
 def ending(params, runs, core, wanted):
-    """What is wrong after the same command was given once more and left alone: with its end, the records, the outcome, the terminal."""
+    """Run the same command once more to its end; return what is wrong with its exit, the records, the outcome and the terminal."""
     if code := start(params, runs, core=core).wait(LIMIT_SECONDS):
         return [f"{runs.name}: the last command ended with {code}: {terminal(runs)[-600:]}"]
     traceback = terminal(runs).partition("Traceback")
@@ -249,7 +249,7 @@ def ending(params, runs, core, wanted):
 
 
 def differences(one, other, where=""):
-    """The paths at which two outcomes differ."""
+    """Return the paths at which two outcomes differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         return [
             text

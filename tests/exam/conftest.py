@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Two wait for each other far longer where the machine has other work."""
+    """Use one thread: two would wait for each other far longer while the machine has other work."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

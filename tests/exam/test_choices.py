@@ -35,7 +35,7 @@ ITEMS = [
 
 @pytest.fixture(scope="module")
 def tiny(tiny_gemma3n):
-    """(float32 model with an adapter that changes it, tokenizer)."""
+    """Return (float32 model with an adapter that changes it, tokenizer)."""
     net = adapter.add(
         AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.float32).requires_grad_(
             False
@@ -177,7 +177,7 @@ def test_letters_not_among_llama_cpps_likeliest_are_looked_up_in_the_whole_vocab
 
 
 def test_options_are_followed_through_the_shuffle(tiny):
-    """A model that knows the answers is right in every order, whatever letter it stands at."""
+    """A model that knows the answers is right in every order, whatever the letter of the answer."""
     tokenizer = tiny[1]
     right = {
         choices.write_question(item, order): order.index(item["answer_letter"])

@@ -47,7 +47,7 @@ TURNS = [
 
 @pytest.fixture(scope="module")
 def exported(tiny_gemma3n, tmp_path_factory):
-    """Folder of runs with one, `small`, exported; made once: copy before changing."""
+    """Return a folder of runs with an exported one, `small`; it is made once: copy before changing."""
     folder = tmp_path_factory.mktemp("runs") / "small"
     folder.mkdir()
     torch.manual_seed(1)

@@ -20,7 +20,7 @@ from lib.model.load import load_merged
 
 @pytest.fixture(scope="session")
 def trained(tiny_gemma3n, tmp_path_factory):
-    """(adapter folder, losses) of six LoRA steps on one sentence."""
+    """Return (adapter folder, losses) of six LoRA steps on one sentence."""
     torch.manual_seed(0)
     net = AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.float32)
     model = get_peft_model(net, adapters.lora_config())
@@ -41,7 +41,7 @@ def trained(tiny_gemma3n, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def exported(tiny_gemma3n, trained, tmp_path_factory):
-    """A run folder with adapter/, merged/ and gguf/tiny-q8_0.gguf, and what each step returned."""
+    """Return a run folder with adapter/, merged/ and gguf/tiny-q8_0.gguf, and the result of each step."""
     folder = tmp_path_factory.mktemp("exported")
     shutil.copytree(trained[0], folder / "adapter")
     path = folder / "gguf" / "tiny-q8_0.gguf"
@@ -56,7 +56,7 @@ def exported(tiny_gemma3n, trained, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def base(tiny_gemma3n, tmp_path_factory):
-    """The tiny model's folder with every tensor llama.cpp wants: K/V in all 35 layers."""
+    """Return the tiny model's folder with every tensor that llama.cpp requires: K/V in all 35 layers."""
     folder = tmp_path_factory.mktemp("base") / "tiny"
     shutil.copytree(tiny_gemma3n, folder)
     merge.add_missing_shared_kv(folder)
@@ -65,7 +65,7 @@ def base(tiny_gemma3n, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def made(base, tmp_path_factory):
-    """{type: what write_ggufs returned} of `base`, each with its path; one conversion for all."""
+    """Return {type: result of write_ggufs} for `base`, each with its path, from one conversion."""
     folder = tmp_path_factory.mktemp("made")
     kinds = ("bf16", "q8_0", "q4_k_m", "q4_0")
     ggufs = {kind: folder / f"tiny-{kind}.gguf" for kind in kinds}
@@ -81,7 +81,7 @@ def made(base, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def whole(made):
-    """The 16-bit GGUF of `base`."""
+    """Return the 16-bit GGUF of `base`."""
     return made["bf16"]["path"]
 
 
@@ -92,13 +92,13 @@ def _patch_sizes(patch):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Fewer rows, positions and texts than a run's: enough to tell a random model from a damaged one."""
+    """Draw fewer rows, positions and texts than a run, but enough to tell a random model from a damaged one."""
     _patch_sizes(monkeypatch)
 
 
 @pytest.fixture(scope="session")
 def parity_run(base, made, tmp_path_factory):
-    """(16-bit folder, its Q8_0 file, a small reference, the data folder it is drawn from)."""
+    """Return (16-bit folder, its Q8_0 file, a small reference, the data folder it is drawn from)."""
     data = tmp_path_factory.mktemp("parity") / "data"
     tokenizer = chat.load_chat(base)
     for name, count in (("train", 0), ("validation", 3), ("test", 4)):
@@ -116,7 +116,7 @@ def parity_run(base, made, tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path):
-    """A run folder; the weights are random bytes, other than in any other test."""
+    """Return a run folder whose weights are random bytes, different in every test."""
     source = random.Random(str(tmp_path))
     for path, size in SIZES.items():
         (tmp_path / "run" / path).parent.mkdir(parents=True, exist_ok=True)

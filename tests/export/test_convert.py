@@ -1,4 +1,4 @@
-"""The converter, and the embeddings that go past it.
+"""The converter, and the embeddings that bypass it.
 
 python -m pytest tests/export/test_convert.py
 """
@@ -19,7 +19,7 @@ from lib.export import (
 
 
 def test_embeddings_that_go_past_the_converter_are_the_folders(base, whole, tmp_path, monkeypatch):
-    """As at Gemma 3n E4B's size. As there, the table of words is longer than the per-layer one, which is padded."""
+    """This is how Gemma 3n E4B is converted. As there, the word table is longer than the per-layer one, which is padded."""
     monkeypatch.setattr(convert, "LARGE", 1 << 18)
     monkeypatch.setattr(convert, "PIECE", 1 << 20)
     folder = shutil.copytree(base, tmp_path / "longer")

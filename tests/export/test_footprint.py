@@ -1,4 +1,4 @@
-"""What a GGUF needs on this machine: measured in a process of its own, and what is said of it.
+"""A GGUF's memory and speed on this machine: measured in a process of its own, and reported.
 
 python -m pytest tests/export/test_footprint.py
 """
@@ -32,7 +32,7 @@ ROW = {
 
 
 def test_a_file_is_measured_alone(bundled_base, monkeypatch):
-    """Memory is the file's and not this process's, whose peak is above it; what is timed is what is said."""
+    """Memory is that of the file and not of this process, whose peak is higher; the times reported are those measured."""
     path, ballast = bundled_base.with_suffix(".gguf"), bytearray(os.urandom(1 << 20) * 600)
     [row] = footprint.measure_files({"q4_k_m": path}, threads=(1,), repeats=1)
     assert len(ballast) > row["memory_bytes"]

@@ -1,4 +1,4 @@
-"""GGUF files of a merged folder: complete, checked, named only then; what they say of themselves.
+"""GGUF files of a merged folder: complete, checked before they get their names, with metadata about their origin.
 
 python -m pytest tests/export/test_gguf_export.py
 """
@@ -14,7 +14,7 @@ from lib.params import Params
 
 
 def patched(source, target, old, new):
-    """A copy of a file with one occurrence of `old` replaced by as many bytes."""
+    """Copy a file, with one occurrence of `old` replaced by the same number of bytes."""
     data = source.read_bytes()
     assert data.count(old) >= 1
     assert len(old) == len(new)

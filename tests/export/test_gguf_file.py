@@ -1,4 +1,4 @@
-"""The header of a GGUF file: what is written is read back, one that lies is an error and costs nothing.
+"""The header of a GGUF file: it is read as it was written, and a false one is an error that takes no memory.
 
 python -m pytest tests/export/test_gguf_file.py
 """
@@ -15,7 +15,7 @@ TENSORS = [gguf_file.Tensor("a", (32, 2), "Q8_0"), gguf_file.Tensor("b", (5,), "
 
 
 def head(*pairs, tensors=TENSORS):
-    """The bytes of a file with these key/value pairs, tensors of zeros."""
+    """Return the bytes of a file with these key/value pairs, and tensors of zeros."""
     data, placed = gguf_file.build_header(dict(enumerate(pairs)), tensors)
     return data + bytes(max((tensor.end for tensor in placed), default=0) - len(data)), placed
 

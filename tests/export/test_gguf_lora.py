@@ -1,4 +1,4 @@
-"""The adapter as a GGUF for --lora: on the base it is the merged model, or it is refused.
+"""The adapter as a GGUF for --lora: with the base it equals the merged model, or it is refused.
 
 python -m pytest tests/export/test_gguf_lora.py
 """
@@ -29,7 +29,7 @@ PARTS = {
 
 @pytest.fixture(scope="module")
 def adapted(base, whole, tiny_gemma3n, tmp_path_factory):
-    """A folder with a random rsLoRA adapter of the tiny model, the adapter as lora.gguf, and merged.gguf without any code of ours."""
+    """Return a folder with a random rsLoRA adapter of the tiny model, the adapter as lora.gguf, and merged.gguf made without our code."""
     folder = tmp_path_factory.mktemp("adapted")
     model = AutoModelForCausalLM.from_pretrained(tiny_gemma3n)
     targets = r".*layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"

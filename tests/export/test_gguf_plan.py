@@ -1,4 +1,4 @@
-"""Types and size of a GGUF, known before there is one.
+"""Types and size of a GGUF, planned before it exists.
 
 python -m pytest tests/export/test_gguf_plan.py
 """
@@ -14,7 +14,7 @@ from lib.export import gguf_file, gguf_plan
 
 
 def test_types_are_those_of_llama_cpps_quantiser():
-    """Counts are what llama_model_quantize gave for the bundled 270M and the tiny Gemma 3n (tests/benchmarks/quantisers.py)."""
+    """The counts are those of llama_model_quantize for the bundled 270M and the tiny Gemma 3n (tests/benchmarks/quantisers.py)."""
     small = Gemma3TextConfig(
         vocab_size=262144,
         hidden_size=640,

@@ -1,4 +1,4 @@
-"""The renderer of Go templates gives what Go itself gave (tests/helpers/go_templates.json, Go 1.27), and refuses what it does not know.
+"""The renderer of Go templates gives the same as Go itself (tests/helpers/go_templates.json, Go 1.27), and refuses unknown constructs.
 
 python -m pytest tests/export/test_go_template.py
 """

@@ -82,14 +82,14 @@ def not_a_number(data, tensors):
 
 
 def turned(data, tensors):
-    """The same bytes as rows of another length."""
+    """Return the same bytes as rows of another length."""
     at = data.index(b"blk.4.attn_k.weight") + len("blk.4.attn_k.weight") + 4
     assert struct.unpack_from("<2Q", data, at) == (256, 128)
     struct.pack_into("<2Q", data, at, 128, 256)
 
 
 def half_precision_norms(data, tensors):
-    """A tensor in another type than the file's kind gives it; the bytes after it are then read as no one wrote them."""
+    """Store a tensor in another type than the file's kind gives it, so that the bytes after it are misread."""
     at = data.index(b"blk.4.attn_norm.weight") + len("blk.4.attn_norm.weight") + 4 + 8
     assert struct.unpack_from("<I", data, at) == (0,)
     struct.pack_into("<I", data, at, 1)
@@ -201,7 +201,7 @@ def test_bounds_hold_on_both_sides_and_no_number_fails(kind):
 
 
 def test_probabilities_also_where_the_likeliest_token_is_part_of_a_character(parity_run):
-    """llama.cpp tells none there of its own accord."""
+    """By default, llama.cpp returns none there."""
     random, seen = np.random.default_rng(0), 0
     with llama.load_gguf(parity_run[1]) as engine:
         for _ in range(200):

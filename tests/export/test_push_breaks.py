@@ -1,4 +1,4 @@
-"""A push that breaks off: nothing looks complete that is not, and the same call completes it.
+"""An interrupted push: nothing incomplete looks complete, and the same call completes it.
 
 python -m pytest tests/export/test_push_breaks.py
 """

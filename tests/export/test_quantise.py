@@ -35,7 +35,7 @@ def near(path, other):
 
 
 def packed(numbers, kind):
-    """Rows of numbers packed and, by the gguf package's reader, unpacked again."""
+    """Pack rows of numbers, and unpack them with the gguf package's reader."""
     tensor = gguf_file.Tensor("t.weight", numbers.shape[::-1], "F32")
     data = np.frombuffer(quantise.pack_numbers(numbers, len(numbers), tensor, kind), np.uint8)
     return data, gguf.dequantize(data, gguf.GGMLQuantizationType[kind]).reshape(numbers.shape)

@@ -1,4 +1,4 @@
-"""The files for Ollama, LocalAI, llama.cpp and Python: what they say, and which turns each server sends.
+"""The files for Ollama, LocalAI, llama.cpp and Python: their contents, and the turns that each server sends.
 
 python -m pytest tests/export/test_servers.py
 """

@@ -1,4 +1,4 @@
-"""Where the adapter sits, what it counts, and the names it is saved under.
+"""The adapter's modules, its size, and the names under which it is saved.
 
 python -m pytest tests/model/test_adapter.py
 """
@@ -134,7 +134,7 @@ def test_the_adapter_is_what_the_configuration_implies(
 
 
 def test_the_bundled_base_has_the_configuration_tested_above(bundled_base):
-    """The numbers above are of a copy of its entries."""
+    """The numbers above come from a copy of its entries."""
     have = json.loads((bundled_base / "config.json").read_text())
     assert {k: have[k] for k in GEMMA_270M} == GEMMA_270M
 
@@ -253,7 +253,7 @@ def test_a_fresh_adapter_is_seeded_and_changes_nothing(plain_tiny):
 
 
 def test_nothing_to_train_is_an_error():
-    """Said before the base is read, too."""
+    """The error also comes before the base is read."""
     job = a_job(finetune_attention_modules=False, finetune_mlp_modules=False)
     refused = pytest.raises(
         UserError, match="both false, so nothing would be trained. Set one to true"

@@ -1,4 +1,4 @@
-"""Where the base model's files come from, and what is said when they are not there.
+"""Where the base model's files come from, and the errors when they are missing.
 
 python -m pytest tests/model/test_base.py
 """

@@ -1,4 +1,4 @@
-"""What Unsloth is asked for, by a stand-in for the package that notes its calls.
+"""The calls of Unsloth, recorded by a stand-in for the package.
 
 python -m pytest tests/model/test_load_unsloth.py
 """

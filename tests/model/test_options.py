@@ -1,4 +1,4 @@
-"""Who loads the model, and settings that are refused before anything is read.
+"""The choice of Unsloth or transformers, and settings that are refused before anything is read.
 
 python -m pytest tests/model/test_options.py
 """

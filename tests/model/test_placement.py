@@ -1,4 +1,4 @@
-"""Where the weights lie: one card, several, main memory.
+"""Where the weights are placed: one card, several, main memory.
 
 python -m pytest tests/model/test_placement.py
 """
@@ -38,7 +38,7 @@ from lib.training.masters import Masters
     ],
 )
 def test_where_the_weights_go(machine, tmp_path, monkeypatch, there, changes, processes, where):
-    """20 GB of them: one card, or all in turn where one is too small; a rank of several takes its own, or main memory to be sharded from."""
+    """20 GB of weights go on one card, or over all cards if one is too small; one of several ranks takes its own card, or main memory before sharding."""
     with open(tmp_path / "model.safetensors", "wb") as file:
         file.truncate(20_000_000_000)  # sparse
     machine(**there)

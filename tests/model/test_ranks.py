@@ -1,4 +1,4 @@
-"""How many devices a job trains on; tests/training/test_launch.py lets ranks talk to each other.
+"""How many devices a job trains on; in tests/training/test_launch.py, ranks exchange values.
 
 python -m pytest tests/model/test_ranks.py
 """
@@ -15,7 +15,7 @@ from lib.model import ranks
     [(0, "auto", 4, 1), (2, "auto", 4, 2), (2, "auto", 1, 1), (4, "auto", 6, 3), (2, 1, 4, 1)],
 )
 def test_how_many_devices(monkeypatch, there, wanted, accumulation, expected):
-    """As many as share out a step's micro-batches evenly."""
+    """As many as can share a step's micro-batches evenly."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     assert ranks.count_gpus(wanted, accumulation) == expected
 

@@ -1,4 +1,4 @@
-"""Which tensor lies in which file of a model folder, and what its configuration says.
+"""Which tensor is in which file of a model folder, and its configuration.
 
 python -m pytest tests/model/test_shards.py
 """

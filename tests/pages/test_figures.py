@@ -1,4 +1,4 @@
-"""Figures of the pages: what is drawn is what the ledger says, in the page's colours, once wide and once narrow.
+"""Figures of the pages: they show the ledger's numbers, in the page's colours, both wide and narrow.
 
 python -m pytest tests/pages/test_figures.py
 """

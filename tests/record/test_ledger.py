@@ -114,7 +114,7 @@ def test_steps_run_twice_after_a_kill_count_once_and_the_last_value_wins():
 
 
 def test_a_run_continued_on_another_machine_names_the_last_and_its_rates():
-    """Losses are of all steps; samples a second and memory of a T4 and an H100 together would be of neither."""
+    """Losses are over all steps, but rates and memory over a T4 and an H100 together would describe neither."""
 
     def on(session, step, devices, device, rate):
         return {
@@ -182,7 +182,7 @@ def test_lines_past_the_point_of_resume_are_replaced_even_on_other_steps():
 
 
 def test_evals_past_the_point_of_resume_are_not_built_on(tmp_path):
-    """Whichever steps the later ones fall on: the weights never went through the earlier ones."""
+    """This holds for any later steps: the earlier ones did not lead to the present weights."""
     book = ledger.Ledger(tmp_path / "metrics.jsonl")
     for event, step, loss in (
         ("session", 0, 0),

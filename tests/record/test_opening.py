@@ -85,7 +85,7 @@ def test_what_a_killed_write_left_is_swept(folder):
 
 
 def test_what_a_killed_conversion_left_is_no_part_of_the_export(folder):
-    """A killed export's scratch folder lies in gguf/, of which every file is recorded and pushed."""
+    """A killed export leaves a scratch folder in gguf/, whose files are all recorded and pushed."""
     finished(folder)
     (folder / "gguf/.convert-x1/merged").mkdir(parents=True)
     (folder / "gguf/.convert-x1/merged/model.safetensors").write_text("16 GB")

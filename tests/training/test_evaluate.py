@@ -100,7 +100,7 @@ def test_row_losses_are_those_of_each_row_alone_in_the_order_of_the_rows(tiny, r
 
 @pytest.mark.parametrize("training", [True, False])
 def test_training_mode_is_off_while_measuring_and_restored(tiny, rows, training):
-    """Dropout of 0.5 would show."""
+    """A dropout of 0.5 would be noticed."""
     net, tokenizer = tiny
     net.train(training)
     first = evaluate.measure_loss(net, rows)
@@ -138,7 +138,7 @@ def test_rows_that_do_not_fit_at_once_are_halved(tiny, rows, monkeypatch, capsys
 
 
 def test_a_failed_attempt_at_the_held_out_loss_gives_its_memory_back(tiny, rows, monkeypatch):
-    """Before the next one begins: its tensors must not live on in a traceback."""
+    """This happens before the next attempt: the tensors must not stay alive in a traceback."""
     alive, real = [], evaluate.token_losses
 
     def limited(net, batch):
@@ -225,7 +225,7 @@ def test_prompts_begin_with_one_bos_after_padding_on_the_left(tiny, monkeypatch)
 
 @pytest.mark.parametrize("stop", ["<end_of_turn>", "<eos>"])
 def test_answers_end_at_the_turn(tiny, monkeypatch, stop):
-    """After three words of its own the first row says stop; the other goes on to the limit."""
+    """The first row ends after three words of its own; the other goes on to the limit."""
     net, tokenizer = tiny
     say, word = (
         tokenizer.convert_tokens_to_ids(stop),

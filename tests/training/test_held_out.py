@@ -71,7 +71,7 @@ def test_evals_are_the_same_with_an_interruption(
 
 
 def test_ctrl_c_does_not_wait_for_a_held_out_loss(tmp_path, monkeypatch, uninterrupted):
-    """It may take minutes, and the runner kills after less; the next session makes up for it."""
+    """It may take minutes, longer than the runner's grace; the next session measures it."""
     job = a_job(eval_steps=2)
     session(tmp_path / "whole", job)
     at_call(monkeypatch, 8, interrupt)  # in the last micro-batch of step 4
@@ -229,14 +229,14 @@ def scripted(monkeypatch, *losses):
 
 
 def test_the_last_weights_are_kept_when_they_are_the_best(tmp_path, monkeypatch, uninterrupted):
-    """With early stopping on, a run that gets better to its end must not go back to the last eval before it."""
+    """With early stopping, a run that improves until its end must not go back to the last eval before it."""
     scripted(monkeypatch, 4.0, 3.0, 2.0, 1.0, 1.0)
     masters = session(tmp_path, a_job(eval_steps=2, early_stopping_patience=2))
     assert all(torch.equal(masters.weights[n], w) for n, w in uninterrupted[0].items())
 
 
 def test_a_best_that_was_run_past_the_point_of_resume_is_forgotten(tmp_path, monkeypatch):
-    """On a GPU the steps run again differ in the last bits, and another eval may be the best."""
+    """On a GPU, repeated steps differ in the last bits, so another eval may be the best."""
     job = a_job(
         max_steps=8,
         eval_steps=2,

@@ -1,4 +1,4 @@
-"""Training in several processes on a CPU (gloo) against one process: same steps, same weights, one ledger.
+"""Training in several processes on a CPU (gloo) compared with one process: same steps, same weights, one ledger.
 
 python -m pytest tests/training/test_launch.py
 """
@@ -30,7 +30,7 @@ from lib.training import checkpoint, launch, loop
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run folder as prepare leaves it, of a job whose base is a tiny Gemma 3n on disk."""
+    """Return a run folder as prepare leaves it, for a job whose base is a tiny Gemma 3n on disk."""
     top = tmp_path_factory.mktemp("parallel")
     torch.manual_seed(0)
     small_model(a_job()).get_base_model().save_pretrained(top / "unused")
@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
 
 
 def job_of(folder, **changes):
-    """Dropout in it: the ranks must draw what one process draws."""
+    """Return a job with dropout: the ranks must draw the same numbers as a single process."""
     return a_job(
         base_model=str(folder.parent / "base"), precision="fp32", num_train_epochs=1.0, **changes
     )
@@ -86,7 +86,7 @@ def weights(run):
 
 @pytest.fixture(scope="module")
 def alone(folder, tmp_path_factory):
-    """The run in one process: its folder."""
+    """Run in one process; return its folder."""
     job = job_of(folder)
     run = copy(folder, tmp_path_factory.mktemp("alone") / "run", job)
     one_process(run, job)
@@ -94,7 +94,7 @@ def alone(folder, tmp_path_factory):
 
 
 def same_training(run, alone):
-    """Losses and weights agree to rounding, and there is one line a step, whoever computed it."""
+    """Check that losses and weights agree to rounding, with one line per step, whoever computed it."""
     ours, theirs = (
         ledger.valid_steps(ledger.read_ledger(r / "metrics.jsonl")) for r in (run, alone)
     )
@@ -133,7 +133,7 @@ def test_two_processes_train_what_one_does(folder, alone, tmp_path, capfd):
 
 @pytest.mark.slow
 def test_a_sharded_base_trains_the_same(folder, alone, tmp_path, capfd):
-    """Each rank holds about half of the frozen weights, and short steps and splits keep nobody waiting."""
+    """Each rank holds about half of the frozen weights, and short steps and splits let no rank wait."""
     job = job_of(folder, fsdp="full_shard")
     run = copy(folder, tmp_path / "run", job)
     launch.run_ranks(run, job, 2)
@@ -233,7 +233,7 @@ def test_an_interrupted_pair_is_continued_by_one(folder, alone, tmp_path):
 
 
 def test_the_notebooks_model_has_what_the_ranks_trained(folder, alone, tmp_path, monkeypatch):
-    """With early stopping these are the best weights, not the last."""
+    """With early stopping, these are the best weights and not the last."""
     job = job_of(folder, eval_steps=2, early_stopping_patience=9)
     run = copy(folder, tmp_path / "run", job)
     monkeypatch.setattr(ranks, "count_gpus", lambda *_: 2)
@@ -263,7 +263,7 @@ def test_the_notebooks_model_has_what_the_ranks_trained(folder, alone, tmp_path,
 
 
 def test_ranks_end_when_their_launcher_is_killed(folder, tmp_path):
-    """They would hold the cards, and write into a run that is no longer locked."""
+    """Otherwise they would keep the cards, and write into a run that is no longer locked."""
     job = job_of(folder, max_steps=100_000, logging_steps=1)
     run = copy(folder, tmp_path / "run", job)
     code = (

@@ -57,7 +57,7 @@ def test_the_largest_micro_batch_is_the_one_probed(packing):
 
 
 def test_a_probe_leaves_no_trace():
-    """No gradient, no weight moved, the mode as before."""
+    """It leaves no gradient and no changed weight, and restores the mode."""
     job = a_job()
     net = small_model(job).eval()
     before = {n: p.clone() for n, p in net.named_parameters()}
@@ -195,7 +195,7 @@ def test_a_base_over_several_cards_is_not_probed(monkeypatch, tmp_path):
 
 
 def test_a_failed_probe_gives_its_memory_back(monkeypatch):
-    """Before the next candidate is tried: else that one is judged by what the first still holds."""
+    """This happens before the next candidate, which would otherwise be measured with the first one's memory."""
     tried, taken = a_card(monkeypatch, 130), []
     limited = compiled.forward_backward
 
@@ -273,7 +273,7 @@ def test_the_time_estimated_is_a_line_through_two_micro_batches(short, long, sta
     [("unsloth", 2, False), ("unsloth", 1, True), ("transformers", 2, True)],
 )
 def test_unsloths_ranks_take_more_than_one_process(monkeypatch, tmp_path, engine, gpus, fits):
-    """Of 40 GB one process took 29: a third more is over the 38 that may be taken."""
+    """One process took 29 of 40 GB: a third more is over the 38 that may be used."""
     a_card(monkeypatch, 10_000)
     monkeypatch.setattr(preflight, "choose_backend", lambda job: (engine, "as set"))
     monkeypatch.setattr(preflight.ranks, "count_gpus", lambda *_: gpus)

@@ -74,7 +74,7 @@ def test_ctrl_c_in_the_last_step_is_not_swallowed(tmp_path, monkeypatch, uninter
 
 
 def test_running_out_of_memory_keeps_the_last_whole_step(tmp_path, monkeypatch, uninterrupted):
-    """The advice it gives is one that the checkpoint allows."""
+    """Its advice is one that the checkpoint allows."""
 
     def full(losses):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -138,7 +138,7 @@ def test_a_stop_file_ends_the_session_after_the_step_and_goes(
 
 
 def test_ctrl_c_takes_a_stop_file_away_too(tmp_path, monkeypatch, uninterrupted):
-    """Else the next session would stop after one step, for a wish already granted."""
+    """Otherwise the next session would stop after one step, for a request already met."""
     at_call(monkeypatch, 5, lambda losses: interrupt(touch_stop(tmp_path)(losses)))
     with pytest.raises(KeyboardInterrupt):
         session(tmp_path)
