@@ -1,5 +1,6 @@
 """Fixtures shared by the tests; their files are kept in .cache/ between runs."""
 
+import gc
 import os
 import pathlib
 import signal
@@ -7,6 +8,9 @@ import signal
 # a shell's background job ignores the first, nohup the second, and all that a test starts would too
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# under `make test`, a test's own make would call itself a part of that one, and say where it enters
+for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    os.environ.pop(name, None)
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import reads it: no test asks the network
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # each worker, with all it starts, on a core of its own: threads of torch and llama.cpp wait by
@@ -119,6 +123,27 @@ def two_threads():
     torch.set_num_threads(before)
 
 
+# the longest first, so that two workers end at about the same time
+FIRST = ["test_pipeline.py", "export", "test_launch.py", "runs"]
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Run the longest file first, so that two workers end at about the same time."""
-    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+    """Give each file to one worker, and the files of export together: they share what was exported."""
+    for item in items:
+        folder = item.path.parent.name
+        group = folder if folder == "export" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=_turn)
+
+
+def _turn(item):
+    places = [FIRST.index(name) for name in item.path.parts if name in FIRST]
+    return min(places, default=len(FIRST))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_out_of_the_collectors_sight():
+    """Freeze what lives before a file's tests: each gc.collect() of ours would go through all of torch."""
+    gc.collect()
+    gc.freeze()

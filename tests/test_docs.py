@@ -98,8 +98,7 @@ def dry_run(*words):
 def test_make_accepts_each_command_and_its_parameters_exist(command):
     shown = dry_run(*shlex.split(command)[1:])
     if "lib.runs.sweep" in shown and "PARAMS" in command:
-        # a make under make prints more than the command
-        given = shlex.split(next(line for line in shown.splitlines() if "lib.runs.sweep" in line))
+        given = shlex.split(shown.splitlines()[-1])
         assert sweep_file.make_trials(
             sweep_file.read_sweep(given[given.index("--params") + 1]), "params/sweep.yaml"
         )

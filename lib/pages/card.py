@@ -172,7 +172,9 @@ def _format_header(
     optional: dict[str, Any] = {}
     if HUB_ID.fullmatch(base):
         optional |= {"base_model": base, "base_model_relation": relation}
-    if scores := _exam_scores(job, part, results.get("exam", {})):
+    exam_name = ", ".join(servers.shared_name(item) for item in job.exam)
+    gguf_types = job.gguf_types if part == "gguf" else None
+    if scores := _exam_scores(results.get("exam", {}), exam_name, gguf_types):
         optional |= {"model_name": name, "eval_results": scores}
     return ModelCardData(
         license="gemma",
@@ -185,11 +187,12 @@ def _format_header(
     ).to_yaml()
 
 
-def _exam_scores(job: Params, part: str, exam: dict[str, Any]) -> list[EvalResult]:
+def _exam_scores(
+    exam: dict[str, Any], name: str, gguf_types: Sequence[str] | None
+) -> list[EvalResult]:
     """List exam scores for the hub's table; a GGUF is credited only with its own answers."""
     formats = exam.get("formats", exam)
-    entries = {kind: formats.get(kind) for kind in job.gguf_types} if part == "gguf" else {"": exam}
-    name = ", ".join(servers.shared_name(item) for item in job.exam)
+    entries = {"": exam} if gguf_types is None else {kind: formats.get(kind) for kind in gguf_types}
     scores = []
     for kind, entry in entries.items():
         if not entry:

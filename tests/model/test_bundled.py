@@ -351,6 +351,7 @@ def test_greedy_text_equals_llama_cpp_on_the_same_weights(bundled_base, tokenize
             assert engine.complete(prompt, max_tokens=24)["text"] == tokenizer.decode(out)
 
 
+@pytest.mark.slow
 def test_greedy_text_of_the_gguf_differs_only_at_near_ties(bundled_base, tokenizer):
     """llama.cpp multiplies quantised weights with activations rounded to 8 bits, which moves a log-probability by up to
     0.4 here; so its text is followed token by token, and where transformers prefers another token it is by little."""
@@ -371,6 +372,7 @@ def test_greedy_text_of_the_gguf_differs_only_at_near_ties(bundled_base, tokeniz
     assert agree / steps > 0.9
 
 
+@pytest.mark.slow
 def test_converting_the_folder_keeps_tokens_and_template(converted, tokenizer, oracle):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     with llama.load_gguf(converted, n_threads=2) as engine:

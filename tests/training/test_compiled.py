@@ -105,6 +105,7 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_layers_of_one_kind_share_their_code(graphs):
     """Gemma 3n's 35 layers are eight kinds: sliding or full; sparse, plain, plain whose K/V are kept, and those that share them.
 

@@ -55,7 +55,7 @@ def test_an_eval_is_the_held_out_loss_of_the_model_at_its_step(tmp_path):
 
 
 @pytest.mark.parametrize("action", [interrupt, crash])
-@pytest.mark.parametrize("micro_batch", [3, 5, 8, 9, 10])
+@pytest.mark.parametrize("micro_batch", [3, 8, 9])
 def test_evals_are_the_same_with_an_interruption(
     tmp_path, monkeypatch, uninterrupted, micro_batch, action
 ):
@@ -164,7 +164,7 @@ def test_early_stopping_stops_and_restores_the_best(tmp_path, stopped_early):
     )
 
 
-@pytest.mark.parametrize("micro_batch", [3, 13, 20, 21, 25, 31, 32])
+@pytest.mark.parametrize("micro_batch", [3, 20, 21, 32])
 def test_a_resumed_run_stops_early_at_the_same_step(
     tmp_path, monkeypatch, stopped_early, micro_batch
 ):

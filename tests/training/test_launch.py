@@ -262,6 +262,7 @@ def test_the_notebooks_model_has_what_the_ranks_trained(folder, alone, tmp_path,
     assert not (run / launch.TRAINED).exists()
 
 
+@pytest.mark.slow
 def test_ranks_end_when_their_launcher_is_killed(folder, tmp_path):
     """Otherwise they would keep the cards, and write into a run that is no longer locked."""
     job = job_of(folder, max_steps=100_000, logging_steps=1)
@@ -303,11 +304,10 @@ def _read(path):
         return b""
 
 
-def test_what_ends_the_ranks_is_raised_and_nothing_else_shown(folder, tmp_path, capfd):
-    job = job_of(folder)
-    run = copy(folder, tmp_path / "run", job)
-    launch.run_ranks(run, job.model_copy(update={"max_steps": 2}), 2)
-    with pytest.raises(UserError, match="max_steps: checkpoint 2, now 3"):
-        launch.run_ranks(run, job.model_copy(update={"max_steps": 3}), 2)
+def test_what_ends_the_ranks_is_raised_and_nothing_else_shown(folder, alone, tmp_path, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(alone, run)
+    with pytest.raises(UserError, match="max_steps: checkpoint -1, now 3"):
+        launch.run_ranks(run, job_of(folder, max_steps=3), 2)
     shown = capfd.readouterr()
     assert "Traceback" not in shown.out + shown.err
