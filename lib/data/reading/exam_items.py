@@ -12,7 +12,7 @@ from typing import Any
 
 from lib.common.errors import UserError
 from lib.data import chat
-from lib.data.reading import formats, shapes, sources
+from lib.data.reading import formats, hub_rows, shapes, sources
 from lib.data.reading.shapes import BadRow
 from lib.params import Source
 
@@ -97,7 +97,7 @@ def _read_known_set(name: str) -> Iterator[tuple[str, Any]]:
     for configuration in configurations:
         label = f"{name} ({configuration})" if configuration else name
         where = f"{label}, {split}"
-        rows = sources.read_hub_rows(source, None, split, configuration)
+        rows = hub_rows.read_hub_rows(source, None, split, configuration)
         for number, (_, row) in enumerate(rows, 1):
             try:
                 yield f"{where} row {number}", convert(row)
@@ -148,7 +148,7 @@ def _read_rows(name: str) -> Iterator[tuple[str, Any]]:
     elif name in HUB:
         yield from _read_known_set(name)
     else:
-        yield from sources.read_hub_rows(Source(dataset=name), None, "test")
+        yield from hub_rows.read_hub_rows(Source(dataset=name), None, "test")
 
 
 def _to_item(values: Any, where: str) -> dict[str, Any]:
