@@ -1,4 +1,4 @@
-# docker build --target cpu -t medrescue .      (or --target cuda: the NVIDIA container runtime brings the driver, torch's wheels the rest)
+# docker build --target cpu -t medrescue .      (or --target cuda: the NVIDIA container runtime provides the driver, torch's wheels the rest)
 # docker run -v "$PWD/runs:/medrescue/runs" medrescue run PARAMS=params/cpu.yaml        (cuda: docker run --gpus all ...)
 FROM python:3.12-slim AS base
 # hadolint ignore=DL3008
@@ -12,7 +12,7 @@ RUN make setup
 COPY . .
 
 FROM base AS cuda
-# Triton, which torch.compile and Unsloth generate kernels with, asks for a C compiler; no card answers while an image is built
+# Triton, with which torch.compile and Unsloth generate kernels, needs a C compiler; there is no GPU while an image is built
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/* \
     && python -m venv .venv && .venv/bin/pip install --no-cache-dir -r requirements.txt && touch .venv/.ready-requirements.txt
