@@ -238,7 +238,7 @@ def test_what_was_not_recorded_says_so(run):
         "not measured",
         "not measured",
     ]
-    assert "template says: not measured" in section(text, "How to use it"), (
+    assert "own template: not measured" in section(text, "How to use it"), (
         "this run did not compare them"
     )
     assert rows(text, "Base and data")["base revision"] == ["not recorded"]
