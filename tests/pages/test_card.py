@@ -382,7 +382,7 @@ def test_each_card_says_how_to_use_what_lies_beside_it_and_names_the_others(run)
     assert "ollama create first-aid -f Modelfile" in gguf
     assert "localai.yaml" in section(gguf, "How to use it")
     assert (
-        "compared with the\ntokenizer's own template (Ollama: 5; llama.cpp: 6), and none differed"
+        "template in several conversations (Ollama: 5; llama.cpp: 6), and none differed"
         in gguf
     )
     assert "README.md" not in rows(gguf, "Files")
@@ -452,10 +452,10 @@ def test_commands_in_the_card_are_whole_shell_lines(run):
 
 def test_a_run_prepared_before_the_safety_set_counted_does_not_claim_it(run):
     edit(run, "data/data_card.json", lambda d: d.pop("safety_prompts", None))
-    assert "repeat held-out rows or exam items were looked for by runs of 13 words" in section(
+    assert "repeat held-out rows or exam items were searched for by runs of 13 words" in section(
         card.render_card(run, "adapter"), "Base and data"
     )
     edit(run, "data/data_card.json", lambda d: d.update(safety_prompts=82))
-    assert "repeat held-out rows, exam items or safety prompts were looked for" in section(
+    assert "repeat held-out rows, exam items or safety prompts were searched for" in section(
         card.render_card(run, "adapter"), "Base and data"
     )

@@ -154,7 +154,7 @@ def test_changed_data_an_unfinished_run_and_no_run_are_refused(folder, capsys):
     with pytest.raises(UserError, match="have changed since it was prepared .sha256 other"):
         rerun.repeat_run("job")
     change(folder, lambda run: run["stages"]["train"].update(status="failed"))
-    with pytest.raises(UserError, match="no finished training to repeat .it is: train failed"):
+    with pytest.raises(UserError, match="no finished training to repeat .its state: train failed"):
         rerun.repeat_run("job")
 
 

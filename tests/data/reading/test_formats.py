@@ -302,7 +302,7 @@ BROKEN = [
     (
         "d.jsonl",
         b'{"question": ' + b"[" * 900 + b"]" * 900 + b', "answer": 1}\n',
-        "line 1: a text is",
+        "line 1: a text field is",
     ),
     (
         "d.jsonl",
