@@ -74,8 +74,8 @@ class Tree:
     @classmethod
     def make(cls, root):
         shutil.copytree(
-            ROOT / "lib", root / "lib", ignore=shutil.ignore_patterns("__pycache__", "*.jsonl")
-        )
+            ROOT / "lib", root / "lib", ignore=shutil.ignore_patterns("*.jsonl", "*.pyc.*")
+        )  # with Python's compiled files, else each process here would compile again
         for name in ("exam.jsonl", "safety.jsonl"):  # compared with a job's data
             shutil.copy(ROOT / "lib/medical" / name, root / "lib/medical")
         # the page is another module's concern, and slow to draw

@@ -381,10 +381,7 @@ def test_each_card_says_how_to_use_what_lies_beside_it_and_names_the_others(run)
     )
     assert "ollama create first-aid -f Modelfile" in gguf
     assert "localai.yaml" in section(gguf, "How to use it")
-    assert (
-        "template in several conversations (Ollama: 5; llama.cpp: 6), and none differed"
-        in gguf
-    )
+    assert "template in several conversations (Ollama: 5; llama.cpp: 6), and none differed" in gguf
     assert "README.md" not in rows(gguf, "Files")
     assert 'python ask.py "My hand is burnt. What do I do?"    # with --base FOLDER' in adapter
     code = re.search(r"```python\n(.*?)```", merged, re.DOTALL)[1]

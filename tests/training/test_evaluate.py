@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helpers.small_training import small_model
 from lib.common.errors import UserError
 from lib.data.label_mask import IGNORED
 from lib.model import adapter
@@ -29,28 +30,36 @@ PROMPTS = (
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_gemma3n):
-    """Return (float32 model with an adapter and dropout, tokenizer)."""
-    job = Params(load_in_4bit=False, optim="adamw_torch", lora_dropout=0.5)
-    net = adapter.add(
-        AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.float32).requires_grad_(
-            False
-        ),
-        job,
-    )
+JOB = Params(load_in_4bit=False, optim="adamw_torch", lora_dropout=0.5)
+
+
+def move_adapter(net):
     with torch.no_grad():
         for name, p in adapter.trainable(net).items():
             if "lora_B" in name:
                 p.copy_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    return net
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_gemma3n):
+    """Return (float32 model with an adapter and dropout, tokenizer), which can write answers."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.float32)
+    net = move_adapter(adapter.add(base.requires_grad_(False), JOB))
     return net, AutoTokenizer.from_pretrained(tiny_gemma3n)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Return a far smaller model of the same kind, for losses: it has no tokenizer."""
+    return move_adapter(small_model(JOB))
 
 
 @pytest.fixture(scope="module")
 def rows():
     draw, found = np.random.default_rng(0), []
     for length in (40, 7, 22, 90, 13, 31, 8):
-        ids = [2, *draw.integers(10, 2000, length - 1).tolist()]
+        ids = [2, *draw.integers(3, 96, length - 1).tolist()]
         start = length // 2
         found.append(
             {"input_ids": ids, "labels": [IGNORED] * start + ids[start:], "length": length}
@@ -58,40 +67,37 @@ def rows():
     return datasets.Dataset.from_list(found)
 
 
-def test_response_loss_equals_one_row_at_a_time(tiny, rows):
-    net, _ = tiny
-    net.eval()
+def test_response_loss_equals_one_row_at_a_time(small, rows):
+    small.eval()
     total, tokens = 0.0, 0
     with torch.no_grad():
         for row in rows:
-            logits = net(input_ids=torch.tensor([row["input_ids"]])).logits[0]
+            logits = small(input_ids=torch.tensor([row["input_ids"]])).logits[0]
             for position, label in enumerate(row["labels"][1:]):
                 if label != IGNORED:
                     total, tokens = (
                         total + cross_entropy(logits[position], torch.tensor(label)).item(),
                         tokens + 1,
                     )
-    loss, counted = evaluate.measure_loss(net, rows)
+    loss, counted = evaluate.measure_loss(small, rows)
     assert counted == tokens == sum(len(r["input_ids"]) - len(r["input_ids"]) // 2 for r in rows)
     assert loss == pytest.approx(total / tokens, rel=1e-5)
 
 
-def test_response_loss_does_not_depend_on_the_batch(tiny, rows):
-    net, _ = tiny
-    expected, tokens = evaluate.measure_loss(net, rows, rows_at_once=1)
+def test_response_loss_does_not_depend_on_the_batch(small, rows):
+    expected, tokens = evaluate.measure_loss(small, rows, rows_at_once=1)
     for size in (2, 3, 100):
-        assert evaluate.measure_loss(net, rows, rows_at_once=size) == (
+        assert evaluate.measure_loss(small, rows, rows_at_once=size) == (
             pytest.approx(expected, rel=1e-5),
             tokens,
         )
 
 
-def test_row_losses_are_those_of_each_row_alone_in_the_order_of_the_rows(tiny, rows):
-    net, _ = tiny
-    alone = [evaluate.measure_loss(net.train(), rows.select([n])) for n in range(len(rows))]
+def test_row_losses_are_those_of_each_row_alone_in_the_order_of_the_rows(small, rows):
+    alone = [evaluate.measure_loss(small.train(), rows.select([n])) for n in range(len(rows))]
     for size in (1, 3, 100):
-        found = evaluate.measure_row_losses(net, rows, size)
-        assert net.training
+        found = evaluate.measure_row_losses(small, rows, size)
+        assert small.training
         assert found[:, 1].tolist() == [tokens for _, tokens in alone]
         assert (found[:, 0] / found[:, 1]).tolist() == pytest.approx(
             [loss for loss, _ in alone], rel=1e-5
@@ -103,6 +109,7 @@ def test_training_mode_is_off_while_measuring_and_restored(tiny, rows, training)
     """A dropout of 0.5 would be noticed."""
     net, tokenizer = tiny
     net.train(training)
+    rows = rows.select(range(3))
     first = evaluate.measure_loss(net, rows)
     assert evaluate.measure_loss(net, rows) == first
     evaluate.answer_prompts(net, tokenizer, 2, PROMPTS[:1])
@@ -110,14 +117,13 @@ def test_training_mode_is_off_while_measuring_and_restored(tiny, rows, training)
     assert all(p.requires_grad == ("lora_" in n) for n, p in net.named_parameters())
 
 
-def test_an_empty_split_has_no_loss(tiny, rows):
-    assert evaluate.measure_loss(tiny[0], rows.select([])) == (None, 0)
+def test_an_empty_split_has_no_loss(small, rows):
+    assert evaluate.measure_loss(small, rows.select([])) == (None, 0)
 
 
-def test_rows_that_do_not_fit_at_once_are_halved(tiny, rows, monkeypatch, capsys):
+def test_rows_that_do_not_fit_at_once_are_halved(small, rows, monkeypatch, capsys):
     """The loss is the same, and one row that does not fit is an error."""
-    net, _ = tiny
-    wanted, tokens = evaluate.measure_loss(net.eval(), rows)
+    wanted, tokens = evaluate.measure_loss(small.eval(), rows)
     real = evaluate.token_losses
 
     def limited(net, batch, most=2):
@@ -126,18 +132,18 @@ def test_rows_that_do_not_fit_at_once_are_halved(tiny, rows, monkeypatch, capsys
         return real(net, batch)
 
     monkeypatch.setattr(evaluate, "token_losses", limited)
-    assert evaluate.measure_loss(net.train(), rows) == (pytest.approx(wanted, rel=1e-5), tokens)
-    assert net.training
+    assert evaluate.measure_loss(small.train(), rows) == (pytest.approx(wanted, rel=1e-5), tokens)
+    assert small.training
     assert capsys.readouterr().out.count("rows at once do not fit") == 2
     monkeypatch.setattr(evaluate, "token_losses", lambda net, batch: limited(net, batch, 0))
     with pytest.raises(
         UserError,
         match=r"not have enough memory for the held-out loss, 1 rows at once(.|\n)*nvidia-smi",
     ):
-        evaluate.measure_loss(net, rows)
+        evaluate.measure_loss(small, rows)
 
 
-def test_a_failed_attempt_at_the_held_out_loss_gives_its_memory_back(tiny, rows, monkeypatch):
+def test_a_failed_attempt_at_the_held_out_loss_gives_its_memory_back(small, rows, monkeypatch):
     """This happens before the next attempt: the tensors must not stay alive in a traceback."""
     alive, real = [], evaluate.token_losses
 
@@ -150,7 +156,7 @@ def test_a_failed_attempt_at_the_held_out_loss_gives_its_memory_back(tiny, rows,
         return real(net, batch)
 
     monkeypatch.setattr(evaluate, "token_losses", limited)
-    evaluate.measure_loss(tiny[0].eval(), rows)
+    evaluate.measure_loss(small.eval(), rows)
     assert len(alive) > 3
 
 
@@ -178,10 +184,10 @@ def test_the_output_layer_never_gets_a_slice_with_gaps(tiny):
 def test_answers_of_a_batch_equal_single_ones(tiny):
     """Padded on the left, under a mask, greedy: the same tokens as alone, for prompts of very different length."""
     net, tokenizer = tiny
-    together = evaluate.answer_prompts(net, tokenizer, 12, PROMPTS)
-    assert together == [evaluate.answer_prompts(net, tokenizer, 12, (p,))[0] for p in PROMPTS]
+    together = evaluate.answer_prompts(net, tokenizer, 8, PROMPTS)
+    assert together == [evaluate.answer_prompts(net, tokenizer, 8, (p,))[0] for p in PROMPTS]
     assert len(set(together)) == 3
-    assert together == evaluate.answer_prompts(net, tokenizer, 12, PROMPTS), "greedy"
+    assert together == evaluate.answer_prompts(net, tokenizer, 8, PROMPTS), "greedy"
 
 
 def test_answers_equal_a_plain_greedy_loop_without_a_cache(tiny):
