@@ -22,9 +22,9 @@ SIGNED = "https://s3.example.org/bucket/part?X-Amz-Signature=SIGNED"
     [
         ("", "HF_TOKEN, which is not set"),
         ("  \n", "HF_TOKEN, which is not set"),
-        ("hf_wri tes", "copy it again"),
-        ("hf_writés", "copy it again"),
-        ("hf_\x01writes", "copy it again"),
+        ("hf_wri tes", "Copy it again"),
+        ("hf_writés", "Copy it again"),
+        ("hf_\x01writes", "Copy it again"),
     ],
 )
 def test_no_token_or_a_broken_one_is_an_error_even_if_a_login_left_one(
@@ -44,7 +44,7 @@ def test_a_token_copied_with_a_line_end_is_taken(served, monkeypatch):
 
 ACCOUNTS = {
     "unknown": (None, "maria", "Asking the hub whose HF_TOKEN is failed: 401, Invalid user token"),
-    "may only read": (hub_upload.account("read"), "maria", "HF_TOKEN, of maria, may only read"),
+    "may only read": (hub_upload.account("read"), "maria", "HF_TOKEN of maria may only read"),
     "another's name": (
         hub_upload.account(name="otto", orgs={"clinic": "write"}),
         "maria",
@@ -61,7 +61,7 @@ ACCOUNTS = {
             scoped=[{"entity": {"type": "org", "name": "clinic"}, "permissions": ["repo.write"]}],
         ),
         "maria",
-        "HF_TOKEN, of maria, has no write permission on repositories of maria",
+        "HF_TOKEN of maria has no write permission on repositories of maria",
     ),
     "scoped to reading": (
         hub_upload.account(
@@ -71,7 +71,7 @@ ACCOUNTS = {
             ],
         ),
         "maria",
-        "HF_TOKEN, of maria, has no write permission on repositories of maria",
+        "HF_TOKEN of maria has no write permission on repositories of maria",
     ),
 }
 

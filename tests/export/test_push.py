@@ -210,7 +210,7 @@ def test_parts_without_weights_are_refused(served, run, send):
 
 def test_a_token_without_rights_is_refused_before_anything_is_created(served, send):
     served.tokens = {TOKEN: hub_upload.account("read")}
-    with pytest.raises(UserError, match="^HF_TOKEN, of maria, may only read. Nothing was created"):
+    with pytest.raises(UserError, match="^HF_TOKEN of maria may only read. Nothing was created"):
         send()
     assert not served.repos
     assert changes(served) == []

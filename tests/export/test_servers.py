@@ -176,7 +176,7 @@ def test_the_comparison_counts_conversations(tiny_run):
     [
         (
             lambda t: t.replace("else turn['role']", "else 'human'"),
-            "(?s)Ollama and LocalAI would not send.*from character 15 on:.*>human.*>user",
+            "(?s)Ollama and LocalAI would not send.*from character 15:.*>human.*>user",
         ),
         (
             lambda t: t.replace("<end_of_turn>", "</s>"),
