@@ -17,6 +17,7 @@ import psutil
 from lib.common.errors import ROOT, UserError
 from lib.common.redact import redacted
 
+CODE = ("lib", "notebooks")  # folders where a file that git does not track may change a result
 PACKAGES = (
     "torch",
     "transformers",
@@ -52,18 +53,40 @@ def cores() -> int:
 
 def _run(*command: str, seconds: int) -> str | None:
     """Return a command's output in the checkout; None if it is not installed, fails or hangs."""
+    # git sets GIT_DIR and others for its hooks, and would then tell of another repository
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=seconds)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, timeout=seconds
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.decode(errors="replace") if done.returncode == 0 else None
 
 
+def _is_checkout() -> bool:
+    """Tell whether the pipeline's folder is the top of a git repository.
+
+    Unpacked inside another project's repository, git would answer with that project's commit and
+    changes, which are nobody's business here.
+    """
+    top = _run("git", "rev-parse", "--show-toplevel", seconds=20)
+    return top is not None and pathlib.Path(top.rstrip("\n")).resolve() == ROOT.resolve()
+
+
 def describe_checkout() -> tuple[str | None, bool | None]:
-    """Return the commit, and whether there are uncommitted changes; None outside a checkout."""
+    """Return the commit, and whether the code differs from it; None outside a checkout.
+
+    A file that git does not track counts only among the code: the user's own data files change no
+    result unless the job names them.
+    """
+    if not _is_checkout():
+        return None, None
     head = _run("git", "rev-parse", "HEAD", seconds=20)
-    status = _run("git", "status", "--porcelain", seconds=20)
-    return head.strip() if head else None, None if status is None else bool(status.strip())
+    tracked = _run("git", "status", "--porcelain", "--untracked-files=no", seconds=20)
+    added = _run("git", "status", "--porcelain", "--", *CODE, seconds=20)
+    is_dirty = None if tracked is None or added is None else bool((tracked + added).strip())
+    return head.strip() if head else None, is_dirty
 
 
 def uncommitted_changes() -> str:
@@ -71,6 +94,8 @@ def uncommitted_changes() -> str:
 
     The text is empty where nothing differs, or outside a checkout.
     """
+    if not _is_checkout():
+        return ""
     plain = ("--no-ext-diff", "--no-textconv", "--no-color")  # against the user's git settings
     return redacted(_run("git", "diff", "HEAD", *plain, seconds=20) or "")
 

@@ -71,7 +71,8 @@ def test_a_clean_one_an_untracked_file_and_too_large_a_difference_leave_none(
     run = opening.open_run(folder, Params())
     run.begin_attempt("prepare", "make")
     assert "patch" not in run.stage("prepare")["attempts"][-1]
-    (checkout / "untracked.txt").write_text("x")
+    (checkout / "lib").mkdir()
+    (checkout / "lib/untracked.py").write_text("x")
     run.begin_attempt("prepare", "make")
     assert run.stage("prepare")["attempts"][-1]["dirty"] is True
     assert "patch" not in run.stage("prepare")["attempts"][-1]
@@ -80,6 +81,43 @@ def test_a_clean_one_an_untracked_file_and_too_large_a_difference_leave_none(
     run.begin_attempt("prepare", "make")
     assert "patch" not in run.stage("prepare")["attempts"][-1]
     assert not list(folder.glob("*.patch"))
+
+
+def test_own_data_that_git_does_not_track_are_no_change_of_the_code(checkout):
+    (checkout / "my.jsonl").write_text("{}")
+    (checkout / "params").mkdir()
+    (checkout / "params/mine.yaml").write_text("max_rows: 5\n")
+    commit, dirty = machine.describe_checkout()
+    assert (len(commit), dirty) == (40, False)
+    (checkout / "notebooks").mkdir()
+    (checkout / "notebooks/train.ipynb").write_text("{}")
+    assert machine.describe_checkout()[1] is True
+
+
+@pytest.mark.parametrize("hook", [False, True])
+def test_inside_the_repository_of_another_project_nothing_of_it_is_recorded(
+    folder, checkout, monkeypatch, hook
+):
+    """Unpacked without .git; a hook of that project also has GIT_DIR in its environment."""
+    (checkout / "code.py").write_text("a = 'of nobody else'\n")
+    unpacked = checkout / "vendor" / "pipeline"
+    (unpacked / "lib").mkdir(parents=True)
+    (unpacked / "lib/new.py").write_text("x")
+    monkeypatch.setattr(machine, "ROOT", unpacked)
+    if hook:
+        monkeypatch.setenv("GIT_DIR", str(checkout / ".git"))
+    assert machine.describe_checkout() == (None, None)
+    assert machine.uncommitted_changes() == ""
+    run = opening.open_run(folder, Params())
+    run.begin_attempt("prepare", "make")
+    assert run.stage("prepare")["attempts"][-1]["commit"] is None
+    assert "of nobody else" not in "".join(p.read_text() for p in folder.iterdir() if p.is_file())
+
+
+def test_a_checkout_under_a_link_is_our_own(checkout, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(checkout)
+    monkeypatch.setattr(machine, "ROOT", tmp_path / "link")
+    assert machine.describe_checkout()[1] is False
 
 
 def test_a_secret_in_a_tracked_file_is_masked(folder, checkout, monkeypatch):
