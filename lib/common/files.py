@@ -82,6 +82,25 @@ def read_json(path: pathlib.Path, what: str) -> Any:
     return value
 
 
+def read_results(folder: pathlib.Path) -> dict[str, Any]:
+    """Return a run's results.json, or {} without one; the UserError of a damaged one has a way out.
+
+    Numbers are never made up for it: what is missing afterwards is called not measured.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        return {}
+    try:
+        return read_json(path, "results file")
+    except UserError as error:
+        name = folder.name
+        raise UserError(
+            f"{error}\nRestore it from a copy, or move it away: pages then call its numbers not "
+            f"measured. `make export FORCE=1 RUN={name}` measures those of the export again; those "
+            f"of training are in metrics.jsonl and in the executed notebooks."
+        ) from None
+
+
 def read_or_set_aside(path: pathlib.Path, what: str) -> dict[str, Any]:
     """Return `read_json`, or {} if the file is missing or damaged; rename a damaged one.
 
@@ -166,6 +185,31 @@ def unlock_folder(folder: pathlib.Path) -> None:
 def sha256(path: pathlib.Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint_weights(folder: pathlib.Path) -> str:
+    """Return 16 hex digits that change when a model folder does.
+
+    They cover config.json, and the size, first and last MiB of each weight file: reading all of
+    16 GB would take a minute.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(2**20))
+            file.seek(max(0, size - 2**20))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def are_as_recorded(folder: pathlib.Path, recorded: Mapping[str, str]) -> bool:
+    """Tell whether a folder has every file of {name: sha256}."""
+    return all(
+        (folder / name).is_file() and sha256(folder / name) == digest
+        for name, digest in recorded.items()
+    )
 
 
 def code_hash(*folders: str) -> str:

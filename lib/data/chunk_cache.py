@@ -12,10 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from lib.common import files
-from lib.common.errors import ROOT, UserError
+from lib.common import files, locations
+from lib.common.errors import UserError
 
-CACHE = ROOT / ".cache" / "prepare"
+CACHE = locations.cache_folder() / "prepare"
 CACHE_LIMIT = 2**33  # bytes; over this limit, files that were not used for a day are removed
 CHECKSUM = 32  # bytes at the end of a cache file: the sha256 of the bytes before them
 

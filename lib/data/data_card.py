@@ -41,6 +41,7 @@ def describe_data(rows: Rows, results: dict[str, Any], source_hash: str) -> dict
         "sources": [
             {
                 "dataset": source.dataset,
+                "local": bool(sources.local_files(source.dataset)),
                 "revision": source.revision or None,
                 "commit": rows.commits.get(f"{source.dataset}@{source.revision}"),
                 "weight": source.weight,

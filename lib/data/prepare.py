@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lib.common import files, workers
+from lib.common import files, locations, workers
 from lib.common.errors import UserError
 from lib.common.progress import progress_bar
 from lib.data import chat, chunk_cache, chunks, contamination, duplicates
@@ -54,7 +54,7 @@ def begin(job: Params, folder: pathlib.Path) -> Rows:
     scratch = folder / ".prepare.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    chunk_cache.CACHE.mkdir(parents=True, exist_ok=True)
+    locations.make_cache(chunk_cache.CACHE)
     chunk_cache.prune_cache()
     exam: list[dict[str, Any]] = []
     if job.decontaminate:

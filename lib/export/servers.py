@@ -14,9 +14,10 @@ import shlex
 
 import yaml
 
-from lib.common import files
-from lib.common.errors import ROOT, UserError
+from lib.common import files, locations
+from lib.common.errors import UserError
 from lib.data.chat import TURN_END
+from lib.data.reading import formats
 from lib.export import turns
 from lib.medical.disclaimer import DISCLAIMER
 
@@ -98,7 +99,12 @@ def base_name(base_model: str) -> str:
 
 def shared_name(name: str) -> str:
     """Return a hub id or bundled name, but only the last part of a path, for readers elsewhere."""
-    is_path = not name.startswith("bundled:") and (ROOT / name).exists()
+    if name.startswith("bundled:"):
+        return name
+    # a file that is gone by now was a path too
+    cannot_be_id = name.count("/") > 1 or name.startswith((".", "/", "~"))
+    is_data = formats.suffix_of(pathlib.Path(name)) in formats.SUFFIXES
+    is_path = cannot_be_id or is_data or locations.local_path(name).exists()
     return pathlib.Path(name).name if is_path else name
 
 

@@ -3,14 +3,15 @@
 This module imports neither torch nor transformers.
 """
 
-import hashlib
 import pathlib
 from collections.abc import Callable
 
+from lib.common import locations
 from lib.common.errors import ROOT, UserError
+from lib.common.files import fingerprint_weights as fingerprint
 from lib.model import bundled
 
-CACHE = ROOT / ".cache"
+CACHE = locations.cache_folder()
 BUNDLED = "bundled:gemma-3-270m"
 
 
@@ -30,8 +31,9 @@ def fetch(
             raise UserError(
                 f"base_model `{base_model}` is not bundled; the only bundled model is {BUNDLED}."
             )
+        locations.make_cache(CACHE)
         return bundled.materialize(CACHE, progress)
-    folder = ROOT / base_model
+    folder = locations.local_path(base_model)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(
@@ -66,23 +68,6 @@ def _download(base_model: str, base_revision: str, weights: bool) -> pathlib.Pat
             f"Without a network use base_model={BUNDLED} or a local folder."
         ) from None
     return pathlib.Path(folder)
-
-
-def fingerprint(folder: pathlib.Path) -> str:
-    """Return 16 hex digits that change when the base does.
-
-    They cover config.json, and the size, first and last MiB of each weight file: reading all of
-    16 GB would take a minute.
-    """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with open(path, "rb") as file:
-            digest.update(file.read(2**20))
-            file.seek(max(0, size - 2**20))
-            digest.update(file.read())
-    return digest.hexdigest()[:16]
 
 
 def provenance(folder: pathlib.Path) -> dict[str, str]:

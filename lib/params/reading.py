@@ -9,7 +9,7 @@ from typing import Any
 
 import pydantic
 
-from lib.common import strict_yaml
+from lib.common import locations, strict_yaml
 from lib.common.errors import ROOT, UserError
 from lib.common.redact import holds_secret
 from lib.params.schema import FIELDS, Params
@@ -34,7 +34,7 @@ def load_job(params_file: str | pathlib.Path, overrides: str = "") -> Params:
 
 def read_values(params_file: str | pathlib.Path) -> dict[str, Any]:
     """Return the keys and values of a params file, not yet checked."""
-    path = ROOT / params_file
+    path = locations.local_path(params_file)
     if not path.is_file():
         presets = [p for p in (ROOT / "params").glob("*.yaml") if p.name != "sweep.yaml"]
         raise UserError(

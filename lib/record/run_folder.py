@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator
 
 from lib import params
-from lib.common import files
-from lib.common.errors import ROOT, UserError
+from lib.common import files, locations
+from lib.common.errors import UserError
 from lib.common.machine import is_alive
 from lib.params import Params
 from lib.record.run_record import read_record
@@ -22,7 +22,7 @@ ORPHAN_SECONDS = 10
 
 def runs_folder() -> pathlib.Path:
     """Return the folder of all runs: MEDRESCUE_RUNS, or runs/ of the checkout."""
-    return (ROOT / (os.environ.get("MEDRESCUE_RUNS") or "runs")).resolve()
+    return locations.local_path(os.environ.get("MEDRESCUE_RUNS") or "runs").resolve()
 
 
 def list_names() -> str:
@@ -31,11 +31,30 @@ def list_names() -> str:
     return ", ".join(names) or "none"
 
 
-def choose_folder(job: Params, params_file: str, name: str = "") -> pathlib.Path:
-    """Return runs/<name>, or runs/<stem of the params file>-<fingerprint>.
+def is_run(folder: pathlib.Path) -> bool:
+    return (folder / "run.json").is_file()
 
-    Raise UserError on a bad name.
+
+def find_run(name: str) -> pathlib.Path | None:
+    """Return the folder of the existing run that a name or a path means, if any."""
+    if not name.strip():
+        return None
+    folders = [runs_folder() / name, locations.local_path(name).resolve()]
+    return next((folder for folder in folders if is_run(folder)), None)
+
+
+def choose_folder(job: Params, params_file: str, name: str = "") -> pathlib.Path:
+    """Return the folder of the run with this name or path, or the one to be made.
+
+    Without a name, it is that of the run whose own params.yaml is given, or
+    runs/<stem of the params file>-<fingerprint>. Raise UserError on a bad name.
     """
+    if name and (found := find_run(name)):
+        return found
+    if not name and pathlib.PurePath(params_file).name == "params.yaml":
+        own = locations.local_path(params_file).resolve().parent
+        if is_run(own):
+            return own
     if not name:
         stem = pathlib.PurePath(params_file or "notebook").stem
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from lib.common import files
+from lib.common import files, locations
 from lib.common.errors import ROOT, UserError
 from lib.data.reading import formats, hub_rows, shapes
 from lib.data.reading.shapes import BadRow
@@ -64,7 +64,7 @@ def local_files(dataset: str, what: str = "dataset") -> list[pathlib.Path]:
         if dataset not in BUNDLED:
             raise UserError(f"{what} `{dataset}` is not bundled; expected {bundled}.")
         return [BUNDLED[dataset]]
-    path = ROOT / dataset
+    path = locations.local_path(dataset)
     if path.is_dir():
         return _list_folder(path, what)
     has_known_suffix = formats.suffix_of(path) in formats.SUFFIXES

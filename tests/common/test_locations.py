@@ -1,0 +1,84 @@
+"""Paths that users give, and the folder of the cache.
+
+.venv/bin/python -m pytest tests/common/test_locations.py
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from lib.common import errors, locations
+from lib.common.errors import UserError
+from lib.data.reading import sources
+from lib.params import reading
+from lib.record import run_folder
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("~", "{home}"),
+        ("~/a/b", "{home}/a/b"),
+        ("a/b", "{root}/a/b"),
+        ("/a/b", "/a/b"),
+        ("a/~/b", "{root}/a/~/b"),
+        ("./~x", "{root}/~x"),
+    ],
+)
+def test_a_path_is_absolute_at_home_or_in_the_checkout(home, given, expected):
+    wanted = expected.format(home=home, root=errors.ROOT)
+    assert locations.local_path(given) == pathlib.Path(wanted)
+
+
+def test_a_home_that_nobody_has_is_named():
+    with pytest.raises(UserError, match="`~nobody-here`, but no user"):
+        locations.local_path("~nobody-here/runs")
+
+
+def test_runs_params_and_data_may_be_at_home(home, monkeypatch):
+    """A shell does not expand `~` inside quotes, in a .env file or in SET."""
+    monkeypatch.setenv("MEDRESCUE_RUNS", "~/my runs")
+    assert run_folder.runs_folder() == (home / "my runs").resolve()
+    (home / "p.yaml").write_text("max_rows: 7\n")
+    (home / "rows.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    assert reading.load_job("~/p.yaml").max_rows == 7
+    assert sources.local_files("~/rows.jsonl") == [home / "rows.jsonl"]
+
+
+def test_the_cache_is_where_the_environment_says(home):
+    show = (
+        "from lib.model import base, load\nfrom lib.data import chunk_cache\n"
+        "print(base.CACHE, chunk_cache.CACHE, load.UNSLOTH['UNSLOTH_COMPILE_LOCATION'], sep='\\n')"
+    )
+
+    def places(value):
+        return subprocess.run(
+            [sys.executable, "-c", show],
+            cwd=errors.ROOT,
+            env={**os.environ, "MEDRESCUE_CACHE": value},
+            text=True,
+            capture_output=True,
+            check=True,
+        ).stdout.split()
+
+    top = home / "elsewhere"
+    assert places("~/elsewhere") == [str(top), f"{top}/prepare", f"{top}/unsloth"]
+    assert places("")[0] == f"{errors.ROOT}/.cache"
+
+
+def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"(?s)cannot be written: Not a directory.*MEDRESCUE_CACHE"):
+        locations.make_cache(tmp_path / "file" / "cache")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as on a read-only disk
+    with pytest.raises(UserError, match="MEDRESCUE_CACHE"):
+        locations.make_cache(tmp_path / "cache")
