@@ -1,4 +1,4 @@
-"""The LoRA adapter: choose its modules, check its size, save it."""
+"""The LoRA adapter: choose its modules, check its size, save it, read another's weights."""
 
 import pathlib
 import re
@@ -10,11 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from lib.common import files
 from lib.common.errors import UserError
-from lib.model import placement
+from lib.model import placement, start
+from lib.model.start import ATTENTION, MLP
 from lib.params import Params
-
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 def target_pattern(finetune_attention_modules: bool, finetune_mlp_modules: bool) -> str:
@@ -172,3 +170,42 @@ def save(
     # PEFT's README.md is the empty template of a model card
     (partial / "README.md").unlink(missing_ok=True)
     files.replace_folder(partial, folder)
+
+
+# --------------------------------------------------------------------------------------------------
+# the weights of another adapter
+
+
+def read_weights(model: Any, start_from: str) -> dict[str, torch.Tensor]:
+    """Return the float32 weights to begin with, by the names of the model's trained parameters.
+
+    Raise UserError unless names and shapes are exactly those of the model's adapter.
+    """
+    path = start.find_adapter(start_from) / start.WEIGHTS
+    stored = {_plain_name(name): weight for name, weight in load_file(path).items()}
+    live = trainable(model)
+    wanted = {_plain_name(_saved(name)): name for name in live}
+    apart = sorted(stored.keys() ^ wanted.keys())
+    apart += sorted(
+        name
+        for name in stored.keys() & wanted.keys()
+        if stored[name].shape != live[wanted[name]].shape
+    )
+    if apart:
+        raise UserError(
+            f"start_from=`{start_from}` does not fit this base: {len(apart)} of its or our tensors "
+            f"have no counterpart of the same shape, for example {', '.join(apart[:3])}."
+        )
+    return {wanted[name]: weight.float() for name, weight in stored.items()}
+
+
+def _saved(name: str) -> str:
+    """Return a live parameter's name as PEFT saves it, without the adapter's own name."""
+    if "lora_magnitude_vector" in name:
+        return name.replace(".default.weight", "")
+    return name.replace(".default.", ".")
+
+
+def _plain_name(name: str) -> str:
+    """Return a name from its layer on, since classes of the same base prefix it differently."""
+    return name if "tower" in name else re.sub(r"^.*?(?=\blayers\.\d)", "", name)

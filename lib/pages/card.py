@@ -16,8 +16,8 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from lib import params
-from lib.common import files
-from lib.common.errors import ROOT, UserError
+from lib.common import files, locations
+from lib.common.errors import UserError
 from lib.common.text import format_size, format_value
 from lib.data.reading import sources
 from lib.export import servers, turns
@@ -71,8 +71,9 @@ def render_card(folder: pathlib.Path, part: str, repos: dict[str, str] | None = 
         )
     repos = repos or {}
     run = files.read_json(folder / "run.json", "run record")
+    run["run"] = folder.name  # a folder that was renamed is the same run
     job = params.load_recorded(folder)
-    results = _read_record(folder / "results.json")
+    results = files.read_results(folder)
     data = _read_record(folder / "data" / "data_card.json")
     export = results.get("export", {})
     artifacts = [
@@ -110,7 +111,10 @@ def render_card(folder: pathlib.Path, part: str, repos: dict[str, str] | None = 
             question=turns.CONVERSATIONS[0][0]["content"],
         )
     )
-    return f"---\n{_format_header(job, part, run['run'], repos, results)}\n---\n\n{text}"
+    # a data file may be gone by now, and its path must not be taken for a hub id
+    local = [source["dataset"] for source in data.get("sources", []) if source.get("local")]
+    header = _format_header(job, part, run["run"], repos, results, local)
+    return f"---\n{header}\n---\n\n{text}"
 
 
 def _read_record(path: pathlib.Path) -> dict[str, Any]:
@@ -151,7 +155,12 @@ def _format_commands(gguf: str, lora: str, base_model: str, max_seq_length: int)
 
 
 def _format_header(
-    job: Params, part: str, name: str, repos: dict[str, str], results: dict[str, Any]
+    job: Params,
+    part: str,
+    name: str,
+    repos: dict[str, str],
+    results: dict[str, Any],
+    local_sources: Sequence[str],
 ) -> str:
     """Format the YAML header for the hub, without bases and data sets that are not on the hub.
 
@@ -164,7 +173,9 @@ def _format_header(
     datasets = [
         source.dataset
         for source in sources.list_sources(job)
-        if HUB_ID.fullmatch(source.dataset) and not (ROOT / source.dataset).exists()
+        if HUB_ID.fullmatch(source.dataset)
+        and source.dataset not in local_sources
+        and not locations.local_path(source.dataset).exists()
     ]
     tags = ["first-aid", "medical", "gemma", "lora"]
     if part == "gguf":

@@ -6,7 +6,9 @@ A value that was not recorded reads "not measured".
 from typing import Any
 
 from lib.common.text import format_value
+from lib.pages.cautions import describe_lengthenings
 from lib.params import Params
+from lib.record.run_record import describe_start
 from lib.record.schema import RunRecord
 
 Table = list[list[str]]  # the first row is the head
@@ -23,8 +25,12 @@ def describe_recipe(job: Params, train: dict[str, Any], run: RunRecord) -> dict[
     commit = attempts[-1].get("commit") if attempts else None
     packages = run.get("packages") or {}
     versions = [f"{name} {packages[name]}" for name in packages if name in SOFTWARE]
+    longer = describe_lengthenings(train)
     rows = {
         "method": _describe_method(job),
+        "began from": (
+            describe_start(run["start"]) if "start" in run else "a new adapter, on the base"
+        ),
         "trained parameters": train.get("trainable_parameters"),
         "of all parameters": train.get("total_parameters"),
         "loss": "cross entropy on the answers and their end token",
@@ -33,6 +39,7 @@ def describe_recipe(job: Params, train: dict[str, Any], run: RunRecord) -> dict[
             f"{job.warmup_steps} warm-up steps, weight decay {job.weight_decay:g}, "
             f"gradients clipped at {job.max_grad_norm:g}"
         ),
+        **({"made longer": "; ".join(longer)} if longer else {}),
         "rows a step": f"{job.per_device_train_batch_size} x {job.gradient_accumulation_steps}",
         "longest row, tokens": job.max_seq_length,
         "steps": train.get("steps"),
@@ -92,7 +99,7 @@ def _loss_table(train: dict[str, Any]) -> Table:
     losses = [format_value(train.get(f"eval_loss_{side}")) for side in when]
     intervals = [_format_interval(train, f"eval_loss_{side}_ci95") for side in when]
     return [
-        ["", "base", "tuned"],
+        ["", "base with the adapter it began from" if "start_from" in train else "base", "tuned"],
         ["response loss, nats a token", *losses],
         ["95 % interval", *intervals],
     ]

@@ -9,7 +9,7 @@ from typing import Any
 from lib.medical import safety
 from lib.params import Params
 from lib.record import ledger
-from lib.record.run_record import STAGES
+from lib.record.run_record import STAGES, describe_start
 from lib.record.schema import RunRecord
 
 VOCABULARY = 262_144  # of Gemma 3 and 3n, for ledgers that do not record it
@@ -30,10 +30,13 @@ def list_warnings(
     entries = entries or []
     return [
         *_warn_of_stages(run),
+        *_warn_of_sources(run),
+        *_warn_of_start(run),
         *_warn_of_answers(exams or {}),
         *_warn_of_base(base_model, train, entries),
         *_warn_of_overfitting(train, entries),
         *_warn_of_sessions(train),
+        *_warn_of_length(train),
         *_warn_of_data(results.get("prepare", {})),
         *_warn_of_parameters(job),
         *_warn_of_files(results.get("export", {})),
@@ -55,6 +58,33 @@ def _warn_of_stages(run: RunRecord) -> list[str]:
         if attempts and attempts[-1].get("dirty"):
             warnings.append(f"{stage} ran from a checkout with uncommitted changes")
     return warnings
+
+
+def _warn_of_sources(run: RunRecord) -> list[str]:
+    if not (changed := run.get("sources_changed")):
+        return []
+    return [
+        f"since the rows were prepared, {changed}: the run went on with the prepared rows, which "
+        f"were not compared with anything newer"
+    ]
+
+
+def _warn_of_start(run: RunRecord) -> list[str]:
+    begun = run.get("start")
+    if begun is None:
+        return []
+    text = (
+        f"this adapter began from {describe_start(begun)}, so the loss before training is "
+        f"with that adapter, not the base's"
+    )
+    if begun["data"] is None or begun["data"] != run["fingerprints"].get("data"):
+        text += (
+            ". What that was trained on was not searched for this run's held-out rows: held-out "
+            "numbers may look too good"
+        )
+    if begun["base_by"] == "name":
+        text += ". Its base is known only by name"
+    return [text]
 
 
 def _warn_of_answers(exams: dict[str, Any]) -> list[str]:
@@ -139,6 +169,20 @@ def _warn_of_sessions(train: dict[str, Any]) -> list[str]:
     return [
         f"training was resumed {times}: {sessions} sessions, "
         f"with {train.get('steps_repeated', 0)} steps run again after an interruption"
+    ]
+
+
+def _warn_of_length(train: dict[str, Any]) -> list[str]:
+    return [f"training was made longer: {text}" for text in describe_lengthenings(train)]
+
+
+def describe_lengthenings(train: dict[str, Any]) -> list[str]:
+    """Say where a training went on to more steps than planned, and what the rate did there."""
+    return [
+        f"planned for {bend['planned']:,} steps, it went on after step {bend['after_step']:,} to "
+        f"{bend['then_planned']:,}; there the learning rate went from {bend['rate_before']:.3g} to "
+        f"{bend['rate_after']:.3g}"
+        for bend in train.get("lengthened", [])
     ]
 
 

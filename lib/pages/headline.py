@@ -88,6 +88,8 @@ def _loss_number(train: dict[str, Any], prepare: dict[str, Any]) -> dict[str, An
         f"{(after - before) / before:+.1%}, {prepare.get('validation', '?')} validation rows; "
         f"95 % interval: {', '.join(intervals) or 'not measured'}"
     )
+    if train.get("start_from"):
+        note += "; before: with the adapter it began from"
     return _number(name, f"{before:.3f} → {after:.3f}", note)
 
 

@@ -38,7 +38,8 @@ def gather_records(folder: pathlib.Path) -> dict[str, Any]:
             f"`make runs` lists the runs; RUN= takes a name from that list."
         )
     run = files.read_json(folder / "run.json", "run record")
-    results = _read_record(folder / "results.json")
+    run["run"] = folder.name  # a folder that was renamed is the same run
+    results = files.read_results(folder)
     samples = (
         _read_record(folder / "samples.json"),
         _read_record(folder / "gguf" / "samples.json"),

@@ -5,6 +5,7 @@ Text from data or from a model is escaped.
 
 import html
 import io
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from lib import params
 from lib.common import files
 from lib.common.text import format_value
 from lib.data.label_mask import IGNORED
+from lib.data.reading import source_changes
 from lib.params import Params
 from lib.record.run_record import Run
 
@@ -69,6 +71,12 @@ def pairs(values: dict[str, Any], caption: str = "") -> Any:
 def job(job: Params, run: Run) -> Any:
     """Show a run's folder and parameters, with those at their defaults folded away."""
     print(f"run: {files.format_path(run.folder)}")
+    if os.environ.get(files.FD_VARIABLE):  # the runner has looked already
+        changed_sources = run.data.get("sources_changed", "")
+    else:
+        changed_sources = source_changes.note_changes(run, job)
+    if changed_sources:
+        print(f"note: {source_changes.name_consequence(changed_sources, run.folder.name)}")
     changed, values = params.find_changed(job), job.model_dump()
     rows = [
         {"parameter": name, "value": str(value), "default": str(params.FIELDS[name].default)}

@@ -178,6 +178,12 @@ class Params(pydantic.BaseModel):
         True, "put adapters on gate, up and down of the language layers"
     )
 
+    start_from: str = _train(
+        "",
+        "run, or adapter folder, whose weights training begins with: of the same base, rank and "
+        "targets; empty begins with a new adapter",
+    )
+
     # batch
     per_device_train_batch_size: CountOrAuto = _train(
         4,

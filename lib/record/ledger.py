@@ -5,6 +5,7 @@ TrainOutput is never used: after a resume it divides the loss of a few steps by 
 samples by the last session's seconds.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lib.common.errors import UserError
-from lib.record.schema import TrainResults
+from lib.record.schema import Lengthening, TrainResults
 
 Entry = dict[str, Any]  # one line
 
@@ -61,6 +62,13 @@ class Ledger:
         """Return the loss of each step that led to the present weights."""
         entries = valid_steps(read_ledger(self.path))
         return [entry["loss"] for entry in entries for _ in range(entry["steps"])]
+
+    def planned_steps(self) -> int:
+        """Return the steps of the whole training, as the session with the last steps planned it."""
+        entries = read_ledger(self.path)
+        starts = {e["session"]: e for e in entries if e["event"] == "session"}
+        steps = valid_steps(entries)
+        return starts[steps[-1]["session"]].get("total_steps", 0) if steps else 0
 
     def _resumed_at(self, step: int) -> list[Entry]:
         """Return all lines, and the start of a session that resumes at `step`."""
@@ -180,6 +188,33 @@ def _on_last_machine(entries: list[Entry]) -> tuple[Entry, list[Entry], list[str
     return starts[last_session], alike, sorted(others)
 
 
+def list_lengthenings(entries: Sequence[Entry]) -> list[Lengthening]:
+    """List where a training went on to more steps than it was planned for, with its rates there.
+
+    The learning rate follows the schedule of the steps planned at the time, so it has a bend there.
+    """
+    planned = {
+        entry["session"]: entry["total_steps"]
+        for entry in entries
+        if entry["event"] == "session" and "total_steps" in entry
+    }
+    found: list[Lengthening] = []
+    steps = valid_steps(entries)
+    for before, after in itertools.pairwise(steps):
+        old, new = (planned.get(entry["session"]) for entry in (before, after))
+        if old is not None and new is not None and new > old:
+            found.append(
+                {
+                    "after_step": before["step"],
+                    "planned": old,
+                    "then_planned": new,
+                    "rate_before": before["lr"],
+                    "rate_after": after["lr"],
+                }
+            )
+    return found
+
+
 # --------------------------------------------------------------------------------------------------
 # numbers
 
@@ -214,7 +249,8 @@ def summarise(entries: list[Entry]) -> TrainResults:
     H100 would describe neither.
 
     The 95 % intervals of held-out losses are over the held-out rows. best_step is the step whose
-    weights early stopping kept, and earlier_devices are the other machines; both are optional.
+    weights early stopping kept, earlier_devices are the other machines, and lengthened is where the
+    training was given more steps; all are optional.
     """
     ran = _all_steps(entries)
     valid = valid_steps(entries)
@@ -230,7 +266,10 @@ def summarise(entries: list[Entry]) -> TrainResults:
     session, alike, other_machines = _on_last_machine(entries)
     ran_here, warm = _all_steps(alike), _without_warm_up(alike)
     compiling, compiling_here = _compile_seconds(entries), _compile_seconds(alike)
+    lengthened = list_lengthenings(entries)
     padding = 1 - _sum(ran, "tokens") / _sum(ran, "padded") if ran else None
+    begun = [entry for entry in entries if entry["event"] == "session" and not entry["start_step"]]
+    start_from = begun[-1].get("start_from") if begun else None
     return {
         "steps": valid[-1]["step"] if valid else 0,
         "epochs": valid[-1]["epoch"] if valid else 0.0,
@@ -257,6 +296,8 @@ def summarise(entries: list[Entry]) -> TrainResults:
         "peak_memory_gib": max((entry["memory_gib"] for entry in ran_here), default=None),
         "memory_of": session.get("memory_of"),
         **({"best_step": best[-1]["step"]} if best else {}),
+        **({"lengthened": lengthened} if lengthened else {}),
+        **({"start_from": start_from} if start_from else {}),
         "seconds": round(_sum(ran, "seconds"), 3),
     }
 

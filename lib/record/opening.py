@@ -4,15 +4,15 @@ import contextlib
 import json
 import pathlib
 import shutil
-from typing import Any
 
 from lib import params
 from lib.common import files
 from lib.common.errors import UserError
 from lib.params import Params
+from lib.record.changed import reconcile_parameters
 from lib.record.executed import mark_failed
 from lib.record.run_folder import lock_run, unlock_on_error
-from lib.record.run_record import STAGES, Run, earlier_stages, later_stages, read_record, timestamp
+from lib.record.run_record import STAGES, Run, read_record, timestamp
 
 CUT_OFF = {
     "notebook": "its kernel ended before the last cell, or its first cells were run again",
@@ -24,8 +24,8 @@ def open_run(folder: pathlib.Path, job: Params, force_from: str = "") -> Run:
     """Lock, read or create, correct and check a run folder.
 
     A stage left `running` by a process that died is corrected to `interrupted`. Changed parameters
-    are refused for stages that have begun, unless `force_from` names a stage at or before them.
-    Changed export parameters only make export pending again.
+    are refused for stages that have begun, unless `force_from` names a stage at or before them, or
+    training can continue with them. Changed export parameters only make export pending again.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,8 +38,9 @@ def open_run(folder: pathlib.Path, job: Params, force_from: str = "") -> Run:
     with unlock_on_error(folder):
         if (folder / "run.json").exists():
             run = Run(folder, read_record(folder / "run.json"))
+            run.data["run"] = folder.name  # a folder that was renamed is the same run
             _correct_cut_off(run)
-            _reconcile_parameters(run, job, force_from)
+            reconcile_parameters(run, job, force_from)
         else:
             run = _create_run(folder)
         run.save()  # before params.yaml, since a folder with a file but no record is refused
@@ -100,58 +101,3 @@ def _correct_cut_off(run: Run) -> None:
                 files.atomic_write(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
         run.end_attempt(stage, "interrupted", reason, cell)
         print(f"{stage}: the last attempt was cut off, which is now recorded")
-
-
-# --------------------------------------------------------------------------------------------------
-# changed parameters
-
-
-def _reconcile_parameters(run: Run, job: Params, force_from: str) -> None:
-    """Refuse changed parameters of stages that have begun; make a finished export pending again."""
-    if not (run.folder / "params.yaml").exists():
-        return
-    try:
-        recorded = params.load_recorded(run.folder).model_dump()
-    except UserError as error:
-        if force_from == "prepare":  # every stage starts over
-            return
-        raise UserError(
-            f"The recorded parameters of run `{run.folder.name}` are not readable:\n{error}\n"
-            f"Choose another name with RUN=, or start the run over with `make run FORCE=1`."
-        ) from None
-    changed = {
-        key: (recorded[key], value)
-        for key, value in job.model_dump().items()
-        if recorded[key] != value and not params.is_free(key)
-    }
-    _refuse_changes(run, changed, force_from)
-    for key, (old, new) in changed.items():
-        stage = params.stage_of(key)
-        for affected in (stage, *later_stages(stage)):
-            entry = run.stage(affected)
-            entry["started_from"] = None  # work under the old value must not be continued
-            if entry["status"] == "finished":
-                print(f"{affected}: `{key}` changed from {old!r} to {new!r}; it will run again")
-                entry["status"] = "pending"
-
-
-def _refuse_changes(run: Run, changed: dict[str, tuple[Any, Any]], force_from: str) -> None:
-    """Raise UserError if a parameter changed of a stage that has begun and is not started over."""
-    kept = earlier_stages(force_from) if force_from else STAGES
-    refused = {
-        key: stage
-        for key in changed
-        if (stage := params.stage_of(key)) != "export"
-        and stage in kept
-        and run.stage(stage)["attempts"]
-    }
-    if not refused:
-        return
-    lines = [f"  {key}: recorded {changed[key][0]!r}, now {changed[key][1]!r}" for key in refused]
-    first = next(stage for stage in STAGES if stage in refused.values())
-    raise UserError(
-        f"run `{run.folder.name}` was made with other parameters:\n"
-        + "\n".join(lines)
-        + f"\nChoose another name with RUN= (run_name in a notebook), or start the run over with "
-        f"`make {first} FORCE=1` and the same PARAMS and RUN."
-    )

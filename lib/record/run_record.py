@@ -15,7 +15,7 @@ from lib.common import files
 from lib.common.errors import UserError
 from lib.common.machine import describe_checkout, hardware, packages, uncommitted_changes
 from lib.common.redact import redacted
-from lib.record.schema import Attempt, RunRecord, Stage, StageEntry, Status
+from lib.record.schema import Attempt, RunRecord, Stage, StageEntry, Start, Status
 
 STAGES: tuple[Stage, ...] = ("prepare", "train", "export")
 EXAM_SECTIONS = ("exam", "exams", "safety")  # sections of results.json from lib/exam/take.py
@@ -65,6 +65,8 @@ class Run:
         for freed in self.data.get("pruned", []):
             if FREED[freed["path"]] == stage:
                 freed.setdefault("again", timestamp())
+        if stage == "prepare":
+            self.data.pop("sources_changed", None)
         entry["status"] = "running"
         entry["artifacts"] = []
         entry["started_from"] = before
@@ -144,6 +146,14 @@ class Run:
             return False, ""
         trouble = files.find_damage(self.folder, self.stage(stage)["artifacts"])
         return not trouble, trouble
+
+
+def describe_start(known: Start) -> str:
+    """Say in words from which adapter a training began."""
+    origin = f"the adapter of run `{known['run']}`" if known["run"] else "an adapter of no run"
+    name = pathlib.PurePath(known["start_from"]).name
+    earlier = f", which itself began from `{known['began_from']}`" if "began_from" in known else ""
+    return f"{origin} (`{name}`, sha256 {known['sha256'][:12]}){earlier}"
 
 
 def when_pruned(record: RunRecord, part: str) -> str:

@@ -27,7 +27,7 @@ class Attempt(TypedDict):
     pid: int
     host: str
     commit: str | None  # of the checkout; None outside a checkout
-    dirty: bool | None  # whether tracked files differed from the commit
+    dirty: bool | None  # whether tracked files, or files in lib/ or notebooks/, differed from it
     patch: NotRequired[str]  # the file in the run's folder with that difference
     kernel: NotRequired[int]  # the notebook kernel's process id
 
@@ -53,6 +53,7 @@ class Fingerprints(TypedDict, total=False):
     data: str  # the prepared rows
     base: str  # the base model's files
     base_commit: str  # of a base from the hub
+    base_files: dict[str, str]  # sha256 of every file that train read, by name
 
 
 class Pruned(TypedDict):
@@ -62,6 +63,17 @@ class Pruned(TypedDict):
     bytes: int
     at: str
     again: NotRequired[str]  # when its stage began again
+
+
+class Start(TypedDict):
+    """The adapter from which a training began (`start_from`)."""
+
+    start_from: str  # as the job names it
+    sha256: str  # of its weights
+    base_by: str  # how its base was found to be the job's: `fingerprint` or `name`
+    run: str | None  # the run that made it, if known
+    data: str | None  # that run's prepared rows, by their fingerprint
+    began_from: NotRequired[str]  # from what that run had begun
 
 
 class RunRecord(TypedDict):
@@ -74,6 +86,10 @@ class RunRecord(TypedDict):
     packages: NotRequired[dict[str, str]]  # versions, of the last attempt
     hardware: NotRequired[Hardware]
     pruned: NotRequired[list[Pruned]]
+    start: NotRequired[Start]
+    sources: NotRequired[dict[str, str]]  # hashes of data, exam and safety set, as prepared
+    # in words, what of them had changed when a later stage last looked
+    sources_changed: NotRequired[str]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -97,9 +113,20 @@ class PrepareResults(TypedDict):
     step_seconds: dict[str, float]
 
 
+class Lengthening(TypedDict):
+    """Where a training went on to more steps than it was planned for."""
+
+    after_step: int
+    planned: int  # steps in all, before and after
+    then_planned: int
+    rate_before: float  # learning rates of the steps on both sides
+    rate_after: float
+
+
 class TrainResults(TypedDict):
     """Numbers from the ledger; ledger.summarise says over which steps. None: not measured."""
 
+    start_from: NotRequired[str]  # the adapter with which eval_loss_before was measured
     steps: int
     epochs: float
     sessions: int
@@ -126,6 +153,7 @@ class TrainResults(TypedDict):
     peak_memory_gib: float | None
     memory_of: str | None
     best_step: NotRequired[int | None]
+    lengthened: NotRequired[list[Lengthening]]
     seconds: float
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from lib.common import files, machine
+from lib.common import files, locations, machine
 from lib.common.errors import UserError
 from lib.model import device, options, ranks
-from lib.params import Params
+from lib.params import FIELDS, Params
+from lib.params.continuing import depends_on_micro_batch, is_longer
 from lib.training import plan
 from lib.training.masters import Masters
 
@@ -20,6 +21,7 @@ IDENTITY = (
     "base_model",
     "base_revision",
     "load_in_4bit",
+    "start_from",
     "lora_r",
     "lora_alpha",
     "lora_dropout",
@@ -62,7 +64,7 @@ def describe_identity(
         "computes in": str(device.choose_precision(job.precision, job.load_in_4bit)[0]),
         "by": options.choose_backend(job)[0],
     }
-    if job.packing or job.lora_dropout or job.neftune_noise_alpha:
+    if depends_on_micro_batch(job):
         identity["micro_batch"] = job.per_device_train_batch_size
     return {**identity, **{name: getattr(job, name) for name in IDENTITY}, **versions}
 
@@ -130,17 +132,49 @@ def resume(folder: pathlib.Path, masters: Masters, identity: dict[str, Any]) -> 
     if not newest:
         return 0
     path, state = newest
+    accepted = _accepted_differences(state, identity)
     differences = [
-        f"  {name}: checkpoint {state.get(name)}, now {value}"
+        f"  {name}: checkpoint {_recorded(state, name)}, now {value}"
         for name, value in identity.items()
-        if state.get(name) != value
+        if _recorded(state, name) != value and name not in accepted
     ]
     if differences:
         lines = [
             f"checkpoint {path.name} does not belong to this job:",
             *differences,
             "Start training over with FORCE=1, or choose another RUN=.",
+            *_suggest_versions(state, identity),
         ]
         raise UserError("\n".join(lines))
     masters.load(path)
     return state["step"]
+
+
+def _suggest_versions(state: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+    """Return how to install the libraries of a checkpoint, if that is all that differs."""
+    names = [name for name in identity if _recorded(state, name) != identity[name]]
+    if not names or not all(name.endswith(" version") and name in state for name in names):
+        return []
+    pins = [f"'{name.removesuffix(' version')}=={state[name]}.*'" for name in names]
+    return [f"To go on instead: pip install {' '.join(pins)}"]
+
+
+def _recorded(state: dict[str, Any], name: str) -> Any:
+    """Return a value of a checkpoint; an earlier version's lacks parameters that came later."""
+    if name in state or name not in FIELDS:
+        return state.get(name)
+    return FIELDS[name].get_default(call_default_factory=True)
+
+
+def _accepted_differences(state: dict[str, Any], identity: dict[str, Any]) -> set[str]:
+    """Return the names whose values may differ: of a longer training, and of a base that moved."""
+    accepted: set[str] = set()
+    length = ("num_train_epochs", "max_steps")
+    if all(name in of for name in length for of in (state, identity)) and is_longer(
+        *(of[name] for of in (state, identity) for name in length)
+    ):
+        accepted.update(length)
+    base_model = identity.get("base_model", "")
+    if state.get("base") == identity.get("base") and locations.local_path(base_model).is_dir():
+        accepted |= {"base_model", "base_revision"}
+    return accepted

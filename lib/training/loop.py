@@ -108,6 +108,7 @@ class _Session:
         self.note = functools.partial(_note, self.ledger, self.report)
         if not self.step:
             self._refuse_a_trained_adapter()
+            self._take_start()
         # cards of different kinds draw different random numbers for a new adapter
         ranks.copy_from_first(self.masters.flat)
         self.masters.publish()
@@ -132,12 +133,21 @@ class _Session:
                 "resume from. Restart the kernel (the notebook) and run all cells again."
             )
 
+    def _take_start(self) -> None:
+        """Take the weights of the adapter to begin from, in float32."""
+        if not self.job.start_from:
+            return
+        for name, weight in adapter.read_weights(self.model, self.job.start_from).items():
+            self.masters.weights[name].copy_(weight)
+
     def _note_session(self) -> None:
         trainable, parameters = adapter.count_parameters(self.model)
         dtype, _ = device.choose_precision(self.job.precision, self.job.load_in_4bit)
+        planned = self.ledger.planned_steps() if self.ledger else 0
         self.note(
             "session",
             start_step=self.step,
+            **({"start_from": self.job.start_from} if self.job.start_from else {}),
             total_steps=self.total,
             trainable_parameters=trainable,
             total_parameters=parameters,
@@ -155,6 +165,8 @@ class _Session:
                 f"{trainable:,} trainable parameters",
                 flush=True,
             )
+            if self.step and planned and self.total > planned:
+                print(plan.describe_longer(self.step, planned, self.total, self.job), flush=True)
 
     # ----------------------------------------------------------------------------------------------
     # the steps
@@ -274,7 +286,7 @@ class _Session:
         (self.folder / stops.STOP_FILE).unlink(missing_ok=True)
         if stop == "memory":
             longest = int(self.sizes.lengths[loaded["rows"]].max())
-            raise stops.explain_memory(self.step, longest)
+            raise stops.explain_memory(self.step, longest, self.job)
         raise stops.explain_stop(
             stop, self.step, self.total, self.step - self.first, self.job.max_minutes
         )

@@ -227,6 +227,21 @@ def learning_rate(step: int, total: int, job: Params) -> float:
     return job.learning_rate * factors[job.lr_scheduler_type]
 
 
+def describe_longer(step: int, planned: int, total: int, job: Params) -> str:
+    """Say what the learning rate does where a training goes on to more steps than were planned."""
+    last, following = (
+        learning_rate(*of, job) for of in ((max(0, step - 1), planned), (step, total))
+    )
+    share = following / job.learning_rate
+    end = learning_rate(total - 1, total, job)
+    return (
+        f"The first {step} steps followed a schedule of {planned} steps, with a learning rate of "
+        f"{last:.3g} in the last of them. From here on it is the {job.lr_scheduler_type} schedule "
+        f"of {total} steps: the rate goes on at {following:.3g} ({share:.0%} of the peak), and is "
+        f"{end:.3g} in the last step. The optimizer keeps its state."
+    )
+
+
 def describe_plan(
     sizes: Sizes, held_out_rows: int, job: Params, shape: Shape | None
 ) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 from lib.common.errors import UserError
 from lib.model import device, ranks
+from lib.params import Params
+from lib.params.continuing import depends_on_micro_batch
+from lib.training import plan
 
 STOP_FILE = "stop"  # `touch runs/NAME/stop` ends a session as Ctrl-C does
 INTERRUPT = ".interrupt"  # the same, made by the process that started the ranks
@@ -107,13 +110,24 @@ def explain_divergence(step: int, loss: float, norm: float, row_ids: Iterable[st
     )
 
 
-def explain_memory(step: int, longest: int) -> UserError:
+def explain_memory(step: int, longest: int, job: Params) -> UserError:
     """Return the error for a session that ran out of memory in the step after `step`."""
+    rows = plan.micro_batch_rows(job.per_device_train_batch_size)
+    smaller = rows // 2 if rows % 2 == 0 else 1
+    settings = (
+        f"per_device_train_batch_size={smaller} "
+        f"gradient_accumulation_steps={rows * job.gradient_accumulation_steps // smaller}"
+    )
+    if rows == 1:
+        way_out = "set load_in_4bit: true or a smaller max_seq_length, and start over"
+    elif depends_on_micro_batch(job):
+        way_out = f"start over with {settings}, since rows or random numbers depend on them here"
+    else:
+        way_out = f'go on with smaller micro-batches, SET="{settings}"'
     return UserError(
         f"{device.name()} ran out of memory in step {step + 1}, whose longest row has {longest} "
         f"tokens. Step {step} is saved. End other programs that use the GPU (`nvidia-smi` lists "
-        f"them), and the same command continues; or start over with half the "
-        f"per_device_train_batch_size and twice the gradient_accumulation_steps."
+        f"them), and the same command continues; or {way_out}."
     )
 
 

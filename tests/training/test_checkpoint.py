@@ -170,8 +170,9 @@ def test_a_checkpoint_of_another_library_is_refused_with_the_difference(
     with pytest.raises(
         UserError,
         match=rf"does not belong to this job:\n  {package} version: checkpoint {re.escape(now)}, now 99\.1\nStart",
-    ):
+    ) as caught:
         session(stopped_copy)
+    assert f"To go on instead: pip install '{package}=={now}.*'" in str(caught.value)
     assert checkpoints(stopped_copy) == ["step-000002", "step-000004"]
 
 

@@ -93,9 +93,8 @@ def test_running_out_of_memory_keeps_the_last_whole_step(tmp_path, monkeypatch, 
             match=rf"out of memory in step 4, whose longest row has {longest} tokens. Step 3 is saved",
         ) as caught:
             session(tmp_path / "run", job)
-    assert "half the per_device_train_batch_size and twice the gradient_accumulation_steps" in str(
-        caught.value
-    )
+    smaller_batches = 'SET="per_device_train_batch_size=1 gradient_accumulation_steps=4"'
+    assert f"go on with smaller micro-batches, {smaller_batches}" in str(caught.value)
     assert checkpoints(tmp_path / "run") == ["step-000002", "step-000003"]
     smaller, found = whole_run(
         tmp_path / "run",
@@ -106,6 +105,20 @@ def test_running_out_of_memory_keeps_the_last_whole_step(tmp_path, monkeypatch, 
         e["rows"] for e in ledger.valid_steps(entries)
     ]
     assert ledger.summarise(found)["steps_repeated"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "go on with smaller micro-batches, SET="),
+        ({"per_device_train_batch_size": 3}, "=1 gradient_accumulation_steps=6"),
+        ({"per_device_train_batch_size": 6}, "=3 gradient_accumulation_steps=4"),
+        ({"packing": True}, "start over with per_device_train_batch_size=1"),
+        ({"per_device_train_batch_size": 1}, "smaller max_seq_length"),
+    ],
+)
+def test_the_advice_of_a_full_memory_is_one_that_can_be_followed(changes, words):
+    assert words in str(stops.explain_memory(3, 30, a_job(**{"lora_dropout": 0.0, **changes})))
 
 
 def test_max_minutes_one_step_a_session(tmp_path, uninterrupted):

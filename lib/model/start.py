@@ -1,0 +1,198 @@
+"""Begin training from another adapter: find it, hold it against the job, take its weights.
+
+begins = start.note_start(run, job, base_folder)    # in the notebook, before hours are spent
+weights = start.read_weights(model, job.start_from)   # in the loop, at step 0
+"""
+
+import pathlib
+import re
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from lib.common import files, locations
+from lib.common.errors import UserError
+from lib.model import base
+from lib.params import Params
+from lib.record import run_folder, run_record
+from lib.record.run_record import Run
+from lib.record.schema import RunRecord, Start
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# PEFT's name and default of each setting, by the parameter that must be the same
+SETTINGS: dict[str, tuple[str, Any]] = {
+    "lora_r": ("r", None),
+    "lora_alpha": ("lora_alpha", None),
+    "use_rslora": ("use_rslora", False),
+    "use_dora": ("use_dora", False),
+    "bias": ("bias", "none"),
+}
+# PEFT settings with which an adapter has weights that this pipeline does not train
+FOREIGN = ("modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices")
+
+
+def find_adapter(start_from: str) -> pathlib.Path:
+    """Return the adapter folder that `start_from` means: a run's, or a folder in PEFT's layout.
+
+    Raise UserError if there is none.
+    """
+    run = run_folder.find_run(start_from)
+    folder = run / "adapter" if run else locations.local_path(start_from)
+    if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+        return folder.resolve()
+    what = f"run `{run.name}` has no adapter yet" if run else "there is no such run or folder"
+    raise UserError(
+        f"start_from=`{start_from}`: {what}. Expected the name or folder of a run that has "
+        f"finished training, or a folder with {CONFIG} and {WEIGHTS}. Known runs: "
+        f"{run_folder.list_names()}."
+    )
+
+
+def check_start(job: Params, base_folder: pathlib.Path | None = None) -> Start:
+    """Return what is recorded of the adapter to begin from.
+
+    Raise UserError unless it is whole, and has the job's rank, scale, targets and base. Without
+    `base_folder`, the base is compared by its name only if the adapter is no run's.
+    """
+    folder = find_adapter(job.start_from)
+    differences = [*_compare_settings(folder, job), *_compare_targets(folder, job)]
+    if differences:
+        lines = [f"  {line}" for line in differences]
+        raise UserError(
+            f"start_from=`{job.start_from}` does not fit this job:\n"
+            + "\n".join(lines)
+            + "\nTraining goes on in the adapter's own shape: set these parameters as the adapter "
+            "has them."
+        )
+    record = _run_of(folder)
+    compared = _compare_base(folder, record, job, base_folder)
+    known: Start = {
+        "start_from": job.start_from,
+        "sha256": files.sha256(folder / WEIGHTS),
+        "base_by": compared,
+        "run": None,
+        "data": None,
+    }
+    if record:
+        known["run"] = folder.parent.name
+        known["data"] = record["fingerprints"].get("data")
+        if earlier := record.get("start"):
+            known["began_from"] = earlier["start_from"]
+    return known
+
+
+def note_start(run: Run, job: Params, base_folder: pathlib.Path) -> str:
+    """Record what training begins from, and say it in words.
+
+    A training with a checkpoint continues from that, whatever became of the adapter since.
+    """
+    if not job.start_from:
+        run.data.pop("start", None)
+        return "a new adapter"
+    if "start" not in run.data or not any((run.folder / "checkpoints").glob("step-*")):
+        if find_adapter(job.start_from).parent == run.folder:
+            raise UserError(
+                f"start_from=`{job.start_from}` is this run's own adapter, which training will "
+                f"replace. Choose another name for the new run with RUN=."
+            )
+        run.data["start"] = check_start(job, base_folder)
+        run.save()
+    return run_record.describe_start(run.data["start"])
+
+
+# --------------------------------------------------------------------------------------------------
+# comparisons
+
+
+def _compare_settings(folder: pathlib.Path, job: Params) -> list[str]:
+    config = files.read_json(folder / CONFIG, "adapter configuration")
+    differences = []
+    if config.get("peft_type") != "LORA":
+        differences.append(f"kind: the adapter is {config.get('peft_type')}, this job trains LORA")
+    for name, (key, default) in SETTINGS.items():
+        value = config.get(key, default)
+        if value != getattr(job, name):
+            differences.append(f"{name}: the adapter has {value}, this job {getattr(job, name)}")
+    return differences + [
+        f"{key}: the adapter has {config[key]}, which is not trained here"
+        for key in FOREIGN
+        if config.get(key)
+    ]
+
+
+def _compare_targets(folder: pathlib.Path, job: Params) -> list[str]:
+    """Compare the adapted projections by their names in the weight file's header."""
+    try:
+        with safe_open(folder / WEIGHTS, "numpy") as file:
+            names = list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"start_from: `{files.format_path(folder / WEIGHTS)}` cannot be read ({error}). It is "
+            f"damaged; take a copy of it, or make it again."
+        ) from None
+    found = {match[1] for name in names if (match := re.search(r"\.(\w+)\.lora_A\b", name))}
+    differences = []
+    for name, wanted in (
+        ("finetune_attention_modules", ATTENTION),
+        ("finetune_mlp_modules", MLP),
+    ):
+        expected = set(wanted) if getattr(job, name) else set()
+        present = found & set(wanted)
+        if present != expected:
+            differences.append(
+                f"{name}: the adapter is on {', '.join(sorted(present)) or 'none of them'}, this "
+                f"job on {', '.join(sorted(expected)) or 'none of them'}"
+            )
+    if others := found - {*ATTENTION, *MLP}:
+        differences.append(f"it is also on {', '.join(sorted(others))}, which are not trained here")
+    return differences
+
+
+def _run_of(folder: pathlib.Path) -> RunRecord | None:
+    """Return the record of the run that an adapter folder is part of.
+
+    Raise UserError unless its training is finished, and the adapter as recorded.
+    """
+    if folder.name != "adapter" or not run_folder.is_run(folder.parent):
+        return None
+    record = run_record.read_record(folder.parent / "run.json")
+    entry = record["stages"]["train"]
+    recorded = [item for item in entry["artifacts"] if item["path"].startswith("adapter/")]
+    trouble = files.find_damage(folder.parent, recorded)
+    if entry["status"] != "finished" or trouble:
+        raise UserError(
+            f"start_from: training of run `{folder.parent.name}` is "
+            f"{entry['status']}{f', but {trouble}' if trouble else ''}. `make train "
+            f"RUN={folder.parent.name}` finishes it."
+        )
+    return record
+
+
+def _compare_base(
+    folder: pathlib.Path, record: RunRecord | None, job: Params, base_folder: pathlib.Path | None
+) -> str:
+    """Return how the adapter's base was found to be the job's; raise UserError if it is another."""
+    config = files.read_json(folder / CONFIG, "adapter configuration")
+    name = config.get("base_model_name_or_path") or "not recorded"
+    recorded = record["fingerprints"].get("base") if record else None
+    if recorded:
+        if base_folder is None:
+            return "fingerprint"
+        present = base.fingerprint(base_folder)
+        whole = record["fingerprints"].get("base_files", {}) if record else {}
+        if present == recorded and files.are_as_recorded(base_folder, whole):
+            return "fingerprint"
+        raise UserError(
+            f"start_from=`{job.start_from}` was trained on another base: `{name}` with fingerprint "
+            f"{recorded}, while `{job.base_model}` has {present}. Its weights mean nothing there. "
+            f"Set base_model to the base of the adapter."
+        )
+    if name == job.base_model:
+        return "name"
+    raise UserError(
+        f"start_from=`{job.start_from}` names `{name}` as its base, and this job's base_model is "
+        f"`{job.base_model}`. No fingerprint of its base is recorded, since it is no run's, so "
+        f"they cannot be compared. Set base_model to the base of the adapter."
+    )
