@@ -2,18 +2,18 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup run prepare train export report runs compare rerun prune sweep ask exam test test-all drills lint clean
 PYTHON ?= python3
-PARAMS ?= params/cpu.yaml
 # the full set if nvidia-smi finds a GPU, otherwise the same pins without the packages that need one
 REQUIREMENTS := $(if $(shell nvidia-smi -L 2>/dev/null),requirements.txt,requirements-cpu.txt)
 READY := .venv/.ready-$(REQUIREMENTS)
 # quote a value as one word of the shell, whatever quotes it contains
 quoted = '$(subst ','\'',$(1))'
-OPTIONS = --params $(call quoted,$(PARAMS)) $(if $(RUN),--run $(call quoted,$(RUN))) $(if $(SET),--set $(call quoted,$(SET))) $(if $(FORCE),--force)
+OPTIONS = $(if $(PARAMS),--params $(call quoted,$(PARAMS))) $(if $(RUN),--run $(call quoted,$(RUN))) $(if $(SET),--set $(call quoted,$(SET))) $(if $(FORCE),--force)
 PYTEST = .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18
 	@echo '  variables:      PARAMS=params/t4.yaml RUN=name SET="learning_rate=1e-4 max_steps=50" FORCE=1'
+	@echo '                  a RUN that exists keeps its own parameters without PARAMS'
 
 run: setup  ## prepare, train and export one job; the same command continues it
 prepare: setup  ## only the data stage

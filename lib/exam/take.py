@@ -28,7 +28,7 @@ from lib import params
 from lib.common import files
 from lib.common.errors import UserError
 from lib.common.redact import redacted_terminal
-from lib.data.reading import exam_items
+from lib.data.reading import exam_items, sources
 from lib.exam import multiple_choice, safety_set, tables
 from lib.exam.entries import Comparison, ExamEntry
 from lib.exam.models import Loaded, RunModel, list_models
@@ -82,7 +82,22 @@ def load_exams(multiple_choice_sets: list[str], safety_tokens: int) -> dict[str,
     exams = list(multiple_choice_sets)
     if safety_tokens:
         exams.append(safety.NAME)
-    return {exam: load_items(exam) for exam in exams}
+    return {exam: load_items(exam) for exam in exams if _is_here(exam)}
+
+
+def _is_here(exam: str) -> bool:
+    """Tell whether an exam can be taken; one whose file is gone by now is named, and left out.
+
+    The rows were compared with it when they were prepared. Without it, the export need not fail.
+    """
+    if exam == safety.NAME:
+        return True
+    try:
+        sources.local_files(exam, "exam")
+    except UserError as error:
+        print(f"exam not taken, so it is not measured: {str(error).splitlines()[0]}", flush=True)
+        return False
+    return True
 
 
 def load_items(exam: str) -> Items:
@@ -225,12 +240,12 @@ def _require_exported(run: Run) -> None:
         if not done:
             raise UserError(
                 f"{refusal}: {stage} is {trouble or run.stage(stage)['status']}. "
-                f"Finish it with `make export` and its PARAMS and RUN."
+                f"Finish it with `make export RUN={run.folder.name}`."
             )
     if when := run_record.when_pruned(run.data, "merged"):
         raise UserError(
             f"{refusal}: its merged/ was pruned {when[:10]}. "
-            f"`make export FORCE=1` with its PARAMS and RUN makes it again."
+            f"`make export FORCE=1 RUN={run.folder.name}` makes it again."
         )
 
 
@@ -248,6 +263,10 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
+        if not options.run.strip():
+            raise UserError(
+                f"Which run? `make exam RUN=name`; known runs: {run_folder.list_names()}."
+            )
         folder = run_folder.choose_folder(params.Params(), "", options.run)
         entry = examine_run(folder, options.exam, max(0, options.shuffles))
         print(tables.format_entry(entry))

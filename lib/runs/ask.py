@@ -60,7 +60,7 @@ def find_gguf(folder: pathlib.Path) -> tuple[Params, pathlib.Path]:
         )
     job = params.load_recorded(folder)
     export = read_record(folder / "run.json")["stages"]["export"]
-    way_out = f"Run `make export RUN={folder.name}` with the same PARAMS first."
+    way_out = f"Run `make export RUN={folder.name}` first."
     if export["status"] != "finished":
         raise UserError(
             f"The export of run `{folder.name}` is {export['status']}, so there is no verified "

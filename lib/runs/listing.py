@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 from lib.common import files
-from lib.common.errors import ROOT, UserError
+from lib.common.errors import UserError
 from lib.common.machine import is_alive
 from lib.common.text import format_size
 from lib.pages.headline import headline_numbers, load_exams
@@ -28,8 +28,7 @@ def find_runs(names: str = "") -> list[pathlib.Path]:
         return sorted((path.parent for path in top.glob("*/run.json")), key=_created)
     folders = []
     for name in dict.fromkeys(names.split()):
-        places = (top / name, ROOT / name)
-        folder = next((place for place in places if (place / "run.json").is_file()), None)
+        folder = run_folder.find_run(name)
         if folder is None:
             raise UserError(
                 f"`{name}` is not a run: neither `{files.format_path(top / name)}` nor `{name}` "
@@ -121,20 +120,30 @@ def format_age(since: str) -> str:
 
 
 def _headline(folder: pathlib.Path) -> dict[str, str]:
-    results: dict[str, Any] = {}
-    exams: dict[str, Any] = {}
-    with contextlib.suppress(UserError):  # a run may have no results yet, or damaged ones
+    """Return held-out loss and exam for the list; a damaged file is named, not passed over."""
+    if not (folder / "results.json").exists():  # nothing has finished yet
+        return {"held-out loss": "not measured", "exam": "not measured"}
+    try:
         results = files.read_json(folder / "results.json", "results file")
-        exams = load_exams(folder, results)
+    except UserError:
+        return {"held-out loss": "results.json is damaged", "exam": ""}
     train = results.get("train", {})
     before, after = train.get("eval_loss_before"), train.get("eval_loss_after")
     measured = before is not None and after is not None
-    scores = [
-        number["value"]
-        for number in headline_numbers({}, exams)
-        if number["name"].startswith("exam ") and number["value"]
-    ]
     return {
         "held-out loss": f"{before:.3f} -> {after:.3f}" if measured else "not measured",
-        "exam": scores[0] if scores else "not measured",
+        "exam": _exam_score(folder, results),
     }
+
+
+def _exam_score(folder: pathlib.Path, results: dict[str, Any]) -> str:
+    try:
+        numbers = headline_numbers({}, load_exams(folder, results))
+    except UserError:
+        return "exam.json is damaged"
+    scores = [
+        number["value"]
+        for number in numbers
+        if number["name"].startswith("exam ") and number["value"]
+    ]
+    return scores[0] if scores else "not measured"

@@ -1,7 +1,7 @@
 """List, compare, repeat and prune the runs on this disk.
 
     python -m lib.runs list
-    python -m lib.runs prune   [--runs "a b"] [--yes]     # remove what finished runs can make again
+    python -m lib.runs prune   [--runs "a b"] [--yes]     # remove what runs can make again
     python -m lib.runs compare [--runs "a b"] [--metric eval_loss_after]
     python -m lib.runs rerun    --runs a                  # run the job of run a again, as a-rerun
 
@@ -57,7 +57,7 @@ def _do(command: str, names: str, metric: str, yes: bool) -> int:
         text, path = compare_runs(folders, metric)
         print(f"{text}\n\n{files.format_path(path)}")
     elif command == "prune":
-        prune_runs(folders, yes)
+        prune_runs(folders, yes, named=bool(names.split()))
     else:
         table = aligned_table(list_runs(folders))
         print(table or f"no runs in {files.format_path(run_folder.runs_folder())}")

@@ -3,12 +3,12 @@
 import pathlib
 from collections.abc import Collection
 
-from lib.common import files, machine
-from lib.common.errors import ROOT, UserError
+from lib.common import files, locations, machine
+from lib.common.errors import UserError
 from lib.common.gguf_types import FILE_TYPES
-from lib.data.reading import sources
+from lib.data.reading import source_changes, sources
 from lib.export import push
-from lib.medical import safety
+from lib.model import start
 from lib.params import Params
 from lib.record.run_record import Run
 
@@ -33,6 +33,9 @@ def check_machine(stages: Collection[str], job: Params, folder: pathlib.Path) ->
             f"Without a GPU, use PARAMS=params/cpu.yaml. `make prepare` works here with any params "
             f"file."
         )
+    begins = "train" in stages and not any((folder / "checkpoints").glob("step-*"))
+    if job.start_from and begins:
+        start.check_start(job)
     disk = sum(estimate_disk(stage, job) for stage in stages)
     files.require_disk(folder, disk, f"{', '.join(stages)} of {job.base_model}")
     if "export" in stages and job.push_to:
@@ -77,21 +80,30 @@ def _measure_base(base_model: str) -> int:
     """Return the bytes of a local base; 0 for one on the hub."""
     if _is_bundled(base_model):
         return BUNDLED_BYTES
-    local = ROOT / base_model
+    local = locations.local_path(base_model)
     return files.size_of(local) if local.is_dir() else 0
 
 
-def require_same_data(run: Run, job: Params) -> None:
-    """Raise UserError if a run's data changed since it was prepared, so that it cannot continue."""
-    recorded = run.data["fingerprints"].get("dataset")
-    if not recorded or run.stage("prepare")["status"] != "finished":
+def check_sources(run: Run, job: Params) -> None:
+    """Check what the job reads, and tell of sources that changed since they were prepared.
+
+    Once its rows are prepared, a run goes on with them, and the change is recorded. Raise UserError
+    for sources that prepare needs and cannot have, or has to read again in another state although
+    training began.
+    """
+    if run.stage("prepare")["status"] != "finished":
+        sources.check_sources(job)
         return
-    present = sources.hash_sources(job)
-    if present != recorded:
-        names = ", ".join([sources.describe(job.dataset), *job.exam, safety.NAME])
+    changed = source_changes.note_changes(run, job)
+    if not changed:
+        return
+    name = run.folder.name
+    _, trouble = run.check_finished("prepare")
+    if trouble and run.stage("train")["attempts"]:
         raise UserError(
-            f"the data, the exam or the safety set ({names}) has changed since run "
-            f"`{run.folder.name}` was prepared (sha256 {recorded[:12]}, now {present[:12]}).\n"
-            f"Choose a new name with RUN=, or start this run over with `make run FORCE=1` and the "
-            f"same PARAMS and RUN."
+            f"the prepared rows of run `{name}` are damaged ({trouble}), and {changed}, so the "
+            f"same rows cannot be made again, and training could not continue.\n"
+            f"Restore the run's data/ or its sources, or start over with `make run FORCE=1 "
+            f"RUN={name}`."
         )
+    print(f"note: {source_changes.name_consequence(changed, name)}")

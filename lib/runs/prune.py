@@ -1,4 +1,4 @@
-"""Remove, on request, the parts of a finished run that can be made again."""
+"""Remove, on request, the parts of a run that can be made again."""
 
 import pathlib
 import shutil
@@ -13,10 +13,12 @@ from lib.record.schema import RunRecord
 from lib.runs.listing import describe_state, read_if_complete
 
 
-def prune_runs(folders: list[pathlib.Path], yes: bool) -> None:
-    """Remove checkpoints and merged weights of finished runs, after the user agrees to the list.
+def prune_runs(folders: list[pathlib.Path], yes: bool, named: bool = False) -> None:
+    """Remove checkpoints and merged weights of runs, after the user agrees to the list.
 
-    `yes` agrees beforehand. A folder's removal is recorded before it is carried out.
+    `yes` agrees beforehand. Without names, only finished runs are meant; a run that failed or was
+    interrupted is pruned if the user `named` it, since its checkpoints are what it would continue
+    from. A folder's removal is recorded before it is carried out.
     """
     unfinished = []
     plan: list[tuple[pathlib.Path, str, int]] = []
@@ -24,13 +26,16 @@ def prune_runs(folders: list[pathlib.Path], yes: bool) -> None:
         record = read_if_complete(folder)
         if record is None:
             unfinished.append(f"{folder.name} (record not readable)")
-        elif not _is_finished(record):
+        elif not (named or _is_finished(record)):
             unfinished.append(f"{folder.name} ({describe_state(record)})")
         else:
-            parts = measure_freeable(folder, record)
+            parts = measure_freeable(folder)
             plan += [(folder, part, size) for part, size in parts.items()]
     if unfinished:
-        print(f"not finished, so all their files are kept: {', '.join(unfinished)}")
+        print(
+            f"not finished, so all their files are kept: {', '.join(unfinished)}\n"
+            f'RUNS="name" prunes one of them too.'
+        )
     if not plan:
         print("nothing to remove")
         return
@@ -49,10 +54,8 @@ def _is_finished(record: RunRecord) -> bool:
     return all(record["stages"][stage]["status"] == "finished" for stage in STAGES)
 
 
-def measure_freeable(folder: pathlib.Path, record: RunRecord) -> dict[str, int]:
-    """Return the bytes of each part of a finished run that can be made again from the others."""
-    if not _is_finished(record):
-        return {}
+def measure_freeable(folder: pathlib.Path) -> dict[str, int]:
+    """Return the bytes of each part of a run that its stages can make again."""
     return {part: files.size_of(folder / part) for part in FREED if (folder / part).is_dir()}
 
 
@@ -62,13 +65,22 @@ def _show_plan(plan: list[tuple[pathlib.Path, str, int]]) -> None:
             "run": folder.name,
             "goes": f"{part}/",
             "size": format_size(size),
-            "again with": f"make {FREED[part]} FORCE=1",
+            "again with": _name_cost(folder, part),
         }
         for folder, part, size in plan
     ]
     print(aligned_table(rows))
     total = format_size(sum(size for _, _, size in plan))
     print(f"\n{total} in total. Adapter, GGUF files, notebooks, ledger and records are kept.")
+
+
+def _name_cost(folder: pathlib.Path, part: str) -> str:
+    """Return the command that makes a removed part again, and what it costs."""
+    record = run_record.read_record(folder / "run.json")
+    status = record["stages"]["train"]["status"]
+    if part == "checkpoints" and status != "finished":
+        return f"make train, from its first step (training is {status})"
+    return f"make {FREED[part]} FORCE=1"
 
 
 def _ask() -> bool:
@@ -82,12 +94,13 @@ def _ask() -> bool:
 def free_run(folder: pathlib.Path) -> None:
     """Remove the parts of one run that `measure_freeable` names.
 
-    Raise UserError if the run is in use, or if a part that stays is not as recorded.
+    Raise UserError if the run is in use, or if a part that stays is not as recorded. A training
+    that has not finished starts over without its checkpoints.
     """
     run_folder.lock_run(folder)
     try:
         run = Run(folder, run_record.read_record(folder / "run.json"))
-        parts = measure_freeable(folder, run.data)
+        parts = measure_freeable(folder)
         kept = [
             artifact
             for stage in STAGES[1:]

@@ -14,7 +14,9 @@ import yaml
 from lib.common import files, machine
 from lib.common.errors import UserError
 from lib.data.reading import sources
+from lib.model import start
 from lib.pages import page, report
+from lib.pages.cautions import describe_lengthenings
 from lib.record import ledger, run_folder
 from lib.record.run_record import STAGES
 from lib.runs import run_job
@@ -38,7 +40,7 @@ def repeat_run(name: str) -> int:
     if any(stages[stage]["status"] != "finished" for stage in STAGES[:2]):
         raise UserError(
             f"run `{folder.name}` has no finished training to repeat (its state: "
-            f"{describe_state(old['run'])}). `make run` with its PARAMS and RUN continues it."
+            f"{describe_state(old['run'])}). `make run RUN={folder.name}` continues it."
         )
     _require_same_data(old)
     differences = find_differences(old, _describe_today())
@@ -68,6 +70,12 @@ def _print_indented(lines: list[str]) -> None:
 def _require_same_data(old: Records) -> None:
     """Raise UserError if the recorded data have changed: a comparison would then mean nothing."""
     job = old["job"]
+    begun = old["run"].get("start")
+    if begun and start.check_start(job)["sha256"] != begun["sha256"]:
+        raise UserError(
+            f"run `{old['folder'].name}` began from `{job.start_from}`, whose weights have changed "
+            f"since, so its job cannot be repeated. Restore them."
+        )
     sources.check_sources(job)
     recorded = old["run"]["fingerprints"].get("dataset")
     if not recorded:
@@ -127,6 +135,10 @@ def find_differences(old: Records, today: dict[str, Any]) -> list[str]:
         *_compare_values(old["run"].get("packages"), today["packages"]),
         *_compare_values(old["run"].get("hardware"), today["hardware"]),
         *_list_unrecorded(old),
+        *(
+            f"that training was made longer: {text}. A repetition has one schedule for all steps"
+            for text in describe_lengthenings(old["results"].get("train", {}))
+        ),
     ]
 
 

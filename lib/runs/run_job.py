@@ -1,9 +1,11 @@
 """Run a job: execute its stages' notebooks into a run folder, and record how each ended.
 
-    python -m lib.runs run|prepare|train|export --params FILE [--run NAME] [--set "k=v"] [--force]
-    python -m lib.runs report --params FILE [--run NAME]
-    python -m lib.runs ask --params FILE [--run NAME] --question TEXT
+    python -m lib.runs run|prepare|train|export [--params FILE] [--run NAME] [--set "k=v"] [--force]
+    python -m lib.runs report --run NAME
+    python -m lib.runs ask --run NAME --question TEXT
 
+Without --params, a run that exists keeps its own parameters, and a new one has those of
+params/cpu.yaml.
 Exit codes: 0, 1 if a stage failed, 2 for wrong usage, 130 / 143 / 129 when interrupted by Ctrl-C /
 SIGTERM / a closed terminal.
 """
@@ -23,16 +25,28 @@ from lib.params import Params
 from lib.record import opening, run_folder
 from lib.record.run_record import STAGES
 from lib.runs.engine import StageFailed
-from lib.runs.needs import check_machine, require_same_data
+from lib.runs.needs import check_machine, check_sources
 from lib.runs.stages import run_stage
 from lib.runs.stopper import Stopper
+
+DEFAULT = "params/cpu.yaml"  # the params file of a new run
+CONTINUES = {
+    "prepare": "reads the data again; what was cleaned and tokenised before comes from the cache.",
+    "train": "continues from the last good checkpoint.",
+    "export": "exports the trained adapter again; models already examined keep their results.",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     assert __doc__
     parser = argparse.ArgumentParser(prog="python -m lib.runs", description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=["run", *STAGES, "report", "ask"])
-    parser.add_argument("--params", default="params/cpu.yaml", metavar="FILE")
+    parser.add_argument(
+        "--params",
+        default="",
+        metavar="FILE",
+        help=f"without it: the parameters of the run, or {DEFAULT} for a new one",
+    )
     parser.add_argument("--run", default="", metavar="NAME")
     parser.add_argument("--set", default="", metavar='"K=V K=V"', dest="overrides")
     parser.add_argument("--force", action="store_true")
@@ -52,8 +66,9 @@ def _do(options: argparse.Namespace) -> int:
     stopper.install()
     folder = None
     try:
-        job = params.load_job(options.params, options.overrides)
-        folder = run_folder.choose_folder(job, options.params, options.run)
+        job, folder = _choose_job(options.params, options.overrides, options.run)
+        if options.command in ("report", "ask") and not options.run:
+            _require_default_run(folder, options.command)
         if options.command == "report":
             _write_report(folder)
             return 0
@@ -75,6 +90,34 @@ def _do(options: argparse.Namespace) -> int:
             files.unlock_folder(folder)
 
 
+def _choose_job(params_file: str, overrides: str, name: str) -> tuple[Params, pathlib.Path]:
+    """Return the job and the folder of its run.
+
+    Without a params file, an existing run keeps its own parameters: whoever names the run need not
+    remember how it was begun.
+    """
+    own = None if params_file else run_folder.find_run(name)
+    if own is None or not (own / "params.yaml").is_file():
+        params_file = params_file or DEFAULT
+        job = params.load_job(params_file, overrides)
+        return job, run_folder.choose_folder(job, params_file, name)
+    path = files.format_path(own / "params.yaml")
+    print(f"parameters: the run's own, {path}{' and SET' if overrides else ''}")
+    recorded = params.load_recorded(own).model_dump()
+    changed = params.parse_overrides(overrides)
+    return params.check_values({**recorded, **changed}, f'{path} + SET="{overrides}"'), own
+
+
+def _require_default_run(folder: pathlib.Path, command: str) -> None:
+    """Raise UserError unless the run exists that a command means without RUN."""
+    if not run_folder.is_run(folder):
+        raise UserError(
+            f"Which run? Without RUN=, `make {command}` means the run of the default parameters, "
+            f"`{folder.name}`, which does not exist.\n"
+            f"`make {command} RUN=name`; known runs: {run_folder.list_names()}."
+        )
+
+
 def _run_stages(
     folder: pathlib.Path, job: Params, options: argparse.Namespace, stopper: Stopper
 ) -> int:
@@ -87,12 +130,14 @@ def _run_stages(
         wanted = STAGES[: STAGES.index(options.command) + 1]
         asked_for = (options.command,)
     forced = asked_for if options.force else ()
-    sources.check_sources(job)
+    if "prepare" in forced or not run_folder.is_run(folder):
+        sources.check_sources(job)
     if not folder.exists():  # before anything is made or downloaded
         check_machine(wanted, job, _existing_parent(folder))
+        _name_relatives(folder, options.run)
     run = opening.open_run(folder, job, forced[0] if forced else "")
     if "prepare" not in forced:
-        require_same_data(run, job)
+        check_sources(run, job)
     print(f"run: {files.format_path(folder)}")
     for stage in wanted:
         if stopper.signal is not None:  # it came too late to stop the previous stage
@@ -100,7 +145,7 @@ def _run_stages(
         try:
             run_stage(run, stage, job, stage in forced, stopper)
         except StageFailed as error:
-            _tell_failure(error, folder / f"{stage}.ipynb", options.force)
+            _tell_failure(error, folder / f"{stage}.ipynb", stage, options.force)
             with contextlib.suppress(UserError):  # an error here must not hide the failure
                 _write_report(folder)
             return 128 + stopper.signal if stopper.signal else 1
@@ -113,14 +158,25 @@ def _existing_parent(folder: pathlib.Path) -> pathlib.Path:
     return folder if folder.exists() else _existing_parent(folder.parent)
 
 
-def _tell_failure(error: StageFailed, notebook: pathlib.Path, force: bool) -> None:
+def _name_relatives(folder: pathlib.Path, name: str) -> None:
+    """Tell of runs of the same params file, since a forgotten SET would begin another run."""
+    stem = folder.name.rpartition("-")[0]
+    relatives = sorted(path.parent.name for path in folder.parent.glob(f"{stem}-*/run.json"))
+    if not name and relatives:
+        print(
+            f"a new run; of other parameters, but the same file: {', '.join(relatives[:5])} "
+            f"(RUN=name continues one)"
+        )
+
+
+def _tell_failure(error: StageFailed, notebook: pathlib.Path, stage: str, force: bool) -> None:
     cell = f"cell {error.cell} of " if error.cell else ""
     ended = "stopped" if error.interrupted else "failed"
     print(f"\n{ended} in {cell}{files.format_path(notebook)}: {error}", file=sys.stderr)
     if error.interrupted:
         without = ", without FORCE=1," if force else ""
         print(
-            f"The same command{without} continues; training from its last good checkpoint.",
+            f"The same command{without} {CONTINUES[stage]}",
             file=sys.stderr,
         )
 

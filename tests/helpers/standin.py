@@ -112,7 +112,11 @@ class Tree:
         code = f"import sys\n{before}\nfrom lib.runs import run_job\nsys.exit(run_job.main())"
         self.started.append(
             subprocess.Popen(
-                [sys.executable, "-c", code, *words, "--params", params, "--run", name],
+                [
+                    *(sys.executable, "-c", code, *words),
+                    *(["--params", params] if params else []),
+                    *("--run", name),
+                ],
                 cwd=self.root,
                 text=True,
                 stdout=subprocess.PIPE,

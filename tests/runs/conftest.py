@@ -6,11 +6,10 @@ import sys
 import pytest
 
 from helpers import standin
-from lib.common import files, machine
+from lib.common import files, locations, machine
 from lib.data.reading import sources
 from lib.params import reading
-from lib.record import run_folder
-from lib.runs import needs, stages
+from lib.runs import stages
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +45,7 @@ def done(whole, tmp_path):
 def here(fresh, tmp_path, monkeypatch):
     """Let this process be the runner of a tree of its own; no notebook is started."""
     tree = fresh.copy(tmp_path / "tree")
-    for module in (stages, needs, run_folder, reading, files, sources):
+    for module in (stages, locations, reading, files, sources):
         monkeypatch.setattr(module, "ROOT", tree.root)
     monkeypatch.setenv("MEDRESCUE_RUNS", "runs")
     monkeypatch.setattr(

@@ -147,6 +147,45 @@ def test_prune_shows_asks_and_frees_only_what_can_be_made_again(top, monkeypatch
     assert "nothing to remove" in capsys.readouterr().out
 
 
+def test_a_failed_run_is_pruned_if_it_is_named_and_the_cost_is_shown(top, monkeypatch, capsys):
+    monkeypatch.setattr(report, "write_report", lambda folder: None)
+    folder = finished(top / "failed")
+    run = run_record.Run(folder, data(folder))
+    run.stage("train")["status"], run.stage("export")["status"] = "failed", "pending"
+    run.save()
+    assert manage.main(["prune", "--yes"]) == 0
+    said = capsys.readouterr().out
+    assert "failed (train failed)" in said
+    assert 'RUNS="name" prunes one of them too' in said
+    assert (folder / "checkpoints").exists()
+    assert manage.main(["prune", "--runs", "failed", "--yes"]) == 0
+    said = capsys.readouterr().out
+    assert "make train, from its first step (training is failed)" in said
+    assert not (folder / "checkpoints").exists()
+    assert (folder / "adapter" / "w").exists()
+    assert run_record.when_pruned(data(folder), "checkpoints")
+    assert listing.describe_state(data(folder)) == "train failed"
+
+
+def test_damaged_results_are_called_damaged_and_have_a_way_out(top):
+    """`not measured` would say that nobody looked."""
+    folder = evil_run.make(top, "evil")
+    text = (folder / "results.json").read_text()
+    files.write_json(folder / "results.json", json.loads(text), sealed=True)
+    sealed = (folder / "results.json").read_text()
+    (folder / "results.json").write_text(sealed.replace("3.5", "2.5", 1))
+    [row] = listing.list_runs([folder])
+    assert row["held-out loss"] == "results.json is damaged"
+    with pytest.raises(
+        UserError, match=r"(?s)does not match its seal.*make export FORCE=1 RUN=evil"
+    ):
+        report.gather_records(folder)
+    (folder / "results.json").write_text(text)
+    (folder / "exam.json").write_text("{")
+    [row] = listing.list_runs([folder])
+    assert (row["held-out loss"], row["exam"]) == ("3.000 -> 3.500", "exam.json is damaged")
+
+
 def test_an_age_is_in_its_largest_unit_and_never_below_zero():
     now = datetime.datetime.now(datetime.UTC)
     for seconds, said in (

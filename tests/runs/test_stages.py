@@ -79,21 +79,6 @@ def test_a_changed_training_parameter_is_refused_and_forced(done):
     assert done.stage("export")["status"] == "pending"
 
 
-def test_a_changed_data_file_is_refused_even_when_training_is_forced(done):
-    (done.root / "rows.jsonl").write_text('{"question": "q", "answer": "another"}\n')
-    for words in (["run"], ["train", "--force"]):
-        code, out, err = done.make_run(*words)
-        assert code == 2
-        assert (
-            "(rows.jsonl, bundled:exam, bundled:safety) has changed since run `job` was prepared"
-            in err
-        )
-        assert "FORCE=1" in err
-    (done.root / "train.py").write_text("raise ValueError('stop here')")
-    assert done.make_run("run", "--force")[0] == 1
-    assert [len(done.stage(s)["attempts"]) for s in run_record.STAGES] == [2, 2, 1]
-
-
 # --------------------------------------------------------------------------------------------------
 # a killed runner, and two at once
 

@@ -34,13 +34,15 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m lib.runs.sweep", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
-        "--params", required=True, metavar="FILE", help="a sweep file, like params/sweep.yaml"
+        "--params", default="", metavar="FILE", help="a sweep file, like params/sweep.yaml"
     )
     parser.add_argument(
         "--set", default="", metavar='"K=V K=V"', dest="overrides", help="parameters of every trial"
     )
     options = parser.parse_args(argv)
     try:
+        if not options.params:
+            raise UserError("Which sweep? Name its file: `make sweep PARAMS=params/sweep.yaml`.")
         return run_sweep(options.params, options.overrides)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -84,8 +86,7 @@ def tell_end(trials: list[Trial], sweep: Sweep, command: str) -> bool:
     best = find_best(states, sweep)
     if best is not None:
         folder = trials[best].folder
-        params_file = files.format_path(folder / "params.yaml")
-        export = f"make export PARAMS={params_file} RUN={folder.name}"
+        export = f"make export RUN={folder.name}"
         print(f"best: {folder.name}. Export it with `{export}`.")
     begun = [
         trial.folder for trial, state in zip(trials, states, strict=True) if state.step is not None

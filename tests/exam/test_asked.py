@@ -1,0 +1,52 @@
+"""Which exams are taken, and of which run.
+
+python -m pytest tests/exam/test_asked.py
+"""
+
+import json
+
+import pytest
+
+from lib.common.errors import UserError
+from lib.exam import take
+from lib.export import servers
+from lib.medical import safety
+
+ITEM = {"question": "q", "options": {"A": "a", "B": "b"}, "answer_letter": "A"}
+
+
+def test_an_exam_whose_file_is_gone_is_named_and_left_out(tmp_path, capsys):
+    """The adapter is trained: the export need not fail for it, and nothing is made up for it."""
+    (tmp_path / "here.jsonl").write_text(json.dumps(ITEM) + "\n")
+    gone = str(tmp_path / "gone.jsonl")
+    exams = take.load_exams([gone, str(tmp_path / "here.jsonl")], 128)
+    assert list(exams) == [str(tmp_path / "here.jsonl"), safety.NAME]
+    assert f"exam not taken, so it is not measured: exam `{gone}`" in capsys.readouterr().out
+
+
+def test_an_exam_that_cannot_be_read_is_still_an_error(tmp_path):
+    (tmp_path / "bad.jsonl").write_text("{")
+    with pytest.raises(UserError):
+        take.load_exams([str(tmp_path / "bad.jsonl")], 0)
+
+
+@pytest.mark.parametrize("run", ["", "  "])
+def test_without_a_run_no_folder_is_made_up(run, capsys):
+    assert take.main([run]) == 2
+    assert "Which run? `make exam RUN=name`; known runs:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("owner/name", "owner/name"),
+        ("bundled:exam", "bundled:exam"),
+        ("/home/me/private/rows.jsonl", "rows.jsonl"),
+        ("~/private/rows", "rows"),
+        ("data/rows.jsonl", "rows.jsonl"),
+        ("data/2024/rows", "rows"),
+        ("../rows", "rows"),
+    ],
+)
+def test_a_path_is_no_hub_id_even_if_its_file_is_gone(name, shown):
+    assert servers.shared_name(name) == shown
