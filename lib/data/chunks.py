@@ -145,7 +145,7 @@ def _add_signatures(kept: list[dict[str, Any]]) -> None:
 @functools.cache
 def _code_identity() -> str:
     """Return a hash of everything that decides how a row is cleaned, except the parameters."""
-    libraries = ("ftfy", "py3langid", "phonenumbers", "rensa", "pyarrow")
+    libraries = ("ftfy", "lxml", "py3langid", "phonenumbers", "rensa", "pyarrow")
     versions = " ".join(importlib.metadata.version(library) for library in libraries)
     code = files.code_hash("common", "data", "medical")
     return hashlib.sha256((code + versions).encode()).hexdigest()
@@ -203,7 +203,7 @@ def _load_tokens(store: pathlib.Path) -> dict[bytes, Encoded]:
 
 
 def measure_chunk(
-    path: pathlib.Path, base: pathlib.Path, identity: str, max_seq_length: int, overlong: str
+    path: pathlib.Path, base: pathlib.Path, identity: str, job: Params
 ) -> tuple[list[int], list[tuple[int, str, str]]]:
     """Return every row's number of tokens, and (place, id, text) of the rows that are too long.
 
@@ -214,13 +214,16 @@ def measure_chunk(
     lengths = [len(ids) for ids, _ in _encode(path, texts, base, identity)]
     too_long = []
     for n, length in enumerate(lengths):
-        if length <= max_seq_length:
+        if length <= job.max_seq_length:
             continue
         messages = json.loads(texts[n])
         tokenizer = _load_chat(base, identity)
-        if overlong == "drop" or not label_mask.cut_to_fit(tokenizer, messages, max_seq_length):
-            text = f"{length:,} tokens | {shorten(messages)}"
-            too_long.append((n, table["id"][n].as_py(), text))
+        text = f"{length:,} tokens | {shorten(messages)}"
+        if job.overlong == "cut":
+            if label_mask.cut_to_fit(tokenizer, messages, job.max_seq_length, job.language):
+                continue
+            text = f"no cut leaves its advice as it is | {text}"
+        too_long.append((n, table["id"][n].as_py(), text))
     return lengths, too_long
 
 
@@ -229,8 +232,7 @@ def tokenise_chunk(
     places: np.ndarray,
     base: pathlib.Path,
     identity: str,
-    max_seq_length: int,
-    base_model: str,
+    job: Params,
 ) -> tuple[Any, dict[str, Any]]:
     """Return a table of the verified rows at these places in a chunk, and counts and examples.
 
@@ -248,9 +250,9 @@ def tokenise_chunk(
     digest = hashlib.sha256()
     for n, (ids, labels) in enumerate(encoded):
         row_id, messages = ids_of_rows[n], json.loads(texts[n])
-        if len(ids) > max_seq_length:
+        if len(ids) > job.max_seq_length:
             before = f"{len(ids):,} tokens, ends: …{messages[-1]['content'][-80:]}"
-            shorter = label_mask.cut_to_fit(tokenizer, messages, max_seq_length)
+            shorter = label_mask.cut_to_fit(tokenizer, messages, job.max_seq_length, job.language)
             assert shorter is not None, "measure_chunk leaves no row that cannot be cut"
             after = f"ends: …{shorter[-1]['content'][-80:]}"
             cuts.append({"id": row_id, "before": before, "after": after})
@@ -261,8 +263,8 @@ def tokenise_chunk(
         fault = label_mask.find_mask_fault(tokenizer, ids, labels, messages)
         if fault:
             raise UserError(
-                f"row {row_id}: {fault}.\nThe tokenizer or chat template of `{base_model}` cannot "
-                f"be used for training as it is."
+                f"row {row_id}: {fault}.\nThe tokenizer or chat template of "
+                f"`{job.base_model}` cannot be used for training as it is."
             )
         counts["tokens_total"] += len(ids)
         counts["tokens_trained"] += sum(label != IGNORED for label in labels)

@@ -10,10 +10,12 @@ from typing import Any
 
 from lib.common.errors import UserError
 from lib.data.chat import TURN_END, Chat
+from lib.data.cleaning.ending import find_endings
 
 IGNORED = -100  # the label that transformers' loss skips
 MODEL_TURN = "<start_of_turn>model\n"
-SENTENCE_END = re.compile(r"(?<=[^\s\d])[.!?][\"')\]]*(?=\s|$)|\n")  # not the "3." of a list
+# a later answer that takes an earlier one back
+TAKEN_BACK = re.compile(r"\b(?:sorry|apolog\w+|i was wrong|correction|mistaken?|in fact)\b", re.I)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -167,14 +169,16 @@ def _as_decoded(text: str) -> str:
 
 
 def cut_to_fit(
-    chat: Chat, messages: list[dict[str, str]], max_tokens: int
+    chat: Chat, messages: list[dict[str, str]], max_tokens: int, language: str
 ) -> list[dict[str, str]] | None:
-    """Shorten a conversation to at most `max_tokens`; return None when nothing of it fits.
+    """Shorten a conversation to at most `max_tokens`; return None when that cannot be done safely.
 
-    The last exchanges are dropped first. Then the last answer is cut at the end of a sentence: its
-    trained <end_of_turn> must follow text at which an answer may end.
+    The last exchanges are dropped first. Then the last answer is cut where this changes nothing of
+    what the rest advises (`cleaning/ending.py`); only in English, whose words tell.
     """
     while len(messages) > 3 and not _shortest_fits(chat, messages, max_tokens):
+        if TAKEN_BACK.search(messages[-1]["content"]):
+            return None
         messages = messages[:-2]
     text, spans = render_with_spans(chat, messages)
     offsets = _tokenise(chat, text).offsets
@@ -184,12 +188,11 @@ def cut_to_fit(
     start, _ = spans[-1]
     # where the last token that can stay begins: the end token and a line end must still fit
     room = offsets[max(0, max_tokens - 3)][0] - start
-    ends = [match.end() for match in SENTENCE_END.finditer(answer[: max(0, room)])]
-    for end in reversed(ends):
-        part = answer[:end].strip()
-        shorter = [*messages[:-1], {"role": "assistant", "content": part}]
-        says_something = re.search(r"\w", part) and not part.endswith(":")
-        if says_something and len(encode(chat, shorter)[0]) <= max_tokens:
+    if language != "en":
+        return None
+    for end in find_endings(answer, max(0, room)):
+        shorter = [*messages[:-1], {**messages[-1], "content": answer[:end].strip()}]
+        if len(encode(chat, shorter)[0]) <= max_tokens:
             return shorter
     return None
 

@@ -200,7 +200,7 @@ def measure(rows: Rows, base: pathlib.Path) -> None:
     """
     job = rows.job
     identity = chat.tokenizer_identity(base)
-    tasks = ((path, base, identity, job.max_seq_length, job.overlong) for path, _ in rows.parts)
+    tasks = ((path, base, identity, job) for path, _ in rows.parts)
     results = workers.map_in_order(rows.pool, chunks.measure_chunk, tasks)
     bar = progress_bar("tokenising", total=len(rows.decisions.side), unit="row")
     lengths: list[int] = []
@@ -287,10 +287,7 @@ def _write_splits(
     job = rows.job
     identity = chat.tokenizer_identity(base)
     parts = [(path, np.flatnonzero(sides >= 0), sides) for path, _, sides in rows.iterate_chunks()]
-    tasks = (
-        (path, places, base, identity, job.max_seq_length, job.base_model)
-        for path, places, _ in parts
-    )
+    tasks = ((path, places, base, identity, job) for path, places, _ in parts)
     results = workers.map_in_order(rows.pool, chunks.tokenise_chunk, tasks)
     total = sum(len(places) for _, places, _ in parts)
     bar = progress_bar("proving and writing", total=total, unit="row")

@@ -26,6 +26,8 @@ Rule = Literal[
     "question_mark",
     "flattened_lists",
     "leaked_turns",
+    "control_tokens",
+    "tables",
 ]
 RULES: tuple[str, ...] = get_args(Rule)
 
@@ -103,7 +105,9 @@ class Params(pydantic.BaseModel):
         1024, "longest row, in tokens; `overlong` decides what happens to longer ones", ge=16
     )
     overlong: Literal["drop", "cut"] = _prepare(
-        "drop", "rows over max_seq_length: drop, or cut the last answer after a whole sentence"
+        "drop",
+        "rows over max_seq_length: drop, or cut the last answer where a cut surely changes nothing "
+        "of its advice (English only; else drop)",
     )
     skip_rules: list[Rule] = _prepare([], "cleaning rules that are not applied")
     language: str = _prepare(

@@ -200,7 +200,7 @@ def test_cut_keeps_whole_sentences_and_the_end_of_turn(gemma):
     answer = "Call for help. " + "Press hard on the wound with both hands. " * 30
     messages = row("It bleeds?", answer)
     for most in (40, 64, 128):
-        shorter = label_mask.cut_to_fit(gemma, messages, most)
+        shorter = label_mask.cut_to_fit(gemma, messages, most, "en")
         ids, labels = label_mask.encode(gemma, shorter)
         assert len(ids) <= most
         assert len(ids) > most - 12, "as much as fits, up to a sentence"
@@ -214,21 +214,36 @@ def test_cut_does_not_end_in_the_number_of_a_list_or_in_its_heading(gemma):
         f"{n}. Press on the wound with both hands" for n in range(1, 40)
     )
     for most in range(40, 140, 7):
-        shorter = label_mask.cut_to_fit(gemma, row("It bleeds?", answer), most)
+        shorter = label_mask.cut_to_fit(gemma, row("It bleeds?", answer), most, "en")
         assert shorter is None or shorter[-1]["content"].endswith("hands")
 
 
 def test_cut_never_takes_the_first_answer_token(gemma):
-    assert label_mask.cut_to_fit(gemma, row("word " * 100, "Yes."), 40) is None
-    assert label_mask.cut_to_fit(gemma, row("Q?", "one sentence without end " * 50), 40) is None
-    assert label_mask.cut_to_fit(gemma, row("Q?", "Short."), 40) == row("Q?", "Short.")
+    assert label_mask.cut_to_fit(gemma, row("word " * 100, "Yes."), 40, "en") is None
+    assert (
+        label_mask.cut_to_fit(gemma, row("Q?", "one sentence without end " * 50), 40, "en") is None
+    )
+    assert label_mask.cut_to_fit(gemma, row("Q?", "Short."), 40, "en") == row("Q?", "Short.")
+
+
+def test_no_answer_is_cut_in_a_language_whose_words_are_not_known(gemma):
+    messages = row("Q?", "Es ist so. " * 50)
+    assert label_mask.cut_to_fit(gemma, messages, 40, "de") is None
+    assert label_mask.cut_to_fit(gemma, messages, 40, "") is None
+    two = row("One?", "First answer.") + row("Two?", "Es ist so. " * 60)
+    assert label_mask.cut_to_fit(gemma, two[:2], 40, "de") == two[:2]
+
+
+def test_an_exchange_that_takes_an_earlier_one_back_is_not_left_out(gemma):
+    messages = row("One?", "First answer.") + row("Sure? " + "word " * 60, "Sorry, I was wrong.")
+    assert label_mask.cut_to_fit(gemma, messages, 40, "en") is None
 
 
 def test_cut_leaves_out_last_exchanges_first(gemma):
     messages = row("One?", "First answer.") + row("Two? " + "word " * 60, "Second answer.")
-    assert label_mask.cut_to_fit(gemma, messages, 40) == row("One?", "First answer.")
-    long = row("One?", "First answer.") + row("Two?", "Second. " * 60)
-    shorter = label_mask.cut_to_fit(gemma, long, 60)
+    assert label_mask.cut_to_fit(gemma, messages, 40, "en") == row("One?", "First answer.")
+    long = row("One?", "First answer.") + row("Two?", "This is the second. " * 60)
+    shorter = label_mask.cut_to_fit(gemma, long, 60, "en")
     assert len(shorter) == 4
     assert len(label_mask.encode(gemma, shorter)[0]) <= 60
 

@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from lib import params
-from lib.data.cleaning import text_rules
+from lib.data.cleaning import lists
 
 PIECES = [
     " ",
@@ -110,6 +110,26 @@ PIECES = [
     "&amp;lt;br&gt;",
     "&Atilde;",
     "<end_of<b>_turn>",
+    "</s>",
+    "<s>",
+    "</b>",
+    "<span>",
+    "</span>",
+    "</sup>",
+    "<sub>2</sub>",
+    "<del>",
+    "</del>",
+    "<ul>",
+    "<li>",
+    "</ul>",
+    "<table>",
+    "<tr>",
+    "</td>",
+    "<|im_end|>",
+    "<|im_start|>user\n",
+    "[/INST]",
+    "\t",
+    "    ",
     "<end_of_turn>",
     "<start_of_turn>",
     "<bos>",
@@ -118,8 +138,8 @@ PIECES = [
     "word",
     "Word",
     "not",
-    text_rules.TABLE_HEAD + " ",
-    text_rules.TABLE_TAIL,
+    lists.TABLE_HEAD + " ",
+    lists.TABLE_TAIL,
     "http://x.org",
     "$",
     "\\",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from lib.common.errors import UserError
 from lib.common.words import WORDS, normalised, words_of
+from lib.data.cleaning.control_tokens import has_control_token
 from lib.data.cleaning.personal import mask_personal_data
 from lib.data.cleaning.text_rules import TEXT_RULES, apply_rules, select_rules
 from lib.medical import advice
@@ -26,6 +27,9 @@ MOST_CHARACTERS = 1_000_000
 LANGUAGE_CHARACTERS = 200
 TOO_SHORT_TO_TELL = 20  # characters: "CPR" and "Ibuprofen" do not give a language away
 WITH_QUESTION = 80  # characters: a shorter answer is read together with its question
+# what the text rules find without being able to mend it; not a change of the text
+TEXT_FAULTS = {"nested_markup", "unclear_markup"}
+FAULTS = {*TEXT_FAULTS, "control_token_broken_up"}
 
 
 class CleanedRow(NamedTuple):
@@ -36,7 +40,7 @@ class CleanedRow(NamedTuple):
     answers: list[str]
     # the answers before the rules: flattened lists reveal a list of links, labels a leaked turn
     raw_answers: list[str]
-    has_nested_markup: bool
+    faults: set[str]  # reasons to drop it that the text rules found
 
     def exchanges(self) -> list[tuple[str, str]]:
         """Return (question, answer) of each exchange; the turns are known to alternate."""
@@ -80,7 +84,19 @@ def has_empty_message(row: CleanedRow, job: Params) -> bool:
 
 def has_nested_markup(row: CleanedRow, job: Params) -> bool:
     """Tell whether markup is nested so deeply that the text rules did not finish."""
-    return row.has_nested_markup
+    return "nested_markup" in row.faults
+
+
+def has_unclear_markup(row: CleanedRow, job: Params) -> bool:
+    """Tell whether it is not clear which text some markup deletes, hides, raises or lowers."""
+    return "unclear_markup" in row.faults
+
+
+def has_inner_control_token(row: CleanedRow, job: Params) -> bool:
+    """Tell whether a control token of any model family is within a text, or was until broken up."""
+    return "control_token_broken_up" in row.faults or any(
+        has_control_token(m["content"]) for m in row.messages
+    )
 
 
 def has_placeholder(row: CleanedRow, job: Params) -> bool:
@@ -137,6 +153,8 @@ DROP_TESTS: tuple[tuple[str, Callable[[CleanedRow, Params], bool]], ...] = (
     ("turns_out_of_order", turns_out_of_order),
     ("empty", has_empty_message),
     ("nested_markup", has_nested_markup),
+    ("unclear_markup", has_unclear_markup),
+    ("control_tokens", has_inner_control_token),
     ("placeholder", has_placeholder),
     ("answer_is_question", answers_with_question),
     ("link_list", ends_in_link_list),
@@ -217,13 +235,14 @@ def clean_row(
     if sum(len(m["content"]) for m in messages) > MOST_CHARACTERS:
         return messages, "too_long", {}
     cleaned, changed = _clean_messages(messages, job)
-    nested = changed.pop("nested_markup", None)
+    faults = FAULTS & set(changed)
+    changed = {name: change for name, change in changed.items() if name not in TEXT_FAULTS}
     row = CleanedRow(
         messages=cleaned,
         questions=_texts_of("user", cleaned),
         answers=_texts_of("assistant", cleaned),
         raw_answers=_texts_of("assistant", messages),
-        has_nested_markup=nested is not None,
+        faults=faults,
     )
     reason = _find_reason(row, job)
     if reason or job.dangerous_advice == "ignore":

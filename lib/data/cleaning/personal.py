@@ -20,7 +20,6 @@ RECORD = re.compile(
 )
 BEFORE = r"(?<![\w.,/+-])"
 AFTER = r"(?![\w-]|[.,]\d)"
-SSN = re.compile(rf"{BEFORE}\d{{3}}-\d{{2}}-\d{{4}}{AFTER}", re.A)
 # only the groups in which cards are printed: numbers in a row of a table are grouped otherwise
 CARD = re.compile(
     BEFORE + r"(?:3[47]\d\d([ -]?)\d{6}\1\d{5}|"
@@ -28,15 +27,30 @@ CARD = re.compile(
     re.A,
 )
 # a number followed by one of these is an amount
-UNIT = r"(?!\s?(?:(?:[mkµμ]?g|mcg|[mdµμ]?[lL]|I?U|units?|mmol|mEq|cells|k?cal|steps)\b|[%°]))"
+UNIT = (
+    r"(?!\s?(?:(?:[mknpfµμ]?g|mcg|[mdfnµμ]?[lL]|[mnµμp]?mol|I?U|units?|m?Eq|cells|k?cal|steps|[mkc]?m|mmHg|"
+    r"k?Pa|bpm|[mk]?Hz|msec|ms|mOsm|copies|[a-zµμ]{1,6}/[a-zA-Zµμ]\w{0,4}|"
+    r"(?:x ?)?10\^\d+(?:/\w{1,4})?)(?![\w])|[%°/]))"
+)
+SSN = re.compile(rf"{BEFORE}\d{{3}}-\d{{2}}-\d{{4}}{AFTER}{UNIT}", re.A)
 US_PHONE = re.compile(
     BEFORE + r"(?:(?:\+?1[-. ]?)?"
     r"(?:\([2-9]\d\d\)[ -]?\d{3}[-. ‐-–]\d{4}|[2-9]\d\d[-.‐-–]\d{3}[-.‐-–]\d{4})|"
-    r"(?<!\d )(?:\+?1 )?[2-9]\d\d [2-9]\d\d "
-    r"\d{4}(?! \d))(?:,? ?(?:x|ext\.?|extension) ?\d{1,5})?" + AFTER + UNIT,
+    r"(?<!\d )(?:\+?1 )?(?P<spaced>[2-9]\d\d [2-9]\d\d "
+    r"\d{4})(?! \d))(?:,? ?(?:x|ext\.?|extension) ?\d{1,5})?" + AFTER + UNIT,
     re.A,
 )
-FOREIGN_PHONE = re.compile(r"(?<![\w+])\+\(?[1-9](?:[ ().-]{0,2}[0-9]){6,14}(?![0-9])")
+# Three numbers in a row are more often values than a telephone number, so that such a one needs
+# the word for it: "call me at 404 639 1075"
+CUE = re.compile(
+    r"\b(?:call|calling|phone|phones|telephone|tel|fax|dial|ring|text|sms|contact|reach|cell|mobile|"
+    r"whatsapp|hotline|pager|number)(?:[ .:,(]+(?:at|on|us|me|him|her|them|the|my|your|our|his|"
+    r"their|clinic|office|hospital|home|work|day|night|number|no|is|was|to|for|this|line|doctor|"
+    r"nurse|dr|mobile|phone|or|and|cell))*+[ .:,(+]*+\Z",
+    re.I,
+)
+CUE_LENGTH = 60  # characters before a number in which its word is looked for
+FOREIGN_PHONE = re.compile(r"(?<![\w+])\+\(?[1-9](?:[ ().-]{0,2}[0-9]){6,14}(?![0-9])" + UNIT)
 # toll-free area codes, and 900 for paid services: anybody may call them
 US_PUBLIC = {"800", "822", "833", "844", "855", "866", "877", "888", "900"}
 # poison centres without a toll-free number (ES, FR, CH, IT, IE, AT, DE), emergency line of the CDC
@@ -58,14 +72,15 @@ def mask_personal_data(text: str) -> str:
     if not DIGITS.search(text):
         return text
     text = RECORD.sub(r"\1[record number]", text)
-    text = SSN.sub("[record number]", text)
+    text = SSN.sub(lambda match: match[0] if _is_series(match[0]) else "[record number]", text)
     text = CARD.sub(_mask_card, text)
     text = US_PHONE.sub(_mask_us_phone, text)
     return FOREIGN_PHONE.sub(_mask_foreign_phone, text)
 
 
 def _mask_card(match: re.Match[str]) -> str:
-    return "[card number]" if _passes_luhn(match[0]) else match[0]
+    is_card = _passes_luhn(match[0]) and not (_is_series(match[0]) and " " in match[0])
+    return "[card number]" if is_card else match[0]
 
 
 def _passes_luhn(text: str) -> bool:
@@ -81,9 +96,18 @@ def _passes_luhn(text: str) -> bool:
 
 
 def _mask_us_phone(match: re.Match[str]) -> str:
+    text = match.string
+    before = text[max(0, match.start() - CUE_LENGTH) : match.start()]
+    if (match["spaced"] or _is_series(match[0])) and not CUE.search(before):
+        return match[0]
     digits = re.sub(r"\D", "", match[0]).removeprefix("1")
     is_public = digits[:3] in US_PUBLIC or HELP_LINES.fullmatch("1" + digits[:10])
     return match[0] if is_public else "[phone]"
+
+
+def _is_series(text: str) -> bool:
+    """Tell whether round numbers follow each other, as in "250-500-1000": doses, or a range."""
+    return all(int(number) % 10 == 0 for number in re.findall("[0-9]+", text))
 
 
 def _mask_foreign_phone(match: re.Match[str]) -> str:

@@ -10,12 +10,16 @@ each repetition in a regular expression here is possessive (`*+`), can begin at 
 stops at the next opening of its kind.
 """
 
-import html
 import re
 from collections.abc import Callable
 
 from lib.data.chat import CONTROL
+from lib.data.cleaning.control_tokens import strip_control_tokens
+from lib.data.cleaning.lists import break_lists, indent_items
+from lib.data.cleaning.markup import strip_html
+from lib.data.cleaning.markup_tags import UnclearMarkup
 from lib.data.cleaning.personal import mask_personal_data
+from lib.data.cleaning.tables import break_tables
 from lib.params import Params
 
 TextRule = Callable[[str], str]
@@ -30,62 +34,15 @@ def fix_mojibake(text: str) -> str:
 
 
 # -------------------------------------------------------------------------------------------------
-# HTML
-
-# an attribute needs "=", so that "a <b and c> d" does not count as a tag
-TAG = re.compile(
-    r"</?(?:(p|br|div|ul|ol|li|dl|dt|dd|table|caption|tr|h[1-6]|hr|blockquote|pre|section|"
-    r"article|figure)|(td|th)|span|b|i|u|em|strong|"
-    r"small|sup|sub|a|thead|tbody|tfoot|img|font|center|code|iframe|del|ins|tt|script|style)"
-    r"(?:\s+[a-z][\w:-]*\s*=[^<>]*|\s*)/?>",
-    re.I,
-)
-UNSEEN = re.compile(
-    r"<!--(?:[^<-]|<(?!!--)|-(?!->))*+-->|"
-    r"<(script|style)\b[^<>]*>[^<]*+(?:<(?!/?\1\b)[^<]*+)*+</\1\s*>",
-    re.I,
-)
-# without "^", 10<sup>9</sup> would become 109
-POWER = re.compile(r"(?<=\d)<sup>\s*(?=[-+−–]?\d)", re.I)
-ENTITY = re.compile(r"&(?:amp;)*(#\d{1,7}|#x[0-9a-f]{1,6}|[a-z][a-z0-9]{1,30});", re.I)
-
-
-def strip_html(text: str) -> str:
-    """Replace HTML entities by their characters and remove tags; a block tag becomes a line end.
-
-    10<sup>9</sup> becomes 10^9, and "p < 0.05 and q > 1" stays.
-    """
-    if "&" in text:
-        text = ENTITY.sub(_replace_entity, text)
-    if "<" in text:
-        text = POWER.sub("^", UNSEEN.sub(" ", text))
-        text = TAG.sub(_replace_tag, text)
-    return text
-
-
-def _replace_entity(match: re.Match[str]) -> str:
-    name = match[1]
-    if name.startswith("#"):
-        return html.unescape(f"&{name};")
-    # html.unescape would turn "&notit;" into "¬it;"
-    return html.entities.html5.get(name + ";", f"&{name};")
-
-
-def _replace_tag(match: re.Match[str]) -> str:
-    block, cell = match[1], match[2]
-    if block:
-        return "\n"
-    return " " if cell else ""
-
-
-# -------------------------------------------------------------------------------------------------
 # characters and white space
 
 # C0 and C1 controls, zero-width and bidirectional marks; not the joiners of emoji and Persian
 INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e"
-    "\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff]"
+    "\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff]+"
 )
+# between two digits, these do not part them
+JOINERS = set("\u061c\u200e\u200f\u2060\u2061\u2062\u2063\u2064\ufeff")
 LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 # Characters of the fonts Symbol and Wingdings, left in text from PDF and Word. Any other private
 # character stays, as nobody knows what it meant.
@@ -102,14 +59,29 @@ def strip_invisible(text: str) -> str:
         return text
     if not text.isascii():
         text = text.translate(SYMBOLS)
-    return INVISIBLE.sub("", LINE_ENDS.sub("\n", text))
+    return INVISIBLE.sub(_replace_invisible, LINE_ENDS.sub("\n", text))
+
+
+def _replace_invisible(match: re.Match[str]) -> str:
+    """Return what stands for a run of characters that show nothing: something between digits."""
+    around = match.string[match.start() - 1 : match.start()] + match.string[match.end() :][:1]
+    if not (len(around) == 2 and around.isdigit()) or not JOINERS.isdisjoint(match[0]):
+        return ""
+    # PDF files have a soft hyphen, or a control, for the dash of a range
+    return "-" if "\u00ad" in match[0] else " "
 
 
 def collapse_blanks(text: str) -> str:
-    """Collapse white space: single spaces, none at a line's ends, at most one empty line."""
+    """Collapse white space: single spaces, none at a line's ends, at most one empty line.
+
+    The items of a list keep their nesting.
+    """
     if "\n" not in text:
         return " ".join(text.split())
-    lines = [" ".join(line.split()) for line in text.split("\n")]
+    if "\n " in text or "\n\t" in text:
+        lines = indent_items(text.split("\n"))
+    else:
+        lines = [" ".join(line.split()) for line in text.split("\n")]
     text = "\n".join(lines).strip("\n")
     return re.sub(r"\n{3,}", "\n\n", text) if "\n\n\n" in text else text
 
@@ -126,64 +98,10 @@ def tidy_question_mark(text: str) -> str:
 
 
 # -------------------------------------------------------------------------------------------------
-# lists
-
-# the lookbehind lets a match begin only at the first space of a run
-BULLET = re.compile(r" (?<=\S )[ \t]+([-*•·])[ \t]+(?=\S)")
-LOOSE_BULLET = re.compile(r"(?<=\S)[ \t]+([•●▪])[ \t]*(?=\S)")
-AFTER_LIST = re.compile(r" (?<=[^\s*•·-] )[ \t]{2,}(?=[\"“(]?[A-Z])")
-TABLE_HEAD = "Signs and Symptoms Approximate number of patients (when available)"
-TABLE_TAIL = " The Human Phenotype Ontology"
-CELL = re.compile(r" (-|<?(?:\d+(?:\.\d+)?)?%|\d+/\d+|\d+ of \d+)(?: |$)")
-
-
-def break_lists(text: str) -> str:
-    """Put each item of a list that was flattened into one line on a line of its own.
-
-    Such lists are bullets after two spaces, and the symptom tables of MedQuAD.
-    """
-    if TABLE_HEAD in text:
-        text = _break_symptom_table(text)
-    if "  " in text:
-        text = _break_bullets(text)
-    has_bullet = "•" in text or "●" in text or "▪" in text
-    # a single bullet may be a multiplication
-    if has_bullet and len(LOOSE_BULLET.findall(text)) > 1:
-        text = LOOSE_BULLET.sub(r"\n\1 ", text)
-    return text
-
-
-def _break_symptom_table(text: str) -> str:
-    before, head, rest = text.partition(TABLE_HEAD + " ")
-    table, tail, after = rest.partition(TABLE_TAIL)
-    if not tail:
-        return text
-    lines = CELL.sub(r" \1\n", table).rstrip()
-    return f"{before}{head[:-1]}\n{lines}\n{tail[1:]}{after}"
-
-
-def _break_bullets(text: str) -> str:
-    count = len(BULLET.findall(text))
-    if not count:
-        return text
-
-    def put_on_own_line(match: re.Match[str]) -> str:
-        around = match.string[match.start() - 1] + match.string[match.end()]
-        # "10  - 20 mg" is a range unless there are several bullets
-        if count < 3 and around.isdigit():
-            return match[0]
-        return f"\n{match[1]} "
-
-    text = BULLET.sub(put_on_own_line, text)
-    # three spaces before a capital letter end the list, or its last item would run on
-    return AFTER_LIST.sub("\n", text)
-
-
-# -------------------------------------------------------------------------------------------------
 # what a chat leaves behind
 
 NAMES = (
-    r"patient|human|user|customer|question|q|doctor|(?-i:[Dd]r)|"
+    r"patient|human|user|customer|question|doctor|(?-i:[Dd]r)|"
     r"assistant|gpt|chatbot|bot|model|answer"
 )
 HEADING = r"### ?(?:instruction|input|question|response|answer|output)s?"
@@ -196,8 +114,17 @@ def _compile_label(more: str) -> re.Pattern[str]:
     )
 
 
-LABEL = _compile_label(f"{HEADING}|a")
-NOT_LETTERED = _compile_label(HEADING)
+LABEL = _compile_label(f"{HEADING}|a|q")
+NOT_A = _compile_label(f"{HEADING}|q")
+NO_LETTER = _compile_label(HEADING)
+# AVPU, APGAR and ATMIST begin with "A:", QRST with "Q:"
+OTHER_LETTER = re.compile(r"(?:^|[\s,;.(])(?![aq])[a-z][ \t]*+:", re.I)
+LETTER_R = re.compile(r"(?:^|[\s,;.(])R[ \t]*+:")
+# "Patient: ...\nAge: ..." is a form, and no speech
+FORM = re.compile(
+    r"\s*+patient[ \t]*+:[^\n]*\n[ \t]*+(?!(?:doctor|dr|assistant|answer)\b)[A-Z][\w/ ]{0,24}:",
+    re.I,
+)
 REASONING = re.compile(
     r"<(reasoning|think|thinking)>[^<]*+(?:<(?!/?(?:reasoning|think|thinking)>)[^<]*+)*+</\1>\s*",
     re.I,
@@ -207,11 +134,13 @@ REASONING = re.compile(
 def strip_labels(text: str) -> str:
     """Remove "Patient:", "Doctor:", "### Response:" and the like from the start of a text.
 
-    "A: airway, B: breathing" stays.
+    "A: airway, B: breathing" and "Patient: Ann\\nAge: 40" stay.
     """
     label = LABEL.match(text)
-    if label and re.search(r"\bB[ \t]*+:", text):
-        label = NOT_LETTERED.match(text)
+    if not label or FORM.match(text):
+        return text
+    if OTHER_LETTER.search(text):
+        label = (NO_LETTER if LETTER_R.search(text) else NOT_A).match(text)
     return text[label.end() :].lstrip() if label else text
 
 
@@ -226,10 +155,12 @@ def strip_reasoning(text: str) -> str:
 # in the order in which they are applied
 TEXT_RULES: tuple[tuple[str, TextRule], ...] = (
     ("mojibake", fix_mojibake),
+    ("control_tokens", strip_control_tokens),
     ("html", strip_html),
     ("control_characters", strip_invisible),
     ("leaked_turns", strip_labels),
     ("reasoning", strip_reasoning),
+    ("tables", break_tables),
     ("flattened_lists", break_lists),
     ("question_mark", tidy_question_mark),
     ("blanks", collapse_blanks),
@@ -257,13 +188,18 @@ def apply_rules(
     """Return a text after the rules, and (before, after) of each rule that changed it.
 
     The rules are repeated until none changes the text, since one may uncover work for another. If
-    that does not end within MOST_PASSES, `nested_markup` is among the changes.
+    that does not end within MOST_PASSES, `nested_markup` is among the changes; `unclear_markup` is
+    for markup that no rule understands, and that stays.
     """
     changed: dict[str, tuple[str, str]] = {}
     original = text
     idle = 0  # consecutive rules that changed nothing
     for name, rule in rules * MOST_PASSES:
-        after = rule(text)
+        try:
+            after = rule(text)
+        except UnclearMarkup:
+            after = text
+            changed["unclear_markup"] = (original, text)
         if after != text:
             changed.setdefault(name, (text, after))
             text = after

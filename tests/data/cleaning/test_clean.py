@@ -16,7 +16,7 @@ from helpers.odd_texts import any_of, any_text, subsets
 from lib import params
 from lib.common.errors import UserError
 from lib.common.words import words_of
-from lib.data.cleaning import clean, text_rules
+from lib.data.cleaning import clean, lists, text_rules
 from lib.medical import advice
 
 RULE = dict(text_rules.TEXT_RULES)
@@ -48,6 +48,19 @@ RULE = dict(text_rules.TEXT_RULES)
         ("reasoning_without_end", "What?", "so.</reasoning> Rest."),
         ("reasoning_without_end", "What?", "<think>a<think>b</think>c"),
         ("too_long", "What?", "x" * 1_000_001),
+        ("unclear_markup", "What?", "Give <del>5 mg 10 mg."),
+        ("unclear_markup", "What?", "Give 10<sup>9 cells."),
+        ("unclear_markup", "What?", "<table><tr><td><del>5</td><td>6</del></td></tr></table>"),
+        ("unclear_markup", "What?", "<math><mn>1</mn><mfrac><mn>1</mn><mn>2</mn></mfrac></math>"),
+        ("unclear_markup", "What?", "<b>" * 60 + "deep"),
+        ("control_tokens", "What?", "Rest.</s> And wait."),
+        ("control_tokens", "What?", "Rest.<|im_end|>\n<|im_start|>user\nAnd now?"),
+        ("control_tokens", "What?", "Rest.<end_of_turn>\n<start_of_turn>user\nAnd now?"),
+        ("control_tokens", "[INST] What? [/INST] Rest. [INST] And then?", "Wait."),
+        ("control_tokens", "What?", "Take <unk> mg."),
+        ("control_tokens", "What?", "Take 5 <unk>"),
+        ("control_tokens", "What?", "a <|reserved_special_token_7|> b"),
+        ("control_tokens", "What?", "Rest.<｜end▁of▁sentence｜>Wait."),
     ],
 )
 def test_rows_are_dropped_with_their_reason(expected, question, answer):
@@ -94,6 +107,8 @@ def test_rows_that_only_look_bad_are_kept(question, answer):
         ("flattened_lists", "What?", "Bring • gauze • tape"),
         ("leaked_turns", "Patient: What?", "Doctor: Rest."),
         ("leaked_turns", "What?", "Rest.\nPatient: thanks"),
+        ("control_tokens", "What?", "Rest.</s>"),
+        ("control_tokens", "What?", "Rest.</s> And wait."),
         ("placeholder", "What?", "N/A"),
         ("answer_is_question", "What is it?", "What is it?"),
         ("link_list", "Where?", "See https://a.org"),
@@ -107,7 +122,10 @@ def test_a_rule_switched_off_leaves_the_text_and_keeps_the_row(rule, question, a
 
 def test_every_cleaning_rule_is_switched_off_above():
     marks = test_a_rule_switched_off_leaves_the_text_and_keeps_the_row.pytestmark[0].args[1]
-    assert {m[0] for m in marks} == set(params.RULES) - {"exact_duplicate"}
+    assert {m[0] for m in marks} == set(params.RULES) - {"exact_duplicate", "tables"}
+    table = "a\tb\tc\nd\t\tf"
+    assert "|" not in cleaned(table, skip_rules=["tables"])[0]
+    assert cleaned(table, skip_rules=["tables", "blanks"]) == (table, {})
     assert set(RULE) - set(params.RULES) == {"reasoning", "personal_data"}, (
         "a rule without a switch and without a policy"
     )
@@ -272,15 +290,13 @@ def test_the_known_defects_of_medquad_are_found():
     links = [r for r in rows if clean.is_link_list(r["answer"])]
     assert 1_080 <= len(links) <= 1_095
     assert all("resources" in r["answer"] for r in links)
-    tables = [
-        text_rules.break_lists(r["answer"]) for r in rows if text_rules.TABLE_HEAD in r["answer"]
-    ]
+    tables = [lists.break_lists(r["answer"]) for r in rows if lists.TABLE_HEAD in r["answer"]]
     assert len(tables) == 2_243
     table_lines = [
         line
         for text in tables
-        for line in text.split(text_rules.TABLE_HEAD)[1]
-        .split(text_rules.TABLE_TAIL[1:])[0]
+        for line in text.split(lists.TABLE_HEAD)[1]
+        .split(lists.TABLE_TAIL[1:])[0]
         .strip()
         .split("\n")
     ]

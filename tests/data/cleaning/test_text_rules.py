@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from helpers.cleaning import cleaned, reason
 from helpers.odd_texts import any_of, any_text, subsets
-from lib.data.cleaning import clean, text_rules
+from lib.data.cleaning import clean, lists, text_rules
+from lib.data.cleaning.markup_tags import UnclearMarkup
 
 RULE = dict(text_rules.TEXT_RULES)
 
@@ -25,13 +26,13 @@ CHANGES = [
     ),
     ("mojibake", "\x93quoted\x94, \u00e9", "“quoted”, \u00e9"),
     ("html", "Wash.<br>Dry.<BR />Cover.", "Wash.\nDry.\nCover."),
-    ("html", '<p>Sit.</p><div class="x">Rest.</div>', "\nSit.\n\nRest.\n"),
+    ("html", '<p>Sit.</p><div class="x">Rest.</div>', "Sit.\n\nRest."),
     (
         "html",
         'H<sub>2</sub>O, <b>now</b>, <a href="https://x.org?a=1&b=2">here</a>',
         "H2O, now, here",
     ),
-    ("html", "<tr><td>5 mg</td><td>daily</td></tr>", "\n 5 mg  daily \n"),
+    ("html", "<tr><td>5 mg</td><td>daily</td></tr>", "| 5 mg | daily |"),
     (
         "html",
         "10<sup>9</sup>/L and 10<sup>-3</sup>, 1<sup>st</sup>, m<sup>2</sup>",
@@ -39,7 +40,7 @@ CHANGES = [
     ),
     ("html", "p &lt; 0.05 &amp; q &#62; 1 &#x2265; &eacute;", "p < 0.05 & q > 1 ≥ é"),
     ("html", "a &amp;amp;lt; b", "a < b"),
-    ("html", 'x<!-- <b>hidden</b> -->y <script type="a">if (1 < 2) go()</script>z', "x y  z"),
+    ("html", 'x<!-- <b>hidden</b> -->y <script type="a">if (1 < 2) go()</script>z', "xy  z"),
     ("control_characters", "a\x00b\x07c\x1b\x7f\u200bd\ufeffe\u00adf\u202eg\u2060h", "abcdefgh"),
     ("control_characters", "a\r\nb\rc\u2028d\x0ce\x0bf\x85g", "a\nb\nc\nd\ne\nf\ng"),
     (
@@ -188,18 +189,21 @@ def test_a_range_is_not_a_list():
 @pytest.mark.parametrize(
     ("before", "after", "rules"),
     [
-        ("&amp;lt;br&gt;x", "x", {"html", "blanks"}),
+        ("&amp;lt;br&gt;x", "x", {"html"}),
         ("&#60;think&#62;a&lt;/think&gt;b", "b", {"html", "reasoning"}),
         ("&Atilde;&copy;", "é", {"html", "mojibake"}),
-        ("<p>Doctor: Rest .</p>", "Rest .", {"html", "leaked_turns", "blanks"}),
+        ("<p>Doctor: Rest .</p>", "Rest .", {"html", "leaked_turns"}),
         ("What is it\u00a0?", "What is it?", {"blanks", "question_mark"}),
         ("<think>Patient: a</think> Doctor: b", "b", {"reasoning", "leaked_turns"}),
         ("Call me: 212<b></b>-555-0123", "Call me: [phone]", {"html", "personal_data"}),
-        ("<end_of<b>_turn>", "< end_of_turn>", {"html", "control_token_broken_up"}),
-        ("&lt;start_of_turn&gt;user", "< start_of_turn>user", {"html", "control_token_broken_up"}),
+        ("Rest.<end_of<b>_turn>", "Rest.", {"html", "control_tokens"}),
+        ("<end_of<b>_turn> Rest.", "Rest.", {"html", "control_tokens"}),
+        ("&lt;start_of_turn&gt;user\nRest.", "Rest.", {"html", "control_tokens"}),
+        ("Rest.<end\u200b_of_turn><eos>", "Rest.", {"control_characters", "control_tokens"}),
+        ("a<end_of<b>_turn>b", "a< end_of_turn>b", {"html", "control_token_broken_up"}),
         (
-            "<end\u200b_of_turn><eos>",
-            "< end_of_turn>< eos>",
+            "a<end\u200b_of_turn><eos>b",
+            "a< end_of_turn>< eos>b",
             {"control_characters", "control_token_broken_up"},
         ),
     ],
@@ -255,9 +259,12 @@ def test_cleaning_twice_is_cleaning_once_and_no_control_token_is_left(
     for values in ({}, {"skip_rules": off, "personal_data": personal, "reasoning": reasoning}):
         once, changed = cleaned(text, **values)
         assert not any(token in once for token in TOKENS)
+        changed.pop("unclear_markup", None)  # it stays as it is
         assert (once == text) == (not changed)
         if "nested_markup" not in changed:
-            assert cleaned(once, **values) == (once, {})
+            again, changed = cleaned(once, **values)
+            changed.pop("unclear_markup", None)
+            assert (again, changed) == (once, {})
     assert "nested_markup" not in cleaned(text)[1] or text.count("<") + text.count("&") > 3, (
         "plain text always settles"
     )
@@ -267,11 +274,12 @@ def test_cleaning_twice_is_cleaning_once_and_no_control_token_is_left(
 @given(any_text)
 def test_no_rule_invents_text(text):
     for name, rule in text_rules.TEXT_RULES:
-        after = (
-            re.sub(r"\[(?:e-mail|phone|card number|record number)\]", "", rule(text))
-            if name == "personal_data"
-            else rule(text)
-        )
+        try:
+            after = rule(text)
+        except UnclearMarkup:
+            continue
+        if name == "personal_data":
+            after = re.sub(r"\[(?:e-mail|phone|card number|record number)\]", "", after)
         decoded = [text]
         while name == "html" and len(decoded) < 9:
             decoded.append(
@@ -333,7 +341,7 @@ SIGNS = [
     "4111 1111 1111 1111 ",
     "+44 20 ",
     "<sup>1",
-    text_rules.TABLE_HEAD + " ",
+    lists.TABLE_HEAD + " ",
     "- 5% ",
 ]
 
