@@ -94,6 +94,9 @@ def _value(number: str) -> float:
 ITEM = re.compile(r"(?:[-*•·●▪]|\d{1,3}[.)]|[a-zA-Z][.)]|[ivx]{2,5}[.)])(?= )")
 
 
+DEEPEST_STEP = 8  # blanks: what is further to the right was set there by a page's layout
+
+
 def indent_items(lines: list[str]) -> list[str]:
     """Return lines with single blanks, and within a list with the indentation of its levels.
 
@@ -106,13 +109,16 @@ def indent_items(lines: list[str]) -> list[str]:
         if not text:
             written.append(text)
             continue
+        marker = ITEM.match(text)
         expanded = line.expandtabs(4)
         indent = len(expanded) - len(expanded.lstrip())
         while levels and levels[-1][0] >= indent:
             levels.pop()
+        # text belongs to an item only without an empty line between them
+        if levels and (indent > levels[-1][0] + DEEPEST_STEP or not (marker or written[-1])):
+            levels.clear()
         ours = levels[-1][1] if levels else 0
         written.append(" " * ours + text)
-        marker = ITEM.match(text)
         if marker:
             levels.append((indent, ours + len(marker[0]) + 1))
     return written

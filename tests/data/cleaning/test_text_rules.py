@@ -92,6 +92,18 @@ LEFT_ALONE = [
     "Options: A: rest, B: ice.",
     "A: airway, B: breathing, C: circulation",
     "A: Airway\nB: Breathing",
+    "A: alert\nV: voice\nP: pain\nU: unresponsive",
+    "A: appearance, P: pulse, G: grimace, A: activity, R: respiration",
+    "A: age; T: time; M: mechanism; I: injuries; S: signs; T: treatment",
+    "a: alert, v: voice",
+    "Q: quality, R: region, S: severity, T: time",
+    "Patient: Ann Example\nAge: 40\nBP: 120/80",
+    "300 450 1200 ng/mL and 200 260 1000",
+    "platelets (250) 300-1000, 250-500-1000, 300–450–1200",
+    "225-300-1500 ng/mL, 312-455-1280 pg/mL, 220-340-1150 mmHg",
+    "150-50-1200 and 4000 4500 5000 5500",
+    "rates 300-150-100-75-60-50",
+    "WBC 4000 5200 6100 5700",
     "Tell the Doctor: he needs to know.",
     "A good Doctor: kind and quick.",
     "Model 3: use it.",
@@ -179,6 +191,50 @@ def test_each_rule_changes_what_it_is_for_is_named_and_is_done_after_once(rule, 
 @pytest.mark.parametrize("text", LEFT_ALONE)
 def test_what_only_looks_like_a_defect_is_left_alone(text):
     assert cleaned(text) == (text, {})
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        # nested lists keep their nesting, and a list's own text its place
+        (
+            "1. Call 112\n   - say where\n   - say what\n2. Help\n   a. airway\n      - look",
+            "1. Call 112\n   - say where\n   - say what\n2. Help\n   a. airway\n      - look",
+        ),
+        ("- a\n\t- b\n\t\t- c\n- d", "- a\n  - b\n    - c\n- d"),
+        ("- a\n     more  of a\n- b\n\n   text", "- a\n  more of a\n- b\n\ntext"),
+        ("  - a\n  - b\n", "- a\n- b"),
+        ("- a\n                    Heading\n                    - b", "- a\nHeading\n- b"),
+        # ranges and readings are no lists
+        (
+            "Infants 5  - 10 mL; adults 20  - 40 mL, 1  - 2 g",
+            "Infants 5 - 10 mL; adults 20 - 40 mL, 1 - 2 g",
+        ),
+        ("BP 120  - 80, 130  - 90, 140  - 95", "BP 120 - 80, 130 - 90, 140 - 95"),
+        (
+            "5 mg  - 10 mg, 10%  - 20%, 0.5 mg/kg  - 1 mg/kg",
+            "5 mg - 10 mg, 10% - 20%, 0.5 mg/kg - 1 mg/kg",
+        ),
+        ("2  * 3 or 4  * 5", "2 * 3 or 4 * 5"),
+        ("2 • 3 • 4", "2 • 3 • 4"),
+        # tables of tabs and blanks keep their empty cells
+        (
+            "Drug\tAdult\tChild\nIbuprofen\t400 mg\t\nParacetamol\t\t15 mg/kg",
+            "| Drug | Adult | Child |\n| --- | --- | --- |\n| Ibuprofen | 400 mg | |\n| Paracetamol | | 15 mg/kg |",
+        ),
+        (
+            "Drug          Adult     Child\nIbuprofen     400 mg\nParacetamol             15 mg/kg",
+            "| Drug | Adult | Child |\n| --- | --- | --- |\n| Ibuprofen | 400 mg | |\n| Paracetamol | | 15 mg/kg |",
+        ),
+        ("\tAdult\tChild\nX\t\t5 mg", "| | Adult | Child |\n| --- | --- | --- |\n| X | | 5 mg |"),
+        ("Dose:\t5 mg\nRoute:\tmouth", "Dose: 5 mg\nRoute: mouth"),
+        # what shows nothing does not join two numbers
+        ("5\u00ad10 mg, 5\x1310 mg, 5\u200b10 mg", "5-10 mg, 5 10 mg, 5 10 mg"),
+        ("1\u20600 mg, re\u00adst", "10 mg, rest"),
+    ],
+)
+def test_numbers_columns_and_levels_stay_apart(before, after):
+    assert cleaned(before)[0] == after
 
 
 def test_a_range_is_not_a_list():
