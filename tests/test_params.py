@@ -86,7 +86,7 @@ def test_a_runs_own_parameters_show_a_change_by_hand(tmp_path):
             "expected a list, one or more of f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0",
         ),
         ("gguf_types: []", "expected a list, one or more of"),
-        ("dataset:", "`dataset` is null; expected a text"),
+        ("dataset:", "line 1: `dataset` has no value (null); write"),
         ("- seed", "is of type list; expected lines of `key: value`"),
         ("seed: [", "line 1"),
         ("? [seed]\n: 1", "a key is a list"),
@@ -124,7 +124,7 @@ def test_missing_and_binary_files(write, tmp_path):
     with pytest.raises(UserError, match=r"does not exist[\s\S]*params/cpu.yaml"):
         params.load_job("params/nowhere.yaml")
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not UTF-8"):
+    with pytest.raises(UserError, match="not UTF-16"):
         params.load_job(tmp_path / "b.yaml")
 
 
@@ -211,7 +211,9 @@ def test_presets_are_valid_short_and_list_only_what_differs(path):
         ),
         ([{"revision": "v1"}], "Entry 1, `dataset`: field required"),
         ([], "expected a text, or a list, one or more of texts or {dataset, "),
-        ({"dataset": "a/b"}, "expected a text, or a list, one or more of texts or {dataset, "),
+        (5, "expected a text, or a list, one or more of texts or {dataset, "),
+        ({"dataset": "a/b", "subset": "c"}, ". `subset`: extra inputs are not permitted"),
+        ({"config": "c"}, ". `dataset`: field required"),
     ],
 )
 def test_a_wrong_list_of_sources_names_the_entry(listed, expected):
@@ -227,6 +229,24 @@ def test_a_list_of_sources_may_name_them_plainly_and_comes_back_from_its_own_yam
     )
     (tmp_path / "p.yaml").write_text(params.to_yaml(job))
     assert params.load_job(tmp_path / "p.yaml") == job
+
+
+def test_a_single_data_set_may_be_a_mapping_and_comes_back_from_its_own_yaml(tmp_path):
+    job = params.check_values({"dataset": {"dataset": "a/b", "config": "c", "split": "d"}}, "test")
+    assert (job.dataset.config, job.dataset.split) == ("c", "d")
+    (tmp_path / "p.yaml").write_text(params.to_yaml(job))
+    assert params.load_job(tmp_path / "p.yaml") == job
+    overrides = params.parse_overrides("dataset='{dataset: a/b, config: c, split: d}'")
+    assert params.check_values(overrides, "test") == job
+
+
+def test_keys_of_a_source_that_came_later_rename_no_run_of_before():
+    job = params.check_values({"dataset": [{"dataset": "a/b", "max_rows": 5}]}, "test")
+    # as computed before `config` and `split` were keys
+    assert params.find_changed(job)["dataset"] == [
+        {"dataset": "a/b", "revision": "", "weight": 1.0, "max_rows": 5, "columns": {}}
+    ]
+    assert params.fingerprint(job) == "ff390136"
 
 
 def test_a_mapping_cut_by_its_blanks_says_how_to_quote_it():

@@ -1,6 +1,21 @@
 """Format values, sizes and tables as text for people."""
 
+import codecs
 from typing import Any
+
+# UTF-32's mark begins with that of UTF-16, so it comes first
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+    codecs.BOM_UTF8: "utf-8-sig",
+}
+
+
+def find_encoding(head: bytes) -> str:
+    """Return the encoding that a file's first four bytes name by a byte order mark, or utf-8."""
+    return next((name for mark, name in MARKS.items() if head.startswith(mark)), "utf-8")
 
 
 def format_value(value: Any) -> str:

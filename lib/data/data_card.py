@@ -8,6 +8,51 @@ from lib.data.reading import sources
 from lib.data.rows import Rows
 from lib.data.splits import SPLITS
 
+MOST_INPUTS = 200  # entries shown for each split, and of those that are not read
+
+
+def list_inputs(inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the entries of `source_rows.read_rows`; many of a kind are cut, and the rest counted.
+
+    A file that is not read is named with the reason in `unread`, and has no rows.
+    """
+    kinds: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+    for entry in inputs:
+        kinds.setdefault((entry["split"], bool(entry["unread"])), []).append(entry)
+    listed = []
+    for (split, is_unread), entries in kinds.items():
+        listed += entries[:MOST_INPUTS]
+        rest = entries[MOST_INPUTS:]
+        if rest:
+            rows = sum(entry["rows"] for entry in rest)
+            why = "for reasons as above" if is_unread else ""
+            listed.append(
+                {"name": f"and {len(rest):,} more", "split": split, "rows": rows, "unread": why}
+            )
+    return listed
+
+
+def describe_inputs(inputs: list[dict[str, Any]]) -> str:
+    """Return what became of the files in a few lines, for notebook and terminal."""
+    held_out = {
+        split: [entry for entry in inputs if entry["split"] == split and not entry["unread"]]
+        for split in SPLITS[1:]
+    }
+    lines = []
+    for split, entries in held_out.items():
+        if entries:
+            names = ", ".join(entry["name"] for entry in entries[:5])
+            rows = sum(entry["rows"] for entry in entries)
+            lines.append(
+                f"{split}: {rows:,} rows, all of them from held-out files ({names}). None is "
+                f"trained on, and no other row is put there; `split: all` would mix them."
+            )
+    unread = [entry for entry in inputs if entry["unread"]]
+    lines += [f"not read: {entry['name']} ({entry['unread']})" for entry in unread[:10]]
+    if len(unread) > 10:
+        lines.append(f"not read: {len(unread) - 10:,} more, see the table")
+    return "\n".join(lines) or "every file was read"
+
 
 def summarise(rows: Rows, counts: Counter[str]) -> dict[str, Any]:
     """Return the `prepare` section of results.json.
@@ -41,14 +86,18 @@ def describe_data(rows: Rows, results: dict[str, Any], source_hash: str) -> dict
         "sources": [
             {
                 "dataset": source.dataset,
-                "local": bool(sources.local_files(source.dataset)),
+                "local": sources.find_local(source) is not None,
                 "revision": source.revision or None,
+                "config": source.config or None,
+                "split": source.split or None,
                 "commit": rows.commits.get(f"{source.dataset}@{source.revision}"),
                 "weight": source.weight,
                 "max_rows": source.max_rows or None,
             }
             for source in sources.list_sources(job)
         ],
+        "files": list_inputs(rows.inputs),
+        "held_out_by_files": sorted({entry["split"] for entry in rows.inputs} & {*SPLITS[1:]}),
         "source_sha256": source_hash,
         "seed": job.seed,
         "exam": job.exam,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lib.common.words import normalised, words_of
+from lib.data import sides
 from lib.params import Params
 
 HASHES = 128
@@ -149,7 +150,9 @@ def drop_same(
         order = kept[columns["answer"][kept] != 0]
         if same_question == "longest":
             length = columns["answer_length"][order]
-            order = order[np.lexsort((order, -length))]
+            # a held-out row is never dropped in favour of one that is trained on
+            is_free = columns["given_side"][order] == 0
+            order = order[np.lexsort((order, -length, is_free))]
         _drop_repeats(columns["question"], order, "same_question", decisions)
     if answer_cap:
         _drop_over_cap(columns, answer_cap, decisions)
@@ -236,15 +239,16 @@ def assign_sides(
 
     A row belongs to those that share a question with it or are much like it. Without any, its side
     is a seeded hash of its question. A row that belongs to both sides is dropped, since it would
-    leak one into the other. With near_duplicates `drop`, a row is also dropped if it is much like
-    an earlier one and has the same numbers and negations.
+    leak one into the other. Rows of held-out files keep their side, and another row that belongs to
+    one of these is dropped, too. With near_duplicates `drop`, a row is also dropped if it is much
+    like an earlier one and has the same numbers and negations.
 
     `signatures`, the low 16 bits of each hash, may be on disk. `later_questions` has the questions
     after the first, for rows with several.
     """
     kept = decisions.kept()
-    sides = hash_side(columns["question"], job.seed, job.validation_size, job.test_size)
-    decisions.side[kept] = sides[kept]
+    given = columns["given_side"]
+    decisions.side[kept] = sides.find_own_sides(columns, job)[kept]
     bucket_numbers = _number_shared_buckets(columns["bands"], kept)
     shared_questions = _find_shared_questions(columns["question"][kept], kept, later_questions)
     meets_another = (
@@ -273,8 +277,13 @@ def assign_sides(
         ties = [(int(decisions.side[other]), int(other)) for other in alike]
         ties += [question_ties[q] for q in questions if q in question_ties]
         if ties:
-            side, _ = ties[0]
-            opposed = [other for other_side, other in ties if other_side != side]
+            side = int(given[row]) or ties[0][0]
+            # a row next to a held-out file's own is not added to that file
+            opposed = [
+                other
+                for other_side, other in ties
+                if other_side != side or (given[other] and not given[row])
+            ]
             if opposed:
                 decisions.drop(row, "ties_both_sides", opposed[0])
                 continue
@@ -320,19 +329,3 @@ def _find_alike(
         return others
     similarity = (signatures[others] == signatures[row]).mean(axis=1)
     return others[similarity >= threshold]
-
-
-def hash_side(
-    questions: np.ndarray, seed: int, validation_size: float, test_size: float
-) -> np.ndarray:
-    """Return an index into splits.SPLITS for each question's hash.
-
-    The bits are mixed by splitmix64 with a seed (Steele, Lea, Flood 2014).
-    """
-    z = questions.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
-    share = (z ^ (z >> np.uint64(31))).astype(np.float64) / 2**64
-    is_test = share < test_size
-    is_validation = ~is_test & (share < test_size + validation_size)
-    return np.select([is_test, is_validation], [2, 1], 0).astype(np.int8)

@@ -27,9 +27,11 @@ from lib.common.progress import progress_bar
 from lib.data import chat, chunk_cache, chunks, contamination, duplicates
 from lib.data.cleaning import clean
 from lib.data.data_card import describe_data as describe_data
+from lib.data.data_card import describe_inputs as describe_inputs
+from lib.data.data_card import list_inputs as list_inputs
 from lib.data.data_card import summarise
 from lib.data.duplicates import SAME_REASONS, Decisions
-from lib.data.reading import exam_items, sources
+from lib.data.reading import exam_items, source_rows, sources
 from lib.data.rows import Rows, note_decided, require_rows, timed
 from lib.data.splits import SPLITS, SplitWriter
 from lib.params import Params
@@ -41,7 +43,7 @@ CHUNK_CHARACTERS = 2**22
 SMALL = 2**20  # bytes of data; below it, starting processes costs more time than they save
 FIRST_CHARACTERS = 2000  # of each message in the first row, which the notebook shows as read
 # the columns of a cleaned chunk that stay in memory, besides its bands
-COLUMNS = ("exact", "question", "answer", "vital", "answer_length")
+COLUMNS = ("exact", "question", "answer", "vital", "answer_length", "given_side")
 
 
 def begin(job: Params, folder: pathlib.Path) -> Rows:
@@ -60,7 +62,7 @@ def begin(job: Params, folder: pathlib.Path) -> Rows:
     if job.decontaminate:
         for name in job.exam:
             exam += exam_items.read_items(name)
-    pool = workers.start_pool(_is_small(job.dataset, job.max_rows))
+    pool = workers.start_pool(_is_small(job))
     return Rows(
         job,
         scratch,
@@ -70,12 +72,11 @@ def begin(job: Params, folder: pathlib.Path) -> Rows:
     )
 
 
-def _is_small(dataset: sources.Dataset, max_rows: int) -> bool:
+def _is_small(job: Params) -> bool:
     """Tell whether one process is enough for the rows; a hub set's size is not known."""
-    if 0 < max_rows <= CHUNK_ROWS:
+    if 0 < job.max_rows <= CHUNK_ROWS:
         return True
-    has_hub = any(not sources.local_files(name) for name in sources.list_names(dataset))
-    return not has_hub and sources.count_local_bytes(dataset) < SMALL
+    return sources.is_all_local(job) and sources.count_local_bytes(job) < SMALL
 
 
 # -------------------------------------------------------------------------------------------------
@@ -92,7 +93,7 @@ class RawChunk(NamedTuple):
 @timed
 def read_and_clean(rows: Rows) -> None:
     """Read and clean every row; keep it in a chunk on disk, or drop it with a reason."""
-    total = sources.count_local_bytes(rows.job.dataset)
+    total = sources.count_local_bytes(rows.job)
     bar = progress_bar("reading, cleaning", total=total or None, unit="B", unit_scale=True)
 
     def report_bytes(done: int) -> None:
@@ -140,7 +141,10 @@ def _read_chunks(rows: Rows, report_bytes: Callable[[int], None]) -> Iterator[Ra
     def note_passed_over(reason: str, where: str, why: str) -> None:
         chunk.passed_over.append((reason, where, why))
 
-    for row in sources.read_rows(rows.job, note_passed_over, report_bytes, rows.commits):
+    job = rows.job
+    for row in source_rows.read_rows(
+        job, note_passed_over, report_bytes, rows.commits, rows.inputs
+    ):
         rows.read += 1
         if not rows.first:
             rows.first = _shorten_messages(row)

@@ -20,9 +20,23 @@ from lib.data import chunks
 from lib.data.chunks import EXAMPLES, load_messages, shorten
 from lib.data.duplicates import REASONS, Decisions
 from lib.data.reading import sources
-from lib.params import Params
+from lib.params import RULES, Params
 
 STEPS = ("read_and_clean", "measure", "deduplicate", "decontaminate", "tokenise")
+# the parameter that decides on a reason to drop rows, where it is not skip_rules
+SWITCHES = {
+    "unreadable": "skip_bad_lines",
+    "not_sampled": "weight of the source",
+    "reasoning_without_end": "reasoning",
+    "personal_data": "personal_data",
+    "other_language": "language",
+    "dangerous_advice": "dangerous_advice",
+    "too_long": "max_seq_length, overlong",
+    "same_question": "same_question",
+    "answer_repeated": "answer_cap",
+    "near_duplicate": "near_duplicates, near_duplicate_threshold",
+    "contaminated": "decontaminate, exam",
+}
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
@@ -43,6 +57,8 @@ class Rows:
     read: int = 0
     first: dict[str, Any] = dataclasses.field(default_factory=dict)  # the first row, as read
     commits: dict[str, str | None] = dataclasses.field(default_factory=dict)  # of the hub sources
+    # each file and hub split, as source_rows.read_rows lists them
+    inputs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     # what is left: files of cleaned chunks, each with the number of its first row
     parts: list[tuple[pathlib.Path, int]] = dataclasses.field(default_factory=list)
@@ -124,13 +140,20 @@ def require_rows(rows: Rows, count: int) -> None:
     """Raise UserError, with a table of the reasons for drops, when no row is left."""
     if count:
         return
-    table = "\n".join(f"  {reason:24} {n:>9,}" for reason, n in rows.dropped.most_common())
+    table = "\n".join(
+        f"  {reason:24} {n:>9,}   {name_switch(reason)}" for reason, n in rows.dropped.most_common()
+    )
     raise UserError(
         f"no row is left of the {rows.read:,} read from {sources.describe(rows.job.dataset)}. "
-        f"Reasons:\n{table}\n"
-        f"params/README.md names the parameter behind each reason: change `language`, "
-        f"`max_seq_length`, `decontaminate` or others, or disable cleaning rules by `skip_rules`."
+        f"Reasons, and the parameter that decides on each (see params/README.md):\n{table}"
     )
+
+
+def name_switch(reason: str) -> str:
+    """Return the parameter that decides on a reason to drop rows, or that none does."""
+    if reason in RULES:
+        return f"skip_rules: [{reason}]"
+    return SWITCHES.get(reason, "(no parameter)")
 
 
 # -------------------------------------------------------------------------------------------------

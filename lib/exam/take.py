@@ -36,7 +36,7 @@ from lib.medical import safety
 from lib.medical.disclaimer import DISCLAIMER
 from lib.model import base, device
 from lib.model.load import load_tokenizer
-from lib.params import Params
+from lib.params import Params, Source
 from lib.record import run_folder, run_record
 from lib.record.run_record import Run
 from lib.record.schema import Artifact
@@ -93,7 +93,7 @@ def _is_here(exam: str) -> bool:
     if exam == safety.NAME:
         return True
     try:
-        sources.local_files(exam, "exam")
+        sources.find_local(Source(dataset=exam), "exam")
     except UserError as error:
         print(f"exam not taken, so it is not measured: {str(error).splitlines()[0]}", flush=True)
         return False

@@ -12,6 +12,7 @@ import pydantic
 from lib.common import locations, strict_yaml
 from lib.common.errors import ROOT, UserError
 from lib.common.redact import holds_secret
+from lib.common.text import find_encoding
 from lib.params.schema import FIELDS, Params
 from lib.params.wording import describe_type
 
@@ -43,10 +44,12 @@ def read_values(params_file: str | pathlib.Path) -> dict[str, Any]:
             f"Use PARAMS=params/cpu.yaml or write your own."
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        text = content.decode(find_encoding(content[:4]))
     except UnicodeDecodeError as error:
         raise UserError(
-            f"params file `{params_file}` is not UTF-8 text (byte {error.start})."
+            f"params file `{params_file}` is not {error.encoding.upper()} text (byte "
+            f"{error.start}, {error.reason}). Save it as UTF-8."
         ) from None
     values = strict_yaml.parse(text, str(params_file))
     if values is None:
@@ -104,7 +107,7 @@ def check_values(values: dict[str, Any], where: str) -> Params:
         except pydantic.ValidationError as error:
             for key in dict.fromkeys(str(e["loc"][0]) for e in error.errors()):
                 value = json.dumps(values[key], default=str)[:LONGEST]
-                entry = _describe_entry(error, key)
+                entry = _describe_entry(error, key, values[key])
                 wrong.append(f"`{key}` is {value}; expected {describe_type(key)}{entry}")
     raise UserError("\n".join([f"{where}:"] + [f"  - {line}" for line in wrong]))
 
@@ -122,15 +125,20 @@ def _find_problem(key: str, value: Any) -> str:
     return ""
 
 
-def _describe_entry(error: pydantic.ValidationError, key: str) -> str:
-    """Say which entry of a list of sources is wrong, and which key; return "" for other values."""
-    inside = [e for e in error.errors() if e["loc"][0] == key and "Source" in e["loc"]]
-    if not inside:
+def _describe_entry(error: pydantic.ValidationError, key: str, value: Any) -> str:
+    """Say which key of a data set is wrong, in a list also of which one; "" for other values."""
+    if not isinstance(value, list | dict):
         return ""
-    location = inside[0]["loc"]
-    number = next(step for step in location if isinstance(step, int)) + 1
-    name = "" if location[-1] == "Source" else f", `{location[-1]}`"
-    return f". Entry {number}{name}: {inside[0]['msg'].lower()}"
+    for wrong in error.errors():
+        location = wrong["loc"]
+        numbers = [step for step in location if isinstance(step, int)]
+        if location[0] != key or "Source" not in location or bool(numbers) == (type(value) is dict):
+            continue
+        entry = f"Entry {numbers[0] + 1}" if numbers else ""
+        name = "" if location[-1] == "Source" else f"`{location[-1]}`"
+        where = ", ".join(part for part in (entry, name) if part)
+        return f". {where}: {wrong['msg'].lower()}"
+    return ""
 
 
 def suggest_name(key: Any, names: Iterable[str]) -> str:

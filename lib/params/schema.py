@@ -48,15 +48,24 @@ _export = functools.partial(_parameter, "export")
 
 
 class Source(pydantic.BaseModel):
-    """One entry of a `dataset` list: what to read, and how much of it."""
+    """One data set: what to read, and how much of it."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
 
     dataset: Text
     revision: str = ""
+    config: str = ""
+    split: str = ""
     weight: float = pydantic.Field(default=1.0, gt=0, le=1)
     max_rows: int = pydantic.Field(default=0, ge=0)
     columns: dict[str, str] = {}
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_later_keys(self, serialise: Any) -> dict[str, Any]:
+        """Leave out empty keys that were added later, which would rename the runs of older jobs."""
+        later = ("config", "split")
+        values = serialise(self)
+        return {key: value for key, value in values.items() if value or key not in later}
 
 
 class Params(pydantic.BaseModel):
@@ -78,20 +87,27 @@ class Params(pydantic.BaseModel):
     )
 
     # data
-    dataset: Text | list[Text | Source] = _prepare(
+    dataset: Text | Annotated[list[Text | Source], annotated_types.MinLen(1)] | Source = _prepare(
         "ericrisco/medrescue",
-        "hub id, local file or folder, `bundled:first-aid`, or a list of these",
-        min_length=1,
+        "hub id, local file, folder or archive, `bundled:first-aid`, or a list of these",
     )
     dataset_revision: str = _prepare(
         "", "commit, tag or branch of a `dataset` on the hub; empty takes its newest"
+    )
+    dataset_config: str = _prepare(
+        "", "configuration of a `dataset` on the hub that has several; empty takes its only one"
+    )
+    dataset_split: str = _prepare(
+        "",
+        "split to train on; empty takes `train`, and holds out what a local folder has of others; "
+        "`all` takes every file of a folder",
     )
     columns: dict[str, str] = _prepare(
         {},
         "the data's column for each of our fields, if these are not recognised, as in "
         "{question: ask, answer: reply}",
     )
-    max_rows: int = _prepare(0, "how many rows to read; 0 reads all", ge=0)
+    max_rows: int = _prepare(0, "how many rows of each split to read; 0 reads all", ge=0)
     skip_bad_lines: int = _prepare(
         0, "how many unreadable lines or rows are skipped and counted; one more is an error", ge=0
     )

@@ -24,7 +24,7 @@ def _describe(annotation: Any, bounds: list[Any]) -> str:
     if origin is Annotated:
         return _describe(inner[0], list(inner[1:]))
     if origin in (typing.Union, types.UnionType):
-        return ", or ".join(_describe(part, bounds) for part in inner)
+        return _join_kinds([_describe(part, bounds) for part in inner])
     if origin is Literal:
         return inner[0] if len(inner) == 1 else f"one of {', '.join(inner)}"
     if origin is list:
@@ -34,6 +34,13 @@ def _describe(annotation: Any, bounds: list[Any]) -> str:
     if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
         return _describe_entry(annotation)
     return " ".join([NAMES[annotation], _describe_bounds(bounds)]).strip()
+
+
+def _join_kinds(kinds: list[str]) -> str:
+    """Join the kinds that a value may be; the last may be the same as an item of a list before."""
+    if len(kinds) > 2 and kinds[-1] in kinds[-2]:
+        kinds = [*kinds[:-1], "one of these alone"]
+    return ", or ".join(kinds)
 
 
 def _describe_list(item: Any, bounds: list[Any]) -> str:

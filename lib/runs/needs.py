@@ -62,7 +62,7 @@ def estimate_disk(stage: str, job: Params) -> int:
     """Estimate how many bytes a stage writes, before anything is downloaded."""
     base = _measure_base(job.base_model) or HUB_BASE_BYTES
     if stage == "prepare":
-        text = PREPARED_SHARE * sources.estimate_text_bytes(job.dataset)
+        text = PREPARED_SHARE * sources.estimate_text_bytes(job)
         base_files = base + BUNDLED_GGUF_BYTES if _is_bundled(job.base_model) else 0
         return STAGE_BYTES + text + base_files
     if stage == "train":

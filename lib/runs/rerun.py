@@ -104,6 +104,8 @@ def pin_revisions(old: Records) -> list[str]:
     if len(commits) == len(parts) and any(commits):
         if isinstance(job.dataset, str):
             values["dataset_revision"] = commits[0]
+        elif not isinstance(job.dataset, list):
+            values["dataset"] = {**job.dataset.model_dump(), "revision": commits[0]}
         else:
             values["dataset"] = [
                 {**part, "revision": commit or part["revision"]}

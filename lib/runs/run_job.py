@@ -133,6 +133,7 @@ def _run_stages(
     if "prepare" in forced or not run_folder.is_run(folder):
         sources.check_sources(job)
     if not folder.exists():  # before anything is made or downloaded
+        sources.require_hub_sets(job)
         check_machine(wanted, job, _existing_parent(folder))
         _name_relatives(folder, options.run)
     run = opening.open_run(folder, job, forced[0] if forced else "")

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from lib import params
 from lib.common import errors, locations
 from lib.common.errors import UserError
 from lib.data.reading import sources
@@ -51,7 +52,7 @@ def test_runs_params_and_data_may_be_at_home(home, monkeypatch):
     (home / "p.yaml").write_text("max_rows: 7\n")
     (home / "rows.jsonl").write_text('{"question": "q", "answer": "a"}\n')
     assert reading.load_job("~/p.yaml").max_rows == 7
-    assert sources.local_files("~/rows.jsonl") == [home / "rows.jsonl"]
+    assert sources.list_paths(params.Source(dataset="~/rows.jsonl")) == [home / "rows.jsonl"]
 
 
 def test_the_cache_is_where_the_environment_says(home):

@@ -32,6 +32,7 @@ def columns_of(rows):
         for name in ("exact", "question", "answer", "vital", "answer_length")
     }
     columns["bands"] = duplicates.hash_bands(signatures)
+    columns["given_side"] = np.zeros(len(rows), np.int8)
     return columns, later, signatures
 
 

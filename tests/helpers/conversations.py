@@ -1,7 +1,7 @@
 """Conversations for tests of the chat template and the label mask."""
 
 from lib import params
-from lib.data.reading import sources
+from lib.data.reading import source_rows
 
 
 def row(question="Q?", answer="A."):
@@ -11,7 +11,7 @@ def row(question="Q?", answer="A."):
 def bundled_messages():
     return [
         r["messages"]
-        for r in sources.read_rows(
+        for r in source_rows.read_rows(
             params.check_values({"dataset": "bundled:first-aid"}, "test"), lambda *a: None
         )
     ]

@@ -8,20 +8,28 @@ import pytest
 
 from lib import params
 from lib.common.errors import UserError
-from lib.data.reading import sources
+from lib.data.reading import source_rows
 
 
 class Read(list):
-    """The rows of a dataset; `dropped` are the skipped rows, `commits` those of hub sources."""
+    """The rows of a dataset; `dropped` are the skipped rows, `commits` those of hub sources.
+
+    `inputs` are the files that were read or not.
+    """
 
     def __init__(self, dataset, **more):
-        self.dropped, self.commits, self.ticks = [], {}, []
+        self.dropped, self.commits, self.ticks, self.inputs = [], {}, [], []
         job = params.check_values(
-            {"dataset": dataset if isinstance(dataset, list) else str(dataset), **more}, "test"
+            {"dataset": dataset if isinstance(dataset, list | dict) else str(dataset), **more},
+            "test",
         )
         super().__init__(
-            sources.read_rows(
-                job, lambda *what: self.dropped.append(what), self.ticks.append, self.commits
+            source_rows.read_rows(
+                job,
+                lambda *what: self.dropped.append(what),
+                self.ticks.append,
+                self.commits,
+                self.inputs,
             )
         )
 

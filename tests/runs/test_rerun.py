@@ -131,6 +131,15 @@ def test_revisions_of_the_record_are_pinned(folder):
         "base_revision": "b" * 40,
         "dataset_revision": "d" * 40,
     }
+    alone = {"dataset": "owner/set", "config": "c", "revision": "main"}
+    told["job"] = params.check_values({"dataset": alone}, "test")
+    assert params.parse_overrides(rerun.pin_revisions(told)[1])["dataset"] == {
+        **alone,
+        "revision": "d" * 40,
+        "weight": 1.0,
+        "max_rows": 0,
+        "columns": {},
+    }
     mixed = [{"dataset": "owner/set", "max_rows": 5}, {"dataset": "bundled:first-aid"}]
     (folder / "data" / "data_card.json").write_text(
         json.dumps({"sources": [{"commit": "d" * 40}, {"commit": None}]})

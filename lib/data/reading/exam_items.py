@@ -93,11 +93,11 @@ HUB: dict[str, tuple[tuple[str | None, ...], str, Convert]] = {
 
 def _read_known_set(name: str) -> Iterator[tuple[str, Any]]:
     configurations, split, convert = HUB[name]
-    source = Source(dataset=name)
     for configuration in configurations:
         label = f"{name} ({configuration})" if configuration else name
         where = f"{label}, {split}"
-        rows = hub_rows.read_hub_rows(source, None, split, configuration)
+        source = Source(dataset=name, config=configuration or "", split=split)
+        rows = hub_rows.read_hub_rows(source, what="exam")
         for number, (_, row) in enumerate(rows, 1):
             try:
                 yield f"{where} row {number}", convert(row)
@@ -118,7 +118,7 @@ def read_items(name: str) -> list[dict[str, Any]]:
 
     The UserError of a bad item names the file, the line and what is expected there.
     """
-    is_local = bool(sources.local_files(name, "exam"))
+    is_local = sources.find_local(Source(dataset=name), "exam") is not None
     items = []
     first_places: dict[str, str] = {}
     for where, values in _read_rows(name):
@@ -141,14 +141,14 @@ def read_items(name: str) -> list[dict[str, Any]]:
 
 
 def _read_rows(name: str) -> Iterator[tuple[str, Any]]:
-    paths = sources.local_files(name, "exam")
-    if paths:
-        for path in paths:
-            yield from formats.read_file(path, {})
+    found = sources.find_local(Source(dataset=name), "exam")
+    if found:
+        for part in found.parts:
+            yield from formats.read_file(part.path, {}, inside=part.inside)
     elif name in HUB:
         yield from _read_known_set(name)
     else:
-        yield from hub_rows.read_hub_rows(Source(dataset=name), None, "test")
+        yield from hub_rows.read_hub_rows(Source(dataset=name, split="test"), what="exam")
 
 
 def _to_item(values: Any, where: str) -> dict[str, Any]:

@@ -65,9 +65,21 @@ def require_fields(values: Any) -> dict[str, Any]:
     """Return a row as its file gave it; raise BadRow unless it is an object with named fields."""
     if isinstance(values, BadRow):
         raise values
+    if isinstance(values, list):
+        raise BadRow(f"its type is list; expected an object with named fields{_name_list(values)}.")
     if not isinstance(values, dict):
         raise BadRow(f"its type is {type(values).__name__}; expected an object with named fields.")
     return values
+
+
+def _name_list(values: list[Any]) -> str:
+    """Return how a row that is a bare list would be written as an object, or ""."""
+    for key, role_key, _ in CHATS:
+        if values and all(isinstance(turn, dict) and role_key in turn for turn in values):
+            return f'. It is a bare list of turns: write {{"{key}": [...]}} around each'
+    if values and all(isinstance(text, str) for text in values):
+        return '. It is a list of texts: name them, as in {"question": "...", "answer": "..."}'
+    return ""
 
 
 def require_unicode(*texts: str) -> None:
@@ -270,6 +282,8 @@ def _find_letter(right: Any, options: dict[str, str]) -> str | None:
 
 def as_text(value: Any) -> str:
     """Return a field as text; raise BadRow where it holds something else."""
+    if isinstance(value, BadRow):
+        raise value
     if isinstance(value, list) and all(
         isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
         for part in value

@@ -3,15 +3,16 @@
 python -m pytest tests/data/reading/test_formats.py
 """
 
+import bz2
 import csv
 import gzip
 import io
-import itertools
 import json
+import lzma
+import zipfile
 
+import pyarrow
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as some
 
 from helpers.reading import (
     GOOD,
@@ -24,10 +25,8 @@ from helpers.reading import (
     columnar,
     delimited,
     jsonl,
-    numbered,
     refused,
 )
-from lib.data.reading import sources
 
 # ---------------------------------------------------------------------------------------------------------------------
 # kinds of files
@@ -39,7 +38,28 @@ KINDS = {
     "bom, blank lines, CRLF.jsonl": lambda: (
         b"\xef\xbb\xbf\r\n" + b"\r\n\r\n".join(json.dumps(r).encode() for r in ROWS)
     ),
+    "d.ndjson": lambda: "".join(json.dumps(r) + "\n" for r in ROWS).encode(),
+    "a list.jsonl": lambda: json.dumps(ROWS).encode(),
+    "a list, indented.jsonl": lambda: json.dumps(ROWS, indent=2).encode(),
+    "a list, a row a line.jsonl": lambda: (
+        b"[" + b",\n".join(json.dumps(r).encode() for r in ROWS) + b"]\n"
+    ),
+    "a list, brackets alone.jsonl": lambda: (
+        b"[\n" + b",\n".join(json.dumps(r).encode() for r in ROWS) + b"\n]\n"
+    ),
+    "objects, indented.jsonl": lambda: "\n".join(json.dumps(r, indent=4) for r in ROWS).encode(),
+    "objects, indented, bom.jsonl": lambda: "\r\n\r\n".join(
+        json.dumps(r, indent="\t") for r in ROWS
+    ).encode("utf-8-sig"),
+    "utf-16.jsonl": lambda: "".join(json.dumps(r) + "\n" for r in ROWS).encode("utf-16"),
+    "utf-16, big end first.jsonl": lambda: (
+        b"\xfe\xff"
+        + "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in ROWS).encode("utf-16-be")
+    ),
     "d.json": lambda: json.dumps(ROWS, indent=2).encode(),
+    "a row a line.json": lambda: "".join(json.dumps(r) + "\n" for r in ROWS).encode(),
+    "utf-16.json": lambda: json.dumps(ROWS).encode("utf-16"),
+    "utf-32.json": lambda: json.dumps(ROWS).encode("utf-32"),
     "bom.json": lambda: json.dumps(ROWS).encode("utf-8-sig"),
     "comma.csv": delimited,
     "semicolon.csv": lambda: delimited(delimiter=";"),
@@ -49,6 +69,11 @@ KINDS = {
     "apostrophe, where needed.csv": lambda: delimited(quotechar="'", delimiter=";"),
     "bom.csv": lambda: b"\xef\xbb\xbf" + delimited(quoting=csv.QUOTE_ALL),
     "blank lines.csv": lambda: b"\r\n\r\n" + delimited() + b"\r\n\r\n",
+    "utf-16, as Excel's Unicode text.csv": lambda: (
+        delimited(delimiter="\t").decode().encode("utf-16")
+    ),
+    "delimiter named.csv": lambda: b"sep=;\r\n" + delimited(delimiter=";"),
+    "delimiter named, bom.csv": lambda: b"\xef\xbb\xbfsep=|\n" + delimited(delimiter="|"),
     "d.tsv": lambda: delimited(delimiter="\t"),
     "d.parquet": lambda: columnar("parquet"),
     "file.arrow": lambda: columnar("file"),
@@ -57,53 +82,30 @@ KINDS = {
 }
 
 
+PACKERS = {
+    "gz": gzip.compress,
+    "xz": lzma.compress,
+    "bz2": bz2.compress,
+    "zst": lambda content: pyarrow.compress(content, "zstd", asbytes=True),
+}
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_file_gives_the_same_rows_also_compressed(tmp_path, name):
     content = KINDS[name]()
     (tmp_path / name).write_bytes(content)
-    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
-    (tmp_path / f"two members.{name}.gz").write_bytes(
-        gzip.compress(content[:50]) + gzip.compress(content[50:])
-    )
-    for written in (name, f"{name}.gz", f"two members.{name}.gz"):
-        assert Read(tmp_path / written).pairs == PAIRS, written
-
-
-def test_a_folder_is_all_its_files_in_order_of_name(tmp_path):
-    for n, name in enumerate(
-        ["a/comma.csv", "a/d.json", "b.jsonl.gz", "c.parquet", "d/stream.arrow", "e.tsv"]
-    ):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        rows = numbered(2, 2 * n)
-        content = {
-            "v": delimited(rows, delimiter="\t" if "tsv" in name else ","),
-            "n": json.dumps(rows).encode(),
-            "w": columnar("stream", rows),
-            "t": columnar("parquet", rows),
-            "z": gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode()),
-        }[name[-1]]
-        (tmp_path / name).write_bytes(content)
-    for name in ("README.md", ".hidden.jsonl", "a/.DS_Store", "cache-0123.arrow"):
-        (tmp_path / name).write_text("not data")
-    rows = Read(tmp_path)
-    assert rows.pairs == [(f"q{n}", f"a{n}") for n in range(12)]
-    assert len({r["id"] for r in rows}) == 12
-    assert rows.ticks == sorted(rows.ticks)
-    assert rows.ticks[-1] <= sources.count_local_bytes(str(tmp_path))
-
-
-def test_what_datasets_saves_to_disk_is_read_and_of_its_splits_train_alone(tmp_path):
-    import datasets
-
-    made = datasets.Dataset.from_list(ROWS)
-    made.save_to_disk(tmp_path / "one", num_shards=2)
-    datasets.DatasetDict(train=made, test=datasets.Dataset.from_list(numbered(3))).save_to_disk(
-        tmp_path / "splits"
-    )
-    datasets.DatasetDict(test=made).save_to_disk(tmp_path / "test only")
-    assert Read(tmp_path / "one").pairs == PAIRS
-    assert Read(tmp_path / "splits").pairs == PAIRS
-    assert "test only/train` has no .jsonl" in refused(tmp_path / "test only")
+    for ending, pack in PACKERS.items():
+        (tmp_path / f"{name}.{ending}").write_bytes(pack(content))
+        (tmp_path / f"two members.{name}.{ending}").write_bytes(
+            pack(content[:50]) + pack(content[50:])
+        )
+    with zipfile.ZipFile(tmp_path / "one.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"folder/{name}", content)
+    for ending in PACKERS:
+        assert Read(tmp_path / f"{name}.{ending}").pairs == PAIRS, ending
+        assert Read(tmp_path / f"two members.{name}.{ending}").pairs == PAIRS, ending
+    assert Read(tmp_path / name).pairs == PAIRS
+    assert Read(tmp_path / "one.zip").pairs == PAIRS
 
 
 def test_mixed_shapes_in_one_file(tmp_path):
@@ -124,77 +126,6 @@ def test_mixed_shapes_in_one_file(tmp_path):
         assert Read(tmp_path / name).pairs == [(Q, A)] * 4
     (tmp_path / "d.csv").write_text("prompt,completion,question,answer\na,b,,\n,,c,d\n")
     assert Read(tmp_path / "d.csv").pairs == [("a", "b"), ("c", "d")]
-
-
-# not QUOTE_MINIMAL with \n: Python 3.11 then writes a \r unquoted, which no reader can tell from a line end
-DIALECTS = [
-    {"delimiter": mark, "quotechar": quote, "quoting": quoting, "lineterminator": end}
-    for mark, quote, (quoting, end) in itertools.product(
-        ",;\t|",
-        "\"'",
-        [(csv.QUOTE_MINIMAL, "\r\n"), (csv.QUOTE_ALL, "\r\n"), (csv.QUOTE_ALL, "\n")],
-    )
-]
-TEXT = some.text(
-    some.one_of(
-        some.sampled_from(",;\t|\"'\n\r \\ab"),
-        some.characters(exclude_characters="\0", exclude_categories=["Cs"]),
-    ),
-    max_size=12,
-)
-
-
-@settings(derandomize=True, max_examples=300, deadline=None)
-@given(some.lists(some.tuples(TEXT, TEXT, TEXT), max_size=5), some.sampled_from(DIALECTS))
-def test_what_a_csv_writer_writes_comes_back(tmp_path_factory, rows, dialect):
-    # the first row holds every mark: without one, files are the same bytes under two quotes, e.g. a,'b'
-    rows = [("""a 'b' "c", d; e|f\tg\n""", "x", "y"), *rows]
-    path = tmp_path_factory.getbasetemp() / "d.csv"
-    path.write_bytes(
-        delimited(
-            [
-                {"id": i, "question": q, "answer": a}
-                for i, q, a in [("id", "question", "answer"), *rows]
-            ][1:],
-            **dialect,
-        )
-    )
-    read = Read(path)
-    assert read.pairs == [(q.strip(), a) for _, q, a in rows]
-    assert [r["id"] for r in read] == [i or f"row-{n:07d}" for n, (i, _, _) in enumerate(rows)]
-
-
-@pytest.mark.parametrize(
-    ("text", "pairs"),
-    [
-        (
-            "question,answer\nthe patients',yes\n'tis,no\n",
-            [("the patients'", "yes"), ("'tis", "no")],
-        ),
-        ("question;answer\nIs it 1,5 or 2,5?;1,5\n", [("Is it 1,5 or 2,5?", "1,5")]),
-        ("question|answer\na, b|c; d\n", [("a, b", "c; d")]),
-        (
-            "question,answer\n\"take,'ice','salt',or none\",a\n",
-            [("take,'ice','salt',or none", "a")],
-        ),
-        ("question,answer\nplain,plain\n'a, b','it''s'\n", [("plain", "plain"), ("a, b", "it's")]),
-        (" question , answer \na,b\n", [("a", "b")]),
-        ("question,answer\na,b", [("a", "b")]),
-        ("question,answer\ra,b\r", [("a", "b")]),
-        ("question,answer,\na,b,\n", [("a", "b")]),
-        ('question,answer\n5 "x" 3,b\n', [('5 "x" 3', "b")]),
-    ],
-)
-def test_csv_by_hand(tmp_path, text, pairs):
-    (tmp_path / "d.csv").write_text(text, newline="")
-    assert Read(tmp_path / "d.csv").pairs == pairs
-
-
-def test_columns_also_tell_a_csv_apart(tmp_path):
-    (tmp_path / "d.csv").write_text("'ask;me';reply\na, b, c;d\n")
-    assert Read(tmp_path / "d.csv", columns={"question": "ask;me", "answer": "reply"}).pairs == [
-        ("a, b, c", "d")
-    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -259,7 +190,40 @@ BROKEN = [
         b'\n\n{"q": 1, "a": 2}\n',
         "d.jsonl, line 3: no known shape; its fields are q, a.\nKnown shapes: messages",
     ),
-    ("d.jsonl", b"[1]\n", "line 1: its type is list; expected an object with named fields"),
+    ("d.jsonl", b"[1]\n[2]\n", "line 1: its type is list; expected an object with named fields"),
+    ("d.jsonl", b"[1]\n", "line 1: its type is int; expected an object with named fields"),
+    (
+        "d.jsonl",
+        b'[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]\n' * 2,
+        'line 1: its type is list; expected an object with named fields. It is a bare list of turns: write {"messages": [...]} around each.',
+    ),
+    (
+        "d.json",
+        b'[[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]]',
+        'row 1: its type is list; expected an object with named fields. It is a bare list of turns: write {"conversations": [...]} around each.',
+    ),
+    (
+        "d.json",
+        b'[["question", "answer"], ["a", "b"]]',
+        'row 1: its type is list; expected an object with named fields. It is a list of texts: name them, as in {"question": "...", "answer": "..."}.',
+    ),
+    (
+        "d.json",
+        b'{"train": [{"question": "a", "answer": "b"}], "test": []}',
+        "it is a single object, with lists train (1), test (0). Save each list as a file of its own.",
+    ),
+    ("d.jsonl", b'{"question": \n' + GOOD, "d.jsonl, line 1: not JSON: Expecting value"),
+    ("d.jsonl", b"[\n" + GOOD.strip() + b",\n", "d.jsonl: line 3: not JSON: Expecting value"),
+    (
+        "d.jsonl",
+        b"[" + GOOD.strip() + b"\n" + GOOD + b"]",
+        "d.jsonl: line 2: not JSON: Expecting ',' delimiter",
+    ),
+    (
+        "d.jsonl",
+        b'{\n"question": "a",\n"answer": "b"\n}\n{\n"question": ',
+        "d.jsonl: line 6: not JSON",
+    ),
     ("d.jsonl", b"null\n", "line 1: its type is NoneType; expected an object with named fields"),
     ("d.jsonl", b'{"messages": [{"role": "nurse", "content": "x"}]}\n', "line 1: a turn is"),
     (
@@ -267,7 +231,8 @@ BROKEN = [
         GOOD + b'{"question": "\xff", "answer": "b"}\n',
         "d.jsonl, line 2: not UTF-8 (invalid start byte, at byte 15). Convert the file to UTF-8.",
     ),
-    ("d.jsonl", GOOD.decode().encode("utf-16"), "line 1: not UTF-8"),
+    ("d.jsonl", GOOD.decode().encode("utf-16")[:-1], "d.jsonl: not UTF-16 (truncated data)"),
+    ("d.jsonl", GOOD.decode().encode("utf-16-le"), "line 1: not JSON, but with NUL characters"),
     (
         "d.jsonl",
         GOOD + b'{"question": "\\ud83d", "answer": "b"}\n',
@@ -312,12 +277,12 @@ BROKEN = [
     (
         "d.json",
         b'{"question": 1}',
-        "d.json: expected a JSON list of rows: [{...}, {...}]. One object a line is .jsonl.",
+        "d.json: expected a JSON list of rows: [{...}, {...}], or one object a line; it is a single object, with fields question.",
     ),
     (
         "d.json",
-        GOOD + GOOD,
-        "d.json: line 2: not JSON: Extra data (column 1). Expected one list of rows; one object a line is .jsonl.",
+        b"[" + GOOD + b"]" + GOOD,
+        "d.json: line 2: not JSON: Extra data (column 2). Expected one list of rows, or one object a line.",
     ),
     (
         "d.json",
@@ -366,7 +331,12 @@ BROKEN = [
     ("d.csv", HEAD + b"a,b\n\xff,b\n", "d.csv, line 3: not UTF-8. Convert the file to UTF-8."),
     ("d.csv", "Frage,question,answer\nä,b,c\n".encode("latin-1"), "d.csv, line 2: not UTF-8"),
     ("d.csv", "question,answer,Schlüssel\na,b,c\n".encode("latin-1"), "d.csv: line 1: not UTF-8"),
-    ("d.csv", "question,answer\na,b\n".encode("utf-16"), "d.csv: line 1: not UTF-8"),
+    (
+        "d.csv",
+        "question,answer\na,b\n".encode("utf-16-le"),
+        "d.csv: it has NUL characters, as UTF-16",
+    ),
+    ("d.csv", "question,answer\na,b\n".encode("utf-16")[:-1], "d.csv: not UTF-16 (truncated data)"),
     ("d.csv", b"ask;reply\na;b\n", "d.csv, line 2: no known shape; its fields are ask, reply."),
     (
         "d.tsv",
@@ -394,7 +364,13 @@ BROKEN = [
     ("d.jsonl.gz", b"\x1f\x8b\x08\x00broken", "d.jsonl.gz, after line 0: cannot be read"),
     ("d.jsonl.gz", GOOD, "d.jsonl.gz, after line 0: cannot be read: Not a gzipped file"),
     ("d.csv.gz", HEAD, "d.csv.gz, after line 0: cannot be read: Not a gzipped file"),
-    ("d.docx", b"x", "ends in `.docx`; expected .jsonl, .json, .csv"),
+    ("d.csv.zst", HEAD, "d.csv.zst, after line 0: cannot be read: ZSTD decompress failed"),
+    ("d.csv.xz", HEAD, "d.csv.xz, after line 0: cannot be read: Input format not supported"),
+    ("d.csv.bz2", HEAD, "d.csv.bz2, after line 0: cannot be read: Invalid data stream"),
+    ("d.jsonl.zst", b"", "has no rows"),
+    ("d.zip", HEAD, "d.zip: cannot be read: File is not a zip file"),
+    ("d.xlsx", HEAD, "d.xlsx: not an Excel workbook, or one with a password"),
+    ("d.docx", b"x", "ends in `.docx`; expected .jsonl, .ndjson, .json, .csv"),
 ]
 
 

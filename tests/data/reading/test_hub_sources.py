@@ -21,15 +21,20 @@ CHILD = """
 import json, sys
 from lib import params
 from lib.common.errors import UserError
-from lib.data.reading import exam_items, sources
+from lib.data.reading import exam_items, source_rows, sources
 
 def run(job):
     commits = {}
     try:
+        ask_only = job.pop("ask only", False)
         job = params.check_values({"exam": [], **job}, "test")
+        if ask_only:
+            return {"there": sources.require_hub_sets(job) is None}
         if job.exam:
             return {"items": [item for name in job.exam for item in exam_items.read_items(name)]}
-        return {"rows": list(sources.read_rows(job, None, commits=commits)), "commits": commits}
+        inputs = []
+        rows = list(source_rows.read_rows(job, None, commits=commits, inputs=inputs))
+        return {"rows": rows, "commits": commits, "inputs": inputs}
     except UserError as error:
         return {"error": str(error)}
 
@@ -121,6 +126,13 @@ def served():
             "owner/mixed",
             {"train.jsonl": lines(exchange("a"), {"question": {"deep": 1}, "answer": 2})},
         )
+        made.commit(
+            "owner/unlike",
+            {
+                "train-1.jsonl": lines(exchange("a")),
+                "train-2.jsonl": lines({"question": "b", "answer": "c", "source": "d"}),
+            },
+        )
         made.commit("owner/none", {"README.md": b"# Nothing\n"})
         made.commit(
             "owner/two",
@@ -152,12 +164,35 @@ JOBS = {
         ]
     },
     "exam": {"exam": ["owner/questions", "bundled:exam"]},
+    "ask": {"dataset": "owner/cards", "exam": ["owner/questions"], "ask only": True},
+    "ask for a missing folder": {"dataset": "data/mine", "ask only": True},
+    "ask for an unknown revision": {
+        "dataset": ["owner/cards", {"dataset": "owner/cards", "revision": "v9"}],
+        "ask only": True,
+    },
+    "ask for an unknown exam": {
+        "dataset": "bundled:first-aid",
+        "exam": ["my/exam"],
+        "ask only": True,
+    },
     "unknown id": {"dataset": "nobody/nothing"},
     "unknown revision": {"dataset": "owner/cards", "dataset_revision": "v9"},
     "no train": {"dataset": "owner/questions"},
     "no test": {"exam": ["owner/cards"]},
     "no data": {"dataset": "owner/none"},
     "two configurations": {"dataset": "owner/two"},
+    "configuration": {"dataset": {"dataset": "owner/two", "config": "children"}},
+    "configuration as a parameter": {"dataset": "owner/two", "dataset_config": "adults"},
+    "configurations in a list": {
+        "dataset": [{"dataset": "owner/two", "config": c} for c in ("children", "adults")]
+    },
+    "unknown configuration": {"dataset": {"dataset": "owner/two", "config": "elderly"}},
+    "split": {"dataset": {"dataset": "owner/questions", "split": "test"}},
+    "split as a parameter": {"dataset": "owner/Parquet-Set", "dataset_split": "test"},
+    "two splits": {"dataset": {"dataset": "owner/Parquet-Set", "split": "train+test"}},
+    "part of a split": {"dataset": {"dataset": "owner/cards", "split": "train[1:]"}},
+    "unknown split": {"dataset": {"dataset": "owner/Parquet-Set", "split": "dev"}},
+    "other columns": {"dataset": "owner/unlike"},
     "unknown shape": {"dataset": "owner/odd"},
     "mixed types": {"dataset": "owner/mixed"},
     "torn": {"dataset": "owner/torn"},
@@ -214,37 +249,111 @@ def test_exam_items_come_from_the_test_split(results):
     assert second["answer_letter"] in second["options"]
 
 
+ID = "Check the id, which is owner/name; a private or gated set needs HF_TOKEN"
+FILES = "Its own files are at fault, or differ in their columns or types."
+EXAM = "An exam is read from `test`. Save the rows as a file, and name it in `exam`."
+
+
 @pytest.mark.parametrize(
-    ("job", "expected"),
+    ("job", "expected", "step"),
     [
         (
             "unknown id",
             "hub dataset `nobody/nothing` could not be loaded: the hub has no dataset of this id, or it is private\n",
+            ID,
         ),
         (
             "unknown revision",
             "hub dataset `owner/cards` at v9 could not be loaded: it has no such revision\n",
+            "Check the revision: a commit, tag or branch of the set.",
         ),
         (
             "private",
             "hub dataset `owner/secret` could not be loaded: the hub has no dataset of this id, or it is private\n",
+            ID,
         ),
         (
             "private exam",
             "hub dataset `owner/secret` could not be loaded: the hub has no dataset of this id, or it is private\n",
+            ID,
         ),
-        ("no train", "it has no split `train`, only test\n"),
-        ("no test", "it has no split `test`, only train\n"),
-        ("no data", "could not be loaded: The directory at hf://datasets/owner/none"),
-        ("two configurations", "available configs: ['adults', 'children']"),
-        ("torn", "An error occurred while generating the dataset"),
+        (
+            "no train",
+            "it has no split `train`, only test.",
+            "Name it: dataset: {dataset: owner/questions, split: ...}",
+        ),
+        ("no test", "it has no split `test`, only train.", EXAM),
+        (
+            "no data",
+            "could not be loaded: The directory at hf://datasets/owner/none",
+            "Check on its page which files it has.",
+        ),
+        (
+            "two configurations",
+            "it has several ones: adults, children.",
+            "Name it: dataset: {dataset: owner/two, config: ...}",
+        ),
+        (
+            "unknown configuration",
+            "configuration elderly could not be loaded: it has no configuration `elderly`: adults, children.",
+            "Name it: dataset: {dataset: owner/two, config: ...}",
+        ),
+        (
+            "unknown split",
+            "it has no split `dev`, only train, test.",
+            "Name it: dataset: {dataset: owner/Parquet-Set, split: ...}",
+        ),
+        ("torn", "An error occurred while generating the dataset", FILES),
+        ("other columns", "could not be loaded: An error occurred while generating", FILES),
     ],
 )
-def test_what_cannot_be_loaded_says_why_and_what_to_do(results, job, expected):
+def test_what_cannot_be_loaded_says_why_and_the_step_that_helps(results, job, expected, step):
     error = results[job]["error"]
     assert expected in error
-    assert all(word in error for word in ("HF_TOKEN", "network", "local file", "bundled:first-aid"))
+    assert step in error
+    assert "network" not in error, "the hub did answer"
     assert len(error) < 900
+
+
+def test_what_the_hub_does_not_have_is_an_error_before_a_run_starts(results):
+    assert results["ask"] == {"there": True}
+    for job, name, step in (
+        ("ask for a missing folder", "data/mine", ID),
+        ("ask for an unknown revision", "owner/cards", "Check the revision"),
+        ("ask for an unknown exam", "my/exam", ID),
+    ):
+        error = results[job]["error"]
+        assert error.startswith(
+            f"`{name}` is no file or folder here, and as a hub dataset it could"
+        )
+        assert step in error
+
+
+@pytest.mark.parametrize(
+    ("job", "expected", "unread"),
+    [
+        ("configuration", ["b"], ["owner/two, configuration adults"]),
+        ("configuration as a parameter", ["a"], ["owner/two, configuration children"]),
+        (
+            "configurations in a list",
+            ["b", "a"],
+            ["owner/two, configuration adults", "owner/two, configuration children"],
+        ),
+        ("split", ["Which?\n\nA) ice\nB) water"], []),
+        ("split as a parameter", ["t"], ["owner/Parquet-Set, split train"]),
+        ("two splits", ["p", "t"], []),
+        ("part of a split", ["newer"], []),
+        ("parquet", ["p"], ["owner/Parquet-Set, split test"]),
+    ],
+)
+def test_configuration_and_split_are_chosen_and_the_others_are_named(
+    results, job, expected, unread
+):
+    assert questions(results[job]) == expected
+    assert [entry["name"] for entry in results[job]["inputs"] if entry["unread"]] == unread
+    read = [entry for entry in results[job]["inputs"] if not entry["unread"]]
+    assert sum(entry["rows"] for entry in read) == len(expected)
+    assert not any("split" in row for row in results[job]["rows"])
 
 
 @pytest.mark.parametrize(
@@ -289,6 +398,14 @@ def test_a_token_that_the_hub_itself_shows_is_masked(served, tmp_path):
     assert "not for Bearer (HF_TOKEN)" in result["error"]
 
 
+def test_a_hub_that_does_not_answer_is_asked_once_and_stops_no_command(tmp_path):
+    with hub.Hub() as gone:
+        pass
+    asked = {"dataset": "owner/cards", "ask only": True}
+    assert ask(gone, tmp_path, asked) == [{"there": True}]
+    assert ask(gone, tmp_path, asked, offline="1") == [{"there": True}]
+
+
 def test_a_hub_that_is_gone_is_an_error_within_seconds(tmp_path):
     with hub.Hub() as gone:
         pass
@@ -298,6 +415,10 @@ def test_a_hub_that_is_gone_is_an_error_within_seconds(tmp_path):
     assert (
         "hub dataset `owner/cards` could not be loaded: [Errno 111] Connection refused\nCheck the id, the revision and the network"
         in result["error"]
+    )
+    assert all(
+        word in result["error"]
+        for word in ("HF_TOKEN", "HF_HUB_OFFLINE=1", "Local files", "bundled:first-aid")
     )
 
 

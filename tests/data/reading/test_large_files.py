@@ -20,7 +20,7 @@ from helpers.reading import (
 )
 from lib import params
 from lib.common.errors import UserError
-from lib.data.reading import formats, sources
+from lib.data.reading import formats, source_rows, sources
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_reading_is_a_stream(tmp_path, name, request):
     (tmp_path / name).write_bytes(large(name, 20_000))
     job, ticks = params.check_values({"dataset": str(tmp_path / name)}, "test"), []
     peak = request.getfixturevalue("traced")
-    reading = sources.read_rows(job, None, ticks.append)
+    reading = source_rows.read_rows(job, None, ticks.append)
     next(reading)
-    assert ticks[0] < sources.count_local_bytes(job.dataset) / 3 or name == "parquet.parquet", (
+    assert ticks[0] < sources.count_local_bytes(job) / 3 or name == "parquet.parquet", (
         "much of the file was read for the first row"
     )
     count = 1 + sum(1 for _ in reading)
@@ -86,7 +86,7 @@ def test_the_first_rows_of_a_file_that_is_cut_off_arrive_before_the_error(tmp_pa
     (tmp_path / "d.jsonl.gz").write_bytes(
         gzip.compress("".join(json.dumps(r) + "\n" for r in numbered(50_000)).encode())[:-50]
     )
-    reading = sources.read_rows(
+    reading = source_rows.read_rows(
         params.check_values({"dataset": str(tmp_path / "d.jsonl.gz")}, "test"), None
     )
     assert next(reading)["messages"][0]["content"] == "q0"

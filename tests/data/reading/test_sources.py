@@ -226,11 +226,12 @@ def test_wrong_entries_of_a_list_are_refused(entry):
         params.check_values({"dataset": [{"dataset": "bundled:first-aid", **entry}]}, "test")
 
 
-def test_a_revision_beside_a_list_is_refused():
-    with pytest.raises(UserError, match="in a list, give each entry its own"):
+@pytest.mark.parametrize("key", ["revision", "config", "split"])
+def test_what_is_for_a_single_data_set_is_refused_beside_a_list(key):
+    with pytest.raises(UserError, match=f"in a list, give each entry its own: .*{key}: v1}}"):
         sources.check_sources(
             params.check_values(
-                {"dataset": [{"dataset": "owner/name"}], "dataset_revision": "v1"}, "test"
+                {"dataset": [{"dataset": "owner/name"}], f"dataset_{key}": "v1"}, "test"
             )
         )
 
@@ -248,9 +249,87 @@ def test_unknown_datasets_name_what_is_expected(name):
         sources.check_sources(params.check_values({"exam": [name]}, "test"))
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("hf://datasets/owner/name", "write `owner/name`"),
+        ("https://huggingface.co/datasets/owner/name", "write `owner/name`"),
+        ("https://huggingface.co/datasets/owner/name/resolve/main/a.csv", "write `owner/name`"),
+        ("https://example.org/data.csv", "Download the file first"),
+        ("owner/name:part", "{dataset: owner/name, config: part}"),
+        ("$HOME/data/my.jsonl", "write the path itself"),
+        ("${DATA}/my.jsonl", "write the path itself"),
+        ("data/*.jsonl", "Name the folder"),
+        ("one.jsonl,two.jsonl", "[one.jsonl, two.jsonl]"),
+        ("C:\\Users\\me\\my.jsonl", "Write paths with /"),
+    ],
+)
+@pytest.mark.parametrize("key", ["dataset", "exam"])
+def test_a_name_that_is_nothing_says_what_was_probably_meant(name, meant, key):
+    job = params.check_values({key: name if key == "dataset" else [name]}, "test")
+    with pytest.raises(UserError) as error:
+        sources.check_sources(job)
+    assert meant in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["dataset", "exam"])
+def test_a_missing_file_in_a_folder_that_is_there_is_not_taken_for_a_hub_id(
+    tmp_path, monkeypatch, key
+):
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    (tmp_path / "data").mkdir()
+    jsonl(tmp_path / "data" / "mine.jsonl", *numbered(1))
+
+    def check(name, **more):
+        values = {"dataset": name, **more} if key == "dataset" else {"exam": [name], **more}
+        sources.check_sources(params.check_values(values, "test"))
+
+    with pytest.raises(
+        UserError, match=r"`data/mine` does not exist; folder `data` has mine.jsonl"
+    ):
+        check("data/mine")
+    check("owner/mine")
+    if key == "dataset":
+        check("data/mine", dataset_revision="main")
+
+
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    jsonl(tmp_path / "d.jsonl", *numbered(1))
+    assert Read("~/d.jsonl").pairs == [("q0", "a0")]
+    with pytest.raises(UserError, match="does not exist"):
+        Read("~/other.jsonl")
+
+
+@pytest.mark.parametrize("key", ["revision", "config"])
+def test_a_local_source_has_no_revision_or_configuration(tmp_path, key):
+    path = jsonl(tmp_path / "d.jsonl", *numbered(1))
+    for dataset, more in (
+        ({"dataset": str(path), key: "x"}, {}),
+        ([{"dataset": str(path), key: "x"}], {}),
+        (str(path), {f"dataset_{key}": "x"}),
+    ):
+        with pytest.raises(UserError, match=f"is local, so it has no {key} `x`"):
+            sources.check_sources(params.check_values({"dataset": dataset, **more}, "test"))
+
+
+@pytest.mark.parametrize("key", ["revision", "config", "split"])
+def test_what_is_given_twice_must_agree(key):
+    def check(own):
+        dataset = {"dataset": "owner/name", key: own}
+        sources.check_sources(
+            params.check_values({"dataset": dataset, f"dataset_{key}": "x"}, "test")
+        )
+
+    check("x")
+    check("")
+    with pytest.raises(UserError, match=f"dataset_{key} is x, but `dataset` has {key}: y"):
+        check("y")
+
+
 def test_an_empty_folder_says_what_it_should_hold(tmp_path):
     (tmp_path / "README.md").write_text("x")
-    assert "has no .jsonl, .json, .csv" in refused(tmp_path)
+    assert "has no .jsonl, .ndjson, .json, .csv" in refused(tmp_path)
 
 
 def test_a_hub_id_offline_says_what_to_do():

@@ -1,0 +1,193 @@
+"""Stream rows from bundled sets, local files or folders, the hub, or several of these.
+
+for row in read_rows(job, note_dropped): ...
+
+A row is {"id": str, "topic": str, "messages": [{"role": "user", "content": str}, ...]}; the roles
+are user, assistant and system. A row of a held-out file also has its "split".
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lib.common.errors import UserError
+from lib.data.reading import formats, hub_rows, shapes, sources
+from lib.data.reading.local_files import Part
+from lib.data.reading.shapes import BadRow
+from lib.params import Params, Source
+
+
+@dataclasses.dataclass
+class _Reading:
+    """What reading keeps from one row to the next."""
+
+    job: Params
+    note_dropped: Callable[[str, str, str], None]
+    report_bytes: Callable[[int], None]
+    commits: dict[str, str | None] | None
+    inputs: list[dict[str, Any]]
+    unreadable: int = 0
+    bytes_before: dict[pathlib.Path, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class _Input:
+    """A source with its parts, none for a hub id, and the entry of each part in `inputs`."""
+
+    number: int
+    source: Source
+    prefix: str  # of its rows' ids
+    parts: list[tuple[Part | None, dict[str, Any]]]
+
+
+def read_rows(
+    job: Params,
+    note_dropped: Callable[[str, str, str], None],
+    report_bytes: Callable[[int], None] = lambda done: None,
+    commits: dict[str, str | None] | None = None,
+    inputs: list[dict[str, Any]] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield all rows of the sources as messages, in order; first those of held-out files.
+
+    Of two rows that are the same the later is dropped, which must be the one that is trained on.
+
+    A UserError names file and line of what cannot be read. `note_dropped` gets (reason, id or
+    place, details) of a skipped row: `unreadable` within skip_bad_lines, `not_sampled` by a
+    source's weight. `report_bytes` gets the bytes of local files read so far, `commits` the commit
+    of each hub source, `inputs` {"name", "split", "rows", "unread"} of each file or hub split;
+    `unread` says why it is not read, or is "".
+    """
+    inputs = [] if inputs is None else inputs
+    reading = _Reading(job, note_dropped, report_bytes, commits, inputs)
+    listed = [
+        _list_input(number, source, prefix, inputs)
+        for number, (source, prefix) in enumerate(
+            zip(sources.list_sources(job), _id_prefixes(job.dataset), strict=True)
+        )
+    ]
+    for split in ("test", "validation", "train"):
+        yield from _read_split(listed, split, reading)
+
+
+def _list_input(number: int, source: Source, prefix: str, inputs: list[dict[str, Any]]) -> _Input:
+    """Return a source with its parts, and list these, and what is not read, in `inputs`."""
+    found = sources.find_local(source)
+    parts: list[tuple[Part | None, dict[str, Any]]] = []
+    for part in found.parts if found else [None]:
+        name = part.name if part else source.dataset
+        split = part.split if part else source.split or "train"
+        why = "max_rows was reached before it"
+        parts.append((part, {"name": name, "split": split, "rows": 0, "unread": why}))
+    inputs += [entry for _, entry in parts]
+    _list_unread(found.unread if found else [], inputs)
+    return _Input(number, source, prefix, parts)
+
+
+def _list_unread(unread: list[tuple[str, str]], inputs: list[dict[str, Any]]) -> None:
+    inputs += [{"name": name, "split": "", "rows": 0, "unread": why} for name, why in unread]
+
+
+def _read_split(listed: list[_Input], split: str, reading: _Reading) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a split of all sources; max_rows is the most for each split."""
+    total = 0
+    for own in listed:
+        source = own.source
+        count = 0
+        for where, values in _read_parts(own, split, reading):
+            row = _to_row_or_note(where, values, own, count, split, reading)
+            # a hash of its place decides on a row, so that appended rows change nothing for it
+            chosen = f"{reading.job.seed}\n{own.number}\n{count}"
+            if row and split == "train" and source.weight < 1 and _share(chosen) >= source.weight:
+                reading.note_dropped("not_sampled", row["id"], f"weight {source.weight:g}")
+            elif row:
+                yield row
+            count += 1
+            total += 1
+            if reading.job.max_rows and total >= reading.job.max_rows:
+                return
+            if source.max_rows and count >= source.max_rows:
+                break
+        if not count and split == "train":
+            raise UserError(f"dataset `{source.dataset}` has no rows.")
+
+
+def _read_parts(own: _Input, split: str, reading: _Reading) -> Iterator[tuple[str, Any]]:
+    """Yield (where, values) of the rows of a source that belong to a split."""
+    for part, entry in own.parts:
+        if (part.split if part else "train") != split:
+            continue
+        entry["unread"] = ""
+        if part:
+            rows = _read_file(part, own.source, reading)
+        else:
+            unread: list[tuple[str, str]] = []
+            rows = hub_rows.read_hub_rows(own.source, reading.commits, unread)
+        for number, row in enumerate(rows):
+            if not part and not number:
+                _list_unread(unread, reading.inputs)
+            entry["rows"] += 1
+            yield row
+
+
+def _read_file(part: Part, source: Source, reading: _Reading) -> Iterator[tuple[str, Any]]:
+    # the splits of an archive are read one after the other, so its bytes count once
+    so_far = sum(path.stat().st_size for path in reading.bytes_before)
+    before = reading.bytes_before.setdefault(part.path, so_far)
+
+    def report(done: int) -> None:
+        reading.report_bytes(before + done)
+
+    yield from formats.read_file(part.path, source.columns, report, part.inside)
+
+
+def _id_prefixes(dataset: sources.Dataset) -> list[str]:
+    """Return a prefix for the row ids of each source, since sources of a list may share ids."""
+    if isinstance(dataset, str | Source):
+        return [""]
+    names = [pathlib.PurePath(name).name for name in sources.list_names(dataset)]
+    return [
+        f"{name}-" if names.count(name) == 1 else f"{name}-{number}-"
+        for number, name in enumerate(names, 1)
+    ]
+
+
+def _share(text: str) -> float:
+    """Return a number from 0 up to 1 that depends only on the text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def _to_row_or_note(
+    where: str, values: Any, own: _Input, number: int, split: str, reading: _Reading
+) -> dict[str, Any] | None:
+    """Return a row as messages; None if it cannot be read, but skip_bad_lines allows that."""
+    try:
+        return _to_row(values, own.source, own.prefix, number, split)
+    except BadRow as error:
+        reading.unreadable += 1
+        if reading.unreadable > reading.job.skip_bad_lines:
+            allowed = f"skip_bad_lines allows {reading.job.skip_bad_lines}."
+            more = f"\n{reading.unreadable} rows could not be read; {allowed}"
+            more = more if reading.unreadable > 1 else ""
+            raise UserError(f"{where}: {error}{more}") from None
+        reading.note_dropped("unreadable", where, str(error).splitlines()[0])
+        return None
+
+
+def _to_row(values: Any, source: Source, prefix: str, number: int, split: str) -> dict[str, Any]:
+    """Return a row of a source as messages; raise BadRow when it cannot be read."""
+    values = shapes.require_fields(values)
+    columns = source.columns
+    messages = shapes.to_messages(shapes.rename_columns(values, columns) if columns else values)
+    row_id = values.get(columns.get("id", "id"))
+    # the files of a folder's splits often number their rows alike
+    if split != "train" and not str(row_id).startswith(f"{split}-"):
+        prefix += f"{split}-"
+    if row_id in (None, ""):
+        row_id = f"{number:07d}" if prefix else f"row-{number:07d}"
+    topic = values.get(columns.get("topic", "topic"))
+    row_id, topic = f"{prefix}{row_id}", str(topic or "")
+    shapes.require_unicode(row_id, topic, *(turn["content"] for turn in messages))
+    row = {"id": row_id, "topic": topic, "messages": messages}
+    return row if split == "train" else {**row, "split": split}
