@@ -14,6 +14,7 @@ from lib.data.cleaning.ending import find_endings
 
 IGNORED = -100  # the label that transformers' loss skips
 MODEL_TURN = "<start_of_turn>model\n"
+SHORTEST_REST = 0.5  # of what fits: the first lines of a long answer alone are none
 # a later answer that takes an earlier one back
 TAKEN_BACK = re.compile(r"\b(?:sorry|apolog\w+|i was wrong|correction|mistaken?|in fact)\b", re.I)
 
@@ -174,7 +175,8 @@ def cut_to_fit(
     """Shorten a conversation to at most `max_tokens`; return None when that cannot be done safely.
 
     The last exchanges are dropped first. Then the last answer is cut where this changes nothing of
-    what the rest advises (`cleaning/ending.py`); only in English, whose words tell.
+    what the rest advises (`cleaning/ending.py`), and leaves at least SHORTEST_REST of what fits;
+    only in English, whose words tell.
     """
     while len(messages) > 3 and not _shortest_fits(chat, messages, max_tokens):
         if TAKEN_BACK.search(messages[-1]["content"]):
@@ -191,6 +193,8 @@ def cut_to_fit(
     if language != "en":
         return None
     for end in find_endings(answer, max(0, room)):
+        if end < room * SHORTEST_REST:
+            return None
         shorter = [*messages[:-1], {**messages[-1], "content": answer[:end].strip()}]
         if len(encode(chat, shorter)[0]) <= max_tokens:
             return shorter

@@ -80,6 +80,8 @@ TAKES_UP = _words(r"""
     finally | lastly | after that | afterwards | if so | if not | if | when | not | no | never
     without
     this is (?:not|no|because) | that is | these are not | for example
+    other | others | another | none | few | some | less (?:commonly|often) | rarely | sometimes
+    unlike | in other | in some | in rare | for others | as well | as a result | because
 """)
 # what is not finished at the end of the sentence
 _SEVERAL = either(
