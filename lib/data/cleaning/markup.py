@@ -61,6 +61,15 @@ def _write(plain: str, texts: list[str]) -> str:
     return writer.text()
 
 
+def _mark(number: int, kind: str, tag: str) -> str:
+    """Return the marker of a list's item: "- ", "3. ", or "c. "."""
+    if tag == "ul":
+        return "- "
+    if kind in "aA" and 0 < number <= 26:
+        return f"{chr(ord(kind) + number - 1)}. "
+    return f"{number}. "
+
+
 def _is_layout(element: Element) -> bool:
     """Tell whether a row or cell holds a table, so that it only places things on a page."""
     return element.find(".//table") is not None
@@ -78,6 +87,8 @@ LIST_MARKER = re.compile(r"\s*(?:[-*•·●▪]|\d{1,3}[.)]|[a-zA-Z][.)])\s")
 # "Adults<b>500 mg</b>Children<i>250 mg</i>" and "1<small>1/2</small>"
 GLUED = re.compile(r"[a-z]{3}\0\d|[a-z\d]\0[A-Z][a-z]|\d\0\d{1,2}[/⁄]\d")
 CELLS = ("tr", "td", "th")
+# "<b>Do not</b>give"
+NEGATION = re.compile(r"\s(?:not|never)\Z", re.I)
 NO_BLANK_BEFORE = ".,;:!?)]}%’'\"”»/-–⁄^°"
 NO_BLANK_AFTER = "([{“«‘'\"/-–⁄$"
 
@@ -128,6 +139,8 @@ class Writer:
         if not before or before.isspace() or after.isspace():
             return False
         if GLUED.match(f"{self.tail[-3:]}\0{text[:4]}") or GLUED.match(f"{before}\0{text[:4]}"):
+            return True
+        if NEGATION.search(self.tail) and after.isalpha():
             return True
         if self.edge != "both" or (before == "." and after.isdigit()):
             return False
@@ -222,7 +235,7 @@ class Writer:
         for child in element:
             if child.tag == "li":
                 number = int(child.get("value", number))
-                self._write_item(child, f"{number}. " if element.tag == "ol" else "- ")
+                self._write_item(child, _mark(number, element.get("type", "1"), element.tag))
                 number += 1
             else:
                 self.write_element(child)

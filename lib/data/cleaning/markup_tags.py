@@ -23,7 +23,7 @@ class Tag(NamedTuple):
     end: int
     plain: str
     is_end: bool
-    attributes: str = ""
+    attributes: str = ""  # of a picture: the sign that it stands for
 
 
 # {our plain tag: the tags of HTML that are written as it}
@@ -79,6 +79,11 @@ UNSEEN_STYLE = re.compile(
     re.I,
 )
 NUMBER = re.compile(r"\b(colspan|rowspan|start|value)\s*=\s*[\"']?\s*(-?\d{1,4})(?!\d)", re.I)
+# a picture that stands for a sign, such as one of "½" or "≥"
+SIGN = re.compile(
+    r"\balt\s*=\s*(?:\"([^\"a-z]{1,5})\"|'([^'a-z]{1,5})'|([^\s\"'<>a-z]{1,5}))", re.I
+)
+LETTERED = re.compile(r"\btype\s*=\s*[\"']?(a)\b", re.I)
 
 
 def number_texts(text: str) -> tuple[str, list[str]]:
@@ -94,7 +99,10 @@ def number_texts(text: str) -> tuple[str, list[str]]:
         if tag.start > position:
             pieces.append(f"{len(texts)};")
             texts.append(text[position : tag.start])
-        if tag.plain:
+        if tag.plain == "img":
+            pieces.append(f"{len(texts)};")
+            texts.append(tag.attributes)
+        elif tag.plain:
             pieces.append(f"</{tag.plain}>" if tag.is_end else f"<{tag.plain}{tag.attributes}>")
         position = tag.end
     if position and position < len(text):
@@ -117,11 +125,16 @@ def _read_tag(match: re.Match[str]) -> Tag:
     if plain == "unclear":
         raise UnclearMarkup
     attributes = ""
-    if given and not slash and plain not in WITHOUT_END:
+    if plain == "img":
+        sign = SIGN.search(given or "")
+        attributes = next(filter(None, sign.groups()), "") if sign else " "
+    elif given and not slash and plain not in WITHOUT_END:
         if UNSEEN_STYLE.search(given):
             attributes = HIDDEN
         else:
             attributes = "".join(f' {a.lower()}="{n}"' for a, n in NUMBER.findall(given))
+            lettered = LETTERED.search(given) if plain == "ol" else None
+            attributes += f' type="{lettered[1]}"' if lettered else ""
     return Tag(match.start(), match.end(), plain, bool(slash), attributes)
 
 

@@ -78,6 +78,11 @@ def read_turns(text: str) -> Messages | None:
     return turns
 
 
+def is_templated(text: str) -> bool:
+    """Tell whether a text has the marks of a chat template, whether or not it can be read."""
+    return has_control_token(text) or bool(LABELLED.search(text))
+
+
 def _turn(role: str, text: str) -> dict[str, str]:
     return {"role": role, "content": text.strip()}
 
@@ -151,6 +156,11 @@ LABELS = (
     ("Human:", "Assistant:"),
     ("User:", "Assistant:"),
     ("Question:", "Answer:"),
+)
+LABELLED = re.compile(
+    r"^[ \t]*(?:### ?(?:Instruction|Response|Human|Assistant|User)|Human|Assistant)[ \t]*:|"
+    r"\b(?:USER|ASSISTANT):",
+    re.M,
 )
 VICUNA = re.compile(
     r"(?P<system>A chat between[^\n]*?\.)?\s*"

@@ -64,6 +64,11 @@ def test_text_from_markup_settles(page):
         ),
         ("<b>0.</b><i>5</i> mg, <b>5</b><i>%</i>, <b>(</b><i>5</i><b>)</b>", "0.5 mg, 5%, (5)"),
         ("word<b></b>word", "wordword"),
+        ("<b>Do not</b>give, k<b>not</b>s, <i>Never</i>", "Do not give, knots, Never"),
+        (
+            "1<img src=x alt='½'> tablet, <img alt=\"≥\"> 5, <img alt='a photo'>.",
+            "1½ tablet, ≥ 5, .",
+        ),
         # raised and lowered text
         ("Take 1<sup>1</sup>/<sub>2</sub> tablets", "Take 1 1/2 tablets"),
         ("1<sup>1</sup>&frasl;<sub>2</sub>, <sup>3</sup>/<sub>4</sub>", "1 1⁄2, 3/4"),
@@ -83,6 +88,7 @@ def test_text_from_markup_settles(page):
             "1. Call\n   - where\n   - what\n2. Help\n\nWait",
         ),
         ("<ol start=3><li>a<li value=7>b<li>c</ol>", "3. a\n7. b\n8. c"),
+        ("<ol type='a'><li>x<li>y</ol><ol type=A start=3><li>z</ol>", "a. x\nb. y\n\nC. z"),
         ("<ul><li>1. Call</li><li>• Help</li></ul>", "1. Call\n• Help"),
         ("<li>a</li><li>b</li>", "- a\n- b"),
         # tables
