@@ -64,7 +64,8 @@ def strip_invisible(text: str) -> str:
 
 def _replace_invisible(match: re.Match[str]) -> str:
     """Return what stands for a run of characters that show nothing: something between digits."""
-    around = match.string[match.start() - 1 : match.start()] + match.string[match.end() :][:1]
+    text, start, end = match.string, match.start(), match.end()
+    around = text[max(0, start - 1) : start] + text[end : end + 1]
     if not (len(around) == 2 and around.isdigit()) or not JOINERS.isdisjoint(match[0]):
         return ""
     # PDF files have a soft hyphen, or a control, for the dash of a range
