@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lib.common.errors import UserError
 from lib.exam import choices
 from lib.model import base, llama
 from lib.model.load import load_merged
@@ -68,9 +69,15 @@ def list_models(
         ),
     ]
     for kind in gguf_types:
-        path = run_folder / "gguf" / f"{run_folder.name}-{kind}.gguf"
-        hashes = [a["sha256"] for a in artifacts if run_folder / a["path"] == path]
-        models.append(RunModel(kind, hashes, partial(_load_gguf, path)))
+        # by its end, since the folder of a run may have been renamed
+        made = [a for a in artifacts if a["path"].endswith(f"-{kind}.gguf")]
+        if len(made) != 1:
+            raise UserError(
+                f"The last export of run `{run_folder.name}` made no {kind} GGUF, so there is "
+                f"none to examine. `make export RUN={run_folder.name}` makes it."
+            )
+        load = partial(_load_gguf, run_folder / made[0]["path"])
+        models.append(RunModel(kind, [made[0]["sha256"]], load))
     return models
 
 

@@ -34,7 +34,7 @@ from lib.exam.entries import Comparison, ExamEntry
 from lib.exam.models import Loaded, RunModel, list_models
 from lib.medical import safety
 from lib.medical.disclaimer import DISCLAIMER
-from lib.model import base, device
+from lib.model import base_record, device
 from lib.model.load import load_tokenizer
 from lib.params import Params, Source
 from lib.record import run_folder, run_record
@@ -125,9 +125,10 @@ def take_exams(
     entries = {exam: _new_entry(exam, exams[exam], settings[exam]) for exam in exams}
     tokenizer = load_tokenizer(run.folder / "merged")
     method = _method()
-    models = list_models(
-        run.folder, base.fetch(job.base_model, job.base_revision), job.gguf_types, artifacts
+    base_folder = base_record.fetch_trained(
+        job.base_model, job.base_revision, run.data["fingerprints"]
     )
+    models = list_models(run.folder, base_folder, job.gguf_types, artifacts)
     models_hash = _hash([model.made_of for model in models])
     for model in models:
         identity = {exam: _identity(entries[exam], model, method) for exam in exams}
@@ -242,6 +243,17 @@ def _require_exported(run: Run) -> None:
                 f"{refusal}: {stage} is {trouble or run.stage(stage)['status']}. "
                 f"Finish it with `make export RUN={run.folder.name}`."
             )
+    if run.stage("export")["inputs"].get("train") != run.stage("train").get("output"):
+        raise UserError(
+            f"{refusal}: its export was made from another adapter. "
+            f"Make it again with `make export RUN={run.folder.name}`."
+        )
+    prepared = run.stage("prepare")["artifacts"]
+    if trouble := files.find_damage(run.folder, prepared):
+        raise UserError(
+            f"{refusal}: {trouble}, so its held-out rows are not those that were prepared. "
+            f"Restore data/, or start the run over with `make run FORCE=1 RUN={run.folder.name}`."
+        )
     if when := run_record.when_pruned(run.data, "merged"):
         raise UserError(
             f"{refusal}: its merged/ was pruned {when[:10]}. "

@@ -1,5 +1,8 @@
 """Ask base + adapter one question; this file is copied into the adapter's folder.
 
+The base must be the one that the adapter was trained on: its files are compared with
+BASE_SHA256SUMS next to this file.
+
     pip install torch transformers peft accelerate     # for a Gemma 3n base also: timm torchvision
     python ask.py "My hand is burnt. What do I do first?"
     python ask.py --base FOLDER "..."                     # with a base that you have as a folder
@@ -9,10 +12,12 @@ emergency number first.
 """
 
 import argparse
+import hashlib
 import json
 import pathlib
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -41,10 +46,27 @@ if base.startswith("bundled:"):
         f"that is .cache/{base.removeprefix('bundled:')}"
     )
 
-tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
-model = AutoModelForCausalLM.from_pretrained(
-    base, revision=revision, dtype=torch.bfloat16, device_map="auto"
-)
+folder = pathlib.Path(base)
+if not folder.is_dir():
+    patterns = ["*.json", "*.model", "*.jinja", "*.safetensors"]
+    folder = pathlib.Path(snapshot_download(base, revision=revision, allow_patterns=patterns))
+sums = HERE / "BASE_SHA256SUMS"
+for line in sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []:
+    recorded, name = line.split("  ", 1)
+    path = folder / name
+    state = "is missing"
+    if path.is_file():
+        with open(path, "rb") as file:
+            state = "differs"
+            if hashlib.file_digest(file, "sha256").hexdigest() == recorded:
+                continue
+    raise SystemExit(
+        f"{folder} is not the base that this adapter was trained on: {name} {state}. Its answers "
+        f"would be another, untested model's. Pass the recorded base's folder with --base."
+    )
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map="auto")
 model = PeftModel.from_pretrained(model, HERE).eval()
 
 messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": options.question}]

@@ -73,6 +73,11 @@ def _download(base_model: str, base_revision: str, weights: bool) -> pathlib.Pat
 def provenance(folder: pathlib.Path) -> dict[str, str]:
     """Return what a run records about its base: the fingerprint, and any hub commit."""
     record = {"base": fingerprint(folder)}
-    if folder.parent.name == "snapshots":  # the hub's cache names a snapshot by its commit
-        record["base_commit"] = folder.name
+    if commit := commit_of(folder):
+        record["base_commit"] = commit
     return record
+
+
+def commit_of(folder: pathlib.Path) -> str:
+    """Return the commit in a path of the hub's cache; empty for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else ""

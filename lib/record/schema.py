@@ -46,12 +46,20 @@ class StageEntry(TypedDict):
     notebook: NotRequired[str]  # sha256 of the executed notebook, once finished
 
 
+class PreparedBase(TypedDict):
+    """The base as prepare read it."""
+
+    files: dict[str, str]  # sha256 of the tokenizer's and configuration files, by name
+    commit: NotRequired[str]  # of a base from the hub
+
+
 class Fingerprints(TypedDict, total=False):
     """Hashes of the inputs of the run."""
 
     dataset: str  # the data and the exam, as they were read
     data: str  # the prepared rows
-    base: str  # the base model's files
+    prepared_base: PreparedBase
+    base: str  # the base model's files, by their ends
     base_commit: str  # of a base from the hub
     base_files: dict[str, str]  # sha256 of every file that train read, by name
 

@@ -29,7 +29,7 @@ from lib import params
 from lib.common import files, machine
 from lib.common.errors import ROOT, UserError
 from lib.data import splits
-from lib.model import adapter, base, placement, ranks
+from lib.model import adapter, base, base_record, placement, ranks
 from lib.model.load import load_with_adapter
 from lib.params import Params
 from lib.record import run_folder, run_record
@@ -189,12 +189,14 @@ def _train_rank(folder: pathlib.Path, launched: bool) -> None:
         )
     data = splits.load_split(folder / "data", "train")
     validation = splits.load_split(folder / "data", "validation")
-    base_folder = base.fetch(job.base_model, job.base_revision)
+    fingerprints = run_record.read_record(folder / "run.json")["fingerprints"]
+    # the notebook has just compared the files; a rank must not meanwhile fetch a newer commit
+    revision = base_record.pin_revision(job.base_revision, fingerprints)
+    base_folder = base.fetch(job.base_model, revision)
     model = load_with_adapter(base_folder, job)
-    data_fingerprint = run_record.read_record(folder / "run.json")["fingerprints"]["data"]
     trainable, _ = adapter.count_parameters(model)
     identity = checkpoint.describe_identity(
-        job, data_fingerprint, base.fingerprint(base_folder), trainable
+        job, fingerprints["data"], base.fingerprint(base_folder), trainable
     )
     masters = loop.train(model, data, validation, job, folder, identity)
     if launched and ranks.rank() == 0:

@@ -16,12 +16,13 @@ from transformers import AutoModelForCausalLM
 
 from lib import params
 from lib.common import files
+from lib.common.errors import UserError
 from lib.data import chat, label_mask, splits
 from lib.exam import choices, take
 from lib.exam import models as exam_models
 from lib.export import gguf_export, merge, servers
 from lib.medical import safety
-from lib.model import device, llama
+from lib.model import base_record, device, llama
 from lib.record import run_record
 from lib.training import evaluate
 
@@ -319,3 +320,37 @@ def test_what_cannot_be_examined_says_so_and_leaves_nothing(runs, capsys, monkey
     assert code == 2
     assert "cannot be examined: export is interrupted. Finish it with `make export`" in said
     assert not (runs / "small/exam.json").exists()
+
+
+def test_base_adapter_and_held_out_rows_must_be_those_of_the_run(
+    runs, tiny_gemma3n, capsys, monkeypatch
+):
+    monkeypatch.setattr(choices, "ask_items", lambda *_: pytest.fail("asked"))
+    record = json.loads((runs / "small/run.json").read_text())
+
+    def change(base_files=None, **train):
+        changed = json.loads(json.dumps(record))
+        changed["fingerprints"]["base_files"] = base_files or {}
+        changed["stages"]["train"].update(train)
+        (runs / "small/run.json").write_text(json.dumps(changed))
+
+    change(base_record.hash_files(tiny_gemma3n) | {"model.safetensors": "0" * 64})
+    said = ask(runs, capsys)[2]
+    assert "is not the one this run was trained on: model.safetensors differs" in said
+    assert "FORCE=1" in said
+    change(output="another adapter")
+    assert "its export was made from another adapter" in ask(runs, capsys)[2]
+    change()
+    rows = next((runs / "small/data/test").rglob("*.arrow"))
+    rows.write_bytes(rows.read_bytes()[:-1] + b"x")
+    assert "so its held-out rows are not those that were prepared" in ask(runs, capsys)[2]
+    assert not (runs / "small/exam.json").exists()
+
+
+def test_a_renamed_run_is_examined_by_its_recorded_files(runs, tiny_gemma3n):
+    (runs / "small").rename(runs / "other")
+    made = files.describe_files(runs / "other", ["adapter", "merged", "gguf"])
+    found = exam_models.list_models(runs / "other", tiny_gemma3n, ["f16"], made)
+    assert found[-1].load.args == (runs / "other/gguf/small-f16.gguf",)
+    with pytest.raises(UserError, match="last export of run `other` made no q8_0 GGUF"):
+        exam_models.list_models(runs / "other", tiny_gemma3n, ["q8_0"], made)
