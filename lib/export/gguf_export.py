@@ -1,14 +1,17 @@
 """Turn a merged 16-bit folder into checked GGUF files that record their origin.
 
-    ggufs = {"q8_0": run.folder / "gguf" / "model-q8_0.gguf"} gguf_export.write_ggufs(run.folder /
-    "merged", ggufs, gguf_export.collect_metadata(job, run.folder))
+    ggufs = gguf_export.name_ggufs(run.folder, ["q8_0"])
+    header = gguf_export.collect_metadata(job, run.folder)
+    gguf_export.write_drafts(run.folder / "merged", ggufs, header)
 
-A file is written as a draft and gets its name only after `check_gguf` has passed.
+A file is written as a draft. It gets its name only after `check_gguf` and lib/export/parity.py have
+passed it; one that fails there gets a name that says so.
 """
 
 import os
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,52 @@ from lib.common.gguf_types import FILE_TYPES
 from lib.export import convert, gguf_file, gguf_plan, quantise, servers
 from lib.export.gguf_file import Header, Tensor
 from lib.medical.disclaimer import DISCLAIMER
+from lib.model import base
 from lib.model.shards import read_text_config, weight_bytes
 from lib.params import Params
+from lib.record.earlier import REFUSED
+from lib.record.run_record import Run
 
 # token types that llama.cpp reads as one token inside a text
 SPECIAL_TYPES = (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED, gguf.TokenType.UNKNOWN)
+
+
+def name_ggufs(run_folder: Path, gguf_types: Sequence[str]) -> dict[str, Path]:
+    """Return {type: the path that a run's sound file of this type has}."""
+    return {
+        file_type: run_folder / "gguf" / f"{run_folder.name}-{file_type}.gguf"
+        for file_type in gguf_types
+    }
+
+
+def name_lora(run_folder: Path) -> Path:
+    """Return the path of a run's adapter as a GGUF."""
+    return run_folder / "gguf" / f"{run_folder.name}-lora.gguf"
+
+
+def draft_of(path: Path) -> Path:
+    """Return the path of a GGUF while its checks have not passed."""
+    return path.with_name(f".{path.name}.draft")
+
+
+def accept_draft(path: Path) -> None:
+    """Give a draft that has passed all of its checks its name."""
+    os.replace(draft_of(path), path)
+
+
+def refuse_draft(path: Path) -> Path:
+    """Give a draft that failed a check a name that says so, and return it."""
+    refused = path.with_name(path.name + REFUSED)
+    os.replace(draft_of(path), refused)
+    return refused
+
+
+def write_drafts(
+    folder: Path, ggufs: dict[str, Path], metadata: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Call `write_ggufs` for the drafts of the files {type: path}, and return its results."""
+    drafts = {file_type: draft_of(path) for file_type, path in ggufs.items()}
+    return write_ggufs(folder, drafts, metadata)
 
 
 def write_gguf(
@@ -214,9 +258,37 @@ def _metadata_faults(header: Header, expected: dict[str, Any]) -> list[str]:
     ]
 
 
-def describe_artifacts(run_folder: Path) -> list[files.Artifact]:
-    """Return [{path relative to the run, bytes, sha256}] for adapter/, merged/ and gguf/."""
-    return files.describe_files(run_folder, ["adapter", "merged", "gguf"])
+def describe_artifacts(run: Run, ggufs: dict[str, Path], with_lora: bool) -> list[files.Artifact]:
+    """Return [{path relative to the run, bytes, sha256}] of the adapter and what this export made.
+
+    That is merged/, the GGUF files {type: path}, the adapter as a GGUF if it was made, and the
+    files of servers.py. Cards are left out, since they are written last. Raise UserError if one is
+    missing, or the adapter is no longer the one that train recorded.
+    """
+    made = [*ggufs.values(), *servers.list_server_files(run.folder)]
+    if with_lora:
+        made.append(name_lora(run.folder))
+    trained = [a for a in run.stage("train")["artifacts"] if a["path"].startswith("adapter/")]
+    if trouble := files.find_damage(run.folder, trained):
+        raise UserError(
+            f"{trouble}, so the adapter is not the one that was trained. Restore it, or train "
+            f"again with `make train FORCE=1` and the same PARAMS and RUN."
+        )
+    names = [a["path"] for a in trained]
+    names += [path.relative_to(run.folder).as_posix() for path in made]
+    described = files.describe_files(run.folder, [*names, "merged"])
+    missing = set(names) - {a["path"] for a in described}
+    if missing:
+        raise UserError(f"{', '.join(sorted(missing))} is missing; run the export stage again.")
+    return [a for a in described if not a["path"].endswith("/README.md")]
+
+
+def list_made(run: Run, artifacts: Iterable[files.Artifact], cards: Iterable[Path]) -> list[str]:
+    """Return the paths of what this export made: `artifacts` but for train's, cards and answers."""
+    trained = {a["path"] for a in run.stage("train")["artifacts"]}
+    made = {a["path"] for a in artifacts} - trained
+    made |= {path.relative_to(run.folder).as_posix() for path in cards}
+    return sorted({*made, "gguf/samples.json"})
 
 
 def collect_metadata(
@@ -225,7 +297,8 @@ def collect_metadata(
     """Return general.* of a GGUF: base and data sets with their commits, licence, training."""
     card = files.read_json(run_folder / "data" / "data_card.json", "The data card")
     results = files.read_json(run_folder / "results.json", "The results")
-    base = servers.shared_name(job.base_model)
+    base_name = servers.shared_name(job.base_model)
+    commit = base.commit_of(base_folder) if base_folder else ""
     names = [servers.shared_name(source["dataset"]) for source in card["sources"]]
     trained = results.get("train") or {}
     fields = {
@@ -233,13 +306,13 @@ def collect_metadata(
         "license.name": "Gemma Terms of Use",
         "license.link": "https://ai.google.dev/gemma/terms",
         "description": (
-            f"LoRA (r={job.lora_r}) of {base} on {', '.join(names)}, merged. "
+            f"LoRA (r={job.lora_r}) of {base_name} on {', '.join(names)}, merged. "
             f"{trained.get('steps', 'Not recorded')} steps, "
             f"held-out response loss {_loss_change(trained)}."
         ),
         "base_model.count": 1,
-        "base_model.0.name": base,
-        "base_model.0.version": _snapshot(base_folder) or job.base_revision,
+        "base_model.0.name": base_name,
+        "base_model.0.version": commit or job.base_revision,
         "dataset.count": len(names),
     }
     for number, source in enumerate(card["sources"]):
@@ -253,10 +326,3 @@ def _loss_change(trained: dict[str, Any]) -> str:
     if before is None or after is None:
         return "not measured"
     return f"{before:.3f} -> {after:.3f}"
-
-
-def _snapshot(base_folder: Path | None) -> str:
-    """Return the commit in a path of the hub's cache; empty for any other folder."""
-    if base_folder and base_folder.parent.name == "snapshots":
-        return base_folder.name
-    return ""

@@ -15,14 +15,31 @@ import torch
 from lib.common import files
 from lib.common.errors import UserError
 from lib.common.gguf_types import FILE_TYPES
+from lib.common.redact import redacted
 from lib.export import convert, gguf_export, gguf_file, gguf_plan, merge
 from lib.export.gguf_file import Tensor
 from lib.model import llama
 from lib.model.shards import canonical_name, locate_tensors, read_text_config
+from lib.record.run_record import Run
 
 LIKELIEST = 10  # tokens compared after each prompt
 # nats that rounding of the merged weights may cause; 0.01 to 0.05 were measured
 ROUNDING = 0.05
+
+
+def export_checked(
+    run: Run,
+    base: Path,
+    merged_ggufs: dict[str, Path],
+    prompts: list[list[int]],
+    metadata: dict[str, Any],
+) -> dict[str, Any]:
+    """Call `export_adapter` for a run; if that fails, results.json says so."""
+    try:
+        return export_adapter(base, run.folder, merged_ggufs, prompts, metadata)
+    except UserError as error:
+        run.add_results("export", {"lora": {"failed": redacted(str(error))}})
+        raise
 
 
 def export_adapter(
@@ -38,7 +55,7 @@ def export_adapter(
     precise enough to show an adapter's effect, a Q8_0 of the merged folder is made too. metadata is
     as for `write_ggufs`. Return the results of both steps.
     """
-    out = run_folder / "gguf" / f"{run_folder.name}-lora.gguf"
+    out = gguf_export.name_lora(run_folder)
     given = {**(metadata or {}), "name": out.stem}
     fields = {f"general.{key}": value for key, value in given.items()}
     precise = [kind for kind in FILE_TYPES if kind in merged_ggufs and FILE_TYPES[kind].precise]

@@ -1,4 +1,4 @@
-"""Get write access to the hub, and report its errors without secrets.
+"""Get write access to the hub, report its errors without secrets, look into a repository.
 
 api = hub.require_access("owner/name")
 with hub.explain_errors("Creating owner/name", "The same command continues."):
@@ -6,18 +6,26 @@ with hub.explain_errors("Creating owner/name", "The same command continues."):
 """
 
 import contextlib
+import hashlib
 import logging
 import os
+import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.hf_api import ModelInfo, RepoSibling
+from huggingface_hub.utils.sha import git_hash
 
 from lib.common.errors import UserError
 from lib.common.redact import redacted
+from lib.record.pushed import Sent
+
+WEIGHTS = (".safetensors", ".gguf")
+GIT_ATTRIBUTES = ".gitattributes"  # the hub's own first commit
 
 
 def require_access(owner: str) -> HfApi:
@@ -113,3 +121,56 @@ def mask_warnings() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(mask)
+
+
+# -------------------------------------------------------------------------------------------------
+# what a repository holds
+
+
+class PlannedFile(NamedTuple):
+    """A file planned for a repository; `source` is its local path, or its bytes."""
+
+    path: str
+    size: int
+    sha256: str
+    source: pathlib.Path | bytes
+
+
+def look_up(api: HfApi, repo: str) -> ModelInfo | None:
+    """Read id, sha, private, and siblings with sizes and hashes; None without a repository."""
+    try:
+        return api.model_info(repo, files_metadata=True)
+    except RepositoryNotFoundError:
+        return None
+
+
+def list_files(info: ModelInfo) -> dict[str, RepoSibling]:
+    return {file.rfilename: file for file in info.siblings if file.rfilename != GIT_ATTRIBUTES}
+
+
+def is_as_planned(sibling: RepoSibling | None, file: PlannedFile) -> bool:
+    """Tell whether a file on the hub has the planned size and hash."""
+    if sibling is None or sibling.size != file.size:
+        return False
+    if sibling.lfs:
+        return sibling.lfs.sha256 == file.sha256
+    # the hub has only git's hash of a small file
+    data = _read_bytes(file)
+    return hashlib.sha256(data).hexdigest() == file.sha256 and sibling.blob_id == git_hash(data)
+
+
+def was_sent(sibling: RepoSibling, sent: Sent) -> bool:
+    """Tell whether this run has sent a file in the version that the hub holds."""
+    digest = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
+    return digest in sent.get(sibling.rfilename, [])
+
+
+def hash_both(file: PlannedFile) -> list[str]:
+    """Return the hashes by which the hub may know a file: sha256 and, unless large, git's."""
+    if file.path.endswith(WEIGHTS):
+        return [file.sha256]
+    return [file.sha256, git_hash(_read_bytes(file))]
+
+
+def _read_bytes(file: PlannedFile) -> bytes:
+    return file.source if isinstance(file.source, bytes) else file.source.read_bytes()

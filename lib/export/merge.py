@@ -1,7 +1,6 @@
 """Merge a LoRA adapter into its 16-bit base, and add the tensors that transformers drops.
 
-    merge.merge_adapter(base, run.folder / "adapter", run.folder / "merged")
-    merge.add_missing_shared_kv(run.folder / "merged", base)
+    merge.merge_run(run, base)
 
 The merge works shard by shard and holds one weight at a time, however large the model is.
 """
@@ -20,7 +19,10 @@ from safetensors.torch import load_file, safe_open, save_file
 
 from lib.common import files
 from lib.common.errors import UserError
+from lib.model import model_folder
 from lib.model.shards import canonical_name, locate_tensors, read_header, read_text_config
+from lib.record import earlier
+from lib.record.run_record import Run, tell_aside
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 SHARED_KV = ("k_proj", "v_proj", "k_norm")  # the tensors that a KV-shared layer may lack
@@ -49,6 +51,31 @@ class Adapter(NamedTuple):
 
     pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]  # {module: (A [rank, in], B [out, rank])}
     scale: float  # the factor of B @ A
+
+
+def merge_run(run: Run, base: Path) -> dict[str, Any]:
+    """Make merged/ of a run, after what an earlier export made got a name that says so."""
+    tell_aside(earlier.set_export_aside(run.folder))
+    merged = make_merged(base, run.folder / "adapter", run.folder / "merged")
+    earlier.drop_remade(run.folder)  # an old merged/ takes as much space as the base
+    return merged
+
+
+def make_merged(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
+    """Merge an adapter, add what transformers drops, and name the folder once it is complete.
+
+    An earlier folder of that name stays until then. Return the results of both steps.
+    """
+    draft = out.with_name(f".{out.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        merged = merge_adapter(base, adapter, draft)
+        added = add_missing_shared_kv(draft, base)
+        model_folder.check_folder(draft)
+        files.replace_folder(draft, out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return {**merged, **added}
 
 
 def merge_adapter(base: Path, adapter: Path, out: Path) -> dict[str, Any]:

@@ -6,41 +6,33 @@
 SHA256SUMS is sent first and marks a repository as this run's. Each weight file is one commit, so an
 interrupted call continues with the missing files. The card is sent last, after every file on the
 hub has its recorded hash: a repository with a card is complete. Until then it is private.
+
+A later push of the same weights replaces the small files that this run has sent, and removes with
+the new card what its export no longer makes. Other weights under the same name are refused.
 """
 
 import hashlib
 import pathlib
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-from huggingface_hub.hf_api import ModelInfo, RepoSibling
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
-from huggingface_hub.utils.sha import git_hash
 
 from lib.common import files
 from lib.common.errors import UserError
 from lib.common.text import format_size
 from lib.export import hub
+from lib.record import pushed
 
 SUFFIX = {"adapter": "-lora", "merged": "", "gguf": "-lora-gguf"}
 CARD = "README.md"
 SUMS = "SHA256SUMS"  # for `sha256sum -c`; it also marks a repository as made by a push
-WEIGHTS = (".safetensors", ".gguf")
-GIT_ATTRIBUTES = ".gitattributes"  # the hub's own first commit
 AGAIN = "The same command continues."
-
-
-class PlannedFile(NamedTuple):
-    """A file planned for a repository; `source` is its local path, or its bytes."""
-
-    path: str
-    size: int
-    sha256: str
-    source: pathlib.Path | bytes
 
 
 def name_repositories(push_to: str, parts: Iterable[str] = tuple(SUFFIX)) -> dict[str, str]:
@@ -76,7 +68,8 @@ def push_run(
     artifacts: [{path, bytes, sha256}] as verified; only paths under adapter/, merged/ and gguf/ of
     the run's `folder` are pushed. cards: the README.md of each part, with a licence in its header.
     Before creating anything, raise UserError when a file is not as verified, a card is missing,
-    HF_TOKEN may not write there, or a repository of that name has other contents.
+    HF_TOKEN may not write there, or a repository of that name has other contents. What is sent is
+    noted in pushed.json.
     """
     of_part = {part: [a for a in artifacts if a["path"].startswith(f"{part}/")] for part in SUFFIX}
     repos = name_repositories(push_to, [part for part in SUFFIX if of_part[part]])
@@ -96,14 +89,16 @@ def push_run(
         present = {}
         for part, repo in repos.items():  # look at all of them before creating the first
             with hub.explain_errors(f"Looking for {repo}", "Nothing was pushed or changed."):
-                present[part] = _look_up(api, repo)
+                present[part] = hub.look_up(api, repo)
                 # create_commit would check the card only hours later, and ModelCard.validate()
                 # ignores HF_ENDPOINT
                 api._validate_yaml(cards[part])
             if present[part]:
-                _require_ours(repo, present[part], plans[part], private)
+                sent = pushed.read_sent(folder, repo)
+                _require_ours(repo, present[part], plans[part], sent, private)
         results = []
         for part, repo in repos.items():
+            pushed.note_sent(folder, repo, {file.path: hub.hash_both(file) for file in plans[part]})
             info = _fill(api, repo, plans[part], present[part], log)
             results.append({"part": part, **_publish(api, repo, plans[part], info, private, log)})
     return results
@@ -124,7 +119,7 @@ def require_access(push_to: str) -> HfApi:
 
 def _plan(
     folder: pathlib.Path, part: str, artifacts: list[files.Artifact], card: str
-) -> list[PlannedFile]:
+) -> list[hub.PlannedFile]:
     """List the files of a part's repository: their sums, the verified files, then the card."""
     _require_licence(part, card)
     verified = []
@@ -132,19 +127,19 @@ def _plan(
         path = item["path"].removeprefix(f"{part}/")
         if path not in (CARD, SUMS):  # the push writes its own
             source = folder / item["path"]
-            verified.append(PlannedFile(path, item["bytes"], item["sha256"], source))
-    if not any(file.path.endswith(WEIGHTS) for file in verified):
+            verified.append(hub.PlannedFile(path, item["bytes"], item["sha256"], source))
+    if not any(file.path.endswith(hub.WEIGHTS) for file in verified):
         raise UserError(
-            f"{part}/ has no verified weights ({' or '.join(WEIGHTS)}). "
+            f"{part}/ has no verified weights ({' or '.join(hub.WEIGHTS)}). "
             f"Nothing was pushed. Run the export stage again."
         )
     sums = "".join(f"{file.sha256}  {file.path}\n" for file in verified)
     return [_plan_text(SUMS, sums), *verified, _plan_text(CARD, card)]
 
 
-def _plan_text(path: str, text: str) -> PlannedFile:
+def _plan_text(path: str, text: str) -> hub.PlannedFile:
     data = text.encode()
-    return PlannedFile(path, len(data), hashlib.sha256(data).hexdigest(), data)
+    return hub.PlannedFile(path, len(data), hashlib.sha256(data).hexdigest(), data)
 
 
 def _require_licence(part: str, card: str) -> None:
@@ -161,21 +156,30 @@ def _require_licence(part: str, card: str) -> None:
     )
 
 
-def _require_ours(repo: str, info: ModelInfo, plan: list[PlannedFile], private: bool) -> None:
-    """Raise UserError unless a repository is empty or of this plan, and private if asked for."""
-    held = _list_files(info)
+def _require_ours(
+    repo: str, info: ModelInfo, plan: list[hub.PlannedFile], sent: pushed.Sent, private: bool
+) -> None:
+    """Raise UserError unless a repository is empty or of this plan, and private if asked for.
+
+    Files that this run has `sent` may differ from the plan, except weights that would be replaced.
+    """
+    held = hub.list_files(info)
     planned = {file.path: file for file in plan}
-    foreign = [
-        path
+    other = {
+        path: hub.was_sent(sibling, sent)
         for path, sibling in held.items()
         if path not in (CARD, SUMS)
-        and not (path in planned and _is_as_planned(sibling, planned[path]))
-    ]
+        and not (path in planned and hub.is_as_planned(sibling, planned[path]))
+    }
+    foreign = [path for path, is_own in other.items() if not is_own]
+    earlier = [path for path in other if path in planned and path.endswith(hub.WEIGHTS)]
     reason = ""
     if info.id.casefold() != repo.casefold():
         reason = f"it leads to {info.id}"
     elif foreign:
         reason = f"its file {foreign[0]} is not from this run"
+    elif earlier:
+        reason = f"its file {earlier[0]} is of an earlier training of this run"
     elif held and SUMS not in held:
         reason = f"it was not made by a push of this run ({SUMS} is missing)"
     if reason:
@@ -197,11 +201,12 @@ def _require_ours(repo: str, info: ModelInfo, plan: list[PlannedFile], private: 
 def _fill(
     api: HfApi,
     repo: str,
-    plan: list[PlannedFile],
-    info: ModelInfo | None,
+    plan: list[hub.PlannedFile],
+    before: ModelInfo | None,
     log: Callable[[str], None],
 ) -> ModelInfo:
-    """Create or complete a repository; return what the hub then has."""
+    """Create or complete a repository, which had `before`; return what the hub then has."""
+    info = before
     if info is None:
         with hub.explain_errors(
             f"Creating {repo}", f"If {repo} exists now, it is private. {AGAIN}"
@@ -215,12 +220,15 @@ def _fill(
                 f"Delete it on its page, or make it private on its settings page."
             )
     sums, *verified, card = plan
-    weights = [file for file in verified if file.path.endswith(WEIGHTS)]
+    weights = [file for file in verified if file.path.endswith(hub.WEIGHTS)]
     small = [file for file in verified if file not in weights]
     for batch in ([sums], *([weight] for weight in weights), small):
         info = _send(api, repo, batch, info, log)
-    _require_arrived(repo, info, plan[:-1])
-    info = _send(api, repo, [card], info, log)
+    planned = {file.path for file in plan}
+    # of an earlier export; _require_ours has found that this run sent them
+    past = sorted(set(hub.list_files(before)) - planned) if before else []
+    _require_arrived(repo, info, plan[:-1], past)
+    info = _send(api, repo, [card], info, log, past)
     _require_arrived(repo, info, plan)
     return info
 
@@ -228,21 +236,26 @@ def _fill(
 def _send(
     api: HfApi,
     repo: str,
-    batch: list[PlannedFile],
+    batch: list[hub.PlannedFile],
     info: ModelInfo,
     log: Callable[[str], None],
+    past: Iterable[str] = (),
 ) -> ModelInfo:
-    """Commit the files of a batch that the hub lacks; return what it then has."""
-    held = _list_files(info)
-    missing = [file for file in batch if not _is_as_planned(held.get(file.path), file)]
-    if not missing:
+    """Commit the files of a batch that the hub lacks, remove `past`; return what it then has."""
+    held = hub.list_files(info)
+    missing = [file for file in batch if not hub.is_as_planned(held.get(file.path), file)]
+    gone = [path for path in past if path in held]
+    if not missing and not gone:
         return info
-    names = missing[0].path
+    names = " and ".join([*(file.path for file in missing[:1]), *(f"no {path}" for path in gone)])
     if len(missing) > 1:
         names += f" and {len(missing) - 1} more"
     log(f"{repo}: sending {names}, {format_size(sum(file.size for file in missing))}")
     # not upload_folder(), which would also send files that were not verified
-    operations = [CommitOperationAdd(file.path, file.source) for file in missing]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(file.path, file.source) for file in missing
+    ]
+    operations += [CommitOperationDelete(path) for path in gone]
     with hub.explain_errors(
         f"Sending {names} to {repo}", f"What has arrived in {repo} stays. {AGAIN}"
     ):
@@ -250,19 +263,22 @@ def _send(
         return api.model_info(repo, revision=commit.oid, files_metadata=True)
 
 
-def _require_arrived(repo: str, info: ModelInfo, planned: list[PlannedFile]) -> None:
+def _require_arrived(
+    repo: str, info: ModelInfo, planned: list[hub.PlannedFile], past: Iterable[str] = ()
+) -> None:
     """Raise UserError unless the hub holds exactly the planned files with their recorded hashes.
 
+    It may still hold `past`, which this run sent earlier.
     The hub's verify_repo_checksums() would compare with the files on disk, not with the records.
     """
-    held = _list_files(info)
+    held = hub.list_files(info)
     for file in planned:
-        if not _is_as_planned(held.get(file.path), file):
+        if not hub.is_as_planned(held.get(file.path), file):
             raise UserError(
                 f"{file.path} arrived in {repo} in another state than was verified.\n"
                 f"Delete that repository on its page, run the export stage again, then push."
             )
-    if foreign := sorted(set(held) - {file.path for file in planned} - {CARD}):
+    if foreign := sorted(set(held) - {file.path for file in planned} - {CARD, *past}):
         raise UserError(
             f"{foreign[0]} appeared in {repo} during the push, but is not from this run. "
             f"Look at the repository's page."
@@ -272,7 +288,7 @@ def _require_arrived(repo: str, info: ModelInfo, planned: list[PlannedFile]) -> 
 def _publish(
     api: HfApi,
     repo: str,
-    plan: list[PlannedFile],
+    plan: list[hub.PlannedFile],
     info: ModelInfo,
     private: bool,
     log: Callable[[str], None],
@@ -292,26 +308,3 @@ def _publish(
         "private": private,
         "url": url,
     }
-
-
-def _look_up(api: HfApi, repo: str) -> ModelInfo | None:
-    """Read id, sha, private, and siblings with sizes and hashes; None without a repository."""
-    try:
-        return api.model_info(repo, files_metadata=True)
-    except RepositoryNotFoundError:
-        return None
-
-
-def _list_files(info: ModelInfo) -> dict[str, RepoSibling]:
-    return {file.rfilename: file for file in info.siblings if file.rfilename != GIT_ATTRIBUTES}
-
-
-def _is_as_planned(sibling: RepoSibling | None, file: PlannedFile) -> bool:
-    """Tell whether a file on the hub has the planned size and hash."""
-    if sibling is None or sibling.size != file.size:
-        return False
-    if sibling.lfs:
-        return sibling.lfs.sha256 == file.sha256
-    # the hub has only git's hash of a small file
-    data = file.source if isinstance(file.source, bytes) else file.source.read_bytes()
-    return hashlib.sha256(data).hexdigest() == file.sha256 and sibling.blob_id == git_hash(data)

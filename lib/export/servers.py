@@ -20,6 +20,7 @@ from lib.data.chat import TURN_END
 from lib.data.reading import formats
 from lib.export import turns
 from lib.medical.disclaimer import DISCLAIMER
+from lib.model import base_record
 
 SYSTEM = "You are a first-aid assistant that works offline. " + DISCLAIMER
 ASK_SCRIPT = pathlib.Path(__file__).with_name("adapter_ask.py")
@@ -69,13 +70,18 @@ LOCALAI = {
 
 
 def write_server_files(
-    folder: pathlib.Path, gguf: pathlib.Path, base_model: str, max_seq_length: int
+    folder: pathlib.Path,
+    gguf: pathlib.Path,
+    base_model: str,
+    max_seq_length: int,
+    base_files: dict[str, str] | None = None,
 ) -> dict[str, int]:
-    """Write gguf/Modelfile, gguf/localai.yaml, adapter/ask.py and the licence notices of a run.
+    """Write the files that `list_server_files` names, and the licence notice of merged/.
 
-    `gguf` is in the run's gguf/; merged/ has its tokenizer. Return how many conversations were
-    compared for each server. Raise UserError, and write nothing, when a server would not send the
-    text of the tokenizer's template.
+    `gguf` is in the run's gguf/; merged/ has its tokenizer. `base_files` are the recorded hashes
+    with which ask.py compares the base. Return how many conversations were compared for each
+    server. Raise UserError, and write nothing, when a server would not send the text of the
+    tokenizer's template.
     """
     modelfile = format_modelfile(gguf.name, base_model, max_seq_length)
     localai = format_localai(gguf.name, folder.name, base_model, max_seq_length)
@@ -83,11 +89,22 @@ def write_server_files(
     files.atomic_write(gguf.parent / "Modelfile", modelfile)
     files.atomic_write(gguf.parent / "localai.yaml", localai)
     files.atomic_write(folder / "adapter" / "ask.py", ASK_SCRIPT.read_text(encoding="utf-8"))
+    if base_files:
+        sums = base_record.format_sums(base_files)
+        files.atomic_write(folder / "adapter" / base_record.SUMS, sums)
     for part in ("adapter", "merged", "gguf"):
         # keep a base's own notice that was copied to merged/, which says more
         if part != "merged" or not (folder / part / "NOTICE").exists():
             files.atomic_write(folder / part / "NOTICE", format_notice(base_model))
     return compared
+
+
+def list_server_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Return the files that `write_server_files` has written beside weights."""
+    names = ("gguf/Modelfile", "gguf/localai.yaml", "gguf/NOTICE", "adapter/NOTICE")
+    paths = [folder / name for name in (*names, "adapter/ask.py")]
+    sums = folder / "adapter" / base_record.SUMS
+    return [*paths, sums] if sums.is_file() else paths
 
 
 def base_name(base_model: str) -> str:

@@ -24,6 +24,7 @@ from lib.export import servers, turns
 from lib.medical.disclaimer import DISCLAIMER
 from lib.pages import card_tables, page
 from lib.pages.cautions import list_warnings
+from lib.pages.headline import LORA
 from lib.params import Params
 from lib.record.schema import RunRecord
 
@@ -123,7 +124,7 @@ def _read_record(path: pathlib.Path) -> dict[str, Any]:
 
 def _find_ggufs(names: list[str], gguf_types: Sequence[str]) -> tuple[str, str]:
     """Return the names of the first type's GGUF and of the adapter's GGUF; "" if missing."""
-    lora = next((name for name in names if re.search(r"lora[^/]*\.gguf$", name)), "")
+    lora = next((name for name in names if name.endswith(LORA)), "")
     for kind in gguf_types:
         for name in names:
             if name != lora and name.endswith(f"-{kind}.gguf"):

@@ -225,8 +225,12 @@ def _warn_of_parameters(job: Params | None) -> list[str]:
 
 
 def _warn_of_files(export: dict[str, Any]) -> list[str]:
-    return [
-        f"{kind}: {check['verdict']}"
-        for kind, check in export.get("parity", {}).items()
-        if check.get("verdict", "").startswith("much worse")
-    ]
+    warnings = []
+    for kind, check in export.get("parity", {}).items():
+        if "failed" in check:
+            warnings.append(f"{kind} failed its comparison and is refused: {check['failed']}")
+        elif check.get("verdict", "").startswith("much worse"):
+            warnings.append(f"{kind}: {check['verdict']}")
+    if failed := export.get("lora", {}).get("failed"):
+        warnings.append(f"the adapter's own GGUF failed its comparison and is refused: {failed}")
+    return warnings

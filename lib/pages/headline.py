@@ -13,6 +13,7 @@ from lib.export.servers import shared_name
 from lib.medical import safety
 
 TUNED = ("merged", "adapter")  # the tuned model in an exam, the first that was examined
+LORA = "-lora.gguf"  # ends the name of an adapter's own GGUF; a run's name may contain "lora"
 PERPLEXITY = "perplexity of held-out answers, tuned / base"
 
 
@@ -49,7 +50,7 @@ def smallest_gguf(results: dict[str, Any]) -> tuple[int, str] | None:
     ggufs = [
         (item["bytes"], item["path"])
         for item in results.get("export", {}).get("artifacts", [])
-        if item["path"].endswith(".gguf") and "lora" not in item["path"]
+        if item["path"].endswith(".gguf") and not item["path"].endswith(LORA)
     ]
     return min(ggufs, default=None)
 
@@ -127,8 +128,11 @@ def _memory_number(train: dict[str, Any]) -> dict[str, Any]:
 
 def _file_number(results: dict[str, Any]) -> dict[str, Any]:
     smallest = smallest_gguf(results)
+    export = results.get("export", {})
     if smallest is None:
-        return _number("smallest model file", None, "no GGUF exported")
+        failed = [kind for kind, check in export.get("parity", {}).items() if "failed" in check]
+        note = f"{', '.join(failed)} failed its comparison" if failed else "no GGUF exported"
+        return _number("smallest model file", "refused" if failed else None, note)
     size, path = smallest
     return _number("smallest model file", format_size(size), path.removeprefix("gguf/"))
 
@@ -189,6 +193,8 @@ def list_unmeasured(results: dict[str, Any], exams: dict[str, Any]) -> list[str]
     """List what was not measured, although a reviewer might take it for granted."""
     export = results.get("export", {})
     checks = export.get("parity", {}).values()
+    # a comparison that failed is not missing: it is among the warnings
+    failed = any("failed" in check for check in checks)
     missing = {
         "held-out loss before and after training": (
             results.get("train", {}).get("eval_loss_after") is None
@@ -196,7 +202,7 @@ def list_unmeasured(results: dict[str, Any], exams: dict[str, Any]) -> list[str]
         "an exam before and after (make exam)": not set(exams) - {safety.NAME},
         "safety of the answers (make exam EXAM=bundled:safety)": safety.NAME not in exams,
         "distribution parity of the GGUF with the 16-bit model": (
-            not any("kl_mean" in check for check in checks)
+            not failed and not any("kl_mean" in check for check in checks)
         ),
         "memory and speed of the files on a small machine": not export.get("edge"),
         "whether a clinician finds the answers safe": True,

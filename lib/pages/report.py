@@ -18,7 +18,7 @@ from lib.data.reading import sources
 from lib.exam import tables
 from lib.pages import figures, notebook_page, page, show
 from lib.pages.cautions import list_warnings
-from lib.pages.headline import headline_numbers, list_unmeasured, load_exams
+from lib.pages.headline import LORA, headline_numbers, list_unmeasured, load_exams
 from lib.params import Params
 from lib.record import ledger
 from lib.record.run_record import STAGES
@@ -233,14 +233,13 @@ def artifact_rows(folder: pathlib.Path, run: RunRecord, export: Row) -> list[Row
     for stage in STAGES[1:]:
         for item in run["stages"][stage]["artifacts"]:
             recorded[item["path"]] = item
-    checks = export.get("parity", {})
     return [
         {
             "path": path,
             "size": format_size(item["bytes"]),
             "sha256": item["sha256"][:16],
             "state": _describe_state(folder / path, item),
-            "verdict": _describe_check(path, checks) if path.endswith(".gguf") else "",
+            "verdict": _describe_check(path, export) if path.endswith(".gguf") else "",
             "large": item["bytes"] >= 2**20,
         }
         for path, item in sorted(recorded.items())
@@ -254,8 +253,12 @@ def _describe_state(path: pathlib.Path, item: Row) -> str:
     return f"pruned {item['pruned'][:10]}" if item.get("pruned") else "not here"
 
 
-def _describe_check(path: str, checks: Row) -> str:
-    """Describe the parity result of a GGUF."""
+def _describe_check(path: str, export: Row) -> str:
+    """Describe how a GGUF compared with the 16-bit model, or an adapter's with the merged GGUF."""
+    if path.endswith(LORA):
+        apart = export.get("lora", {}).get("apart")
+        return "not measured" if apart is None else f"{format_value(apart)} nats from merged"
+    checks = export.get("parity", {})
     kind = next((kind for kind in checks if path.endswith(f"-{kind}.gguf")), "")
     check = checks.get(kind, {})
     verdict = check.get("verdict", "not measured")

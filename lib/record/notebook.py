@@ -15,9 +15,10 @@ from lib import params
 from lib.common import files
 from lib.common.errors import UserError
 from lib.params import Params
+from lib.record import earlier
 from lib.record.opening import open_run
 from lib.record.run_folder import choose_folder, lock_run, unlock_on_error
-from lib.record.run_record import Run, earlier_stages, later_stages, read_record
+from lib.record.run_record import Run, earlier_stages, later_stages, read_record, tell_aside
 
 
 def begin_stage(stage: str, namespace: dict[str, Any]) -> tuple[Params, Run]:
@@ -35,8 +36,8 @@ def begin_stage(stage: str, namespace: dict[str, Any]) -> tuple[Params, Run]:
         return job, run
     run = open_run(folder, job)
     with unlock_on_error(folder):
-        for earlier in earlier_stages(stage):
-            _require_finished(run, earlier, stage)
+        for before in earlier_stages(stage):
+            _require_finished(run, before, stage)
         run.begin_attempt(stage, "notebook")
     return job, run
 
@@ -56,13 +57,13 @@ def _read_job(namespace: dict[str, Any]) -> tuple[Params, pathlib.Path]:
     return params.check_values({**recorded, **given}, "the notebook's parameters cell"), folder
 
 
-def _require_finished(run: Run, earlier: str, stage: str) -> None:
-    done, trouble = run.check_finished(earlier)
+def _require_finished(run: Run, before: str, stage: str) -> None:
+    done, trouble = run.check_finished(before)
     if not done:
-        state = f"has changed: {trouble}" if trouble else f"is {run.stage(earlier)['status']}"
+        state = f"has changed: {trouble}" if trouble else f"is {run.stage(before)['status']}"
         raise UserError(
-            f"{stage} needs {earlier}, which {state}.\n"
-            f"Run notebooks/{earlier}.ipynb with the same parameters first."
+            f"{stage} needs {before}, which {state}.\n"
+            f"Run notebooks/{before}.ipynb with the same parameters first."
         )
 
 
@@ -72,7 +73,7 @@ def finish_stage(
     """Record a stage's results, its files with their hashes, and `output`.
 
     `output` is a hash that changes when this stage's result does. Later stages that were made from
-    another result become pending again.
+    another result become pending again, and an export of another adapter is set aside.
     """
     entry = run.stage(stage)
     if entry["status"] != "running":
@@ -81,6 +82,8 @@ def finish_stage(
             f"this attempt at {stage} is already recorded as {entry['status']}.\n"
             f"To run it again, start at the notebook's first cell."
         )
+    if stage == "train" and entry.get("output") not in (None, output):
+        run.set_export_aside()
     run.write_results(stage, results)
     entry["artifacts"] = files.describe_files(run.folder, artifacts)
     entry["output"] = output
@@ -91,6 +94,8 @@ def finish_stage(
             print(f"{later} was made from another result of {stage}; it will run again")
             later_entry["status"] = "pending"
     run.save()
+    if stage == "export":
+        tell_aside(earlier.drop_remade(run.folder))
     if entry["attempts"][-1]["by"] == "notebook":  # under make, the runner closes the attempt
         run.end_attempt(stage, "finished", "ok")
         # the kernel may stay open for hours, and the next notebook needs the run

@@ -15,6 +15,7 @@ from lib.common import files
 from lib.common.errors import UserError
 from lib.common.machine import describe_checkout, hardware, packages, uncommitted_changes
 from lib.common.redact import redacted
+from lib.record import earlier
 from lib.record.schema import Attempt, RunRecord, Stage, StageEntry, Start, Status
 
 STAGES: tuple[Stage, ...] = ("prepare", "train", "export")
@@ -56,11 +57,11 @@ class Run:
         """Record that an attempt at a stage has started in this process.
 
         Files of an earlier attempt are set aside if they must not be continued: with `force`, or if
-        the earlier stages have another result by now.
+        the earlier stages have another result by now. An export continues nothing.
         """
         entry = self.stage(stage)
         before = self.outputs_before(stage)
-        if force or entry.get("started_from", before) != before:
+        if force or stage == "export" or entry.get("started_from", before) != before:
             self._set_aside(stage)
         for freed in self.data.get("pruned", []):
             if FREED[freed["path"]] == stage:
@@ -130,6 +131,17 @@ class Run:
         start = datetime.datetime.fromisoformat(self.stage(stage)["attempts"][-1]["start"])
         return (datetime.datetime.now(datetime.UTC) - start).total_seconds()
 
+    def set_export_aside(self) -> None:
+        """Drop the results of an export of another adapter; give its files a name that says so."""
+        self._set_aside("export")
+        tell_aside(earlier.set_export_aside(self.folder))
+
+    def add_results(self, section: str, values: dict[str, Any]) -> None:
+        """Add values to one section of results.json, before its stage ends."""
+        path = self.folder / "results.json"
+        present = files.read_or_set_aside(path, "results file").get(section) or {}
+        self.write_results(section, {**present, **values})
+
     def write_results(self, section: str, values: dict[str, Any] | None) -> None:
         """Replace one section of results.json; None removes it."""
         path = self.folder / "results.json"
@@ -152,8 +164,14 @@ def describe_start(known: Start) -> str:
     """Say in words from which adapter a training began."""
     origin = f"the adapter of run `{known['run']}`" if known["run"] else "an adapter of no run"
     name = pathlib.PurePath(known["start_from"]).name
-    earlier = f", which itself began from `{known['began_from']}`" if "began_from" in known else ""
-    return f"{origin} (`{name}`, sha256 {known['sha256'][:12]}){earlier}"
+    before = f", which itself began from `{known['began_from']}`" if "began_from" in known else ""
+    return f"{origin} (`{name}`, sha256 {known['sha256'][:12]}){before}"
+
+
+def tell_aside(paths: list[str]) -> None:
+    """Print which model files of an earlier export were set aside."""
+    if paths:
+        print(f"of an earlier export, set aside: {', '.join(paths)}")
 
 
 def when_pruned(record: RunRecord, part: str) -> str:

@@ -59,12 +59,18 @@ def find_gguf(folder: pathlib.Path) -> tuple[Params, pathlib.Path]:
             f"the runs; RUN= takes a name from that list."
         )
     job = params.load_recorded(folder)
-    export = read_record(folder / "run.json")["stages"]["export"]
+    stages = read_record(folder / "run.json")["stages"]
+    export = stages["export"]
     way_out = f"Run `make export RUN={folder.name}` first."
     if export["status"] != "finished":
         raise UserError(
             f"The export of run `{folder.name}` is {export['status']}, so there is no verified "
             f"GGUF to ask. {way_out}"
+        )
+    if export["inputs"].get("train") != stages["train"].get("output"):
+        raise UserError(
+            f"Run `{folder.name}` was trained again since its export, so its GGUF is another "
+            f"adapter's. {way_out}"
         )
     kind = job.gguf_types[0]
     ggufs = [file for file in export["artifacts"] if file["path"].endswith(f"-{kind}.gguf")]

@@ -153,7 +153,7 @@ def _verdict(state, path, copy, sound):
     if owner:
         return (
             "detected"
-            if run_record.Run(run, data).finished(owner)[1]
+            if run_record.Run(run, data).check_finished(owner)[1]
             else "LOST: its stage counts as finished"
         )
     if name == "results.json":

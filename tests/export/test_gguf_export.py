@@ -8,9 +8,19 @@ import shutil
 
 import pytest
 
+from lib.common import files
 from lib.common.errors import UserError
-from lib.export import gguf_export
+from lib.export import gguf_export, merge
 from lib.params import Params
+from lib.record.run_record import Run
+
+SERVER_FILES = (
+    "adapter/NOTICE",
+    "adapter/ask.py",
+    "gguf/Modelfile",
+    "gguf/NOTICE",
+    "gguf/localai.yaml",
+)
 
 
 def patched(source, target, old, new):
@@ -117,15 +127,60 @@ def test_metadata_names_base_data_and_training(tmp_path):
     assert found["base_model.0.version"] == "v1"
 
 
-def test_artifacts_are_listed_with_their_hashes(exported):
-    listed = {item["path"]: item for item in gguf_export.describe_artifacts(exported[0])}
-    assert {
-        "adapter/adapter_model.safetensors",
-        "merged/model.safetensors",
+def test_artifacts_are_what_this_export_made_and_the_adapter_of_train(exported, tmp_path):
+    folder = shutil.copytree(exported[0], tmp_path / "run")
+    (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's
+    trained = files.describe_files(folder, ["adapter"])
+    for name in SERVER_FILES:
+        (folder / name).write_text("of this export")
+    run = Run(folder, {"stages": {"train": {"artifacts": trained}}})
+    for name in ("adapter/README.md", "gguf/old-q4_0.gguf", "merged/README.md"):
+        (folder / name).write_text("of an earlier export")
+    gguf = folder / "gguf" / "tiny-q8_0.gguf"
+    described = gguf_export.describe_artifacts(run, {"q8_0": gguf}, with_lora=False)
+    listed = {item["path"]: item for item in described}
+    assert {path for path in listed if not path.startswith("merged/")} == {
+        *(item["path"] for item in trained),
         "gguf/tiny-q8_0.gguf",
-    } <= listed.keys()
+        *SERVER_FILES,
+    }
+    assert "merged/model.safetensors" in listed
+    assert "merged/README.md" not in listed
     made = listed["gguf/tiny-q8_0.gguf"]
     assert (made["bytes"], made["sha256"]) == (
         exported[1]["gguf"]["bytes"],
         exported[1]["gguf"]["sha256"],
     )
+    card = folder / "adapter" / "README.md"
+    of_export = gguf_export.list_made(run, described, [card])
+    assert {path for path in of_export if not path.startswith("merged/")} == {
+        "adapter/README.md",
+        "gguf/samples.json",
+        "gguf/tiny-q8_0.gguf",
+        *SERVER_FILES,
+    }
+    with pytest.raises(UserError, match=r"gguf/run-lora\.gguf is missing"):
+        gguf_export.describe_artifacts(run, {"q8_0": gguf}, with_lora=True)
+    config = folder / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text().replace("0.0", "0.1", 1))
+    with pytest.raises(UserError, match="so the adapter is not the one that was trained"):
+        gguf_export.describe_artifacts(run, {"q8_0": gguf}, with_lora=False)
+
+
+def test_merged_gets_its_name_once_it_is_complete(tiny_gemma3n, trained, tmp_path, monkeypatch):
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "old").write_text("of an earlier export")
+
+    def stop(folder, base):
+        raise UserError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merge, "add_missing_shared_kv", stop)
+        with pytest.raises(UserError, match="no space"):
+            merge.make_merged(tiny_gemma3n, trained[0], tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+    assert [path.name for path in (tmp_path / "merged").iterdir()] == ["old"]
+    made = merge.make_merged(tiny_gemma3n, trained[0], tmp_path / "merged")
+    assert (made["merged"], made["placeholder"]) == (215, 45)
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+    assert (tmp_path / "merged" / merge.EXTRA_SHARD).is_file()

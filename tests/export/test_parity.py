@@ -167,6 +167,10 @@ def test_figures_by_hand():
     # token 1, the true one, is not among the two found at the second place: it counts as the last of them, 0.3, and as the second likeliest, 0.2
     assert figures["perplexity_16bit"] == pytest.approx((0.5 * 0.2) ** -0.5, rel=1e-6)
     assert figures["perplexity"] == pytest.approx((0.4 * 0.3) ** -0.5, rel=1e-6)
+    low, high = figures["perplexity_ratio_ci95"]
+    assert low < figures["perplexity_ratio"] < high
+    # two positions, of which one agrees
+    assert figures["greedy_agreement_ci95"] == pytest.approx([0.0945, 0.9055], abs=1e-4)
     assert figures["beyond_top"] == 1
     assert (figures["greedy_agreement"], figures["near_ties"], figures["clear_disagreements"]) == (
         0.5,
@@ -198,6 +202,29 @@ def test_bounds_hold_on_both_sides_and_no_number_fails(kind):
         for wrong in (value, math.nan):
             with pytest.raises(UserError, match=said):
                 parity.require_within_bounds(edge | {key: wrong}, kind, "x")
+
+
+def test_few_positions_refuse_only_what_is_outside_with_its_whole_interval():
+    """The figures of a sound q8_0 file of a Gemma 3 270M after 3 steps on 53 rows, at 133 positions."""
+    sound = {
+        "positions": 133,
+        "kl_mean": 0.0112,
+        "kl_mean_ci95": [0.0088, 0.0135],
+        "perplexity_ratio": 1.072,
+        "perplexity_ratio_ci95": [1.045, 1.102],
+        "greedy_agreement": 0.87,
+        "greedy_agreement_ci95": [0.80, 0.92],
+    }
+    parity.require_within_bounds(sound, "q8_0", "x")
+    for key, interval, said in (
+        ("kl_mean", [0.0101, 0.0135], r"mean KL is 0.0112 nats, expected at most 0.01 \(95 % int"),
+        ("perplexity_ratio", [1.09, 1.102], r"perplexity is 1.072 times .* interval 1.09 to 1.1"),
+        ("perplexity_ratio", [0.8, 0.9], "perplexity is"),
+        ("greedy_agreement", [0.80, 0.87], "the same at 87.0% of positions, expected at least 88%"),
+    ):
+        with pytest.raises(UserError, match=f"(?s){said}.*Known: its numbers.*f16") as caught:
+            parity.require_within_bounds(sound | {f"{key}_ci95": interval}, "q8_0", "x")
+        assert caught.value.figures["positions"] == 133
 
 
 def test_probabilities_also_where_the_likeliest_token_is_part_of_a_character(parity_run):

@@ -13,7 +13,7 @@ from helpers.hub_upload import TOKEN, changes
 from helpers.push_case import CARD, CARDS, GGUF, LORA, MERGED, SIZES, assert_complete
 from lib.common import files
 from lib.common.errors import UserError
-from lib.export import push
+from lib.export import hub, push
 
 # ---------------------------------------------------------------------------------------------------------------------
 # what arrives
@@ -38,7 +38,7 @@ def test_three_private_repositories_hold_what_was_verified_and_nothing_else(serv
     assert max(served.received) == 10000, "large files went in parts"
     assert 9000 in served.received, "small ones in one piece"
     assert sum(served.received) == sum(
-        size for path, size in SIZES.items() if path.endswith(push.WEIGHTS)
+        size for path, size in SIZES.items() if path.endswith(hub.WEIGHTS)
     )
     assert (
         send.lines[-1]
@@ -106,6 +106,45 @@ def test_the_same_again_changes_nothing_and_a_new_format_sends_that_alone(served
         served.repos[GGUF].files["model-f16.gguf"] == (run / "gguf" / "model-f16.gguf").read_bytes()
     )
     assert served.repos[GGUF].files["README.md"].decode() == cards["gguf"]
+
+
+def test_what_this_run_sent_and_no_longer_makes_is_replaced_or_taken_back(served, run, send):
+    (run / "gguf" / "model-lora.gguf").write_bytes(random.Random("lora").randbytes(5000))
+    send()
+    (run / "gguf" / "model-lora.gguf").unlink()
+    (run / "gguf" / "Modelfile").write_bytes(b"FROM ./another.gguf")
+    before = served.repos[GGUF].commits[-1][1]
+    served.fail("POST", f"/{GGUF}/commit", 500, skip=2)
+    with pytest.raises(UserError, match="The same command continues"):
+        send(cards={**CARDS, "gguf": CARDS["gguf"] + "Without it.\n"})
+    held = served.repos[GGUF].commits[-1][1]
+    assert held["model-lora.gguf"] == before["model-lora.gguf"], "it goes with the new card"
+    served.failures.clear()
+    send(cards={**CARDS, "gguf": CARDS["gguf"] + "Without it.\n"})
+    held = served.repos[GGUF].files
+    assert held["Modelfile"] == b"FROM ./another.gguf"
+    assert "model-lora.gguf" not in held
+    assert held["README.md"].decode().endswith("Without it.\n")
+    assert "model-lora" not in held["SHA256SUMS"].decode()
+
+
+def test_another_training_of_this_run_and_files_of_others_are_refused(served, run, send):
+    send()
+    theirs = {**served.repos[GGUF].commits[-1][1], "theirs.gguf": b"by hand"}
+    weights = run / "merged" / "model-00001-of-00002.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[::-1])
+    asked = len(changes(served))
+    with pytest.raises(
+        UserError,
+        match=r"its file model-00001-of-00002\.safetensors is of an earlier training of this run",
+    ):
+        send()
+    weights.write_bytes(kept)
+    served.repos[GGUF].add(theirs)
+    with pytest.raises(UserError, match=r"its file theirs\.gguf is not from this run"):
+        send()
+    assert len(changes(served)) == asked
 
 
 def test_public_ones_are_private_until_they_are_complete(served, run, send):

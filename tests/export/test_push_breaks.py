@@ -14,7 +14,7 @@ import pytest
 from helpers.hub_upload import TOKEN
 from helpers.push_case import CARDS, GGUF, LORA, MERGED, SIZES, TO, assert_complete, content
 from lib.common.errors import ROOT, UserError
-from lib.export import push
+from lib.export import hub, push
 
 # ---------------------------------------------------------------------------------------------------------------------
 # failures in the middle
@@ -55,14 +55,12 @@ def test_after_any_break_nothing_looks_complete_and_the_same_call_completes_it(
         assert "README.md" not in repo.files or set(content(run, part)) < set(repo.files), (
             "a card over an upload that is not complete"
         )
-        arrived += sum(
-            len(data) for path, data in repo.files.items() if path.endswith(push.WEIGHTS)
-        )
+        arrived += sum(len(data) for path, data in repo.files.items() if path.endswith(hub.WEIGHTS))
     served.failures.clear()
     served.received.clear()
     send()
     assert_complete(served, run)
-    weights = sum(size for path, size in SIZES.items() if path.endswith(push.WEIGHTS))
+    weights = sum(size for path, size in SIZES.items() if path.endswith(hub.WEIGHTS))
     assert sum(served.received) <= weights - arrived, "what had arrived was sent again"
 
 
@@ -111,7 +109,7 @@ CHILD = """
 import json, pathlib, sys
 from lib.common import files
 from lib.common.errors import UserError
-from lib.export import push
+from lib.export import hub, push
 folder = pathlib.Path(sys.argv[1])
 try:
     push.push_run(folder, "maria/first-aid", files.describe_files(folder, ["adapter", "merged", "gguf"]), json.loads(sys.argv[2]))

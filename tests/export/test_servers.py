@@ -25,7 +25,7 @@ from lib import params
 from lib.common.errors import UserError
 from lib.export import servers, turns
 from lib.medical.disclaimer import DISCLAIMER
-from lib.model import llama
+from lib.model import base_record, llama
 
 JOB = params.load_job("params/cpu.yaml")
 BASE = (JOB.base_model, JOB.max_seq_length)
@@ -400,3 +400,22 @@ def test_the_adapters_script_takes_the_base_from_the_adapter_and_says_when_there
     )
     found, _ = ask(monkeypatch, capsys, adapter, "--tokens", "1", "Cool a burn?")
     assert found["base"] == str(tiny_gemma3n)
+
+
+def test_the_adapters_script_refuses_another_base_than_the_recorded_one(
+    tiny_run, tiny_gemma3n, tmp_path, monkeypatch, capsys
+):
+    adapter = shutil.copytree(tiny_run / "adapter", tmp_path / "adapter")
+    base = shutil.copytree(tiny_gemma3n, tmp_path / "base")
+    sums = base_record.format_sums(base_record.hash_files(base))
+    (adapter / base_record.SUMS).write_text(sums)
+    words = ("--base", str(base), "--tokens", "1", "Cool a burn?")
+    assert ask(monkeypatch, capsys, adapter, *words)[1]
+    data = bytearray((base / "model.safetensors").read_bytes())
+    data[len(data) // 2] ^= 1
+    (base / "model.safetensors").write_bytes(data)
+    with pytest.raises(SystemExit, match=r"was trained on: model\.safetensors differs"):
+        ask(monkeypatch, capsys, adapter, *words)
+    (base / "model.safetensors").unlink()
+    with pytest.raises(SystemExit, match=r"model\.safetensors is missing.*Pass the recorded"):
+        ask(monkeypatch, capsys, adapter, *words)

@@ -380,8 +380,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def commit(self, body, name):
         repo = self.repo(name)
         _, *lines = [json.loads(line) for line in body.splitlines()]
-        _, files = repo.commits[-1]
+        gone = {line["value"]["path"] for line in lines if line["key"] == "deletedFile"}
+        files = {path: data for path, data in repo.commits[-1][1].items() if path not in gone}
         new = {}
+        lines = [line for line in lines if line["key"] != "deletedFile"]
         for value, large in ((line["value"], line["key"] == "lfsFile") for line in lines):
             if large and value["oid"] not in repo.stored:
                 raise Refusal(

@@ -17,7 +17,7 @@ from lib.common import files
 from lib.common.errors import ROOT, UserError
 from lib.export import push, servers
 from lib.medical.disclaimer import DISCLAIMER
-from lib.pages import card
+from lib.pages import card, headline
 from lib.record import run_record
 
 DEMO = ROOT / "runs" / "examples" / "demo"
@@ -392,6 +392,22 @@ def test_each_card_says_how_to_use_what_lies_beside_it_and_names_the_others(run)
             name for other, name in REPOS.items() if other != part
         }
     assert "`maria/" not in card.render_card(run, "gguf")
+
+
+def test_a_run_named_after_lora_has_model_files_all_the_same(run):
+    def rename(results):
+        for item in results["export"]["artifacts"]:
+            item["path"] = item["path"].replace("gguf/demo-", "gguf/my-lora-")
+
+    edit(run, "results.json", rename)
+    assert "--model my-lora-q8_0.gguf" in card.render_card(run, "gguf")
+    results = files.read_json(run / "results.json", "results")
+    assert headline.smallest_gguf(results)[1] == "gguf/my-lora-q8_0.gguf"
+
+
+def test_the_commit_of_a_hub_base_is_the_recorded_one(run):
+    edit(run, "run.json", lambda r: r["fingerprints"].update(base_commit="c" * 40))
+    assert rows(card.render_card(run, "gguf"), "Base and data")["base revision"] == ["c" * 40]
 
 
 def test_what_a_reader_must_know_comes_first_and_a_card_written_by_the_export_itself_is_not_called_unfinished(

@@ -62,6 +62,24 @@ def test_a_file_that_is_not_as_recorded_is_the_first_warning(folder):
     assert "its contents cannot be trusted" in text
 
 
+def test_a_comparison_that_failed_is_not_called_unmeasured(folder):
+    results = files.read_json(folder / "results.json", "results")
+    reason = "x-q8_0.gguf.refused tokenises 'a' as [1], the tokenizer as [2]"
+    failed = {"verdict": "failed: the file is refused", "failed": reason}
+    results["export"] = {"parity": {"q8_0": failed}, "lora": {"failed": "0.9 nats from merged"}}
+    files.write_json(folder / "results.json", results)
+    missing = " ".join(headline.list_unmeasured(results, {}))
+    assert "distribution parity" not in missing
+    assert "memory and speed of the files" in missing
+    tile = headline.headline_numbers(results, {})[-1]
+    assert (tile["value"], tile["note"]) == ("refused", "q8_0 failed its comparison")
+    text = " ".join(read(report.write_report(folder)).text)
+    assert f"q8_0 failed its comparison and is refused: {reason}" in text
+    assert "the adapter's own GGUF failed its comparison and is refused: 0.9 nats" in text
+    results["export"] = {}
+    assert "distribution parity" in " ".join(headline.list_unmeasured(results, {}))
+
+
 def test_a_notebook_that_is_not_readable_is_a_warning_and_the_page_is_there(folder):
     (folder / "train.ipynb").write_text('{"cells": [')
     assert "train.ipynb` is not readable" in " ".join(read(report.write_report(folder)).text)
