@@ -318,7 +318,7 @@ def test_what_cannot_be_examined_says_so_and_leaves_nothing(runs, capsys, monkey
     (runs / "small/run.json").write_text(json.dumps(written))
     code, _, said = ask(runs, capsys)
     assert code == 2
-    assert "cannot be examined: export is interrupted. Finish it with `make export`" in said
+    assert "examined: export is interrupted. Finish it with `make export RUN=small`" in said
     assert not (runs / "small/exam.json").exists()
 
 
