@@ -36,6 +36,8 @@ def check_machine(stages: Collection[str], job: Params, folder: pathlib.Path) ->
     begins = "train" in stages and not any((folder / "checkpoints").glob("step-*"))
     if job.start_from and begins:
         start.check_start(job)
+    if "prepare" in stages or _is_bundled(job.base_model):
+        locations.make_cache(locations.cache_folder())
     disk = sum(estimate_disk(stage, job) for stage in stages)
     files.require_disk(folder, disk, f"{', '.join(stages)} of {job.base_model}")
     if "export" in stages and job.push_to:

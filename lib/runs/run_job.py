@@ -102,7 +102,6 @@ def _choose_job(params_file: str, overrides: str, name: str) -> tuple[Params, pa
         job = params.load_job(params_file, overrides)
         return job, run_folder.choose_folder(job, params_file, name)
     path = files.format_path(own / "params.yaml")
-    print(f"parameters: the run's own, {path}{' and SET' if overrides else ''}")
     recorded = params.load_recorded(own).model_dump()
     changed = params.parse_overrides(overrides)
     return params.check_values({**recorded, **changed}, f'{path} + SET="{overrides}"'), own
@@ -122,6 +121,9 @@ def _run_stages(
     folder: pathlib.Path, job: Params, options: argparse.Namespace, stopper: Stopper
 ) -> int:
     """Run the stages of a command, then write the report; return the exit code."""
+    if not options.params and run_folder.is_run(folder) and options.run:
+        own = files.format_path(folder / "params.yaml")
+        print(f"parameters: the run's own, {own}{' and SET' if options.overrides else ''}")
     for key, value in params.parse_overrides(options.overrides).items():
         print(f"override: {key} = {value!r}")
     if options.command == "run":

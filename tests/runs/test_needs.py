@@ -67,6 +67,16 @@ def test_a_gpu_job_without_a_gpu_names_the_way_out(here, monkeypatch, capsys):
     needs.check_machine(["train"], params.load_job("params/gpu.yaml"), here.root)
 
 
+def test_a_cache_that_cannot_be_written_is_an_error_before_anything_starts(
+    here, monkeypatch, capsys
+):
+    """As in a checkout on a read-only disk."""
+    monkeypatch.setenv("MEDRESCUE_CACHE", "rows.jsonl/cache")
+    text = standin.refused(capsys, "run", "--params", "params/job.yaml")
+    assert "Set MEDRESCUE_CACHE to a folder that you can write to" in text
+    assert not here.run.exists()
+
+
 def test_the_disk_estimate_knows_the_formats():
     job = params.load_job("params/cpu.yaml")
     assert needs.estimate_disk("export", job) < needs.estimate_disk(
