@@ -272,7 +272,7 @@ def describe_artifacts(run: Run, ggufs: dict[str, Path], with_lora: bool) -> lis
     if trouble := files.find_damage(run.folder, trained):
         raise UserError(
             f"{trouble}, so the adapter is not the one that was trained. Restore it, or train "
-            f"again with `make train FORCE=1` and the same PARAMS and RUN."
+            f"again with `make train FORCE=1 RUN={run.folder.name}`."
         )
     names = [a["path"] for a in trained]
     names += [path.relative_to(run.folder).as_posix() for path in made]

@@ -42,8 +42,8 @@ def fetch_prepared(base_model: str, base_revision: str, fingerprints: Fingerprin
         raise UserError(
             f"the base `{base_model}` is not the one with which this run's rows were tokenised: "
             f"{differences}.\n"
-            f"Put those files back, or start the run over with `make run FORCE=1` and the same "
-            f"PARAMS and RUN."
+            f"Put those files back, or name the place the base moved to with base_model; or start "
+            f"the run over with `make run FORCE=1` and its RUN."
         )
     return folder
 
@@ -67,7 +67,7 @@ def fetch_trained(base_model: str, base_revision: str, fingerprints: Fingerprint
         raise UserError(
             f"the base `{base_model}` is not the one this run was trained on: {differences}.\n"
             f"Put the recorded files back{f' (commit {commit})' if commit else ''}, or train on "
-            f"this base with `make run FORCE=1` and the same PARAMS and RUN."
+            f"this base with `make run FORCE=1` and its RUN."
         )
     return folder
 

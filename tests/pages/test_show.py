@@ -48,7 +48,7 @@ def test_a_job_shows_what_differs_first_and_escapes_it(tmp_path, capsys):
 
     shown = show.job(
         params.check_values({"dataset": EVIL, "lora_r": 4}, "test"),
-        types.SimpleNamespace(folder=tmp_path),
+        types.SimpleNamespace(folder=tmp_path, data={"fingerprints": {}}),
     ).data
     page = Reader()
     page.feed(shown)

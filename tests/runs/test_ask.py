@@ -136,9 +136,7 @@ def test_a_question_passes_make_and_shell_unharmed(question):
         check=True,
     ).stdout
     command = shown.strip().splitlines()[-1]
-    assert command.startswith(
-        ".venv/bin/python -m lib.runs ask --params 'params/cpu.yaml' --run 'demo' "
-    )
+    assert command.startswith(".venv/bin/python -m lib.runs ask  --run 'demo' ")
     words = subprocess.run(
         ["sh", "-c", command.replace(".venv/bin/python -m lib.runs", "printf '%s\\0'", 1)],
         capture_output=True,

@@ -113,4 +113,4 @@ def test_a_run_that_cannot_be_read_is_left_out_and_named(runs):
     torn = runs("torn")
     (torn / "results.json").write_text("{")
     text, _ = compare.compare_runs([runs("a"), runs("b"), torn])
-    assert "torn is left out: record" in text
+    assert "torn is left out: results file" in text
