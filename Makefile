@@ -8,7 +8,7 @@ READY := .venv/.ready-$(REQUIREMENTS)
 # quote a value as one word of the shell, whatever quotes it contains
 quoted = '$(subst ','\'',$(1))'
 OPTIONS = $(if $(PARAMS),--params $(call quoted,$(PARAMS))) $(if $(RUN),--run $(call quoted,$(RUN))) $(if $(SET),--set $(call quoted,$(SET))) $(if $(FORCE),--force)
-PYTEST = .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18

@@ -124,16 +124,11 @@ def two_threads():
 
 
 # the longest first, so that two workers end at about the same time
-FIRST = ["test_pipeline.py", "export", "test_launch.py", "runs"]
+FIRST = ["test_pipeline.py", "test_launch.py", "test_stages.py", "export"]
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Give each file to one worker, and the files of export together: they share what was exported."""
-    for item in items:
-        folder = item.path.parent.name
-        group = folder if folder == "export" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Run the longest files first."""
     items.sort(key=_turn)
 
 
