@@ -21,6 +21,9 @@ from helpers import standin
         (["run", "--set", "lerning_rate=1"], "did you mean `learning_rate`?"),
         (["run", "--run", "../other"], "cannot name a run"),
         (["report", "--run", "nothing"], "not a run"),
+        (["prepare", "--set", "dataset=lib/mine"], "`lib/mine` does not exist; folder `lib` has"),
+        (["prepare", "--set", "exam=[lib/mine]"], "exam `lib/mine` does not exist; folder `lib`"),
+        (["prepare", "--set", "dataset=hf://datasets/a/b"], "write `a/b`"),
     ],
 )
 def test_wrong_usage_is_one_screen_and_exit_code_2(words, expected):

@@ -70,11 +70,14 @@ def _read_lines(file: Any) -> Iterator[bytes]:
         file.read(3)
         yield from file
         return
+    decoded = io.TextIOWrapper(file, encoding, newline="\n")
     try:
-        for text in io.TextIOWrapper(file, encoding, newline="\n"):
+        for text in decoded:
             yield text.encode(errors="surrogatepass")
     except UnicodeDecodeError as error:
         raise BadRow(f"not {encoding.upper()} ({error.reason}). Save the file as UTF-8.") from None
+    finally:
+        decoded.detach()  # else the file is closed while its reader still asks where it is
 
 
 def _is_one_document(begun: list[bytes]) -> bool:

@@ -159,9 +159,12 @@ def _require_no_folder(source: Source, what: str) -> None:
     folder = ROOT / source.dataset.split("/")[0]
     if folder.is_dir() and not (source.revision or source.config):
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "(nothing)"
+        step = f"say so: {{dataset: {source.dataset}, revision: main}}"
+        if what == "exam":
+            step = f"rename the folder `{folder.name}` here"
         raise UserError(
             f"{what} `{source.dataset}` does not exist; folder `{folder.name}` has {there}. If a "
-            f"data set on the hub is meant, say so: {{dataset: {source.dataset}, revision: main}}."
+            f"set on the hub is meant, {step}."
         )
 
 
