@@ -35,11 +35,13 @@ CLEANED = pa.schema(
         ("messages", pa.large_string()),
         ("exact", pa.uint64()),
         ("question", pa.uint64()),
+        ("subject", pa.uint64()),
         ("answer", pa.uint64()),
         ("vital", pa.uint64()),
         ("answer_length", pa.int64()),
         ("given_side", pa.int8()),  # of a held-out file, else 0
         ("later_questions", pa.list_(pa.uint64())),
+        ("terms", pa.binary()),
         ("signature", pa.binary(duplicates.SIGNATURE)),
         ("bands", pa.binary(8 * duplicates.BANDS)),
     ]

@@ -1,13 +1,12 @@
 """Drop training rows that repeat what the model will be measured on.
 
-They share runs of words with held-out rows, exam items or safety prompts, or are near copies of
-exam items or safety prompts.
+They have most of a held-out row's question or answer, or a run of words of an exam item or a safety
+prompt, or they are near copies of one. The rules are in leaks.py.
 """
 
 import functools
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,86 +14,30 @@ import numpy as np
 from lib.common import files, workers
 from lib.common.progress import progress_bar
 from lib.common.words import words_of
-from lib.data import duplicates
+from lib.data import duplicates, leaks, subjects
 from lib.data.chunks import EXAMPLES, load_messages
 from lib.data.reading import shapes
 from lib.data.rows import Rows
+from lib.data.word_runs import (
+    NO_RUNS,
+    find_places,
+    find_shared_words,
+    hash_runs,
+    mark_asked,
+    spoken_words,
+)
 from lib.medical import safety
 
-# a run of words in more training rows than this is a common phrase and not a leak (Brown et al.
-# 2020, appendix C)
-COMMON = 10
-FACTOR = 0x100000001B3  # odd: the prime of the FNV hash
-NO_RUNS = np.empty(0, np.uint64)
 # scratch files from which the workers read what rows are compared with
 RUNS_FILE = "held_out.npy"
 ITEMS_FILE = "measured.json"
-
-
-# -------------------------------------------------------------------------------------------------
-# runs of words
-
-
-def hash_runs(words: Sequence[str], size: int, word_hashes: dict[str, int]) -> np.ndarray:
-    """Return 64-bit hashes of every run of `size` words, in order.
-
-    `word_hashes` keeps the hashes of single words from one call to the next.
-    """
-    if len(words) < size:
-        return NO_RUNS
-    for word in words:
-        if word not in word_hashes:
-            word_hashes[word] = duplicates.hash_text(word)
-    hashes = np.fromiter((word_hashes[word] for word in words), np.uint64, len(words))
-    powers = np.array([pow(FACTOR, n, 2**64) for n in range(size)], np.uint64)
-    windows = np.lib.stride_tricks.sliding_window_view(hashes, size)
-    return (windows * powers).sum(axis=1, dtype=np.uint64)
-
-
-def find_places(hashes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the places in the sorted `hashes` of the distinct values of `wanted` that it has."""
-    wanted = np.unique(wanted)
-    places = np.searchsorted(hashes, wanted)
-    if not len(hashes):
-        return places[:0]
-    is_present = hashes[np.minimum(places, len(hashes) - 1)] == wanted
-    return places[is_present]
-
-
-def find_leaks(
-    overlaps: Iterable[tuple[int, np.ndarray]], hashes: np.ndarray, always: np.ndarray
-) -> tuple[dict[int, int], int]:
-    """Return {row: place of its first leaked run}, and how many runs are common phrases.
-
-    `overlaps` are (training row, places of its runs in `hashes`). Runs in `always` (exam, safety
-    set) are always leaks, runs of held-out rows only if they are no common phrases.
-    """
-    overlaps = [(row, places) for row, places in overlaps if len(places)]
-    counts = np.zeros(len(hashes), int)
-    if overlaps:
-        every_place = np.concatenate([places for _, places in overlaps])
-        counts = np.bincount(every_place, minlength=len(hashes))
-    is_common = (counts > COMMON) & ~np.isin(hashes, always)
-    leaks = {}
-    for row, places in overlaps:
-        rare = places[~is_common[places]]
-        if len(rare):
-            leaks[row] = int(rare[0])
-    return leaks, int(is_common.sum())
-
-
-def find_shared_words(messages: list[dict[str, str]], size: int, run: np.uint64) -> str:
-    """Return the words of the row's run with this hash, or ""."""
-    words = spoken_words(messages)
-    for n, own in enumerate(hash_runs(words, size, {})):
-        if own == run:
-            return " ".join(words[n : n + size])
-    return ""
-
-
-def spoken_words(messages: list[dict[str, str]]) -> list[str]:
-    """Return the words of a conversation without its system message."""
-    return [w for m in messages if m["role"] != "system" for w in words_of(m["content"])]
+# overlaps that are no leak, as the record names them
+KINDS = {
+    "shared_passage": "a_passage",
+    "another_subject": "a_template",
+    "closing": "a_closing",
+    "common_phrase": "a_common_phrase",
+}
 
 
 # -------------------------------------------------------------------------------------------------
@@ -106,7 +49,7 @@ class Measured(NamedTuple):
 
     name: str
     texts: list[str]
-    runs: np.ndarray  # hashes, sorted
+    runs: list[np.ndarray]  # hashes of each text's runs, in order
 
 
 def exam_texts(item: dict[str, Any]) -> list[str]:
@@ -138,7 +81,7 @@ def _list_measured(exam: list[dict[str, Any]], safety_rows: list[Any], size: int
     measured = []
     for name, texts in named:
         runs = [hash_runs(words_of(text), size, {}) for text in texts]
-        measured.append(Measured(name, texts, np.unique(np.concatenate(runs))))
+        measured.append(Measured(name, texts, runs))
     return measured
 
 
@@ -173,23 +116,16 @@ def _index_items(
 # on a chunk, in a worker
 
 
-def hash_chunk_runs(path: pathlib.Path, places: np.ndarray, size: int) -> np.ndarray:
-    """Return the distinct runs of words of the rows at these places in a chunk, sorted."""
+def hash_held_out(
+    path: pathlib.Path, places: np.ndarray, size: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (hashes of its runs in order, which words the user says) of rows in a chunk."""
     word_hashes: dict[str, int] = {}
     _, conversations = load_messages(path, places)
-    runs = [hash_runs(spoken_words(m), size, word_hashes) for m in conversations]
-    return np.unique(np.concatenate([NO_RUNS, *runs]))
-
-
-def find_run_owners(
-    path: pathlib.Path, places: np.ndarray, size: int, wanted: np.ndarray
-) -> dict[int, str]:
-    """Return {place in the sorted `wanted`: id of the first row that has this run}."""
-    owners: dict[int, str] = {}
-    for row_id, messages in zip(*load_messages(path, places), strict=True):
-        for place in find_places(wanted, hash_runs(spoken_words(messages), size, {})).tolist():
-            owners.setdefault(place, row_id)
-    return owners
+    return [
+        (hash_runs(spoken_words(messages), size, word_hashes), mark_asked(messages))
+        for messages in conversations
+    ]
 
 
 def find_chunk_overlaps(
@@ -244,46 +180,67 @@ def drop_leaks(rows: Rows) -> dict[int, dict[str, str]]:
     size = rows.job.decontaminate
     safety_rows = safety.load_rows()
     measured = _list_measured(rows.exam, safety_rows, size)
-    measured_runs = np.unique(np.concatenate([NO_RUNS, *(item.runs for item in measured)]))
-    held_out = _select_held_out(rows, size)
-    runs_of_chunks = workers.map_in_order(rows.pool, hash_chunk_runs, held_out)
-    hashes = np.unique(np.concatenate([measured_runs, *runs_of_chunks]))
+    held_out, hashes = _read_held_out(rows, size, [runs for item in measured for runs in item.runs])
     np.save(rows.scratch / RUNS_FILE, hashes)
     files.write_json(rows.scratch / ITEMS_FILE, [item.texts for item in measured])
 
     overlaps, near = _find_overlaps(rows, size)
-    leaks, common = find_leaks(overlaps, hashes, measured_runs)
+    terms = subjects.TermsFile(rows.scratch / "terms", rows.columns["terms_end"])
+    item_runs = [np.searchsorted(hashes, runs) for item in measured for runs in item.runs]
+    reference = leaks.Reference(held_out, item_runs, len(hashes), size, terms)
+    found, harmless = leaks.find_leaks(overlaps, reference)
+    terms.close()
     rows.facts |= {
         "exam_items": len(rows.exam),
         "safety_prompts": len(safety_rows),
         "held_out_exam_and_safety_runs": len(hashes),
-        "runs_that_are_common_phrases": common,
         "rows_near_exam_items_or_safety_prompts": len(near),
+        **{f"kept_rows_that_only_share_{KINDS[kind]}": harmless[kind] for kind in KINDS},
     }
 
     because = {
         row: {"by": measured[number].name, "shared": "nearly the whole item"}
         for row, number in near.items()
     }
-    leaked = hashes[np.unique(np.array(list(leaks.values()), np.int64))]
-    owners = _find_owners(rows, leaked, measured, held_out)
-    for row, place in leaks.items():
-        because[row] = {"by": owners[int(np.searchsorted(leaked, hashes[place]))]}
-    for row in sorted(leaks)[:EXAMPLES]:
+    for row, leak in found.items():
+        if leak.held_out < 0:
+            because[row] = {"by": _name_owner(measured, hashes[leak.place])}
+            rows.decisions.drop(row, "contaminated")
+        else:
+            because[row] = {}
+            rows.decisions.drop(row, "contaminated", leak.held_out)
+    rows.decisions.drop(np.array(sorted(near.keys() - found.keys()), np.int64), "contaminated")
+    for row in sorted(found)[:EXAMPLES]:
         messages = _load_row(rows, row)
-        because[row]["shared"] = find_shared_words(messages, size, hashes[leaks[row]])
-    rows.decisions.drop(np.array(sorted(because), np.int64), "contaminated")
+        because[row]["shared"] = find_shared_words(messages, size, hashes[found[row].place])
     return because
 
 
-def _select_held_out(rows: Rows, size: int) -> list[tuple[pathlib.Path, np.ndarray, int]]:
-    """Return (file, places of its held-out rows, size) of each chunk with held-out rows."""
-    held_out = []
-    for path, _, sides in rows.iterate_chunks():
-        places = np.flatnonzero(sides > 0)
-        if len(places):
-            held_out.append((path, places, size))
-    return held_out
+def _read_held_out(
+    rows: Rows, size: int, item_runs: list[np.ndarray]
+) -> tuple[list[leaks.HeldOut], np.ndarray]:
+    """Return the held-out rows, and the sorted hashes of all runs, theirs and the items'."""
+    chosen = [
+        (path, start, places)
+        for path, start, sides in rows.iterate_chunks()
+        if len(places := np.flatnonzero(sides > 0))
+    ]
+    tasks = ((path, places, size) for path, _, places in chosen)
+    results = list(workers.map_in_order(rows.pool, hash_held_out, tasks))
+    every_run = [runs for chunk in results for runs, _ in chunk]
+    hashes = np.unique(np.concatenate([NO_RUNS, *item_runs, *every_run]))
+    held_out = [
+        leaks.HeldOut(start + int(place), np.searchsorted(hashes, runs).astype(np.int32), is_asked)
+        for (_, start, places), chunk in zip(chosen, results, strict=True)
+        for place, (runs, is_asked) in zip(places, chunk, strict=True)
+        if len(runs)
+    ]
+    return held_out, hashes
+
+
+def _name_owner(measured: list[Measured], run: np.uint64) -> str:
+    """Return the name of the first exam item or safety prompt with this run."""
+    return next(item.name for item in measured if any(run in runs for runs in item.runs))
 
 
 def _find_overlaps(rows: Rows, size: int) -> tuple[list[tuple[int, np.ndarray]], dict[int, int]]:
@@ -303,25 +260,6 @@ def _find_overlaps(rows: Rows, size: int) -> tuple[list[tuple[int, np.ndarray]],
         bar.update()
     bar.close()
     return overlaps, near
-
-
-def _find_owners(
-    rows: Rows,
-    leaked: np.ndarray,
-    measured: list[Measured],
-    held_out: list[tuple[pathlib.Path, np.ndarray, int]],
-) -> dict[int, str]:
-    """Return {place in the sorted `leaked`: name of the first item or row with that run}."""
-    owners: dict[int, str] = {}
-    if not len(leaked):
-        return owners
-    for item in measured:
-        for place in find_places(leaked, item.runs).tolist():
-            owners.setdefault(place, item.name)
-    tasks = ((*chunk, leaked) for chunk in held_out)
-    for chunk_owners in workers.map_in_order(rows.pool, find_run_owners, tasks):
-        owners = chunk_owners | owners
-    return owners
 
 
 def _load_row(rows: Rows, row: int) -> list[dict[str, str]]:

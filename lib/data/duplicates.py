@@ -8,29 +8,24 @@ measured with a million rows; this one takes 0.3 KB.
 """
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lib.common.words import normalised, words_of
-from lib.data import sides
+from lib.data import sides, subjects
+from lib.data.buckets import Buckets, number_shared_buckets
 from lib.params import Params
 
 HASHES = 128
 BANDS = 16  # of 8 hashes each: 99 % of the pairs at 0.85 meet in one, and 24 % of those at 0.6
 # bytes kept of a signature: 16 bits tell unequal hashes apart (Li and König 2010)
 SIGNATURE = 2 * HASHES
-# a row is compared with at most this many rows of a bucket: boilerplate text fills its buckets
-MOST_IN_BUCKET = 256
+# the terms of a row are compared with those of at most this many rows that are alike
+MOST_COMPARED = 64
 SHINGLE = 3  # words
 SEED = 1
-# Rows that differ in one of these are never duplicates: 30 compressions are not 15.
-# "don't" is two words here, don and t.
-VITAL = re.compile(
-    r"\d+|\b(?:not?|nor|none|never|avoid\w*|cannot|without|unless|except|\w+n t|can t)\b"
-)
 SAME_REASONS = (
     "exact_duplicate",
     "same_question",
@@ -78,11 +73,11 @@ def hash_bands(signatures: np.ndarray) -> np.ndarray:
 
 
 def comparison_keys(messages: list[dict[str, str]]) -> dict[str, Any]:
-    """Return the comparison keys of a cleaned row: hashes of its parts, and its words.
+    """Return the comparison keys of a cleaned row: hashes of its parts, its terms and its words.
 
-    `exact` hashes the whole text, `vital` its numbers and negations, `question` the first question,
-    `later_questions` the others. `answer` is 0 for a conversation of several exchanges, since none
-    of its answers is the row's answer.
+    `exact` hashes the whole text, `vital` its numbers, negations and opposites, `question` the
+    first question, `later_questions` the others, `subject` what all of them are about. `answer` is
+    0 for a conversation of several exchanges, since none of its answers is the row's answer.
     """
     turns = [m for m in messages if m["role"] != "system"]
     words_of_turns = [words_of(turn["content"]) for turn in turns]
@@ -92,17 +87,24 @@ def comparison_keys(messages: list[dict[str, str]]) -> dict[str, Any]:
         for turn, words in zip(turns, words_of_turns, strict=True)
     ]
     words = [word for own in words_of_turns for word in own]
+    by_role: dict[str, list[str]] = {"user": [], "assistant": []}
+    for turn, own in zip(turns, words_of_turns, strict=True):
+        by_role[turn["role"]] += own
+    terms = subjects.pack_terms(by_role["user"], by_role["assistant"])
+    asked = subjects.unpack_terms(terms).asked
     answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
     all_text = "\n".join(f"{m['role']}:{normalised(m['content'])}" for m in messages)
     return {
         "exact": hash_text(all_text),
         "question": hashes[0],
+        "subject": hash_text(" ".join(map(str, sorted(asked)))) if asked else hashes[0],
         "answer": hashes[-1] if len(turns) == 2 else 0,
-        "vital": hash_text(" ".join(VITAL.findall(" ".join(words)))),
+        "vital": hash_text(" ".join(subjects.vital_words(words))),
         "later_questions": [
             own for turn, own in zip(turns[1:], hashes[1:], strict=True) if turn["role"] == "user"
         ],
         "answer_length": sum(map(len, answers)),
+        "terms": terms,
         "words": words,
     }
 
@@ -191,65 +193,36 @@ def _drop_over_cap(columns: dict[str, np.ndarray], answer_cap: int, decisions: D
 # near duplicates and sides
 
 
-class _Buckets:
-    """LSH buckets, each a chain of its rows from the newest to the first.
+class RowFiles(NamedTuple):
+    """What is kept of each row on disk: the low 16 bits of its hashes, and its terms."""
 
-    Rows are counted among those that share a bucket or a question with another. `numbers` has the
-    bucket of each row and band, or -1 where no other row is in it: int32 of shape (rows, bands).
-    """
-
-    def __init__(self, numbers: np.ndarray) -> None:
-        self.numbers = numbers
-        self.newest = np.full(numbers.max(initial=-1) + 1, -1, np.int32)
-        self.before = np.full(numbers.shape, -1, np.int32)
-
-    def of_row(self, place: int) -> list[tuple[int, int]]:
-        """Return the row's (band, bucket) pairs."""
-        numbers = self.numbers[place].tolist()
-        return [(band, bucket) for band, bucket in enumerate(numbers) if bucket >= 0]
-
-    def rows_in(self, own: list[tuple[int, int]]) -> list[int]:
-        """Return the rows in these buckets, in order."""
-        rows: set[int] = set()
-        for band, bucket in own:
-            other = int(self.newest[bucket])
-            count = 0
-            while other >= 0 and count < MOST_IN_BUCKET:
-                rows.add(other)
-                other = int(self.before[other, band])
-                count += 1
-        return sorted(rows)
-
-    def add(self, place: int, own: list[tuple[int, int]]) -> None:
-        """Put a row into its buckets."""
-        for band, bucket in own:
-            self.before[place, band] = self.newest[bucket]
-            self.newest[bucket] = place
+    signatures: np.ndarray
+    terms: subjects.TermsFile
 
 
 def assign_sides(
     columns: dict[str, np.ndarray],
-    signatures: np.ndarray,
+    row_files: RowFiles,
     later_questions: dict[int, list[int]],
     job: Params,
     decisions: Decisions,
     show_progress: Callable[[list[int]], Iterable[int]] = iter,
-) -> None:
+) -> int:
     """Put each kept row, in order, on the side of the earlier rows that it belongs to.
 
     A row belongs to those that share a question with it or are much like it. Without any, its side
     is a seeded hash of its question. A row that belongs to both sides is dropped, since it would
     leak one into the other. Rows of held-out files keep their side, and another row that belongs to
     one of these is dropped, too. With near_duplicates `drop`, a row is also dropped if it is much
-    like an earlier one and has the same numbers and negations.
+    like an earlier one and states the same fact.
 
-    `signatures`, the low 16 bits of each hash, may be on disk. `later_questions` has the questions
-    after the first, for rows with several.
+    `later_questions` has the questions after the first, for rows with several. Return how many rows
+    are much like an earlier one, with the same numbers, and kept as another fact.
     """
     kept = decisions.kept()
     given = columns["given_side"]
     decisions.side[kept] = sides.find_own_sides(columns, job)[kept]
-    bucket_numbers = _number_shared_buckets(columns["bands"], kept)
+    bucket_numbers = number_shared_buckets([*columns["bands"].T, columns["subject"]], kept)
     shared_questions = _find_shared_questions(columns["question"][kept], kept, later_questions)
     meets_another = (
         (bucket_numbers >= 0).any(axis=1)
@@ -258,24 +231,28 @@ def assign_sides(
     )
     # most rows meet no other and keep the side of their hash
     meeting = kept[meets_another]
-    buckets = _Buckets(bucket_numbers[meets_another])
+    buckets = Buckets(bucket_numbers[meets_another])
     shared = set(shared_questions.tolist())
     question_ties: dict[int, tuple[int, int]] = {}  # (side, row) of each question's first row
+    other_facts = 0
 
     for place, row in enumerate(show_progress(meeting.tolist())):
         own_buckets = buckets.of_row(place)
         others = meeting[buckets.rows_in(own_buckets)]
-        alike = _find_alike(others, signatures, row, job.near_duplicate_threshold)
+        alike = _find_alike(others, row_files.signatures, row, job.near_duplicate_threshold)
 
         same_vital = alike[columns["vital"][alike] == columns["vital"][row]]
         if len(same_vital) and job.near_duplicates == "drop":
-            decisions.drop(row, "near_duplicate", int(same_vital[0]))
-            continue
+            twin = _find_same_fact(same_vital, row, columns["subject"], row_files.terms)
+            if twin >= 0:
+                decisions.drop(row, "near_duplicate", twin)
+                continue
+            other_facts += 1
 
         questions = [int(columns["question"][row]), *later_questions.get(row, ())]
         questions = [question for question in questions if question in shared]
-        ties = [(int(decisions.side[other]), int(other)) for other in alike]
-        ties += [question_ties[q] for q in questions if q in question_ties]
+        question_sides = [question_ties[q] for q in questions if q in question_ties]
+        ties = _list_ties(alike, row, question_sides, decisions.side, given, row_files.terms)
         if ties:
             side = int(given[row]) or ties[0][0]
             # a row next to a held-out file's own is not added to that file
@@ -292,22 +269,56 @@ def assign_sides(
         for question in questions:
             question_ties.setdefault(question, (int(decisions.side[row]), row))
         buckets.add(place, own_buckets)
+    return other_facts
 
 
-def _number_shared_buckets(bands: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Number the bucket of each row and band, -1 where no other row is in it.
+def _find_same_fact(
+    alike: np.ndarray, row: int, subject: np.ndarray, terms: subjects.TermsFile
+) -> int:
+    """Return one of the rows `alike` that states the same fact as the row, or -1.
 
-    Return int32 of shape (rows, bands).
+    `alike` is sorted by similarity. Rows that ask about the same come first.
     """
-    numbers = np.full((len(rows), bands.shape[1]), -1, np.int32)
-    offset = 0
-    for band in range(bands.shape[1]):
-        _, inverse, counts = np.unique(bands[rows, band], return_inverse=True, return_counts=True)
-        is_shared = counts > 1
-        number = np.cumsum(is_shared) - 1 + offset
-        numbers[:, band] = np.where(is_shared[inverse], number[inverse], -1)
-        offset += int(is_shared.sum())
-    return numbers
+    has_other_subject = subject[alike] != subject[row]
+    order = alike[np.argsort(has_other_subject, kind="stable")]
+    for other in order[:MOST_COMPARED].tolist():
+        if subjects.state_same_fact(terms.read(other), terms.read(row)):
+            return other
+    return -1
+
+
+def _list_ties(
+    alike: np.ndarray,
+    row: int,
+    question_sides: list[tuple[int, int]],
+    side: np.ndarray,
+    given: np.ndarray,
+    terms: subjects.TermsFile,
+) -> list[tuple[int, int]]:
+    """Return (side, row) of the rows to which a row is tied.
+
+    Where these ties would drop it, rows that only share a template with it don't tie it, unless
+    there are no others: then it goes to the side of the most similar one.
+    """
+    ties = [(int(side[other]), int(other)) for other in alike] + question_sides
+    wanted = {own for own, _ in ties} | {int(given[row]) or ties[0][0]} if ties else set()
+    if len(wanted) < 2 and (given[row] or not any(given[other] for _, other in ties)):
+        return ties
+    near = [alike[side[alike] == own][:MOST_COMPARED] for own in np.unique(side[alike])]
+    tying = [
+        (int(side[other]), int(other))
+        for other in (np.concatenate(near).tolist() if near else ())
+        if not _is_of_template(terms.read(other), terms.read(row))
+    ]
+    ties_it = tying + question_sides
+    if ties_it or given[row] or given[ties[0][1]]:
+        return ties_it
+    return ties[:1]
+
+
+def _is_of_template(one: subjects.Terms, other: subjects.Terms) -> bool:
+    turns = subjects.answers_turn_on_question(one, other)
+    return turns or subjects.differ_in_vital_terms(one, other)
 
 
 def _find_shared_questions(
@@ -324,8 +335,12 @@ def _find_shared_questions(
 def _find_alike(
     others: np.ndarray, signatures: np.ndarray, row: int, threshold: float
 ) -> np.ndarray:
-    """Return those of `others` whose estimated similarity to the row reaches the threshold."""
+    """Return those of `others` whose estimated similarity to the row reaches the threshold.
+
+    The most similar comes first, the earlier of two that are equally similar.
+    """
     if not len(others):
         return others
     similarity = (signatures[others] == signatures[row]).mean(axis=1)
-    return others[similarity >= threshold]
+    order = np.argsort(-similarity, kind="stable")
+    return others[order[similarity[order] >= threshold]]

@@ -22,17 +22,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lib.common import files, locations, workers
-from lib.common.errors import UserError
 from lib.common.progress import progress_bar
-from lib.data import chat, chunk_cache, chunks, contamination, duplicates
+from lib.data import chat, chunk_cache, chunks, contamination, duplicates, subjects
 from lib.data.cleaning import clean
 from lib.data.data_card import describe_data as describe_data
 from lib.data.data_card import describe_inputs as describe_inputs
 from lib.data.data_card import list_inputs as list_inputs
 from lib.data.data_card import summarise
 from lib.data.duplicates import SAME_REASONS, Decisions
+from lib.data.empty_splits import require_rows, require_splits
 from lib.data.reading import exam_items, source_rows, sources
-from lib.data.rows import Rows, note_decided, require_rows, timed
+from lib.data.rows import Rows, note_decided, timed
 from lib.data.splits import SPLITS, SplitWriter
 from lib.params import Params
 
@@ -43,7 +43,7 @@ CHUNK_CHARACTERS = 2**22
 SMALL = 2**20  # bytes of data; below it, starting processes costs more time than they save
 FIRST_CHARACTERS = 2000  # of each message in the first row, which the notebook shows as read
 # the columns of a cleaned chunk that stay in memory, besides its bands
-COLUMNS = ("exact", "question", "answer", "vital", "answer_length", "given_side")
+COLUMNS = ("exact", "question", "subject", "answer", "vital", "answer_length", "given_side")
 
 
 def begin(job: Params, folder: pathlib.Path) -> Rows:
@@ -102,14 +102,17 @@ def read_and_clean(rows: Rows) -> None:
     tasks = ((rows.job, chunk) for chunk in _read_chunks(rows, report_bytes))
     columns: list[dict[str, np.ndarray]] = []
     kept = 0
-    with open(rows.scratch / "signatures", "wb") as signatures:
+    with (
+        open(rows.scratch / "signatures", "wb") as signatures,
+        open(rows.scratch / "terms", "wb") as terms,
+    ):
         for passed_over, path in workers.map_in_order(rows.pool, _clean_chunk, tasks):
             for reason, where, why in passed_over:
                 rows.read += 1
                 rows.note_dropped(reason, where, {"text": why})
             # all columns but the texts
             table, facts = chunks.load_chunk(
-                path, [*COLUMNS, "later_questions", "signature", "bands"]
+                path, [*COLUMNS, "later_questions", "terms", "signature", "bands"]
             )
             _note_cleaning(rows, facts)
             if table.num_rows:
@@ -117,6 +120,9 @@ def read_and_clean(rows: Rows) -> None:
                 _keep_later_questions(rows, table, kept)
                 signatures.write(b"".join(table["signature"].to_pylist()))
                 columns.append(_read_columns(table))
+                own_terms = table["terms"].to_pylist()
+                columns[-1]["terms_end"] = terms.tell() + np.cumsum([len(t) for t in own_terms])
+                terms.write(b"".join(own_terms))
                 kept += table.num_rows
             bar.set_postfix(rows=f"{rows.read:,}", refresh=False)
     report_bytes(total)
@@ -230,15 +236,18 @@ def deduplicate(rows: Rows) -> None:
         rows.columns, rows.decisions, job.skip_rules, job.same_question, job.answer_cap
     )
     signatures = np.memmap(rows.scratch / "signatures", np.uint16, "r")
-    duplicates.assign_sides(
+    terms = subjects.TermsFile(rows.scratch / "terms", rows.columns["terms_end"])
+    other_facts = duplicates.assign_sides(
         rows.columns,
-        signatures.reshape(-1, duplicates.HASHES),
+        duplicates.RowFiles(signatures.reshape(-1, duplicates.HASHES), terms),
         rows.later_questions,
         job,
         rows.decisions,
         lambda meeting: progress_bar("near duplicates, sides", iterable=meeting, unit="row"),
     )
+    terms.close()
     del rows.columns["bands"]
+    rows.facts["alike_rows_kept_as_other_facts"] = other_facts
     note_decided(rows, SAME_REASONS)
 
 
@@ -267,13 +276,7 @@ def tokenise(rows: Rows, base: pathlib.Path, final: pathlib.Path) -> dict[str, A
     workers.stop_pool(rows.pool)
     if counts["truncated"]:
         rows.changed["answer_cut"] = counts["truncated"]
-    require_rows(rows, sum(counts[split] for split in SPLITS))
-    if not counts["train"]:
-        raise UserError(
-            f"no training row is left: {counts['validation']} validation and {counts['test']} "
-            f"test rows. Lower validation_size and test_size; if `contaminated` rows were dropped, "
-            f"see `decontaminate` in params/README.md."
-        )
+    require_splits(rows, counts)
     for writer in writers.values():
         writer.close()
     rows.dropped_file.close()

@@ -19,7 +19,6 @@ from lib.common.errors import UserError
 from lib.data import chunks
 from lib.data.chunks import EXAMPLES, load_messages, shorten
 from lib.data.duplicates import REASONS, Decisions
-from lib.data.reading import sources
 from lib.params import RULES, Params
 
 STEPS = ("read_and_clean", "measure", "deduplicate", "decontaminate", "tokenise")
@@ -136,19 +135,6 @@ def timed(
     return run_step
 
 
-def require_rows(rows: Rows, count: int) -> None:
-    """Raise UserError, with a table of the reasons for drops, when no row is left."""
-    if count:
-        return
-    table = "\n".join(
-        f"  {reason:24} {n:>9,}   {name_switch(reason)}" for reason, n in rows.dropped.most_common()
-    )
-    raise UserError(
-        f"no row is left of the {rows.read:,} read from {sources.describe(rows.job.dataset)}. "
-        f"Reasons, and the parameter that decides on each (see params/README.md):\n{table}"
-    )
-
-
 def name_switch(reason: str) -> str:
     """Return the parameter that decides on a reason to drop rows, or that none does."""
     if reason in RULES:
@@ -177,9 +163,7 @@ def note_decided(
     names, texts = _load_names_and_texts(rows, wanted, examples)
     for row in dropped.tolist():
         by = int(decisions.by[row])
-        why = because.get(row)
-        if not why:
-            why = {"by": names[by]} if by >= 0 else {}
+        why = ({"by": names[by]} if by >= 0 else {}) | because.get(row, {})
         example = None
         if row in texts:
             example = {"text": texts[row], **why}

@@ -5,64 +5,18 @@ python -m pytest tests/data/test_contamination.py
 
 import json
 import random
+import re
 
-import numpy as np
+import pytest
 
 from helpers.preparing import WORDS, job, jsonl, made_up, prepare, stored
 from helpers.sentences import sentence
+from helpers.templated import CLOSING, TERMS, UNLIKE, templated
+from lib.common.errors import UserError
 from lib.common.words import words_of
 from lib.data import contamination
 from lib.data import prepare as data
 from lib.medical import safety
-
-
-def test_grams_are_equal_for_equal_runs_and_only_for_those():
-    rng = random.Random(6)
-    a, b = sentence(rng, 40), sentence(rng, 40)
-    shared = [*b[:10], *a[5:25], *b[10:]]
-    numbers = {}
-    x, y, z = (set(contamination.hash_runs(t, 13, numbers).tolist()) for t in (a, shared, b))
-    assert len(x & y) == 20 - 12
-    assert not x & z
-    assert len(contamination.hash_runs(a[:12], 13, numbers)) == 0
-    assert (
-        contamination.hash_runs(a, 13, {}).tolist()
-        == contamination.hash_runs(a, 13, numbers).tolist()
-    ), "hashes are those of the words, in every process"
-    assert (
-        contamination.hash_runs(a[:13], 13, {}).tolist()
-        != contamination.hash_runs([*a[1:13], a[0]], 13, {}).tolist()
-    ), "order counts"
-
-
-def test_contaminated_rows_are_found_and_common_phrases_are_not_contamination_unless_of_the_exam():
-    numbers, rng = {}, random.Random(8)
-    held, phrase = sentence(rng, 40), sentence(rng, 14)
-    hashes = np.unique(
-        np.concatenate([contamination.hash_runs(t, 13, numbers) for t in (held, phrase)])
-    )
-    nothing, own = np.empty(0, np.uint64), np.unique(contamination.hash_runs(phrase, 13, numbers))
-    train = {
-        0: sentence(rng),
-        1: [*sentence(rng, 9), *held[10:24]],
-        **{n: [*sentence(rng, 5), *phrase] for n in range(2, 13)},
-    }
-    found = [
-        (n, contamination.find_places(hashes, contamination.hash_runs(words, 13, numbers)))
-        for n, words in train.items()
-    ]
-    leaks, common = contamination.find_leaks(found, hashes, nothing)
-    assert (set(leaks), common) == ({1}, 2)
-    assert contamination.find_shared_words(
-        [{"role": "user", "content": " ".join(train[1])}], 13, hashes[leaks[1]]
-    ) in " ".join(held)
-    assert set(contamination.find_leaks(found[:12], hashes, nothing)[0]) == set(range(1, 12)), (
-        "ten rows are not yet common"
-    )
-    leaks, common = contamination.find_leaks(found, hashes, own)
-    assert (set(leaks), common) == (set(range(1, 13)), 0), "the exam's own words always count"
-    assert contamination.find_leaks([], hashes, nothing) == ({}, 0)
-    assert len(contamination.find_places(nothing, hashes)) == 0
 
 
 def test_an_exam_item_is_known_in_every_form_training_rows_have_it():
@@ -207,3 +161,77 @@ def test_training_rows_that_repeat_a_safety_prompt_go(bundled_base, cache, tmp_p
         ]
         == {}
     )
+
+
+def numbered(pairs):
+    return [{"id": f"p{n}", "question": q, "answer": a} for n, (q, a) in enumerate(pairs)]
+
+
+@pytest.mark.parametrize("threshold", [0.85, 0.95, 1.0])
+def test_rows_of_a_template_are_all_kept_at_every_threshold(
+    bundled_base, cache, tmp_path, threshold
+):
+    pairs = [pair for kind in TERMS if kind != "silent" for pair in templated(kind)]
+    path = jsonl(tmp_path / "d.jsonl", numbered(pairs) + made_up(30))
+    settings = {"near_duplicate_threshold": threshold, "validation_size": 0.2, "test_size": 0.2}
+    template = 0
+    for seed in range(3):
+        rows, results = prepare(job(path, seed=seed, **settings), bundled_base, tmp_path / "run")
+        assert results["dropped"] == {}
+        template += rows.facts["kept_rows_that_only_share_a_template"]
+    assert threshold < 1 or template, "else none was compared with a row of its template"
+
+
+def test_rows_that_are_alike_and_kept_are_counted(bundled_base, cache, tmp_path):
+    path = jsonl(tmp_path / "d.jsonl", numbered(templated("silent")) + made_up(30))
+    rows, results = prepare(job(path), bundled_base, tmp_path / "run")
+    assert results["dropped"] == {}
+    assert rows.facts["alike_rows_kept_as_other_facts"] == len(TERMS["silent"]) - 1
+
+
+@pytest.mark.parametrize("each", [5, 8, 10])
+def test_a_closing_that_several_rows_share_drops_none(bundled_base, cache, tmp_path, each):
+    rng = random.Random(each)
+    pairs = []
+    for _ in range(8):
+        closing = f"Wishing {' '.join(rng.choices(WORDS, k=12))}. {CLOSING}"
+        for _ in range(each):
+            question = f"{' '.join(sentence(rng, 7))}?"
+            pairs.append((question, f"{' '.join(sentence(rng, rng.randrange(3, 40)))}. {closing}"))
+    path = jsonl(tmp_path / "d.jsonl", numbered(pairs))
+    closings = 0
+    for seed in range(3):
+        rows, results = prepare(job(path, seed=seed, language=""), bundled_base, tmp_path / "run")
+        assert "contaminated" not in results["dropped"]
+        closings += rows.facts["kept_rows_that_only_share_a_closing"]
+        assert 0.6 < results["train"] / len(pairs) < 1
+    assert closings, "else no held-out row was mostly a closing"
+
+
+def test_no_training_row_left_shows_the_drops_what_to_look_at_and_an_example(
+    bundled_base, cache, tmp_path
+):
+    exam = [
+        {
+            "id": "e1",
+            "question": UNLIKE[0][0],
+            "options": {"A": "Call for help at once, and say what he swallowed", "B": "Wait"},
+            "answer_letter": "A",
+        }
+    ]
+    asked = f"{exam[0]['question']} Call for help at once, and say what he swallowed."
+    path = jsonl(tmp_path / "d.jsonl", [{"id": "x", "question": "And?", "answer": asked}] * 2)
+    settings = {"exam": [str(jsonl(tmp_path / "exam.jsonl", exam))]}
+    with pytest.raises(UserError) as raised:
+        prepare(
+            job(path, validation_size=0.0, test_size=0.0, **settings),
+            bundled_base,
+            tmp_path / "run",
+        )
+    message = str(raised.value)
+    assert "no row is left of the 2 read" in message
+    assert re.search(r"exact_duplicate +1 .*\n +contaminated +1 .*\n", message)
+    assert "skip_rules: [exact_duplicate]" in message
+    assert "exam: []" in message
+    assert 'the first is `x` because of `exam e1` ("' in message
+    assert len(message.splitlines()) < 15

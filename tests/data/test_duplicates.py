@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from helpers.sentences import VOCABULARY, sentence
+from helpers.templated import TERMS, templated
 from lib import params
-from lib.data import duplicates
+from lib.data import duplicates, subjects
 from lib.data.duplicates import REASONS
 
 
@@ -22,27 +23,38 @@ def rows_of(*pairs):
     return [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in pairs]
 
 
+class TermsInMemory:
+    """Stands in for the file of terms."""
+
+    def __init__(self, packed):
+        self.packed = packed
+
+    def read(self, row):
+        return subjects.unpack_terms(self.packed[row])
+
+
 def columns_of(rows):
-    """Return (columns, later questions, signatures) of rows."""
+    """Return (columns, later questions, what is kept on disk) of rows."""
     keys = [duplicates.comparison_keys(r) for r in rows]
     signatures = duplicates.minhash_signatures([duplicates.shingles(k.pop("words")) for k in keys])
     later = {n: k["later_questions"] for n, k in enumerate(keys) if k["later_questions"]}
     columns = {
         name: np.array([k[name] for k in keys], np.int64 if name == "answer_length" else np.uint64)
-        for name in ("exact", "question", "answer", "vital", "answer_length")
+        for name in ("exact", "question", "subject", "answer", "vital", "answer_length")
     }
     columns["bands"] = duplicates.hash_bands(signatures)
     columns["given_side"] = np.zeros(len(rows), np.int8)
-    return columns, later, signatures
+    terms = TermsInMemory([k["terms"] for k in keys])
+    return columns, later, duplicates.RowFiles(signatures, terms)
 
 
 def decide(rows, **values):
     """Return (reasons, sides) of rows for a job, as decided by the data stage."""
-    columns, later, signatures = columns_of(rows)
+    columns, later, row_files = columns_of(rows)
     made = duplicates.Decisions(len(rows))
     own = job(**values)
     duplicates.drop_same(columns, made, own.skip_rules, own.same_question, own.answer_cap)
-    duplicates.assign_sides(columns, signatures, later, own, made)
+    duplicates.assign_sides(columns, row_files, later, own, made)
     return [REASONS[r] for r in made.reason], made.side.tolist()
 
 
@@ -74,10 +86,10 @@ def test_near_duplicates_are_those_of_brute_force_up_to_the_error_of_the_estimat
         ]
         for w in words
     ]
-    columns, later, signatures = columns_of(rows)
+    columns, later, row_files = columns_of(rows)
     made = duplicates.Decisions(len(rows))
     everything_trained = job(validation_size=0.0, test_size=0.0)
-    duplicates.assign_sides(columns, signatures, later, everything_trained, made)
+    duplicates.assign_sides(columns, row_files, later, everything_trained, made)
     gone = {n for n in range(len(rows)) if REASONS[made.reason[n]] == "near_duplicate"}
     kept = [n for n in range(len(rows)) if n not in gone]
     assert len(gone) > 60
@@ -86,7 +98,8 @@ def test_near_duplicates_are_those_of_brute_force_up_to_the_error_of_the_estimat
         for n in gone
     ), "128 hashes: a standard error of 0.03"
     left = [(i, j) for j in kept for i in kept if i < j and jaccard(words[i], words[j]) > 0.93]
-    assert len(left) <= 1, "16 bands of 8 miss less than one in a thousand at 0.93"
+    asked_the_same = [(i, j) for i, j in left if words[i][:5] == words[j][:5]]
+    assert len(asked_the_same) <= 1, "16 bands of 8 miss less than one in a thousand at 0.93"
 
 
 def test_estimate_is_unbiased():
@@ -141,6 +154,63 @@ def test_rows_that_differ_in_a_number_or_a_negation_are_no_duplicates_but_stay_t
         )
         assert reasons == ["", ""]
         assert sides[0] == sides[1]
+
+
+@pytest.mark.parametrize("kind", list(TERMS))
+def test_rows_of_a_template_are_no_duplicates_and_stay_together(kind):
+    for seed in range(5):
+        reasons, sides = decide(
+            rows_of(*templated(kind)), seed=seed, validation_size=0.3, test_size=0.3
+        )
+        assert set(reasons) == {""}
+        assert kind in ("drug", "place") or len(set(sides)) == 1, "these two are less alike"
+
+
+def test_rows_of_a_template_on_two_sides_are_kept():
+    """Around the threshold some of them are alike and some are not, so they begin on two sides."""
+    rng = random.Random(21)
+    names = [f"{rng.choice(VOCABULARY)}{rng.choice(VOCABULARY)}" for _ in range(60)]
+    text = templated("drug")[0][1].replace("ramipril", "{x}")
+    answers = []
+    for name in names:
+        words = text.format(x=name).split()
+        for place in rng.sample(range(len(words)), 3):
+            words[place] = rng.choice(VOCABULARY)
+        answers.append(" ".join(words))
+    rows = rows_of(*((f"What about {x}?", a) for x, a in zip(names, answers, strict=True)))
+    both = 0
+    for seed in range(6):
+        reasons, sides = decide(rows, seed=seed, validation_size=0.4, test_size=0.4)
+        assert set(reasons) == {""}
+        both += len(set(sides)) > 1
+    assert both, "else this tests nothing"
+
+
+def test_the_same_in_other_words_is_a_near_duplicate():
+    answer = templated("place")[0][1]
+    rows = rows_of(
+        ("How do I look after my left knee once the plaster is off?", answer),
+        ("How should I look after my left knee once the plaster is off?", answer),
+        ("How do I care for a bruise?", "Cool it."),
+        (
+            "How do I look after my left knee once the plaster is off?",
+            answer.replace("skin", "hide"),
+        ),
+    )
+    assert decide(rows)[0] == ["", "near_duplicate", "", "near_duplicate"]
+
+
+def test_a_duplicate_is_found_among_a_thousand_rows_of_its_template():
+    text = templated("silent")[0][1]
+    rng = random.Random(22)
+    names = list(
+        dict.fromkeys(rng.choice(VOCABULARY) + rng.choice(VOCABULARY) for _ in range(1200))
+    )
+    rows = rows_of(*((f"Can {name} be inherited?", text) for name in names))
+    rows += rows_of((f"Can {names[3]} be inherited?", text.replace("usually", "mostly")))
+    reasons, _ = decide(rows, answer_cap=0)
+    assert set(reasons[:-1]) == {""}
+    assert reasons[-1] == "near_duplicate"
 
 
 def test_exact_duplicates_ignore_case_width_and_blanks():
@@ -304,10 +374,10 @@ def test_memory_of_the_placing_is_bounded_where_all_rows_are_alike():
                 {"role": "assistant", "content": " ".join([*base[:40], str(n), *base[41:]])},
             ]
         )
-    columns, later, signatures = columns_of(rows)
+    columns, later, row_files = columns_of(rows)
     made = duplicates.Decisions(len(rows))
     tracemalloc.start()
-    duplicates.assign_sides(columns, signatures, later, job(), made)
+    duplicates.assign_sides(columns, row_files, later, job(), made)
     peak = tracemalloc.get_traced_memory()[1] / len(rows)
     tracemalloc.stop()
     assert len(set(made.side.tolist())) == 1

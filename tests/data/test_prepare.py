@@ -207,6 +207,12 @@ def test_no_row_left_is_an_error_with_the_drop_table(bundled_base, cache, tmp_pa
             bundled_base,
             tmp_path / "run3",
         )
+    few = jsonl(tmp_path / "g.jsonl", [*made_up(2), {"id": "e", "question": "Q?", "answer": ""}])
+    stopping = {"early_stopping_patience": 2, "validation_size": 0.001}
+    with pytest.raises(
+        UserError, match=r"no validation row is left, [\s\S]*empty +1 [\s\S]*raise validation_size"
+    ):
+        prepare(job(few, **stopping), bundled_base, tmp_path / "run4")
 
 
 def test_a_single_row_of_50_mb_is_dropped_without_working_on_it(bundled_base, cache, tmp_path):
