@@ -87,13 +87,13 @@ def find_leaks(
         if len(own) or covered_items[key]:
             leaks[row] = Leak(int(own[0] if len(own) else stock[0]), -1)
             continue
-        shared = places[~is_common]
         kinds = []
-        for number in owners.of(shared):
+        for number in owners.of(places[~is_common]):
             held = reference.held_out[number]
-            kind = judge_overlap(row, held, shared, carriers, reference)
+            kind = judge_overlap(row, held, places, carriers, reference)
             if kind == "leak":
-                leaks[row] = Leak(int(held.runs[np.isin(held.runs, shared)][0]), held.row)
+                shared = held.runs[np.isin(held.runs, places[~is_common])]
+                leaks[row] = Leak(int(shared[0]), held.row)
                 break
             kinds.append(kind)
         else:
@@ -127,27 +127,28 @@ def _cover_an_item(stock: np.ndarray, items: _Owners, reference: Reference) -> b
 
 
 def judge_overlap(
-    row: int, held: HeldOut, shared: np.ndarray, carriers: np.ndarray, reference: Reference
+    row: int, held: HeldOut, places: np.ndarray, carriers: np.ndarray, reference: Reference
 ) -> str:
-    """Return what a training row's overlap with a held-out row is.
+    """Return what a training row's overlap with a held-out row is; `places` are its shared runs.
 
     A "leak", a "shared_passage" (a small part of it), "another_subject" (both are of one template),
     or a "closing" (of several rows, under unlike questions).
     """
-    has_run = np.isin(held.runs, shared)
-    covered = cover_words(has_run, reference.size)
+    is_shared = np.isin(held.runs, places)
+    is_common = carriers[held.runs] > COMMON
+    covered = cover_words(is_shared & ~is_common, reference.size)
     if not _is_most(covered, held.is_asked):
         return "shared_passage"
     own, others = reference.terms.read(row), reference.terms.read(held.row)
     if _share(covered[held.is_asked]) >= LEAKED_SHARE and others.asked <= own.asked:
         return "leak"
-    left = int((~covered & ~held.is_asked).sum())
+    told = cover_words(is_shared, reference.size)[~held.is_asked]
+    left = int((~told).sum())
     if left and answers_turn_on_question(own, others):
         return "another_subject"
-    is_nearly_all = _share(covered[~held.is_asked]) >= TEMPLATE_SHARE
-    if left and is_nearly_all and differ_in_vital_terms(own, others):
+    if left and _share(told) >= TEMPLATE_SHARE and differ_in_vital_terms(own, others):
         return "another_subject"
-    is_rare = has_run & (carriers[held.runs] < SEVERAL)
+    is_rare = is_shared & (carriers[held.runs] < SEVERAL)
     if _is_most(cover_words(is_rare, reference.size), held.is_asked):
         return "leak"
     if _ask_alike(own, others) or not _is_foreign(left, own, others):

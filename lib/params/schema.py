@@ -157,8 +157,8 @@ class Params(pydantic.BaseModel):
     )
     decontaminate: int = _prepare(
         13,
-        "training rows that share this many words in a row with held-out rows, exam or safety set "
-        "are dropped; 0 is off",
+        "training rows are dropped that repeat held-out rows, exam or safety set, compared by runs "
+        "of this many words; 0 is off",
         ge=0,
         le=100,
     )

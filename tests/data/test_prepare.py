@@ -177,7 +177,7 @@ def test_no_row_left_is_an_error_with_the_drop_table(bundled_base, cache, tmp_pa
     )
     with pytest.raises(
         UserError,
-        match=r"no row is left of the 4 read[\s\S]*empty +3 +\(no parameter\)\n +placeholder +1 +skip_rules: \[placeholder\]$",
+        match=r"no row is left of the 4 read[\s\S]*empty +3 +\(no parameter\)\n +placeholder +1 +skip_rules: \[placeholder\]\n",
     ):
         prepare(job(path), bundled_base, tmp_path / "run")
     long = jsonl(
@@ -186,7 +186,7 @@ def test_no_row_left_is_an_error_with_the_drop_table(bundled_base, cache, tmp_pa
     )
     with pytest.raises(
         UserError,
-        match=r"no row is left of the 1 read[\s\S]*too_long +1 +max_seq_length, overlong$",
+        match=r"no row is left of the 1 read[\s\S]*too_long +1 +max_seq_length, overlong\n",
     ):
         prepare(job(long), bundled_base, tmp_path / "run2")
     held = jsonl(tmp_path / "f.jsonl", made_up(1))
