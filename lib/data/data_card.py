@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 from lib.data.reading import sources
+from lib.data.reading.row import FieldCounts
 from lib.data.rows import Rows
 from lib.data.splits import SPLITS
 
@@ -78,6 +79,25 @@ def summarise(rows: Rows, counts: Counter[str]) -> dict[str, Any]:
     }
 
 
+def _count_by_field(counts: FieldCounts) -> dict[str, dict[str, int]]:
+    """Return {field: {"read": rows, "unread": rows}} of the rows with a value in each field."""
+    by_field: dict[str, dict[str, int]] = {}
+    for (read, unread), rows in counts.items():
+        for state, names in (("read", read), ("unread", unread)):
+            for name in names:
+                by_field.setdefault(name, {"read": 0, "unread": 0})[state] += rows
+    return by_field
+
+
+def list_fields(rows: Rows) -> list[dict[str, Any]]:
+    """Return a table of the sources' fields: in how many rows each was read, and was not."""
+    return [
+        {"source": source.dataset, "field": name, "read in rows": n["read"], "unread": n["unread"]}
+        for source, counts in zip(sources.list_sources(rows.job), rows.fields, strict=False)
+        for name, n in sorted(_count_by_field(counts).items(), key=lambda item: -item[1]["unread"])
+    ]
+
+
 def describe_data(rows: Rows, results: dict[str, Any], source_hash: str) -> dict[str, Any]:
     """Return data_card.json: sources, counts, and dropped or changed rows with examples."""
     job = rows.job
@@ -93,8 +113,9 @@ def describe_data(rows: Rows, results: dict[str, Any], source_hash: str) -> dict
                 "commit": rows.commits.get(f"{source.dataset}@{source.revision}"),
                 "weight": source.weight,
                 "max_rows": source.max_rows or None,
+                "fields": _count_by_field(rows.fields[number]) if number < len(rows.fields) else {},
             }
-            for source in sources.list_sources(job)
+            for number, source in enumerate(sources.list_sources(job))
         ],
         "files": list_inputs(rows.inputs),
         "held_out_by_files": sorted({entry["split"] for entry in rows.inputs} & {*SPLITS[1:]}),

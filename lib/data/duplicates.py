@@ -16,6 +16,7 @@ import numpy as np
 from lib.common.words import normalised, words_of
 from lib.data import sides, subjects
 from lib.data.buckets import Buckets, number_shared_buckets
+from lib.data.cleaning.turns import name_speaker, words_trained_beside_masked
 from lib.params import Params
 
 HASHES = 128
@@ -75,9 +76,10 @@ def hash_bands(signatures: np.ndarray) -> np.ndarray:
 def comparison_keys(messages: list[dict[str, str]]) -> dict[str, Any]:
     """Return the comparison keys of a cleaned row: hashes of its parts, its terms and its words.
 
-    `exact` hashes the whole text, `vital` its numbers, negations and opposites, `question` the
-    first question, `later_questions` the others, `subject` what all of them are about. `answer` is
-    0 for a conversation of several exchanges, since none of its answers is the row's answer.
+    `exact` hashes the whole text, `vital` its numbers, negations and opposites (and beside masked
+    answers, the trained ones), `question` the first question, `later_questions` the others,
+    `subject` what all of them are about. `answer` is 0 for a conversation of several exchanges,
+    since none of its answers is the row's answer.
     """
     turns = [m for m in messages if m["role"] != "system"]
     words_of_turns = [words_of(turn["content"]) for turn in turns]
@@ -93,13 +95,14 @@ def comparison_keys(messages: list[dict[str, str]]) -> dict[str, Any]:
     terms = subjects.pack_terms(by_role["user"], by_role["assistant"])
     asked = subjects.unpack_terms(terms).asked
     answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
-    all_text = "\n".join(f"{m['role']}:{normalised(m['content'])}" for m in messages)
+    all_text = "\n".join(f"{name_speaker(m)}:{normalised(m['content'])}" for m in messages)
+    vital = [*subjects.vital_words(words), *words_trained_beside_masked(turns, words_of_turns)]
     return {
         "exact": hash_text(all_text),
         "question": hashes[0],
         "subject": hash_text(" ".join(map(str, sorted(asked)))) if asked else hashes[0],
         "answer": hashes[-1] if len(turns) == 2 else 0,
-        "vital": hash_text(" ".join(subjects.vital_words(words))),
+        "vital": hash_text(" ".join(vital)),
         "later_questions": [
             own for turn, own in zip(turns[1:], hashes[1:], strict=True) if turn["role"] == "user"
         ],

@@ -11,6 +11,7 @@ from typing import Any
 from lib.common.errors import UserError
 from lib.data.chat import TURN_END, Chat
 from lib.data.cleaning.ending import find_endings
+from lib.data.cleaning.turns import is_trained
 
 IGNORED = -100  # the label that transformers' loss skips
 MODEL_TURN = "<start_of_turn>model\n"
@@ -26,7 +27,7 @@ TAKEN_BACK = re.compile(r"\b(?:sorry|apolog\w+|i was wrong|correction|mistaken?|
 def render_with_spans(
     chat: Chat, messages: list[dict[str, str]]
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Render a conversation, and find the character span of each answer and its <end_of_turn>.
+    """Render a conversation; find the character span of each trained answer and <end_of_turn>.
 
     A span, (start, end), is what the rendering grows by with an assistant turn. This holds for any
     template that renders the first turns of a conversation alike whatever follows; raise ValueError
@@ -35,7 +36,7 @@ def render_with_spans(
     text = chat.render(messages)
     spans = []
     for n, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if not is_trained(message):
             continue
         before = chat.render(messages[:n], add_generation_prompt=True)
         if not text.startswith(before):
@@ -72,7 +73,10 @@ def label_tokens(encoding: Any, spans: list[tuple[int, int]]) -> tuple[list[int]
 
 
 def encode(chat: Chat, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
-    """Return ids and labels of one conversation; answers and their <end_of_turn> are trained."""
+    """Return ids and labels of one conversation.
+
+    Answers and their <end_of_turn> are trained, except those that are masked.
+    """
     text, spans = render_with_spans(chat, messages)
     return label_tokens(_tokenise(chat, text), spans)
 
@@ -116,9 +120,10 @@ def find_mask_fault(
 
     - Exactly one <bos>, and it comes first.
     - Every label is IGNORED or equal to its token.
-    - There is one run of trained tokens for each answer. It starts right after the model's turn
-      begins, and decodes to the complete answer and <end_of_turn>. So at least one token is
-      trained, the stop token is trained, no token of a user is, and no answer is cut.
+    - There is one run of trained tokens for each answer that is not masked. It starts right after
+      the beginning of this very turn of the model, and decodes to the complete answer and
+      <end_of_turn>. So at least one token is trained, the stop token is trained, no token of a user
+      or of a masked answer is, and no answer is cut.
     - The ids decode to the template's rendering, so that the questions are complete too.
     """
     bos = chat.token_id("<bos>")
@@ -128,12 +133,22 @@ def find_mask_fault(
         label not in (IGNORED, token) for token, label in zip(ids, labels, strict=True)
     ):
         return "a label differs from its token"
-    answers = [m["content"].strip() for m in messages if m["role"] == "assistant"]
+    turns = [m for m in messages if m["role"] == "assistant"]
+    starts = _find_model_turns(chat, ids)
+    if len(starts) != len(turns):
+        return f"{len(starts)} turns of the model, expected {len(turns)}"
+    expected = [
+        (start, turn["content"].strip())
+        for start, turn in zip(starts, turns, strict=True)
+        if is_trained(turn)
+    ]
+    if not expected:
+        return "no answer is trained"
     runs = _trained_runs(labels)
-    if len(runs) != len(answers):
-        return f"{len(runs)} trained runs of tokens, expected {len(answers)}, one per answer"
-    for run, answer in zip(runs, answers, strict=True):
-        if fault := _find_run_fault(chat, ids, run, answer):
+    if len(runs) != len(expected):
+        return f"{len(runs)} trained runs of tokens, expected {len(expected)}, one per answer"
+    for run, (start, answer) in zip(runs, expected, strict=True):
+        if fault := _find_run_fault(chat, ids, run, start, answer):
             return fault
     if chat.decode(ids) != _as_decoded(chat.render(messages)):
         return "the tokens do not decode to the rendered conversation"
@@ -147,12 +162,26 @@ def _trained_runs(labels: list[int]) -> list[tuple[int, int]]:
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
-def _find_run_fault(chat: Chat, ids: list[int], run: tuple[int, int], answer: str) -> str:
-    start, end = run
+def _find_model_turns(chat: Chat, ids: list[int]) -> list[int]:
+    """Return where the text of each of the model's turns begins; no text can hold such a head."""
     head = _tokenise(chat, MODEL_TURN).ids
-    if ids[start - len(head) : start] != head:
+    return [
+        n + len(head)
+        for n, token in enumerate(ids)
+        if token == head[0] and ids[n : n + len(head)] == head
+    ]
+
+
+def _find_run_fault(
+    chat: Chat, ids: list[int], run: tuple[int, int], expected_start: int, answer: str
+) -> str:
+    start, end = run
+    if start != expected_start:
         before = chat.decode(ids[max(0, start - 4) : start])
-        return f"a trained run does not start where the model's turn begins, but after {before!r}"
+        return (
+            f"a trained run does not start where the model's turn begins (token {expected_start}), "
+            f"but at token {start}, after {before!r}"
+        )
     if ids[end - 1] != chat.token_id(TURN_END):
         return f"an answer's {TURN_END} is not trained"
     if chat.decode(ids[start:end]) != _as_decoded(answer + TURN_END):
@@ -174,14 +203,21 @@ def cut_to_fit(
 ) -> list[dict[str, str]] | None:
     """Shorten a conversation to at most `max_tokens`; return None when that cannot be done safely.
 
-    The last exchanges are dropped first. Then the last answer is cut where this changes nothing of
-    what the rest advises (`cleaning/ending.py`), and leaves at least SHORTEST_REST of what fits;
-    only in English, whose words tell.
+    The last exchanges are dropped first, and masked answers that no trained one follows. Then the
+    last answer is cut where this changes nothing of what the rest advises (`cleaning/ending.py`),
+    and leaves at least SHORTEST_REST of what fits; only in English, whose words tell.
     """
+    if len(encode(chat, messages)[0]) <= max_tokens:
+        return messages
+    messages = _end_with_trained(messages)
     while len(messages) > 3 and not _shortest_fits(chat, messages, max_tokens):
-        if TAKEN_BACK.search(messages[-1]["content"]):
+        earlier = _end_with_trained(messages[:-2])
+        left_out = [m["content"] for m in messages[len(earlier) :] if m["role"] == "assistant"]
+        if any(map(TAKEN_BACK.search, left_out)):
             return None
-        messages = messages[:-2]
+        messages = earlier
+    if not messages:
+        return None
     text, spans = render_with_spans(chat, messages)
     offsets = _tokenise(chat, text).offsets
     if len(offsets) <= max_tokens:
@@ -199,6 +235,12 @@ def cut_to_fit(
         if len(encode(chat, shorter)[0]) <= max_tokens:
             return shorter
     return None
+
+
+def _end_with_trained(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return a conversation up to its last trained answer; empty when none is trained."""
+    trained = [n for n, message in enumerate(messages) if is_trained(message)]
+    return messages[: trained[-1] + 1] if trained else []
 
 
 def _shortest_fits(chat: Chat, messages: list[dict[str, str]], max_tokens: int) -> bool:

@@ -25,19 +25,22 @@ from lib.common import files, locations, workers
 from lib.common.progress import progress_bar
 from lib.data import chat, chunk_cache, chunks, contamination, duplicates, subjects
 from lib.data.cleaning import clean
+from lib.data.cleaning.turns import MASKED
 from lib.data.data_card import describe_data as describe_data
 from lib.data.data_card import describe_inputs as describe_inputs
+from lib.data.data_card import list_fields as list_fields
 from lib.data.data_card import list_inputs as list_inputs
 from lib.data.data_card import summarise
 from lib.data.duplicates import SAME_REASONS, Decisions
 from lib.data.empty_splits import require_rows, require_splits
 from lib.data.reading import exam_items, source_rows, sources
+from lib.data.reading.row_parts import verdicts
 from lib.data.rows import Rows, note_decided, timed
 from lib.data.splits import SPLITS, SplitWriter
 from lib.params import Params
 
 # in the order in which they are checked
-READ_REASONS = ("unreadable", "not_sampled", *clean.REASONS)
+READ_REASONS = ("unreadable", "not_sampled", *verdicts.REASONS, *clean.REASONS)
 CHUNK_ROWS = 2000
 CHUNK_CHARACTERS = 2**22
 SMALL = 2**20  # bytes of data; below it, starting processes costs more time than they save
@@ -149,7 +152,7 @@ def _read_chunks(rows: Rows, report_bytes: Callable[[int], None]) -> Iterator[Ra
 
     job = rows.job
     for row in source_rows.read_rows(
-        job, note_passed_over, report_bytes, rows.commits, rows.inputs
+        job, note_passed_over, report_bytes, rows.commits, rows.inputs, rows.fields
     ):
         rows.read += 1
         if not rows.first:
@@ -166,6 +169,8 @@ def _read_chunks(rows: Rows, report_bytes: Callable[[int], None]) -> Iterator[Ra
 
 def _shorten_messages(row: dict[str, Any]) -> dict[str, Any]:
     messages = [{**m, "content": m["content"][:FIRST_CHARACTERS]} for m in row["messages"]]
+    if any(MASKED in m for m in messages):  # a table needs the same columns in every row
+        messages = [{**m, MASKED: m.get(MASKED, "no")} for m in messages]
     return {**row, "messages": messages}
 
 

@@ -19,6 +19,7 @@ from lib.common.errors import UserError
 from lib.data import chunks
 from lib.data.chunks import EXAMPLES, load_messages, shorten
 from lib.data.duplicates import REASONS, Decisions
+from lib.data.reading.row import FieldCounts
 from lib.params import RULES, Params
 
 STEPS = ("read_and_clean", "measure", "deduplicate", "decontaminate", "tokenise")
@@ -26,6 +27,8 @@ STEPS = ("read_and_clean", "measure", "deduplicate", "decontaminate", "tokenise"
 SWITCHES = {
     "unreadable": "skip_bad_lines",
     "not_sampled": "weight of the source",
+    "marked_wrong": "(a field of the row says so)",
+    "image_not_read": "columns: {question: ..., answer: ...} takes the texts alone",
     "reasoning_without_end": "reasoning",
     "personal_data": "personal_data",
     "other_language": "language",
@@ -58,6 +61,7 @@ class Rows:
     commits: dict[str, str | None] = dataclasses.field(default_factory=dict)  # of the hub sources
     # each file and hub split, as source_rows.read_rows lists them
     inputs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    fields: list[FieldCounts] = dataclasses.field(default_factory=list)  # of each source
 
     # what is left: files of cleaned chunks, each with the number of its first row
     parts: list[tuple[pathlib.Path, int]] = dataclasses.field(default_factory=list)

@@ -28,6 +28,9 @@ Rule = Literal[
     "leaked_turns",
     "control_tokens",
     "tables",
+    "merged_turns",
+    "opening_answer",
+    "unanswered_question",
 ]
 RULES: tuple[str, ...] = get_args(Rule)
 
@@ -106,6 +109,11 @@ class Params(pydantic.BaseModel):
         {},
         "the data's column for each of our fields, if these are not recognised, as in "
         "{question: ask, answer: reply}",
+    )
+    answer_numbers: Literal["auto", "from_0", "from_1", "text"] = _prepare(
+        "auto",
+        "what a number means as a multiple-choice answer: the option counted from 0 or from 1, or "
+        "its text; `auto` decides over all rows of a source, or asks",
     )
     max_rows: int = _prepare(0, "how many rows of each split to read; 0 reads all", ge=0)
     skip_bad_lines: int = _prepare(

@@ -382,3 +382,21 @@ def test_memory_of_the_placing_is_bounded_where_all_rows_are_alike():
     tracemalloc.stop()
     assert len(set(made.side.tolist())) == 1
     assert peak < 1500, f"{peak:.0f} bytes a row"
+
+
+def test_rows_that_train_other_answers_of_one_conversation_are_not_duplicates():
+    """One conversation unfolded: each row masks all answers but one."""
+    words = "press firmly on the wound with both hands and do not let go until help is there"
+    turns = [
+        {"role": role, "content": f"{words} {n}"}
+        for n, role in enumerate(("user", "assistant") * 3)
+    ]
+
+    def masking(*places):
+        return [{**t, "masked": "yes"} if n in places else t for n, t in enumerate(turns)]
+
+    keys = [duplicates.comparison_keys(row) for row in (turns, masking(1, 3), masking(1, 5))]
+    assert len({own["exact"] for own in keys}) == len({own["vital"] for own in keys}) == 3
+    assert len({own["question"] for own in keys}) == 1
+    again = duplicates.comparison_keys(masking(1, 3))
+    assert (again["exact"], again["vital"]) == (keys[1]["exact"], keys[1]["vital"])

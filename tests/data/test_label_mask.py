@@ -39,9 +39,9 @@ def independent(gemma, messages):
         body = pieces(text) if role == "model" else []
         tail = pieces("\n")
         ids += head + body + [106] + tail
-        labels += (
-            [-100] * len(head) + (body + [106] if role == "model" else [-100]) + [-100] * len(tail)
-        )
+        trained = role == "model" and "masked" not in message
+        own = body + [106] if trained else [-100] * (len(body) + 1)
+        labels += [-100] * len(head) + own + [-100] * len(tail)
         system = "" if role == "user" else system
     return ids, labels
 
@@ -58,6 +58,41 @@ def test_ids_and_labels_equal_an_independent_construction(gemma):
     ):
         assert (ids, labels) == independent(gemma, messages) == label_mask.encode(gemma, messages)
         assert label_mask.find_mask_fault(gemma, ids, labels, messages) == ""
+
+
+def masked(messages, *places):
+    """The conversation with the answers at these places read, but not trained."""
+    return [{**m, "masked": "yes"} if n in places else m for n, m in enumerate(messages)]
+
+
+def test_a_masked_answer_is_read_and_not_trained(gemma):
+    rows, rng = bundled_messages(), random.Random(2)
+    for n in range(40):
+        messages = [m for r in rng.sample(rows, 2 + n % 3) for m in r]
+        answers = range(1, len(messages), 2)
+        hidden = rng.sample(answers, rng.randrange(1, len(answers)))
+        messages = masked(messages, *hidden)
+        ids, labels = label_mask.encode(gemma, messages)
+        assert (ids, labels) == independent(gemma, messages)
+        assert ids == label_mask.encode(gemma, [{**m, "masked": "yes"} for m in messages])[0]
+        assert label_mask.find_mask_fault(gemma, ids, labels, messages) == ""
+
+
+def test_the_proof_knows_which_of_equal_answers_is_masked(gemma):
+    """Three equal answers: the tokens alone do not tell which of them may be trained."""
+    three = row("What now?", "Call.") + row("And then?", "Call.") + row("And now?", "Call.")
+    wanted = {places: masked(three, *places) for places in ((1,), (3,), (5,), (1, 5), (3, 5))}
+    for places, messages in wanted.items():
+        for others, trained in wanted.items():
+            ids, labels = label_mask.encode(gemma, trained)
+            fault = label_mask.find_mask_fault(gemma, ids, labels, messages)
+            assert bool(fault) == (places != others), (places, others)
+        plain = label_mask.find_mask_fault(gemma, *label_mask.encode(gemma, three), messages)
+        assert "3 trained runs of tokens, expected" in plain
+    everything = masked(three, 1, 3, 5)
+    ids, labels = label_mask.encode(gemma, everything)
+    assert set(labels) == {-100}
+    assert label_mask.find_mask_fault(gemma, ids, labels, everything) == "no answer is trained"
 
 
 def test_labels_equal_unsloths_train_on_responses_only(gemma, bundled_base):
@@ -246,6 +281,18 @@ def test_cut_leaves_out_last_exchanges_first(gemma):
     shorter = label_mask.cut_to_fit(gemma, long, 60, "en")
     assert len(shorter) == 4
     assert len(label_mask.encode(gemma, shorter)[0]) <= 60
+
+
+def test_cut_ends_in_a_trained_answer(gemma):
+    long = row("One?", "First answer.") + row("Two?", "Press hard on the wound. " * 60)
+    assert label_mask.cut_to_fit(gemma, masked(long, 3), 60, "en") == row("One?", "First answer.")
+    assert label_mask.cut_to_fit(gemma, masked(long, 1, 3), 60, "en") is None
+    shorter = label_mask.cut_to_fit(gemma, masked(long, 1), 60, "en")
+    assert shorter[:3] == masked(long, 1)[:3]
+    assert shorter[3]["content"].startswith("Press hard on the wound. ")
+    ids, labels = label_mask.encode(gemma, shorter)
+    assert label_mask.find_mask_fault(gemma, ids, labels, shorter) == ""
+    assert label_mask.cut_to_fit(gemma, masked(long, 3), 1000, "en") == masked(long, 3)
 
 
 def test_data_cannot_fake_a_turn(gemma):

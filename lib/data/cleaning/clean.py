@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 from lib.common.errors import UserError
 from lib.common.words import WORDS, normalised, words_of
+from lib.data.cleaning import turn_order
 from lib.data.cleaning.control_tokens import has_control_token
 from lib.data.cleaning.personal import mask_personal_data
 from lib.data.cleaning.text_rules import TEXT_RULES, apply_rules, select_rules
+from lib.data.cleaning.turns import is_trained
 from lib.medical import advice
 from lib.params import Params
 
@@ -80,6 +82,11 @@ def turns_out_of_order(row: CleanedRow, job: Params) -> bool:
 def has_empty_message(row: CleanedRow, job: Params) -> bool:
     """Tell whether a message is empty or only white space, or there is no message at all."""
     return not row.messages or any(not m["content"].strip() for m in row.messages)
+
+
+def has_nothing_trained(row: CleanedRow, job: Params) -> bool:
+    """Tell whether every answer is masked, so that the row would train nothing."""
+    return not any(map(is_trained, row.messages))
 
 
 def has_nested_markup(row: CleanedRow, job: Params) -> bool:
@@ -152,6 +159,7 @@ def has_other_language(row: CleanedRow, job: Params) -> bool:
 DROP_TESTS: tuple[tuple[str, Callable[[CleanedRow, Params], bool]], ...] = (
     ("turns_out_of_order", turns_out_of_order),
     ("empty", has_empty_message),
+    ("nothing_trained", has_nothing_trained),
     ("nested_markup", has_nested_markup),
     ("unclear_markup", has_unclear_markup),
     ("control_tokens", has_inner_control_token),
@@ -165,6 +173,7 @@ DROP_TESTS: tuple[tuple[str, Callable[[CleanedRow, Params], bool]], ...] = (
 )
 REASONS = (*(reason for reason, _ in DROP_TESTS), "dangerous_advice", "too_long")
 CHANGES = (
+    *turn_order.RULES,
     *(name for name, _ in TEXT_RULES),
     "control_token_broken_up",
     "empty_system_message",
@@ -234,9 +243,11 @@ def clean_row(
     """
     if sum(len(m["content"]) for m in messages) > MOST_CHARACTERS:
         return messages, "too_long", {}
+    messages, reordered = turn_order.mend_order(messages, job.skip_rules)
     cleaned, changed = _clean_messages(messages, job)
     faults = FAULTS & set(changed)
     changed = {name: change for name, change in changed.items() if name not in TEXT_FAULTS}
+    changed |= reordered
     row = CleanedRow(
         messages=cleaned,
         questions=_texts_of("user", cleaned),
@@ -277,7 +288,7 @@ def _clean_messages(
         if role == "system" and not text.strip():
             changed.setdefault("empty_system_message", (message["content"], ""))
         else:
-            cleaned.append({"role": role, "content": text})
+            cleaned.append({**message, "content": text})
     return cleaned, changed
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from lib.data.reading.shapes import BadRow
+from lib.data.reading.row_parts.fields import BadRow
 
 NumberedRows = Iterator[tuple[int, Any]]
 BATCH = 1000  # rows of a parquet or Arrow file that are held at a time

@@ -9,7 +9,7 @@ from typing import Any
 
 from lib.common.text import find_encoding
 from lib.data.reading import shapes
-from lib.data.reading.shapes import BadRow
+from lib.data.reading.row_parts.fields import BadRow
 
 NumberedRows = Iterator[tuple[int, Any]]
 SAMPLE = 2**18  # characters of a csv file from which its dialect is guessed

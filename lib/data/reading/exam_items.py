@@ -13,7 +13,16 @@ from typing import Any
 from lib.common.errors import UserError
 from lib.data import chat
 from lib.data.reading import formats, hub_rows, shapes, sources
-from lib.data.reading.shapes import BadRow
+from lib.data.reading.row import IDS, TOPICS
+from lib.data.reading.row_parts import multiple_choice, verdicts
+from lib.data.reading.row_parts.fields import (
+    BadRow,
+    Fields,
+    as_text,
+    require_fields,
+    require_unicode,
+)
+from lib.data.reading.row_parts.multiple_choice import Habits
 from lib.params import Source
 
 EXPECTED = (
@@ -45,13 +54,19 @@ def convert_medqa(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _letter(number: Any) -> Any:
+    """Return the letter of an option that these sets count from 0."""
+    is_known = isinstance(number, int) and 0 <= number < MOST_OPTIONS
+    return chr(65 + number) if is_known else number
+
+
 def convert_medmcqa(row: dict[str, Any]) -> dict[str, Any]:
     """Convert openlifescienceai/medmcqa: options opa to opd; cop is the right one, from 0."""
     return {
         "id": row["id"],
         "question": row["question"],
         "options": [row[f"op{letter}"] for letter in "abcd"],
-        "answer_letter": row["cop"],
+        "answer_letter": _letter(row["cop"]),
         "topic": row["subject_name"],
     }
 
@@ -75,7 +90,7 @@ def convert_mmlu(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "question": row["question"],
         "options": row["choices"],
-        "answer_letter": row["answer"],
+        "answer_letter": _letter(row["answer"]),
         "topic": row["subject"],
     }
 
@@ -121,11 +136,13 @@ def read_items(name: str) -> list[dict[str, Any]]:
     is_local = sources.find_local(Source(dataset=name), "exam") is not None
     items = []
     first_places: dict[str, str] = {}
-    for where, values in _read_rows(name):
+    rows = list(_read_rows(name))
+    habits = multiple_choice.find_habits(rows)
+    for where, values in rows:
         try:
-            item = _to_item(values, where)
+            item = _to_item(values, where, habits)
             if is_local:  # a set on the hub is asked as it was published; a file can be corrected
-                _require_distinct_options(item, values)
+                _require_distinct_options(item)
             if item["id"] in first_places:
                 raise BadRow(
                     f"its id `{item['id']}` is also that of {first_places[item['id']]}. Results "
@@ -151,20 +168,21 @@ def _read_rows(name: str) -> Iterator[tuple[str, Any]]:
         yield from hub_rows.read_hub_rows(Source(dataset=name, split="test"), what="exam")
 
 
-def _to_item(values: Any, where: str) -> dict[str, Any]:
+def _to_item(values: Any, where: str, habits: Habits) -> dict[str, Any]:
     """Return a row as an item.
 
     Raise BadRow when something is missing, or would break the question.
     """
-    values = shapes.require_fields(values)
-    _require_filled(values, "question", ("question",))
-    _require_filled(values, "options", shapes.CHOICES)
-    _require_filled(values, "answer_letter", shapes.RIGHT)
-    item = shapes.to_choice(values)
-    context = shapes.as_text(values.get("context")).strip()
+    row = Fields(require_fields(values))
+    verdicts.drop_with_media(row)
+    _require_filled(row, "question", row.is_filled("question"))
+    _require_filled(row, "options", multiple_choice.is_choice(row))
+    _require_filled(row, "answer_letter", any(map(row.is_filled, multiple_choice.RIGHT)))
+    item = multiple_choice.to_choice(row, habits)
+    context = shapes.read_context(row).strip()
     stem = item["question"].strip()
-    item["id"] = shapes.as_text(values.get("id")) or where
-    item["topic"] = shapes.as_text(values.get("topic"))
+    item["id"] = next((as_text(row.get(name)) for name in IDS if row.is_filled(name)), where)
+    item["topic"] = next((as_text(row.get(name)) for name in TOPICS if row.is_filled(name)), "")
     if context:
         item["question"] = f"{context}\n\n{stem}"
         item["stem"] = stem
@@ -172,7 +190,7 @@ def _to_item(values: Any, where: str) -> dict[str, Any]:
         item["question"] = stem
     options = item["options"]
     texts = [item["question"], *options.values()]
-    shapes.require_unicode(item["id"], item["topic"], *options, *texts)
+    require_unicode(item["id"], item["topic"], *options, *texts)
     if len(options) > MOST_OPTIONS:
         raise BadRow(
             f"it has {len(options)} options; expected 2 to {MOST_OPTIONS}, one per letter."
@@ -186,17 +204,14 @@ def _to_item(values: Any, where: str) -> dict[str, Any]:
     return item
 
 
-def _require_filled(values: dict[str, Any], field: str, names: tuple[str, ...]) -> None:
-    """Raise BadRow unless a field has a value under one of its known names."""
-    for name in names:
-        value = values.get(name)
-        if value is not None and str(value).strip() not in ("", "nan"):
-            return
-    raise BadRow(f"it has no `{field}`; its fields are {shapes.list_fields(values) or '(none)'}.")
+def _require_filled(row: Fields, field: str, is_filled: bool) -> None:
+    """Raise BadRow unless the row has a value for a field."""
+    if not is_filled:
+        raise BadRow(f"it has no `{field}`; its fields are {row.describe() or '(none)'}.")
 
 
-def _require_distinct_options(item: dict[str, Any], values: dict[str, Any]) -> None:
-    """Raise BadRow for empty or equal options, or an answer that could name two of them."""
+def _require_distinct_options(item: dict[str, Any]) -> None:
+    """Raise BadRow for empty or equal options."""
     texts = {letter: " ".join(text.split()) for letter, text in item["options"].items()}
     letter_of: dict[str, str] = {}
     for letter, text in texts.items():
@@ -208,13 +223,3 @@ def _require_distinct_options(item: dict[str, Any], values: dict[str, Any]) -> N
                 f"one could count as right."
             )
         letter_of[text] = letter
-    field = next(name for name in shapes.RIGHT if values.get(name) is not None)
-    named = values[field]
-    if field not in ("answer", "label") or not isinstance(named, str):
-        return
-    other = letter_of.get(named.strip())
-    if other is not None and other != item["answer_letter"]:
-        raise BadRow(
-            f"its {field} {named!r} is the letter of one option and the text of another, {other}. "
-            f"Give the letter in answer_letter."
-        )

@@ -21,7 +21,7 @@ from typing import Any
 from lib.common import files
 from lib.common.errors import UserError
 from lib.data.reading import columnar, csv_rows, json_rows, sheets
-from lib.data.reading.shapes import BadRow
+from lib.data.reading.row_parts.fields import BadRow
 
 NumberedRows = Iterator[tuple[int, Any]]
 PACKINGS = (".gz", ".zst", ".xz", ".bz2")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lib.common.text import find_encoding
-from lib.data.reading.shapes import BadRow, list_fields
+from lib.data.reading.row_parts.fields import BadRow
 
 NumberedRows = Iterator[tuple[int, Any]]
 BLANKS = re.compile(r"\s*")
@@ -129,7 +129,11 @@ def _explain_single(values: Any) -> str:
     if not isinstance(values, dict):
         return f"{expected}; it is a value of type {type(values).__name__}."
     lists = [f"{name} ({len(own)})" for name, own in values.items() if isinstance(own, list)]
-    found = f"lists {', '.join(lists)}" if lists else f"fields {list_fields(values) or '(none)'}"
+    found = (
+        f"lists {', '.join(lists)}"
+        if lists
+        else f"fields {', '.join(map(str, values)) or '(none)'}"
+    )
     return f"{expected}; it is a single object, with {found}. Save each list as a file of its own."
 
 

@@ -2,302 +2,172 @@
 
 to_messages({"question": "...", "answer": "..."})
 # [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]
+
+Fields that change what a row means are honoured here, or the row is dropped or refused: history,
+an unpaired preference's label, pictures, the weight of a turn (`row_parts/chats.py`).
 """
 
-import json
-from collections.abc import Collection
+import functools
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from lib.common.errors import UserError
+from lib.data.cleaning.turns import Turn
+from lib.data.reading.row_parts import chats, choice_options, multiple_choice, verdicts
+from lib.data.reading.row_parts.fields import BadRow, Fields, as_text, fold_names, is_filled, quote
 
+# Where a file of mixed shapes fills several pairs, the first counts. `chosen` is the better answer
+# of a preference; beside it, `rejected` is never trained.
 PAIRS = (
     ("question", "answer"),
     ("prompt", "completion"),
     ("instruction", "output"),
     ("input", "output"),
+    ("prompt", "response"),
+    ("instruction", "response"),
+    ("query", "response"),
+    ("question", "response"),
+    ("query", "answer"),
+    ("prompt", "chosen"),
+    ("question", "chosen"),
+    ("instruction", "chosen"),
+    ("query", "chosen"),
+    ("input", "chosen"),
 )
-CHATS = (("messages", "role", "content"), ("conversations", "from", "value"))
-CHOICES = ("options", "choices")
-RIGHT = ("answer_letter", "answer_idx", "answer", "label")
-ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "system": "system",
-}
-# the fields that `columns:` may name
-FIELDS = (
-    "question",
-    "answer",
-    "context",
-    "system",
-    "options",
-    "answer_letter",
-    "messages",
-    "conversations",
-    "id",
-    "topic",
-)
-# if `columns:` names only these, the shape is still recognised by the row's other fields
-BESIDE = {"context", "system", "id", "topic"}
+CHATS = ("messages", "conversations", "conversation")
+SYSTEM = ("system", "system_prompt")
 SHAPES = (
-    "messages (role/content), conversations (from/value), question/answer, prompt/completion, "
-    "instruction/(input)/output, input/output(/context), question/options/answer_letter"
+    "messages or conversations (turns of role/content or from/value), question/answer, "
+    "prompt/completion, instruction/(input)/output, input/output(/context), query/response, "
+    "prompt/chosen, question/options/answer_letter, and the columns of MedMCQA and PubMedQA"
 )
-Messages = list[dict[str, str]]
-
-
-class BadRow(Exception):
-    """A row that cannot be read; the text says what is wrong with it, but not where it is."""
-
-    def __init__(self, text: str) -> None:
-        # the text may quote characters that cannot be printed
-        super().__init__(text.encode(errors="backslashreplace").decode())
-
-
-# -------------------------------------------------------------------------------------------------
-# fields
-
-
-def require_fields(values: Any) -> dict[str, Any]:
-    """Return a row as its file gave it; raise BadRow unless it is an object with named fields."""
-    if isinstance(values, BadRow):
-        raise values
-    if isinstance(values, list):
-        raise BadRow(f"its type is list; expected an object with named fields{_name_list(values)}.")
-    if not isinstance(values, dict):
-        raise BadRow(f"its type is {type(values).__name__}; expected an object with named fields.")
-    return values
-
-
-def _name_list(values: list[Any]) -> str:
-    """Return how a row that is a bare list would be written as an object, or ""."""
-    for key, role_key, _ in CHATS:
-        if values and all(isinstance(turn, dict) and role_key in turn for turn in values):
-            return f'. It is a bare list of turns: write {{"{key}": [...]}} around each'
-    if values and all(isinstance(text, str) for text in values):
-        return '. It is a list of texts: name them, as in {"question": "...", "answer": "..."}'
-    return ""
-
-
-def require_unicode(*texts: str) -> None:
-    """Raise BadRow for text that cannot be encoded, so that no file or tokenizer accepts it."""
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError:
-        raise BadRow(
-            "its text has half of a character pair (a lone surrogate), which is not Unicode text. "
-            "Write the complete character."
-        ) from None
-
-
-def list_fields(values: dict[str, Any]) -> str:
-    """Return the names of a row's fields, for messages; empty for a row without any."""
-    return ", ".join(map(str, values))
-
-
-def rename_columns(values: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
-    """Return a row with the data's columns under our field names; `columns` is {ours: theirs}.
-
-    If `columns` names a field of the exchange, only question, answer, id and topic are kept of the
-    row's other fields.
-    """
-    missing = [theirs for theirs in columns.values() if theirs not in values]
-    if missing:
-        raise BadRow(
-            f"`columns` names {', '.join(missing)}; the row has "
-            f"{list_fields(values) or '(nothing)'}"
-        )
-    if set(columns) <= BESIDE:
-        kept = values
-    else:
-        counts = ("id", "topic", "question", "answer")
-        kept = {name: value for name, value in values.items() if name in counts}
-    return {**kept, **{ours: values[theirs] for ours, theirs in columns.items()}}
-
-
-def check_columns(columns: dict[str, str]) -> None:
-    """Raise UserError when `columns` names a field that no shape has."""
-    wrong = [ours for ours in columns if ours not in FIELDS]
-    if wrong:
-        raise UserError(
-            f"columns: `{wrong[0]}` is not a known field; expected some of {', '.join(FIELDS)}, "
-            f"each with the data's column, for example columns: {{question: ask, answer: reply}}"
-        )
+NO_INPUT = ("<noinput>", "noinput", "no input")  # how Alpaca's kin write an empty `input`
+Messages = list[Turn]
 
 
 def has_known_shape(names: Collection[str]) -> bool:
     """Tell whether columns of these names form a known shape."""
+    folded = fold_names(tuple(names))
     return (
-        any(key in names for key, _, _ in CHATS)
-        or any(ask in names and reply in names for ask, reply in PAIRS)
-        or ("question" in names and any(name in names for name in CHOICES))
+        any(key in folded for key in CHATS)
+        or any(ask in folded and reply in folded for ask, reply in PAIRS)
+        or choice_options.may_be_choice(tuple(folded))
     )
 
 
-# -------------------------------------------------------------------------------------------------
-# messages
+def to_messages(
+    values: dict[str, Any],
+    columns: Mapping[str, str] | None = None,
+    habits: multiple_choice.Habits | None = None,
+) -> Messages:
+    """Return a row as chat messages.
+
+    Raise BadRow when it has no known shape, DroppedRow when it must not be trained on, and
+    UndecidedRow when other rows of its source decide which option is right.
+    """
+    return read_messages(Fields(values, columns), habits)
 
 
-def to_messages(values: dict[str, Any]) -> Messages:
-    """Return a row as chat messages; raise BadRow when it has no known shape."""
-    for key, role_key, text_key in CHATS:
-        if isinstance(values.get(key), list):
-            return _read_chat(values, key, role_key, text_key)
-    if "question" in values and any(values.get(name) for name in CHOICES):
-        return _read_choice(values)
-    pairs = [(ask, reply) for ask, reply in PAIRS if ask in values and reply in values]
+def read_messages(row: Fields, habits: multiple_choice.Habits | None = None) -> Messages:
+    """Return a row as chat messages, and note which of its fields were read; see to_messages."""
+    verdicts.drop_with_media(row)
+    messages = _read_shape(row, habits)
+    verdicts.drop_with_placeholder(messages)
+    verdicts.drop_marked_wrong(row)
+    return messages
+
+
+def _read_shape(row: Fields, habits: multiple_choice.Habits | None) -> Messages:
+    keys, pairs = _find_shapes(row.shape)
+    listed = [key for key in keys if chats.is_chat(row.peek(key))]
+    key = next(filter(row.is_filled, listed), None)
+    if key:
+        return _begin(row, _read_chat(row, key))
+    if multiple_choice.is_choice(row):
+        return _begin(row, _read_choice(row, habits))
     if pairs:
         # a file of mixed shapes has every column in every row: the pair with values counts
-        filled = [pair for pair in pairs if values[pair[0]] or values[pair[1]]]
-        ask, reply = filled[0] if filled else pairs[0]
-        more = values.get("input") if ask == "instruction" else None
-        return _exchange(values, [values[ask], more, values.get("context")], values[reply])
-    wrong = [key for key, _, _ in CHATS if values.get(key) is not None]
+        filled = [pair for pair in pairs if any(map(row.is_filled, pair))]
+        whole = [pair for pair in filled if all(map(row.is_filled, pair))]
+        return _begin(row, _read_pair(row, *(whole or filled or pairs)[0]))
+    if chats.is_chat(row.peek("chosen")):  # a preference whose prompt is in both conversations
+        return _begin(row, chats.read_turns(row, row.get("chosen"), "chosen"))
+    if listed:
+        row.get(listed[0])
+        return []  # a conversation without turns, which is dropped as empty
+    raise BadRow(_explain_unknown(row))
+
+
+@functools.lru_cache(maxsize=1024)
+def _find_shapes(names: tuple[str, ...]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the keys of conversations, and the pairs, among a row's names."""
+    pairs = [(ask, reply) for ask, reply in PAIRS if ask in names and reply in names]
+    return [key for key in CHATS if key in names], pairs
+
+
+def _explain_unknown(row: Fields) -> str:
+    wrong = [key for key in CHATS if row.peek(key) is not None]
     if wrong:
-        raise BadRow(
-            f"its {wrong[0]} field is {_quote(values[wrong[0]])}; expected a list of turns"
-        )
-    raise BadRow(
-        f"no known shape; its fields are {list_fields(values) or '(none)'}.\n"
+        return f"its {wrong[0]} field is {quote(row.peek(wrong[0]))}; expected a list of turns"
+    return (
+        f"no known shape; its fields are {row.describe() or '(none)'}.\n"
         f"Known shapes: {SHAPES}.\n"
         f"Map other names with columns, e.g. columns: {{question: ask, answer: reply}}"
     )
 
 
-def _read_chat(values: dict[str, Any], key: str, role_key: str, text_key: str) -> Messages:
-    turns = [_read_turn(turn, role_key, text_key) for turn in values[key]]
-    if turns and turns[0]["role"] != "system":
-        return _system(values) + turns
+def _begin(row: Fields, turns: Messages) -> Messages:
+    """Return a conversation with the row's system message and its history before it."""
+    history = chats.read_history(row)
+    if turns and turns[0]["role"] == "system":
+        return [turns[0], *history, *turns[1:]]
+    name = next((name for name in SYSTEM if row.is_filled(name)), None)
+    system = [{"role": "system", "content": as_text(row.get(name))}] if name else []
+    return [*system, *history, *turns]
+
+
+def _read_chat(row: Fields, key: str) -> Messages:
+    verdicts.drop_without_weight(row)
+    turns = chats.read_turns(row, row.get(key), key)
+    if turns and turns[-1]["role"] == "user" and row.is_filled("chosen"):
+        turns += chats.read_side(row, "chosen", "assistant")
     return turns
 
 
-def _read_turn(turn: Any, role_key: str, text_key: str) -> dict[str, str]:
-    name = turn.get(role_key) if isinstance(turn, dict) else None
-    role = ROLES.get(name) if isinstance(name, str) else None
-    if role is None or text_key not in turn:
-        raise BadRow(
-            f"a turn is {_quote(turn)}; expected {role_key} (one of {', '.join(ROLES)}) and "
-            f"{text_key}."
-        )
-    return {"role": role, "content": as_text(turn[text_key])}
-
-
-def _read_choice(values: dict[str, Any]) -> Messages:
-    item = to_choice(values)
+def _read_choice(row: Fields, habits: multiple_choice.Habits | None) -> Messages:
+    item = multiple_choice.to_choice(row, habits)
     options = item["options"]
     listed = "\n".join(f"{letter}) {text}" for letter, text in options.items())
-    asked = [values.get("context"), item["question"], listed]
-    return _exchange(values, asked, options[item["answer_letter"]])
+    asked = [read_context(row), item["question"], listed]
+    return _exchange(asked, options[item["answer_letter"]])
 
 
-def _exchange(values: dict[str, Any], asked: list[Any], answer: Any) -> Messages:
+def _read_pair(row: Fields, ask: str, reply: str) -> Messages:
+    question, answer = row.peek(ask), row.peek(reply)
+    if chats.has_turns(question) or chats.has_turns(answer):
+        asked = chats.read_side(row, ask, "user")
+        answered = chats.read_side(row, reply, "assistant")
+        return chats.join_sides(asked, answered)
+    more = row.get("input") if ask == "instruction" else None
+    if isinstance(more, str) and more.strip().casefold() in NO_INPUT:
+        more = None
+    return _exchange([row.get(ask), more, read_context(row)], row.get(reply))
+
+
+def read_context(row: Fields) -> str:
+    """Return a row's context as text: also the list of paragraphs that PubMedQA has."""
+    value = row.get("context")
+    if isinstance(value, dict) and "contexts" in value:
+        rest = [name for name in value if name != "contexts" and is_filled(value[name])]
+        row.unread_inside |= {f"context.{name}" for name in rest}
+        value = value["contexts"]
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        return "\n".join(value)
+    return as_text(value)
+
+
+def _exchange(asked: list[Any], answer: Any) -> Messages:
     texts = [as_text(part).strip() for part in asked]
     return [
-        *_system(values),
         {"role": "user", "content": "\n\n".join(text for text in texts if text)},
         {"role": "assistant", "content": as_text(answer)},
     ]
-
-
-def _system(values: dict[str, Any]) -> Messages:
-    text = values.get("system") or values.get("system_prompt")
-    return [{"role": "system", "content": text}] if isinstance(text, str) else []
-
-
-# -------------------------------------------------------------------------------------------------
-# multiple choice
-
-
-def to_choice(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a multiple-choice row as {"question", "options": {"A": text, ...}, "answer_letter"}.
-
-    The right option may be given as a letter, as a number from 0, or in words. Raise BadRow when
-    it is none of the options.
-    """
-    options = _read_options(values)
-    right = next((values[name] for name in RIGHT if values.get(name) is not None), None)
-    letter = _find_letter(right, options)
-    if letter is None:
-        raise BadRow(
-            f"its answer is {_quote(right)}; expected one of {', '.join(options)}, the number of "
-            f"an option from 0, or its text"
-        )
-    return {
-        "question": as_text(values.get("question")),
-        "options": options,
-        "answer_letter": letter,
-    }
-
-
-def _read_options(values: dict[str, Any]) -> dict[str, str]:
-    """Return {letter: text} of the options, in whatever form the row has them."""
-    options = next((values[name] for name in CHOICES if values.get(name)), None)
-    if isinstance(options, BadRow):  # the object has a letter twice
-        raise options
-    if isinstance(options, list):
-        options = _letter_options(options)
-    if isinstance(options, dict):  # in parquet, each row has a column for every letter of the file
-        options = {str(letter): text for letter, text in options.items() if text is not None}
-    if (
-        not isinstance(options, dict)
-        or len(options) < 2
-        or not all(isinstance(text, str | int | float) for text in options.values())
-    ):
-        raise BadRow(
-            f"its options are {_quote(options)}; expected a list of texts, or {{letter: text}}"
-        )
-    return {letter: str(text) for letter, text in options.items()}
-
-
-def _letter_options(options: list[Any]) -> dict[Any, Any]:
-    """Return {letter: text} of a list: with its own letters, as in MedQA, or with A, B, C, ..."""
-    if not all(isinstance(o, dict) and {"key", "value"} <= set(o) for o in options):
-        return {chr(65 + n): text for n, text in enumerate(options)}
-    letters = [option["key"] for option in options]
-    for letter in letters:
-        if letters.count(letter) > 1:
-            raise BadRow(
-                f"its options have the letter {_quote(letter)} twice; expected a different letter "
-                f"for each"
-            )
-    return {option["key"]: option["value"] for option in options}
-
-
-def _find_letter(right: Any, options: dict[str, str]) -> str | None:
-    if isinstance(right, int):
-        letters = list(options)
-        return letters[right] if 0 <= right < len(letters) else None
-    named = str(right).strip()
-    if named in options:
-        return named
-    return next((letter for letter, text in options.items() if text.strip() == named), None)
-
-
-# -------------------------------------------------------------------------------------------------
-# values
-
-
-def as_text(value: Any) -> str:
-    """Return a field as text; raise BadRow where it holds something else."""
-    if isinstance(value, BadRow):
-        raise value
-    if isinstance(value, list) and all(
-        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-        for part in value
-    ):
-        return "\n".join(part["text"] for part in value)  # OpenAI's content parts
-    if value is None or value != value:  # pandas writes NaN for an empty field
-        return ""
-    if not isinstance(value, str | int | float):
-        raise BadRow(f"a text field is {_quote(value)}; expected a string, or parts of type text")
-    return str(value)
-
-
-def _quote(value: Any) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, default=str)[:120]
-    except RecursionError:
-        return f"a {type(value).__name__} that cannot be shown"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from lib.common import files
 from lib.common.errors import UserError
-from lib.data.reading.shapes import BadRow
+from lib.data.reading.row_parts.fields import BadRow
 
 NumberedRows = Iterator[tuple[int, Any]]
 # formats that show a number as it is, but for zeros and separators

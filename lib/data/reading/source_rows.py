@@ -7,15 +7,17 @@ are user, assistant and system. A row of a held-out file also has its "split".
 """
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from lib.common.errors import UserError
-from lib.data.reading import formats, hub_rows, shapes, sources
+from lib.data.reading import formats, hub_rows, sources
 from lib.data.reading.local_files import Part
-from lib.data.reading.shapes import BadRow
+from lib.data.reading.row import FieldCounts, RowReader
+from lib.data.reading.row_parts.fields import BadRow, DroppedRow
 from lib.params import Params, Source
 
 
@@ -38,8 +40,8 @@ class _Input:
 
     number: int
     source: Source
-    prefix: str  # of its rows' ids
     parts: list[tuple[Part | None, dict[str, Any]]]
+    reader: RowReader
 
 
 def read_rows(
@@ -48,6 +50,7 @@ def read_rows(
     report_bytes: Callable[[int], None] = lambda done: None,
     commits: dict[str, str | None] | None = None,
     inputs: list[dict[str, Any]] | None = None,
+    fields: list[FieldCounts] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield all rows of the sources as messages, in order; first those of held-out files.
 
@@ -55,23 +58,28 @@ def read_rows(
 
     A UserError names file and line of what cannot be read. `note_dropped` gets (reason, id or
     place, details) of a skipped row: `unreadable` within skip_bad_lines, `not_sampled` by a
-    source's weight. `report_bytes` gets the bytes of local files read so far, `commits` the commit
-    of each hub source, `inputs` {"name", "split", "rows", "unread"} of each file or hub split;
-    `unread` says why it is not read, or is "".
+    source's weight, or one of verdicts.REASONS. `report_bytes` gets the bytes of local files read
+    so far, `commits` the commit of each hub source, `inputs` {"name", "split", "rows", "unread"} of
+    each file or hub split; `unread` says why it is not read, or is "". `fields` gets the fields of
+    each source.
     """
     inputs = [] if inputs is None else inputs
     reading = _Reading(job, note_dropped, report_bytes, commits, inputs)
     listed = [
-        _list_input(number, source, prefix, inputs)
+        _list_input(number, source, RowReader(source, prefix, job.answer_numbers), inputs)
         for number, (source, prefix) in enumerate(
             zip(sources.list_sources(job), _id_prefixes(job.dataset), strict=True)
         )
     ]
+    if fields is not None:
+        fields += [own.reader.fields for own in listed]
     for split in ("test", "validation", "train"):
         yield from _read_split(listed, split, reading)
 
 
-def _list_input(number: int, source: Source, prefix: str, inputs: list[dict[str, Any]]) -> _Input:
+def _list_input(
+    number: int, source: Source, reader: RowReader, inputs: list[dict[str, Any]]
+) -> _Input:
     """Return a source with its parts, and list these, and what is not read, in `inputs`."""
     found = sources.find_local(source)
     parts: list[tuple[Part | None, dict[str, Any]]] = []
@@ -82,7 +90,8 @@ def _list_input(number: int, source: Source, prefix: str, inputs: list[dict[str,
         parts.append((part, {"name": name, "split": split, "rows": 0, "unread": why}))
     inputs += [entry for _, entry in parts]
     _list_unread(found.unread if found else [], inputs)
-    return _Input(number, source, prefix, parts)
+    reader.read_again = functools.partial(_read_again, source, [part for part, _ in parts])
+    return _Input(number, source, parts, reader)
 
 
 def _list_unread(unread: list[tuple[str, str]], inputs: list[dict[str, Any]]) -> None:
@@ -142,6 +151,15 @@ def _read_file(part: Part, source: Source, reading: _Reading) -> Iterator[tuple[
     yield from formats.read_file(part.path, source.columns, report, part.inside)
 
 
+def _read_again(source: Source, parts: list[Part | None]) -> Iterator[tuple[str, Any]]:
+    """Yield (where, values) of all rows of a source that are read, of every split."""
+    for part in parts:
+        if part:
+            yield from formats.read_file(part.path, source.columns, inside=part.inside)
+        else:
+            yield from hub_rows.read_hub_rows(source)
+
+
 def _id_prefixes(dataset: sources.Dataset) -> list[str]:
     """Return a prefix for the row ids of each source, since sources of a list may share ids."""
     if isinstance(dataset, str | Source):
@@ -161,9 +179,12 @@ def _share(text: str) -> float:
 def _to_row_or_note(
     where: str, values: Any, own: _Input, number: int, split: str, reading: _Reading
 ) -> dict[str, Any] | None:
-    """Return a row as messages; None if it cannot be read, but skip_bad_lines allows that."""
+    """Return a row as messages; None if it is dropped, or unreadable as skip_bad_lines allows."""
     try:
-        return _to_row(values, own.source, own.prefix, number, split)
+        return own.reader.read(values, number, split)
+    except DroppedRow as dropped:
+        reading.note_dropped(dropped.reason, dropped.row_id, f"{where}: {dropped}")
+        return None
     except BadRow as error:
         reading.unreadable += 1
         if reading.unreadable > reading.job.skip_bad_lines:
@@ -173,21 +194,3 @@ def _to_row_or_note(
             raise UserError(f"{where}: {error}{more}") from None
         reading.note_dropped("unreadable", where, str(error).splitlines()[0])
         return None
-
-
-def _to_row(values: Any, source: Source, prefix: str, number: int, split: str) -> dict[str, Any]:
-    """Return a row of a source as messages; raise BadRow when it cannot be read."""
-    values = shapes.require_fields(values)
-    columns = source.columns
-    messages = shapes.to_messages(shapes.rename_columns(values, columns) if columns else values)
-    row_id = values.get(columns.get("id", "id"))
-    # the files of a folder's splits often number their rows alike
-    if split != "train" and not str(row_id).startswith(f"{split}-"):
-        prefix += f"{split}-"
-    if row_id in (None, ""):
-        row_id = f"{number:07d}" if prefix else f"row-{number:07d}"
-    topic = values.get(columns.get("topic", "topic"))
-    row_id, topic = f"{prefix}{row_id}", str(topic or "")
-    shapes.require_unicode(row_id, topic, *(turn["content"] for turn in messages))
-    row = {"id": row_id, "topic": topic, "messages": messages}
-    return row if split == "train" else {**row, "split": split}

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from lib.common import files, locations
 from lib.common.errors import ROOT, UserError
-from lib.data.reading import formats, hub_rows, local_files, shapes
+from lib.data.reading import formats, hub_rows, local_files
 from lib.data.reading.local_files import Found
+from lib.data.reading.row_parts.fields import check_columns
 from lib.medical import safety
 from lib.params import Params, Source
 
@@ -138,7 +139,7 @@ def check_sources(job: Params) -> None:
             _require_no_folder(source, "dataset")
         else:
             _check_local(source)
-        shapes.check_columns(source.columns)
+        check_columns(source.columns)
     for exam in job.exam:
         if find_local(Source(dataset=exam), "exam") is None:
             _require_no_folder(Source(dataset=exam), "exam")

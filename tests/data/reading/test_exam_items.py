@@ -48,7 +48,7 @@ def test_a_compressed_file_context_and_what_is_not_named(tmp_path):
     path.write_bytes(
         gzip.compress(
             json.dumps(
-                {"question": " q ", "context": "seen", "options": ["x", "y"], "answer": 1}
+                {"question": " q ", "context": "seen", "options": ["x", "y"], "answer": "B"}
             ).encode()
         )
     )
@@ -75,7 +75,10 @@ def test_a_compressed_file_context_and_what_is_not_named(tmp_path):
         (without("options"), "it has no `options`"),
         (without("answer_letter"), "it has no `answer_letter`"),
         (GOOD | {"answer_letter": "C"}, '"C"; expected one of A, B'),
-        (GOOD | {"answer_letter": -1}, "-1; expected one of A, B"),
+        (
+            GOOD | {"answer_letter": -1},
+            "its answer is -1 (-1 stands for an answer that is not published",
+        ),
         (
             GOOD | {"options": {"A": "butter", "B": "water", "C": " water "}},
             "its options B and C are the same, 'water'",
@@ -87,7 +90,7 @@ def test_a_compressed_file_context_and_what_is_not_named(tmp_path):
         (GOOD | {"options": {"A": "butter", "B": "water", "C": " "}}, "its option C is empty"),
         (
             without("answer_letter") | {"options": ["O", "A", "AB"], "answer": "A"},
-            "its answer 'A' is the letter of one option and the text of another, B",
+            'its `answer` "A" is option A as a letter, B as an option\'s text, and no row',
         ),
         (GOOD | {"options": {"A": "only"}}, "expected a list of texts, or {letter: text}"),
         (
@@ -129,7 +132,7 @@ def test_a_folder_is_read_whole_in_every_form_it_has(tmp_path):
     folder.mkdir()
     lines(
         folder,
-        {"question": "q", "choices": ["ice", "water"], "answer": 1},
+        {"question": "q", "choices": ["ice", "water"], "answer": 2},
         GOOD | {"id": 7},
         name="a.jsonl",
     )

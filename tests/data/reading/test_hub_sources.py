@@ -81,7 +81,7 @@ def parquet(*rows):
     return file.getvalue()
 
 
-ITEM = {"question": "Which?", "choices": ["ice", "water"], "answer": 1}
+ITEM = {"question": "Which?", "choices": ["ice", "water"], "answer": "B"}
 
 
 @pytest.fixture(scope="module")

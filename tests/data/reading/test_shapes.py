@@ -3,11 +3,14 @@
 python -m pytest tests/data/reading/test_shapes.py
 """
 
+import json
+
 import pytest
 
 from lib.common.errors import UserError
 from lib.data.reading import shapes
-from lib.data.reading.shapes import BadRow
+from lib.data.reading.row_parts import fields
+from lib.data.reading.row_parts.fields import BadRow
 
 Q, A = "How do I cool a burn?", "Under cool running water."
 USER, MODEL, SYSTEM = (
@@ -23,9 +26,9 @@ TURNS = [
 SHARED = [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]
 
 
-def said(row):
+def said(row, columns=None):
     """The row's turns as (role, text)."""
-    return [(turn["role"], turn["content"]) for turn in shapes.to_messages(row)]
+    return [(turn["role"], turn["content"]) for turn in shapes.to_messages(row, columns)]
 
 
 @pytest.mark.parametrize(
@@ -36,6 +39,7 @@ def said(row):
         {"instruction": Q, "output": A},
         {"instruction": Q, "input": "", "output": A},
         {"instruction": Q, "input": None, "output": A},
+        {"instruction": Q, "input": "<noinput>", "output": A},
         {"input": Q, "output": A},
         {"input": Q, "output": A, "context": None},
         {"messages": [USER, MODEL]},
@@ -43,6 +47,27 @@ def said(row):
         {"conversations": SHARED},
         {"conversations": [{"from": "user", "value": Q}, {"from": "assistant", "value": A}]},
         {"messages": [USER, {"role": "model", "content": A}]},
+        {"conversations": [USER, MODEL]},
+        {"conversation": [USER, MODEL]},
+        {"messages": SHARED},
+        {"messages": [{"from": "human", "content": Q}, {"role": "Assistant", "value": A}]},
+        {"messages": {"role": ["user", "assistant"], "content": [Q, A]}},  # a Sequence of datasets
+        {"conversations": json.dumps(SHARED)},  # in a table
+        {"messages": str([USER, MODEL])},
+        {"Question": Q, "Answer": A},
+        {" QUESTION ": Q, "answer": A},
+        {"query": Q, "response": A, "history": []},
+        {"instruction": Q, "context": "", "response": A},
+        {"prompt": [USER], "completion": [MODEL]},
+        {"prompt": Q, "completion": [MODEL]},
+        {"prompt": [USER], "completion": A},
+        {"prompt": str([USER]), "completion": str([MODEL])},
+        {"prompt": Q, "completion": A, "label": True},
+        {"prompt": Q, "chosen": A, "rejected": "Butter."},
+        {"prompt": [USER], "chosen": [MODEL], "rejected": [{**MODEL, "content": "Butter."}]},
+        {"prompt": Q, "chosen": [USER, MODEL], "rejected": [USER, MODEL]},
+        {"chosen": [USER, MODEL], "rejected": [USER, MODEL]},
+        {"conversations": SHARED[:1], "chosen": SHARED[1], "rejected": SHARED[1]},
         {
             "messages": [
                 {"role": "user", "content": [{"type": "text", "text": Q}]},
@@ -172,109 +197,8 @@ def test_in_a_table_of_mixed_shapes_the_filled_columns_count(row, nothing):
     assert shapes.to_messages({**blank, **row}) == [USER, MODEL]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# multiple choice
-
 WORDS = ["Ice", "Water", "Butter", "Toothpaste"]
-LETTERS = dict(zip("ABCD", WORDS, strict=True))
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"question": Q, "options": LETTERS, "answer_letter": "B"},
-        {"question": Q, "options": WORDS, "answer_letter": "B"},
-        {"question": Q, "choices": WORDS, "answer": 1, "subject": "first_aid"},  # MMLU
-        {
-            "question": Q,
-            "options": LETTERS,
-            "answer": "Water",
-            "answer_idx": "B",
-            "meta_info": "step1",
-            "metamap_phrases": ["x"],
-        },  # MedQA
-        {
-            "question": Q,
-            "options": [{"key": k, "value": v} for k, v in LETTERS.items()],
-            "answer_idx": "B",
-            "answer": "Water",
-        },  # MedQA, as bigbio has it
-        {
-            "question": Q,
-            "options": {**LETTERS, "E": None},
-            "answer_idx": "B",
-        },  # in parquet, beside rows of five
-        {"question": Q, "options": LETTERS, "answer": " Water"},
-        {"question": Q, "choices": WORDS, "answer": "B"},
-        {"question": Q, "choices": WORDS, "label": 1},
-        {
-            "question": Q,
-            "options": None,
-            "choices": WORDS,
-            "answer_letter": None,
-            "answer_idx": None,
-            "answer": 1,
-        },
-    ],
-)
-def test_multiple_choice_is_asked_with_its_options_and_answered_in_words(row):
-    assert said(row) == [
-        ("user", f"{Q}\n\nA) Ice\nB) Water\nC) Butter\nD) Toothpaste"),
-        ("assistant", "Water"),
-    ]
-    assert shapes.to_choice(row) == {"question": Q, "options": LETTERS, "answer_letter": "B"}
-
-
-def test_a_choice_with_context_as_pubmedqa_has_it():
-    row = {
-        "question": "Does it help?",
-        "context": "A study.",
-        "options": {"A": "yes", "B": "no", "C": "maybe"},
-        "answer": "maybe",
-        "answer_idx": "C",
-    }
-    assert said(row) == [
-        ("user", "A study.\n\nDoes it help?\n\nA) yes\nB) no\nC) maybe"),
-        ("assistant", "maybe"),
-    ]
-
-
-def test_options_may_be_numbers_and_the_first_answer_is_number_nought():
-    row = {"question": "Compressions to breaths?", "options": ["30", 15], "answer": 0}
-    assert shapes.to_choice(row) == {
-        "question": row["question"],
-        "options": {"A": "30", "B": "15"},
-        "answer_letter": "A",
-    }
-
-
-@pytest.mark.parametrize(
-    ("more", "expected"),
-    [
-        (
-            {"options": LETTERS, "answer": "Sand"},
-            'its answer is "Sand"; expected one of A, B, C, D, the number of an option from 0, or its text',
-        ),
-        ({"options": LETTERS, "answer": "E"}, 'its answer is "E"'),
-        ({"options": WORDS, "answer": 4}, "its answer is 4"),
-        ({"options": WORDS, "answer": -1}, "its answer is -1"),
-        ({"options": WORDS, "answer": None}, "its answer is null"),
-        ({"options": WORDS, "answer": ["A"]}, 'its answer is ["A"]'),
-        ({"options": WORDS, "answer": {"A": 1}}, 'its answer is {"A": 1}'),
-        (
-            {"options": "A) Ice B) Water", "answer": "A"},
-            'its options are "A) Ice B) Water"; expected a list of texts, or {letter: text}',
-        ),
-        ({"options": ["Ice"], "answer": 0}, 'its options are {"A": "Ice"}'),
-        ({"options": {"A": "Ice", "B": None}, "answer": "A"}, 'its options are {"A": "Ice"}'),
-        ({"options": [["Ice"], ["Water"]], "answer": 0}, "its options are"),
-        ({"options": ["Ice", {"key": "B", "value": "Water"}], "answer": 0}, "its options are"),
-    ],
-)
-def test_a_choice_without_options_or_without_a_right_one_shows_what_it_has(more, expected):
-    with pytest.raises(BadRow) as error:
-        shapes.to_messages({"question": Q, **more})
-    assert expected in str(error.value)
+CHOICE = {"question": Q, "options": WORDS, "answer_letter": "B"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -323,7 +247,7 @@ def test_a_choice_without_options_or_without_a_right_one_shows_what_it_has(more,
             [{"role": "user", "content": f"{Q}\n\nOn skin."}, MODEL],
         ),
         (
-            {"q": Q, "four": WORDS, "key": 1},
+            {"q": Q, "four": WORDS, "key": "B", "answer": "Butter"},
             {"question": "q", "options": "four", "answer_letter": "key"},
             [
                 {"role": "user", "content": f"{Q}\n\nA) Ice\nB) Water\nC) Butter\nD) Toothpaste"},
@@ -333,14 +257,14 @@ def test_a_choice_without_options_or_without_a_right_one_shows_what_it_has(more,
     ],
 )
 def test_columns_give_the_data_our_names(row, columns, expected):
-    assert shapes.to_messages(shapes.rename_columns(row, columns)) == expected
+    assert shapes.to_messages(row, columns) == expected
 
 
 def test_a_wrong_column_names_what_the_row_has():
     with pytest.raises(BadRow, match="`columns` names ask, reply; the row has question, answer"):
-        shapes.rename_columns({"question": Q, "answer": A}, {"question": "ask", "answer": "reply"})
+        shapes.to_messages({"question": Q, "answer": A}, {"question": "ask", "answer": "reply"})
     with pytest.raises(BadRow, match=r"the row has \(nothing\)"):
-        shapes.rename_columns({}, {"question": "ask"})
+        shapes.to_messages({}, {"question": "ask"})
 
 
 def test_columns_that_are_no_field_of_ours_are_named_with_those_that_are():
@@ -348,8 +272,8 @@ def test_columns_that_are_no_field_of_ours_are_named_with_those_that_are():
         UserError,
         match="`reply` is not a known field; expected some of question, answer, context",
     ):
-        shapes.check_columns({"question": "ask", "reply": "answer"})
-    shapes.check_columns(dict.fromkeys(shapes.FIELDS, "theirs"))
+        fields.check_columns({"question": "ask", "reply": "answer"})
+    fields.check_columns(dict.fromkeys(fields.FIELDS, "theirs"))
 
 
 @pytest.mark.parametrize(
@@ -357,7 +281,7 @@ def test_columns_that_are_no_field_of_ours_are_named_with_those_that_are():
     [
         (
             {"ask": Q, "reply": A},
-            "no known shape; its fields are ask, reply.\nKnown shapes: messages (role/content), conversations",
+            "no known shape; its fields are ask, reply.\nKnown shapes: messages or conversations",
         ),
         ({"ask": Q, "reply": A}, "columns: {question: ask, answer: reply}"),
         ({"question": Q}, "its fields are question."),
@@ -369,21 +293,16 @@ def test_columns_that_are_no_field_of_ours_are_named_with_those_that_are():
         ),
         (
             {"messages": [{"role": "nurse", "content": "x"}]},
-            'a turn is {"role": "nurse", "content": "x"}; expected role (one of human, user, gpt, assistant, model, system) and content.',
+            'a turn is {"role": "nurse", "content": "x"}; expected role or from (one of human, user, prompter, gpt, assistant, model, bot, system, developer) and content or value.',
         ),
-        ({"messages": [{"role": "user"}]}, "and content."),
+        ({"messages": [{"role": "user"}]}, "and content or value."),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "expected role"),
         ({"messages": ["hello"]}, 'a turn is "hello"'),
         ({"messages": [None]}, "a turn is null"),
-        ({"conversations": [{"role": "user", "content": Q}]}, "expected from (one of human"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
-            "expected a string, or parts of type text",
-        ),
         ({"question": {"stem": Q}, "answer": A}, f'a text field is {{"stem": "{Q}"}}'),
         (
-            {"question": Q, "context": {"contexts": ["One."]}, "answer": A},
-            'a text field is {"contexts": ["One."]}; expected a string',
+            {"question": Q, "context": {"passages": ["One."]}, "answer": A},
+            'a text field is {"passages": ["One."]}; expected a string',
         ),
         ({"question": Q, "answer": ["One.", "Two."]}, 'a text field is ["One.", "Two."]'),
         ({"question": Q, "answer": b"bytes"}, "expected a string"),
@@ -416,3 +335,45 @@ def test_known_tells_headers_that_hold_a_shape():
             ([], ["question"], ["question;answer"], ["ask", "reply"], ["options", "answer"]),
         )
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# fields
+
+
+def test_a_row_that_is_a_bare_list_of_turns_is_told_to_name_them():
+    with pytest.raises(BadRow, match='write {"messages": '):
+        fields.require_fields([USER, MODEL])
+
+
+def test_every_field_is_read_or_named():
+    row = fields.Fields(
+        {
+            "ID": 3,
+            "Question": Q,
+            "answer": A,
+            "Source": "WHO",
+            "score": 0,
+            "reviewed": False,
+            "empty": None,
+            "blank": " ",
+            "none": [],
+        }
+    )
+    shapes.read_messages(row)
+    assert row.split() == (("Question", "answer"), ("ID", "Source", "score", "reviewed"))
+    row = fields.Fields(
+        {"messages": [{**USER, "name": "Ann"}, {**MODEL, "weight": 0}], "lang": "en"}
+    )
+    shapes.read_messages(row)
+    assert row.split() == (("messages",), ("lang", "messages[].name"))
+    row = fields.Fields({"q": Q, "reply": A, "context": "x"}, {"question": "q", "answer": "reply"})
+    shapes.read_messages(row)
+    assert row.split() == (("q", "reply"), ("context",))
+    row = fields.Fields({"prompt": Q, "chosen": A, "rejected": "Butter."})
+    shapes.read_messages(row)
+    assert row.split()[1] == ("rejected",)
+
+
+def test_of_two_columns_that_differ_in_case_ours_counts():
+    assert said({"Question": "?", "question": Q, "answer": A}) == [("user", Q), ("assistant", A)]
