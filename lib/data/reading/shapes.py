@@ -11,9 +11,19 @@ import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from lib.data.cleaning.control_tokens import has_control_token
 from lib.data.cleaning.turns import Turn
+from lib.data.reading import templated
 from lib.data.reading.row_parts import chats, choice_options, multiple_choice, verdicts
-from lib.data.reading.row_parts.fields import BadRow, Fields, as_text, fold_names, is_filled, quote
+from lib.data.reading.row_parts.fields import (
+    BadRow,
+    DroppedRow,
+    Fields,
+    as_text,
+    fold_names,
+    is_filled,
+    quote,
+)
 
 # Where a file of mixed shapes fills several pairs, the first counts. `chosen` is the better answer
 # of a preference; beside it, `rejected` is never trained.
@@ -35,10 +45,12 @@ PAIRS = (
 )
 CHATS = ("messages", "conversations", "conversation")
 SYSTEM = ("system", "system_prompt")
+TEXT = "text"  # a conversation that a chat template has made one text of
 SHAPES = (
     "messages or conversations (turns of role/content or from/value), question/answer, "
     "prompt/completion, instruction/(input)/output, input/output(/context), query/response, "
-    "prompt/chosen, question/options/answer_letter, and the columns of MedMCQA and PubMedQA"
+    "prompt/chosen, question/options/answer_letter, the columns of MedMCQA and PubMedQA, and text "
+    "with the turns of a chat template (Gemma, ChatML, Llama, Alpaca, ...)"
 )
 NO_INPUT = ("<noinput>", "noinput", "no input")  # how Alpaca's kin write an empty `input`
 Messages = list[Turn]
@@ -51,6 +63,7 @@ def has_known_shape(names: Collection[str]) -> bool:
         any(key in folded for key in CHATS)
         or any(ask in folded and reply in folded for ask, reply in PAIRS)
         or choice_options.may_be_choice(tuple(folded))
+        or TEXT in folded
     )
 
 
@@ -94,7 +107,22 @@ def _read_shape(row: Fields, habits: multiple_choice.Habits | None) -> Messages:
     if listed:
         row.get(listed[0])
         return []  # a conversation without turns, which is dropped as empty
+    turns = _read_templated(row.peek(TEXT))
+    if turns:
+        row.get(TEXT)
+        return _begin(row, turns)
     raise BadRow(_explain_unknown(row))
+
+
+def _read_templated(text: Any) -> Messages:
+    """Return the turns of a templated text; empty for anything else."""
+    if not isinstance(text, str):
+        return []
+    turns = templated.read_turns(text)
+    if turns is None and templated.is_templated(text):
+        why = f"it is not clear where the turns of its text begin and end: {quote(text)}"
+        raise DroppedRow("templated_text", why)
+    return turns or []
 
 
 @functools.lru_cache(maxsize=1024)
@@ -150,7 +178,14 @@ def _read_pair(row: Fields, ask: str, reply: str) -> Messages:
     more = row.get("input") if ask == "instruction" else None
     if isinstance(more, str) and more.strip().casefold() in NO_INPUT:
         more = None
-    return _exchange([row.get(ask), more, read_context(row)], row.get(reply))
+    context = read_context(row)
+    if isinstance(question, str) and isinstance(answer, str) and not more and not context:
+        # a prompt and its completion may be one templated text, cut in two
+        turns = templated.read_turns(question + answer) if has_control_token(question) else None
+        if turns:
+            row.get(ask), row.get(reply)
+            return turns
+    return _exchange([row.get(ask), more, context], row.get(reply))
 
 
 def read_context(row: Fields) -> str:

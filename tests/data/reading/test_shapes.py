@@ -377,3 +377,40 @@ def test_every_field_is_read_or_named():
 
 def test_of_two_columns_that_differ_in_case_ours_counts():
     assert said({"Question": "?", "question": Q, "answer": A}) == [("user", Q), ("assistant", A)]
+
+
+GEMMA = f"<bos><start_of_turn>user\n{Q}<end_of_turn>\n<start_of_turn>model\n{A}<end_of_turn>\n"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": GEMMA},
+        {"Text": GEMMA, "id": 5},
+        {"text": f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n{A}<|im_end|>\n"},
+        {"text": f"<s>[INST] {Q} [/INST] {A}</s>"},
+        {"text": f"### Instruction:\n{Q}\n\n### Response:\n{A}"},
+        {"text": f"Question: {Q}\nAnswer: {A}"},
+        {"prompt": GEMMA[: GEMMA.index(A)], "completion": GEMMA[GEMMA.index(A) :]},
+        {"prompt": f"<s>[INST] {Q} [/INST]", "completion": f" {A}</s>"},
+        {"question": Q, "answer": A, "text": GEMMA.replace(A, "Ice.")},
+    ],
+)
+def test_templated_text_is_read_back_into_turns(row):
+    assert said(row) == [("user", Q), ("assistant", A)]
+
+
+def test_a_named_column_may_hold_templated_text():
+    assert said({"formatted": GEMMA}, {"text": "formatted"}) == [("user", Q), ("assistant", A)]
+    turns = [("system", "Be brief."), ("user", Q), ("assistant", A)]
+    assert said({"text": GEMMA, "system": "Be brief."}) == turns
+
+
+def test_unclear_templated_text_is_dropped_with_a_reason_and_plain_text_is_refused():
+    for text in (GEMMA[: GEMMA.index(A) + 8], GEMMA + "More.", "[INST] a [/INST] b [INST]"):
+        with pytest.raises(fields.DroppedRow) as dropped:
+            said({"text": text})
+        assert dropped.value.reason == "templated_text"
+    with pytest.raises(BadRow, match="no known shape; its fields are text") as refused:
+        said({"text": "Cool a burn under running water."})
+    assert not isinstance(refused.value, fields.DroppedRow)

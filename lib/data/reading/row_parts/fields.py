@@ -24,6 +24,7 @@ FIELDS = (
     "answer_letter",
     "messages",
     "conversations",
+    "text",
     "id",
     "topic",
 )

@@ -27,7 +27,7 @@ MEDIA = re.compile(
 )
 # where a text stands for a picture (LLaVA and its kin)
 PLACEHOLDERS = ("<image>", "<video>", "<audio>")
-REASONS = ("marked_wrong", "image_not_read", "tool_call")
+REASONS = ("marked_wrong", "image_not_read", "tool_call", "templated_text")
 
 
 @functools.lru_cache(maxsize=1024)
