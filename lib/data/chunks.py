@@ -114,15 +114,15 @@ def _clean_rows(job: Params, chunk: list[dict[str, Any]]) -> Any:
     examples = []
     for row in chunk:
         messages, reason, changes = clean.clean_row(row["messages"], job)
-        # in a dropped row, advice is the reason and not a change
-        advice = changes.pop("dangerous_advice", None) if reason else None
+        # in a dropped row, these are details of the reason and not a change
+        details = changes.pop(reason, None) if reason in clean.DETAILED else None
         for rule, (before, after) in changes.items():
             changed[rule] += 1
             if changed[rule] <= EXAMPLES:
                 examples.append((rule, {"id": row["id"], **_show_change(before, after)}))
-        if advice:
-            sentence, rule = advice
-            dropped.append((reason, row["id"], {"text": sentence, "by": rule}))
+        if details:
+            text, by = details
+            dropped.append((reason, row["id"], {"text": _cut(text, 0, 320), "by": by}))
         elif reason:
             dropped.append((reason, row["id"], {"text": shorten(row["messages"])}))
         else:
@@ -164,6 +164,7 @@ def _rules_identity(job: Params) -> str:
         job.language,
         job.reasoning,
         job.personal_data,
+        job.damaged_text,
         job.dangerous_advice,
     ]
     return hashlib.sha256(json.dumps([rules, _code_identity()]).encode()).hexdigest()[:16]

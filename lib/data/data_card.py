@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from typing import Any
 
+from lib.data.cleaning import language
 from lib.data.reading import sources
 from lib.data.reading.row import FieldCounts
 from lib.data.rows import Rows
@@ -124,6 +125,7 @@ def describe_data(rows: Rows, results: dict[str, Any], source_hash: str) -> dict
         "exam": job.exam,
         **{name: value for name, value in rows.facts.items() if name != "fingerprint"},
         "skip_rules": job.skip_rules,
+        "language_rule": language.measure_rule(job.language),
         "counts": {name: value for name, value in results.items() if name not in elsewhere},
         "dropped": {
             reason: {"rows": count, "examples": rows.examples.get(reason, [])}

@@ -24,7 +24,7 @@ import numpy as np
 from lib.common import files, locations, workers
 from lib.common.progress import progress_bar
 from lib.data import chat, chunk_cache, chunks, contamination, duplicates, subjects
-from lib.data.cleaning import clean
+from lib.data.cleaning import clean, language
 from lib.data.cleaning.turns import MASKED
 from lib.data.data_card import describe_data as describe_data
 from lib.data.data_card import describe_inputs as describe_inputs
@@ -33,7 +33,7 @@ from lib.data.data_card import list_inputs as list_inputs
 from lib.data.data_card import summarise
 from lib.data.duplicates import SAME_REASONS, Decisions
 from lib.data.empty_splits import require_rows, require_splits
-from lib.data.reading import exam_items, source_rows, sources
+from lib.data.reading import exam_items, row_ids, source_rows, sources
 from lib.data.reading.row_parts import verdicts
 from lib.data.rows import Rows, note_decided, timed
 from lib.data.splits import SPLITS, SplitWriter
@@ -41,6 +41,7 @@ from lib.params import Params
 
 # in the order in which they are checked
 READ_REASONS = ("unreadable", "not_sampled", *verdicts.REASONS, *clean.REASONS)
+READ_CHANGES = ("repeated_id", *clean.CHANGES)
 CHUNK_ROWS = 2000
 CHUNK_CHARACTERS = 2**22
 SMALL = 2**20  # bytes of data; below it, starting processes costs more time than they save
@@ -55,7 +56,7 @@ def begin(job: Params, folder: pathlib.Path) -> Rows:
     Raise UserError for sources, exams or a language that cannot exist.
     """
     sources.check_sources(job)
-    clean.check_language(job.language)
+    language.check_language(job.language)
     scratch = folder / ".prepare.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -102,7 +103,8 @@ def read_and_clean(rows: Rows) -> None:
     def report_bytes(done: int) -> None:
         bar.update(max(0, done - bar.n))
 
-    tasks = ((rows.job, chunk) for chunk in _read_chunks(rows, report_bytes))
+    raw = row_ids.give_own_ids(_read_chunks(rows, report_bytes), rows.note_renamed)
+    tasks = ((rows.job, chunk) for chunk in raw)
     columns: list[dict[str, np.ndarray]] = []
     kept = 0
     with (

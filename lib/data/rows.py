@@ -89,6 +89,11 @@ class Rows:
         self.dropped_file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self.keep_example(reason, {"id": row_id, **(example or {})})
 
+    def note_renamed(self, before: str, after: str) -> None:
+        """Count and show a row whose id an earlier row has."""
+        self.changed["repeated_id"] += 1
+        self.keep_example("repeated_id", {"id": after, "before": before, "after": after})
+
     def keep_example(self, name: str, example: dict[str, str]) -> None:
         """Keep an example of a reason or rule, unless there are EXAMPLES already."""
         kept = self.examples.setdefault(name, [])

@@ -189,12 +189,19 @@ def describe_lengthenings(train: dict[str, Any]) -> list[str]:
 def _warn_of_data(prepare: dict[str, Any]) -> list[str]:
     warnings = []
     dropped = prepare.get("dropped", {})
-    flagged = prepare.get("changed", {}).get("dangerous_advice_flagged", 0)
+    changed = prepare.get("changed", {})
+    flagged = changed.get("dangerous_advice_flagged", 0)
     kept = flagged - dropped.get("dangerous_advice", 0)
     if kept > 0:
         warnings.append(
             f"{kept} rows of the data give outdated or harmful first-aid advice and were kept "
             f"(dangerous_advice: flag)"
+        )
+    damaged = changed.get("lost_characters_flagged", 0) + changed.get("cut_off_flagged", 0)
+    if damaged:
+        warnings.append(
+            f"{damaged:,} texts of the data lost characters or stop in the middle, and were kept "
+            f"(damaged_text: flag)"
         )
     if cut := prepare.get("truncated"):
         warnings.append(f"{cut:,} answers were cut to fit max_seq_length")

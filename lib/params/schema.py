@@ -19,6 +19,7 @@ Rule = Literal[
     "answer_is_question",
     "link_list",
     "exact_duplicate",
+    "escapes",
     "mojibake",
     "html",
     "control_characters",
@@ -143,6 +144,11 @@ class Params(pydantic.BaseModel):
     personal_data: Literal["mask", "drop", "keep"] = _prepare(
         "mask",
         "e-mail addresses, phone, card and record numbers: mask them, drop their rows, or keep",
+    )
+    damaged_text: Literal["drop", "flag", "ignore"] = _prepare(
+        "drop",
+        "texts that lost characters (U+FFFD) and answers that stop in the middle: drop their rows, "
+        "keep and count them, or ignore",
     )
     dangerous_advice: Literal["drop", "flag", "ignore"] = _prepare(
         "drop",

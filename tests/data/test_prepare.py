@@ -31,7 +31,12 @@ def test_rows_add_up_and_what_is_dropped_is_named_with_its_reason(bundled_base, 
         "answer_is_question": 1,
         "too_long": 1,
     }
-    assert results["changed"] == {"question_mark": 2, "personal_data": 1, "blanks": 1}
+    assert results["changed"] == {
+        "question_mark": 2,
+        "repeated_id": 1,
+        "personal_data": 1,
+        "blanks": 1,
+    }
     assert results["rows_read"] == 68
     assert (
         results["rows_kept"]
@@ -43,7 +48,7 @@ def test_rows_add_up_and_what_is_dropped_is_named_with_its_reason(bundled_base, 
         json.loads(line) for line in (tmp_path / "run/data/dropped.jsonl").read_text().splitlines()
     ]
     assert {r["id"]: r["reason"] for r in listed} == {
-        "r3": "exact_duplicate",
+        "r3#61": "exact_duplicate",
         "caps": "exact_duplicate",
         "null": "empty",
         "none": "placeholder",
@@ -51,7 +56,7 @@ def test_rows_add_up_and_what_is_dropped_is_named_with_its_reason(bundled_base, 
         "long": "too_long",
     }
     assert {r["id"]: r.get("by") for r in listed if r["reason"] == "exact_duplicate"} == {
-        "r3": "r3",
+        "r3#61": "r3",
         "caps": "r4",
     }
     card = data.describe_data(rows, results, "hash")

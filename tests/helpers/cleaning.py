@@ -4,7 +4,7 @@ from lib import params
 from lib.common import errors
 from lib.data.cleaning import clean, text_rules
 
-ANY = {"language": "", "dangerous_advice": "ignore"}
+ANY = {"language": "", "dangerous_advice": "ignore", "damaged_text": "ignore"}
 DATA = errors.ROOT.parent / "shared" / "data"
 
 

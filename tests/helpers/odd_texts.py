@@ -7,6 +7,11 @@ from lib import params
 from lib.data.cleaning import lists
 
 PIECES = [
+    "\\",
+    "\\n",
+    "\\u003c",
+    "_x000D_",
+    "\ufffd",
     " ",
     "  ",
     "   ",

@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lib.common.errors import UserError
 from lib.common.words import WORDS, normalised, words_of
-from lib.data.cleaning import turn_order
+from lib.data.cleaning import damage, turn_order
 from lib.data.cleaning.control_tokens import has_control_token
+from lib.data.cleaning.language import find_language
+from lib.data.cleaning.links import is_link_list
 from lib.data.cleaning.personal import mask_personal_data
 from lib.data.cleaning.text_rules import TEXT_RULES, apply_rules, select_rules
 from lib.data.cleaning.turns import is_trained
@@ -24,11 +25,6 @@ PLACEHOLDERS = set(
 )
 # longer rows are too long for any model that this tunes; cleaning them would only take time
 MOST_CHARACTERS = 1_000_000
-# Characters that the language detector reads. Of 13,950 English answers it misreads one, at 200,
-# 300 and 400 characters alike, and its time grows with the length.
-LANGUAGE_CHARACTERS = 200
-TOO_SHORT_TO_TELL = 20  # characters: "CPR" and "Ibuprofen" do not give a language away
-WITH_QUESTION = 80  # characters: a shorter answer is read together with its question
 # what the text rules find without being able to mend it; not a change of the text
 TEXT_FAULTS = {"nested_markup", "unclear_markup"}
 FAULTS = {*TEXT_FAULTS, "control_token_broken_up"}
@@ -52,13 +48,12 @@ class CleanedRow(NamedTuple):
 # -------------------------------------------------------------------------------------------------
 # tests for a reason to drop a row, each true for a row to drop
 
-URL = re.compile(r"(?:https?://|www\.)\S+", re.I)
-RESOURCES = re.compile(
-    r"\b(?:resources (?:address|offer|about|from)|links|web ?(?:site|page)s|see also|"
-    r"further reading|more information)\b",
-    re.I,
+# an option in a question: a letter or number before it, alone on its line or between others
+OPTION = re.compile(
+    r"(?:^|(?<=\s))\(?(?:[A-Za-z]|\d{1,2})[).:][^\S\n]++([^\n]*?)"
+    r"(?=$|[,;]?\s\(?(?:[A-Za-z]|\d{1,2})[).:]\s)",
+    re.M,
 )
-SENTENCE = re.compile(r"\w{3}[.!?](?:\s|$)")
 # a heading such as "### Instructions" is no leak: prompt formats use the singular and a colon
 IN_ANSWER = re.compile(
     r"^[ \t]*+(?:patient|human|user|doctor|assistant|"
@@ -107,13 +102,23 @@ def has_inner_control_token(row: CleanedRow, job: Params) -> bool:
 
 
 def has_placeholder(row: CleanedRow, job: Params) -> bool:
-    """Tell whether an answer is one like "N/A", or has no word."""
+    """Tell whether an answer is one like "N/A", or has no word, and its question offers it not."""
     return any(
-        len(answer) < 40
-        and normalised(answer).rstrip(".") in PLACEHOLDERS
-        or not WORDS.search(answer)
-        for answer in row.answers
+        is_placeholder(answer) and not is_offered(answer, question)
+        for question, answer in row.exchanges()
     )
+
+
+def is_placeholder(answer: str) -> bool:
+    """Tell whether a text stands where an answer is missing."""
+    named = len(answer) < 40 and normalised(answer).rstrip(".") in PLACEHOLDERS
+    return named or not WORDS.search(answer)
+
+
+def is_offered(answer: str, question: str) -> bool:
+    """Tell whether a question lists an answer among its options, as "D) None" or "B. Na"."""
+    options = {normalised(option[1]).rstrip(".,;") for option in OPTION.finditer(question)}
+    return normalised(answer).rstrip(".") in options
 
 
 def answers_with_question(row: CleanedRow, job: Params) -> bool:
@@ -123,7 +128,7 @@ def answers_with_question(row: CleanedRow, job: Params) -> bool:
 
 def ends_in_link_list(row: CleanedRow, job: Params) -> bool:
     """Tell whether the last answer only points elsewhere."""
-    return is_link_list(row.raw_answers[-1])
+    return is_link_list(row.questions[-1], row.raw_answers[-1])
 
 
 def has_leaked_turn(row: CleanedRow, job: Params) -> bool:
@@ -149,8 +154,28 @@ def has_personal_data(row: CleanedRow, job: Params) -> bool:
 
 def has_other_language(row: CleanedRow, job: Params) -> bool:
     """Tell whether an answer is in another language than the job's."""
-    return bool(job.language) and any(
-        is_other_language(question, answer, job.language) for question, answer in row.exchanges()
+    return bool(find_other_language(row, job))
+
+
+def find_other_language(row: CleanedRow, job: Params) -> str:
+    """Return the language of the first answer that is not in the job's; empty if there is none."""
+    if not job.language:
+        return ""
+    found = (find_language(question, answer, job.language) for question, answer in row.exchanges())
+    return next(filter(None, found), "")
+
+
+def has_lost_characters(row: CleanedRow, job: Params) -> bool:
+    """Tell whether characters of a text were lost, if the job drops rows for that."""
+    return job.damaged_text == "drop" and any(
+        damage.find_lost_characters(m["content"]) for m in row.messages
+    )
+
+
+def is_cut_off(row: CleanedRow, job: Params) -> bool:
+    """Tell whether an answer stops in the middle, if the job drops rows for that."""
+    return job.damaged_text == "drop" and any(
+        damage.find_cut(answer, job.language) for answer in row.answers
     )
 
 
@@ -168,65 +193,23 @@ DROP_TESTS: tuple[tuple[str, Callable[[CleanedRow, Params], bool]], ...] = (
     ("link_list", ends_in_link_list),
     ("leaked_turns", has_leaked_turn),
     ("reasoning_without_end", has_open_reasoning),
+    ("lost_characters", has_lost_characters),
+    ("cut_off", is_cut_off),
     ("personal_data", has_personal_data),
     ("other_language", has_other_language),
 )
 REASONS = (*(reason for reason, _ in DROP_TESTS), "dangerous_advice", "too_long")
+DETAILED = ("dangerous_advice", "other_language")  # reasons that clean_row gives details of
 CHANGES = (
     *turn_order.RULES,
     *(name for name, _ in TEXT_RULES),
     "control_token_broken_up",
     "empty_system_message",
     "dangerous_advice_flagged",
+    "lost_characters_flagged",
+    "cut_off_flagged",
+    "no_end_mark_flagged",
 )
-
-
-def is_link_list(answer: str) -> bool:
-    """Tell whether an answer only points elsewhere.
-
-    Such an answer consists of links, or of lists of resources under headings, without a sentence.
-    """
-    if "://" in answer or "www." in answer:
-        links = len(URL.findall(answer))
-        rest = URL.sub(" ", answer)
-        words = [word for word in WORDS.findall(rest) if not word.isdigit()]
-        mostly_links = len(words) < 4 * links and not SENTENCE.search(rest)
-        if links and (len(words) < 8 or mostly_links):
-            return True
-    if "- " not in answer and "* " not in answer:
-        return False
-    pieces = [piece.strip() for piece in re.split(r"\n|[^\S\n]{2,}", answer) if piece.strip()]
-    headings = [piece for piece in pieces if not piece.startswith(("- ", "* "))]
-    return (
-        0 < len(headings) < len(pieces)
-        and all(heading.endswith(":") for heading in headings)
-        and any(RESOURCES.search(heading) for heading in headings)
-    )
-
-
-def is_other_language(question: str, answer: str, wanted: str) -> bool:
-    """Tell whether an answer is in another language than `wanted`, by py3langid."""
-    import py3langid  # a second to import; only the prepare stage needs it
-
-    text = answer if len(answer) >= WITH_QUESTION else f"{question}\n{answer}"
-    if len(text) < TOO_SHORT_TO_TELL:
-        return False
-    language, _ = py3langid.classify(text[:LANGUAGE_CHARACTERS])
-    return language != wanted
-
-
-def check_language(wanted: str) -> None:
-    """Raise UserError for a language that the detector does not know; "" means any language."""
-    if not wanted:
-        return
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # a second to import
-
-    known = sorted(LanguageIdentifier.from_model_file(MODEL_FILE).labels)
-    if wanted not in known:
-        raise UserError(
-            f"language `{wanted}` is not one the detector knows; expected one of "
-            f"{', '.join(known)}, or empty for any."
-        )
 
 
 # -------------------------------------------------------------------------------------------------
@@ -238,8 +221,8 @@ def clean_row(
 ) -> tuple[list[dict[str, str]], str, dict[str, tuple[str, str]]]:
     """Return cleaned messages, the reason to drop the row, and (before, after) by rule.
 
-    The reason is empty for a row that is kept. Dangerous advice is among the changes, as (its text,
-    the rule that matched it).
+    The reason is empty for a row that is kept. What a row is flagged for is among the changes, as
+    (the text, what is wrong with it), and so are the details of a drop for advice or language.
     """
     if sum(len(m["content"]) for m in messages) > MOST_CHARACTERS:
         return messages, "too_long", {}
@@ -256,16 +239,49 @@ def clean_row(
         faults=faults,
     )
     reason = _find_reason(row, job)
-    if reason or job.dangerous_advice == "ignore":
+    if reason == "other_language":
+        changed[reason] = (row.answers[0], f"language {find_other_language(row, job)}")
+    if reason:
         return cleaned, reason, changed
-    hits = [
-        hit for question, answer in row.exchanges() for hit in advice.find_harmful(answer, question)
-    ]
+    hits = []
+    if job.dangerous_advice != "ignore":
+        hits = [
+            hit
+            for question, answer in row.exchanges()
+            for hit in advice.find_harmful(answer, question)
+        ]
     if hits:
         rule, text = hits[0]
         reason = "dangerous_advice" if job.dangerous_advice == "drop" else ""
         changed[reason or "dangerous_advice_flagged"] = (text, f"rule {rule}")
+    if not reason:
+        changed |= _find_flags(row, job)
     return cleaned, reason, changed
+
+
+def _find_flags(row: CleanedRow, job: Params) -> dict[str, tuple[str, str]]:
+    """Return (text, what is wrong with it) of a kept row, by the name of the flag."""
+    if job.damaged_text == "ignore":
+        return {}
+    found = {
+        "lost_characters_flagged": (
+            "characters were lost",
+            [damage.find_lost_characters(m["content"]) for m in row.messages],
+        ),
+        "cut_off_flagged": (
+            "stops in the middle",
+            [damage.find_cut(answer, job.language) for answer in row.answers],
+        ),
+        "no_end_mark_flagged": (
+            "the last sentence has no end mark",
+            [damage.find_missing_end(answer) for answer in row.answers],
+        ),
+    }
+    return {
+        flag: (next(filter(None, texts)), wrong)
+        for flag, (wrong, texts) in found.items()
+        if any(texts)
+    }
 
 
 def _texts_of(role: str, messages: list[dict[str, str]]) -> list[str]:

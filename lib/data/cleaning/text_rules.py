@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from lib.data.chat import CONTROL
 from lib.data.cleaning.control_tokens import strip_control_tokens
+from lib.data.cleaning.escapes import undo_escapes
 from lib.data.cleaning.lists import break_lists, indent_items
 from lib.data.cleaning.markup import strip_html
 from lib.data.cleaning.markup_tags import UnclearMarkup
@@ -155,6 +156,7 @@ def strip_reasoning(text: str) -> str:
 
 # in the order in which they are applied
 TEXT_RULES: tuple[tuple[str, TextRule], ...] = (
+    ("escapes", undo_escapes),
     ("mojibake", fix_mojibake),
     ("control_tokens", strip_control_tokens),
     ("html", strip_html),

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from helpers.cleaning import DATA, cleaned, job, reason, row
 from helpers.odd_texts import any_of, any_text, subsets
 from lib import params
-from lib.common.errors import UserError
 from lib.common.words import words_of
 from lib.data.cleaning import clean, lists, text_rules, turn_order
+from lib.data.cleaning.links import is_link_list
 from lib.medical import advice
 
 RULE = dict(text_rules.TEXT_RULES)
@@ -99,6 +99,7 @@ def test_rows_that_only_look_bad_are_kept(question, answer):
 @pytest.mark.parametrize(
     ("rule", "question", "answer"),
     [
+        ("escapes", "What?", r"Press.\nHold."),
         ("mojibake", "What?", "37 Â°C is fine."),
         ("html", "What?", "10 &lt; 20 <b>mg</b>"),
         ("control_characters", "What?", "Re\u200bst."),
@@ -213,55 +214,21 @@ def test_dangerous_advice_is_dropped_flagged_or_ignored_as_told(monkeypatch):
     )
 
 
-SENTENCES = {
-    "en": "Press firmly on the wound with a clean cloth and call an ambulance if the bleeding does not stop.",
-    "es": "Presione la herida con un paño limpio y llame a una ambulancia si la hemorragia no se detiene.",
-    "fr": "Appuyez fermement sur la plaie avec un linge propre et appelez les secours si le saignement ne s'arrête pas.",
-    "de": "Drücken Sie fest mit einem sauberen Tuch auf die Wunde und rufen Sie den Notarzt, wenn die Blutung nicht aufhört.",
-    "it": "Premere con forza sulla ferita con un panno pulito e chiamare un'ambulanza se il sanguinamento non si ferma.",
-    "pt": "Pressione a ferida com um pano limpo e chame uma ambulância se o sangramento não parar em poucos minutos.",
-    "nl": "Druk stevig op de wond met een schone doek en bel een ambulance als het bloeden niet stopt.",
-    "pl": "Mocno uciskaj ranę czystą szmatką i wezwij pogotowie, jeśli krwawienie nie ustaje po kilku minutach.",
-    "ru": "Крепко прижмите рану чистой тканью и вызовите скорую помощь, если кровотечение не останавливается.",
-    "tr": "Temiz bir bezle yaraya sıkıca bastırın ve kanama durmazsa hemen ambulans çağırın.",
-    "ar": "اضغط بقوة على الجرح بقطعة قماش نظيفة واتصل بالإسعاف إذا لم يتوقف النزيف.",
-    "hi": "घाव पर साफ कपड़े से जोर से दबाएं और अगर खून बहना बंद न हो तो एम्बुलेंस बुलाएं।",
-    "zh": "用干净的布用力按住伤口,如果出血不止,请立即呼叫救护车并让伤者平躺。",
-    "ja": "清潔な布で傷口をしっかり押さえ、出血が止まらない場合は救急車を呼んでください。",
-}
-
-
-@pytest.mark.parametrize("spoken", SENTENCES)
-def test_answers_in_another_language_are_dropped(spoken):
-    text = SENTENCES[spoken]
-    assert reason(text[:20], text) == "", "an empty `language` takes any"
-    for wanted in ("en", "es", "ja", spoken):
-        assert reason(text[:20], text, language=wanted) == (
-            "" if wanted == spoken else "other_language"
-        )
-
-
+@pytest.mark.parametrize("option", ["None", "Na", "Nil", "NA", "n/a", "+", "↑"])
 @pytest.mark.parametrize(
-    "answer", ["CPR", "Ibuprofen 400 mg", "Yes.", "112", "Aspirin, 325 mg, chewed.", "Call 911."]
+    "question",
+    [
+        "Which?\n\nA) Asthma\nB) {0}\nC) Mg",
+        "Which?\nA. Asthma\nB. {0}.",
+        "Which? (a) asthma, (b) {0}, (c) both",
+        "Which? 1) asthma 2) {0}",
+    ],
 )
-def test_an_answer_too_short_to_tell_is_judged_with_its_question(answer):
-    assert (
-        reason(
-            "What should I do first when somebody has a heart attack at home?",
-            answer,
-            language="en",
-        )
-        == ""
-    )
-
-
-def test_a_language_nobody_knows_is_refused():
-    clean.check_language("")
-    clean.check_language("en")
-    with pytest.raises(
-        UserError, match="`xx` is not one the detector knows; expected one of .*af, am"
-    ):
-        clean.check_language("xx")
+def test_an_option_that_looks_like_a_placeholder_is_an_answer(question, option):
+    assert reason(question.format(option), option) == ""
+    assert reason("Which?", option) == "placeholder"
+    assert reason(question.format("Both"), option) == "placeholder"
+    assert reason(question.format(f"{option} or both"), option) == "placeholder"
 
 
 @any_of
@@ -291,7 +258,7 @@ def test_the_known_defects_of_medquad_are_found():
     alike = [r for r in rows if words_of(r["question"]) == words_of(r["answer"])]
     assert len(alike) == 5
     assert {reason(r["question"], r["answer"]) for r in alike} == {"answer_is_question"}
-    links = [r for r in rows if clean.is_link_list(r["answer"])]
+    links = [r for r in rows if is_link_list(r["question"], r["answer"])]
     assert 1_080 <= len(links) <= 1_095
     assert all("resources" in r["answer"] for r in links)
     tables = [lists.break_lists(r["answer"]) for r in rows if lists.TABLE_HEAD in r["answer"]]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from helpers.cleaning import cleaned, reason
 from helpers.odd_texts import any_of, any_text, subsets
-from lib.data.cleaning import clean, lists, text_rules
+from lib.data.cleaning import lists, text_rules
+from lib.data.cleaning.links import is_link_list
 from lib.data.cleaning.markup_tags import UnclearMarkup
 
 RULE = dict(text_rules.TEXT_RULES)
@@ -429,7 +430,7 @@ def test_no_text_takes_more_than_linear_time(sign):
     sources = "https://x.org " * 20 + "one two three four five six seven eight - resources about "
     for work in (
         lambda: cleaned(text),
-        lambda: clean.is_link_list(sources + text),
+        lambda: is_link_list("Where?", sources + text),
         lambda: reason(
             "x", f"Patient: <think> MRN &{text}y", skip_rules=["blanks", "control_characters"]
         ),
