@@ -54,7 +54,6 @@ def test_the_answer_is_llama_cpps_with_the_modelfiles_system_text_then_the_discl
         )
     assert (said["stop"], said["text"] != other["text"]) == ("length", True)
     assert out == (
-        f"parameters: the run's own, {files.format_path(run / 'params.yaml')}\n"
         f"{files.format_path(run / 'gguf' / 'tiny-q8_0.gguf')}\n{ask.STAND_IN}\n\n{said['text']}\n"
         f"[cut after 64 tokens: the answer did not end by itself]\n\n{DISCLAIMER}\n"
     )

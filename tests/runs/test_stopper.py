@@ -31,7 +31,7 @@ def test_a_signal_reaches_the_kernel_and_is_recorded(tree, number, code):
         tree, "prepare", "interrupted", f"stopped by {number.name}: KeyboardInterrupt"
     )
     assert "Traceback" not in out + err
-    assert "The same command continues" in err
+    assert "The same command reads the data again" in err
     (tree.root / "prepare.py").write_text("result, fingerprints = 'rows', {}")
     assert tree.make_run("prepare")[0] == 0
     assert standin.cell_states(tree.executed("prepare.attempt1.ipynb"))[-2:] == [
