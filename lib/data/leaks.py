@@ -14,6 +14,7 @@ from lib.data.subjects import (
     Terms,
     TermsFile,
     answers_turn_on_question,
+    contains_question,
     differ_in_vital_terms,
 )
 from lib.data.word_runs import cover_words
@@ -137,11 +138,11 @@ def judge_overlap(
     is_shared = np.isin(held.runs, places)
     is_common = carriers[held.runs] > COMMON
     covered = cover_words(is_shared & ~is_common, reference.size)
-    if not _is_most(covered, held.is_asked):
-        return "shared_passage"
     own, others = reference.terms.read(row), reference.terms.read(held.row)
-    if _share(covered[held.is_asked]) >= LEAKED_SHARE and others.asked <= own.asked:
+    if _share(covered[held.is_asked]) >= LEAKED_SHARE and contains_question(own, others):
         return "leak"
+    if _share(covered[~held.is_asked]) < LEAKED_SHARE:
+        return "shared_passage"
     told = cover_words(is_shared, reference.size)[~held.is_asked]
     left = int((~told).sum())
     if left and answers_turn_on_question(own, others):
@@ -149,16 +150,10 @@ def judge_overlap(
     if left and _share(told) >= TEMPLATE_SHARE and differ_in_vital_terms(own, others):
         return "another_subject"
     is_rare = is_shared & (carriers[held.runs] < SEVERAL)
-    if _is_most(cover_words(is_rare, reference.size), held.is_asked):
-        return "leak"
-    if _ask_alike(own, others) or not _is_foreign(left, own, others):
+    is_copied = _share(cover_words(is_rare, reference.size)[~held.is_asked]) >= LEAKED_SHARE
+    if is_copied or _ask_alike(own, others) or not _is_foreign(left, own, others):
         return "leak"
     return "closing"
-
-
-def _is_most(covered: np.ndarray, is_asked: np.ndarray) -> bool:
-    """Tell whether most of the question's words or most of the answer's are covered."""
-    return max(_share(covered[is_asked]), _share(covered[~is_asked])) >= LEAKED_SHARE
 
 
 def _share(covered: np.ndarray) -> float:

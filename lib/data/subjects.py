@@ -9,6 +9,7 @@ import hashlib
 import os
 import pathlib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -39,16 +40,31 @@ MOST = 7
 NO_TERM = 0
 # a term that one answer repeats and the other never has is what this answer is about
 REPEATED = 2
-IRREGULAR = {"children": "child", "women": "woman", "men": "man", "feet": "foot", "teeth": "tooth"}
+ACCENTS = re.compile("[\u0300-\u036f]")
+IRREGULAR = {
+    "children": "child",
+    "women": "woman",
+    "men": "man",
+    "feet": "foot",
+    "teeth": "tooth",
+    "treatment": "treat",
+    "treatments": "treat",
+    "prevention": "prevent",
+    "diagnosis": "diagnose",
+    "inheritance": "inherit",
+}
 
 
 def fold(word: str) -> str:
-    """Return a word without plural, -ed, -ing, a final e, and the difference of -ae- and -e-.
+    """Return a word without plural, -ed, -ing, a final e and accents, in one spelling.
 
-    It joins "treats", "treated", "haemorrhage" and "hemorrhage", and must not join two facts.
+    It joins "treats" and "treated", "haemorrhage" and "hemorrhage", "-ise" and "-ize", and must not
+    join two facts.
     """
+    if not word.isascii():
+        word = ACCENTS.sub("", unicodedata.normalize("NFD", word))
     word = IRREGULAR.get(word, word)
-    word = word.replace("ae", "e").replace("oe", "e")
+    word = word.replace("ae", "e").replace("oe", "e").replace("z", "s")
     if len(word) > 4 and word.endswith("ies"):
         word = word[:-3] + "y"
     elif len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
@@ -82,6 +98,15 @@ ASKING = frozenset(
 )
 
 
+# words that say what a question wants to know of its subject
+INTENTS = """
+    affect call care cause change chance common contact cure develop diagnose
+    factor frequent gene genetic inherit main many mutation number
+    often outlook prevalence prevent prognosis related research risk seek sign sort stage
+    symptom test therapy treat trial type typical urgent warning
+""".split()
+
+
 @functools.lru_cache(2**17)
 def _number_term(word: str) -> int:
     """Return the number of a word's term, with IS_VITAL; NO_TERM for a word that only asks."""
@@ -91,6 +116,9 @@ def _number_term(word: str) -> int:
     digest = hashlib.blake2b(term.encode(), digest_size=4).digest()
     number = int.from_bytes(digest, "little") & NUMBER
     return number | IS_VITAL if VITAL.fullmatch(word) else number
+
+
+INTENT_NUMBERS = frozenset(_number_term(word) & NUMBER for word in INTENTS)
 
 
 @functools.lru_cache(2**17)
@@ -168,11 +196,17 @@ class TermsFile:
 def answers_turn_on_question(one: Terms, other: Terms) -> bool:
     """Tell whether each question has a term of its own that its answer uses more than the other.
 
-    Both sides must: a copy of half an answer only lacks terms.
+    Both sides must: a copy of half an answer only lacks terms. Words like "symptoms" and "causes"
+    count for nothing here: under both, one text on one disease is the same.
     """
-    own = {term & NUMBER for term in one.told - other.told}
-    others = {term & NUMBER for term in other.told - one.told}
+    own = {term & NUMBER for term in one.told - other.told} - INTENT_NUMBERS
+    others = {term & NUMBER for term in other.told - one.told} - INTENT_NUMBERS
     return bool(own & (one.asked - other.asked) and others & (other.asked - one.asked))
+
+
+def contains_question(one: Terms, other: Terms) -> bool:
+    """Tell whether `one` asks all that `other` asks, and nothing else about its subject."""
+    return other.asked <= one.asked and not (one.asked - other.asked) & INTENT_NUMBERS
 
 
 def differ_in_vital_terms(one: Terms, other: Terms) -> bool:
@@ -181,7 +215,7 @@ def differ_in_vital_terms(one: Terms, other: Terms) -> bool:
     Each answer has a number, negation or opposite that the other lacks ("high", "low"), or repeats
     a term that the other never has. This says something only of answers that are otherwise alike.
     """
-    if one.asked == other.asked:
+    if one.asked - INTENT_NUMBERS == other.asked - INTENT_NUMBERS:
         return False
     only = (one.told - other.told, other.told - one.told)
     return all(any(term & IS_VITAL for term in terms) for terms in only) or _is_swapped(one, other)
@@ -201,9 +235,15 @@ def _list_repeated(one: Terms, other: Terms) -> set[int]:
 def state_same_fact(one: Terms, other: Terms) -> bool:
     """Tell whether two rows that are much alike state one fact, so that one of them is enough.
 
-    Their questions may differ only in terms that both answers have, equally often: if neither has
-    it ("Is Sandhoff disease inherited?"), the answer speaks of it without its name.
+    Their questions have the same terms, or other names for one thing: each has terms of its own,
+    and both answers have all of these, equally often. If neither answer has one ("Is Sandhoff
+    disease inherited?"), it speaks of it without its name. If only one question has terms of its
+    own, its subject is narrower.
     """
-    differing = one.asked ^ other.asked
-    equally_used = {term & NUMBER for term in one.told & other.told}
-    return differing <= equally_used and not _is_swapped(one, other)
+    if _is_swapped(one, other):
+        return False
+    own, others = one.asked - other.asked, other.asked - one.asked
+    if not own and not others:
+        return True
+    equally_used = {term & NUMBER for term in one.told & other.told} - INTENT_NUMBERS
+    return bool(own and others) and own | others <= equally_used

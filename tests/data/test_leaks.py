@@ -73,6 +73,31 @@ def test_a_held_out_question_is_a_leak_whatever_the_answer():
     assert find(train, held) == ({0: 0}, {})
 
 
+def test_one_text_on_one_disease_is_a_leak_whatever_is_asked_of_it():
+    text = (
+        "{} stings burn, swell and turn red within the hour, and the swelling may reach the next "
+        "joint by the evening. Most people are well again after three days without any treatment."
+    )
+    held = [("What are the symptoms of a hornet sting?", "Symptoms: " + text.format("Hornet"))]
+    train = [("What causes the pain of a hornet sting?", "The causes: " + text.format("Hornet"))]
+    assert find(train, held) == ({0: 0}, {})
+    other = [("What causes the pain of a wasp sting?", "The causes: " + text.format("Wasp"))]
+    assert find(other, held) == ({}, {"another_subject": 1})
+
+
+def test_a_long_name_in_both_questions_is_none():
+    name = "autosomal recessive axonal neuropathy with neuromyotonia of the lower limbs and hands"
+    held = [
+        (
+            f"What is {name}?",
+            f"{name} weakens the muscles from about the age of ten. "
+            "First the feet tire, then they drop; cramps follow in the cold, and grips loosen late.",
+        )
+    ]
+    train = [(f"How many people are affected by {name}?", f"{name} is rare: no number is known.")]
+    assert find(train, held) == ({}, {"shared_passage": 1})
+
+
 def test_a_passage_of_a_longer_text_is_none():
     rng = random.Random(3)
     held = [(words(rng, 8), words(rng, 100))]

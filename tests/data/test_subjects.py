@@ -27,6 +27,9 @@ SAME_WORDS = [
     ("biopsies", "biopsy"),
     ("masses", "mass"),
     ("causes", "caused"),
+    ("treatments", "treated"),
+    ("necrotising", "necrotizing"),
+    ("Behçet".casefold(), "behcet"),
 ]
 OTHER_WORDS = [
     ("hyperkalaemia", "hypokalaemia"),
@@ -81,7 +84,7 @@ def test_rows_of_a_template_state_different_facts(kind):
         ("How do I stop a nosebleed?", "What is the best way to stop a nosebleed?"),
         ("How are burns treated?", "How do I treat a burn?"),
         ("What causes haemorrhage?", "What are the causes of a hemorrhage?"),
-        ("Who is at risk of AIDS?", "Who is at risk of HIV/AIDS?"),
+        ("How is haemorrhage diagnosed?", "What is the diagnosis of a hemorrhage?"),
     ],
 )
 def test_questions_in_other_words_ask_the_same(question, other):
@@ -94,6 +97,9 @@ def test_what_both_answers_name_equally_often_is_not_what_they_turn_on():
     answer = "Shingles, or herpes zoster, is a rash on one side of the body."
     one, other = terms("What is shingles?", answer), terms("What is herpes zoster?", answer)
     assert subjects.state_same_fact(one, other)
+    narrower = terms("What is shingles, the rash?", answer)
+    assert not subjects.state_same_fact(one, narrower)
+    assert not subjects.state_same_fact(one, terms("How is herpes zoster treated?", answer))
 
 
 def test_one_question_with_two_drugs_is_two_facts():
