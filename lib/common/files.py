@@ -204,11 +204,15 @@ def fingerprint_weights(folder: pathlib.Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def are_as_recorded(folder: pathlib.Path, recorded: Mapping[str, str]) -> bool:
-    """Tell whether a folder has every file of {name: sha256}."""
-    return all(
+def is_recorded_model(folder: pathlib.Path, fingerprint: str, hashes: Mapping[str, str]) -> bool:
+    """Tell whether a model folder has this fingerprint, and every file of {name: sha256}.
+
+    The hashes count too, because another fine-tune of one base may have the same ends, which the
+    fingerprint is made of.
+    """
+    return fingerprint_weights(folder) == fingerprint and all(
         (folder / name).is_file() and sha256(folder / name) == digest
-        for name, digest in recorded.items()
+        for name, digest in hashes.items()
     )
 
 

@@ -110,11 +110,13 @@ def take_exams(
     job: Params,
     exams: dict[str, Items],
     artifacts: Sequence[Artifact],
+    base_folder: pathlib.Path,
     shuffles: int = 1,
 ) -> dict[str, ExamEntry]:
     """Ask every model of the run the exams it has no result for, and return {exam: its entry}.
 
-    The hashes in `artifacts`, the run's files, tell whether a recorded result is this model's. The
+    The hashes in `artifacts`, the run's files, tell whether a recorded result is this model's.
+    `base_folder` is what `base_record.fetch_trained` returns, which reads all of the base. The
     entries are written to exam.json, and their counts to results.json.
     """
     path = run.folder / "exam.json"
@@ -125,9 +127,6 @@ def take_exams(
     entries = {exam: _new_entry(exam, exams[exam], settings[exam]) for exam in exams}
     tokenizer = load_tokenizer(run.folder / "merged")
     method = _method()
-    base_folder = base_record.fetch_trained(
-        job.base_model, job.base_revision, run.data["fingerprints"]
-    )
     models = list_models(run.folder, base_folder, job.gguf_types, artifacts)
     models_hash = _hash([model.made_of for model in models])
     for model in models:
@@ -228,7 +227,10 @@ def examine_run(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int 
         run = Run(folder, run_record.read_record(folder / "run.json"))
         _require_exported(run)
         artifacts = [a for stage in ("train", "export") for a in run.stage(stage)["artifacts"]]
-        return take_exams(run, job, {exam: items}, artifacts, shuffles)[exam]
+        base_folder = base_record.fetch_trained(
+            job.base_model, job.base_revision, run.data["fingerprints"]
+        )
+        return take_exams(run, job, {exam: items}, artifacts, base_folder, shuffles)[exam]
     finally:
         files.unlock_folder(folder)
 

@@ -103,7 +103,6 @@ def write_ggufs(
         f"the GGUF files ({', '.join(ggufs)} and the 16-bit one they are made from)",
     )
     converted = first.with_name(f".{first.name}.16bit.tmp")
-    drafts = {file_type: out.with_name(f".{out.name}.draft") for file_type, out in ggufs.items()}
     results = []
     begin = time.monotonic()
     try:
@@ -112,7 +111,7 @@ def write_ggufs(
         # llama.cpp recognises the end of a turn by its text, other programs by this key
         fields["tokenizer.ggml.eot_token_id"] = check_gguf(converted, folder)["eot_id"]
         for file_type, out in ggufs.items():
-            draft = drafts[file_type]
+            draft = draft_of(out)
             quantise.quantise(converted, draft, file_type, fields)
             results.append(
                 {
@@ -124,10 +123,10 @@ def write_ggufs(
                     "seconds": round(time.monotonic() - begin, 1),
                 }
             )
-            os.replace(draft, out)
+            accept_draft(out)
             begin = time.monotonic()
     finally:
-        for path in (converted, *drafts.values()):
+        for path in (converted, *map(draft_of, ggufs.values())):
             path.unlink(missing_ok=True)
     return results
 

@@ -176,14 +176,12 @@ def _compare_base(
     """Return how the adapter's base was found to be the job's; raise UserError if it is another."""
     config = files.read_json(folder / CONFIG, "adapter configuration")
     name = config.get("base_model_name_or_path") or "not recorded"
-    recorded = record["fingerprints"].get("base") if record else None
-    if recorded:
-        if base_folder is None:
+    fingerprints = record["fingerprints"] if record else {}
+    if recorded := fingerprints.get("base"):
+        hashes = fingerprints.get("base_files", {})
+        if base_folder is None or files.is_recorded_model(base_folder, recorded, hashes):
             return "fingerprint"
         present = base.fingerprint(base_folder)
-        whole = record["fingerprints"].get("base_files", {}) if record else {}
-        if present == recorded and files.are_as_recorded(base_folder, whole):
-            return "fingerprint"
         raise UserError(
             f"start_from=`{job.start_from}` was trained on another base: `{name}` with fingerprint "
             f"{recorded}, while `{job.base_model}` has {present}. Its weights mean nothing there. "

@@ -136,9 +136,8 @@ def _is_same_base(run: Run, job: Params) -> bool:
     recorded = run.data["fingerprints"].get("base") or _checkpoint_base(run.folder)
     if not recorded or not (folder / "config.json").is_file():
         return False
-    # another fine-tune of one base may have the same ends, which the fingerprint is made of
-    whole = run.data["fingerprints"].get("base_files", {})
-    return files.fingerprint_weights(folder) == recorded and files.are_as_recorded(folder, whole)
+    hashes = run.data["fingerprints"].get("base_files", {})
+    return files.is_recorded_model(folder, recorded, hashes)
 
 
 def _checkpoint_base(folder: pathlib.Path) -> str:

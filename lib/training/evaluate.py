@@ -38,16 +38,6 @@ def group_by_length(lengths: list[int], rows: int) -> list[list[int]]:
 # the response loss
 
 
-def measure_loss(
-    model: Any, data: Any, rows_at_once: int = 8, bar: Bar = iter
-) -> tuple[float | None, int]:
-    """Return a split's mean cross entropy in nats per trained token, and the number of tokens.
-
-    Return (None, 0) for an empty split.
-    """
-    return mean_loss(measure_row_losses(model, data, rows_at_once, bar))
-
-
 def mean_loss(rows: np.ndarray) -> tuple[float | None, int]:
     """Return the mean of `measure_row_losses` over all trained tokens, and their number.
 

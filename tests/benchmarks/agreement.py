@@ -12,17 +12,18 @@ import pathlib
 import sys
 import tempfile
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+sys.path[:0] = [str(folder) for folder in pathlib.Path(__file__).parents[1:3]]
 
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
+from helpers.held_out_loss import measure_loss
 from lib import params
 from lib.data import splits
 from lib.model import adapter, base, device, load
 from lib.record import ledger
-from lib.training import batches, checkpoint, evaluate, loop, plan
+from lib.training import batches, checkpoint, loop, plan
 
 
 def plain_model(folder, job):
@@ -121,11 +122,11 @@ def main(run, steps):
     del net
     net = plain_model(folder, job)
     theirs = plain_steps(net, rows, job, steps)
-    same, tokens = evaluate.measure_loss(net, held_out)
+    same, tokens = measure_loss(net, held_out)
     del net
     net = plain_model(folder, job)
     trainer(net, rows, job, steps)
-    shuffled, _ = evaluate.measure_loss(net, held_out)
+    shuffled, _ = measure_loss(net, held_out)
     apart = [abs(a - b) / b for a, b in zip(ours, theirs, strict=True)]
     print(
         f"\n{device.name()}, torch {torch.__version__}, transformers {transformers.__version__}; {job.base_model}, real weights, "

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helpers.held_out_loss import measure_loss
 from helpers.small_training import small_model
 from lib.common.errors import UserError
 from lib.data.label_mask import IGNORED
@@ -79,22 +80,22 @@ def test_response_loss_equals_one_row_at_a_time(small, rows):
                         total + cross_entropy(logits[position], torch.tensor(label)).item(),
                         tokens + 1,
                     )
-    loss, counted = evaluate.measure_loss(small, rows)
+    loss, counted = measure_loss(small, rows)
     assert counted == tokens == sum(len(r["input_ids"]) - len(r["input_ids"]) // 2 for r in rows)
     assert loss == pytest.approx(total / tokens, rel=1e-5)
 
 
 def test_response_loss_does_not_depend_on_the_batch(small, rows):
-    expected, tokens = evaluate.measure_loss(small, rows, rows_at_once=1)
+    expected, tokens = measure_loss(small, rows, rows_at_once=1)
     for size in (2, 3, 100):
-        assert evaluate.measure_loss(small, rows, rows_at_once=size) == (
+        assert measure_loss(small, rows, rows_at_once=size) == (
             pytest.approx(expected, rel=1e-5),
             tokens,
         )
 
 
 def test_row_losses_are_those_of_each_row_alone_in_the_order_of_the_rows(small, rows):
-    alone = [evaluate.measure_loss(small.train(), rows.select([n])) for n in range(len(rows))]
+    alone = [measure_loss(small.train(), rows.select([n])) for n in range(len(rows))]
     for size in (1, 3, 100):
         found = evaluate.measure_row_losses(small, rows, size)
         assert small.training
@@ -110,20 +111,20 @@ def test_training_mode_is_off_while_measuring_and_restored(tiny, rows, training)
     net, tokenizer = tiny
     net.train(training)
     rows = rows.select(range(3))
-    first = evaluate.measure_loss(net, rows)
-    assert evaluate.measure_loss(net, rows) == first
+    first = measure_loss(net, rows)
+    assert measure_loss(net, rows) == first
     evaluate.answer_prompts(net, tokenizer, 2, PROMPTS[:1])
     assert {m.training for m in net.modules()} == {training}
     assert all(p.requires_grad == ("lora_" in n) for n, p in net.named_parameters())
 
 
 def test_an_empty_split_has_no_loss(small, rows):
-    assert evaluate.measure_loss(small, rows.select([])) == (None, 0)
+    assert measure_loss(small, rows.select([])) == (None, 0)
 
 
 def test_rows_that_do_not_fit_at_once_are_halved(small, rows, monkeypatch, capsys):
     """The loss is the same, and one row that does not fit is an error."""
-    wanted, tokens = evaluate.measure_loss(small.eval(), rows)
+    wanted, tokens = measure_loss(small.eval(), rows)
     real = evaluate.token_losses
 
     def limited(net, batch, most=2):
@@ -132,7 +133,7 @@ def test_rows_that_do_not_fit_at_once_are_halved(small, rows, monkeypatch, capsy
         return real(net, batch)
 
     monkeypatch.setattr(evaluate, "token_losses", limited)
-    assert evaluate.measure_loss(small.train(), rows) == (pytest.approx(wanted, rel=1e-5), tokens)
+    assert measure_loss(small.train(), rows) == (pytest.approx(wanted, rel=1e-5), tokens)
     assert small.training
     assert capsys.readouterr().out.count("rows at once do not fit") == 2
     monkeypatch.setattr(evaluate, "token_losses", lambda net, batch: limited(net, batch, 0))
@@ -140,7 +141,7 @@ def test_rows_that_do_not_fit_at_once_are_halved(small, rows, monkeypatch, capsy
         UserError,
         match=r"not have enough memory for the held-out loss, 1 rows at once(.|\n)*nvidia-smi",
     ):
-        evaluate.measure_loss(small, rows)
+        measure_loss(small, rows)
 
 
 def test_a_failed_attempt_at_the_held_out_loss_gives_its_memory_back(small, rows, monkeypatch):
@@ -156,7 +157,7 @@ def test_a_failed_attempt_at_the_held_out_loss_gives_its_memory_back(small, rows
         return real(net, batch)
 
     monkeypatch.setattr(evaluate, "token_losses", limited)
-    evaluate.measure_loss(small.eval(), rows)
+    measure_loss(small.eval(), rows)
     assert len(alive) > 3
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers.held_out_loss import measure_loss
 from helpers.small_training import (
     HELD_OUT,
     a_job,
@@ -50,7 +51,7 @@ def test_an_eval_is_the_held_out_loss_of_the_model_at_its_step(tmp_path):
         assert evals(tmp_path / str(step))[-1] == ("after", step, during[step])
         net = small_model(a_job()).eval()
         checkpoint.resume(tmp_path / str(step) / "checkpoints", Masters(net, a_job()), {})
-        assert evaluate.measure_loss(net, HELD_OUT)[0] == during[step], "measured without dropout"
+        assert measure_loss(net, HELD_OUT)[0] == during[step], "measured without dropout"
     assert len({loss for *_, loss in evals(tmp_path / "whole")}) == 4
 
 

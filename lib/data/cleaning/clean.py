@@ -264,24 +264,26 @@ def _find_flags(row: CleanedRow, job: Params) -> dict[str, tuple[str, str]]:
     if job.damaged_text == "ignore":
         return {}
     found = {
-        "lost_characters_flagged": (
+        "lost_characters": (
             "characters were lost",
-            [damage.find_lost_characters(m["content"]) for m in row.messages],
+            (damage.find_lost_characters(m["content"]) for m in row.messages),
         ),
-        "cut_off_flagged": (
+        "cut_off": (
             "stops in the middle",
-            [damage.find_cut(answer, job.language) for answer in row.answers],
+            (damage.find_cut(answer, job.language) for answer in row.answers),
         ),
-        "no_end_mark_flagged": (
+        "no_end_mark": (
             "the last sentence has no end mark",
-            [damage.find_missing_end(answer) for answer in row.answers],
+            (damage.find_missing_end(answer) for answer in row.answers),
         ),
     }
-    return {
-        flag: (next(filter(None, texts)), wrong)
-        for flag, (wrong, texts) in found.items()
-        if any(texts)
-    }
+    if job.damaged_text == "drop":  # a row that was kept has neither: their drop tests have run
+        del found["lost_characters"], found["cut_off"]
+    flags = {}
+    for name, (wrong, texts) in found.items():
+        if text := next(filter(None, texts), ""):
+            flags[f"{name}_flagged"] = (text, wrong)
+    return flags
 
 
 def _texts_of(role: str, messages: list[dict[str, str]]) -> list[str]:

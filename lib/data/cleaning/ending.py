@@ -27,61 +27,49 @@ def _words(phrases: str) -> re.Pattern[str]:
 
 ADVICE = _words(r"""
     you | your | should | must | ought | need | needs | have to | has to | can be | may be | let
-    try
-    take | takes | taking | taken | give | gives | giving | given | use | uses | used | using
-    apply
-    applied | applying | put | place | press | hold | keep | call | seek | see | go | rest | drink
-    eat | avoid | do | stop | start | begin | wait | wash | clean | rinse | cool | warm | cover
-    wrap
-    remove | lay | lie | sit | stand | raise | lift | loosen | open | check | ask | tell | bring
-    move
-    turn | tilt | pinch | push | pull | inject | insert | swallow | chew | repeat | continue
-    increase
-    reduce | recommend\w* | advi[sc]\w* | suggest\w* | treat\w* | therap\w* | dos(?:e|es|age|ing)
-    mg | mcg | g | ml | tablets? | capsules? | drops? | daily | hourly | safe\w* | help\w*
-    reliev\w*
-    cur(?:e|es|ed|ing) | prevent\w* | effective | medic\w* | drugs? | surgery | procedure
-    exercise\w*
-    important | best | first aid | steps?
+    try | take | takes | taking | taken | give | gives | giving | given | use | uses | used
+    using | apply | applied | applying | put | place | press | hold | keep | call | seek | see
+    go | rest | drink | eat | avoid | do | stop | start | begin | wait | wash | clean | rinse
+    cool | warm | cover | wrap | remove | lay | lie | sit | stand | raise | lift | loosen | open
+    check | ask | tell | bring | move | turn | tilt | pinch | push | pull | inject | insert
+    swallow | chew | repeat | continue | increase | reduce | recommend\w* | advi[sc]\w*
+    suggest\w* | treat\w* | therap\w* | dos(?:e|es|age|ing) | mg | mcg | g | ml | tablets?
+    capsules? | drops? | daily | hourly | safe\w* | help\w* | reliev\w* | cur(?:e|es|ed|ing)
+    prevent\w* | effective | medic\w* | drugs? | surgery | procedure | exercise\w* | important
+    best | first aid | steps?
 """)
 LIMITS = _words(r"""
-    not | \w+n't | \w+n’t | cannot | never | no | nor | neither | none | nothing | nobody | without
-    avoid\w* | stop\w* | except\w* | unless | until | but | however | although | though | yet
-    while
-    whereas | nevertheless | nonetheless | despite | instead | rather | otherwise | only | just | if
-    when | whenever | whether | in case | provided | depend\w* | before | other than | too
-    contraindicat\w* | caution\w* | careful\w* | warn\w* | danger\w* | harm\w* | risk\w* | unsafe
-    toxic\w* | poison\w* | overdos\w* | allerg\w* | pregnan\w* | breast-?feed\w* | child\w*
-    infants?
-    bab(?:y|ies) | newborns? | toddlers? | adults? | elderly | older | younger | kidneys? | liver
-    emergenc\w* | ambulance | immediate\w* | urgent\w* | doctors? | physicians? | hospitals? | seek
-    call\w* | \d{3} | side effects? | adverse | maximum | minimum | max | min | exceed\w*
-    more than
-    less than | at least | at most | up to | limit\w* | must | should | always | then | next
-    finally
-    lastly | second | secondly | third | thirdly | fourth | steps? | afterwards? | follow\w*
-    correct\w*
-    important\w* | note | remember | especially | particular\w* | hours? | minutes? | days? | times
-    mg | mcg | ml | worse\w* | severe\w* | serious\w* | die | dies | death | fatal | unlike
+    not | \w+n't | \w+n’t | cannot | never | no | nor | neither | none | nothing | nobody
+    without | avoid\w* | stop\w* | except\w* | unless | until | but | however | although | though
+    yet | while | whereas | nevertheless | nonetheless | despite | instead | rather | otherwise
+    only | just | if | when | whenever | whether | in case | provided | depend\w* | before
+    other than | too | contraindicat\w* | caution\w* | careful\w* | warn\w* | danger\w* | harm\w*
+    risk\w* | unsafe | toxic\w* | poison\w* | overdos\w* | allerg\w* | pregnan\w*
+    breast-?feed\w* | child\w* | infants? | bab(?:y|ies) | newborns? | toddlers? | adults?
+    elderly | older | younger | kidneys? | liver | emergenc\w* | ambulance | immediate\w*
+    urgent\w* | doctors? | physicians? | hospitals? | seek | call\w* | \d{3} | side effects?
+    adverse | maximum | minimum | max | min | exceed\w* | more than | less than | at least
+    at most | up to | limit\w* | must | should | always | then | next | finally | lastly | second
+    secondly | third | thirdly | fourth | steps? | afterwards? | follow\w* | correct\w*
+    important\w* | note | remember | especially | particular\w* | hours? | minutes? | days?
+    times | mg | mcg | ml | worse\w* | severe\w* | serious\w* | die | dies | death | fatal
+    unlike
 """)
 # these deny what was said, whatever it was
 DENIALS = _words(r"""
     myths? | misconceptions? | wrong\w* | false\w* | incorrect\w* | mistake\w* | mistaken | untrue
     not true | no evidence | outdated | obsolete | disproved | disproven | unproven | refuted
-    sorry
-    apolog\w* | in fact | in reality | actually | contrary
+    sorry | apolog\w* | in fact | in reality | actually | contrary
 """)
 TAKES_UP = _words(r"""
     but | however | yet | still | nevertheless | nonetheless | although | though | even | except
-    unless
-    only | otherwise | instead | rather | conversely | in contrast | by contrast | on the other hand
-    on the contrary | whereas | while | or | nor | and | then | next | second | secondly | third
-    thirdly
-    finally | lastly | after that | afterwards | if so | if not | if | when | not | no | never
-    without
-    this is (?:not|no|because) | that is | these are not | for example
-    other | others | another | none | few | some | less (?:commonly|often) | rarely | sometimes
-    unlike | in other | in some | in rare | for others | as well | as a result | because
+    unless | only | otherwise | instead | rather | conversely | in contrast | by contrast
+    on the other hand | on the contrary | whereas | while | or | nor | and | then | next | second
+    secondly | third | thirdly | finally | lastly | after that | afterwards | if so | if not | if
+    when | not | no | never | without | this is (?:not|no|because) | that is | these are not
+    for example | other | others | another | none | few | some | less (?:commonly|often) | rarely
+    sometimes | unlike | in other | in some | in rare | for others | as well | as a result
+    because
 """)
 # what is not finished at the end of the sentence
 _SEVERAL = either(

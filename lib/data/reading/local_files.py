@@ -216,9 +216,8 @@ def _choose(path: pathlib.Path, named: Named, unread: list[tuple[str, str]], wan
     if wanted == "all":
         return Found([Part(file, inside, "train") for file, inside, _ in named], unread)
     present = {split for _, _, split in named}
-    trained = (
-        "train" if "train" in present else None
-    )  # else files that name no split are trained on
+    # where no file names `train`, those that name no split are trained on
+    trained = "train" if "train" in present else None
     asked = [step.strip() for step in wanted.split("+")] if wanted else ["train"]
     parts = []
     for file, inside, split in named:

@@ -6,7 +6,7 @@ from lib.common import files
 from lib.common.errors import UserError
 from lib.data.reading import sources
 from lib.medical import safety
-from lib.params import Params, Source
+from lib.params import Params
 from lib.record.run_record import Run
 from lib.record.schema import RunRecord
 
@@ -16,12 +16,8 @@ def hash_parts(job: Params) -> dict[str, str]:
     rows = job.model_copy(update={"decontaminate": 0})  # its hash is then over the data alone
     parts = {"data": sources.hash_sources(rows)}
     if job.decontaminate:
-        digest = hashlib.sha256()
-        for exam in job.exam:
-            paths = sources.list_paths(Source(dataset=exam), "exam")
-            hashes = [files.sha256(path) for path in paths]
-            digest.update(" ".join(hashes or [exam]).encode())
-        parts["exam"] = digest.hexdigest()
+        exams = sources.identify_exams(job.exam)
+        parts["exam"] = hashlib.sha256(exams.encode()).hexdigest()
         parts["safety set"] = files.sha256(safety.ROWS_FILE)
     return parts
 

@@ -229,8 +229,15 @@ def hash_sources(job: Params) -> str:
             if part.split != "train":
                 digest.update(f"{part.split}: {part.path.name} {part.inside}".encode())
     if job.decontaminate:
-        for exam in job.exam:
-            hashes = [files.sha256(p) for p in list_paths(Source(dataset=exam), "exam")]
-            digest.update(" ".join(hashes or [exam]).encode())
+        digest.update(identify_exams(job.exam).encode())
         digest.update(files.sha256(safety.ROWS_FILE).encode())
     return digest.hexdigest()
+
+
+def identify_exams(exams: Sequence[str]) -> str:
+    """Return a text that changes with the exams: the hashes of local files, the ids of others."""
+    texts = []
+    for exam in exams:
+        hashes = [files.sha256(path) for path in list_paths(Source(dataset=exam), "exam")]
+        texts.append(" ".join(hashes or [exam]))
+    return "".join(texts)

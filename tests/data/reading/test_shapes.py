@@ -7,28 +7,13 @@ import json
 
 import pytest
 
+from helpers.row_shapes import LATER, MODEL, SHARED, SYSTEM, USER, A, Q, said
 from lib.common.errors import UserError
 from lib.data.reading import shapes
 from lib.data.reading.row_parts import fields
 from lib.data.reading.row_parts.fields import BadRow
 
-Q, A = "How do I cool a burn?", "Under cool running water."
-USER, MODEL, SYSTEM = (
-    {"role": role, "content": text}
-    for role, text in (("user", Q), ("assistant", A), ("system", "Be brief."))
-)
-TURNS = [
-    USER,
-    MODEL,
-    {"role": "user", "content": "For how long?"},
-    {"role": "assistant", "content": "20 minutes."},
-]
-SHARED = [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]
-
-
-def said(row, columns=None):
-    """The row's turns as (role, text)."""
-    return [(turn["role"], turn["content"]) for turn in shapes.to_messages(row, columns)]
+TURNS = [USER, MODEL, *LATER]
 
 
 @pytest.mark.parametrize(

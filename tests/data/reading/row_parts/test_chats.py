@@ -5,24 +5,9 @@ python -m pytest tests/data/reading/row_parts/test_chats.py
 
 import pytest
 
+from helpers.row_shapes import LATER, MODEL, SHARED, SYSTEM, USER, A, Q, said
 from lib.data.reading import shapes
 from lib.data.reading.row_parts.fields import BadRow, DroppedRow
-
-Q, A = "How do I cool a burn?", "Under cool running water."
-USER, MODEL, SYSTEM = (
-    {"role": role, "content": text}
-    for role, text in (("user", Q), ("assistant", A), ("system", "Be brief."))
-)
-LATER = [
-    {"role": "user", "content": "For how long?"},
-    {"role": "assistant", "content": "20 minutes."},
-]
-SHARED = [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]
-
-
-def said(row, columns=None):
-    """The row's turns as (role, text)."""
-    return [(turn["role"], turn["content"]) for turn in shapes.to_messages(row, columns)]
 
 
 @pytest.mark.parametrize(
