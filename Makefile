@@ -1,6 +1,6 @@
 # Every target runs one visible command; `make help` lists the targets and their variables.
 .DEFAULT_GOAL := help
-.PHONY: help setup run prepare train export report runs compare rerun prune sweep ask exam test test-all drills lint clean
+.PHONY: help setup run prepare train export report runs compare rerun prune sweep ask exam test test-all drills lint address clean
 PYTHON ?= python3
 # the full set if nvidia-smi finds a GPU, otherwise the same pins without the packages that need one
 REQUIREMENTS := $(if $(shell nvidia-smi -L 2>/dev/null),requirements.txt,requirements-cpu.txt)
@@ -54,11 +54,15 @@ test-all: setup  ## run all tests
 drills: setup  ## break runs on purpose and count what is lost: DRILLS="kill stop" (all take hours)
 	.venv/bin/python tests/drills $(DRILLS)
 
-lint: setup  ## check the code: style, format, layers, types
+lint: setup  ## check the code: style, format, layers, types, the repository's address
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/mypy
+	.venv/bin/python -m lib.common.address
+
+address:  ## write the repository's address in CITATION.cff into README and notebooks, for a fork
+	$(PYTHON) -m lib.common.address --write
 
 setup: $(READY)  ## make the environment in .venv, from requirements.txt or requirements-cpu.txt
 $(READY): requirements.txt requirements-cpu.txt

@@ -17,7 +17,7 @@ import papermill
 import pytest
 
 from lib import params
-from lib.common import errors
+from lib.common import address, errors
 from lib.record.run_record import STAGES
 from lib.runs import colab
 
@@ -175,7 +175,7 @@ def test_first_code_cell_does_what_colab_needs(notebook, in_colab, monkeypatch):
     clone, *rest = in_colab
     home = "/content/medrescue-tuning"
     assert clone[1][:2] == ["git", "clone"]
-    assert clone[1][-2:] == ["https://github.com/medrescue/medrescue-tuning", home]
+    assert clone[1][-2:] == [address.read_address(), home]
     assert sys.path[0] == home, "lib is imported from the clone"
     assert rest == [
         ("mount", "/content/drive"),

@@ -16,7 +16,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from lib import params
-from lib.common import files, locations
+from lib.common import address, files, locations
 from lib.common.errors import UserError
 from lib.common.text import format_size, format_value
 from lib.data.reading import sources
@@ -110,12 +110,21 @@ def render_card(folder: pathlib.Path, part: str, repos: dict[str, str] | None = 
             disclaimer=DISCLAIMER,
             system=servers.SYSTEM,
             question=turns.CONVERSATIONS[0][0]["content"],
+            address=_read_address(),
         )
     )
     # a data file may be gone by now, and its path must not be taken for a hub id
     local = [source["dataset"] for source in data.get("sources", []) if source.get("local")]
     header = _format_header(job, part, run["run"], repos, results, local)
     return f"---\n{header}\n---\n\n{text}"
+
+
+def _read_address() -> str:
+    # a mistake in CITATION.cff must not make an export of hours fail at its card
+    try:
+        return address.read_address()
+    except UserError:
+        return "not recorded"
 
 
 def _read_record(path: pathlib.Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 
 from lib import params
-from lib.common import files
+from lib.common import address, files
 from lib.common.errors import ROOT, UserError
 from lib.export import push, servers
 from lib.medical.disclaimer import DISCLAIMER
@@ -336,6 +336,7 @@ def test_disclaimers_terms_and_citation_are_in_every_card(run, part):
         "may be wrong",
         "Gemma Terms of Use",
         "Eric Risco",
+        f"url={{{address.read_address()}}}",
         "## Intended use",
         "## Limits",
         "Apache-2.0, written for this pipeline; no clinician has signed it off",
@@ -472,3 +473,11 @@ def test_a_run_prepared_before_the_safety_set_counted_does_not_claim_it(run):
     assert "repeat held-out rows, exam items or safety prompts were searched for" in section(
         card.render_card(run, "adapter"), "Base and data"
     )
+
+
+def test_a_card_is_written_even_if_the_repository_has_no_address(run, monkeypatch):
+    def refuse():
+        raise UserError("CITATION.cff needs one line")
+
+    monkeypatch.setattr(card.address, "read_address", refuse)
+    assert "url={not recorded}" in card.render_card(run, "adapter")
