@@ -1,13 +1,16 @@
 # Every target runs one visible command; `make help` lists the targets and their variables.
 .DEFAULT_GOAL := help
-.PHONY: help setup run prepare train export report runs compare rerun prune sweep ask exam test test-all drills lint address clean
+.PHONY: help setup run prepare train export report runs compare rerun prune sweep ask exam wheels test test-all drills lint address clean
 PYTHON ?= python3
-# the full set if nvidia-smi finds a GPU, otherwise the same pins without the packages that need one
-REQUIREMENTS := $(if $(shell nvidia-smi -L 2>/dev/null),requirements.txt,requirements-cpu.txt)
+# cuda, the full set, if nvidia-smi finds a GPU, otherwise cpu, the same pins without what needs one; FOR=... at setup is kept
+FOR ?= $(or $(patsubst .venv/.for-%,%,$(wildcard .venv/.for-*)),$(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu))
+REQUIREMENTS := $(if $(filter cpu,$(FOR)),requirements-cpu.txt,$(if $(filter cuda,$(FOR)),requirements.txt,$(error FOR=$(FOR): expected cpu or cuda)))
 READY := .venv/.ready-$(REQUIREMENTS)
 # quote a value as one word of the shell, whatever quotes it contains
 quoted = '$(subst ','\'',$(1))'
 OPTIONS = $(if $(PARAMS),--params $(call quoted,$(PARAMS))) $(if $(RUN),--run $(call quoted,$(RUN))) $(if $(SET),--set $(call quoted,$(SET))) $(if $(FORCE),--force)
+# with WHEELS, packages come from that folder alone, whatever else pip is configured to read
+PIP = $(if $(WHEELS),PIP_CONFIG_FILE=/dev/null .venv/bin/pip --isolated install -q --no-index --find-links $(call quoted,$(WHEELS)),.venv/bin/pip install -q)
 PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 help:  ## this list
@@ -25,20 +28,16 @@ run prepare train export report:
 
 runs: setup  ## list the runs: state, age, held-out loss, size on disk
 	.venv/bin/python -m lib.runs list
-
 compare: setup  ## compare RUNS="a b c", or all runs; METRIC chooses the best
 	.venv/bin/python -m lib.runs compare --runs $(call quoted,$(RUNS)) --metric $(call quoted,$(or $(METRIC),eval_loss_after))
-
 rerun: setup  ## repeat the job of RUN from its record, as RUN-rerun, and compare the results
 	.venv/bin/python -m lib.runs rerun --runs $(call quoted,$(RUN))
-
 prune: setup  ## remove checkpoints and merged weights of finished RUNS; asks first unless YES=1
 	.venv/bin/python -m lib.runs prune --runs $(call quoted,$(RUNS)) $(if $(YES),--yes)
 
 ask: setup  ## ask the first GGUF of RUN a question: Q="..."
 # value: a $ in the question is text, not a make variable
 	.venv/bin/python -m lib.runs ask $(OPTIONS) --question=$(call quoted,$(value Q))
-
 exam: setup  ## examine all models of a finished RUN: EXAM=my.jsonl, a hub id, or the bundled set
 	.venv/bin/python -m lib.exam $(call quoted,$(RUN)) $(call quoted,$(or $(EXAM),bundled:exam))
 
@@ -47,7 +46,6 @@ sweep: setup  ## train many variants of a job from a sweep file: PARAMS=params/s
 
 test: setup  ## run the tests, without those marked slow
 	$(PYTEST) -m 'not slow'
-
 test-all: setup  ## run all tests
 	$(PYTEST)
 
@@ -64,14 +62,19 @@ lint: setup  ## check the code: style, format, layers, types, the repository's a
 address:  ## write the repository's address in CITATION.cff into README and notebooks, for a fork
 	$(PYTHON) -m lib.common.address --write
 
-setup: $(READY)  ## make the environment in .venv, from requirements.txt or requirements-cpu.txt
+setup: $(READY)  ## make the environment in .venv; WHEELS=/media/stick installs without network, from that folder
 $(READY): requirements.txt requirements-cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.version.split()[0]} found; try PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
+	$(if $(WHEELS),.venv/bin/python -m lib.runs.offline.check $(call quoted,$(WHEELS)) --for $(FOR) $(if $(filter file,$(origin FOR)),,--chosen))
 	@# without a GPU, torch's CPU build if pip can reach one; PyPI's build for Linux brings several GB of CUDA
-	$(if $(filter requirements-cpu.txt,$(REQUIREMENTS)),@.venv/bin/pip install -q 'torch==2.13.0+cpu' 2>/dev/null || echo 'no CPU build of torch within reach (see CONTRIBUTING.md): installing the standard one')
-	.venv/bin/pip install -q -r $(REQUIREMENTS)
-	@rm -f .venv/.ready-* && touch $@
+	$(if $(filter cpu,$(FOR)),$(if $(WHEELS),,@$(PIP) 'torch==2.13.0+cpu' 2>/dev/null || echo 'no CPU build of torch within reach (see CONTRIBUTING.md): installing the standard one'))
+	$(PIP) -r $(REQUIREMENTS) || { echo 'For a machine without network see CONTRIBUTING.md, section Without a network.'; exit 1; }
+	@rm -f .venv/.ready-* .venv/.for-* && touch $@ $(if $(filter file,$(origin FOR)),,.venv/.for-$(FOR))
+
+wheels:  ## download all packages into DIR=/media/stick, for a machine without network (see CONTRIBUTING.md)
+	@$(PYTHON) -m venv --clear .cache/wheels && .cache/wheels/bin/pip install -q 'pip>=25' packaging
+	.cache/wheels/bin/python -m lib.runs.offline.download $(call quoted,$(DIR)) --for $(FOR) $(if $(FOR_PYTHON),--python $(FOR_PYTHON)) $(if $(FOR_PLATFORM),--platform $(FOR_PLATFORM))
 
 clean:  ## remove caches and the environment, never runs
 	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis && find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Carry all packages to a machine without network."""
