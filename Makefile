@@ -1,6 +1,6 @@
 # Every target runs one visible command; `make help` lists the targets and their variables.
 .DEFAULT_GOAL := help
-.PHONY: help setup run prepare train export report runs compare rerun prune sweep ask exam wheels test test-all drills lint address clean
+.PHONY: help setup run prepare train export report runs compare diff rerun prune sweep ask exam wheels test test-all drills lint address clean
 PYTHON ?= python3
 # cuda, the full set, if nvidia-smi finds a GPU, otherwise cpu, the same pins without what needs one; FOR=... at setup is kept
 FOR ?= $(or $(patsubst .venv/.for-%,%,$(wildcard .venv/.for-*)),$(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu))
@@ -30,6 +30,8 @@ runs: setup  ## list the runs: state, age, held-out loss, size on disk
 	.venv/bin/python -m lib.runs list
 compare: setup  ## compare RUNS="a b c", or all runs; METRIC chooses the best
 	.venv/bin/python -m lib.runs compare --runs $(call quoted,$(RUNS)) --metric $(call quoted,$(or $(METRIC),eval_loss_after))
+diff: setup  ## two executed notebooks a stage beside each other: RUNS="a b"
+	.venv/bin/python -m lib.runs diff --runs $(call quoted,$(RUNS))
 rerun: setup  ## repeat the job of RUN from its record, as RUN-rerun, and compare the results
 	.venv/bin/python -m lib.runs rerun --runs $(call quoted,$(RUN))
 prune: setup  ## remove checkpoints and merged weights of finished RUNS; asks first unless YES=1

@@ -8,7 +8,7 @@ COMMAND = sys.argv[1] if sys.argv[1:] else ""
 
 with redacted_terminal():
     # imported here, so that a job starts without matplotlib, and a list without papermill
-    if COMMAND in ("list", "prune", "compare", "rerun"):
+    if COMMAND in ("list", "prune", "compare", "diff", "rerun"):
         from lib.runs.manage import main
     else:
         from lib.runs.run_job import main

@@ -3,6 +3,7 @@
     python -m lib.runs list
     python -m lib.runs prune   [--runs "a b"] [--yes]     # remove what runs can make again
     python -m lib.runs compare [--runs "a b"] [--metric eval_loss_after]
+    python -m lib.runs diff    --runs "a b"               # two runs' notebooks beside each other
     python -m lib.runs rerun    --runs a                  # run the job of run a again, as a-rerun
 
 Exit codes: 0, 1 if a rerun failed, 2 for wrong usage, 130 when interrupted.
@@ -16,11 +17,12 @@ from lib.common.errors import UserError
 from lib.common.text import aligned_table
 from lib.record import run_folder
 from lib.runs.compare import compare_runs
+from lib.runs.diff.page import diff_runs
 from lib.runs.listing import find_runs, list_runs
 from lib.runs.prune import prune_runs
 from lib.runs.rerun import repeat_run
 
-COMMANDS = ("list", "prune", "compare", "rerun")
+COMMANDS = ("list", "prune", "compare", "diff", "rerun")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,6 +54,10 @@ def _do(command: str, names: str, metric: str, yes: bool) -> int:
     """Carry out one command; return its exit code."""
     if command == "rerun":
         return repeat_run(names)
+    if command == "diff":
+        text, path = diff_runs(names)
+        print(f"{text}\n\n{files.format_path(path)}")
+        return 0
     folders = find_runs(names)
     if command == "compare":
         text, path = compare_runs(folders, metric)

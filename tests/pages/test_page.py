@@ -8,14 +8,20 @@ import pytest
 from helpers import browser, evil_run
 from lib.pages import report
 from lib.runs import compare
+from lib.runs.diff import page as diff_page
 
 pytestmark = pytest.mark.skipif(not browser.CHROMIUM, reason=browser.SKIP)
-PAGES = ("runs/evil-run/report.html", "runs/evil-run/train.html", "runs/compare.html")
+PAGES = (
+    "runs/evil-run/report.html",
+    "runs/evil-run/train.html",
+    "runs/compare.html",
+    "runs/diff.html",
+)
 
 
 @pytest.fixture(scope="module")
 def top(tmp_path_factory):
-    """A folder with a report, a notebook page and a comparison of two hostile runs."""
+    """A folder with a report, a notebook page, a comparison and a diff of two hostile runs."""
     top = tmp_path_factory.mktemp("pages")
     folders = [
         evil_run.make(top / "runs", name, after=after, right=right, values=values)
@@ -33,7 +39,14 @@ def top(tmp_path_factory):
         patch.setenv("MEDRESCUE_RUNS", str(top / "runs"))
         report.write_report(folders[0])
         compare.compare_runs(folders)
+        mark_as_another(folders[1] / "train.ipynb")
+        diff_page.diff_runs(" ".join(folder.name for folder in folders))
     return top
+
+
+def mark_as_another(path):
+    """Let every output of an executed notebook differ a little."""
+    path.write_text(path.read_text().replace("alert(", "alert(1+").replace("kept", "gone"))
 
 
 @pytest.fixture(scope="module")
