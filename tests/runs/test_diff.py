@@ -157,6 +157,15 @@ def test_a_parameter_is_told_once_and_not_as_a_result(runs):
     assert "results in 1 place;" in diffed()[0]
 
 
+def test_a_parameter_of_another_version_is_no_result(runs):
+    """It is listed by the version that knows it, and is not called a result."""
+    for name, rows in (("a", [["lora_r", 4]]), ("b", [["lora_r", 4], ["new_one", 1]])):
+        runs(name, code("show", shown("text/html", table(rows, head=("parameter", "value")))))
+    answer, page = diffed()
+    assert answer == "Parameters, cells and results of train are the same."
+    assert "new_one" in page
+
+
 # --------------------------------------------------------------------------------------------------
 # masks
 
@@ -308,7 +317,7 @@ def test_a_line_difference_has_every_line_of_both(old, new):
         [masks.Line(t, t) for t in old], [masks.Line(t, t) for t in new]
     )
     same = sum(
-        row.count if row.kind == "folded" else row.kind in ("same", "changed") for row in rows
+        row.folded if row.kind == "folded" else row.kind in ("same", "changed") for row in rows
     )
     assert same + sum(row.kind == "left" for row in rows) == len(old)
     assert same + sum(row.kind == "right" for row in rows) == len(new)

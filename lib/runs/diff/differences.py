@@ -16,6 +16,7 @@ MOST_ROWS = 300  # of one output on the page
 MOST_STEPS = 4_000_000  # pairs of lines that are aligned; longer texts are compared in order
 MOST_WORDS = 3_000  # of a line in which changed words are marked
 LIKE = 0.5  # share of equal words from which two lines stand beside each other
+LEAST_EQUAL = 0.4  # share of equal words below which two texts are marked as a whole
 LIKE_WORDS = 60  # of a line that are looked at for this
 MOST_LIKE = 400  # pairs of changed lines that are looked at; more stand in their order
 WORDS = re.compile(r"\w+(?:[.,:/-]\w+)*|\s+|[^\w\s]")
@@ -26,19 +27,20 @@ Masked = tuple[str, str]  # two raw lines that are equal when masked
 class Row(NamedTuple):
     """A row of a difference: "same", "changed", "left" or "right" (only there), or "folded".
 
-    left, right: the pieces of each cell; a text has one cell. count: of the rows folded away.
+    left, right: the pieces of each cell; a text has one cell. folded: for how many rows it stands.
     """
 
     kind: str
     left: list[Marks]
     right: list[Marks]
-    count: int = 0
+    folded: int = 0
 
 
 class Difference(NamedTuple):
     """An output of either notebook, or of both: what differs, and what only masking makes equal.
 
-    differs: "yes", "no", or "markup" when words and numbers are the same.
+    differs: "yes", "no", "markup" when words and numbers are the same, or "version" when only the
+    parameters that a version of the pipeline knows differ.
     """
 
     kind: str
@@ -164,7 +166,7 @@ def _find_like(line: str, others: list[str]) -> int:
     return place
 
 
-def _align(old: Sequence[str], new: Sequence[str]) -> list[tuple[str, int, int, int, int]]:
+def _align(old: Sequence[str], new: Sequence[str]) -> Sequence[tuple[str, int, int, int, int]]:
     """Return the steps from one sequence to the other; very long ones are compared in order."""
     if len(old) * len(new) <= MOST_STEPS:
         return difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
@@ -184,12 +186,20 @@ def mark_words(left: str, right: str) -> tuple[Marks, Marks]:
         return [(left, True)], [(right, True)]
     before: Marks = []
     after: Marks = []
-    for op, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+    steps = difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+    equal = sum(_count_words(old[a:b]) for op, a, b, _, _ in steps if op == "equal")
+    if equal < LEAST_EQUAL * max(_count_words(old), _count_words(new)):
+        return [(left, True)] if left else [], [(right, True)] if right else []
+    for op, a, b, c, d in steps:
         if a < b:
             before.append(("".join(old[a:b]), op != "equal"))
         if c < d:
             after.append(("".join(new[c:d]), op != "equal"))
     return before, after
+
+
+def _count_words(pieces: Sequence[str]) -> int:
+    return sum(piece[0].isalnum() for piece in pieces)
 
 
 def _fold(rows: list[Row], context: int) -> list[Row]:
@@ -205,7 +215,7 @@ def _fold(rows: list[Row], context: int) -> list[Row]:
         if place in near:
             folded.append(row)
         elif folded and folded[-1].kind == "folded":
-            folded[-1] = folded[-1]._replace(count=folded[-1].count + 1)
+            folded[-1] = folded[-1]._replace(folded=folded[-1].folded + 1)
         else:
             folded.append(Row("folded", [], [], 1))
     return folded

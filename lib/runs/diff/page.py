@@ -175,7 +175,7 @@ def compare_pair(
         outputs.read_items(side.outputs, own) if side else []
         for side, own in zip((one, two), names, strict=True)
     ]
-    compared = [_drop_told(difference, told) for difference in compare_outputs(*items)]
+    compared = _settle_parameters(compare_outputs(*items), told)
     numbers = {str(side.number) for side in (one, two) if side}
     only = "" if one and two else labels[0] if one else labels[1]
     return CellPair(
@@ -194,13 +194,26 @@ def _mask_source(cell: Cell | None, names: list[str]) -> list[masks.Line]:
     return [masks.Line(masks.mask_text(line, names), line) for line in lines]
 
 
-def _drop_told(difference: Difference, told: set[str]) -> Difference:
-    """Call a table of parameters equal if the page's first table has all that differs in it."""
-    if difference.differs != "yes" or difference.header[:1] != ["parameter"]:
-        return difference
-    changed = [row for row in difference.rows if row.kind not in ("same", "folded")]
-    named = ["".join(text for text, _ in (row.left or row.right or [[]])[0]) for row in changed]
-    return difference._replace(differs="no") if set(named) <= told else difference
+def _settle_parameters(found: list[Difference], told: set[str]) -> list[Difference]:
+    """Return a cell's differences without those of parameters that the page's first table has.
+
+    A parameter that one side alone lists is of another version of the pipeline: "version". One that
+    is not told, though its value or its table differs, contradicts the run's record, and counts.
+    """
+    tables = [each for each in found if each.header[:1] == ["parameter"]]
+    named: dict[str, set[str]] = {kind: set() for kind in ("changed", "left", "right", "further")}
+    for row in (row for each in tables for row in each.rows if row.kind in named):
+        cells_of_row = row.left or row.right or [[]]
+        named[row.kind].add("".join(text for text, _ in cells_of_row[0]))
+    contradicting = (named["changed"] | named["further"] | named["left"] & named["right"]) - told
+    if contradicting:
+        return found
+    versions = (named["left"] | named["right"]) - told
+    settled = "version" if versions else "no"
+    return [
+        each._replace(differs=settled) if each in tables and each.differs == "yes" else each
+        for each in found
+    ]
 
 
 def _fold_equal(pairs: list[CellPair]) -> list[Any]:
