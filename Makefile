@@ -42,7 +42,6 @@ ask: setup  ## ask the first GGUF of RUN a question: Q="..."
 	.venv/bin/python -m lib.runs ask $(OPTIONS) --question=$(call quoted,$(value Q))
 exam: setup  ## examine all models of a finished RUN: EXAM=my.jsonl, a hub id, or the bundled set
 	.venv/bin/python -m lib.exam $(call quoted,$(RUN)) $(call quoted,$(or $(EXAM),bundled:exam))
-
 sweep: setup  ## train many variants of a job from a sweep file: PARAMS=params/sweep.yaml
 	.venv/bin/python -m lib.runs.sweep $(OPTIONS)
 
@@ -50,7 +49,6 @@ test: setup  ## run the tests, without those marked slow
 	$(PYTEST) -m 'not slow'
 test-all: setup  ## run all tests
 	$(PYTEST)
-
 drills: setup  ## break runs on purpose and count what is lost: DRILLS="kill stop" (all take hours)
 	.venv/bin/python tests/drills $(DRILLS)
 
@@ -60,7 +58,6 @@ lint: setup  ## check the code: style, format, layers, types, the repository's a
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/mypy
 	.venv/bin/python -m lib.common.address
-
 address:  ## write the repository's address in CITATION.cff into README and notebooks, for a fork
 	$(PYTHON) -m lib.common.address --write
 
