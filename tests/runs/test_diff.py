@@ -7,6 +7,7 @@ import base64
 import json
 import re
 import shutil
+import time
 
 import nbformat
 import pytest
@@ -329,6 +330,28 @@ def test_long_outputs_end_in_time():
     rows, _ = differences.compare_lines(old, old[1:])
     assert rows[-1].kind == "further"
     assert differences.mark_words("a " * 9_000, "b")[0] == [("a " * 9_000, True)]
+
+
+def test_a_long_line_and_long_unlike_cells_end_in_time(tmp_path):
+    """Patterns and alignment that take the square of a length took minutes here."""
+    began = time.process_time()
+    for line in (
+        "ab/c 1 " * 60_000,
+        "/a" * 200_000,
+        "~" * 50_000,
+        " " * 50_000 + "x: 1 [",
+        "1" * 400_000,
+    ):
+        masks.mask_printed(line, ["1"])
+    made = []
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.ipynb"
+        path.write_text(
+            json.dumps(notebook(*(code(f"{name}{n} = call({n})\n" * 200) for n in range(8))))
+        )
+        made.append(cells.read_cells(path))
+    assert len(cells.pair_cells(*made)) >= 8
+    assert time.process_time() - began < 10
 
 
 # --------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-OVERWRITTEN = re.compile(r"[^\r\n]*\r+(?=[^\r\n])")  # a terminal shows only what comes after \r
 
+LONGEST_BAR = 400  # characters; the patterns below take the square of a line's length
 # a bar of tqdm with a known total, as in `training:  14%|██   | 153/1088 [00:04<00:24, 9step/s]`
 BAR = re.compile(
     r"^(?P<label>[^|]*?):?\s*\d{1,3}%\|[^|]*\|\s*(?P<done>[\d.,]+\w*)/(?P<total>[\d.,]+\w*)"
@@ -61,7 +61,7 @@ MASKS = (
         printed=True,
     ),
     Mask(
-        re.compile(r"(?<![\w.:/<~›])(?:~|/[A-Za-z_.])[\w.@+~-]*/(?:[\w.@+~-]+/)*"),
+        re.compile(r"(?<![\w.:/<~›])(?:~|/[A-Za-z_.])[\w.@+~-]{0,255}/(?:[\w.@+~-]{1,255}/)*"),
         "‹path›/",
         "where a folder lies on a disk; the last part of the path stays",
     ),
@@ -108,10 +108,12 @@ def mask_printed(text: str, names: Sequence[str] = ()) -> list[Line]:
 
     How often a bar was printed depends on the clock, so of its lines in a row only the last stays.
     """
-    shown = OVERWRITTEN.sub("", ANSI.sub("", text)).replace("\r", "")
     lines: list[Line] = []
     label = None  # of the bar in the line before
-    for raw in filter(str.strip, shown.splitlines()):
+    for printed in ANSI.sub("", text).split("\n"):
+        raw = printed.rstrip("\r").rsplit("\r", 1)[-1]  # a terminal shows what comes after \r
+        if not raw.strip():
+            continue
         bar = _mask_bar(raw)
         before, label = label, bar and bar.split("‹bar›")[0]
         if label is not None and label == before:
@@ -125,6 +127,8 @@ def _mask_bar(line: str) -> str | None:
 
     Of a bar that is not full, only the total stays: its other figures are those of a moment.
     """
+    if len(line) > LONGEST_BAR:
+        return None
     if match := PERCENT.match(line):
         return f"{match['label']}: ‹bar›"
     if match := BAR.match(line):
