@@ -362,7 +362,7 @@ def test_a_long_line_and_long_unlike_cells_end_in_time(tmp_path):
     ("names", "reason"),
     [
         ("", "0 runs are named, expected two"),
-        ("a", "1 runs are named, expected two"),
+        ("a", "1 run is named, expected two"),
         ("a b c", "3 runs are named"),
         ("a nobody", "`nobody` is not a run"),
         ("a a", "the same run"),
