@@ -64,8 +64,8 @@ address:  ## write the repository's address in CITATION.cff into README and note
 setup: $(READY)  ## make the environment in .venv; WHEELS=/media/stick installs without network, from that folder
 $(READY): requirements.txt requirements-cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.version.split()[0]} found; try PYTHON=python3.12")'
+	$(if $(WHEELS),$(PYTHON) -m lib.runs.offline.check $(call quoted,$(WHEELS)) --for $(FOR) $(if $(filter file,$(origin FOR)),,--chosen))
 	$(PYTHON) -m venv .venv
-	$(if $(WHEELS),.venv/bin/python -m lib.runs.offline.check $(call quoted,$(WHEELS)) --for $(FOR) $(if $(filter file,$(origin FOR)),,--chosen))
 	@# without a GPU, torch's CPU build if pip can reach one; PyPI's build for Linux brings several GB of CUDA
 	$(if $(filter cpu,$(FOR)),$(if $(WHEELS),,@$(PIP) 'torch==2.13.0+cpu' 2>/dev/null || echo 'no CPU build of torch within reach (see CONTRIBUTING.md): installing the standard one'))
 	$(PIP) -r $(REQUIREMENTS) || { echo 'For a machine without network see CONTRIBUTING.md, section Without a network.'; exit 1; }

@@ -8,6 +8,7 @@ It needs the standard library alone. Exit codes: 0, 2 for what the user can mend
 import argparse
 import pathlib
 import platform
+import re
 import sys
 from collections.abc import Iterable
 
@@ -66,6 +67,12 @@ def _check_machine(place: pathlib.Path, about: About) -> None:
             f"If this machine has the other one: `make setup PYTHON=python{about['python']} "
             f"WHEELS=...`. Otherwise make the folder again with FOR_PYTHON={here}."
         )
+    made_with = _environment_python()
+    if made_with not in ("", here):
+        raise UserError(
+            f"`.venv` was made with Python {made_with}, and this is Python {here}.\n"
+            f"Remove it with `rm -rf .venv`, then give the same command again."
+        )
     linux = platform.system() == "Linux"
     if about["platform"].startswith("macosx") is linux or not about["platform"].endswith(
         f"_{platform.machine()}"
@@ -83,6 +90,14 @@ def _check_machine(place: pathlib.Path, about: About) -> None:
         )
 
 
+def _environment_python() -> str:
+    """Return the Python version of the checkout's .venv, as in 3.11; "" without one."""
+    settings = ROOT / ".venv" / "pyvenv.cfg"
+    text = settings.read_text(encoding="utf-8") if settings.is_file() else ""
+    version = re.search(r"^version(?:_info)? *= *(\d+\.\d+)", text, re.MULTILINE)
+    return version[1] if version else ""
+
+
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
@@ -91,8 +106,8 @@ def _check_set(place: pathlib.Path, about: About, wanted: str, chosen: bool) -> 
     """Raise UserError if the folder does not have the wanted set, or more than was found out."""
     if about["set"] == "cpu" and wanted == "cuda":
         raise UserError(
-            f"`{place}` has the CPU set, but this machine has an NVIDIA GPU, which needs the CUDA "
-            f"set.\nMake the folder again with FOR=cuda. To work without the GPU: `make setup "
+            f"`{place}` has the CPU set, but {'FOR=cuda' if chosen else 'the NVIDIA GPU here'} needs "
+            f"the CUDA set.\nMake the folder again with FOR=cuda. To work without the GPU: `make setup "
             f"WHEELS=... FOR=cpu`."
         )
     if about["set"] == "cuda" and wanted == "cpu" and not chosen:

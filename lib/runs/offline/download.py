@@ -74,6 +74,18 @@ def download(name: str, set_name: str, chosen: Target, requirements: pathlib.Pat
     something, or the network fails.
     """
     place = _make_folder(name)
+    try:
+        _fill(place, set_name, chosen, requirements)
+    finally:
+        shutil.rmtree(place / PARTIAL, ignore_errors=True)
+    print(
+        f"All is in {place}. Carry it and a clone of this project over; there:\n"
+        f"    make setup WHEELS=/path/to/{place.name}"
+    )
+
+
+def _fill(place: pathlib.Path, set_name: str, chosen: Target, requirements: pathlib.Path) -> None:
+    """Fetch what is missing, remove what an older list had, and write the list."""
     print(
         f"Asking pip for the packages of {folder.NAMES[set_name]}, for Python {chosen.python} on "
         f"{chosen.platform} ...",
@@ -82,23 +94,21 @@ def download(name: str, set_name: str, chosen: Target, requirements: pathlib.Pat
     report = resolve(set_name, chosen, requirements, place / PARTIAL)
     wheels = list_wheels(report)
     hashes = {wheel.name: wheel.sha256 for wheel in wheels}
-    old = folder.read_list(place)
     missing = [wheel for wheel in wheels if not _is_there(place / wheel.name, wheel.sha256)]
     _announce(place, wheels, missing)
     _require_space(place, missing)
+    stale = _listed_names(place) - {*hashes, folder.ABOUT}
     # without its list, a folder counts as incomplete until all is here
     (place / folder.LIST).unlink(missing_ok=True)
-    for stale in set(old) - set(hashes) - {folder.ABOUT}:
-        (place / stale).unlink(missing_ok=True)
+    for name in stale:
+        (place / name).unlink(missing_ok=True)
     _fetch(place, missing, target.pip_options(chosen))
-    shutil.rmtree(place / PARTIAL)
-    folder.write_list(
-        place, {"set": set_name, "python": chosen.python, "platform": chosen.platform}, hashes
-    )
-    print(
-        f"{len(wheels)} packages are complete in {place}. Carry it and a clone of this project "
-        f"over; there:\n    make setup WHEELS=/path/to/{place.name}"
-    )
+    about: folder.About = {
+        "set": set_name,
+        "python": chosen.python,
+        "platform": chosen.platform,
+    }
+    folder.write_list(place, about, hashes)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -210,6 +220,14 @@ def _make_folder(name: str) -> pathlib.Path:
             f"to."
         ) from None
     return place
+
+
+def _listed_names(place: pathlib.Path) -> set[str]:
+    """Return the files of the folder's list; none for a damaged list, which is written again."""
+    try:
+        return set(folder.read_list(place))
+    except UserError:
+        return set()
 
 
 def _is_there(path: pathlib.Path, sha256: str) -> bool:

@@ -106,7 +106,8 @@ def test_an_older_system_library_is_named(stick, monkeypatch):
 def test_the_cpu_set_on_a_machine_with_a_gpu(stick):
     relist(stick, set="cpu")
     said = refusal(stick, "cuda")
-    assert "has the CPU set, but this machine has an NVIDIA GPU" in said
+    assert "has the CPU set, but the NVIDIA GPU here needs the CUDA set" in said
+    assert "but FOR=cuda needs" in refusal(stick, "cuda", chosen=True)
     assert "FOR=cpu" in said
     check.check(str(stick), "cpu", True)
 
