@@ -106,9 +106,9 @@ def _check_set(place: pathlib.Path, about: About, wanted: str, chosen: bool) -> 
     """Raise UserError if the folder does not have the wanted set, or more than was found out."""
     if about["set"] == "cpu" and wanted == "cuda":
         raise UserError(
-            f"`{place}` has the CPU set, but {'FOR=cuda' if chosen else 'the NVIDIA GPU here'} needs "
-            f"the CUDA set.\nMake the folder again with FOR=cuda. To work without the GPU: `make setup "
-            f"WHEELS=... FOR=cpu`."
+            f"`{place}` has the CPU set, but {'FOR=cuda' if chosen else 'the NVIDIA GPU here'} "
+            f"needs the CUDA set.\nMake the folder again with FOR=cuda. To work without the GPU: "
+            f"`make setup WHEELS=... FOR=cpu`."
         )
     if about["set"] == "cuda" and wanted == "cpu" and not chosen:
         raise UserError(
