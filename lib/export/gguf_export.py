@@ -22,10 +22,11 @@ from lib.common.chat_template import read_chat_template
 from lib.common.errors import UserError
 from lib.common.gguf_types import FILE_TYPES
 from lib.export import convert, gguf_file, gguf_plan, quantise, servers
+from lib.export.base_needs import tokenizer_model
 from lib.export.gguf_file import Header, Tensor
 from lib.medical.disclaimer import DISCLAIMER
 from lib.model import base
-from lib.model.shards import read_text_config, weight_bytes
+from lib.model.shards import read_text_config
 from lib.params import Params
 from lib.record.earlier import REFUSED
 from lib.record.run_record import Run
@@ -91,23 +92,23 @@ def write_ggufs(
     file the result of `check_gguf` with type, bytes, predicted_bytes (from config.json alone),
     sha256 and seconds.
     """
-    _require_convertible(folder, ggufs)
+    _require_offered(ggufs)
     predicted = _predict_sizes(folder, ggufs)
     first = next(iter(ggufs.values()))
     fields = _general_fields(first.stem, metadata)
-    weights = weight_bytes(folder)
+    weights = gguf_plan.converted_bytes(folder)
     first.parent.mkdir(parents=True, exist_ok=True)
     files.require_disk(
         first.parent,
         weights + sum(predicted.values()),
-        f"the GGUF files ({', '.join(ggufs)} and the 16-bit one they are made from)",
+        f"the GGUF files ({', '.join(ggufs)} and the unpacked one they are made from)",
     )
     converted = first.with_name(f".{first.name}.16bit.tmp")
     results = []
     begin = time.monotonic()
     try:
         print(f"converting {weights / 2**30:.1f} GiB of weights", flush=True)
-        fields |= convert.convert_to_16bit(folder, converted)
+        fields |= convert.convert_unpacked(folder, converted)
         # llama.cpp recognises the end of a turn by its text, other programs by this key
         fields["tokenizer.ggml.eot_token_id"] = check_gguf(converted, folder)["eot_id"]
         for file_type, out in ggufs.items():
@@ -131,15 +132,10 @@ def write_ggufs(
     return results
 
 
-def _require_convertible(folder: Path, ggufs: dict[str, Path]) -> None:
+def _require_offered(ggufs: dict[str, Path]) -> None:
     for file_type in set(ggufs) - set(FILE_TYPES):
         raise UserError(
             f"GGUF type {file_type!r} is not offered. Expected one of {', '.join(FILE_TYPES)}."
-        )
-    if not (folder / "tokenizer.model").is_file():
-        raise UserError(
-            f"{files.format_path(folder)} has no tokenizer.model, which the converter needs. "
-            "Copy it from the base."
         )
 
 
@@ -170,8 +166,7 @@ def check_gguf(path: Path, folder: Path, expected: dict[str, Any] | None = None)
     tokenizer = files.read_json(folder / "tokenizer.json", "The tokenizer")
     settings = files.read_json(folder / "tokenizer_config.json", "The tokenizer's configuration")
     added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
-    eos = settings.get("eos_token")
-    eos_id = added.get(eos["content"] if isinstance(eos, dict) else eos)
+    eos_id = added.get(tokenizer_model.token_text(settings, "eos_token"))
     faults = [
         *_tensor_faults(header.tensors, folder, config),
         *_architecture_faults(header, config),

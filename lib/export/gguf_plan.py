@@ -9,7 +9,7 @@ the two.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from lib.common.gguf_types import FILE_TYPES, TENSOR_TYPES, FileType
 from lib.export import gguf_file
 from lib.export.gguf_file import Tensor
 from lib.model import shards
+from lib.model.shards import read_text_config
 
 # Header bytes: a token of Gemma's vocabulary takes 24.83 (length, text, score, type), measured on
 # Gemma 3 270M. The other keys take 2 KB there, most of it the chat template.
 TOKEN_BYTES, KEY_BYTES = 24.83, 2500
-PACKED_ARCHITECTURES = ("gemma3", "gemma3n")  # those for which `choose_types` knows the types
+ARCHITECTURES = ("gemma3", "gemma3n")  # those that are exported, of which every check is known
 EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 # the converter keeps these as float32, like every tensor of one dimension
 FLOAT32 = ("_norm.weight", "altup_correct_coef.weight", "altup_predict_coef.weight")
@@ -40,8 +41,7 @@ def architecture_of(model_type: str) -> str:
 def map_names(names: Iterable[str], layers: int, architecture: str) -> dict[str, str]:
     """Return the GGUF name of each Hugging Face weight, by the converter's own table.
 
-    Weights outside the language model have none: other towers belong in a separate file, and the
-    output layer is tied.
+    Weights outside the language model have none: other towers belong in a separate file.
     """
     known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     if architecture not in known:
@@ -52,7 +52,7 @@ def map_names(names: Iterable[str], layers: int, architecture: str) -> dict[str,
     table = gguf.get_tensor_name_map(known[architecture], layers)
     mapped = {}
     for name in names:
-        if re.search(r"vision|audio|projector", name) or name == "lm_head.weight":
+        if re.search(r"vision|audio|projector", name):
             continue
         plain = name.replace("language_model.", "")
         plain = re.sub(r"(altup_\w*projections)\.\d+", r"\1", plain)  # three become one stack
@@ -77,13 +77,40 @@ def _shared_kv_names(layer: int) -> list[str]:
     return [f"blk.{layer}.{part}.weight" for part in ("attn_k", "attn_v", "attn_k_norm")]
 
 
-def is_float32(name: str, shape: tuple[int, ...]) -> bool:
+def converted_type(folder: Path) -> str:
+    """Return the type in which a folder's weights are converted: F16, BF16, or F32 for others.
+
+    A folder in float32, or in several types, is converted to float32, so that each type made from
+    it is rounded once. Tensors that merge.add_missing_shared_kv added do not count.
+    """
+    config, located = read_text_config(folder), shards.locate_tensors(folder)
+    own = [name for name, shard in located.items() if shard.name != shards.EXTRA_SHARD]
+    architecture = architecture_of(config["model_type"])
+    names = map_names(own, config["num_hidden_layers"], architecture)
+    entries = shards.read_entries(folder)
+    kinds = {
+        entries[name]["dtype"]
+        for name, new in names.items()
+        if not is_float32(new, entries[name]["shape"])
+    }
+    return kinds.pop() if kinds in ({"F16"}, {"BF16"}) else "F32"
+
+
+def converted_bytes(folder: Path) -> int:
+    """Return about how many bytes the GGUF takes that a folder is converted to."""
+    return shards.count_numbers(folder) * (4 if converted_type(folder) == "F32" else 2)
+
+
+def is_float32(name: str, shape: Sequence[int]) -> bool:
     """Tell whether the converter keeps a tensor as float32, whatever the file's type."""
     return len(shape) < 2 or name.endswith(FLOAT32)
 
 
 def plan_tensors(config: Any) -> list[Tensor]:
-    """List the tensors that a transformers configuration's bf16 GGUF will have; offsets are 0."""
+    """List the tensors that a transformers configuration's bf16 GGUF will have; offsets are 0.
+
+    An output layer is among them only if it is not tied to the embeddings.
+    """
     import torch  # 3 s with transformers, and only this function needs them
     from transformers import AutoModelForCausalLM
 
@@ -129,14 +156,16 @@ def predict_bytes(config: Any, file_type: str) -> int:
 
 
 def choose_types(tensors: list[Tensor], metadata: dict[str, Any], file_type: str) -> dict[str, str]:
-    """Choose each tensor's type in a file made of 16-bit `tensors`, as llama.cpp's quantiser does.
+    """Choose each tensor's type in a file made of unpacked `tensors`, as llama.cpp's quantiser.
 
-    Return {tensor name: type}; tensors that the quantiser does not pack keep their type. Raise
-    UserError for a file type that is not offered, an unknown architecture, and a packed source.
+    Return {tensor name: type}; tensors that the quantiser does not pack keep their 16-bit type, or
+    get bf16 in a file made of float32. Raise UserError for a file type that is not offered, an
+    unknown architecture, and a packed source.
     """
     architecture = str(metadata.get("general.architecture"))
     _require_source(tensors, architecture, file_type)
     recipe = FILE_TYPES[file_type]
+    tensors = [tensor._replace(kind=_unpacked_type(tensor)) for tensor in tensors]
     if not recipe.is_packed:
         return {t.name: "F32" if t.kind == "F32" else recipe.weights for t in tensors}
     layers = metadata[f"{architecture}.block_count"]
@@ -157,14 +186,19 @@ def _require_source(tensors: list[Tensor], architecture: str, file_type: str) ->
             f"GGUF type {file_type!r} is not offered. Expected one of {', '.join(FILE_TYPES)}."
         )
     packed = {tensor.kind for tensor in tensors} - {"F32", "F16", "BF16"}
-    known = architecture in PACKED_ARCHITECTURES or not FILE_TYPES[file_type].is_packed
-    if packed or not known:
+    if packed or architecture not in ARCHITECTURES:
         detail = f" with tensors in {min(packed)}" if packed else ""
         raise UserError(
-            f"A GGUF of architecture {architecture}{detail} cannot be made {file_type}. Expected a "
-            f"16-bit one of {' or '.join(PACKED_ARCHITECTURES)}; other models can be made f16 and "
-            "bf16."
+            f"A GGUF of architecture {architecture}{detail} cannot be made {file_type}. Expected "
+            f"one of {' or '.join(ARCHITECTURES)} whose weights are not packed."
         )
+
+
+def _unpacked_type(tensor: Tensor) -> str:
+    """Return a tensor's type in a 16-bit file; a float32 weight becomes bf16, with its range."""
+    if is_float32(tensor.name, tensor.shape):
+        return "F32"
+    return "BF16" if tensor.kind == "F32" else tensor.kind
 
 
 def _is_packable(tensor: Tensor) -> bool:

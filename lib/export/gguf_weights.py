@@ -58,7 +58,7 @@ def compare_weights(path: Path, file_type: str, folder: Path) -> dict[str, Any]:
     complaint = f"{files.format_path(path)} does not match {files.format_path(folder)}"
     names = _source_names(shards, config)
     expected = gguf_plan.expect_names(folder, config)
-    check_tensors(header, file_type, expected, _converted_type(shards, names), complaint)
+    check_tensors(header, file_type, expected, gguf_plan.converted_type(folder), complaint)
     with open(path, "rb") as file, contextlib.ExitStack() as stack:
         opened = {
             shard: stack.enter_context(safe_open(shard, "pt")) for shard in set(shards.values())
@@ -85,13 +85,6 @@ def _source_names(shards: dict[str, Path], config: dict[str, Any]) -> dict[str, 
     return names
 
 
-def _converted_type(shards: dict[str, Path], names: dict[str, list[str]]) -> str:
-    """Return the 16-bit type that the converter wrote, which is that of the folder's weights."""
-    name = names["token_embd.weight"][0]
-    with safe_open(shards[name], "pt") as opened:
-        return "F16" if opened.get_slice(name).get_dtype() == "F16" else "BF16"
-
-
 def _open_source(shard: Any, name: str) -> Source:
     weight = shard.get_slice(name)
     return Source(name, weight, weight.get_shape())
@@ -102,7 +95,7 @@ def check_tensors(
 ) -> None:
     """Raise UserError unless a file has each expected tensor once, in its file type's tensor type.
 
-    `converted_type` is the 16-bit type that the file was made from; `complaint` opens the message.
+    `converted_type` is the type that the file was made from; `complaint` opens the message.
     """
     names = [tensor.name for tensor in header.tensors]
     missing = sorted(expected - set(names))
@@ -174,7 +167,7 @@ def _compare_tensors(
 
 def _error_limit(tensor: Tensor, sources: list[Source]) -> float:
     """Return the largest error that is rounding; 0 if the folder stores the same type."""
-    if any(source.weight.get_dtype() == tensor.kind for source in sources):
+    if all(source.weight.get_dtype() == tensor.kind for source in sources):
         return 0.0
     return TENSOR_TYPES[tensor.kind].block_limit
 

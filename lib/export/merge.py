@@ -1,4 +1,4 @@
-"""Merge a LoRA adapter into its 16-bit base, and add the tensors that transformers drops.
+"""Merge a LoRA adapter into its base, and add the tensors that transformers drops.
 
     merge.merge_run(run, base)
 
@@ -19,8 +19,15 @@ from safetensors.torch import load_file, safe_open, save_file
 
 from lib.common import files
 from lib.common.errors import UserError
+from lib.data.chat import TURN_END
 from lib.model import model_folder
-from lib.model.shards import canonical_name, locate_tensors, read_header, read_text_config
+from lib.model.shards import (
+    EXTRA_SHARD,
+    canonical_name,
+    locate_tensors,
+    read_header,
+    read_text_config,
+)
 from lib.record import earlier
 from lib.record.run_record import Run, tell_aside
 
@@ -41,9 +48,6 @@ CARRIED = re.compile(
     r"added_tokens|chat_template|model\.safetensors\.index\.json|"
     r"(?:LICENSE|NOTICE|USE_POLICY|GEMMA_TERMS))"
 )
-# The converter reads every model*.safetensors; transformers only model.safetensors or what the
-# index names.
-EXTRA_SHARD = "model-shared-kv.safetensors"
 
 
 class Adapter(NamedTuple):
@@ -79,7 +83,7 @@ def make_merged(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
 
 
 def merge_adapter(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
-    """Add a PEFT LoRA adapter to the 16-bit base: W + scale * B @ A in float32, rounded once.
+    """Add a PEFT LoRA adapter to the unpacked base: W + scale * B @ A in float32, rounded once.
 
     Shards are copied and only the adapted tensors overwritten, so every other tensor of the base
     (also K/V that transformers drops) is kept bit for bit. `out` gets its name once it is complete.
@@ -100,6 +104,7 @@ def merge_adapter(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
     for path in base.iterdir():
         if CARRIED.match(path.name):
             shutil.copyfile(path, temporary / path.name)
+    _name_ends(temporary)
     changes = []
     for shard in sorted(set(shards.values())):
         copy = temporary / shard.name
@@ -113,6 +118,27 @@ def merge_adapter(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
         "largest_change": max(changes),
         "bytes": files.size_of(out),
     }
+
+
+def _name_ends(folder: Path) -> None:
+    """Let transformers' generation stop at the end of a turn, which training taught to write.
+
+    A base without generation_config.json, or a pretrained one, names only the end of a text.
+    """
+    path = folder / "generation_config.json"
+    config = files.read_json(folder / "config.json", "The model's configuration")
+    if path.is_file():
+        generation = files.read_json(path, "generation_config.json")
+    else:
+        config = {**config.get("text_config", {}), **config}
+        keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+        generation = {key: config[key] for key in keys if config.get(key) is not None}
+    tokenizer = files.read_json(folder / "tokenizer.json", "The tokenizer")
+    turn_ends = [t["id"] for t in tokenizer["added_tokens"] if t["content"] == TURN_END]
+    ends = generation.get("eos_token_id", config.get("eos_token_id"))
+    ends = ends if isinstance(ends, list) else [ends] if ends is not None else []
+    if not path.is_file() or not set(turn_ends) <= set(ends):
+        files.write_json(path, {**generation, "eos_token_id": sorted({*ends, *turn_ends})})
 
 
 def weight_of(module: str) -> str:

@@ -15,6 +15,7 @@ import torch
 from lib.common.progress import progress_bar
 from lib.data import chat, label_mask, splits
 from lib.data.reading import sources
+from lib.export.base_needs import odd_texts
 from lib.model import shards
 from lib.model.load import load_merged
 from lib.training import loss
@@ -23,28 +24,6 @@ ROWS, POSITIONS, TEXTS = 32, 128, 500  # how many are drawn
 # Positions are drawn from the first tokens of a row only, since all tokens before one must be
 # computed, and a large model computes 10 a second.
 REACH = 256
-
-HARD = (
-    "Call 112 now; press firmly for 15 minutes.",
-    "  two  spaces\n\n\nlines\tand a tab\n",
-    "Fièvre à 39,5 °C – 漢字 😀",
-    "<start_of_turn>user\nMy hand is burnt.<end_of_turn>\n<start_of_turn>model\n",
-    "* **Cool** the burn: `20 min`",
-)
-# parts of made-up texts: pieces that tokenizers treat specially, and code points of many scripts
-PIECES = (
-    *(" ", "  ", "     ", "\n", "\n\n\n\n", "\t\t", "\r\n"),
-    *("0", "12", "3.5", "1,000", "...", "====="),
-    *("<b>", "</h1>", "<table>", "<bos>", "<eos>", "<end_of_turn>", "<unused5>", "<mask>"),
-    *("\u2581", "\u200b", "\u200d", "\u00a0", "\ufeff", "\x00"),
-    *("the", "CALL", " 112", "don't", "<0x41>", "\\n", "{{x}}", "http://a.b/c?d=1"),
-)
-ALPHABETS = (
-    *((0x20, 0x7F), (0xA0, 0x250), (0x300, 0x400), (0x400, 0x530)),
-    *((0x590, 0x700), (0x900, 0x980), (0xE00, 0xE80), (0x2000, 0x2070)),
-    *((0x20A0, 0x20D0), (0x2190, 0x2400), (0x3040, 0x3100), (0x4E00, 0x9FFF)),
-    *((0xAC00, 0xD7A4), (0x1F300, 0x1F700), (0x10000, 0x10100), (1, 0x20)),
-)
 
 EncodedRow = tuple[list[int], list[int]]  # ids and labels
 
@@ -107,7 +86,7 @@ def predict_reference(data_folder: Path, model_folder: Path, net: Any, seed: int
 
 
 def _has_room_for_float32(model_folder: Path, device: torch.device) -> bool:
-    needed = 2.2 * shards.weight_bytes(model_folder)
+    needed = 4.4 * shards.count_numbers(model_folder)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info()
     else:
@@ -137,8 +116,8 @@ def draw_sample(data_folder: Path, model_folder: Path, seed: int) -> Sample:
     for _, trained in usable:
         drawn = random.choice(trained, min(share, len(trained)), replace=False)
         positions.append(sorted(drawn.tolist()))
-    texts = [*HARD, *texts]
-    made_up = [_make_up_text(random) for _ in range(TEXTS - len(texts))]
+    texts = [*odd_texts.HARD, *texts]
+    made_up = [odd_texts.make_up_text(random) for _ in range(TEXTS - len(texts))]
     return Sample([ids for ids, _ in usable], positions, texts + made_up, source)
 
 
@@ -186,16 +165,3 @@ def _draw_bundled(
 def _trained_positions(labels: list[int]) -> list[int]:
     """Return the positions within REACH that count in the training loss."""
     return [n for n, label in enumerate(labels[:REACH]) if label != label_mask.IGNORED]
-
-
-def _make_up_text(random: np.random.Generator) -> str:
-    """Return a text that nobody would write."""
-    parts = []
-    for _ in range(random.integers(1, 40)):
-        low, high = ALPHABETS[random.integers(len(ALPHABETS))]
-        if random.random() < 0.5:
-            parts.append(PIECES[random.integers(len(PIECES))])
-        else:
-            length = random.integers(1, 6)
-            parts.append("".join(map(chr, random.integers(low, high, length))))
-    return "".join(parts)

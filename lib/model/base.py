@@ -6,13 +6,16 @@ This module imports neither torch nor transformers.
 import pathlib
 from collections.abc import Callable
 
-from lib.common import locations
+from lib.common import files, locations
 from lib.common.errors import ROOT, UserError
 from lib.common.files import fingerprint_weights as fingerprint
 from lib.model import bundled
 
 CACHE = locations.cache_folder()
 BUNDLED = "bundled:gemma-3-270m"
+FROM_GGUF = (
+    "A GGUF file cannot be trained: set base_model to the repository or folder it was made from."
+)
 
 
 def fetch(
@@ -38,15 +41,32 @@ def fetch(
         if not (folder / "config.json").is_file():
             raise UserError(
                 f"base_model folder `{base_model}` has no config.json; expected a Hugging Face "
-                "model folder."
+                f"model folder.{_name_contents(folder)}"
             )
         return folder
+    if folder.is_file():
+        raise UserError(
+            f"base_model `{base_model}` is a file; expected a Hugging Face model folder, with "
+            f"config.json and safetensors. {FROM_GGUF if folder.suffix == '.gguf' else ''}".strip()
+        )
     if base_model.count("/") != 1 or base_model.startswith((".", "/", "~")):
         raise UserError(
             f"base_model `{base_model}` does not exist (looked in {ROOT}); expected a folder "
             f"there, a hub id `owner/name`, or {BUNDLED}."
         )
     return _download(base_model, base_revision, weights)
+
+
+def _name_contents(folder: pathlib.Path) -> str:
+    """Say what a folder without config.json is instead, and what to set; "" if that is unclear."""
+    if (folder / "adapter_config.json").is_file():
+        config = files.read_json(folder / "adapter_config.json", "adapter configuration")
+        base = config.get("base_model_name_or_path") or "the base it was trained on"
+        return (
+            f"\nIt is an adapter of `{base}`: set base_model to that, and start_from to this "
+            f"folder to train it further."
+        )
+    return f"\n{FROM_GGUF}" if any(folder.glob("*.gguf")) else ""
 
 
 def _download(base_model: str, base_revision: str, weights: bool) -> pathlib.Path:

@@ -239,7 +239,7 @@ def load_merged(folder: pathlib.Path, dtype: torch.dtype | None = None) -> Any:
     if torch.cuda.is_available():
         device_map = {"": torch.cuda.current_device()}
     else:
-        needed = shards.weight_bytes(folder) * dtype.itemsize // 2  # the files are 16-bit
+        needed = shards.count_numbers(folder) * dtype.itemsize
         type_name = str(dtype).removeprefix("torch.")
         machine.require_memory(needed, f"{files.format_path(folder)} in {type_name}")
     with _explain_out_of_memory(folder):

@@ -1,17 +1,19 @@
 """Read a model folder: which safetensors file ("shard") has which tensor, and config.json."""
 
 import json
+import math
 import pathlib
 import re
 from typing import Any, BinaryIO
-
-from safetensors.torch import safe_open
 
 from lib.common import files
 from lib.common.errors import UserError
 
 # names that begin with one of these are not of the language model, and keep their prefix
 OTHER_PARTS = "audio|vision|embed_audio|embed_vision|multi_modal"
+# the file of tensors that merge.add_missing_shared_kv adds; the converter reads every
+# model*.safetensors, transformers only model.safetensors or what the index names
+EXTRA_SHARD = "model-shared-kv.safetensors"
 CLASS_PREFIX = re.compile(rf"^(?:model\.)?(?:language_model\.)?(?:model\.)?(?!{OTHER_PARTS})")
 
 
@@ -49,9 +51,26 @@ def locate_tensors(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 def _list_tensors(paths: list[pathlib.Path]) -> dict[str, pathlib.Path]:
     shards: dict[str, pathlib.Path] = {}
     for path in paths:
-        with safe_open(path, "pt") as file:
-            shards |= dict.fromkeys(file.keys(), path)
+        with open(path, "rb") as file:
+            _, header = read_header(file)
+        shards |= dict.fromkeys(header, path)
     return shards
+
+
+def read_entries(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Return {tensor name: `dtype` and `shape`}, from the headers of a folder's weight files."""
+    located = locate_tensors(folder)
+    entries: dict[str, dict[str, Any]] = {}
+    for path in sorted(set(located.values())):
+        with open(path, "rb") as file:
+            _, header = read_header(file)
+        entries |= {name: entry for name, entry in header.items() if located.get(name) == path}
+    return entries
+
+
+def count_numbers(folder: pathlib.Path) -> int:
+    """Return how many numbers the tensors of a folder hold, whatever their types."""
+    return sum(math.prod(entry["shape"]) for entry in read_entries(folder).values())
 
 
 def read_header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
@@ -61,7 +80,9 @@ def read_header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
     `data_offsets` for each tensor.
     """
     length = int.from_bytes(file.read(8), "little")
-    return 8 + length, json.loads(file.read(length))
+    header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return 8 + length, header
 
 
 def read_text_config(folder: pathlib.Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from lib.common.errors import UserError
 from lib.common.gguf_types import FILE_TYPES
 from lib.data.reading import source_changes, sources
 from lib.export import push
+from lib.export.base_needs import exportable
 from lib.model import start
 from lib.params import Params
 from lib.record.run_record import Run
@@ -43,6 +44,9 @@ def check_machine(stages: Collection[str], job: Params, folder: pathlib.Path) ->
     if "export" in stages and job.push_to:
         push.require_access(job.push_to)
     loads_base = "train" in stages or "export" in stages
+    local = locations.local_path(job.base_model)
+    if (local / "config.json").is_file():  # one from the hub is asked once it is here
+        exportable.require_exportable(local, weights=loads_base)
     size = _measure_base(job.base_model)
     if loads_base and size and not has_gpu:
         machine.require_memory(size, f"{job.base_model}, which train and export load,")

@@ -36,7 +36,7 @@ def test_embeddings_that_go_past_the_converter_are_the_folders(base, whole, tmp_
     (folder / "config.json").write_text(
         json.dumps(config | {"vocab_size": config["vocab_size"] + 8})
     )
-    fields = convert.convert_to_16bit(folder, tmp_path / "whole.gguf")
+    fields = convert.convert_unpacked(folder, tmp_path / "whole.gguf")
     last = sorted(
         gguf_file.read_header(tmp_path / "whole.gguf").tensors, key=lambda tensor: tensor.offset
     )[-2:]

@@ -6,11 +6,25 @@ python -m pytest tests/export/test_gguf_export.py
 import json
 import shutil
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from helpers import adapters, export_runs, tiny_gemma3
 from lib.common import files
 from lib.common.errors import UserError
-from lib.export import gguf_export, merge
+from lib.data import chat
+from lib.export import (
+    gguf_export,
+    gguf_file,
+    gguf_plan,
+    gguf_weights,
+    merge,
+    parity,
+    parity_reference,
+)
+from lib.model.load import load_merged
 from lib.params import Params
 from lib.record.run_record import Run
 
@@ -85,7 +99,9 @@ def test_converter_failure_shows_its_last_lines(exported, tmp_path):
     with pytest.raises(UserError, match="q5_0.*Expected one of"):
         gguf_export.write_gguf(broken, tmp_path / "out.gguf", "q5_0")
     (broken / "tokenizer.model").unlink()
-    with pytest.raises(UserError, match="no tokenizer.model"):
+    tokenizer = json.loads((broken / "tokenizer.json").read_text()) | {"normalizer": None}
+    (broken / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match=r"no tokenizer.model.*its normaliser does more"):
         gguf_export.write_gguf(broken, tmp_path / "out.gguf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
 
@@ -184,3 +200,86 @@ def test_merged_gets_its_name_once_it_is_complete(tiny_gemma3n, trained, tmp_pat
     assert (made["merged"], made["placeholder"]) == (215, 45)
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
     assert (tmp_path / "merged" / merge.EXTRA_SHARD).is_file()
+
+
+@pytest.fixture(scope="module")
+def odd_base(tmp_path_factory):
+    """Return a run folder and its GGUF files {type: path} from a float32 Gemma 3 with an output layer of its own.
+
+    It has no tokenizer.model and no generation_config.json, as transformers 5 saves many.
+    """
+    base = tiny_gemma3.build(tmp_path_factory.mktemp("odd") / "base", "float32", tied=False)
+    (base / "tokenizer.model").unlink()
+    (base / "generation_config.json").unlink()
+    run = base.with_name("odd")
+    adapters.save_random(base, run / "adapter")
+    merge.make_merged(base, run / "adapter", run / "merged")
+    ggufs = gguf_export.name_ggufs(run, ["f16", "bf16", "q8_0", "q4_k_m"])
+    gguf_export.write_ggufs(run / "merged", ggufs)
+    return run, ggufs
+
+
+def test_a_float32_base_with_an_untied_output_layer_is_rounded_once(odd_base):
+    """The limits are those of a 16-bit base: f16 is half a step of its 11 bits from float32 itself, measured 0.000487."""
+    run, ggufs = odd_base
+    worst = {}
+    for kind, path in ggufs.items():
+        worst |= gguf_weights.compare_weights(path, kind, run / "merged")["worst"]
+    assert 0.0004 < worst["F16"] < 2**-11
+    assert 0.003 < worst["BF16"] < 2**-8
+    assert 0.004 < worst["Q8_0"] < 0.0045
+    assert worst["F32"] == 0
+    header = gguf_file.read_header(ggufs["q4_k_m"])
+    kinds = {tensor.name: tensor.kind for tensor in header.tensors}
+    assert kinds["output.weight"] == "Q6_K"
+    assert kinds["token_embd.weight"] == "Q4_K", "as llama.cpp does, if they are not tied"
+
+
+def test_its_files_pass_parity_with_the_tokenizer_model_that_was_made(odd_base, small):
+    run, ggufs = odd_base
+    rows = [(f"What about this {n}?", f"{n}. {export_runs.ANSWER}") for n in range(3)]
+    for split in ("train", "validation", "test"):
+        export_runs.write_split(run / "data", split, rows, chat.load_chat(run / "merged"))
+    net = load_merged(run / "merged")
+    truth = parity_reference.predict_reference(run / "data", run / "merged", net, 1)
+    figures, _ = parity.check_parity(
+        ggufs["f16"], "f16", run / "merged", truth, tuple(export_runs.PROMPTS), 12
+    )
+    assert figures["kl_mean"] < 1e-4
+    assert figures["verdict"] == "as the 16-bit model"
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_a_damaged_file_of_a_float32_base_is_refused(odd_base, tmp_path, kind):
+    """Planted: in one row, its largest number is two steps of the type too large."""
+    run, ggufs = odd_base
+    damaged = tmp_path / "damaged.gguf"
+    for name in ("output.weight", "blk.1.ffn_up.weight"):
+        tensor = next(t for t in gguf_file.read_header(ggufs[kind]).tensors if t.name == name)
+        numbers = np.fromfile(ggufs[kind], np.uint16)
+        row = numbers[tensor.offset // 2 :][: tensor.shape[0]]
+        row[(row & 0x7FFF).argmax()] += 2
+        numbers.tofile(damaged)
+        with pytest.raises(UserError, match=rf"a block of .*{kind.upper()}.* is off by"):
+            gguf_weights.compare_weights(damaged, kind, run / "merged")
+
+
+def test_weights_of_several_types_are_converted_in_float32(odd_base, tmp_path):
+    run, _ = odd_base
+    folder = shutil.copytree(run / "merged", tmp_path / "mixed")
+    tensors = load_file(folder / "model.safetensors")
+    types = (torch.float16, torch.bfloat16, torch.float32)
+
+    def save(choose):
+        changed = {name: choose(name, tensor) for name, tensor in sorted(tensors.items())}
+        save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+        return gguf_plan.converted_type(folder)
+
+    assert save(lambda name, tensor: tensor) == "F32"
+    for dtype, kind in zip(types, ("F16", "BF16", "F32"), strict=True):
+        assert save(lambda name, tensor, dtype=dtype: tensor.to(dtype)) == kind
+        # a norm's type does not matter, since norms are float32 in every GGUF
+        assert (
+            save(lambda name, t, dtype=dtype: t.float() if "norm" in name else t.to(dtype)) == kind
+        )
+    assert save(lambda name, t: t.half() if "q_proj" in name else t.bfloat16()) == "F32"

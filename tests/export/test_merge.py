@@ -10,9 +10,9 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from helpers import adapters, export_runs
+from helpers import adapters, export_runs, tiny_gemma3
 from lib.common.errors import UserError
 from lib.export import merge
 
@@ -173,3 +173,25 @@ def test_adapters_that_do_not_fit_are_refused(tiny_gemma3n, trained, tmp_path):
     save_file(packed, quantised / "model.safetensors")
     with pytest.raises(UserError, match="stored as U8: the base is quantised"):
         merge.merge_adapter(quantised, good, tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    ("generation", "ends"),
+    [
+        (None, [1, 6]),  # transformers would stop at config.json's <eos> alone
+        ({"eos_token_id": 1, "top_k": 64}, [1, 6]),  # as of a pretrained base
+        ({"eos_token_id": [6, 1]}, [6, 1]),
+        ({"bos_token_id": 2}, [1, 6]),
+    ],
+)
+def test_the_merged_model_stops_at_the_end_of_a_turn(tmp_path, generation, ends):
+    base = tiny_gemma3.build(tmp_path / "base")
+    path = base / "generation_config.json"
+    path.unlink() if generation is None else path.write_text(json.dumps(generation))
+    adapters.save_random(base, tmp_path / "adapter")
+    merge.make_merged(base, tmp_path / "adapter", tmp_path / "merged")
+    config = GenerationConfig.from_pretrained(tmp_path / "merged")
+    assert config.eos_token_id == ends
+    assert config.top_k == (generation or {}).get("top_k", GenerationConfig().top_k)
+    if generation is None:
+        assert (config.bos_token_id, config.pad_token_id) == (2, 0)

@@ -8,6 +8,7 @@ import numpy as np
 from helpers import export_runs
 from lib.data import chat, label_mask, splits
 from lib.export import parity_reference
+from lib.export.base_needs import odd_texts
 
 
 def test_positions_are_trained_tokens_of_distinct_held_out_rows(parity_run, small):
@@ -35,7 +36,7 @@ def test_positions_are_trained_tokens_of_distinct_held_out_rows(parity_run, smal
         truth.source,
     )
     assert parity_reference.draw_sample(data, merged, 2)[:2] != (truth.rows, truth.positions)
-    assert set(parity_reference.HARD) < set(truth.texts)
+    assert set(odd_texts.HARD) < set(truth.texts)
     assert {f"What about validation {n}?" for n in range(3)} < set(truth.texts)
     assert any(ord(letter) > 0x1F300 for text in truth.texts[20:] for letter in text)
 

@@ -39,3 +39,26 @@ def test_a_hub_id_without_a_network_or_not_an_id(monkeypatch, tmp_path, name):
         match=rf"base_model `{name}` could not be fetched: .*\n.*HF_TOKEN.*bundled:gemma-3-270m",
     ):
         base.fetch(name)
+
+
+def test_what_is_no_base_is_named(tmp_path):
+    """An adapter's folder, a folder of GGUF files, and such a file."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
+    with pytest.raises(
+        UserError,
+        match=r"no config.json.*\nIt is an adapter of `owner/base`: set base_model to that, and "
+        "start_from to this folder",
+    ):
+        base.fetch(str(adapter))
+    ggufs = tmp_path / "ggufs"
+    ggufs.mkdir()
+    (ggufs / "model.gguf").touch()
+    with pytest.raises(UserError, match=r"no config.json.*\nA GGUF file cannot be trained"):
+        base.fetch(str(ggufs))
+    with pytest.raises(UserError, match=r"is a file; expected .* folder.* A GGUF file cannot"):
+        base.fetch(str(ggufs / "model.gguf"))
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(UserError, match=r"is a file; expected .*safetensors\.$"):
+        base.fetch(str(tmp_path / "model.bin"))

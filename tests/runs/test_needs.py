@@ -8,7 +8,7 @@ import shutil
 import psutil
 import pytest
 
-from helpers import standin
+from helpers import standin, tiny_gemma3
 from lib import params
 from lib.common import files, machine
 from lib.common.errors import UserError
@@ -84,3 +84,13 @@ def test_the_disk_estimate_knows_the_formats():
     )
     with pytest.raises(UserError, match="larger disk"):
         files.require_disk(standin.ROOT, 2**70, "a moon")
+
+
+@pytest.mark.parametrize("command", ["run", "prepare", "train"])
+def test_a_base_that_cannot_be_exported_is_refused_before_anything_starts(here, command, capsys):
+    tiny_gemma3.build_other(here.root / "llama", "Llama")
+    text = standin.refused(
+        capsys, command, "--params", "params/job.yaml", "--set", "base_model=llama"
+    )
+    assert "The base `llama` is of the family 'llama'" in text
+    assert not here.run.exists()
