@@ -110,6 +110,7 @@ def merge_adapter(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
         copy = temporary / shard.name
         shutil.copyfile(shard, copy)
         changes += _merge_shard(copy, adapted, scale)
+    _require_change(changes, temporary)
     files.replace_folder(temporary, out)
     return {
         "merged": len(changes),
@@ -139,6 +140,17 @@ def _name_ends(folder: Path) -> None:
     ends = ends if isinstance(ends, list) else [ends] if ends is not None else []
     if not path.is_file() or not set(turn_ends) <= set(ends):
         files.write_json(path, {**generation, "eos_token_id": sorted({*ends, *turn_ends})})
+
+
+def _require_change(changes: list[float], merged: Path) -> None:
+    """Raise UserError, without the folder, where rounding lost all that the adapter adds."""
+    if not any(changes):
+        shutil.rmtree(merged)
+        raise UserError(
+            "The merged weights are exactly the base's: all that the adapter adds to them is less "
+            "than half a step of their 16 bits. Train for more steps, or with a higher "
+            "learning_rate."
+        )
 
 
 def weight_of(module: str) -> str:

@@ -182,9 +182,9 @@ def read_weights(model: Any, start_from: str) -> dict[str, torch.Tensor]:
     Raise UserError unless names and shapes are exactly those of the model's adapter.
     """
     path = start.find_adapter(start_from) / start.WEIGHTS
-    stored = {_plain_name(name): weight for name, weight in load_file(path).items()}
+    stored = {start.plain_name(name): weight for name, weight in load_file(path).items()}
     live = trainable(model)
-    wanted = {_plain_name(_saved(name)): name for name in live}
+    wanted = {start.plain_name(_saved(name)): name for name in live}
     apart = sorted(stored.keys() ^ wanted.keys())
     apart += sorted(
         name
@@ -204,8 +204,3 @@ def _saved(name: str) -> str:
     if "lora_magnitude_vector" in name:
         return name.replace(".default.weight", "")
     return name.replace(".default.", ".")
-
-
-def _plain_name(name: str) -> str:
-    """Return a name from its layer on, since classes of the same base prefix it differently."""
-    return name if "tower" in name else re.sub(r"^.*?(?=\blayers\.\d)", "", name)

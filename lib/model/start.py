@@ -1,9 +1,11 @@
-"""Begin training from another adapter: find it, hold it against the job, take its weights.
+"""What training begins from: find another adapter, hold it against the job, refuse an end like it.
 
 begins = start.note_start(run, job, base_folder)    # in the notebook, before hours are spent
-weights = start.read_weights(model, job.start_from)   # in the loop, at step 0
+weights = adapter.read_weights(model, job.start_from)   # in the loop, at step 0
+start.refuse_untrained(run)    # in the export notebook: nothing was learnt
 """
 
+import hashlib
 import pathlib
 import re
 from typing import Any
@@ -71,6 +73,7 @@ def check_start(job: Params, base_folder: pathlib.Path | None = None) -> Start:
     known: Start = {
         "start_from": job.start_from,
         "sha256": files.sha256(folder / WEIGHTS),
+        "weights": hash_weights(folder / WEIGHTS),
         "base_by": compared,
         "run": None,
         "data": None,
@@ -100,6 +103,62 @@ def note_start(run: Run, job: Params, base_folder: pathlib.Path) -> str:
         run.data["start"] = check_start(job, base_folder)
         run.save()
     return run_record.describe_start(run.data["start"])
+
+
+# --------------------------------------------------------------------------------------------------
+# weights
+
+
+def plain_name(name: str) -> str:
+    """Return a name from its layer on, since classes of the same base prefix it differently."""
+    return name if "tower" in name else re.sub(r"^.*?(?=\blayers\.\d)", "", name)
+
+
+def hash_weights(path: pathlib.Path) -> str:
+    """Return a sha256 of an adapter's numbers as float32, whatever its file's type and prefixes."""
+    total = hashlib.sha256()
+    with safe_open(path, "pt") as file:
+        for name in sorted(file.keys(), key=plain_name):
+            total.update(plain_name(name).encode())
+            total.update(file.get_tensor(name).float().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def refuse_untrained(run: Run) -> None:
+    """Raise UserError if the adapter equals what its training began from."""
+    weights = run.folder / "adapter" / WEIGHTS
+    begun = run.data.get("start")
+    if begun and _is_start(weights, begun):
+        what = f"equals that of {run_record.describe_start(begun)}, from which its training began"
+    elif _is_zero(weights):
+        what = "equals its start: every B of it is zero, so the merged model would be the base"
+    else:
+        return
+    steps = (files.read_results(run.folder).get("train") or {}).get("steps", "not recorded")
+    name = run.folder.name
+    raise UserError(
+        f"The adapter of run `{name}` {what}. Nothing was learnt (steps: {steps}), so nothing is "
+        f"exported.\n"
+        f"The first step of a warm-up has a learning rate of 0, and a very small rate changes "
+        f'nothing either. Train on with more steps, `make run RUN={name} SET="max_steps=..."` '
+        f"(or num_train_epochs, whichever the run has), or start over with fewer warm-up steps or "
+        f'a higher rate, `make run FORCE=1 RUN={name} SET="warmup_steps=... '
+        f'learning_rate=..."`.'
+    )
+
+
+def _is_start(weights: pathlib.Path, begun: Start) -> bool:
+    """Tell whether an adapter's weights are those that its training began from."""
+    if "weights" in begun:
+        return begun["weights"] == hash_weights(weights)
+    return begun["sha256"] == files.sha256(weights)
+
+
+def _is_zero(weights: pathlib.Path) -> bool:
+    """Tell whether every B of an adapter is zero, as in a new one."""
+    with safe_open(weights, "pt") as file:
+        halves = [name for name in list(file.keys()) if ".lora_B" in name]
+        return not any(file.get_tensor(name).any() for name in halves)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def render_card(folder: pathlib.Path, part: str, repos: dict[str, str] | None = 
             prepare=results.get("prepare", {}),
             base=servers.base_name(job.base_model),
             stand_in=job.base_model.startswith("bundled:"),
-            warnings=_list_warnings(run, results, job.base_model),
+            warnings=_list_warnings(run, results, job),
             sources=_list_sources(data),
             safety_set="safety_prompts" in data,
             recipe=card_tables.describe_recipe(job, results.get("train", {}), run),
@@ -153,9 +153,10 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _list_warnings(run: RunRecord, results: dict[str, Any], base_model: str) -> list[str]:
+def _list_warnings(run: RunRecord, results: dict[str, Any], job: Params) -> list[str]:
+    warnings = list_warnings(run, results, job.base_model, job)
     # the export writes the card after recording its results, while it is still running
-    return [text for text in list_warnings(run, results, base_model) if text != "export is running"]
+    return [text for text in warnings if text != "export is running"]
 
 
 def _format_commands(gguf: str, lora: str, base_model: str, max_seq_length: int) -> str:

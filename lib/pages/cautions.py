@@ -37,6 +37,7 @@ def list_warnings(
         *_warn_of_overfitting(train, entries),
         *_warn_of_sessions(train),
         *_warn_of_length(train),
+        *_warn_of_warm_up(train, job),
         *_warn_of_data(results.get("prepare", {})),
         *_warn_of_parameters(job),
         *_warn_of_files(results.get("export", {})),
@@ -183,6 +184,25 @@ def describe_lengthenings(train: dict[str, Any]) -> list[str]:
         f"{bend['then_planned']:,}; there the learning rate went from {bend['rate_before']:.3g} to "
         f"{bend['rate_after']:.3g}"
         for bend in train.get("lengthened", [])
+    ]
+
+
+def _warn_of_warm_up(train: dict[str, Any], job: Params | None) -> list[str]:
+    """Warn of weights that were kept before the learning rate had reached its peak."""
+    kept = train.get("best_step") or train.get("steps") or 0
+    if job is None or not 0 < kept <= job.warmup_steps:
+        return []
+    if kept == 1:
+        return [
+            "the adapter equals its start: the only step of these weights had a learning rate of "
+            "0, as the first of a warm-up has"
+        ]
+    share = (kept - 1) / job.warmup_steps
+    which = f"the weights kept are of step {kept:,}" if "best_step" in train else f"{kept:,} steps"
+    return [
+        f"the learning rate never reached its peak of {job.learning_rate:g}: {which}, in a warm-up "
+        f"of {job.warmup_steps:,}. The highest rate was {share * job.learning_rate:.3g} "
+        f"({share:.0%} of the peak)"
     ]
 
 

@@ -77,7 +77,8 @@ class Start(TypedDict):
     """The adapter from which a training began (`start_from`)."""
 
     start_from: str  # as the job names it
-    sha256: str  # of its weights
+    sha256: str  # of its file of weights
+    weights: NotRequired[str]  # its numbers, by their hash; earlier records lack it
     base_by: str  # how its base was found to be the job's: `fingerprint` or `name`
     run: str | None  # the run that made it, if known
     data: str | None  # that run's prepared rows, by their fingerprint

@@ -227,6 +227,44 @@ def learning_rate(step: int, total: int, job: Params) -> float:
     return job.learning_rate * factors[job.lr_scheduler_type]
 
 
+def describe_rates(done: int, total: int, job: Params) -> dict[str, Any]:
+    """Return how many of the steps after the first `done` have which learning rate, for people."""
+    counts = {"zero": 0, "rising": 0, "peak": 0, "falling": 0}
+    highest = 0.0
+    for step in range(done, total):
+        rate = learning_rate(step, total, job)
+        highest = max(highest, rate)
+        if rate == 0:
+            counts["zero"] += 1
+        elif rate == job.learning_rate:
+            counts["peak"] += 1
+        else:
+            counts["rising" if step < job.warmup_steps else "falling"] += 1
+    return {
+        **({"steps that are done already": done} if done else {}),
+        "steps at a learning rate of 0": counts["zero"],
+        "steps in which it rises": counts["rising"],
+        f"steps at its peak of {job.learning_rate:g}": counts["peak"],
+        "steps in which it falls": counts["falling"],
+        "highest learning rate": highest,
+        **({"caution": _explain_short(total, job)} if total <= job.warmup_steps else {}),
+    }
+
+
+def _explain_short(total: int, job: Params) -> str:
+    """Say what becomes of a training that ends before its warm-up does."""
+    cure = "set fewer warmup_steps, or train for more steps"
+    if total == 1:
+        return (
+            f"the only step has a learning rate of 0, so the adapter will equal its start, and "
+            f"export will refuse it: {cure}"
+        )
+    return (
+        f"the warm-up of {job.warmup_steps:,} steps is not over after all {total:,} steps, so the "
+        f"learning rate never reaches its peak: {cure}"
+    )
+
+
 def describe_longer(step: int, planned: int, total: int, job: Params) -> str:
     """Say what the learning rate does where a training goes on to more steps than were planned."""
     last, following = (
@@ -243,26 +281,28 @@ def describe_longer(step: int, planned: int, total: int, job: Params) -> str:
 
 
 def describe_plan(
-    sizes: Sizes, held_out_rows: int, job: Params, shape: Shape | None
+    sizes: Sizes, held_out_rows: int, job: Params, shape: Shape | None, done: int = 0
 ) -> dict[str, Any]:
-    """Return the derived numbers of a job for people: rows, steps, tokens per step, padding.
+    """Return the derived numbers of a job for people: rows, steps, tokens, padding, rates.
 
-    They are computed without running anything.
+    They are computed without running anything. `done` steps of an earlier session are trained.
     """
     if not len(sizes.lengths):
         raise UserError(NO_ROWS)
     epoch = plan_epoch(sizes.lengths, 0, job)
+    total = count_steps(len(sizes.lengths), job)
     tokens = int(sizes.lengths.sum())
     return {
         "training rows": len(sizes.lengths),
         "held-out rows": held_out_rows,
         "rows a step (micro-batch x accumulation)": rows_per_step(job),
         "steps an epoch": len(epoch),
-        "steps in all": count_steps(len(sizes.lengths), job),
+        "steps in all": total,
         "tokens an epoch": tokens,
         "tokens a step, mean": tokens / len(epoch),
         "padding, share of positions": 1 - tokens / count_positions(sizes, epoch, shape),
         "warm-up steps": job.warmup_steps,
         "peak learning rate": job.learning_rate,
         "schedule": job.lr_scheduler_type,
+        **describe_rates(done, total, job),
     }

@@ -55,9 +55,11 @@ def check_fit(
         checkpoints += 1  # the best weights
     files.require_disk(folder, checkpoint_bytes * checkpoints, "the checkpoints")
 
+    newest = checkpoint.newest_checkpoint(folder / "checkpoints")
+    state = newest[1] if newest else {}
     required_rows = 0
     if job.per_device_train_batch_size == "auto":
-        required_rows = _required_micro_batch(folder)
+        required_rows = state.get("micro_batch", 0)
     if (
         required_rows
     ):  # chosen by an earlier session; the order of rows or random numbers depend on it
@@ -81,8 +83,9 @@ def check_fit(
     if probe:
         minutes = _estimate_minutes(model, data, sizes, job, devices, probe)
     comment = ", before compiling makes it shorter" if job.torch_compile else ""
+    shape = plan.fixed_shape(sizes, job)
     return job, {
-        **plan.describe_plan(sizes, held_out_rows, job, plan.fixed_shape(sizes, job)),
+        **plan.describe_plan(sizes, held_out_rows, job, shape, state.get("step", 0)),
         "GPUs": devices if torch.cuda.is_available() else 0,
         "micro-batch, rows": job.per_device_train_batch_size,
         "largest micro-batch, positions": probe.positions if probe else NOT_PROBED,
@@ -252,12 +255,6 @@ def _explain_misfit(model: Any, data: Any, sizes: plan.Sizes, job: Params, devic
     unused = [setting for setting, used in savings.items() if not used]
     cure = f"Set {' or '.join(unused)}." if unused else "Lower max_seq_length."
     return f"{problem} No smaller micro-batch fits either. {cure}"
-
-
-def _required_micro_batch(folder: pathlib.Path) -> int:
-    """Return the micro-batch that the newest checkpoint requires; 0 if it requires none."""
-    newest = checkpoint.newest_checkpoint(folder / "checkpoints")
-    return newest[1].get("micro_batch", 0) if newest else 0
 
 
 def _with_micro_batch(job: Params, size: int, rows_per_step: int) -> Params:

@@ -195,3 +195,16 @@ def test_the_merged_model_stops_at_the_end_of_a_turn(tmp_path, generation, ends)
     assert config.top_k == (generation or {}).get("top_k", GenerationConfig().top_k)
     if generation is None:
         assert (config.bos_token_id, config.pad_token_id) == (2, 0)
+
+
+def test_an_adapter_that_rounding_loses_is_refused(tiny_gemma3n, tmp_path):
+    """A very small learning rate leaves numbers that are not zero and change no 16-bit weight."""
+    adapter = adapters.save_random(tiny_gemma3n, tmp_path / "adapter")
+    small = adapters.edit(
+        adapter,
+        tmp_path / "small",
+        lambda tensors: {n: t * 1e-12 if "lora_B" in n else t for n, t in tensors.items()},
+    )
+    with pytest.raises(UserError, match="exactly the base's"):
+        merge.merge_adapter(tiny_gemma3n, small, tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir() if "merged" in path.name] == []

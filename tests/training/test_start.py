@@ -165,6 +165,7 @@ def test_a_run_is_named_as_the_start_and_recorded(runs, tmp_path, first):
     assert known == {
         "start_from": "a",
         "sha256": files.sha256(first[1] / "adapter_model.safetensors"),
+        "weights": start.hash_weights(first[1] / "adapter_model.safetensors"),
         "base_by": "fingerprint",
         "run": "a",
         "data": "rows of a",
