@@ -1,6 +1,6 @@
 # Every target runs one visible command; `make help` lists the targets and their variables.
 .DEFAULT_GOAL := help
-.PHONY: help setup run prepare train export report runs compare diff rerun prune sweep ask exam wheels test test-all drills lint address clean
+.PHONY: help setup run prepare train export report runs compare diff rerun prune sweep ask exam doctor wheels test test-all drills lint address clean
 PYTHON ?= python3
 # cuda, the full set, if nvidia-smi finds a GPU, otherwise cpu, the same pins without what needs one; FOR=... at setup is kept
 FOR ?= $(or $(patsubst .venv/.for-%,%,$(wildcard .venv/.for-*)),$(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu))
@@ -15,8 +15,7 @@ PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18
-	@echo '  variables:      PARAMS=params/t4.yaml RUN=name SET="learning_rate=1e-4 max_steps=50" FORCE=1'
-	@echo '                  a RUN that exists keeps its own parameters without PARAMS'
+	@printf '%s\n' '  variables:      PARAMS=params/t4.yaml RUN=name SET="learning_rate=1e-4 max_steps=50" FORCE=1' '                  a RUN that exists keeps its own parameters without PARAMS'
 
 run: setup  ## prepare, train and export one job; the same command continues it
 prepare: setup  ## only the data stage
@@ -44,7 +43,8 @@ exam: setup  ## examine all models of a finished RUN: EXAM=my.jsonl, a hub id, o
 	.venv/bin/python -m lib.exam $(call quoted,$(RUN)) $(call quoted,$(or $(EXAM),bundled:exam))
 sweep: setup  ## train many variants of a job from a sweep file: PARAMS=params/sweep.yaml
 	.venv/bin/python -m lib.runs.sweep $(OPTIONS)
-
+doctor:  ## what this machine can do, what the job of PARAMS would need, and what is missing
+	@$(or $(wildcard .venv/bin/python),$(PYTHON)) -m lib.runs doctor $(OPTIONS)
 test: setup  ## run the tests, without those marked slow
 	$(PYTEST) -m 'not slow'
 test-all: setup  ## run all tests
@@ -63,7 +63,7 @@ address:  ## write the repository's address in CITATION.cff into README and note
 
 setup: $(READY)  ## make the environment in .venv; WHEELS=/media/stick installs without network, from that folder
 $(READY): requirements.txt requirements-cpu.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.version.split()[0]} found; try PYTHON=python3.12")'
+	@$(PYTHON) -c 'import lib.runs'
 	$(if $(WHEELS),$(PYTHON) -m lib.runs.offline.check $(call quoted,$(WHEELS)) --for $(FOR) $(if $(filter file,$(origin FOR)),,--chosen))
 	$(PYTHON) -m venv .venv
 	@# without a GPU, torch's CPU build if pip can reach one; PyPI's build for Linux brings several GB of CUDA

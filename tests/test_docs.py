@@ -107,7 +107,7 @@ def test_make_accepts_each_command_and_its_parameters_exist(command):
     given = dict(itertools.pairwise(words))
     if "--params" in given:
         params.load_job(given["--params"], given.get("--set", ""))
-        assert given["lib.runs"] in ("run", "prepare", "train", "export", "report", "ask")
+        assert given["lib.runs"] in ("run", "prepare", "train", "export", "report", "ask", "doctor")
 
 
 @pytest.mark.parametrize(("command", "marked"), OTHERS)

@@ -279,9 +279,14 @@ def size_of(path: pathlib.Path) -> int:
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
+def free_disk(folder: pathlib.Path) -> int:
+    """Return the free bytes of the disk under an existing folder."""
+    return shutil.disk_usage(folder).free
+
+
 def require_disk(folder: pathlib.Path, needed: int, what: str) -> None:
     """Raise UserError unless the disk under `folder` has `needed` bytes free."""
-    free = shutil.disk_usage(folder).free
+    free = free_disk(folder)
     if free < needed:
         raise UserError(
             f"Not enough disk for {what}: it needs about {needed / 2**30:.1f} GiB, but "

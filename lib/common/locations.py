@@ -1,4 +1,4 @@
-"""Find what a user names by a path, and the folder of the cache."""
+"""Find what a user names by a path, and the folders of the runs and of the cache."""
 
 import os
 import pathlib
@@ -23,6 +23,11 @@ def local_path(text: str | pathlib.Path) -> pathlib.Path:
     return ROOT / path
 
 
+def runs_folder() -> pathlib.Path:
+    """Return the folder of all runs: MEDRESCUE_RUNS, or runs/ of the checkout."""
+    return local_path(os.environ.get("MEDRESCUE_RUNS") or "runs").resolve()
+
+
 def cache_folder() -> pathlib.Path:
     """Return the folder of what can be made again: MEDRESCUE_CACHE, or .cache/ of the checkout."""
     return local_path(os.environ.get("MEDRESCUE_CACHE") or ".cache")
@@ -42,3 +47,8 @@ def make_cache(folder: pathlib.Path) -> None:
             f"Set MEDRESCUE_CACHE to a folder that you can write to; it takes a few GB. A checkout "
             f"that cannot be written also needs MEDRESCUE_RUNS, for the runs."
         )
+
+
+def existing_parent(folder: pathlib.Path) -> pathlib.Path:
+    """Return the folder, or its nearest parent that exists."""
+    return folder if folder.exists() else existing_parent(folder.parent)

@@ -3,6 +3,7 @@
 This module imports nothing heavy.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import pathlib
@@ -12,11 +13,10 @@ import subprocess
 import sys
 from typing import TypedDict
 
-import psutil
-
-from lib.common.errors import ROOT, UserError
+from lib.common.errors import ROOT
 from lib.common.redact import redacted
 
+CPU_FILE = pathlib.Path("/proc/cpuinfo")
 CODE = ("lib", "notebooks")  # folders where a file that git does not track may change a result
 PACKAGES = (
     "torch",
@@ -116,8 +116,9 @@ def hardware() -> Hardware:
     cpu = platform.processor() or platform.machine()
     memory = None
     if sys.platform == "linux":
-        models = re.findall(r"model name\s*:\s*(.+)", pathlib.Path("/proc/cpuinfo").read_text())
-        cpu = models[0] if models else cpu
+        with contextlib.suppress(OSError):  # a sandbox may have no /proc
+            models = re.findall(r"model name\s*:\s*(.+)", CPU_FILE.read_text())
+            cpu = models[0] if models else cpu
         memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     return {
         "system": platform.platform(),
@@ -134,6 +135,13 @@ def gpus() -> list[str]:
     return (_run("nvidia-smi", *query, seconds=30) or "").strip().splitlines()
 
 
+def driver() -> str:
+    """Return the version of NVIDIA's driver; empty without a working nvidia-smi."""
+    query = ("--query-gpu=driver_version", "--format=csv,noheader")
+    lines = (_run("nvidia-smi", *query, seconds=30) or "").split()
+    return lines[0] if lines else ""
+
+
 def is_alive(pid: int) -> bool:
     """Tell whether a process of this machine is running, whoever owns it."""
     try:
@@ -141,18 +149,3 @@ def is_alive(pid: int) -> bool:
     except OSError as error:
         return not isinstance(error, ProcessLookupError)
     return True
-
-
-def require_memory(needed: int, what: str) -> None:
-    """Raise UserError unless `needed` bytes of main memory are free.
-
-    The system kills a process that takes more, without a message.
-    """
-    free = psutil.virtual_memory().available
-    if free < needed:
-        raise UserError(
-            f"Not enough memory for {what}: it needs about {needed / 2**30:.1f} GiB, but "
-            f"{free / 2**30:.1f} GiB are free.\n"
-            f"Close other programs, use a machine with more memory or with a GPU, or choose a "
-            f"smaller base_model."
-        )

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import torch
 
+from lib.common import limits
 from lib.common.progress import progress_bar
 from lib.data import chat, label_mask, splits
 from lib.data.reading import sources
@@ -90,7 +90,7 @@ def _has_room_for_float32(model_folder: Path, device: torch.device) -> bool:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info()
     else:
-        free = psutil.virtual_memory().available
+        free = limits.free_memory()
     return needed < free
 
 

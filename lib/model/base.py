@@ -36,6 +36,14 @@ def fetch(
             )
         locations.make_cache(CACHE)
         return bundled.materialize(CACHE, progress)
+    folder = find_folder(base_model)
+    if folder:
+        return folder
+    return _download(base_model, base_revision, weights)
+
+
+def find_folder(base_model: str) -> pathlib.Path | None:
+    """Return a local base, or None for one on the hub; raise UserError if it can be neither."""
     folder = locations.local_path(base_model)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -54,7 +62,21 @@ def fetch(
             f"base_model `{base_model}` does not exist (looked in {ROOT}); expected a folder "
             f"there, a hub id `owner/name`, or {BUNDLED}."
         )
-    return _download(base_model, base_revision, weights)
+    return None
+
+
+def find_downloaded(base_model: str, base_revision: str) -> pathlib.Path | None:
+    """Return the folder of a hub base that was downloaded before, perhaps in part, or None."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(
+            base_model, revision=base_revision or None, local_files_only=True
+        )
+    except (LocalEntryNotFoundError, OSError):
+        return None
+    return pathlib.Path(folder)
 
 
 def _name_contents(folder: pathlib.Path) -> str:

@@ -68,7 +68,7 @@ def choose_precision(
             "precision: fp16 is for a 4-bit base on a GPU, where only the products with it are "
             "float16. Use bf16 or fp32, or set load_in_4bit: true."
         )
-    if precision == "bf16" and cuda and not _card_has_bfloat16():
+    if precision == "bf16" and cuda and not card_has_bfloat16():
         raise UserError(
             f"precision: bf16 is not supported by {card().name}, which would emulate it slowly. "
             "Set precision: auto."
@@ -84,7 +84,7 @@ def _precision_of_machine(load_in_4bit: bool) -> tuple[torch.dtype, str]:
                 "this processor multiplies bfloat16 about twice as fast as float32",
             )
         return torch.float32, "this processor has no fast bfloat16"
-    if _card_has_bfloat16():
+    if card_has_bfloat16():
         return torch.bfloat16, "the card has bfloat16"
     if load_in_4bit:
         return torch.float16, (
@@ -94,7 +94,8 @@ def _precision_of_machine(load_in_4bit: bool) -> tuple[torch.dtype, str]:
     return torch.float32, "the card has no bfloat16, and Gemma 3n overflows in float16"
 
 
-def _card_has_bfloat16() -> bool:
+def card_has_bfloat16() -> bool:
+    """Tell whether the GPU in use computes in bfloat16 by itself."""
     # by default torch also answers yes for emulation, which is slow
     return torch.cuda.is_bf16_supported(including_emulation=False)
 

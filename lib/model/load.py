@@ -17,7 +17,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lib.common import files, machine
+from lib.common import files, limits
 from lib.common.chat_template import read_chat_template
 from lib.model import adapter, base, device, placement, shards
 from lib.model.model_folder import check_folder, refuse_missing, unreadable_folder
@@ -241,7 +241,7 @@ def load_merged(folder: pathlib.Path, dtype: torch.dtype | None = None) -> Any:
     else:
         needed = shards.count_numbers(folder) * dtype.itemsize
         type_name = str(dtype).removeprefix("torch.")
-        machine.require_memory(needed, f"{files.format_path(folder)} in {type_name}")
+        limits.require_memory(needed, f"{files.format_path(folder)} in {type_name}")
     with _explain_out_of_memory(folder):
         model = _read_language_model(folder, dtype=dtype, device_map=device_map)
     return model.requires_grad_(False).eval()

@@ -1,7 +1,8 @@
 """Choose the library that loads the model, and refuse settings that cannot work."""
 
+import functools
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import transformers
@@ -77,6 +78,33 @@ def check_options(job: Params) -> None:
     device.choose_precision(job.precision, job.load_in_4bit)
     choose_backend(job)
     adapter.target_pattern(job.finetune_attention_modules, job.finetune_mlp_modules)
+
+
+def list_refusals(job: Params) -> list[str]:
+    """Return all messages that `check_options` would raise, one after the other."""
+    checks: list[Callable[[], object]] = [
+        *(functools.partial(_refuse_first, [conflict]) for conflict in _read_conflicts(job)),
+        functools.partial(device.choose_precision, job.precision, job.load_in_4bit),
+        functools.partial(choose_backend, job),
+        functools.partial(
+            adapter.target_pattern, job.finetune_attention_modules, job.finetune_mlp_modules
+        ),
+    ]
+    messages = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            messages.append(str(error))
+    return list(dict.fromkeys(messages))
+
+
+def _read_conflicts(job: Params) -> Iterator[tuple[bool, str]]:
+    """Yield the job's conflicts as far as they can be told; an error is one of them."""
+    try:
+        yield from _conflicts(job)
+    except UserError as error:
+        yield True, str(error)
 
 
 def _refuse_first(conflicts: Iterable[tuple[bool, str]]) -> None:

@@ -1,7 +1,6 @@
 """Locate, name and lock a run's folder."""
 
 import contextlib
-import os
 import pathlib
 import re
 import socket
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from lib import params
 from lib.common import files, locations
 from lib.common.errors import UserError
+from lib.common.locations import runs_folder
 from lib.common.machine import is_alive
 from lib.params import Params
 from lib.record.run_record import read_record
@@ -18,11 +18,6 @@ from lib.record.run_record import read_record
 # a kernel checks once a second whether its runner is alive, and ends if not; a long call into C
 # delays that
 ORPHAN_SECONDS = 10
-
-
-def runs_folder() -> pathlib.Path:
-    """Return the folder of all runs: MEDRESCUE_RUNS, or runs/ of the checkout."""
-    return locations.local_path(os.environ.get("MEDRESCUE_RUNS") or "runs").resolve()
 
 
 def list_names() -> str:

@@ -1,9 +1,10 @@
 """Check what stages need of this machine and of their data, before hours are spent."""
 
 import pathlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 
-from lib.common import files, locations, machine
+from lib.common import files, limits, locations, machine
 from lib.common.errors import UserError
 from lib.common.gguf_types import FILE_TYPES
 from lib.data.reading import source_changes, sources
@@ -25,31 +26,50 @@ PREPARED_SHARE = 6
 
 def check_machine(stages: Collection[str], job: Params, folder: pathlib.Path) -> None:
     """Raise UserError when this machine lacks the GPU or the space that the stages need."""
+    for check in list_checks(stages, job, folder):
+        check()
+    if "export" in stages and job.push_to:
+        push.require_access(job.push_to)
+
+
+def list_checks(
+    stages: Collection[str], job: Params, folder: pathlib.Path
+) -> list[Callable[[], object]]:
+    """Return the checks of `check_machine` that ask no network; each raises its own UserError."""
     has_gpu = bool(machine.gpus())
-    needs = describe_gpu_needs(job)
-    if "train" in stages and needs and not has_gpu:
+    checks: list[Callable[[], object]] = []
+    if "train" in stages and not has_gpu:
+        checks.append(partial(_refuse_gpu_needs, job))
+    begins = "train" in stages and not any((folder / "checkpoints").glob("step-*"))
+    if job.start_from and begins:
+        checks.append(partial(start.check_start, job))
+    if "prepare" in stages or is_bundled(job.base_model):
+        checks.append(partial(locations.make_cache, locations.cache_folder()))
+    checks.append(partial(_require_disk, stages, job, folder))
+    loads_base = "train" in stages or "export" in stages
+    local = locations.local_path(job.base_model)
+    if (local / "config.json").is_file():  # one from the hub is asked once it is here
+        checks.append(partial(exportable.require_exportable, local, weights=loads_base))
+    size = measure_base(job.base_model)
+    if loads_base and size and not has_gpu:
+        what = f"{job.base_model}, which train and export load,"
+        checks.append(partial(limits.require_memory, size, what))
+    return checks
+
+
+def _refuse_gpu_needs(job: Params) -> None:
+    if needs := describe_gpu_needs(job):
         raise UserError(
             f"This job trains with {needs}, which needs an NVIDIA GPU, but nvidia-smi finds none "
             f"here.\n"
             f"Without a GPU, use PARAMS=params/cpu.yaml. `make prepare` works here with any params "
             f"file."
         )
-    begins = "train" in stages and not any((folder / "checkpoints").glob("step-*"))
-    if job.start_from and begins:
-        start.check_start(job)
-    if "prepare" in stages or _is_bundled(job.base_model):
-        locations.make_cache(locations.cache_folder())
+
+
+def _require_disk(stages: Collection[str], job: Params, folder: pathlib.Path) -> None:
     disk = sum(estimate_disk(stage, job) for stage in stages)
     files.require_disk(folder, disk, f"{', '.join(stages)} of {job.base_model}")
-    if "export" in stages and job.push_to:
-        push.require_access(job.push_to)
-    loads_base = "train" in stages or "export" in stages
-    local = locations.local_path(job.base_model)
-    if (local / "config.json").is_file():  # one from the hub is asked once it is here
-        exportable.require_exportable(local, weights=loads_base)
-    size = _measure_base(job.base_model)
-    if loads_base and size and not has_gpu:
-        machine.require_memory(size, f"{job.base_model}, which train and export load,")
 
 
 def describe_gpu_needs(job: Params) -> str:
@@ -66,10 +86,10 @@ def describe_gpu_needs(job: Params) -> str:
 
 def estimate_disk(stage: str, job: Params) -> int:
     """Estimate how many bytes a stage writes, before anything is downloaded."""
-    base = _measure_base(job.base_model) or HUB_BASE_BYTES
+    base = measure_base(job.base_model) or HUB_BASE_BYTES
     if stage == "prepare":
         text = PREPARED_SHARE * sources.estimate_text_bytes(job)
-        base_files = base + BUNDLED_GGUF_BYTES if _is_bundled(job.base_model) else 0
+        base_files = base + BUNDLED_GGUF_BYTES if is_bundled(job.base_model) else 0
         return STAGE_BYTES + text + base_files
     if stage == "train":
         return STAGE_BYTES * (job.save_total_limit + 1)
@@ -78,13 +98,13 @@ def estimate_disk(stage: str, job: Params) -> int:
     return STAGE_BYTES + int(base * (2 + ggufs))
 
 
-def _is_bundled(base_model: str) -> bool:
+def is_bundled(base_model: str) -> bool:
     return base_model.startswith("bundled:")
 
 
-def _measure_base(base_model: str) -> int:
+def measure_base(base_model: str) -> int:
     """Return the bytes of a local base; 0 for one on the hub."""
-    if _is_bundled(base_model):
+    if is_bundled(base_model):
         return BUNDLED_BYTES
     local = locations.local_path(base_model)
     return files.size_of(local) if local.is_dir() else 0

@@ -17,7 +17,7 @@ import signal
 import sys
 
 from lib import params
-from lib.common import files
+from lib.common import files, locations
 from lib.common.errors import UserError
 from lib.common.redact import redacted_terminal
 from lib.data.reading import sources
@@ -66,7 +66,7 @@ def _do(options: argparse.Namespace) -> int:
     stopper.install()
     folder = None
     try:
-        job, folder = _choose_job(options.params, options.overrides, options.run)
+        job, folder = choose_job(options.params, options.overrides, options.run)
         if options.command in ("report", "ask") and not options.run:
             _require_default_run(folder, options.command)
         if options.command == "report":
@@ -90,7 +90,7 @@ def _do(options: argparse.Namespace) -> int:
             files.unlock_folder(folder)
 
 
-def _choose_job(params_file: str, overrides: str, name: str) -> tuple[Params, pathlib.Path]:
+def choose_job(params_file: str, overrides: str, name: str) -> tuple[Params, pathlib.Path]:
     """Return the job and the folder of its run.
 
     Without a params file, an existing run keeps its own parameters: whoever names the run need not
@@ -136,7 +136,7 @@ def _run_stages(
         sources.check_sources(job)
     if not folder.exists():  # before anything is made or downloaded
         sources.require_hub_sets(job)
-        check_machine(wanted, job, _existing_parent(folder))
+        check_machine(wanted, job, locations.existing_parent(folder))
         _name_relatives(folder, options.run)
     run = opening.open_run(folder, job, forced[0] if forced else "")
     if "prepare" not in forced:
@@ -154,11 +154,6 @@ def _run_stages(
             return 128 + stopper.signal if stopper.signal else 1
     _write_report(folder)
     return 0
-
-
-def _existing_parent(folder: pathlib.Path) -> pathlib.Path:
-    """Return the folder, or its nearest parent that exists."""
-    return folder if folder.exists() else _existing_parent(folder.parent)
 
 
 def _name_relatives(folder: pathlib.Path, name: str) -> None:

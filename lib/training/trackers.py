@@ -46,7 +46,7 @@ def start_tracker(job: Params, folder: pathlib.Path) -> Report:
         return lambda event, values: None
     if job.report_to == "trackio":
         os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))  # trackio's import reads it
-    module = _import_package(job.report_to)
+    module = import_package(job.report_to)
     begin = {"tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb}[job.report_to]
     # FORCE=1 renames the ledger and starts another training
     restarts = len(list(folder.glob("metrics.attempt*.jsonl")))
@@ -73,7 +73,8 @@ def start_tracker(job: Params, folder: pathlib.Path) -> Report:
     return report
 
 
-def _import_package(report_to: str) -> Any:
+def import_package(report_to: str) -> Any:
+    """Return the module of a tracker; raise UserError if it cannot be imported."""
     try:
         return importlib.import_module(MODULES[report_to])
     except Exception as error:  # incompatible packages can raise anything

@@ -12,7 +12,7 @@ import sys
 import psutil
 import pytest
 
-from lib.common import files, machine
+from lib.common import files, limits
 from lib.common.errors import ROOT, UserError
 
 
@@ -127,12 +127,12 @@ def test_too_small_a_disk_is_said_in_gib(tmp_path, monkeypatch):
 
 def test_memory_too_small_says_how_much(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**30}))
-    machine.require_memory(2**30, "a model")
+    limits.require_memory(2**30, "a model")
     with pytest.raises(
         UserError,
         match=r"Not enough memory for a model: it needs about 1.5 GiB, but 1.0 GiB are free.\n.*smaller base_model",
     ):
-        machine.require_memory(3 * 2**29, "a model")
+        limits.require_memory(3 * 2**29, "a model")
 
 
 def test_paths_are_shown_from_the_repository():
