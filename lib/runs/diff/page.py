@@ -77,7 +77,8 @@ def _find_two(names: str) -> list[pathlib.Path]:
     given = names.split()
     if len(given) != 2:
         raise UserError(
-            f'{len(given)} run{" is" if len(given) == 1 else "s are"} named, expected two: RUNS="a b". '
+            f"{len(given)} run{' is' if len(given) == 1 else 's are'} named, expected two: "
+            f'RUNS="a b". '
             f"Known runs: {run_folder.list_names()}."
         )
     folders = find_runs(names)
