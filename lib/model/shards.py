@@ -77,10 +77,15 @@ def read_header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
     """Read the header of an open safetensors file.
 
     Return the offset at which the tensors' bytes begin, and a dict of `dtype`, `shape` and
-    `data_offsets` for each tensor.
+    `data_offsets` for each tensor. Raise ValueError for another kind of file.
     """
     length = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(length))
+    try:
+        header = json.loads(file.read(length))
+    except (ValueError, OverflowError, MemoryError):
+        header = None
+    if not isinstance(header, dict):
+        raise ValueError(f"{pathlib.Path(file.name).name} has no header of safetensors")
     header.pop("__metadata__", None)
     return 8 + length, header
 

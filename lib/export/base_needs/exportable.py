@@ -5,7 +5,6 @@
 Only config.json, the tokenizer's files and the headers of the weights are read.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,8 +148,8 @@ def _read_tokenizer_hindrances(folder: Path) -> Iterator[str]:
 def _read_weight_hindrances(folder: Path) -> Iterator[str]:
     try:
         entries = shards.read_entries(folder)
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-        yield "a weight file is no safetensors file, or is damaged. Fetch or build the base again."
+    except ValueError as error:
+        yield f"{error}: it is damaged, or another kind of file. Fetch or build the base again."
         return
     language = {
         name: entry for name, entry in entries.items() if not re.search(shards.OTHER_PARTS, name)

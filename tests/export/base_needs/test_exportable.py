@@ -126,8 +126,8 @@ HINDERED = {
         "28 weights .* as F8_E4M3",
     ),
     "a cut weight file": (
-        lambda folder: (folder / "model.safetensors").write_bytes(b"\x20" + bytes(7) + b"{"),
-        "a weight file is no safetensors file, or is damaged",
+        lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 9),
+        "model.safetensors has no header of safetensors: it is damaged, or",
     ),
     "no weights": (without("model.safetensors"), "has no model.safetensors"),
     "no fast tokenizer": (without("tokenizer.json"), "tokenizer.json is missing"),
