@@ -279,6 +279,11 @@ def size_of(path: pathlib.Path) -> int:
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
+# what a stage writes at least: its executed notebook, tokens, and the adapter and optimizer state
+# of a few million numbers
+STAGE_BYTES = 256 * 2**20
+
+
 def free_disk(folder: pathlib.Path) -> int:
     """Return the free bytes of the disk under an existing folder."""
     return shutil.disk_usage(folder).free

@@ -17,8 +17,6 @@ from lib.record.run_record import Run
 BUNDLED_BYTES = 575 * 2**20  # Gemma 3 270M as 16-bit safetensors, with its tokenizer
 BUNDLED_GGUF_BYTES = 260 * 2**20  # the package's own file, from which that is made
 HUB_BASE_BYTES = 16 * 2**30  # assumed for a base that is not here yet: Gemma 3n E4B
-# a stage's executed notebook, tokens, and the adapter and optimizer state of a few million numbers
-STAGE_BYTES = 256 * 2**20
 # bytes that prepare writes per byte of text: cleaned chunks, tokens with their cache, and the
 # splits; 5 were measured with a million rows
 PREPARED_SHARE = 6
@@ -90,12 +88,12 @@ def estimate_disk(stage: str, job: Params) -> int:
     if stage == "prepare":
         text = PREPARED_SHARE * sources.estimate_text_bytes(job)
         base_files = base + BUNDLED_GGUF_BYTES if is_bundled(job.base_model) else 0
-        return STAGE_BYTES + text + base_files
+        return files.STAGE_BYTES + text + base_files
     if stage == "train":
-        return STAGE_BYTES * (job.save_total_limit + 1)
+        return files.STAGE_BYTES * (job.save_total_limit + 1)
     # the merged folder, the 16-bit GGUF from which the others are made, and those others
     ggufs = sum(FILE_TYPES[file_type].disk_share for file_type in job.gguf_types)
-    return STAGE_BYTES + int(base * (2 + ggufs))
+    return files.STAGE_BYTES + int(base * (2 + ggufs))
 
 
 def is_bundled(base_model: str) -> bool:

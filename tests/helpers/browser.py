@@ -6,15 +6,14 @@ import itertools
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import tempfile
 import time
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
+from lib.runs.doctor import system
+
+CHROMIUM = system.find_program("chromium")
 SKIP = "no Chromium here: apt-get install chromium"
 
 

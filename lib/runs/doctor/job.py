@@ -11,6 +11,7 @@ from lib import params
 from lib.common import files, limits, locations
 from lib.common.errors import UserError
 from lib.data.reading import sources
+from lib.export.base_needs import exportable
 from lib.model import base, bundled, device, model_folder, options, ranks
 from lib.params import Params
 from lib.record.run_record import STAGES, read_record
@@ -113,11 +114,13 @@ def _describe_base(job: Params) -> Iterator[Line]:
     if folder:
         try:
             model_folder.check_folder(folder)
-            size = files.size_of(folder) / 1e9
-            yield Line("ok", "base", f"{job.base_model}: downloaded, {size:.1f} GB, whole")
-            return
         except UserError:
             trouble = "only a part is downloaded"
+        else:
+            size = files.size_of(folder) / 1e9
+            yield Line("ok", "base", f"{job.base_model}: downloaded, {size:.1f} GB, whole")
+            exportable.require_exportable(folder)
+            return
     size = needs.HUB_BASE_BYTES / 1e9
     text = f"{job.base_model}: {trouble}; its size is not known here, {size:.0f} GB are assumed"
     if constants.HF_HUB_OFFLINE:

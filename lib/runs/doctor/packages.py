@@ -44,14 +44,12 @@ def describe_packages() -> Iterator[Line]:
         elif found.split("+")[0] != version:
             others.append(f"{package} {found}, pinned {version}")
     if absent:
-        step = f"`{sys.executable} -m pip install -r {name}`"
-        if not (ROOT / ".venv").is_dir():
-            step = "`make setup`"
         shown = ", ".join(absent[:6]) + (" ..." if len(absent) > 6 else "")
         yield Line(
             "missing",
             "packages",
-            f"{len(absent)} of {len(pins)} in {name} not installed; {step} does: {shown}",
+            f"{len(absent)} of {len(pins)} in {name} not installed; {name_step()} installs them: "
+            f"{shown}",
         )
     if others:
         yield Line(
@@ -62,6 +60,16 @@ def describe_packages() -> Iterator[Line]:
         )
     if not absent and not others:
         yield Line("ok", "packages", f"{len(pins)} as pinned in {name}")
+
+
+def name_step(again: str = "") -> str:
+    """Return the command that installs the packages; `again` is an option of pip."""
+    own = ROOT / ".venv"
+    if pathlib.Path(sys.prefix).resolve() == own.resolve():
+        return f"`.venv/bin/python -m pip install {again}-r {choose_requirements()}`"
+    if own.is_dir():  # its Python is gone, or this is another one
+        return "`rm -r .venv`, then `make setup`,"
+    return "`make setup`"
 
 
 def _find_version(package: str) -> str | None:
@@ -80,8 +88,8 @@ def describe_loading() -> Iterator[Line]:
             yield Line(
                 "missing",
                 package,
-                f"{purpose}; it does not load: {reason}. Install it again: "
-                f"`{sys.executable} -m pip install --force-reinstall -r {choose_requirements()}`",
+                f"{purpose}; it does not load: {reason}. To install it again: "
+                f"{name_step('--force-reinstall ')}",
             )
     if all(explain_failure(package) == "" for package in LOADED):
         yield Line("ok", "loading", f"{', '.join(LOADED)} load")

@@ -64,7 +64,11 @@ def _wrap(line: Line, limit: int) -> list[str]:
 
 
 def hide_user(text: str) -> str:
-    """Return the text with the home folder as ~, and without the user's name in other paths."""
+    """Return the text with the home folder as ~, without the user's name in other paths.
+
+    What an address has before its @, a name and perhaps a password, is hidden too.
+    """
+    text = re.sub(r"(?<=://)[^/\s@]+@", "(hidden)@", text)
     home = os.path.expanduser("~")
     homes = {home, os.path.realpath(home)} if pathlib.PurePath(home).parts[1:] else set()
     for folder in sorted(homes, key=len, reverse=True):

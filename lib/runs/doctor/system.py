@@ -71,13 +71,15 @@ def describe_disk() -> Iterator[Line]:
     variables = {"runs": "MEDRESCUE_RUNS", "cache": "MEDRESCUE_CACHE"}
     for what, folder in places.items():
         there = locations.existing_parent(folder)
-        free = files.free_disk(there) / GIB
+        free = files.free_disk(there)
         if not there.is_dir():
             trouble = f"`{there}` is not a folder"
         elif not os.access(there, os.W_OK | os.X_OK):
             trouble = f"no permission to write in `{there}`"
+        elif free < files.STAGE_BYTES:
+            trouble = f"only {free / 2**20:.0f} MiB are free"
         else:
-            yield Line("ok", what, f"{folder}: writable, {free:.1f} GiB free")
+            yield Line("ok", what, f"{folder}: writable, {free / GIB:.1f} GiB free")
             continue
         yield Line(
             "missing",

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.pretended_machine import H100, L4, T4, pretend
 from lib.common import machine
-from lib.common.errors import ROOT
+from lib.common.errors import ROOT, UserError
 from lib.runs.doctor import card, command, job, screen
 from lib.runs.doctor.asking import ask
 
@@ -105,6 +105,24 @@ def test_a_hub_base_that_was_not_downloaded_is_missing_only_offline(monkeypatch)
     base = [x for x in lines_of(overrides="base_model=some/model") if x.what == "base"]
     assert [line.state for line in base] == ["note"]
     assert "its size is not known" in base[0].text
+
+
+def test_a_downloaded_base_is_whole_or_not_and_export_may_refuse_it(tmp_path, monkeypatch):
+    def refuse(text):
+        def check(*_):
+            raise UserError(text)
+
+        return check
+
+    monkeypatch.setattr(job.base, "find_downloaded", lambda *_: tmp_path)
+    monkeypatch.setattr(job.model_folder, "check_folder", refuse("weights are missing"))
+    told = [x for x in lines_of(overrides="base_model=some/model") if x.what == "base"]
+    assert "only a part is downloaded" in told[0].text
+    monkeypatch.setattr(job.model_folder, "check_folder", lambda _: None)
+    monkeypatch.setattr(job.exportable, "require_exportable", refuse("of another family"))
+    told = [x for x in lines_of(overrides="base_model=some/model") if x.what == "base"]
+    assert [line.state for line in told] == ["ok", "missing"]
+    assert told[1].text == "of another family"
 
 
 def test_time_and_memory_are_those_of_a_run_of_this_job_or_not_measured(tmp_path):

@@ -44,6 +44,10 @@ def test_lines_that_are_ok_make_room_for_those_that_are_missing():
         ("/home/maria/x: free", "~/x: free"),
         ("/home/maria", "~"),
         ("in /data/maria/models and /mnt/maria", "in /data/(user)/models and /mnt/(user)"),
+        (
+            "HF_ENDPOINT=https://maria:pw@hub.example/x",
+            "HF_ENDPOINT=https://(hidden)@hub.example/x",
+        ),
         ("MEDRESCUE_RUNS=~maria/x", "MEDRESCUE_RUNS=~(user)/x"),
         ("/home/maria2/x, /srv/maria-x, maria/model", "/home/maria2/x, /srv/maria-x, maria/model"),
     ],

@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -40,7 +41,7 @@ def test_versions_are_told_only_where_they_differ_from_the_pins(monkeypatch):
     assert absent.state == "missing"
     assert "2 of" in absent.text
     assert "peft 0.21.2" in absent.text
-    assert "pip install -r requirements-cpu.txt" in absent.text
+    assert "`.venv/bin/python -m pip install -r requirements-cpu.txt`" in absent.text
     assert others.state == "note"
     assert "numpy 1.0, pinned 2." in others.text
     assert "torch" not in others.text
@@ -82,6 +83,13 @@ def test_folders_that_cannot_be_written_are_missing_with_what_to_set(tmp_path, m
     assert "not a folder. Set MEDRESCUE_RUNS" in runs.text
     assert "no permission" in cache.text
     assert "Set MEDRESCUE_CACHE" in cache.text
+
+
+def test_a_full_disk_is_missing_whatever_the_job(monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 3 * 2**20}))
+    for line in system.describe_disk():
+        assert line.state == "missing"
+        assert "only 3 MiB are free. Set MEDRESCUE_" in line.text
 
 
 def test_a_token_is_told_of_and_never_shown(monkeypatch):
