@@ -89,6 +89,7 @@ def test_the_disk_estimate_knows_the_formats():
 @pytest.mark.parametrize("command", ["run", "prepare", "train"])
 def test_a_base_that_cannot_be_exported_is_refused_before_anything_starts(here, command, capsys):
     tiny_gemma3.build_other(here.root / "llama", "Llama")
+    capsys.readouterr()  # the progress bar of writing it
     text = standin.refused(
         capsys, command, "--params", "params/job.yaml", "--set", "base_model=llama"
     )
