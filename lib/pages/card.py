@@ -30,7 +30,7 @@ from lib.record.schema import RunRecord
 
 PARTS = {
     "adapter": "LoRA adapter",
-    "merged": "merged 16-bit weights",
+    "merged": "merged weights",
     "gguf": "GGUF files for llama.cpp, Ollama and LocalAI",
 }
 LIBRARY = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
