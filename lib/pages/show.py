@@ -41,7 +41,10 @@ def table_html(rows: Sequence[Row], caption: str = "") -> str:
     """Format dicts with the same keys as an HTML table, with numbers aligned right."""
     if not rows:
         return f"<p>{html.escape(caption)}: none</p>"
-    head = "".join(f"<th>{html.escape(str(key))}</th>" for key in rows[0])
+    head = "".join(
+        f'<th style="text-align:{_side(value)}">{html.escape(str(key))}</th>'
+        for key, value in rows[0].items()
+    )
     body = "".join(
         f"<tr>{''.join(_cell_html(value) for value in row.values())}</tr>" for row in rows
     )
@@ -49,9 +52,13 @@ def table_html(rows: Sequence[Row], caption: str = "") -> str:
     return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def _side(value: Any) -> str:
+    # JupyterLab puts every heading, and VS Code every cell, on the right unless told otherwise
+    return "right" if isinstance(value, int | float) else "left"
+
+
 def _cell_html(value: Any) -> str:
-    side = "right" if isinstance(value, int | float) else "left"
-    style = f"text-align:{side};vertical-align:top;white-space:pre-wrap"
+    style = f"text-align:{_side(value)};vertical-align:top;white-space:pre-wrap"
     return f'<td style="{style}">{html.escape(format_value(value))}</td>'
 
 

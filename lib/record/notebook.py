@@ -15,7 +15,7 @@ from lib import params
 from lib.common import files
 from lib.common.errors import UserError
 from lib.params import Params
-from lib.record import earlier
+from lib.record import by_hand, earlier
 from lib.record.opening import open_run
 from lib.record.run_folder import choose_folder, lock_run, unlock_on_error
 from lib.record.run_record import Run, earlier_stages, later_stages, read_record, tell_aside
@@ -26,6 +26,7 @@ def begin_stage(stage: str, namespace: dict[str, Any]) -> tuple[Params, Run]:
 
     `params_file` wins if it is set. Without it, the cell's values count, and the run's recorded
     values for the parameters of other stages, so that the three notebooks together are one job.
+    What an earlier pass through the cells left in the kernel is dropped.
     """
     job, folder = _read_job(namespace)
     if os.environ.get(files.FD_VARIABLE):
@@ -34,6 +35,7 @@ def begin_stage(stage: str, namespace: dict[str, Any]) -> tuple[Params, Run]:
         run.stage(stage)["attempts"][-1]["kernel"] = os.getpid()
         run.save()
         return job, run
+    by_hand.forget_earlier_pass(namespace)
     run = open_run(folder, job)
     with unlock_on_error(folder):
         for before in earlier_stages(stage):
@@ -44,6 +46,7 @@ def begin_stage(stage: str, namespace: dict[str, Any]) -> tuple[Params, Run]:
 
 def _read_job(namespace: dict[str, Any]) -> tuple[Params, pathlib.Path]:
     """Return the job that a notebook's variables describe, and the folder of its run."""
+    given = by_hand.read_given(namespace, ("params_file", "run_name"))
     params_file = namespace.get("params_file") or ""
     name = namespace.get("run_name") or ""
     if params_file:
@@ -53,7 +56,6 @@ def _read_job(namespace: dict[str, Any]) -> tuple[Params, pathlib.Path]:
     recorded = {}
     if (folder / "params.yaml").exists():
         recorded = params.load_recorded(folder).model_dump()
-    given = {key: namespace[key] for key in params.FIELDS if key in namespace}
     return params.check_values({**recorded, **given}, "the notebook's parameters cell"), folder
 
 

@@ -89,6 +89,11 @@ def _describe_holder(folder: pathlib.Path) -> tuple[str, bool]:
     last = entry["attempts"][-1]
     holder = f"by process {last['pid']} on {last['host']} ({stage}, since {last['start']})"
     if last["host"] != socket.gethostname() or is_alive(last["pid"]):
+        if last["by"] == "notebook":  # which holds the run after an error too
+            holder += (
+                f", the kernel of an open {stage}.ipynb: run its last cells, or shut that kernel "
+                f"down if none is running"
+            )
         return holder, False
     kernel = f"process {last['kernel']}" if "kernel" in last else "its kernel"
     return f"{holder}: that process is gone, but {kernel}, which it started, still runs", True

@@ -16,7 +16,7 @@ from lib.params import Params
 from lib.training import evaluate
 from lib.training.checkpoint import resume, save_checkpoint
 from lib.training.masters import Masters
-from lib.training.stops import Diverged, Signals
+from lib.training.stops import Diverged, Interrupted, Signals
 
 # a job that compiles runs on a large card; if its memory is not enough, half as many are tried
 ROWS_AT_ONCE = 8
@@ -83,7 +83,7 @@ class HeldOut:
         for group in progress_bar(f"held-out loss {when}", groups, disable=ranks.rank() > 0):
             # several ranks must finish together
             if self.signals.got and ranks.world_size() == 1:
-                raise KeyboardInterrupt(
+                raise Interrupted(
                     f"stopped in the held-out loss after step {step}; its checkpoint is saved"
                 )
             yield group

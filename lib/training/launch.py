@@ -50,7 +50,7 @@ LAUNCHER = "MEDRESCUE_LAUNCHER"
 # expected ends of the ranks, by their names in END
 ENDS = {
     error.__name__: error
-    for error in (KeyboardInterrupt, stops.SessionOver, stops.Diverged, UserError)
+    for error in (stops.Interrupted, stops.SessionOver, stops.Diverged, UserError)
 }
 
 

@@ -2,13 +2,15 @@
 
 import collections
 import math
+import os
 import pathlib
 import signal
 import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from lib.common.errors import UserError
+from lib.common import files
+from lib.common.errors import Plain, UserError
 from lib.model import device, ranks
 from lib.params import Params
 from lib.params.continuing import depends_on_micro_batch
@@ -21,11 +23,30 @@ INTERRUPT = ".interrupt"  # the same, made by the process that started the ranks
 STOPS = ("interrupted", "time", "file", "memory")
 
 
-class SessionOver(Exception):
+class _Continues(Plain):
+    """An end after which the run can go on; a notebook run by hand says how."""
+
+    def _render_traceback_(self) -> list[str]:
+        lines = super()._render_traceback_()
+        if not os.environ.get(files.FD_VARIABLE):
+            lines.append(
+                "In this notebook, run all cells again to go on, beginning with the first."
+            )
+        return lines
+
+
+class Interrupted(_Continues, KeyboardInterrupt):
+    """The session was interrupted, and its work is saved."""
+
+
+Interrupted.__name__ = "KeyboardInterrupt"  # the name by which records and the runner know it
+
+
+class SessionOver(_Continues, Exception):
     """max_minutes is up, or a stop file exists; the work is saved, and the same command goes on."""
 
 
-class Diverged(Exception):
+class Diverged(Plain, Exception):
     """The loss is not finite or has exploded; the last good checkpoint is kept."""
 
 
@@ -133,13 +154,13 @@ def explain_memory(step: int, longest: int, job: Params) -> UserError:
 
 def explain_stop(
     stop: str, step: int, total: int, steps_done: int, max_minutes: float
-) -> KeyboardInterrupt | SessionOver:
+) -> Interrupted | SessionOver:
     """Return the exception that ends a session after `step` of `total`, with a saved checkpoint.
 
     The number of remaining sessions is estimated from `steps_done`, the steps of this session.
     """
     if stop == "interrupted":
-        return KeyboardInterrupt(f"stopped after step {step} of {total}; its checkpoint is saved")
+        return Interrupted(f"stopped after step {step} of {total}; its checkpoint is saved")
     reason, remaining = "a stop file was found", ""
     if stop == "time":
         sessions = math.ceil((total - step) / max(1, steps_done))
