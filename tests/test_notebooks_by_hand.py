@@ -17,6 +17,7 @@ import pytest
 from helpers import browser, by_hand, jupyterlab
 from helpers.by_hand import PREPARE, TRAIN, Kernel, read_cells
 from lib.record.run_record import STAGES
+from lib.runs import listing
 
 COUNT = "import gc\nprint(sum(type(o).__name__ == 'Gemma3nForCausalLM' for o in gc.get_objects()))"
 
@@ -89,6 +90,10 @@ def run(prepared, place, tmp_path):
     return {**place[1], "MEDRESCUE_RUNS": str(tmp_path)}, tmp_path / "mine"
 
 
+def read_record(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
 def after_step(folder, step):
     ledger = folder / "metrics.jsonl"
     return lambda: (
@@ -108,6 +113,8 @@ def test_interrupted_and_run_again_in_the_same_kernel(place, run):
         assert "of 40; its checkpoint is saved" in error[0]
         assert (folder / "checkpoints" / f"step-{step:06}").is_dir()
 
+        assert listing.describe_state(read_record(folder)) == "train stopped, its notebook is open"
+
         # another editor on the same run, while this kernel is open
         with Kernel(place[0], **environment) as second:
             _, refused = second.run_all(
@@ -120,6 +127,9 @@ def test_interrupted_and_run_again_in_the_same_kernel(place, run):
         texts, error = kernel.run_all(cells)
         assert f"continuing after step {step} of 40" in texts
         assert error[0].startswith("SessionOver: a stop file was found"), error
+        attempts = read_record(folder)["stages"]["train"]["attempts"]
+        assert attempts[0]["exit"].startswith(f"KeyboardInterrupt: stopped after step {step}")
+        assert [a["stopped"][:11] for a in attempts if "stopped" in a] == ["SessionOver"]
         kernel.run_all(dict(list(cells.items())[:4]))  # up to the loaded model
         assert kernel.run(COUNT) == ("1\n", []), "the models of earlier passes are gone"
         handler = "import signal; print(signal.getsignal(signal.SIGINT).__name__)"
@@ -218,7 +228,7 @@ def test_other_tools_run_the_notebook(place, tmp_path, tool):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    record = json.loads((tmp_path / "runs" / "mine" / "run.json").read_text())
+    record = read_record(tmp_path / "runs" / "mine")
     assert record["stages"]["prepare"]["status"] == "finished"
     assert (
         json.loads((tmp_path / "runs" / "mine" / "results.json").read_text())["prepare"][

@@ -1,6 +1,7 @@
 """What a notebook's kernel knows besides its variables when somebody runs the cells by hand."""
 
 import ast
+import functools
 import gc
 import sys
 from collections.abc import Collection, Sequence
@@ -8,6 +9,8 @@ from typing import Any
 
 from lib import params
 from lib.common.errors import UserError
+from lib.common.redact import redacted
+from lib.record.run_record import Run
 
 LIBRARIES = ("datasets", "lib", "peft", "torch", "transformers", "unsloth")
 # what Python keeps of the last error: its frames hold the model and the batch
@@ -26,6 +29,38 @@ def forget_earlier_pass(namespace: dict[str, Any]) -> None:
     for name in LAST_ERROR:
         vars(sys).pop(name, None)
     gc.collect()
+
+
+def note_errors(run: Run, stage: str) -> None:
+    """Record a cell's error in the stage's attempt, until that cell succeeds or the attempt ends.
+
+    The attempt stays open, since its cells can be run again. Outside IPython nothing is noted.
+    """
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None:
+        return
+    for earlier in [note for note in shell.events.callbacks["post_run_cell"] if _is_note(note)]:
+        shell.events.unregister("post_run_cell", earlier)
+    shell.events.register("post_run_cell", functools.partial(_note_error, run, stage, []))
+
+
+def _is_note(callback: Any) -> bool:
+    return getattr(callback, "func", None) is _note_error
+
+
+def _note_error(run: Run, stage: str, failed: list[str], result: Any) -> None:
+    """Note what a cell's `result` means for the attempt; `failed` has the cell that failed."""
+    entry = run.stage(stage)
+    cell = getattr(result.info, "cell_id", None) or result.info.raw_cell
+    if entry["status"] != "running":
+        return
+    attempt, error = entry["attempts"][-1], result.error_in_exec
+    if error is not None:
+        failed[:] = [cell]
+        attempt["stopped"] = redacted(f"{type(error).__name__}: {error}")
+        run.save()
+    elif cell in failed and attempt.pop("stopped", ""):
+        run.save()
 
 
 def read_given(namespace: dict[str, Any], own: Collection[str]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def begin_stage(stage: str, namespace: dict[str, Any]) -> tuple[Params, Run]:
         for before in earlier_stages(stage):
             _require_finished(run, before, stage)
         run.begin_attempt(stage, "notebook")
+    by_hand.note_errors(run, stage)
     return job, run
 
 

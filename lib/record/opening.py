@@ -89,8 +89,9 @@ def _correct_cut_off(run: Run) -> None:
     for stage in STAGES:
         if run.stage(stage)["status"] != "running":
             continue
-        by = run.stage(stage)["attempts"][-1]["by"]
-        reason = CUT_OFF["notebook" if by == "notebook" else "make"]
+        last = run.stage(stage)["attempts"][-1]
+        by, stopped = last["by"], last.get("stopped", "")
+        reason = stopped or CUT_OFF["notebook" if by == "notebook" else "make"]
         path = run.folder / f"{stage}.ipynb"
         cell = None
         if by != "notebook" and path.exists():
@@ -100,4 +101,5 @@ def _correct_cut_off(run: Run) -> None:
                 cell = mark_failed(notebook, "Interrupted", reason)
                 files.atomic_write(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
         run.end_attempt(stage, "interrupted", reason, cell)
-        print(f"{stage}: the last attempt was cut off, which is now recorded")
+        what = f"ended with {stopped}" if stopped else "was cut off, which is now recorded"
+        print(f"{stage}: the last attempt {what}")

@@ -121,6 +121,7 @@ class Run:
         """Close the open attempt with its status, the reason, and the notebook's last cell."""
         self.stage(stage)["status"] = status
         attempt = self.stage(stage)["attempts"][-1]
+        attempt.pop("stopped", None)
         attempt["end"] = timestamp()
         attempt["exit"] = redacted(reason)
         attempt["cell"] = cell

@@ -30,6 +30,7 @@ class Attempt(TypedDict):
     dirty: bool | None  # whether tracked files, or files in lib/ or notebooks/, differed from it
     patch: NotRequired[str]  # the file in the run's folder with that difference
     kernel: NotRequired[int]  # the notebook kernel's process id
+    stopped: NotRequired[str]  # the error of the last cell run by hand, in a kernel still open
 
 
 class StageEntry(TypedDict):

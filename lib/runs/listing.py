@@ -86,6 +86,8 @@ def describe_state(record: RunRecord) -> str:
         entry = record["stages"][stage]
         if entry["status"] == "running":
             gone = _is_gone(entry["attempts"][-1])
+            if "stopped" in entry["attempts"][-1]:
+                return f"{stage} stopped" if gone else f"{stage} stopped, its notebook is open"
             return f"{stage} cut off: its process is gone" if gone else f"{stage} running"
         if entry["status"] == "pending" and not entry["attempts"]:
             return before

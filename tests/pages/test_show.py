@@ -110,3 +110,9 @@ def test_parity_and_edge_of_earlier_versions_have_gaps_and_no_errors():
     )
     [row] = show.edge_table([{"format": "q8_0", "bytes": 2**20}])
     assert (row["file, MiB"], row["fits in"], row["memory, MiB"]) == (1.0, None, None)
+
+
+def test_a_heading_stands_over_its_column():
+    """JupyterLab would put the headings of texts on the right, away from them."""
+    markup = show.table_html([{"name": "steps", "value": 4}])
+    assert '<th style="text-align:left">name</th><th style="text-align:right">value</th>' in markup

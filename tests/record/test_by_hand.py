@@ -4,6 +4,7 @@
 """
 
 import gc
+import json
 import sys
 import weakref
 
@@ -84,3 +85,33 @@ def test_the_first_cells_again_drop_what_an_earlier_pass_holds(folder):
     gc.collect()
     assert dropped() is None
     assert names == {"run_name": "job", "mine": mine, "torch": torch}
+
+
+def test_the_error_of_a_cell_is_recorded_until_that_cell_succeeds(folder, monkeypatch):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    shell.user_ns["run_name"] = "job"
+    begin = "from lib.record import notebook\njob, run = notebook.begin_stage('prepare', globals())"
+
+    def last():
+        attempt = json.loads((folder / "run.json").read_text())["stages"]["prepare"]["attempts"][-1]
+        return attempt.get("stopped"), attempt["end"]
+
+    shell.run_cell(begin)
+    assert last() == (None, None)
+    shell.run_cell("x = 0")
+    shell.run_cell("y = 1 / x")
+    assert last() == ("ZeroDivisionError: division by zero", None)
+    shell.run_cell("x = 1")
+    assert last() == ("ZeroDivisionError: division by zero", None)
+    shell.run_cell("y = 1 / x")
+    assert last() == (None, None)
+    shell.run_cell("raise ValueError('again')")
+    shell.run_cell(begin)
+    first, second = json.loads((folder / "run.json").read_text())["stages"]["prepare"]["attempts"]
+    assert first["exit"] == "ValueError: again"
+    assert "stopped" not in {**first, **second}
+    notes = [c for c in shell.events.callbacks["post_run_cell"] if by_hand._is_note(c)]
+    assert len(notes) == 1

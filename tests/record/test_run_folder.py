@@ -64,3 +64,13 @@ def test_the_holder_is_named_and_a_dead_one_is_waited_for(folder, monkeypatch):
     run.end_attempt("prepare", "finished", "ok")
     with pytest.raises(UserError, match="in use by a command that has just begun"):
         run_folder.lock_run(folder)
+
+
+def test_a_run_that_an_open_notebook_holds_says_how_to_release_it(folder, monkeypatch):
+    run = opening.open_run(folder, Params())
+    run.begin_attempt("train", "notebook")
+    monkeypatch.setattr(files, "lock_folder", lambda _: None)  # as another process sees it
+    with pytest.raises(
+        UserError, match="the kernel of an open train.ipynb: .* or shut that kernel"
+    ):
+        run_folder.lock_run(folder)

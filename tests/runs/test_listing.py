@@ -252,3 +252,12 @@ def test_the_same_command_leaves_a_pruned_run_as_it_is_and_force_makes_it_whole(
     assert (tree.run / "merged" / "w").exists()
     assert not run_record.when_pruned(tree.record(), "merged")
     tree.stop()
+
+
+def test_a_cell_that_failed_in_an_open_notebook_is_not_called_running():
+    stages = {s: {"status": "finished", "attempts": [{}]} for s in run_record.STAGES}
+    attempt = {"by": "notebook", "pid": os.getpid(), "host": socket.gethostname(), "stopped": "x"}
+    stages["train"] = {"status": "running", "attempts": [attempt]}
+    assert listing.describe_state({"stages": stages}) == "train stopped, its notebook is open"
+    attempt["pid"] = 2**22 + 1
+    assert listing.describe_state({"stages": stages}) == "train stopped"
