@@ -18,6 +18,7 @@ from lib.common import files
 from lib.common.chat_template import read_chat_template
 from lib.common.errors import UserError
 
+TURN_START = "<start_of_turn>"
 TURN_END = "<end_of_turn>"
 # a text that contains one of these could fake a turn, a picture or a sound
 CONTROL = re.compile(
@@ -59,7 +60,7 @@ class Chat(NamedTuple):
 def load_chat(folder: pathlib.Path) -> Chat:
     """Read tokenizer and template of a model folder.
 
-    Raise UserError when one of them is missing.
+    Raise UserError when one of them is missing, or the turns are not Gemma's.
     """
     import tokenizers  # a command that tokenises nothing starts without it
 
@@ -73,7 +74,41 @@ def load_chat(folder: pathlib.Path) -> Chat:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     config = files.read_json(folder / "tokenizer_config.json", "tokenizer configuration")
-    return Chat(tokenizer, read_chat_template(folder), _special_tokens(config))
+    chat = Chat(tokenizer, read_chat_template(folder), _special_tokens(config))
+    _require_gemma_turns(chat, folder)
+    return chat
+
+
+def _require_gemma_turns(chat: Chat, folder: pathlib.Path) -> None:
+    """Raise UserError unless template and tokenizer have the turns that the label mask looks for.
+
+    ChatML, for example, would be trained with other stop tokens than the export's servers use. A
+    template that cannot be rendered is an error of the rows that it refuses.
+    """
+    import jinja2
+
+    turns = [("user", "Burnt?"), ("assistant", "Cool it."), ("user", "And?"), ("assistant", "112.")]
+    try:
+        text = chat.render([{"role": role, "content": content} for role, content in turns])
+    except jinja2.TemplateError:
+        return
+    names = {"user": "user", "assistant": "model"}
+    wanted = [f"{TURN_START}{names[role]}\n{content}{TURN_END}" for role, content in turns]
+    unknown = [token for token in (TURN_START, TURN_END) if chat.token_id(token) < 0]
+    if all(turn in text for turn in wanted) and not unknown:
+        return
+    where = files.format_path(folder)
+    if unknown:
+        fault = f"the tokenizer of `{where}` has no token {' and no token '.join(unknown)}."
+    else:
+        fault = (
+            f"the chat template of `{where}` does not write Gemma's turns. Expected an answer as "
+            f"{wanted[1]!r}; a short conversation is {text[:160]!r}."
+        )
+    raise UserError(
+        f"{fault}\nOnly on Gemma's turns can it be proven which tokens are trained, and only these "
+        f"are exported. Use a Gemma 3 or Gemma 3n base with its own chat_template."
+    )
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:

@@ -89,7 +89,6 @@ def compare_turns(model_dir: pathlib.Path, gguf: pathlib.Path, system: str) -> d
     strips it, but Ollama's template language cannot.
     """
     chat = load_chat(pathlib.Path(model_dir))
-    _require_turn_end(chat)
     conversations = [prepend_system(each, system) for each in [*CONVERSATIONS, PADDED]]
     expected = [_render(chat, messages) for messages in conversations]
     for messages, text in zip(conversations, expected, strict=True):
@@ -103,17 +102,6 @@ def compare_turns(model_dir: pathlib.Path, gguf: pathlib.Path, system: str) -> d
         "LocalAI, completion": 1,  # a bare prompt gives the turns of the first conversation
         "llama.cpp": len(conversations),
     }
-
-
-def _require_turn_end(chat: Chat) -> None:
-    """Raise UserError unless an answer ends in the stop token of the servers' files."""
-    messages = [*CONVERSATIONS[0], {"role": "assistant", "content": "Cool it."}]
-    answered = chat.render(messages)
-    if chat.token_id(TURN_END) < 0 or f"Cool it.{TURN_END}" not in answered:
-        raise UserError(
-            f"An answer of this base does not end in {TURN_END}, but in {answered[-40:]!r}\n"
-            f"{EXPECTED}"
-        )
 
 
 def _render(chat: Chat, messages: Messages) -> str:

@@ -6,26 +6,22 @@ python -m pytest tests/export/test_servers.py
 import json
 import mmap
 import re
-import runpy
 import shlex
 import shutil
-import sys
 
 import pytest
-import torch
 import xllamacpp
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from helpers import server_prompts
 from lib import params
 from lib.common.errors import UserError
 from lib.export import servers, turns
 from lib.medical.disclaimer import DISCLAIMER
-from lib.model import base_record, llama
+from lib.model import llama
 
 JOB = params.load_job("params/cpu.yaml")
 BASE = (JOB.base_model, JOB.max_seq_length)
@@ -176,15 +172,15 @@ def test_the_comparison_counts_conversations(tiny_run):
     [
         (
             lambda t: t.replace("else turn['role']", "else 'human'"),
-            "(?s)Ollama and LocalAI would not send.*from character 15:.*>human.*>user",
+            "does not write Gemma's turns.*<start_of_turn>human",
         ),
         (
             lambda t: t.replace("<end_of_turn>", "</s>"),
-            "does not end in <end_of_turn>, but in .*</s>",
+            "does not write Gemma's turns.*Expected an answer as .*<end_of_turn>.*</s>",
         ),
         (
             lambda t: t.replace("+ '\n' }}", "+ ' ' }}"),
-            "(?s)Ollama and LocalAI would not send.*from character 19:",
+            "does not write Gemma's turns.*<start_of_turn>user Burnt",
         ),
         (lambda t: t.replace("| trim", ""), "(?s)Ollama and LocalAI would not send.*Help"),
         (
@@ -207,7 +203,7 @@ def test_a_base_with_other_turns_gets_no_files(tiny_run, tmp_path, change, said)
         servers.write_server_files(
             run, run / "gguf" / "tiny-q8_0.gguf", JOB.base_model, JOB.max_seq_length
         )
-    assert "Expected a base with Gemma's turns" in str(error.value)
+    assert re.search(r"Expected a base with Gemma's turns|Use a Gemma 3 or", str(error.value))
     assert sorted(path.name for part in ("adapter", "gguf") for path in (run / part).iterdir()) == [
         "tiny-q8_0.gguf"
     ]
@@ -340,82 +336,3 @@ def test_options_of_the_llama_cpp_commands_are_llama_cpps():
     )
     assert "--lora" not in servers.format_commands("a.gguf", *BASE)
     assert servers.format_commands("", *BASE, "l.gguf").count("\nllama-") == 1
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Python: base + adapter
-
-
-def ask(monkeypatch, capsys, folder, *words):
-    monkeypatch.setattr(sys, "argv", ["ask.py", *words])
-    found = runpy.run_path(str(folder / "ask.py"))
-    return found, capsys.readouterr().out
-
-
-def test_the_adapters_own_script_answers_with_it(
-    tiny_run, tiny_gemma3n, tmp_path, monkeypatch, capsys
-):
-    adapter = shutil.copytree(tiny_run / "adapter", tmp_path / "adapter")
-    assert not re.search(
-        r"^\s*(?:from|import) lib\b", (adapter / "ask.py").read_text(), re.MULTILINE
-    ), "it must stand alone"
-    found, out = ask(
-        monkeypatch, capsys, adapter, "--base", str(tiny_gemma3n), "--tokens", "8", "Cool a burn?"
-    )
-    assert (found["SYSTEM"], found["DISCLAIMER"]) == (servers.SYSTEM, DISCLAIMER)
-    assert out.endswith(f"\n\n{DISCLAIMER}\n")
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_gemma3n)
-    prompt = tokenizer.apply_chat_template(
-        turns.prepend_system(talk("Cool a burn?"), servers.SYSTEM),
-        add_generation_prompt=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-    assert found["prompt"]["input_ids"].tolist() == prompt["input_ids"].tolist()
-    assert found["stop"] == tokenizer.convert_tokens_to_ids(["<eos>", STOP])
-    base = AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        plain = base(**prompt).logits[0, -1]
-        tuned = PeftModel.from_pretrained(base, adapter)(**prompt).logits[0, -1]
-        theirs = found["model"](**prompt).logits[0, -1]
-    assert torch.equal(theirs, tuned)
-    assert not torch.allclose(theirs, plain, atol=0.1), "without the adapter"
-
-
-def test_the_adapters_script_takes_the_base_from_the_adapter_and_says_when_there_is_none(
-    tiny_run, tiny_gemma3n, tmp_path, monkeypatch, capsys
-):
-    adapter = shutil.copytree(tiny_run / "adapter", tmp_path / "adapter")
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(
-        json.dumps(config | {"base_model_name_or_path": "bundled:gemma-3-270m"})
-    )
-    with pytest.raises(
-        SystemExit, match=r"on no hub: pass its folder with --base.*\.cache/gemma-3-270m"
-    ):
-        ask(monkeypatch, capsys, adapter, "Cool a burn?")
-    (adapter / "adapter_config.json").write_text(
-        json.dumps(config | {"base_model_name_or_path": str(tiny_gemma3n)})
-    )
-    found, _ = ask(monkeypatch, capsys, adapter, "--tokens", "1", "Cool a burn?")
-    assert found["base"] == str(tiny_gemma3n)
-
-
-def test_the_adapters_script_refuses_another_base_than_the_recorded_one(
-    tiny_run, tiny_gemma3n, tmp_path, monkeypatch, capsys
-):
-    adapter = shutil.copytree(tiny_run / "adapter", tmp_path / "adapter")
-    base = shutil.copytree(tiny_gemma3n, tmp_path / "base")
-    sums = base_record.format_sums(base_record.hash_files(base))
-    (adapter / base_record.SUMS).write_text(sums)
-    words = ("--base", str(base), "--tokens", "1", "Cool a burn?")
-    assert ask(monkeypatch, capsys, adapter, *words)[1]
-    data = bytearray((base / "model.safetensors").read_bytes())
-    data[len(data) // 2] ^= 1
-    (base / "model.safetensors").write_bytes(data)
-    with pytest.raises(SystemExit, match=r"was trained on: model\.safetensors differs"):
-        ask(monkeypatch, capsys, adapter, *words)
-    (base / "model.safetensors").unlink()
-    with pytest.raises(SystemExit, match=r"model\.safetensors is missing.*Pass the recorded"):
-        ask(monkeypatch, capsys, adapter, *words)
