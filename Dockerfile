@@ -4,7 +4,7 @@ FROM python:3.12-slim AS base
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends git make && rm -rf /var/lib/apt/lists/*
 WORKDIR /medrescue
-COPY Makefile requirements*.txt ./
+COPY Makefile quoting.mk requirements*.txt ./
 ENTRYPOINT ["make"]
 
 FROM base AS cpu

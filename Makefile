@@ -6,8 +6,7 @@ PYTHON ?= python3
 FOR ?= $(or $(patsubst .venv/.for-%,%,$(wildcard .venv/.for-*)),$(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu))
 REQUIREMENTS := $(if $(filter cpu,$(FOR)),requirements-cpu.txt,$(if $(filter cuda,$(FOR)),requirements.txt,$(error FOR=$(FOR): expected cpu or cuda)))
 READY := .venv/.ready-$(REQUIREMENTS)
-# quote a value as one word of the shell, whatever quotes it contains
-quoted = '$(subst ','\'',$(1))'
+include quoting.mk
 OPTIONS = $(if $(PARAMS),--params $(call quoted,$(PARAMS))) $(if $(RUN),--run $(call quoted,$(RUN))) $(if $(SET),--set $(call quoted,$(SET))) $(if $(FORCE),--force)
 # with WHEELS, packages come from that folder alone, whatever else pip is configured to read
 PIP = $(if $(WHEELS),PIP_CONFIG_FILE=/dev/null .venv/bin/pip --isolated install -q --no-index --find-links $(call quoted,$(WHEELS)),.venv/bin/pip install -q)
@@ -37,10 +36,9 @@ prune: setup  ## remove checkpoints and merged weights of finished RUNS; asks fi
 	.venv/bin/python -m lib.runs prune --runs $(call quoted,$(RUNS)) $(if $(YES),--yes)
 
 ask: setup  ## ask the first GGUF of RUN a question: Q="..."
-# value: a $ in the question is text, not a make variable
-	.venv/bin/python -m lib.runs ask $(OPTIONS) --question=$(call quoted,$(value Q))
+	.venv/bin/python -m lib.runs ask $(OPTIONS) --question=$(call quoted,$(Q))
 exam: setup  ## examine all models of a finished RUN: EXAM=my.jsonl, a hub id, or the bundled set
-	.venv/bin/python -m lib.exam $(call quoted,$(RUN)) $(call quoted,$(or $(EXAM),bundled:exam))
+	.venv/bin/python -m lib.exam -- $(call quoted,$(RUN)) $(call quoted,$(or $(EXAM),bundled:exam))
 sweep: setup  ## train many variants of a job from a sweep file: PARAMS=params/sweep.yaml
 	.venv/bin/python -m lib.runs.sweep $(OPTIONS)
 doctor:  ## what this machine can do, what the job of PARAMS would need, and what is missing

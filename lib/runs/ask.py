@@ -25,13 +25,14 @@ MODELFILE = "gguf/Modelfile"
 def answer_question(folder: pathlib.Path, question: str, write: Callable[[str], None]) -> None:
     """Pass the answer to `write` as it is generated, then the disclaimer.
 
-    Raise UserError without a question, a run, or a verified GGUF.
+    Raise UserError without a question, a run, or a verified GGUF, and for too long a question.
     """
     if not question.strip():
         raise UserError(
             "The question is empty. Give one with Q=, for example "
             'make ask RUN=name Q="My hand is burnt. What do I do first?"'
         )
+    _require_text(question)
     job, gguf = find_gguf(folder)
     modelfile = (folder / MODELFILE).read_text(encoding="utf-8")
     system = servers.parse_modelfile(modelfile)["system"]
@@ -42,10 +43,33 @@ def answer_question(folder: pathlib.Path, question: str, write: Callable[[str], 
         write(f"{STAND_IN}\n")
     write("\n")
     with llama.load_gguf(gguf, n_ctx=context) as engine:
+        tokens = len(engine.tokenize(engine.render(messages)))
+        _require_room(question, tokens, context - longest)
         ended = engine.stream_chat(messages, write, longest)
     if ended == "length":
         write(f"\n[cut after {longest} tokens: the answer did not end by itself]")
     write(f"\n\n{DISCLAIMER}\n")
+
+
+def _require_text(question: str) -> None:
+    """Raise UserError for bytes of the command line that are no text."""
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"The question is not UTF-8 text: character {error.start + 1} is a byte that no text "
+            f"has. Type it in a UTF-8 terminal."
+        ) from None
+
+
+def _require_room(question: str, tokens: int, room: int) -> None:
+    """Raise UserError if a question, with what the template adds, leaves no room for the answer."""
+    if tokens > room:
+        raise UserError(
+            f"The question is too long: {len(question):,} characters, with the system text "
+            f"{tokens:,} tokens; at most {room:,} tokens fit before the answer, about "
+            f"{len(question) * room // tokens:,} characters of such text. Ask in fewer words."
+        )
 
 
 def find_gguf(folder: pathlib.Path) -> tuple[Params, pathlib.Path]:

@@ -4,6 +4,8 @@ python -m pytest tests/runs/test_ask.py
 """
 
 import json
+import os
+import re
 import shutil
 import subprocess
 
@@ -101,7 +103,13 @@ def damage(run):
             QUESTION,
             "gguf/Modelfile has 6 bytes",
         ),
-        (lambda run: None, "wound " * 3000, "exceeds the available context size"),
+        (
+            lambda run: None,
+            "wound " * 3000,
+            "too long: 18,000 characters, with the system text 3,.* at most 1,984 tokens fit .*"
+            "about 11,.* characters.* Ask in fewer words",
+        ),
+        (lambda run: None, "Burnt\udcff?", "not UTF-8 text: character 6 is a byte"),
     ],
 )
 def test_what_cannot_be_asked_is_one_message_and_code_2(run, capsys, harm, question, said):
@@ -124,22 +132,53 @@ def test_what_cannot_be_asked_is_one_message_and_code_2(run, capsys, harm, quest
         "--force",
         "50 % \\n * ~ !x",
         "Fièvre à 39,5 °C?",
+        'Burnt?\n\nIt\'s "red".\n',
+        "\\\n$(shell false)\t'",
         "",
     ],
 )
 def test_a_question_passes_make_and_shell_unharmed(question):
+    command = shown_command("ask", "RUN=demo", f"Q={question}")
+    assert command.startswith(".venv/bin/python -m lib.runs ask  --run 'demo' ")
+    assert words_of(command)[-1] == f"--question={question}"
+
+
+@pytest.mark.parametrize("value", ["a\nb", 'it\'s "b"', "a$b $(shell false) $(Q)", "`b` #;\\ x"])
+@pytest.mark.parametrize(
+    ("target", "variable"),
+    [
+        ("train", "PARAMS"),
+        ("train", "RUN"),
+        ("train", "SET"),
+        ("sweep", "SET"),
+        ("exam", "RUN"),
+        ("exam", "EXAM"),
+        ("prune", "RUNS"),
+        ("compare", "METRIC"),
+        ("rerun", "RUN"),
+    ],
+)
+def test_every_variable_passes_make_and_shell_unharmed(target, variable, value):
+    assert value in words_of(shown_command(target, f"{variable}={value}"))
+
+
+def shown_command(target, *variables):
+    """Return the command that make would run."""
     shown = subprocess.run(
-        ["make", "--no-print-directory", "-n", "-o", "setup", "ask", "RUN=demo", f"Q={question}"],
+        ["make", "--no-print-directory", "-n", "-o", "setup", target, *variables],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    command = shown.strip().splitlines()[-1]
-    assert command.startswith(".venv/bin/python -m lib.runs ask  --run 'demo' ")
-    words = subprocess.run(
-        ["sh", "-c", command.replace(".venv/bin/python -m lib.runs", "printf '%s\\0'", 1)],
-        capture_output=True,
-        text=True,
-    ).stdout
-    assert words.split("\0")[:-1][-1] == f"--question={question}"
+    assert len(shown.strip().splitlines()) == 1, "a line end would end the shell's command"
+    return shown.strip()
+
+
+def words_of(command):
+    """Return the words that a shell makes of a command, with the variable that make exports."""
+    printed = re.sub(r"^\S+ -m lib\S*", r"printf '%s\\0'", command)
+    done = subprocess.run(
+        ["sh", "-c", printed], capture_output=True, text=True, env={**os.environ, "newline": "\n"}
+    )
+    return done.stdout.split("\0")[:-1]

@@ -1,0 +1,10 @@
+# What a user writes in a variable reaches the command as it is, in one word of the shell.
+# a $ in it is no make variable
+$(foreach name,PARAMS RUN RUNS SET Q EXAM METRIC DIR WHEELS,$(eval override $(name) := $$(value $(name))))
+# a line end would end the shell's command, so it stands there as a variable of the shell
+define newline
+
+
+endef
+export newline
+quoted = '$(subst $(newline),'"$$newline"',$(subst ','\'',$(1)))'
