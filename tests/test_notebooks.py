@@ -225,3 +225,32 @@ def test_preparing_colab_needs_the_standard_library_alone():
     )
     assert names.returncode == 0, names.stderr
     assert names.stdout.split() == []
+
+
+def locate(notebook):
+    """Run the lines of a notebook that find the repository."""
+    cell = next(c for c in code(notebook.cells) if "places = " in c.source)
+    lines = cell.source.split("\n\n")[0]
+    assert "sys.path.insert(0, found[0]" in lines.splitlines()[-1]
+    exec(compile(lines, "the cell", "exec"), {"pathlib": pathlib, "sys": sys})  # noqa: S102 - the cell is ours
+
+
+@pytest.mark.parametrize("below", [".", "notebooks", "lib/data/cleaning"])
+def test_the_repository_is_found_at_or_above_the_working_folder(notebook, below, monkeypatch):
+    monkeypatch.chdir(errors.ROOT / below)
+    monkeypatch.setattr(sys, "prefix", "/usr")
+    monkeypatch.setattr(sys, "path", [])
+    locate(notebook[1])
+    assert sys.path == [str(errors.ROOT)]
+
+
+def test_from_elsewhere_it_is_that_of_the_kernels_environment(notebook, tmp_path, monkeypatch):
+    (tmp_path / "lib").mkdir()  # another project's
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "prefix", str(errors.ROOT / ".venv"))
+    monkeypatch.setattr(sys, "path", [])
+    locate(notebook[1])
+    assert sys.path == [str(errors.ROOT)]
+    monkeypatch.setattr(sys, "prefix", "/usr")
+    with pytest.raises(SystemExit, match="start this in MedRescue Tuning's folder"):
+        locate(notebook[1])

@@ -73,7 +73,7 @@ def read_given(namespace: dict[str, Any], own: Collection[str]) -> dict[str, Any
     cells = [_parse(source) for source in namespace.get("In", [])]
     begins = [n for n, cell in enumerate(cells) if "params_file" in _names(cell, ast.Store)]
     if not begins:  # not in a kernel, or without its history
-        return {key: namespace[key] for key in params.FIELDS if key in namespace}
+        return {key: _as_flag(key, namespace[key]) for key in params.FIELDS if key in namespace}
     since = cells[begins[-1] :]
     injected = [
         cell
@@ -82,7 +82,14 @@ def read_given(namespace: dict[str, Any], own: Collection[str]) -> dict[str, Any
     ]  # by papermill, from -p and -f
     _refuse_unknown([since[0], *injected], own)
     names = {name for cell in since for name in _names(cell, ast.Store)}
-    return {key: namespace[key] for key in params.FIELDS if key in names and key in namespace}
+    set_here = [key for key in params.FIELDS if key in names and key in namespace]
+    return {key: _as_flag(key, namespace[key]) for key in set_here}
+
+
+def _as_flag(key: str, value: Any) -> Any:
+    """Return `true` and `false` of papermill's -p, which are texts, as flags."""
+    is_flag = params.FIELDS[key].annotation is bool and isinstance(value, str)
+    return {"true": True, "false": False}.get(value, value) if is_flag else value
 
 
 def _refuse_unknown(cells: Sequence[ast.Module], own: Collection[str]) -> None:

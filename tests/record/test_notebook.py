@@ -98,3 +98,10 @@ def test_what_changes_no_weight_may_change_as_a_run_goes_on(folder):
 def test_the_stand_in_notebooks_name_real_parameters():
     for line in standin.KEYS.values():
         assert line.split(":")[0] in params.FIELDS
+
+
+def test_papermills_false_and_true_are_flags_and_other_texts_are_not(folder):
+    finish(by_hand("prepare", push_private="false")[1], "prepare")
+    assert params.load_job(folder / "params.yaml").push_private is False
+    with pytest.raises(UserError, match='`push_private` is "no"; expected true or false'):
+        by_hand("prepare", push_private="no")
