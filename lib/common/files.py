@@ -1,5 +1,6 @@
 """Atomic writes, folder locks, hashes and free space: no reader ever sees half a file."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -65,16 +66,21 @@ def write_json(path: pathlib.Path, value: Any, sealed: bool = False) -> None:
 
 
 def read_json(path: pathlib.Path, what: str) -> Any:
-    """Read a JSON file that this pipeline wrote.
+    """Read a JSON object that this pipeline or transformers wrote.
 
-    Raise UserError when it is torn, or its seal does not fit its values. `what` names the file in
-    the message.
+    Raise UserError when it is torn or no object, or its seal does not fit its values. `what` names
+    the file in the message.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{what} `{format_path(path)}` is not readable JSON ({error}).") from None
-    if isinstance(value, dict) and "seal" in value and value.pop("seal") != _hash_values(value):
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{what} `{format_path(path)}` is not what was written there: expected a JSON object, "
+            f"found {type(value).__name__}."
+        )
+    if "seal" in value and value.pop("seal") != _hash_values(value):
         raise UserError(
             f"{what} `{format_path(path)}` does not match its seal: it was damaged, or changed by "
             f"hand, and its numbers cannot be trusted."
@@ -91,7 +97,13 @@ def read_results(folder: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return read_json(path, "results file")
+        results = read_json(path, "results file")
+        wrong = [key for key, section in results.items() if not isinstance(section, dict)]
+        if wrong:
+            raise UserError(
+                f"results file `{format_path(path)}`: `{wrong[0]}` is no object with numbers."
+            )
+        return results
     except UserError as error:
         name = folder.name
         raise UserError(
@@ -129,12 +141,28 @@ def _hash_values(values: Mapping[str, Any]) -> str:
 
 def replace_folder(temporary: pathlib.Path, final: pathlib.Path) -> None:
     """Give a finished folder its final name, and only then remove the older one of that name."""
+    for path in [temporary, *temporary.rglob("*")]:
+        give_usual_permissions(path)
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         os.replace(final, old)
     os.replace(temporary, final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def give_usual_permissions(path: pathlib.Path) -> None:
+    """Give a file or folder the permissions of any new one of this process (its umask).
+
+    safetensors writes files that only their owner can read, so a colleague or a server under
+    another account could not load a model.
+    """
+    umask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(umask)
+    if not path.is_symlink():
+        # a disk without permissions, such as a mounted FAT or Drive, refuses
+        with contextlib.suppress(OSError):
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 # --------------------------------------------------------------------------------------------------

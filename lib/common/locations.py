@@ -4,6 +4,7 @@ import os
 import pathlib
 
 from lib.common.errors import ROOT, UserError
+from lib.common.text import shorten
 
 
 def local_path(text: str | pathlib.Path) -> pathlib.Path:
@@ -20,17 +21,38 @@ def local_path(text: str | pathlib.Path) -> pathlib.Path:
                 f"`{text}` begins with `{path.parts[0]}`, but no user of this machine has that "
                 f"home folder. Give the whole path."
             ) from None
-    return ROOT / path
+    path = ROOT / path
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # that is for whoever reads or makes it
+    except (OSError, ValueError) as error:  # a name too long, a circle of links, a NUL
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"`{shorten(str(text))}` cannot be a path on this machine: {reason.lower()}. Expected "
+            f"the name of a file, a folder or a run."
+        ) from None
+    return path
 
 
 def runs_folder() -> pathlib.Path:
-    """Return the folder of all runs: MEDRESCUE_RUNS, or runs/ of the checkout."""
-    return local_path(os.environ.get("MEDRESCUE_RUNS") or "runs").resolve()
+    """Return the folder of all runs: MEDRESCUE_RUNS, or runs/ of the checkout.
+
+    Raise UserError if a file is in its place.
+    """
+    named = os.environ.get("MEDRESCUE_RUNS", "").strip()
+    folder = local_path(named or "runs").resolve()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(
+            f"`{folder}` is a file; expected the folder of all runs. Set MEDRESCUE_RUNS to a "
+            f"folder, or move the file away."
+        )
+    return folder
 
 
 def cache_folder() -> pathlib.Path:
     """Return the folder of what can be made again: MEDRESCUE_CACHE, or .cache/ of the checkout."""
-    return local_path(os.environ.get("MEDRESCUE_CACHE") or ".cache")
+    return local_path(os.environ.get("MEDRESCUE_CACHE", "").strip() or ".cache")
 
 
 def make_cache(folder: pathlib.Path) -> None:

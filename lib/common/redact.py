@@ -5,13 +5,17 @@ The cell output and errors that a run keeps, and all that its commands print, pa
 
 import contextlib
 import html
+import io
 import json
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
+
+from lib.common.errors import UserError, describe_refusal
 
 # words in the name of an environment variable that holds a secret
 SECRET_WORDS = {
@@ -105,11 +109,17 @@ def _redact_value(value: Any) -> Any:
 class RedactedStream:
     """A text stream that redacts what is written; all else is passed on to the wrapped stream."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None) -> None:
+        # None under `>&-`, where nobody reads
+        self._stream = io.StringIO() if stream is None else stream
 
     def write(self, text: str) -> int:
-        self._stream.write(redacted(text))
+        clean = redacted(text)
+        try:
+            self._stream.write(clean)
+        except UnicodeEncodeError:  # an ASCII terminal, or bytes of a name that are no text
+            encoding = self._stream.encoding or "ascii"
+            self._stream.write(clean.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -121,13 +131,29 @@ class RedactedStream:
 
 @contextlib.contextmanager
 def redacted_terminal() -> Iterator[None]:
-    """Redact what a command prints, tracebacks too; an unexpected error ends it with code 1."""
+    """Redact what a command prints, tracebacks too; an unexpected error ends it with code 1.
+
+    What a disk refuses is told without a traceback, with code 2. When whoever read the output has
+    left (`| head`), the command ends in silence, as others do.
+    """
     with (
         contextlib.redirect_stdout(RedactedStream(sys.stdout)),
         contextlib.redirect_stderr(RedactedStream(sys.stderr)),
     ):
         try:
             yield
+            sys.stdout.flush()
+        except UserError as error:  # such as one of an import that reads the environment
+            sys.stderr.write(f"error: {error}\n")
+            raise SystemExit(2) from None
+        except BrokenPipeError:
+            # the interpreter would try to write what is left
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise SystemExit(128 + signal.SIGPIPE) from None
+        except OSError as error:
+            told = describe_refusal(error)
+            sys.stderr.write(f"error: {told}\n" if told else traceback.format_exc())
+            raise SystemExit(2 if told else 1) from None
         except Exception:
             sys.stderr.write(traceback.format_exc())
             raise SystemExit(1) from None

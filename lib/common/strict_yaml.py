@@ -108,6 +108,8 @@ def parse(text: str, where: str) -> Any:
     """Return the value of a YAML text; raise UserError with `where` and the line."""
     try:
         return yaml.load(text, _StrictLoader)  # a SafeLoader underneath: no tag can build an object
+    except RecursionError:
+        raise UserError(f"{where}: lists or mappings are nested too deeply") from None
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         advice = [text for part, text in ADVICE.items() if part in str(error.problem)]

@@ -18,6 +18,13 @@ def find_encoding(head: bytes) -> str:
     return next((name for mark, name in MARKS.items() if head.startswith(mark)), "utf-8")
 
 
+def shorten(text: str, longest: int = 120) -> str:
+    """Return a text for a message: of a long one, the beginning and how long it is."""
+    if len(text) <= longest:
+        return text
+    return f"{text[:longest]}... ({len(text):,} characters)"
+
+
 def format_value(value: Any) -> str:
     """Return a value with 4 significant digits and separated thousands; None is `not measured`."""
     if value is None:

@@ -3,7 +3,9 @@
 import sys
 
 from lib.common.redact import redacted_terminal
-from lib.exam.take import main
 
 with redacted_terminal():
+    # imported here, so that an error of an import is told as others are
+    from lib.exam.take import main
+
     sys.exit(main())

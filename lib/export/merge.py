@@ -320,6 +320,7 @@ def _kv_placeholder(name: str, config: dict[str, Any]) -> torch.Tensor:
 def _save_extra_shard(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     temporary = folder / f".{EXTRA_SHARD}.tmp"
     save_file(tensors, temporary, metadata={"format": "pt"})
+    files.give_usual_permissions(temporary)
     os.replace(temporary, folder / EXTRA_SHARD)
     index = folder / "model.safetensors.index.json"
     if index.is_file():

@@ -141,9 +141,7 @@ def _build(gguf_path: pathlib.Path, package_data: pathlib.Path, folder: pathlib.
     (partial / "NOTICE").write_text(NOTICE + (package_data / "NOTICE.md").read_text())
     shutil.copyfile(package_data / "GEMMA_TERMS.html", partial / "GEMMA_TERMS.html")
     _write_manifest(partial)
-    if folder.exists():  # from an older recipe, or damaged; os.replace needs an empty target
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
+    files.replace_folder(partial, folder)
 
 
 def _write_weights(reader: Any, folder: pathlib.Path) -> None:

@@ -26,6 +26,7 @@ from lib.pages import card_tables, page
 from lib.pages.cautions import list_warnings
 from lib.pages.headline import LORA
 from lib.params import Params
+from lib.record import run_record
 from lib.record.schema import RunRecord
 
 PARTS = {
@@ -71,7 +72,7 @@ def render_card(folder: pathlib.Path, part: str, repos: dict[str, str] | None = 
             f"A card is made from a run's records."
         )
     repos = repos or {}
-    run = files.read_json(folder / "run.json", "run record")
+    run = run_record.read_record(folder / "run.json")
     run["run"] = folder.name  # a folder that was renamed is the same run
     job = params.load_recorded(folder)
     results = files.read_results(folder)

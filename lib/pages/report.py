@@ -21,7 +21,7 @@ from lib.pages.cautions import list_warnings
 from lib.pages.headline import LORA, headline_numbers, list_unmeasured, load_exams
 from lib.params import Params
 from lib.record import ledger
-from lib.record.run_record import STAGES
+from lib.record.run_record import STAGES, read_record
 from lib.record.schema import Attempt, RunRecord
 
 Row = dict[str, Any]
@@ -37,7 +37,7 @@ def gather_records(folder: pathlib.Path) -> dict[str, Any]:
             f"`{files.format_path(folder)}` is not a run: it has no run.json. "
             f"`make runs` lists the runs; RUN= takes a name from that list."
         )
-    run = files.read_json(folder / "run.json", "run record")
+    run = read_record(folder / "run.json")
     run["run"] = folder.name  # a folder that was renamed is the same run
     results = files.read_results(folder)
     samples = (

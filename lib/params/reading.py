@@ -12,7 +12,7 @@ import pydantic
 from lib.common import locations, strict_yaml
 from lib.common.errors import ROOT, UserError
 from lib.common.redact import holds_secret
-from lib.common.text import find_encoding
+from lib.common.text import find_encoding, shorten
 from lib.params.schema import FIELDS, Params
 from lib.params.wording import describe_type
 
@@ -29,7 +29,7 @@ def load_job(params_file: str | pathlib.Path, overrides: str = "") -> Params:
         raise UserError(
             f"{params_file} is a sweep, many jobs in one file: `make sweep PARAMS={params_file}`."
         )
-    where = f'{params_file} + SET="{overrides}"' if overrides else str(params_file)
+    where = f'{params_file} + SET="{shorten(overrides)}"' if overrides else str(params_file)
     return check_values({**values, **parse_overrides(overrides)}, where)
 
 
@@ -39,7 +39,7 @@ def read_values(params_file: str | pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         presets = [p for p in (ROOT / "params").glob("*.yaml") if p.name != "sweep.yaml"]
         raise UserError(
-            f"params file `{params_file}` does not exist (looked in {ROOT}).\n"
+            f"params file `{shorten(str(params_file))}` does not exist (looked in {ROOT}).\n"
             f"Available: {', '.join(sorted(str(p.relative_to(ROOT)) for p in presets))}. "
             f"Use PARAMS=params/cpu.yaml or write your own."
         )
@@ -67,12 +67,15 @@ def parse_overrides(text: str) -> dict[str, Any]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise UserError(f'SET="{text}": {error}; expected SET="key=value key=value"') from None
+        raise UserError(
+            f'SET="{shorten(text)}": {error}; expected SET="key=value key=value"'
+        ) from None
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
             raise UserError(
-                f'SET: `{word}` is not of the form key=value; expected SET="key=value key=value"'
+                f"SET: `{shorten(word)}` is not of the form key=value; expected "
+                f'SET="key=value key=value"'
             )
         if key in values:
             raise UserError(f"SET: `{key}` is given twice; keep one")
@@ -115,7 +118,7 @@ def check_values(values: dict[str, Any], where: str) -> Params:
 def _find_problem(key: str, value: Any) -> str:
     """Say what is wrong with a key, or that its value has a secret; return "" if nothing is."""
     if key not in FIELDS:
-        return f"unknown parameter `{key}`; {suggest_name(key, FIELDS)}"
+        return f"unknown parameter `{shorten(str(key))}`; {suggest_name(key, FIELDS)}"
     if holds_secret(value):
         return (
             f"`{key}` contains a token or password; expected {describe_type(key)}. Parameters are "

@@ -104,6 +104,8 @@ def read_ledger(path: pathlib.Path) -> list[Entry]:
     """
     if not path.exists():
         return []
+    if not path.is_file():
+        raise UserError(f"ledger `{path}` is a folder; expected a file. Move it away.")
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn or empty
     return [_parse_line(line, number, path.name) for number, line in enumerate(lines, 1)]
 

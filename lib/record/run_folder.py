@@ -12,6 +12,7 @@ from lib.common import files, locations
 from lib.common.errors import UserError
 from lib.common.locations import runs_folder
 from lib.common.machine import is_alive
+from lib.common.text import shorten
 from lib.params import Params
 from lib.record.run_record import read_record
 
@@ -34,8 +35,11 @@ def find_run(name: str) -> pathlib.Path | None:
     """Return the folder of the existing run that a name or a path means, if any."""
     if not name.strip():
         return None
-    folders = [runs_folder() / name, locations.local_path(name).resolve()]
-    return next((folder for folder in folders if is_run(folder)), None)
+    # a name too long for the disk, or with a NUL in it, is no run's
+    with contextlib.suppress(OSError, ValueError):
+        folders = [runs_folder() / name, locations.local_path(name).resolve()]
+        return next((folder for folder in folders if is_run(folder)), None)
+    return None
 
 
 def choose_folder(job: Params, params_file: str, name: str = "") -> pathlib.Path:
@@ -56,8 +60,9 @@ def choose_folder(job: Params, params_file: str, name: str = "") -> pathlib.Path
         name = f"{plain}-{params.fingerprint(job)}"
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
         raise UserError(
-            f"RUN=`{name}` cannot name a run; expected at most 100 letters, digits, `.`, `_` and "
-            f"`-`, starting with a letter, digit or `_`, and no path. The run is then runs/<name>."
+            f"RUN=`{shorten(name)}` cannot name a run; expected at most 100 letters, digits, `.`, "
+            f"`_` and `-`, starting with a letter, digit or `_`, and no path. "
+            f"The run is then runs/<name>."
         )
     return runs_folder() / name
 

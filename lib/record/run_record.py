@@ -210,6 +210,8 @@ def _is_complete(record: Any) -> bool:
         entries = [record["stages"][stage] for stage in STAGES]
         complete = all(isinstance(e[key], kind) for e in entries for key, kind in kinds.items())
         begun = all(e["attempts"] or e["status"] == "pending" for e in entries)
-        return complete and begun and isinstance(record["fingerprints"], dict)
-    except (KeyError, TypeError):
+        running = [e["attempts"][-1] for e in entries if begun and e["status"] == "running"]
+        held = all({"by", "pid", "host", "start"} <= attempt.keys() for attempt in running)
+        return complete and begun and held and isinstance(record["fingerprints"], dict)
+    except (KeyError, TypeError, AttributeError):
         return False

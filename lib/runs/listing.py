@@ -9,7 +9,7 @@ from typing import Any
 from lib.common import files
 from lib.common.errors import UserError
 from lib.common.machine import is_alive
-from lib.common.text import format_size
+from lib.common.text import format_size, shorten
 from lib.pages.headline import headline_numbers, load_exams
 from lib.record import run_folder, run_record
 from lib.record.run_record import FREED, STAGES
@@ -31,8 +31,9 @@ def find_runs(names: str = "") -> list[pathlib.Path]:
         folder = run_folder.find_run(name)
         if folder is None:
             raise UserError(
-                f"`{name}` is not a run: neither `{files.format_path(top / name)}` nor `{name}` "
-                f"has a run.json. Known runs: {run_folder.list_names()}."
+                f"`{shorten(name)}` is not a run: it is neither the name of a folder in "
+                f"`{files.format_path(top)}` nor the path of one that has a run.json. "
+                f"Known runs: {run_folder.list_names()}."
             )
         folders.append(folder)
     return folders
@@ -126,7 +127,7 @@ def _headline(folder: pathlib.Path) -> dict[str, str]:
     if not (folder / "results.json").exists():  # nothing has finished yet
         return {"held-out loss": "not measured", "exam": "not measured"}
     try:
-        results = files.read_json(folder / "results.json", "results file")
+        results = files.read_results(folder)
     except UserError:
         return {"held-out loss": "results.json is damaged", "exam": ""}
     train = results.get("train", {})

@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import sys
 
 from lib.common import files
 from lib.common.errors import UserError
@@ -85,6 +86,8 @@ def _name_cost(folder: pathlib.Path, part: str) -> str:
 
 def _ask() -> bool:
     try:
+        if sys.stdin is None:  # closed by `<&-`
+            return False
         return input("Remove them? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
         print("\nnobody answers (YES=1 removes without asking)")

@@ -98,7 +98,7 @@ def pin_revisions(old: Records) -> list[str]:
     if base_commit and job.base_revision != base_commit:
         values["base_revision"] = base_commit
     path = old["folder"] / "data" / "data_card.json"
-    read = files.read_json(path, "data card")["sources"] if path.is_file() else []
+    read = files.read_json(path, "data card").get("sources", []) if path.is_file() else []
     commits = [source.get("commit") for source in read]
     parts = [source.model_dump() for source in sources.list_sources(job)]
     if len(commits) == len(parts) and any(commits):

@@ -20,6 +20,7 @@ from lib import params
 from lib.common import files, locations
 from lib.common.errors import UserError
 from lib.common.redact import redacted_terminal
+from lib.common.text import shorten
 from lib.data.reading import sources
 from lib.params import Params
 from lib.record import opening, run_folder
@@ -104,7 +105,7 @@ def choose_job(params_file: str, overrides: str, name: str) -> tuple[Params, pat
     path = files.format_path(own / "params.yaml")
     recorded = params.load_recorded(own).model_dump()
     changed = params.parse_overrides(overrides)
-    return params.check_values({**recorded, **changed}, f'{path} + SET="{overrides}"'), own
+    return params.check_values({**recorded, **changed}, f'{path} + SET="{shorten(overrides)}"'), own
 
 
 def _require_default_run(folder: pathlib.Path, command: str) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import psutil
 import pytest
 
@@ -209,3 +210,41 @@ def test_what_cannot_be_locked_is_the_users_to_know(tmp_path, monkeypatch):
     )  # as NFS does
     with pytest.raises(UserError, match="MEDRESCUE_RUNS"):
         files.lock_folder(tmp_path)
+
+
+def test_a_finished_folder_has_the_permissions_of_this_processs_umask(tmp_path):
+    """safetensors and tempfile write 0600 and 0700, with which nobody else could load a model."""
+    import tempfile
+
+    import safetensors.numpy
+
+    for umask, file_mode, folder_mode in ((0o022, 0o644, 0o755), (0o027, 0o640, 0o750)):
+        before = os.umask(umask)
+        try:
+            draft = files.pathlib.Path(tempfile.mkdtemp(dir=tmp_path))
+            (draft / "inner").mkdir(mode=0o700)
+            weights = draft / "inner" / "model.safetensors"
+            safetensors.numpy.save_file({"a": np.zeros(2)}, weights)
+            assert weights.stat().st_mode & 0o777 == 0o600, "what is mended here"
+            (draft / "away").symlink_to(tmp_path)
+            files.replace_folder(draft, tmp_path / "adapter")
+        finally:
+            os.umask(before)
+        done = tmp_path / "adapter"
+        modes = {p.stat().st_mode & 0o777 for p in (done, done / "inner")}
+        assert modes == {folder_mode}
+        assert (done / "inner/model.safetensors").stat().st_mode & 0o777 == file_mode
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"run"', "[[]]"])
+def test_json_that_is_no_object_is_the_users_to_know(tmp_path, content):
+    path = tmp_path / "run.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match="run record .*expected a JSON object, found"):
+        files.read_json(path, "run record")
+
+
+def test_results_without_numbers_are_the_users_to_know(tmp_path):
+    (tmp_path / "results.json").write_text('{"train": 3}')
+    with pytest.raises(UserError, match="`train` is no object with numbers.\nRestore it"):
+        files.read_results(tmp_path)

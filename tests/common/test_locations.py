@@ -14,6 +14,7 @@ from lib import params
 from lib.common import errors, locations
 from lib.common.errors import UserError
 from lib.data.reading import sources
+from lib.model import base
 from lib.params import reading
 from lib.record import run_folder
 
@@ -83,3 +84,22 @@ def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # as on a read-only disk
     with pytest.raises(UserError, match="MEDRESCUE_CACHE"):
         locations.make_cache(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [("x" * 300, "file name too long"), ("a/" + "x" * 5000, "5,002 characters"), ("a\0b", "null")],
+)
+def test_what_cannot_be_a_path_is_the_users_to_know(given, reason):
+    with pytest.raises(UserError, match=f"(?s){reason}.*Expected the name of a file"):
+        locations.local_path(given)
+    with pytest.raises(UserError):
+        sources.check_sources(params.check_values({"dataset": given}, "test"))
+    with pytest.raises(UserError):
+        base.fetch(given)
+
+
+def test_links_in_a_circle_are_named(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match=r"loop` cannot be a path.*symbolic links"):
+        locations.local_path(tmp_path / "loop")

@@ -5,12 +5,15 @@ python -m pytest tests/common/test_redact.py
 
 import io
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from lib import params
 from lib.common import redact
-from lib.common.errors import UserError
+from lib.common.errors import ROOT, UserError
 from lib.common.redact import redacted
 
 HF = "hf_" + "Ab1" * 11
@@ -143,3 +146,52 @@ def test_a_parameter_that_holds_a_token_is_refused_without_showing_it(key, tmp_p
     assert HF not in str(error.value)
     with pytest.raises(UserError, match="contains a token"):
         params.load_job("params/cpu.yaml", f"{key}={HF}")
+
+
+def test_what_a_terminal_cannot_show_is_escaped_and_no_terminal_is_no_error():
+    inner = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    stream = redact.RedactedStream(inner)
+    stream.write("Fièvre \udcff 🚑\n")
+    stream.flush()
+    assert inner.buffer.getvalue() == rb"Fi\xe8vre \udcff \U0001f691" + b"\n"
+    redact.RedactedStream(None).write("nobody reads")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("no such run"), 2, "error: no such run\n"),
+        (
+            PermissionError(13, "Permission denied", "/a/run.json"),
+            2,
+            "error: cannot read or write `/a/run.json`: permission denied. Give this account",
+        ),
+        (OSError(28, "No space left on device"), 2, "write a file: no space left on device. Free"),
+        (OSError(30, "Read-only file system", "/a"), 2, "MEDRESCUE_RUNS and MEDRESCUE_CACHE"),
+        (OSError(36, "File name too long", "/a"), 2, "Choose a shorter name"),
+        (FileNotFoundError(2, "No such file", "/a"), 1, "Traceback"),
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
+    ],
+)
+def test_what_a_disk_refuses_is_told_and_only_what_nobody_foresaw_has_a_traceback(
+    error, code, said, capsys, monkeypatch
+):
+    monkeypatch.setattr(os, "dup2", lambda a, b: None)  # the test's own output stays
+    with pytest.raises(SystemExit) as stop, redact.redacted_terminal():
+        raise error
+    assert stop.value.code == code
+    err = capsys.readouterr().err
+    assert said in err
+    assert bool(err) == bool(said)
+    assert ("Traceback" in err) == (said == "Traceback")
+
+
+def test_a_reader_that_leaves_early_ends_a_command_in_silence():
+    program = (
+        "from lib.common.redact import redacted_terminal\n"
+        "with redacted_terminal():\n"
+        "    for n in range(100_000): print(n)\n"
+    )
+    command = f'"{sys.executable}" -c "{program}" | head -1'
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")

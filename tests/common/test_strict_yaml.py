@@ -67,3 +67,9 @@ def test_another_encoding_says_how_to_save_the_file(tmp_path):
     (tmp_path / "p.yaml").write_bytes("# 37,5 \u00b0C\nseed: 5\n".encode("cp1252"))
     with pytest.raises(UserError, match=r"is not UTF-8 text \(byte 7, .*\)\. Save it as UTF-8\."):
         params.load_job(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize("text", ["[" * 3000, "a: " + "[" * 3000 + "]" * 3000, "{a: " * 3000])
+def test_what_is_nested_too_deeply_is_one_sentence(text):
+    with pytest.raises(UserError, match="^job: lists or mappings are nested too deeply$"):
+        strict_yaml.parse(text, "job")

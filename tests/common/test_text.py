@@ -18,3 +18,8 @@ def test_text_tables_align():
         [{"run": "a", "loss": 1.5}, {"run": "longer", "loss": 12}]
     ).splitlines() == ["run     loss", "a        1.5", "longer    12"]
     assert text.aligned_table([]) == ""
+
+
+def test_a_long_text_is_shortened_and_its_length_told():
+    assert text.shorten("x" * 120) == "x" * 120
+    assert text.shorten("x" * 5000) == "x" * 120 + "... (5,000 characters)"

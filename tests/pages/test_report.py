@@ -309,3 +309,26 @@ def test_a_failed_file_is_told_once():
     stages["export"] = {"status": "finished", "attempts": [{}]}
     [said] = cautions.list_warnings({"stages": stages}, {"export": {"lora": quiet}}, "x")
     assert "not checked by prediction" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("run.json", "[]", "expected a JSON object, found list"),
+        ("run.json", "{}", "is not complete"),
+        ("run.json", '{"stages": null, "fingerprints": {}}', "is not complete"),
+        ("results.json", "[1]", "expected a JSON object, found list"),
+        ("results.json", '{"train": 3}', "`train` is no object"),
+        ("exam.json", "[]", "expected a JSON object"),
+        ("metrics.jsonl", None, "is a folder; expected a file"),
+        ("rerun.json", "3", "expected a JSON object, found int"),
+    ],
+)
+def test_a_record_of_another_shape_is_named_by_every_page(folder, name, content, said):
+    (folder / name).unlink(missing_ok=True)
+    if content is None:
+        (folder / name).mkdir()
+    else:
+        (folder / name).write_text(content)
+    with pytest.raises(UserError, match=said):
+        report.write_report(folder)

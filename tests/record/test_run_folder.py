@@ -6,6 +6,8 @@
 import os
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from helpers.runs_by_hand import NOBODY
 from lib import params
@@ -13,6 +15,7 @@ from lib.common import errors, files
 from lib.common.errors import UserError
 from lib.params import Params
 from lib.record import opening, run_folder
+from lib.runs.listing import find_runs
 
 
 @pytest.mark.parametrize(
@@ -74,3 +77,35 @@ def test_a_run_that_an_open_notebook_holds_says_how_to_release_it(folder, monkey
         UserError, match="the kernel of an open train.ipynb: .* or shut that kernel"
     ):
         run_folder.lock_run(folder)
+
+
+NAMES = st.text(max_size=400) | st.text("./~ab\0\n'\"$\\\udcff", max_size=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(NAMES)
+def test_any_text_names_a_run_or_is_refused_in_one_short_message(name):
+    said = ""
+    try:
+        folder = run_folder.choose_folder(Params(), "", name)
+    except UserError as error:
+        said = str(error)
+    assert len(said) < 700
+    assert said or folder.parent == run_folder.runs_folder() or run_folder.is_run(folder)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 5000, "a\0b", "a/" * 3000])
+def test_a_name_that_cannot_be_a_path_is_no_run(name):
+    with pytest.raises(UserError):
+        run_folder.choose_folder(Params(), "", name)
+    with pytest.raises(UserError):
+        find_runs(name)
+
+
+def test_a_file_in_the_place_of_the_runs_is_named(tmp_path, monkeypatch):
+    (tmp_path / "runs").write_text("x")
+    monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path / "runs"))
+    with pytest.raises(UserError, match="runs` is a file; expected the folder of all runs"):
+        find_runs("")
+    monkeypatch.setenv("MEDRESCUE_RUNS", " ")
+    assert run_folder.runs_folder() == errors.ROOT / "runs"

@@ -9,6 +9,7 @@ import pytest
 
 from helpers.runs_by_hand import finished
 from lib.common import files, machine
+from lib.common.errors import UserError
 from lib.params import Params
 from lib.record import opening, run_record
 
@@ -129,3 +130,13 @@ def test_a_secret_in_a_tracked_file_is_masked(folder, checkout, monkeypatch):
     assert "login('(HF_TOKEN)')" in patch
     assert "other = '(a token)'" in patch
     assert "a-secret" not in "".join(p.read_text() for p in folder.iterdir() if p.is_file())
+
+
+@pytest.mark.parametrize("attempts", [[], [{}], [3], [{"by": "make", "pid": 1}]])
+def test_a_running_stage_whose_holder_is_not_recorded_is_not_complete(folder, attempts):
+    opening.open_run(folder, Params())
+    record = files.read_json(folder / "run.json", "run record")
+    record["stages"]["train"].update(status="running", attempts=attempts)
+    files.write_json(folder / "run.json", record)
+    with pytest.raises(UserError, match="is not complete"):
+        run_record.read_record(folder / "run.json")

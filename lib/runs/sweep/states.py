@@ -34,8 +34,8 @@ def read_state(folder: pathlib.Path, sweep: Sweep) -> State:
     step = evals[-1]["step"] if evals else None
     loss = evals[-1]["eval_loss"] if evals else None
     if stage == "train" and run.check_finished("train")[0]:
-        results = files.read_json(folder / "results.json", "results file")
-        return State("finished", step, loss, results["train"].get(sweep.metric))
+        results = files.read_results(folder)
+        return State("finished", step, loss, results.get("train", {}).get(sweep.metric))
     if sweep.early_stop and (folder / RECORD).exists():
         return State("stopped early", step, loss)
     reason = entry["attempts"][-1]["exit"] or "" if entry["attempts"] else ""
