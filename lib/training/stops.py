@@ -39,7 +39,8 @@ class Interrupted(_Continues, KeyboardInterrupt):
     """The session was interrupted, and its work is saved."""
 
 
-Interrupted.__name__ = "KeyboardInterrupt"  # the name by which records and the runner know it
+# the name by which records and the runner know it
+Interrupted.__name__ = Interrupted.__qualname__ = "KeyboardInterrupt"
 
 
 class SessionOver(_Continues, Exception):
