@@ -135,7 +135,8 @@ def test_a_folder_that_is_not_finished_or_not_there(stick, tmp_path):
 @pytest.fixture
 def make(tmp_path, monkeypatch):
     """`make -n` in a folder with our Makefile, on a machine with or without a GPU."""
-    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("Makefile", "quoting.mk"):
+        shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     for variable in ("MAKEFLAGS", "FOR", "WHEELS"):
