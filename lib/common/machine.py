@@ -131,15 +131,19 @@ def hardware() -> Hardware:
 
 def gpus() -> list[str]:
     """Return names and memory of the visible NVIDIA GPUs; empty without a working nvidia-smi."""
-    query = ("--query-gpu=name,memory.total", "--format=csv,noheader")
-    return (_run("nvidia-smi", *query, seconds=30) or "").strip().splitlines()
+    return _query_gpus("name,memory.total")
 
 
 def driver() -> str:
     """Return the version of NVIDIA's driver; empty without a working nvidia-smi."""
-    query = ("--query-gpu=driver_version", "--format=csv,noheader")
-    lines = (_run("nvidia-smi", *query, seconds=30) or "").split()
-    return lines[0] if lines else ""
+    versions = _query_gpus("driver_version")
+    return versions[0] if versions else ""
+
+
+def _query_gpus(what: str) -> list[str]:
+    """Return nvidia-smi's answer, a line for each visible GPU."""
+    query = (f"--query-gpu={what}", "--format=csv,noheader")
+    return (_run("nvidia-smi", *query, seconds=30) or "").strip().splitlines()
 
 
 def is_alive(pid: int) -> bool:

@@ -113,14 +113,15 @@ def _require_gemma_turns(chat: Chat, folder: pathlib.Path) -> None:
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
     """Return {"bos_token": "<bos>", ...} from a tokenizer's configuration."""
-    specials = {}
-    for name, token in config.items():
-        if not name.endswith("_token") or not token:
-            continue
-        text = token["content"] if isinstance(token, dict) else token
-        if isinstance(text, str):  # add_bos_token is true or false
-            specials[name] = text
-    return specials
+    texts = {name: token_text(config, name) for name in config if name.endswith("_token")}
+    return {name: text for name, text in texts.items() if text}
+
+
+def token_text(config: dict[str, Any], name: str) -> str:
+    """Return the text of a token that tokenizer_config.json names; "" if it names none."""
+    token = config.get(name)
+    text = token["content"] if isinstance(token, dict) else token
+    return text if isinstance(text, str) else ""  # add_bos_token is true or false
 
 
 def tokenizer_identity(folder: pathlib.Path) -> str:

@@ -13,6 +13,7 @@ emergency number first.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -63,18 +64,26 @@ def find_base(named: str | None, config: dict[str, Any]) -> pathlib.Path:
         ) from None
 
 
+def find_note() -> pathlib.Path | None:
+    """Return the file that notes which bases were hashed; None for an account without a home."""
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return pathlib.Path(cache) / "medrescue" / "hashed_bases.json"
+
+
 def require_recorded(folder: pathlib.Path, sums: str) -> None:
     """End unless the base's files have the recorded hashes.
 
     Files that were hashed before, and whose size, times and inode are still the same, are not read
     again: whoever writes into a file changes its ctime.
     """
-    try:
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        note = cache / "medrescue" / "hashed_bases.json"
-        known = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError):  # none yet, damaged, or no home
-        known = {}
+    note = find_note()
+    known: dict[str, str] = {}
+    if note:
+        with contextlib.suppress(OSError, ValueError, TypeError):  # none yet, or damaged
+            known = dict(json.loads(note.read_text(encoding="utf-8")))
     found = {}
     for line in sums.splitlines():
         recorded, name = line.split("  ", 1)
@@ -96,14 +105,12 @@ def require_recorded(folder: pathlib.Path, sums: str) -> None:
             f"answers would be another, untested model's. Pass the recorded base's folder with "
             f"--base."
         )
-    if found.keys() - known.keys():
-        try:
+    if note and found.keys() - known.keys():
+        with contextlib.suppress(OSError):  # then they are hashed again next time
             note.parent.mkdir(parents=True, exist_ok=True)
             draft = note.with_suffix(f".{os.getpid()}.tmp")
             draft.write_text(json.dumps({**known, **found}), encoding="utf-8")
             os.replace(draft, note)
-        except (OSError, NameError):  # then they are hashed again next time
-            pass
 
 
 if __name__ == "__main__":

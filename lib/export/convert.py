@@ -141,14 +141,12 @@ def _set_embeddings_aside(
         with open(shard, "rb") as file:
             start, entries = read_header(file)
             large = [name for name in embeddings if _is_large(entries.get(name), kind)]
-            width = 4 if kind == "F32" else 2
             for name in large:
                 begin = start + entries[name]["data_offsets"][0]
                 rows, columns = entries[name]["shape"]
                 aside[embeddings[name]] = SetAside(shard, begin, rows, columns)
             if large:
-                narrowed = dict.fromkeys(large, width)
-                _write_narrow_shard(file, start, entries, narrowed, staged / shard.name)
+                _write_narrow_shard(file, start, entries, large, staged / shard.name)
     return aside
 
 
@@ -161,16 +159,16 @@ def _is_large(entry: dict[str, Any] | None, kind: str) -> bool:
 
 
 def _write_narrow_shard(
-    source: BinaryIO, start: int, entries: dict[str, Any], narrowed: dict[str, int], path: Path
+    source: BinaryIO, start: int, entries: dict[str, Any], narrowed: list[str], path: Path
 ) -> None:
-    """Copy a shard with only one column of its narrowed tensors {name: bytes of a number}."""
+    """Copy a shard with only one column of its narrowed tensors."""
     header = {}
     size = 0
     for name, entry in entries.items():
         first, last = entry["data_offsets"]
         shape, length = entry["shape"], last - first
         if name in narrowed:
-            shape, length = [shape[0], 1], narrowed[name] * shape[0]
+            shape, length = [shape[0], 1], length // shape[1]
         offsets = [size, size + length]
         header[name] = {"dtype": entry["dtype"], "shape": shape, "data_offsets": offsets}
         size += length

@@ -21,8 +21,8 @@ from lib.common import files
 from lib.common.chat_template import read_chat_template
 from lib.common.errors import UserError
 from lib.common.gguf_types import FILE_TYPES
+from lib.data import chat
 from lib.export import convert, gguf_file, gguf_plan, quantise, servers
-from lib.export.base_needs import tokenizer_model
 from lib.export.gguf_file import Header, Tensor
 from lib.medical.disclaimer import DISCLAIMER
 from lib.model import base
@@ -166,7 +166,7 @@ def check_gguf(path: Path, folder: Path, expected: dict[str, Any] | None = None)
     tokenizer = files.read_json(folder / "tokenizer.json", "The tokenizer")
     settings = files.read_json(folder / "tokenizer_config.json", "The tokenizer's configuration")
     added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
-    eos_id = added.get(tokenizer_model.token_text(settings, "eos_token"))
+    eos_id = added.get(chat.token_text(settings, "eos_token"))
     faults = [
         *_tensor_faults(header.tensors, folder, config),
         *_architecture_faults(header, config),

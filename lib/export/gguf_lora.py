@@ -224,32 +224,27 @@ def measure_effect(
     net = parity_reference.load_precise(base)
     plain = _predict_16bit(net, prompts)
     tokens = [np.argsort(-row)[:COMPARED] for row in plain]
-    noise = _changes(tokens, without, plain)
+    before = _pick(tokens, plain)
+    noise = _look_up(tokens, without) - before
     strength = 1.0
-    with parity_reference.adapted(net, pairs, lambda: strength * scale):
-        once = adapted = _predict_16bit(net, prompts)
-        while not _tells(adapted, plain, tokens, noise) and strength < STRONGEST:
-            strength *= 4
-            adapted = _predict_16bit(net, prompts)
+    once = adapted = _predict_adapted(net, pairs, scale, prompts)
+    while not _tells(expected := _pick(tokens, adapted) - before, noise) and strength < STRONGEST:
+        strength *= 4
+        adapted = _predict_adapted(net, pairs, strength * scale, prompts)
     del net  # llama.cpp needs the memory
     alone = _predict_next(base_gguf, prompts, lora_gguf)
     strong = alone if strength == 1 else _predict_next(base_gguf, prompts, lora_gguf, strength)
-    expected = np.concatenate([a[t] - p[t] for a, p, t in zip(adapted, plain, tokens, strict=True)])
     change = _look_up(tokens, strong) - _look_up(tokens, without)
     size = float(np.square(expected).sum()) or SMALLEST
     best = [dict(enumerate(row.tolist())) for row in once]
     return {
         "prompts": len(prompts),
-        "effect": float(
-            np.mean(
-                [np.abs(a[t] - p[t]).mean() for a, p, t in zip(once, plain, tokens, strict=True)]
-            )
-        ),
+        "effect": float(np.abs(_pick(tokens, once) - before).mean()),
         "rounding": float(np.abs(noise).mean()),
         "strength": strength,
         "slope": float((change * expected).sum() / size),
         "unexplained": float(np.sqrt(np.square(change - expected).sum() / size)),
-        "telling": _tells(adapted, plain, tokens, noise),
+        "telling": _tells(expected, noise),
         "apart": _mean_gap(alone, best),
         "apart_without": _mean_gap(without, best),
         "same_first": sum(
@@ -290,21 +285,15 @@ def judge(found: dict[str, Any], file_type: str) -> str:
     return f"{same}; it changes predictions as it should"
 
 
-def _tells(
-    adapted: list[np.ndarray], plain: list[np.ndarray], tokens: list[np.ndarray], noise: np.ndarray
-) -> bool:
+def _tells(change: np.ndarray, noise: np.ndarray) -> bool:
     """Tell whether the adapter's change stands out from the rounding of the base's GGUF."""
-    change = np.concatenate([a[t] - p[t] for a, p, t in zip(adapted, plain, tokens, strict=True)])
     least = max(LEAST, REACH * float(np.sqrt(np.square(noise).mean())))
     return float(np.sqrt(np.square(change).mean())) >= least
 
 
-def _changes(
-    tokens: list[np.ndarray], theirs: list[dict[int, float]], ours: list[np.ndarray]
-) -> np.ndarray:
-    return _look_up(tokens, theirs) - np.concatenate(
-        [row[t] for row, t in zip(ours, tokens, strict=True)]
-    )
+def _pick(tokens: list[np.ndarray], predicted: list[np.ndarray]) -> np.ndarray:
+    """Return the log-probabilities of tokens."""
+    return np.concatenate([row[wanted] for row, wanted in zip(predicted, tokens, strict=True)])
 
 
 def _look_up(tokens: list[np.ndarray], predicted: list[dict[int, float]]) -> np.ndarray:
@@ -321,6 +310,16 @@ def _look_up(tokens: list[np.ndarray], predicted: list[dict[int, float]]) -> np.
 def _predict_16bit(net: Any, prompts: list[list[int]]) -> list[np.ndarray]:
     """Return the log-probabilities of all tokens after each prompt, (vocabulary,) each."""
     return [parity_reference.predict_positions(net, ids, [len(ids)])[0] for ids in prompts]
+
+
+def _predict_adapted(
+    net: Any,
+    pairs: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    factor: float,
+    prompts: list[list[int]],
+) -> list[np.ndarray]:
+    with parity_reference.adapted(net, pairs, factor):
+        return _predict_16bit(net, prompts)
 
 
 def _mean_gap(ours: list[dict[int, float]], theirs: list[dict[int, float]]) -> float:

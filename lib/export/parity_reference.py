@@ -1,12 +1,12 @@
 """Draw the reference for GGUFs: texts, held-out rows, and the 16-bit model's predictions.
 
-net = load_merged(run.folder / "merged") truth =
-parity_reference.predict_reference(run.folder / "data", run.folder / "merged", net, seed=3407)
+    net = load_merged(run.folder / "merged")
+    truth = parity_reference.predict_reference(data_folder, run.folder / "merged", net, seed=3407)
 """
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,9 +103,9 @@ def predict_positions(net: Any, ids: list[int], where: list[int]) -> np.ndarray:
 
 @contextlib.contextmanager
 def adapted(
-    net: Any, pairs: dict[str, tuple[torch.Tensor, torch.Tensor]], factor: Callable[[], float]
+    net: Any, pairs: dict[str, tuple[torch.Tensor, torch.Tensor]], factor: float
 ) -> Iterator[None]:
-    """Let each adapted module of a model add factor() * B @ A @ its input."""
+    """Let each adapted module of a model add factor * B @ A @ its input."""
     by_weight = {merge.weight_of(module): pair for module, pair in pairs.items()}
     hooks = []
     for name, module in net.named_modules():
@@ -115,7 +115,7 @@ def adapted(
             def add(
                 _: Any, inputs: Any, output: Any, a: torch.Tensor = a, b: torch.Tensor = b
             ) -> Any:
-                return output + factor() * (inputs[0] @ a.T) @ b.T
+                return output + factor * (inputs[0] @ a.T) @ b.T
 
             hooks.append(module.register_forward_hook(add))
     assert not by_weight, f"the model has no {next(iter(by_weight))}"

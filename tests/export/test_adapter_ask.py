@@ -138,9 +138,10 @@ def test_a_base_that_was_hashed_is_not_read_again_until_it_changes(
         check(base, sums)
     with pytest.raises(SystemExit, match=r"model\.safetensors differs"):
         check(base, sums)  # the note must not call it right
-    (tmp_path / "cache/medrescue/hashed_bases.json").write_text("[")
-    with pytest.raises(SystemExit, match=r"model\.safetensors differs"):
-        check(base, sums)
+    for damaged in ("[", "[1]", "null"):
+        (tmp_path / "cache/medrescue/hashed_bases.json").write_text(damaged)
+        with pytest.raises(SystemExit, match=r"model\.safetensors differs"):
+            check(base, sums)
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "cache").write_text("no folder")
     shutil.copy2(tiny_gemma3n / "model.safetensors", weights)

@@ -75,7 +75,7 @@ def test_the_model_with_an_adapter_added_is_the_merged_one(base, adapted, tmp_pa
     """The expected effect is PEFT's own."""
     pairs, scale = merge.read_adapter(adapted[0] / "adapter")
     net = load_merged(base, torch.float32)
-    with parity_reference.adapted(net, pairs, lambda: scale):
+    with parity_reference.adapted(net, pairs, scale):
         ours = gguf_lora._predict_16bit(net, IDS)
     theirs = gguf_lora._predict_16bit(
         PeftModel.from_pretrained(net, adapted[0] / "adapter").merge_and_unload(), IDS

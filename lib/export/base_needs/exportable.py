@@ -12,7 +12,7 @@ from typing import Any
 
 from lib.common import files
 from lib.common.errors import UserError
-from lib.data.chat import TURN_END
+from lib.data.chat import TURN_END, token_text
 from lib.export.base_needs import tokenizer_model
 from lib.model import shards
 
@@ -50,7 +50,7 @@ def require_exportable(folder: Path, weights: bool = True) -> None:
             f"Set base_model to one of model_type {', '.join(CLASSES)}, for example "
             f"bundled:gemma-3-270m or unsloth/gemma-3n-E4B-it."
         )
-    hindrances = [*_read_config_hindrances(config), *_read_tokenizer_hindrances(folder)]
+    hindrances = [*_read_config_hindrances(config), *_read_tokenizer_hindrances(folder, config)]
     if weights:
         hindrances += _read_weight_hindrances(folder)
     if hindrances:
@@ -106,7 +106,7 @@ def _fixed_gemma3n(text: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         yield "keys and values of its own in layers up to", own, OWN_KV
 
 
-def _read_tokenizer_hindrances(folder: Path) -> Iterator[str]:
+def _read_tokenizer_hindrances(folder: Path, config: dict[str, Any]) -> Iterator[str]:
     missing = [
         name
         for name in ("tokenizer.json", "tokenizer_config.json")
@@ -118,7 +118,7 @@ def _read_tokenizer_hindrances(folder: Path) -> Iterator[str]:
     tokenizer = files.read_json(folder / "tokenizer.json", "The tokenizer")
     settings = files.read_json(folder / "tokenizer_config.json", "The tokenizer's configuration")
     added = {token["content"] for token in tokenizer["added_tokens"]}
-    eos = tokenizer_model.token_text(settings, "eos_token")
+    eos = token_text(settings, "eos_token")
     for what, token in (("end of a turn", TURN_END), ("end of a text (eos_token)", eos)):
         if token not in added:
             yield (
@@ -126,7 +126,7 @@ def _read_tokenizer_hindrances(folder: Path) -> Iterator[str]:
                 f"tokenizer.json's added_tokens. Take the tokenizer from an instruction-tuned "
                 f"Gemma 3."
             )
-    original = files.read_json(folder / "config.json", "config.json").get("_name_or_path") or ""
+    original = config.get("_name_or_path") or ""
     source = f"the repository that the base was made from{f' ({original})' if original else ''}"
     cure = f"Take tokenizer.model from {source} and put it into {files.format_path(folder)}."
     if (folder / "tokenizer.model").is_file():

@@ -7,6 +7,7 @@ files, if a piece's place among the merges is its score, and each way to split i
 What is made is compared with tokenizer.json on hard texts before anything uses it.
 """
 
+import collections
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lib.common import files
+from lib.data import chat
 from lib.export.base_needs import odd_texts
 
 TEXTS = 300  # made-up texts on which both tokenizers must agree
@@ -102,9 +104,9 @@ def _order_pieces(tokenizer: dict[str, Any]) -> list[str]:
     if sorted(tokens) != list(range(len(tokens))):
         raise CannotMake(f"its {len(tokens)} ids are not 0 to {len(tokens) - 1}")
     pieces = [tokens[number].replace(" ", SPACE) for number in range(len(tokens))]
-    if len(set(pieces)) < len(pieces):
-        twice = next(piece for n, piece in enumerate(pieces) if piece in pieces[:n])
-        raise CannotMake(f"it has the token {twice!r} twice")
+    [(likeliest, count)] = collections.Counter(pieces).most_common(1)
+    if count > 1:
+        raise CannotMake(f"it has the token {likeliest!r} twice")
     return pieces
 
 
@@ -169,19 +171,13 @@ def _encode_model(
     trainer.vocab_size = len(pieces)
     trainer.byte_fallback = True
     for field, name in NAMED.items():
-        setattr(trainer, field, ids.get(token_text(settings, name), -1))
+        setattr(trainer, field, ids.get(chat.token_text(settings, name), -1))
     trainer.unk_id, trainer.unk_piece = ids[unknown], unknown
     normalizer = proto.normalizer_spec
     normalizer.name = "identity"
     normalizer.add_dummy_prefix = False
     normalizer.remove_extra_whitespaces = False
     return bytes(proto.SerializeToString())
-
-
-def token_text(settings: dict[str, Any], name: str) -> str:
-    """Return the text of a token that tokenizer_config.json names; "" if it names none."""
-    token = settings.get(name) or ""
-    return token["content"] if isinstance(token, dict) else token
 
 
 def _require_same_ids(model: bytes, tokenizer_file: Path) -> None:

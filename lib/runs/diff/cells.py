@@ -8,8 +8,9 @@ from lib.common import files
 from lib.common.errors import UserError
 from lib.runs.diff.outputs import join_text
 
-# nbdime compares every cell with every other, letter by letter: 30 unlike cells of 2,500 characters
-# on either side took 102 s, so it gets the beginning of each, and less of it from many cells
+# nbdime compares every cell with every other, letter by letter: 30 unlike cells on either side, of
+# about 1,000 characters or more each, took 102 s. So it gets the beginning of each, and less of it
+# from many cells
 ALIGNED = 300  # characters of a cell
 MANY, ALIGNED_OF_MANY = 2_500, 60  # pairs of cells; characters of a cell
 INJECTED = "injected-parameters"  # the tag of the cell that papermill adds
@@ -75,7 +76,12 @@ def pair_cells(first: list[Cell], second: list[Cell]) -> list[Pair]:
         if change["key"] == "cells"
     ] or [[]]
     pairs: list[Pair] = []
-    removed = {n for c in changes if c["op"] == "removerange" for n in _range_of(c, c["length"])}
+    removed = {
+        change["key"] + n
+        for change in changes
+        if change["op"] == "removerange"
+        for n in range(change["length"])
+    }
     added = {c["key"]: len(c["valuelist"]) for c in changes if c["op"] == "addrange"}
     rest = iter(second)
     gap: tuple[list[Cell], list[Cell]] = ([], [])
@@ -89,10 +95,6 @@ def pair_cells(first: list[Cell], second: list[Cell]) -> list[Pair]:
         if place < len(first):
             pairs.append((first[place], next(rest)))
     return pairs
-
-
-def _range_of(change: Any, length: int) -> range:
-    return range(change["key"], change["key"] + length)
 
 
 def _as_notebook(cells: list[Cell], size: int) -> Any:

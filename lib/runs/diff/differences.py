@@ -96,8 +96,7 @@ def _compare_items(left: Item, right: Item) -> Difference:
     elif left.kind in ("printed", "text", "error"):
         rows, masked = compare_lines(left.lines, right.lines)
     changed = any(row.kind not in ("same", "folded") for row in rows)
-    changed |= _key_of(left) == _key_of(right) and left.title != right.title
-    changed |= _key_of(left) != _key_of(right)
+    changed |= (left.kind, left.title) != (right.kind, right.title)
     if left.kind == "picture":
         pictures = (left.content, right.content)
         changed |= left.content != right.content

@@ -125,9 +125,10 @@ def _describe_base(job: Params) -> Iterator[Line]:
     text = f"{job.base_model}: {trouble}; its size is not known here, {size:.0f} GB are assumed"
     if constants.HF_HUB_OFFLINE:
         yield Line(
-            "missing", "base", f"{text}. HF_HUB_OFFLINE forbids the download: unset it, or name a "
-            "local folder."
-        )  # fmt: skip
+            "missing",
+            "base",
+            f"{text}. HF_HUB_OFFLINE forbids the download: unset it, or name a local folder.",
+        )
         return
     yield Line("note", "base", f"{text}. Train downloads it; a gated one needs HF_TOKEN")
 

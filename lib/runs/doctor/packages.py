@@ -3,6 +3,7 @@
 This module imports no package, so that it works before `make setup`.
 """
 
+import functools
 import importlib.metadata
 import importlib.util
 import pathlib
@@ -95,17 +96,9 @@ def describe_loading() -> Iterator[Line]:
         yield Line("ok", "loading", f"{', '.join(LOADED)} load")
 
 
-_failures: dict[str, str] = {}
-
-
+@functools.cache
 def explain_failure(package: str) -> str:
     """Return why a package does not load; "" if it does."""
-    if package not in _failures:
-        _failures[package] = _try_import(package)
-    return _failures[package]
-
-
-def _try_import(package: str) -> str:
     try:
         if importlib.util.find_spec(package) is None:
             return "it is not installed"

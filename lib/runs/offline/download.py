@@ -255,7 +255,7 @@ def _require_space(place: pathlib.Path, missing: list[Wheel]) -> None:
     """Raise UserError unless all missing files fit, and the largest twice while pip moves it."""
     sizes = [wheel.size or 0 for wheel in missing]
     needed = sum(sizes) + max([*sizes, GROUP_BYTES])
-    free = shutil.disk_usage(place).free
+    free = files.free_disk(place)
     if missing and free < needed:
         raise UserError(
             f"not enough space for the packages: {needed / 1e9:.2f} GB are needed, but "

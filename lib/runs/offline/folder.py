@@ -5,7 +5,6 @@ SHA256SUMS    every other file of ours, as `sha256sum --check` reads it; written
 *.whl         the packages
 """
 
-import hashlib
 import json
 import pathlib
 import re
@@ -115,7 +114,6 @@ def _size(path: pathlib.Path) -> int:
 def _sha256(path: pathlib.Path) -> str:
     """Return a file's sha256; "" where the disk cannot read it."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return files.sha256(path)
     except OSError:
         return ""

@@ -23,8 +23,11 @@ VERSION = importlib.metadata.version
 
 @pytest.fixture(autouse=True)
 def no_earlier_answer(monkeypatch):
-    monkeypatch.setattr(packages, "_failures", {})
+    explain_failure = packages.explain_failure
+    explain_failure.cache_clear()
     monkeypatch.setattr(machine, "gpus", list)
+    yield
+    explain_failure.cache_clear()
 
 
 def test_versions_are_told_only_where_they_differ_from_the_pins(monkeypatch):
