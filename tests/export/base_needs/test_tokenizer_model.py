@@ -108,6 +108,7 @@ def _tear_apart(t):
         (lambda t: t.update(normalizer={"type": "NFKC"}), "its normaliser does more"),
         (lambda t: t["added_tokens"][4].update(lstrip=True), "'<mask>' takes the spaces around"),
         (lambda t: t["model"]["vocab"].update(new=9000), "its 2049 ids are not 0 to 2048"),
+        (lambda t: t["model"]["vocab"].update({" ": 2048}), "it has the token '\u2581' twice"),
         (_drop_a_split, r"its merges into .* are 1 of 2 possible ones"),
         (_tear_apart, "do not follow each other"),
     ],
