@@ -12,26 +12,24 @@ import shutil
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, safe_open, save_file
 
 from lib.common import files
 from lib.common.errors import UserError
-from lib.data.chat import TURN_END
+from lib.export.merging import base_copy
 from lib.model import model_folder
 from lib.model.shards import (
     EXTRA_SHARD,
     canonical_name,
     locate_tensors,
-    read_header,
     read_text_config,
 )
 from lib.record import earlier
 from lib.record.run_record import Run, tell_aside
 
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 SHARED_KV = ("k_proj", "v_proj", "k_norm")  # the tensors that a KV-shared layer may lack
 # PEFT settings with which an adapter is more than W + scale * B @ A
 UNMERGEABLE = (
@@ -41,12 +39,6 @@ UNMERGEABLE = (
     "lora_bias",
     "modules_to_save",
     "use_qalora",
-)
-# files of the base that are copied into the merged folder
-CARRIED = re.compile(
-    r"(?:(?:generation_|preprocessor_|processor_)?config\.json|tokenizer|special_tokens|"
-    r"added_tokens|chat_template|model\.safetensors\.index\.json|"
-    r"(?:LICENSE|NOTICE|USE_POLICY|GEMMA_TERMS))"
 )
 
 
@@ -94,22 +86,18 @@ def merge_adapter(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
     weights = {canonical_name(name): name for name in shards}
     require_own_base(adapter, base, pairs, weights)
     adapted = {weights[weight_of(module)]: pair for module, pair in pairs.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    size = files.size_of(base)
-    files.require_disk(out.parent, size, "the merged model")
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    print(f"merging {len(pairs)} weights into {size / 2**30:.1f} GiB", flush=True)
-    for path in base.iterdir():
-        if CARRIED.match(path.name):
-            shutil.copyfile(path, temporary / path.name)
-    _name_ends(temporary)
+    temporary = base_copy.begin(base, out, f"merging {len(pairs)} weights into")
+
+    def add(name: str, rows: slice, weight: torch.Tensor) -> torch.Tensor:
+        a, b = adapted[name]
+        return weight + (b[rows].float() @ a.float()) * scale
+
+    shapes = {name: (len(b), a.shape[1]) for name, (a, b) in adapted.items()}
     changes = []
     for shard in sorted(set(shards.values())):
         copy = temporary / shard.name
         shutil.copyfile(shard, copy)
-        changes += _merge_shard(copy, adapted, scale)
+        changes += base_copy.change_weights(copy, shapes, add)
     _require_change(changes, temporary)
     files.replace_folder(temporary, out)
     return {
@@ -119,27 +107,6 @@ def merge_adapter(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
         "largest_change": max(changes),
         "bytes": files.size_of(out),
     }
-
-
-def _name_ends(folder: Path) -> None:
-    """Let transformers' generation stop at the end of a turn, which training taught to write.
-
-    A base without generation_config.json, or a pretrained one, names only the end of a text.
-    """
-    path = folder / "generation_config.json"
-    config = files.read_json(folder / "config.json", "The model's configuration")
-    if path.is_file():
-        generation = files.read_json(path, "generation_config.json")
-    else:
-        config = {**config.get("text_config", {}), **config}
-        keys = ("bos_token_id", "eos_token_id", "pad_token_id")
-        generation = {key: config[key] for key in keys if config.get(key) is not None}
-    tokenizer = files.read_json(folder / "tokenizer.json", "The tokenizer")
-    turn_ends = [t["id"] for t in tokenizer["added_tokens"] if t["content"] == TURN_END]
-    ends = generation.get("eos_token_id", config.get("eos_token_id"))
-    ends = ends if isinstance(ends, list) else [ends] if ends is not None else []
-    if not path.is_file() or not set(turn_ends) <= set(ends):
-        files.write_json(path, {**generation, "eos_token_id": sorted({*ends, *turn_ends})})
 
 
 def _require_change(changes: list[float], merged: Path) -> None:
@@ -220,52 +187,6 @@ def _read_halves(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], list[s
             odd.append(f"tensor {name}")
     odd += [f"only one half of {module}" for module, half in halves.items() if len(half) < 2]
     return halves, odd
-
-
-def _merge_shard(
-    path: Path, adapted: dict[str, tuple[torch.Tensor, torch.Tensor]], scale: float
-) -> list[float]:
-    """Change the adapted weights inside a shard's file; return the largest change of each."""
-    changes = []
-    with open(path, "r+b") as file:
-        start, header = read_header(file)
-        for name in sorted(adapted.keys() & header.keys()):
-            a, b = adapted[name]
-            delta = (b.float() @ a.float()) * scale
-            changes.append(_add_delta(file, start, name, header[name], delta))
-    return changes
-
-
-def _add_delta(
-    file: BinaryIO, start: int, name: str, entry: dict[str, Any], delta: torch.Tensor
-) -> float:
-    """Add `delta` to a weight in place; `start` is where the shard's numbers begin.
-
-    Return the largest change.
-    """
-    if entry["dtype"] not in DTYPES:
-        raise UserError(
-            f"{name} of the base is stored as {entry['dtype']}: the base is quantised. Expected "
-            "16-bit weights: set base_model to the 16-bit repository it was made from."
-        )
-    if entry["shape"] != list(delta.shape):
-        raise UserError(
-            f"{name} has shape {entry['shape']} in the base, but the adapter was trained on "
-            f"{list(delta.shape)}. Set base_model to the one it was trained on."
-        )
-    begin, end = entry["data_offsets"]
-    file.seek(start + begin)
-    data = bytearray(file.read(end - begin))
-    weight = torch.frombuffer(data, dtype=DTYPES[entry["dtype"]]).view(entry["shape"])
-    merged = (weight.float() + delta).to(weight.dtype)
-    if not torch.isfinite(merged).all():
-        raise UserError(
-            f"{name} is not finite after the merge. "
-            "Expected finite numbers: look at the training's loss."
-        )
-    file.seek(start + begin)
-    file.write(merged.view(torch.uint8).numpy().tobytes())
-    return (merged.float() - weight.float()).abs().max().item()
 
 
 def add_missing_shared_kv(folder: Path, base: Path | None = None) -> dict[str, int]:
