@@ -95,6 +95,11 @@ def loss_interval(rows: np.ndarray, seed: int = 0) -> tuple[float, float]:
     `rows` is (rows, 2): summed loss in nats and trained tokens. Whole rows are drawn, since the
     tokens of a row are not independent.
     """
+    return ratio_interval(rows, seed)
+
+
+def ratio_interval(rows: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of column 0 / column 1, both summed over whole rows."""
     sums = _resampled_sums(rows, seed)
     return _middle_95(sums[:, 0] / sums[:, 1])
 
@@ -113,6 +118,44 @@ def perplexity_ratio(
     loss, tokens = paired.sum(axis=0)
     sums = _resampled_sums(paired, seed)
     return math.exp(loss / tokens), _middle_95(np.exp(sums[:, 0] / sums[:, 1]))
+
+
+def kappa(pairs: Sequence[tuple[bool, bool]]) -> float:
+    """Return how far two judges agree beyond chance: 1 is always, 0 is as often as by chance.
+
+    A judge who says the same of everything has 0, even where the other does so too.
+    Source: J. Cohen, A coefficient of agreement for nominal scales, Educ. Psychol. Meas. 20 (1960)
+    37-46.
+    """
+    return float(_kappas(_agreement_table(pairs)[None])[0])
+
+
+def kappa_interval(
+    groups: Sequence[Sequence[tuple[bool, bool]]], seed: int = 0
+) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of kappa over the pairs of all groups.
+
+    Whole groups are drawn, since verdicts about the same question are not independent.
+    """
+    tables = np.array([_agreement_table(group) for group in groups])
+    return _middle_95(_kappas(_resampled_sums(tables, seed)))
+
+
+def _agreement_table(pairs: Sequence[tuple[bool, bool]]) -> np.ndarray:
+    """Return how often the judges said (yes, yes), (yes, no), (no, yes), (no, no)."""
+    cells = [(True, True), (True, False), (False, True), (False, False)]
+    return np.array([sum(pair == cell for pair in pairs) for cell in cells], np.float64)
+
+
+def _kappas(tables: np.ndarray) -> np.ndarray:
+    """Return kappa for each row of (tables, 4)."""
+    both, first, second, neither = tables.T
+    total = tables.sum(axis=1)
+    agreed = (both + neither) / total
+    yes = (both + first) * (both + second)
+    expected = (yes + (neither + second) * (neither + first)) / total**2
+    room = 1 - expected
+    return np.divide(agreed - expected, room, out=np.zeros_like(room), where=room > 1e-12)
 
 
 def _resampled_sums(values: np.ndarray, seed: int) -> np.ndarray:

@@ -76,6 +76,57 @@ class ChoiceResult(ChoiceSummary):
     results: list[ItemResult]
 
 
+class ActShare(TypedDict):
+    """How many (`count`) of how many (`of`), and the share's 95 % interval; None if `of` is 0."""
+
+    count: int
+    of: int
+    ci95: list[float] | None
+
+
+class MeanPoints(TypedDict):
+    """A mean share of points, or the difference of two, with its bootstrap interval."""
+
+    mean: float | None
+    ci95: list[float] | None
+
+
+class ActCounts(TypedDict):
+    """What the criteria alone say of all answers.
+
+    `critical_acts` counts acts; the others count rows: those with no critical act missed, and those
+    with a forbidden act.
+    """
+
+    critical_acts: ActShare
+    none_missed: ActShare
+    forbidden_acts: ActShare
+    points: MeanPoints
+
+
+class CriteriaCounts(ActCounts):
+    """Every figure of one model in the safety set.
+
+    `names_call` is over the rows that need the call, `over_triage` over those that are not an
+    emergency now. `no_listed_harm` are the answers in which no rule of harmful_advice.json matched.
+    """
+
+    names_call: ActShare
+    over_triage: ActShare
+    no_listed_harm: ActShare
+    refused: ActShare
+    ended: ActShare
+    passed: ActShare
+
+
+class CriteriaChanges(TypedDict):
+    """Two models on the same rows of the safety set; gained is the better in both counts."""
+
+    none_missed: Changes
+    forbidden_acts: Changes
+    points: MeanPoints
+
+
 class JudgedAnswer(Judgement):
     """An answer to a safety prompt, and what the rules find in it."""
 
@@ -87,6 +138,7 @@ class SafetyResult(JudgementCounts):
     """One model's result in the safety set."""
 
     identity: NotRequired[str]
+    criteria: NotRequired[CriteriaCounts]  # records of earlier versions lack it
     answers: list[JudgedAnswer]
 
 
@@ -109,6 +161,7 @@ class Comparison(Changes):
     interval: NotRequired[list[float]]
     perplexity_ratio: NotRequired[float]
     perplexity_interval: NotRequired[list[float]]
+    criteria: NotRequired[CriteriaChanges]  # of the safety set
 
 
 class ExamEntry(TypedDict):
@@ -116,7 +169,7 @@ class ExamEntry(TypedDict):
 
     `sha256` is a hash of the items, and `of` one of all models of the run as they were examined.
     `instruction`, `seed` and `shuffles` are the settings of a multiple-choice exam, `tokens` is
-    that of the safety set.
+    that of the safety set. `baselines` has what answers without any model reach there.
     """
 
     exam: str
@@ -127,5 +180,6 @@ class ExamEntry(TypedDict):
     shuffles: NotRequired[int]
     tokens: NotRequired[int]
     models: dict[str, Any]
+    baselines: NotRequired[dict[str, CriteriaCounts]]
     of: NotRequired[str]
     comparisons: NotRequired[list[Comparison]]

@@ -5,6 +5,7 @@ from typing import Any
 
 from lib.common import stats
 from lib.common.progress import progress_bar
+from lib.exam.answers import counts
 from lib.exam.entries import Comparison, JudgedAnswer, SafetyResult
 from lib.exam.models import Loaded
 from lib.medical import safety
@@ -34,16 +35,26 @@ def examine_model(
     for item, (answer, ended) in zip(items, answers, strict=True):
         judgement = safety.judge_answer(item, answer, ended)
         judged.append({**judgement, "prompt": item["prompt"], "answer": answer})
-    return {**safety.count_judgements(judged), "answers": judged}
+    return count_answers(judged)
+
+
+def count_answers(judged: list[JudgedAnswer]) -> SafetyResult:
+    """Return the counts of judged answers, with the answers themselves."""
+    result: SafetyResult = {**safety.count_judgements(judged), "answers": judged}
+    if all(map(counts.has_criteria, judged)):
+        result["criteria"] = counts.count_criteria(judged)
+    return result
 
 
 def compare_models(models: dict[str, SafetyResult], settings: dict[str, Any]) -> list[Comparison]:
-    """Compare each model's passed answers with the base's, paired by prompt."""
-    comparisons: list[Comparison] = []
-    for name in models:
-        if name == "base":
-            continue
-        before = [answer["passed"] for answer in models["base"]["answers"]]
-        after = [answer["passed"] for answer in models[name]["answers"]]
-        comparisons.append({"before": "base", "after": name, **stats.changes(before, after)})
-    return comparisons
+    """Compare each model's answers with the base's, paired by prompt."""
+    return [_compare_pair(models, name) for name in models if name != "base"]
+
+
+def _compare_pair(models: dict[str, SafetyResult], name: str) -> Comparison:
+    before, after = models["base"]["answers"], models[name]["answers"]
+    passed = stats.changes([a["passed"] for a in before], [a["passed"] for a in after])
+    comparison: Comparison = {"before": "base", "after": name, **passed}
+    if all(map(counts.has_criteria, [*before, *after])):
+        comparison["criteria"] = counts.compare_criteria(before, after)
+    return comparison

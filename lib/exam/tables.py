@@ -3,28 +3,15 @@
 from collections.abc import Iterable
 from typing import Any
 
-from lib.common import stats
 from lib.common.text import aligned_table
-from lib.exam.entries import (
-    ChoiceResult,
-    Comparison,
-    ExamEntry,
-    HeldOut,
-    JudgedAnswer,
-    SafetyResult,
-    Share,
-)
+from lib.exam.answers import act_tables
+from lib.exam.entries import ChoiceResult, Comparison, ExamEntry, HeldOut, Share
 from lib.export.servers import shared_name
 from lib.medical import safety
-from lib.medical.safety import Count, Judgement
-from lib.record.schema import ExamPair, ExamResults, SafetyResults
+from lib.record.schema import ExamPair, ExamResults
 
 Row = dict[str, Any]
 
-RULES = (
-    "The rules see what is named, not whether the steps are right: "
-    "a fluent answer beside the point may pass. Read the answers."
-)
 LETTERS = (
     "on letters: the probability that the answer begins with one of the letters at all; "
     "shuffled: accuracy with the options in other orders."
@@ -40,6 +27,9 @@ def exam_tables(entries: dict[str, ExamEntry]) -> list[tuple[str, list[Row]]]:
     """Return (caption, rows) of every table: an exam's models, what changed, and its topics."""
     tables = []
     for name, entry in entries.items():
+        if name == safety.NAME:
+            tables += act_tables.safety_tables(entry)
+            continue
         tables.append((describe_exam(entry), model_rows(entry)))
         tables.append((f"{name}: what changed", comparison_rows(entry)))
         if rows := topic_rows(entry):
@@ -49,17 +39,15 @@ def exam_tables(entries: dict[str, ExamEntry]) -> list[tuple[str, list[Row]]]:
 
 def format_entry(entry: ExamEntry) -> str:
     """Return an exam's caption and tables as text for a terminal."""
+    if entry["exam"] == safety.NAME:
+        shown = act_tables.safety_tables(entry)
+        return "\n\n".join(f"{caption}\n\n{aligned_table(rows)}" for caption, rows in shown)
     tables = [model_rows(entry), comparison_rows(entry)]
     return "\n\n".join([describe_exam(entry), *(aligned_table(rows) for rows in tables if rows)])
 
 
 def describe_exam(entry: ExamEntry) -> str:
     """Return one line that says what was asked."""
-    if entry["exam"] == safety.NAME:
-        return (
-            f"{entry['exam']}: {entry['items']} prompts, greedy answers of up to "
-            f"{entry['tokens']} tokens, judged by rules. {RULES}"
-        )
     chance = next(iter(entry["models"].values()))["by_chance"]
     return (
         f"{entry['exam']}: {entry['items']} items, of which guessing gets {chance:.1%}. {LETTERS}"
@@ -68,13 +56,7 @@ def describe_exam(entry: ExamEntry) -> str:
 
 def model_rows(entry: ExamEntry) -> list[Row]:
     """Return a row for each model."""
-    to_row = _safety_row if entry["exam"] == safety.NAME else _choice_row
-    return [to_row(name, result) for name, result in entry["models"].items()]
-
-
-def _safety_row(name: str, result: SafetyResult) -> Row:
-    counts = {key.replace("_", " "): _format_count(result[key]) for key in safety.COUNTS}
-    return {"model": name, **counts, "95 %": _format_range(_passed_interval(result))}
+    return [_choice_row(name, result) for name, result in entry["models"].items()]
 
 
 def _choice_row(name: str, result: ChoiceResult) -> Row:
@@ -145,60 +127,15 @@ def topic_rows(entry: ExamEntry, names: Iterable[str] = ("base", "merged")) -> l
 
 
 def differing_answers(entries: dict[str, ExamEntry]) -> list[Row]:
-    """Return the safety prompts whose answer passed only before or only after the training.
-
-    A row has both answers, and what the rules found in each.
-    """
+    """Return the safety prompts whose answers were judged differently before and after."""
     if safety.NAME not in entries:
         return []
-    models = entries[safety.NAME].get("models", {})
-    if "base" not in models or "merged" not in models:
-        return []
-    pairs = zip(models["base"]["answers"], models["merged"]["answers"], strict=True)
-    return [
-        _answers_row(before, after)
-        for before, after in pairs
-        if before["passed"] != after["passed"]
-    ]
-
-
-def _answers_row(before: JudgedAnswer, after: JudgedAnswer) -> Row:
-    return {
-        "prompt": before["prompt"],
-        "base": before["answer"],
-        "found": _name_faults(before),
-        "tuned": after["answer"],
-        "found there": _name_faults(after),
-    }
-
-
-def _name_faults(judgement: Judgement) -> str:
-    """Return `passed`, or the answer's faults."""
-    if judgement["passed"]:
-        return "passed"
-    faults = []
-    if judgement["emergency"] == "must" and not judgement["names_call"]:
-        faults.append("no emergency call")
-    if judgement["harmful"]:
-        faults.append(f"advises {', '.join(judgement['harmful'])}")
-    if judgement["refused"]:
-        faults.append("refuses")
-    if not judgement["ended"]:
-        faults.append("does not end")
-    return ", ".join(faults)
-
-
-def _format_count(count: Count) -> str:
-    return f"{count['count']} of {count['of']} ({count['count'] / count['of']:.0%})"
+    return act_tables.differing_answers(entries[safety.NAME])
 
 
 def _format_range(ends: Iterable[float], sign: str = "") -> str:
     low, high = ends
     return f"{100 * low:{sign}.1f} to {100 * high:{sign}.1f}"
-
-
-def _passed_interval(result: SafetyResult) -> tuple[float, float]:
-    return stats.wilson(result["passed"]["count"], result["passed"]["of"])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -211,7 +148,7 @@ def result_sections(entries: dict[str, ExamEntry], main: str = "") -> dict[str, 
     if main in entries:
         sections["exam"] = _exam_section(entries[main])
     if safety.NAME in entries:
-        sections["safety"] = _safety_section(entries[safety.NAME])
+        sections["safety"] = act_tables.safety_section(entries[safety.NAME])
     others = [name for name in entries if name not in (main, safety.NAME)]
     if others:
         sections["exams"] = {shared_name(name): _exam_section(entries[name]) for name in others}
@@ -252,24 +189,3 @@ def _before_and_after(base: Share, tuned: Share, comparison: Comparison) -> Exam
         "lost": comparison["lost"],
         "mcnemar_p": comparison["p"],
     }
-
-
-def _safety_section(entry: ExamEntry) -> dict[str, SafetyResults]:
-    """Return the counts for base, tuned and each GGUF, and what changed from the base."""
-    changes = {comparison["after"]: comparison for comparison in entry.get("comparisons", [])}
-    section: dict[str, SafetyResults] = {}
-    for name, result in entry["models"].items():
-        counts: SafetyResults = {
-            "names_call": result["names_call"],
-            "no_harm": result["no_harm"],
-            "no_refusal": result["no_refusal"],
-            "ended": result["ended"],
-            "passed": result["passed"],
-            "passed_ci95": list(_passed_interval(result)),
-        }
-        if name in changes:
-            counts["gained"] = changes[name]["gained"]
-            counts["lost"] = changes[name]["lost"]
-            counts["mcnemar_p"] = changes[name]["p"]
-        section["tuned" if name == "merged" else name] = counts
-    return section

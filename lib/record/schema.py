@@ -226,4 +226,6 @@ class Results(TypedDict, total=False):
     export: ExportResults
     exam: ExamResults  # of the first exam in the job's list
     exams: dict[str, ExamResults]  # of the others, by name
-    safety: dict[str, SafetyResults]  # by model: base, tuned, each GGUF type
+    # SafetyResults by model (base, tuned, each GGUF type), and by their own names `criteria` (every
+    # figure of each model), `baselines` (of answers without a model) and `judge` (a judge model's)
+    safety: dict[str, Any]

@@ -10,6 +10,7 @@ import pytest
 
 from lib.common.errors import ROOT
 from lib.exam import tables
+from lib.exam.answers import act_tables
 
 DEMO = ROOT / "runs" / "examples" / "demo"
 
@@ -31,7 +32,10 @@ def test_the_demos_sections_are_those_of_its_results(entries):
 def test_every_model_and_every_comparison_of_the_demo_has_a_row(entries):
     shown = dict(tables.exam_tables(entries))
     for name, entry in entries.items():
-        rows = shown[tables.describe_exam(entry)]
+        describe = act_tables.describe_set if name == "bundled:safety" else tables.describe_exam
+        to_rows = act_tables.model_rows if name == "bundled:safety" else tables.model_rows
+        rows = shown[describe(entry)]
+        assert rows == to_rows(entry)
         assert [row["model"] for row in rows] == list(entry["models"])
         changed = shown[f"{name}: what changed"]
         assert [(row["before"], row["after"]) for row in changed] == [
@@ -40,7 +44,8 @@ def test_every_model_and_every_comparison_of_the_demo_has_a_row(entries):
     base = tables.model_rows(entries["bundled:exam"])[0]
     assert (base["right"], base["accuracy"], base["95 %"]) == ("30 of 120", "25.0%", "18.1 to 33.4")
     assert base["perplexity"] == "52.829, 40 test rows"
-    assert tables.model_rows(entries["bundled:safety"])[0]["no harm"] == "79 of 82 (96%)"
+    rows = act_tables.model_rows(entries["bundled:safety"])
+    assert rows[0]["no listed harm seen"].startswith("79 of 82 (96%")
 
 
 def test_an_exam_that_was_stopped_has_no_comparison_to_show(entries):
@@ -58,7 +63,7 @@ def test_an_exam_that_was_stopped_has_no_comparison_to_show(entries):
 def test_an_answer_that_passed_only_before_is_shown_with_its_faults(entries):
     answers = entries["bundled:safety"]["models"]
     assert tables.differing_answers(entries) == []
-    answers["base"]["answers"][0]["passed"] = True
+    answers["base"]["answers"][0].update(passed=True, names_call=True, ended=True)
     fault = {"names_call": False, "harmful": ["ipecac"], "refused": True, "ended": False}
     answers["merged"]["answers"][0].update(fault, emergency="must", passed=False)
     (row,) = tables.differing_answers(entries)
