@@ -7,7 +7,7 @@ the two formats.
 from typing import Any, NotRequired, TypedDict
 
 from lib.common.stats import Changes
-from lib.medical.safety import Judgement, JudgementCounts
+from lib.medical.safety import Count, Judgement, JudgementCounts
 
 
 class Share(TypedDict):
@@ -142,6 +142,44 @@ class SafetyResult(JudgementCounts):
     answers: list[JudgedAnswer]
 
 
+class Agreement(TypedDict):
+    """Cohen's kappa between two judges, with its bootstrap interval over the rows."""
+
+    kappa: float
+    ci95: list[float]
+
+
+class JudgeAgreement(Agreement):
+    """A judge model on the safety set's own right and wrong answers.
+
+    kappa is between what it passes and what is known to be right; `acts` is between its verdict on
+    each act and the rules'. `unjudged` are the answers on which it gave no verdict.
+    """
+
+    answers: int
+    unjudged: int
+    right_passed: Count
+    wrong_caught: Count
+    acts: Agreement
+
+
+class ModelVerdicts(TypedDict):
+    """A judge model's verdicts on one model's answers: by act, None where it gave none."""
+
+    criteria: ActCounts
+    unjudged: int
+    verdicts: list[dict[str, bool] | None]
+
+
+class JudgeSection(TypedDict):
+    """What a judge model says, or why it said nothing (`failed`); never without its agreement."""
+
+    model: str
+    failed: NotRequired[str]
+    agreement: NotRequired[JudgeAgreement]
+    models: NotRequired[dict[str, ModelVerdicts]]
+
+
 class ChoiceChange(Changes):
     """Two models on the same multiple-choice items; `difference` is that of their accuracies."""
 
@@ -181,5 +219,6 @@ class ExamEntry(TypedDict):
     tokens: NotRequired[int]
     models: dict[str, Any]
     baselines: NotRequired[dict[str, CriteriaCounts]]
+    judge: NotRequired[JudgeSection]
     of: NotRequired[str]
     comparisons: NotRequired[list[Comparison]]

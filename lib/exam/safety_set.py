@@ -5,8 +5,8 @@ from typing import Any
 
 from lib.common import stats
 from lib.common.progress import progress_bar
-from lib.exam.answers import counts
-from lib.exam.entries import Comparison, JudgedAnswer, SafetyResult
+from lib.exam.answers import counts, fixed_answers, model_judge
+from lib.exam.entries import Comparison, ExamEntry, JudgedAnswer, SafetyResult
 from lib.exam.models import Loaded
 from lib.medical import safety
 
@@ -44,6 +44,15 @@ def count_answers(judged: list[JudgedAnswer]) -> SafetyResult:
     if all(map(counts.has_criteria, judged)):
         result["criteria"] = counts.count_criteria(judged)
     return result
+
+
+def judge_beside(
+    entry: ExamEntry, items: list[dict[str, Any]], judge: dict[str, str], run_folder: Path
+) -> None:
+    """Add to an entry what useless answers reach, and a judge model's verdicts if there is one."""
+    entry["baselines"] = fixed_answers.judge_fixed(items)
+    if judge:
+        entry["judge"] = model_judge.judge_entry(judge, items, entry, run_folder)
 
 
 def compare_models(models: dict[str, SafetyResult], settings: dict[str, Any]) -> list[Comparison]:

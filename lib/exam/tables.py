@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lib.common.text import aligned_table
-from lib.exam.answers import act_tables
+from lib.exam.answers import act_tables, judge_tables
 from lib.exam.entries import ChoiceResult, Comparison, ExamEntry, HeldOut, Share
 from lib.export.servers import shared_name
 from lib.medical import safety
@@ -28,7 +28,7 @@ def exam_tables(entries: dict[str, ExamEntry]) -> list[tuple[str, list[Row]]]:
     tables = []
     for name, entry in entries.items():
         if name == safety.NAME:
-            tables += act_tables.safety_tables(entry)
+            tables += _safety_tables(entry)
             continue
         tables.append((describe_exam(entry), model_rows(entry)))
         tables.append((f"{name}: what changed", comparison_rows(entry)))
@@ -37,10 +37,14 @@ def exam_tables(entries: dict[str, ExamEntry]) -> list[tuple[str, list[Row]]]:
     return tables
 
 
+def _safety_tables(entry: ExamEntry) -> list[tuple[str, list[Row]]]:
+    return [*act_tables.safety_tables(entry), *judge_tables.judge_tables(entry)]
+
+
 def format_entry(entry: ExamEntry) -> str:
     """Return an exam's caption and tables as text for a terminal."""
     if entry["exam"] == safety.NAME:
-        shown = act_tables.safety_tables(entry)
+        shown = _safety_tables(entry)
         return "\n\n".join(f"{caption}\n\n{aligned_table(rows)}" for caption, rows in shown)
     tables = [model_rows(entry), comparison_rows(entry)]
     return "\n\n".join([describe_exam(entry), *(aligned_table(rows) for rows in tables if rows)])
@@ -148,7 +152,7 @@ def result_sections(entries: dict[str, ExamEntry], main: str = "") -> dict[str, 
     if main in entries:
         sections["exam"] = _exam_section(entries[main])
     if safety.NAME in entries:
-        sections["safety"] = act_tables.safety_section(entries[safety.NAME])
+        sections["safety"] = _safety_section(entries[safety.NAME])
     others = [name for name in entries if name not in (main, safety.NAME)]
     if others:
         sections["exams"] = {shared_name(name): _exam_section(entries[name]) for name in others}
@@ -189,3 +193,10 @@ def _before_and_after(base: Share, tuned: Share, comparison: Comparison) -> Exam
         "lost": comparison["lost"],
         "mcnemar_p": comparison["p"],
     }
+
+
+def _safety_section(entry: ExamEntry) -> dict[str, Any]:
+    section = act_tables.safety_section(entry)
+    if judge := entry.get("judge"):
+        section["judge"] = judge_tables.judge_section(judge)
+    return section

@@ -141,6 +141,10 @@ def take_exams(
         entry["of"] = models_hash
         entry["comparisons"] = _format_of(exam).compare_models(entry["models"], settings[exam])
     files.write_json(path, {**recorded, **entries}, sealed=True)
+    if safety.NAME in entries:  # once the rules' verdicts are written, since a server may fail
+        judged = entries[safety.NAME]
+        safety_set.judge_beside(judged, exams[safety.NAME], job.judge, run.folder)
+        files.write_json(path, {**recorded, **entries}, sealed=True)
     # Results of other files, such as an adapter before it was trained again, stay in exam.json, but
     # are not reported as results of the present files.
     current = {exam: entry for exam, entry in recorded.items() if entry.get("of") == models_hash}

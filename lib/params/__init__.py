@@ -4,16 +4,9 @@ python -m lib.params            # the table of parameters in params/README.md
 """
 
 from lib.params.keeping import find_changed, fingerprint, load_recorded, to_yaml
+from lib.params.kinds import RULES, Source, Text
 from lib.params.reading import check_values, load_job, parse_overrides, read_values, suggest_name
-from lib.params.schema import (
-    FIELDS,
-    RULES,
-    Params,
-    Source,
-    Text,
-    is_free,
-    stage_of,
-)
+from lib.params.schema import FIELDS, Params, is_free, stage_of
 from lib.params.wording import describe_type, markdown_table
 
 __all__ = [

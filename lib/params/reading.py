@@ -129,11 +129,16 @@ def _find_problem(key: str, value: Any) -> str:
 
 
 def _describe_entry(error: pydantic.ValidationError, key: str, value: Any) -> str:
-    """Say which key of a data set is wrong, in a list also of which one; "" for other values."""
+    """Say which key of a data set is wrong, in a list also of which one, or what the schema says.
+
+    Return "" for other values.
+    """
     if not isinstance(value, list | dict):
         return ""
     for wrong in error.errors():
         location = wrong["loc"]
+        if location == (key,) and wrong["type"] == "value_error":  # raised by the schema itself
+            return f". {wrong['ctx']['error']}"
         numbers = [step for step in location if isinstance(step, int)]
         if location[0] != key or "Source" not in location or bool(numbers) == (type(value) is dict):
             continue

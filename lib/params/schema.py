@@ -5,35 +5,13 @@ notebook. The order here is that of those cells, of the table and of every param
 """
 
 import functools
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import annotated_types
 import pydantic
 
 from lib.common.gguf_types import GgufType
-
-Text = Annotated[str, annotated_types.MinLen(1)]
-CountOrAuto = Annotated[int, annotated_types.Ge(1)] | Literal["auto"]
-Rule = Literal[
-    "placeholder",
-    "answer_is_question",
-    "link_list",
-    "exact_duplicate",
-    "escapes",
-    "mojibake",
-    "html",
-    "control_characters",
-    "blanks",
-    "question_mark",
-    "flattened_lists",
-    "leaked_turns",
-    "control_tokens",
-    "tables",
-    "merged_turns",
-    "opening_answer",
-    "unanswered_question",
-]
-RULES: tuple[str, ...] = get_args(Rule)
+from lib.params.kinds import CountOrAuto, Judge, Rule, Source, Text
 
 
 def _parameter(stage: str, default: Any, text: str, free: bool = False, **bounds: Any) -> Any:
@@ -49,27 +27,6 @@ def _parameter(stage: str, default: Any, text: str, free: bool = False, **bounds
 _prepare = functools.partial(_parameter, "prepare")
 _train = functools.partial(_parameter, "train")
 _export = functools.partial(_parameter, "export")
-
-
-class Source(pydantic.BaseModel):
-    """One data set: what to read, and how much of it."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    dataset: Text
-    revision: str = ""
-    config: str = ""
-    split: str = ""
-    weight: float = pydantic.Field(default=1.0, gt=0, le=1)
-    max_rows: int = pydantic.Field(default=0, ge=0)
-    columns: dict[str, str] = {}
-
-    @pydantic.model_serializer(mode="wrap")
-    def _without_later_keys(self, serialise: Any) -> dict[str, Any]:
-        """Leave out empty keys that were added later, which would rename the runs of older jobs."""
-        later = ("config", "split")
-        values = serialise(self)
-        return {key: value for key, value in values.items() if value or key not in later}
 
 
 class Params(pydantic.BaseModel):
@@ -313,6 +270,11 @@ class Params(pydantic.BaseModel):
     )
     safety_tokens: int = _export(
         128, "longest answer to a prompt of the safety set, in tokens; 0 skips the set", ge=0
+    )
+    judge: Judge = _export(
+        {},
+        "a model that judges the same answers, beside the rules: {base_url: address of an "
+        "OpenAI-compatible server, model: its name there}; key in MEDRESCUE_JUDGE_KEY",
     )
     push_to: str = _export(
         "",

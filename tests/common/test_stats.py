@@ -145,3 +145,13 @@ def test_other_tokens_are_refused():
         stats.perplexity_ratio(np.array([[1.0, 2]]), np.array([[1.0, 3]]))
     with pytest.raises(ValueError, match="nothing"):
         stats.mean_interval([])
+
+
+def test_kappa_is_cohens():
+    # Cohen's own formula on 20, 5, 10, 15: agreed 0.7, expected 0.5
+    pairs = [(True, True)] * 20 + [(True, False)] * 5 + [(False, True)] * 10 + [(False, False)] * 15
+    assert stats.kappa(pairs) == pytest.approx(0.4)
+    low, high = stats.kappa_interval([[pair] for pair in pairs])
+    assert low < 0.4 < high
+    assert low > 0.1
+    assert high < 0.7

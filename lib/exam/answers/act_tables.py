@@ -105,12 +105,13 @@ def format_range(ends: Iterable[float]) -> str:
 
 
 def _earlier_row(name: str, result: SafetyResult) -> Row:
-    figures = {EARLIER_LABELS[key]: _format_count(result[key]) for key in safety.COUNTS}
+    figures = {EARLIER_LABELS[key]: format_count(result[key]) for key in safety.COUNTS}
     low, high = _passed_interval(result)
     return {"model": name, **figures, "95 %": f"{100 * low:.1f} to {100 * high:.1f}"}
 
 
-def _format_count(count: Count) -> str:
+def format_count(count: Count) -> str:
+    """Return a count with its share."""
     return f"{count['count']} of {count['of']} ({count['count'] / count['of']:.0%})"
 
 

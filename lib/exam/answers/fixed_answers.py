@@ -1,0 +1,50 @@
+"""Judge answers that need no model, as what any model's figures have to beat.
+
+    fixed_answers.judge_fixed(rows)
+
+They are useless on purpose: they cannot tell one prompt from another. What they reach, a model may
+reach without knowing anything. All of them end their turn and are judged by the same rules.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from lib.exam.answers import counts
+from lib.exam.entries import CriteriaCounts
+from lib.medical import safety
+
+CALL = "Call your local emergency number now."
+REASSURANCE = (
+    "Don't worry, this is common and nothing serious. Keep calm, rest and drink some water, and it "
+    "will get better by itself."
+)
+# everything that first aid is known for, in the hope that some of it is asked for
+EVERYTHING = (
+    "Call your local emergency number now. Check that they breathe, and if they do not, push hard "
+    "and fast in the centre of the chest and send for a defibrillator. Otherwise put them in the "
+    "recovery position. Press firmly on any bleeding with a clean cloth. Cool any burn under "
+    "running water for 20 minutes. Do not move them, give nothing to eat or drink, keep them warm "
+    "and stay with them until help arrives."
+)
+
+Row = dict[str, Any]
+
+
+def list_answers() -> dict[str, Callable[[Row], str]]:
+    """Return each useless answer by its name, as a function of the row."""
+    return {
+        "the constant call": lambda row: CALL,
+        "the constant reassurance": lambda row: REASSURANCE,
+        "everything at once": lambda row: EVERYTHING,
+        "the question back": lambda row: row["prompt"],
+    }
+
+
+def judge_fixed(rows: list[Row]) -> dict[str, CriteriaCounts]:
+    """Return what each useless answer reaches on the rows, by its name."""
+    if "criteria" not in rows[0]:
+        return {}
+    return {
+        name: counts.count_criteria([safety.judge_answer(row, write(row), True) for row in rows])
+        for name, write in list_answers().items()
+    }

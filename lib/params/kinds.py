@@ -1,0 +1,68 @@
+"""The kinds of values that a parameter may have, besides plain ones."""
+
+import urllib.parse
+from typing import Annotated, Any, Literal, get_args
+
+import annotated_types
+import pydantic
+
+Text = Annotated[str, annotated_types.MinLen(1)]
+CountOrAuto = Annotated[int, annotated_types.Ge(1)] | Literal["auto"]
+Rule = Literal[
+    "placeholder",
+    "answer_is_question",
+    "link_list",
+    "exact_duplicate",
+    "escapes",
+    "mojibake",
+    "html",
+    "control_characters",
+    "blanks",
+    "question_mark",
+    "flattened_lists",
+    "leaked_turns",
+    "control_tokens",
+    "tables",
+    "merged_turns",
+    "opening_answer",
+    "unanswered_question",
+]
+RULES: tuple[str, ...] = get_args(Rule)
+
+
+class Source(pydantic.BaseModel):
+    """One data set: what to read, and how much of it."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    dataset: Text
+    revision: str = ""
+    config: str = ""
+    split: str = ""
+    weight: float = pydantic.Field(default=1.0, gt=0, le=1)
+    max_rows: int = pydantic.Field(default=0, ge=0)
+    columns: dict[str, str] = {}
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_later_keys(self, serialise: Any) -> dict[str, Any]:
+        """Leave out empty keys that were added later, which would rename the runs of older jobs."""
+        later = ("config", "split")
+        values = serialise(self)
+        return {key: value for key, value in values.items() if value or key not in later}
+
+
+def check_judge(judge: dict[str, str]) -> dict[str, str]:
+    """Raise ValueError unless a judge is empty, or has a server's address and a model's name."""
+    if judge and sorted(judge) != ["base_url", "model"]:
+        raise ValueError("It needs base_url and model, and nothing else")
+    address = urllib.parse.urlsplit(judge.get("base_url", "http://localhost"))
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise ValueError("base_url is not an address such as https://HOST/v1")
+    if address.username or address.password or address.query or address.fragment:
+        raise ValueError("base_url may hold host, port and path; a key belongs in the environment")
+    if judge and not judge["model"].strip():
+        raise ValueError("model is empty")
+    return judge
+
+
+Judge = Annotated[dict[str, str], pydantic.AfterValidator(check_judge)]
