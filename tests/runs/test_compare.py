@@ -8,9 +8,12 @@ import json
 import pytest
 
 from helpers import evil_run
+from helpers.judged import judgement
 from lib.common import stats
+from lib.exam import safety_set
+from lib.medical import safety
 from lib.pages import report
-from lib.runs import compare, comparisons, manage
+from lib.runs import compare, comparisons, manage, metrics
 
 
 @pytest.fixture
@@ -88,6 +91,25 @@ def test_paired_tests_are_those_of_the_items(runs):
     assert comparisons.compare_with_first([first, other]) == [], (
         "an exam of other items under the same name"
     )
+
+
+def test_the_safety_set_is_compared_by_acts_and_not_by_one_number(runs):
+    def with_safety(run, judged):
+        answers = [{**j, "prompt": "p", "answer": "a"} for j in judged]
+        models = {"merged": safety_set.count_answers(answers)}
+        entry = {"exam": safety.NAME, "sha256": "s", "models": models}
+        return {**run, "exams": {safety.NAME: entry}}
+
+    first, other = gathered(runs("a"), runs("b"))
+    first = with_safety(first, [judgement([0], [1])] * 8)
+    other = with_safety(other, [judgement([1], [1])] * 6 + [judgement([0], [0])] * 2)
+    passed, acts, forbidden = comparisons.compare_with_first([first, other])
+    assert passed["difference"] == "+0.0%", "all miss an act or do what is forbidden"
+    assert (acts["what"], acts["gained"]) == (f"{safety.NAME}, no critical act missed", 6)
+    assert (forbidden["what"], forbidden["gained"]) == (f"{safety.NAME}, no forbidden act", 2)
+    rows, _ = metrics.tabulate_metrics([first, other])
+    assert [row["critical acts"] for row in rows] == ["0.0%", "75.0%"]
+    assert metrics.find_best([first, other], [["a"], ["b"]], "forbidden_acts")[0][0] == "b"
 
 
 def test_holm_corrects_for_the_number_of_tests():
