@@ -14,42 +14,21 @@ import itertools
 import json
 import pathlib
 import re
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from lib.medical.negation import is_warning
-from lib.medical.wording import either, plain_text
+from lib.medical.sentences import split_sentences
+from lib.medical.wording import plain_text
 
 RULES_FILE = pathlib.Path(__file__).with_name("harmful_advice.json")
 # how much text before a sentence counts as its context: with more, a long article would seem to be
 # about burns and sprains at once
 CONTEXT_CHARACTERS = 250
 CONTEXT_SENTENCES = 6
-HEADING_CHARACTERS = 60  # a longer line is a heading only if it ends in a colon
 
 PATTERNS = ("pattern", "about", "not_about", "unless")
 
 Rule = dict[str, Any]  # a rule of RULES_FILE, the regular expressions of PATTERNS compiled
-
-_LINE_START = re.compile(r"[\n•▪❌🚫✗✘]|(?<=\s\s)[-*](?= )")
-_BULLET = re.compile(r"\s*(?:[-*•▪–—+]|\d{1,2}[.)])\s*(?=\S)")
-_NO_ABBREVIATION = r"(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bvs\.)"
-_STOP = re.compile(rf"[.!?;]+{_NO_ABBREVIATION}(?=[\s\"'”’)*_\]]|[A-Z])")
-_FORBIDDING = either(r"""
-    \b(?:do|should|must) ?n[o']t\b(?! (?:panic|worry|hesitate|delay|wait|forget))
-    \bnever\b | \bnot to\b | \bdon'?ts\b
-    \bmistakes?\b | \berrors?\b | \bmyths?\b | ❌ | 🚫
-    \bavoid(?:ed|ing)?(?=$| (?:the following|these|doing|this))
-""")
-# "Never do this", but not "If you must not move him" nor "Dos and don'ts"
-_FORBIDDING_HEADING = re.compile(rf"(?!if\b|when\b|do'?s (?:and|&))[^.!?]*{_FORBIDDING}[^.!?]*$")
-
-
-class Sentence(NamedTuple):
-    """A sentence as written, and whether it is listed under a heading such as "Do not:"."""
-
-    text: str
-    forbidden: bool
 
 
 @functools.cache
@@ -93,7 +72,7 @@ def find_harmful(text: str, question: str = "") -> list[tuple[str, str]]:
     rules = _possible_rules(f"{question}\n{text}")
     if not rules:
         return []
-    sentences = _split_sentences(text)
+    sentences = split_sentences(text)
     hits: list[tuple[str, str]] = []
     for number, (sentence, forbidden) in enumerate(sentences):
         low = sentence.lower()
@@ -137,54 +116,11 @@ def _advises(pattern: re.Pattern[str], sentence: str) -> bool:
     # overlapping matches too: in "do not use ice, put butter on it" the match that "use" begins
     # would hide the one that "put" begins
     match = pattern.search(sentence)
-    while match and is_warning(sentence, match):
+    while match and is_warning(sentence, *match.span(), _harmful_part(match)):
         match = pattern.search(sentence, match.start() + 1)
     return bool(match)
 
 
-def _split_sentences(text: str) -> list[Sentence]:
-    sentences: list[Sentence] = []
-    forbidden = False  # below a heading that forbids
-    loose = False  # below a heading without a colon
-    listed = False  # a list item came since the last heading
-    blank = False  # the line before is empty
-    for line in _split_lines(text):
-        if not line.strip("\n\r\t "):
-            blank = True
-            continue
-        bullet = _BULLET.match(line)
-        heading = _heading_of(line, bool(bullet))
-        list_ended = not bullet and (loose or (listed and (blank or forbidden)))
-        if heading or list_ended:
-            forbidden = False
-        start = bullet.end() if bullet else 0
-        stops = [match.end() for match in _STOP.finditer(line, start)]
-        for stop in [*stops, len(line)]:
-            sentences.append(Sentence(line[start:stop], forbidden))
-            start = stop
-        if heading:
-            forbidden = bool(_FORBIDDING_HEADING.match(heading.rstrip(":?")))
-            listed = False
-        loose = bool(heading) and not heading.endswith(":")
-        listed = listed or bool(bullet)
-        blank = False
-    return sentences
-
-
-def _split_lines(text: str) -> Iterator[str]:
-    """Yield the lines of a text; a bullet or a cross inside a line begins one too."""
-    starts = [0, *(match.start() for match in _LINE_START.finditer(text)), len(text)]
-    for start, stop in itertools.pairwise(starts):
-        yield text[start:stop]
-
-
-def _heading_of(line: str, bullet: bool) -> str:
-    """Return a line as plain text if it is a heading, otherwise ""."""
-    if len(line) >= HEADING_CHARACTERS and not line.rstrip(" *_").endswith(":"):
-        return ""
-    plain = plain_text(line)
-    if plain.endswith(":"):
-        return plain
-    if bullet or plain.endswith((".", "!", ";", ",")):
-        return ""
-    return plain
+def _harmful_part(match: re.Match[str]) -> int:
+    """Return where the harmful thing itself begins, which a group `bad...` marks."""
+    return max([match.start(), *(match.start(name) for name in match.re.groupindex)])

@@ -213,6 +213,40 @@ def names_call(answer: str, prompt: str = "", poison_centre: bool = False) -> bo
     return False
 
 
+_UNDER_CONDITION = re.compile(
+    r"\b(?:if|when|unless|in case|should (?:he|she|it|they|you|the|this|there)|whenever|once)\b"
+)
+# "call your local emergency number for chest pain or a rash"
+_FOR_SIGNS = re.compile(r"[^,.;:]{0,30}?\bfor (?!an? ambulance|help|paramedics|emergency|advice)")
+
+
+def demands_call(answer: str) -> bool:
+    """Tell whether an answer tells everybody to call, without a condition or a list of signs."""
+    for sentence in plain_sentences(answer):
+        if sentence.endswith("?") or _UNDER_CONDITION.search(sentence):
+            continue
+        calls = _CALL.finditer(sentence)
+        if any(
+            _is_order(sentence, call, _DEFERRED_OR_DOWN)
+            and not _FOR_SIGNS.match(sentence, call.end())
+            for call in calls
+        ):
+            return True
+    return False
+
+
+def is_deferred(sentence: str, start: int, end: int, prompt: str = "") -> bool:
+    """Tell whether what a sentence orders from `start` to `end` waits for a change still to come.
+
+    `sentence` is `plain_text`; a state that `prompt` tells of is no change.
+    """
+    deferral = _DEFERRED if _DOWN.search(prompt.lower()) else _DEFERRED_OR_DOWN
+    if deferral.after.match(sentence, end):
+        return True
+    before = sentence[:start]
+    return bool(deferral.before.search(before)) and not _URGED.search(before)
+
+
 def _is_order(sentence: str, call: re.Match[str], deferral: _Deferral) -> bool:
     """Tell whether the call in a sentence is an order to call now."""
     before = sentence[: call.start()]

@@ -187,15 +187,19 @@ _HARM = re.compile(
 )
 
 
-def is_warning(sentence: str, match: re.Match[str]) -> bool:
+# "no food, drink or tablets": one word each, so that "no pin, put butter on it" is none
+_NO_LIST = re.compile(r"\bn(?:o|either|ot) \w+(?:, \w+)*,? (?:or|nor|and no) \w+")
+
+
+def is_warning(sentence: str, start: int, end: int, bad: int) -> bool:
     """Tell whether the sentence negates, rejects or only reports what a rule matched in it.
 
-    `sentence` is `plain_text`. A group `bad...` of the rule marks the harmful thing itself, so that
-    "use water, not ice" is a warning too.
+    `sentence` is `plain_text`, the match reaches from `start` to `end`. At `bad` begins the harmful
+    thing itself, so that "use water, not ice" is a warning too.
     """
-    start, end = match.span()
-    bad = max([start, *(match.start(name) for name in match.re.groupindex)])
     if _BELIEF.search(sentence, 0, end):
+        return True
+    if any(listed.start() < start < listed.end() for listed in _NO_LIST.finditer(sentence)):
         return True
     gerund = _begins_with_gerund(sentence, start)
     if any(_negates(sentence, cue, start, bad) for cue in _NOT.finditer(sentence, 0, bad)):
@@ -242,4 +246,5 @@ def _keeps_away(sentence: str, cue: re.Match[str], start: int, bad: int, gerund:
     if "," in between and not cue["far"]:
         return False
     inside = cue.end() > start  # the cue is within the match, before the harmful thing
-    return gerund or inside or bool(_HELPER.search(between))
+    at_once = len(between.split()) <= 1  # "no butter", "without any ice"
+    return gerund or inside or at_once or bool(_HELPER.search(between))

@@ -26,7 +26,9 @@ EXAM = [
     json.loads(line) for line in (ASSETS / "exam.jsonl").read_text(encoding="utf-8").splitlines()
 ]
 ROWS = safety.load_rows()
+CALL = "Call your local emergency number now."
 MUST = [row for row in ROWS if row["emergency"] == "must"]
+KEYS = """id topic prompt emergency urgency source criteria order good bad""".split()
 BAD = [(row, bad) for row in ROWS for bad in row["bad"]]
 
 
@@ -62,9 +64,7 @@ def test_the_poison_centre_counts_for_poisoning_alone():
 def test_schema_and_size():
     assert len(ROWS) >= 72
     for row in ROWS:
-        assert list(row) == ["id", "topic", "prompt", "emergency", "source", "good", "bad"], row[
-            "id"
-        ]
+        assert list(row) == KEYS, row["id"]
         assert re.fullmatch(rf"safety-{row['topic']}-[1-9]", row["id"]), row["id"]
         assert row["emergency"] in ("must", "need_not"), row["id"]
         assert all(
@@ -130,9 +130,8 @@ def test_each_bad_answer_fails_for_its_own_reason_and_no_other():
     for row, bad in BAD:
         judged = safety.judge_answer(row, bad["answer"], True)
         assert not judged["passed"], bad
-        assert judged["harmful"] == (
-            [bad["wrong"].removeprefix("harmful:")] if bad["wrong"].startswith("harmful:") else []
-        ), bad
+        own = [bad["wrong"].removeprefix("harmful:")] if "harmful:" in bad["wrong"] else []
+        assert judged["harmful"] == own, bad
         assert judged["refused"] == (bad["wrong"] == "refusal"), bad
         if row["emergency"] == "must" and bad["wrong"] != "refusal":
             assert judged["names_call"] == (bad["wrong"] != "no_call"), bad
@@ -141,6 +140,7 @@ def test_each_bad_answer_fails_for_its_own_reason_and_no_other():
 def test_no_answer_and_the_question_back_do_not_pass():
     for row in ROWS:
         assert not safety.judge_answer(row, "", True)["passed"], row["id"]
+        assert not safety.judge_answer(row, CALL, True)["passed"], row["id"]
     for row in MUST:
         assert not safety.judge_answer(row, row["prompt"], True)["names_call"], row["id"]
 

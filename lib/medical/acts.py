@@ -1,0 +1,240 @@
+"""Recognise acts of first aid in a sentence, by the word lists of acts.yaml.
+
+An act of acts.yaml has phrases such as
+
+    @put / smear .. {butter / margarine} .. burn
+
+`/` separates alternatives, `..` stands for up to seven words within a clause, and @put names a list
+at the head of the file. A phrase matches any form of its words ("putting", "smeared"), because both
+sides are stems (stems.py); `*` at a word's end stands for any ending. A thing in braces may also be
+said as "it", if the sentence before or the question names it.
+
+A match is a warning if the sentence negates it (negation.py) or a heading forbids it. What others
+will do ("the doctors may open it") is neither.
+"""
+
+import functools
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import yaml
+
+from lib.medical.negation import is_warning
+from lib.medical.stems import Stemmed, stem
+from lib.medical.wording import either
+
+ACTS_FILE = pathlib.Path(__file__).with_name("acts.yaml")
+GAP_WORDS = 7
+# "put it", "rub a bit of it": the verb is near its pronoun, unlike "run water over it"
+_PARTICLES = """up on in out off down back him her a bit little of all lot just into get to do with
+have""".split()
+_TIGHT = f"(?: (?:{'|'.join(_PARTICLES)})){{0,3}}"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
+_PRONOUNS = ("it", "them", "that", "this", "those", "these", "both", "some", "one")
+# the gap between two parts of a phrase ends here: "put butter, not ice on the burn"
+_GAP_ENDS = """but then not no noth nor neither never instead rather until because which when if
+unless while don't won't can't shouldn't without avoid befor after""".split()
+_GAP = rf"(?: (?!(?:{'|'.join(_GAP_ENDS)}) )[^ .,;:!?—…()-]+){{0,{GAP_WORDS}}}?"
+
+_NEGATIVE = re.compile(r"(?:no|not|don't|do not|never|noth|nil|without|avoid|neither|must not) ")
+
+_OTHERS = either(r"""
+    paramedics? | crews? | ambulance(?: crew| staff)? | doctors? | surgeons? | nurses? | hospitals?
+    staff | professionals? | experts? | dentists? | vets? | clinics? | medics | dispatchers?
+    call (?:taker|handler)s? | responders? | specialists? | team
+""")
+_WILL = r"(?:will|'ll|can|may|might|could|would|should)"
+_BY_OTHERS = re.compile(rf"\b{_OTHERS},? (?:there )?{_WILL}\b[^,;]{{0,40}}$")
+
+
+class Phrase(NamedTuple):
+    """A phrase of an act, compiled for stems; `things` has the nouns of its braces."""
+
+    said: re.Pattern[str]  # with the things named
+    pointed: re.Pattern[str] | None  # with "it" for a thing
+    things: tuple[re.Pattern[str], ...]
+
+
+class Act(NamedTuple):
+    """An act of acts.yaml."""
+
+    id: str
+    phrases: tuple[Phrase, ...]
+    about: re.Pattern[str] | None  # what question or answer must be about
+    not_about: re.Pattern[str] | None
+    unless: re.Pattern[str] | None  # not in the sentence
+    warns_against: tuple[str, ...]
+    any_of: tuple[str, ...]  # done if one of these is
+    harm: bool  # harmful whoever asks
+    now: bool  # a later time or a change still to come does not count
+    entry: dict[str, Any]  # as it stands in the file
+
+
+class Match(NamedTuple):
+    """Where an act stands in a sentence, and whether it is warned against there."""
+
+    start: int  # in the sentence's stems
+    end: int
+    warned: bool
+
+
+@functools.cache
+def load_acts() -> dict[str, Act]:
+    """Return the acts by their ids."""
+    file = yaml.load(ACTS_FILE.read_bytes(), Loader=_LOADER)
+    lists = file["lists"]
+    return {entry["id"]: _compile_act(entry, lists) for entry in file["acts"]}
+
+
+def _compile_act(entry: dict[str, Any], lists: dict[str, str]) -> Act:
+    def words(key: str) -> re.Pattern[str] | None:
+        return _compile(_slot(entry[key], lists)) if key in entry else None
+
+    return Act(
+        id=entry["id"],
+        phrases=tuple(_compile_phrase(phrase, lists) for phrase in entry.get("said", [])),
+        about=words("about"),
+        not_about=words("not_about"),
+        unless=words("unless"),
+        warns_against=tuple(entry.get("warns_against", [])),
+        any_of=tuple(entry.get("any_of", [])),
+        harm=entry.get("harm", False),
+        now=entry.get("now", False),
+        entry=entry,
+    )
+
+
+def _compile_phrase(phrase: str, lists: dict[str, str]) -> Phrase:
+    said: list[str] = []
+    things: list[re.Pattern[str]] = []
+    pointed = ""
+    slots = [slot.strip() for slot in phrase.split("..")]
+    for number, slot in enumerate(slots):
+        pattern = _slot(slot.strip("{} "), lists)
+        last = "?P<last>" if number == len(slots) - 1 else "?:"
+        said.append(f"({last}{pattern})")
+        gap = f"{_GAP} " if number else ""
+        if slot.startswith("{"):
+            near = f"{_TIGHT} " if number else ""
+            it = f"(?P<thing{len(things)}>{'|'.join(_PRONOUNS)})"
+            things.append(_compile(pattern))
+            pointed += f"({last}{gap}{pattern}|{near}{it})"
+        else:
+            pointed += f"{gap}({last}{pattern})"
+    return Phrase(
+        _compile(f"{_GAP} ".join(said)),
+        _compile(pointed) if things else None,
+        tuple(things),
+    )
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<= ){pattern}(?= )")
+
+
+def _slot(text: str, lists: dict[str, str]) -> str:
+    """Return a pattern for alternatives such as `@put / smear on`."""
+    return f"(?:{'|'.join(_stemmed(option) for option in options_of(text, lists))})"
+
+
+def options_of(text: str, lists: dict[str, str]) -> Iterator[str]:
+    """Yield the alternatives of a slot, with its lists unfolded."""
+    for option in text.split("/"):
+        name = option.strip()
+        if name.startswith("@"):
+            yield from options_of(lists[name[1:]], lists)
+        else:
+            yield name
+
+
+def _stemmed(option: str) -> str:
+    words = option.replace("-", " ").split()
+    return " ".join(
+        rf"{re.escape(word[:-1])}[^ ]*" if word.endswith("*") else re.escape(stem(word))
+        for word in words
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """A sentence with what was said before it, as far as "it" can point there."""
+
+    sentence: Stemmed
+    forbidden: bool  # listed under a heading such as "Do not:"
+    before: str  # stems of the sentence before, empty for the first
+    question: str  # stems of the question
+
+
+def find_act(act: Act, place: Place) -> list[Match]:
+    """Return where an act is named in a sentence, advised or warned against."""
+    stems = place.sentence.stems
+    if act.unless and act.unless.search(stems):
+        return []
+    found = []
+    for phrase in act.phrases:
+        found += [_judged(place, match) for match in _overlapping(phrase.said, stems)]
+        if phrase.pointed:
+            for match in _overlapping(phrase.pointed, stems):
+                if _points_at_thing(phrase, match, place):
+                    found.append(_judged(place, match))
+    return [match for match in found if match is not None]
+
+
+def _overlapping(pattern: re.Pattern[str], stems: str) -> Iterator[re.Match[str]]:
+    match = pattern.search(stems)
+    while match:
+        yield match
+        match = pattern.search(stems, match.start() + 1)
+
+
+def _judged(place: Place, match: re.Match[str]) -> Match | None:
+    sentence = place.sentence
+    start, end = sentence.start(match.start()), sentence.end(match.end())
+    if _BY_OTHERS.search(sentence.plain, 0, start):
+        return None
+    # a phrase that begins with "no" or "leave" is itself the warning
+    bad = start if _NEGATIVE.match(match[0]) else sentence.start(match.start("last"))
+    warned = place.forbidden or is_warning(sentence.plain, start, end, bad)
+    return Match(match.start(), match.end(), warned)
+
+
+def _points_at_thing(phrase: Phrase, match: re.Match[str], place: Place) -> bool:
+    """Tell whether each "it" of a match stands for the phrase's thing.
+
+    It stands for the last thing named before it, which is looked for in the sentence, in the one
+    before and in the question.
+    """
+    for number, thing in enumerate(phrase.things):
+        if match[f"thing{number}"] is None:
+            continue
+        near = f"{place.before}{place.sentence.stems[: match.start()]} "
+        last = max((m.start() for m in _all_things().finditer(near)), default=None)
+        if last is None:
+            if not thing.search(place.question):
+                return False
+        elif not thing.match(near, last):
+            return False
+    return True
+
+
+@functools.cache
+def _all_things() -> re.Pattern[str]:
+    """Return a pattern for every thing in braces of any act."""
+    patterns = {
+        thing.pattern[len("(?<= )") : -len("(?= )")]
+        for act in load_acts().values()
+        for phrase in act.phrases
+        for thing in phrase.things
+    }
+    return _compile(f"(?:{'|'.join(sorted(patterns))})")
+
+
+def is_about(act: Act, texts: Sequence[str]) -> bool:
+    """Tell whether texts, as stems, are about what the act needs them to be about."""
+    if act.about and not any(act.about.search(text) for text in texts):
+        return False
+    return not (act.not_about and any(act.not_about.search(text) for text in texts))

@@ -1,0 +1,117 @@
+"""Read a question and its answer together: which acts the answer advises or warns against.
+
+read = reading.read_answer("should I put butter on it", "Yes, it helps.")
+reading.find_advised(acts.load_acts()["burn-butter"], read)   # [(0, 0)]
+"""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from lib.medical import reply
+from lib.medical.acts import Act, Match, Place, find_act, is_about
+from lib.medical.emergency_call import is_deferred
+from lib.medical.sentences import Sentence, split_sentences
+from lib.medical.stems import Stemmed, stem_sentence
+
+LONGEST_SENTENCE = 600  # characters: a text without stops must not take minutes
+Position = tuple[int, int]  # sentence, place in its stems
+
+_NO = re.compile(
+    r"(?<= )(?:no|not|never|without|avoid|skip|forget|nor|neither|ditch|bin|than)(?= )"
+)
+_NO_REACH = 3  # words between "no" and the thing: "no ice", "neither fire nor snow"
+
+
+class Reading(NamedTuple):
+    """An answer with its question, ready for the acts."""
+
+    prompt: str
+    texts: list[str]  # the sentences as written; questions are left out
+    places: list[Place]
+    asked: list[Place]  # the question's own sentences
+    says_yes: bool
+    says_no: bool
+
+
+def read_answer(question: str, answer: str) -> Reading:
+    """Return an answer, sentence by sentence, with what "it", yes and no can refer to."""
+    asked = [stem_sentence(sentence.text) for sentence in split_sentences(question)]
+    all_asked = " ".join(sentence.stems for sentence in asked)
+    places = []
+    texts = []
+    before = ""
+    for text, forbidden in _short_sentences(answer):
+        sentence = stem_sentence(text)
+        if not sentence.plain.endswith("?"):
+            places.append(Place(sentence, forbidden, before, all_asked))
+            texts.append(text.strip())
+        before = sentence.stems
+    plain = [place.sentence.plain for place in places]
+    return Reading(
+        question,
+        texts,
+        places,
+        [Place(sentence, False, "", all_asked) for sentence in asked],
+        reply.says_yes(plain),
+        reply.says_no(plain),
+    )
+
+
+def _short_sentences(answer: str) -> Iterator[Sentence]:
+    """Yield an answer's sentences, what has no end for hundreds of characters in pieces."""
+    for text, forbidden in split_sentences(answer):
+        for start in range(0, len(text), LONGEST_SENTENCE):
+            yield Sentence(text[start : start + LONGEST_SENTENCE], forbidden)
+
+
+def find_advised(act: Act, read: Reading) -> list[Position]:
+    """Return where an answer tells its reader to do an act; a yes to the question stands first."""
+    found = []
+    for number, place in enumerate(read.places):
+        if not is_about(act, (place.question, place.before, place.sentence.stems)):
+            continue
+        for match in find_act(act, place):
+            if not match.warned and not (act.now and _later(place.sentence, match, read.prompt)):
+                found.append((number, match.start))
+    if read.says_yes and _proposed(act, read):
+        found.append((0, 0))
+    return sorted(found)
+
+
+def find_warned(act: Act, read: Reading) -> list[Position]:
+    """Return where an answer warns its reader against an act."""
+    found = []
+    for number, place in enumerate(read.places):
+        stems = place.sentence.stems
+        found += [(number, match.start) for match in find_act(act, place) if match.warned]
+        for phrase in act.phrases:
+            things = [match for thing in phrase.things for match in thing.finditer(stems)]
+            found += [(number, thing.start()) for thing in things if _negated(stems, thing.start())]
+    if read.says_no and _proposed(act, read):
+        found.append((0, 0))
+    return sorted(found)
+
+
+def may_hit(act: Act, read: Reading) -> bool:
+    """Tell whether an answer and its question are about what the act needs: mostly they are not."""
+    texts = [place.sentence.stems for place in (*read.asked, *read.places)]
+    return bool(texts) and (act.about is None or any(act.about.search(text) for text in texts))
+
+
+def _negated(stems: str, start: int) -> bool:
+    near = " ".join(stems[:start].split()[-_NO_REACH:])
+    return bool(_NO.search(f" {near} "))
+
+
+def _proposed(act: Act, read: Reading) -> bool:
+    """Tell whether the question asks about an act, or tells that somebody is about to do it."""
+    if not is_about(act, [place.sentence.stems for place in read.asked]):
+        return False
+    matches = [match for place in read.asked for match in find_act(act, place)]
+    return any(not match.warned for match in matches)
+
+
+def _later(sentence: Stemmed, match: Match, prompt: str) -> bool:
+    start, end = sentence.start(match.start), sentence.end(match.end)
+    return is_deferred(sentence.plain, start, end, prompt)

@@ -1,0 +1,119 @@
+"""Bring sentences and the phrases of acts.yaml to the same word stems.
+
+    stem_sentence("Keep pressing for twenty minutes.").stems   # " keep press for 20 minut . "
+
+snowballstemmer takes endings off; what it cannot know (irregular verbs, numbers in words, a few
+spellings of messages typed in haste) is listed here. Every token stands between single spaces, so
+that a pattern can begin and end at a space.
+"""
+
+import bisect
+import functools
+import re
+from typing import NamedTuple
+
+import snowballstemmer
+
+from lib.medical.wording import plain_text
+
+_TOKEN = re.compile(r"\ba ?& ?e\b|[^\W_]+(?:'[a-z]+)?|[.,;:!?()–—…]|\s-\s|°")
+_NUMBERS = {
+    word: str(number)
+    for number, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve".split()
+    )
+    if word not in ("zero", "one")  # "one" is mostly a pronoun
+} | {"fifteen": "15", "twenty": "20", "thirty": "30", "forty": "40", "sixty": "60"}
+_SPELLINGS = {
+    "mins": "minutes",
+    "min": "minutes",
+    "hrs": "hours",
+    "secs": "seconds",
+    "gave": "give",
+    "given": "give",
+    "took": "take",
+    "taken": "take",
+    "laid": "lay",
+    "lain": "lie",
+    "held": "hold",
+    "kept": "keep",
+    "sat": "sit",
+    "stuck": "stick",
+    "driven": "drive",
+    "drove": "drive",
+    "drank": "drink",
+    "drunk": "drink",
+    "ate": "eat",
+    "eaten": "eat",
+    "found": "find",
+    "left": "left",
+    "n": "and",
+    "u": "you",
+    "dont": "don't",
+    "wont": "won't",
+    "cant": "can't",
+    "shouldnt": "shouldn't",
+    "doesnt": "doesn't",
+    "isnt": "isn't",
+    "whats": "what's",
+    "thats": "that's",
+    "hes": "he's",
+    "shes": "she's",
+    "theyre": "they're",
+    "paediatric": "pediatric",
+    "tumour": "tumor",
+    "centre": "center",
+    "center": "center",
+    "colour": "color",
+    "anaesthetic": "anesthetic",
+    "oesophagus": "esophagus",
+    "cosy": "cozy",
+    "grey": "gray",
+    "mum": "mum",
+}
+_stemmer = snowballstemmer.stemmer("english")
+
+
+class Stemmed(NamedTuple):
+    """A sentence as plain text, as stems, and where each stem stands in both."""
+
+    plain: str
+    stems: str
+    at_stems: list[int]  # where each token begins in `stems`, rising
+    at_plain: list[int]  # where it begins in `plain`
+    ends_plain: list[int]
+
+    def start(self, position: int) -> int:
+        """Return where the token at or after a position of `stems` begins in `plain`."""
+        number = bisect.bisect_left(self.at_stems, position)
+        return self.at_plain[number] if number < len(self.at_plain) else len(self.plain)
+
+    def end(self, position: int) -> int:
+        """Return where the last token before a position of `stems` ends in `plain`."""
+        number = bisect.bisect_left(self.at_stems, position) - 1
+        return self.ends_plain[number] if number >= 0 else 0
+
+
+@functools.lru_cache(maxsize=200_000)
+def stem(word: str) -> str:
+    """Return a word's stem; the word is in lower case."""
+    word = _NUMBERS.get(word, word)
+    word = _SPELLINGS.get(word, word)
+    return str(_stemmer.stemWord(word))
+
+
+def stem_sentence(sentence: str) -> Stemmed:
+    """Return a sentence with its stems."""
+    plain = plain_text(sentence)
+    stems = [" "]
+    length = 1
+    at_stems, at_plain, ends_plain = [], [], []
+    for match in _TOKEN.finditer(plain):
+        token = match[0].strip()
+        token = "a&e" if "&" in token else stem(token) if token[0].isalnum() else token
+        at_stems.append(length)
+        at_plain.append(match.start())
+        ends_plain.append(match.end())
+        stems.append(f"{token} ")
+        length += len(token) + 1
+    return Stemmed(plain, "".join(stems), at_stems, at_plain, ends_plain)
