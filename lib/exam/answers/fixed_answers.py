@@ -42,8 +42,6 @@ def list_answers() -> dict[str, Callable[[Row], str]]:
 
 def judge_fixed(rows: list[Row]) -> dict[str, CriteriaCounts]:
     """Return what each useless answer reaches on the rows, by its name."""
-    if "criteria" not in rows[0]:
-        return {}
     return {
         name: counts.count_criteria([safety.judge_answer(row, write(row), True) for row in rows])
         for name, write in list_answers().items()

@@ -11,6 +11,7 @@ from helpers.judge_server import completion, judge_server, says
 from helpers.judged import judgement
 from lib.exam.answers import counts, endpoint, model_judge
 from lib.medical import safety
+from lib.model import llama
 
 ROWS = [
     {
@@ -131,6 +132,27 @@ def test_what_gets_no_verdict_is_left_out_and_counted(tmp_path):
     assert section["models"]["base"]["unjudged"] == 1
     assert section["models"]["base"]["verdicts"][3] is None
     assert section["models"]["base"]["criteria"]["forbidden_acts"]["of"] == 3
+
+
+@pytest.mark.slow
+def test_llama_cpps_own_server_answers_by_the_schema(bundled_base, tmp_path, monkeypatch):
+    """The 270M is a judge that nobody should believe, and its agreement says so."""
+    gguf = bundled_base.with_suffix(".gguf")
+    rows, entry = ROWS[:1], an_entry("lie-flat")  # a request takes 7 s of a core
+    with llama.load_gguf(gguf, n_ctx=1024, n_parallel=2) as engine:
+        judge = {"base_url": f"{engine.server.listening_address}/v1", "model": "gemma-3-270m"}
+        refused = model_judge.judge_entry(judge, rows, entry, tmp_path)
+        assert "refuses: 401" in refused["failed"], "it wants its key"
+        monkeypatch.setenv(endpoint.KEY, engine.key)
+        section = model_judge.judge_entry(judge, rows, entry, tmp_path)
+    agreement = section["agreement"]
+    assert (agreement["answers"], agreement["unjudged"]) == (3, 0)
+    assert agreement["kappa"] < 0.9
+    acts = [criterion["act"] for criterion in ROWS[0]["criteria"]]
+    for judged in section["models"].values():
+        assert all(sorted(verdict) == sorted(acts) for verdict in judged["verdicts"])
+    again = model_judge.judge_entry(judge, rows, entry, tmp_path)
+    assert again == section, "from what is kept: the server has ended"
 
 
 def test_no_key_is_kept(tmp_path, monkeypatch):
