@@ -155,6 +155,14 @@ def test_llama_cpps_own_server_answers_by_the_schema(bundled_base, tmp_path, mon
     assert again == section, "from what is kept: the server has ended"
 
 
+def test_the_judge_is_told_what_each_act_is():
+    for row in safety.load_rows():
+        user, schema = model_judge.write_request(model_judge.Asked(row, row["good"]))
+        acts = json.loads(user)["acts"]
+        assert list(acts) == schema["required"] == list(schema["properties"])
+        assert [act for act, what in acts.items() if what == act] == [], row["id"]
+
+
 def test_no_key_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv(endpoint.KEY, "key-of-a-judge-0123456789")
     with judge_server(says(by_words)) as (judge, _):
