@@ -7,6 +7,7 @@ from typing import TypedDict
 import numpy as np
 
 Z = 1.959963984540054  # the normal distribution's 97.5th percentile, for 95 % intervals
+Z_POWER = 0.8416212335729143  # its 80th percentile, for a power of 80 %
 # Bootstrap resamples. With 10,000, an interval's ends vary from seed to seed by about a fiftieth
 # of its width.
 DRAWS = 10_000
@@ -59,6 +60,24 @@ def changes(before: list[bool], after: list[bool]) -> Changes:
     gained = pairs.count((False, True))
     lost = pairs.count((True, False))
     return {"gained": gained, "lost": lost, "p": mcnemar(gained, lost)}
+
+
+def items_needed(changing: float, difference: float) -> int:
+    """Return how many items show a difference between two models in 80 of 100 exams.
+
+    `changing` is the share of items that only one of them gets right, and `difference` that of
+    their accuracies; McNemar's test decides, two-sided, at p < 0.05. Raise ValueError unless
+    0 < difference <= changing <= 1.
+    Source: R. J. Connor, Sample size for testing differences in proportions for the paired-sample
+    design, Biometrics 43 (1987) 207-211.
+    """
+    if not 0 < difference <= changing <= 1:
+        raise ValueError(
+            f"a difference of {difference} with {changing} of the items changing is impossible; "
+            f"expected 0 < difference <= changing <= 1"
+        )
+    spread = Z * math.sqrt(changing) + Z_POWER * math.sqrt(changing - difference**2)
+    return math.ceil((spread / difference) ** 2)
 
 
 def holm(ps: list[float]) -> list[float]:

@@ -202,6 +202,28 @@ class Comparison(Changes):
     criteria: NotRequired[CriteriaChanges]  # of the safety set
 
 
+class Baseline(Share):
+    """What a rule without a model gets; `chosen` has its option for each item, in order."""
+
+    chosen: list[str]
+
+
+class Baselines(TypedDict):
+    """What a multiple-choice set gives away without a model; see `baselines.py` for each rule.
+
+    `chance` is the share that guessing gets. `answers_compared` of the `answers` trained on were
+    searched for the nearest one.
+    """
+
+    chance: float
+    longest: Baseline
+    shortest: Baseline
+    options_only: Baseline
+    nearest_answer: Baseline
+    answers_compared: int
+    answers: int
+
+
 class ExamEntry(TypedDict):
     """One exam. `models` has a `ChoiceResult` or a `SafetyResult` for each model of the run.
 
@@ -218,7 +240,8 @@ class ExamEntry(TypedDict):
     shuffles: NotRequired[int]
     tokens: NotRequired[int]
     models: dict[str, Any]
-    baselines: NotRequired[dict[str, CriteriaCounts]]
+    # `Baselines`, or {name: CriteriaCounts} of the safety set
+    baselines: NotRequired[dict[str, Any]]
     judge: NotRequired[JudgeSection]
     of: NotRequired[str]
     comparisons: NotRequired[list[Comparison]]

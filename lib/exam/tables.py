@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lib.common.text import aligned_table
+from lib.exam import cautions
 from lib.exam.answers import act_tables, judge_tables
 from lib.exam.entries import ChoiceResult, Comparison, ExamEntry, HeldOut, Share
 from lib.export.servers import shared_name
@@ -31,6 +32,10 @@ def exam_tables(entries: dict[str, ExamEntry]) -> list[tuple[str, list[Row]]]:
             tables += _safety_tables(entry)
             continue
         tables.append((describe_exam(entry), model_rows(entry)))
+        if rows := baseline_rows(entry):
+            tables.append((describe_baselines(entry), rows))
+        if warned := cautions.list_cautions(entry):
+            tables.append((f"{name}: cautions", [{"caution": text} for text in warned]))
         tables.append((f"{name}: what changed", comparison_rows(entry)))
         if rows := topic_rows(entry):
             tables.append((f"{name}: right answers by topic", rows))
@@ -46,8 +51,13 @@ def format_entry(entry: ExamEntry) -> str:
     if entry["exam"] == safety.NAME:
         shown = _safety_tables(entry)
         return "\n\n".join(f"{caption}\n\n{aligned_table(rows)}" for caption, rows in shown)
-    tables = [model_rows(entry), comparison_rows(entry)]
-    return "\n\n".join([describe_exam(entry), *(aligned_table(rows) for rows in tables if rows)])
+    parts = [describe_exam(entry), aligned_table(model_rows(entry))]
+    if rows := baseline_rows(entry):
+        parts += [describe_baselines(entry), aligned_table(rows)]
+    if rows := comparison_rows(entry):
+        parts.append(aligned_table(rows))
+    parts += [f"Caution: {text}." for text in cautions.list_cautions(entry)]
+    return "\n\n".join(parts)
 
 
 def describe_exam(entry: ExamEntry) -> str:
@@ -86,6 +96,35 @@ def _format_held_out(held_out: HeldOut | None) -> str:
     if not held_out:
         return "-"
     return f"{held_out['perplexity']:.3f}, {held_out['rows']} {held_out['split']} rows"
+
+
+def describe_baselines(entry: ExamEntry) -> str:
+    """Return one line that says what the baselines are."""
+    text = f"{entry['exam']}: what its items give away without a model"
+    baselines = entry["baselines"]
+    compared, answers = baselines["answers_compared"], baselines["answers"]
+    if compared < answers:
+        text += f" (nearest of {compared:,} of the {answers:,} training answers)"
+    return text
+
+
+def baseline_rows(entry: ExamEntry) -> list[Row]:
+    """Return a row for each baseline, the best first; none if they were not measured."""
+    if "baselines" not in entry:
+        return []
+    recorded = entry["baselines"]
+    rules = {name: recorded[key] for key, name in cautions.BASELINES.items()}
+    rows = [
+        {
+            "baseline": name,
+            "right": f"{share['right']} of {share['of']}",
+            "accuracy": f"{share['accuracy']:.1%}",
+            "95 %": _format_range(share["interval"]),
+        }
+        for name, share in sorted(rules.items(), key=lambda rule: -rule[1]["right"])
+    ]
+    chance = {"baseline": "guessing", "right": "-", "accuracy": f"{recorded['chance']:.1%}"}
+    return [*rows, {**chance, "95 %": "-"}]
 
 
 def comparison_rows(entry: ExamEntry) -> list[Row]:
@@ -165,6 +204,8 @@ def _exam_section(entry: ExamEntry) -> ExamResults:
     comparisons = entry.get("comparisons", [])
     with_base = {c["after"]: c for c in comparisons if c["before"] == "base"}
     section: ExamResults = {"exam": shared_name(entry["exam"]), "items": entry["items"]}
+    if "baselines" in entry:
+        section["baselines"] = _baseline_section(entry["baselines"])
     if "merged" not in with_base:  # the exam was stopped before it came to the merged model
         return section
     tuned = with_base["merged"]
@@ -180,6 +221,16 @@ def _exam_section(entry: ExamEntry) -> ExamResults:
         if name not in ("adapter", "merged"):
             section[name] = _before_and_after(models["base"], models[name], comparison)
     return section
+
+
+def _baseline_section(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return the baselines without the choice in each item."""
+    return {
+        name: {"correct": value["right"], "items": value["of"], "ci95": value["interval"]}
+        if isinstance(value, dict)
+        else value
+        for name, value in recorded.items()
+    }
 
 
 def _before_and_after(base: Share, tuned: Share, comparison: Comparison) -> ExamPair:

@@ -28,8 +28,9 @@ from lib import params
 from lib.common import files
 from lib.common.errors import UserError
 from lib.common.redact import redacted_terminal
+from lib.data import splits
 from lib.data.reading import exam_items, sources
-from lib.exam import multiple_choice, safety_set, tables
+from lib.exam import baselines, multiple_choice, safety_set, tables
 from lib.exam.entries import Comparison, ExamEntry
 from lib.exam.models import Loaded, RunModel, list_models
 from lib.medical import safety
@@ -129,6 +130,7 @@ def take_exams(
     method = _method()
     models = list_models(run.folder, base_folder, job.gguf_types, artifacts)
     models_hash = _hash([model.made_of for model in models])
+    trained_on = splits.load_split(run.folder / "data", "train")["answer"]
     for model in models:
         identity = {exam: _identity(entries[exam], model, method) for exam in exams}
         missing = _keep_known(model.name, identity, recorded, entries)
@@ -138,6 +140,8 @@ def take_exams(
             entries[exam]["models"][model.name] = {"identity": identity[exam], **result}
             files.write_json(path, {**recorded, **entries}, sealed=True)
     for exam, entry in entries.items():
+        if exam != safety.NAME:
+            entry["baselines"] = {**baselines.measure_baselines(exams[exam], trained_on)}
         entry["of"] = models_hash
         entry["comparisons"] = _format_of(exam).compare_models(entry["models"], settings[exam])
     files.write_json(path, {**recorded, **entries}, sealed=True)

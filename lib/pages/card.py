@@ -24,7 +24,7 @@ from lib.export import servers, turns
 from lib.medical.disclaimer import DISCLAIMER
 from lib.pages import card_tables, page
 from lib.pages.cautions import list_warnings
-from lib.pages.headline import LORA
+from lib.pages.headline import LORA, load_exams
 from lib.params import Params
 from lib.record import run_record
 from lib.record.schema import RunRecord
@@ -97,7 +97,7 @@ def render_card(folder: pathlib.Path, part: str, repos: dict[str, str] | None = 
             prepare=results.get("prepare", {}),
             base=servers.base_name(job.base_model),
             stand_in=job.base_model.startswith("bundled:"),
-            warnings=_list_warnings(run, results, job),
+            warnings=_list_warnings(run, results, job, load_exams(folder, results)),
             sources=_list_sources(data),
             safety_set="safety_prompts" in data,
             recipe=card_tables.describe_recipe(job, results.get("train", {}), run),
@@ -154,8 +154,10 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _list_warnings(run: RunRecord, results: dict[str, Any], job: Params) -> list[str]:
-    warnings = list_warnings(run, results, job.base_model, job)
+def _list_warnings(
+    run: RunRecord, results: dict[str, Any], job: Params, exams: dict[str, Any]
+) -> list[str]:
+    warnings = list_warnings(run, results, job.base_model, job, exams=exams)
     # the export writes the card after recording its results, while it is still running
     return [text for text in warnings if text != "export is running"]
 

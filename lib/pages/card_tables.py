@@ -7,6 +7,7 @@ from typing import Any
 
 from lib.common.text import format_value
 from lib.exam.answers import act_tables
+from lib.exam.cautions import BASELINES
 from lib.pages.cautions import describe_lengthenings
 from lib.params import Params
 from lib.record.run_record import describe_start
@@ -82,21 +83,45 @@ def list_sections(results: dict[str, Any]) -> list[Section]:
     safety = results.get("safety", {})
     beside = ", beside useless answers that need no model" if "baselines" in safety else ""
     sections = {
-        "Multiple-choice exam, same harness for all": results.get("exam", {}),
         f"Safety set: answers judged by rules{beside}": _list_safety(safety),
         "Each GGUF in llama.cpp, beside the 16-bit model": (
             results.get("parity") or export.get("parity") or {}
         ),
         "On the machine that exported it": results.get("edge") or by_threads,
     }
-    for name, section in results.get("exams", {}).items():
-        sections[f"Exam: {name}"] = section
-    for name, section in results.items():
-        if name not in KNOWN_SECTIONS and isinstance(section, dict):
-            sections[name] = section
-    loss = ("Held-out answers, before and after", _loss_table(results.get("train", {})))
-    tables = [(title, _to_table(section)) for title, section in sections.items()]
-    return [loss, *tables, *_judge_table(safety)]
+    others = {
+        name: section
+        for name, section in results.items()
+        if name not in KNOWN_SECTIONS and isinstance(section, dict)
+    }
+    return [
+        ("Held-out answers, before and after", _loss_table(results.get("train", {}))),
+        *_exam_sections("Multiple-choice exam, same harness for all", results.get("exam", {})),
+        *((title, _to_table(section)) for title, section in sections.items()),
+        *(
+            section
+            for name, exam in results.get("exams", {}).items()
+            for section in _exam_sections(f"Exam: {name}", exam)
+        ),
+        *((title, _to_table(section)) for title, section in others.items()),
+        *_judge_table(safety),
+    ]
+
+
+def _exam_sections(title: str, exam: dict[str, Any]) -> list[Section]:
+    """List an exam's table, and one of what its items give away without a model."""
+    sections = [(title, _to_table({k: v for k, v in exam.items() if k != "baselines"}))]
+    if "baselines" in exam:
+        sections.append((f"{title}: without a model", _baseline_table(exam["baselines"])))
+    return sections
+
+
+def _baseline_table(baselines: dict[str, Any]) -> Table:
+    rows = [["guessing", f"{baselines['chance']:.1%}", "-"]]
+    for key, name in BASELINES.items():
+        entry = _label_values(baselines[key])
+        rows.append([name, entry["correct"], entry["95 % interval"]])
+    return [["", "right", "95 % interval"], *rows]
 
 
 def _loss_table(train: dict[str, Any]) -> Table:

@@ -6,6 +6,8 @@ The warnings are derived from the run's records only.
 import math
 from typing import Any
 
+from lib.exam import cautions as exam_cautions
+from lib.export.servers import shared_name
 from lib.medical import safety
 from lib.pages import safety_figures
 from lib.params import Params
@@ -92,12 +94,15 @@ def _warn_of_start(run: RunRecord) -> list[str]:
 def _warn_of_answers(exams: dict[str, Any]) -> list[str]:
     warnings = []
     for name, entry in exams.items():
+        shared = shared_name(name)  # of a local file without its folders, since cards are shared
         if name == safety.NAME:
             warnings += safety_figures.warn_of_safety(entry)
+        else:
+            warnings += [f"{shared}: {text}" for text in exam_cautions.list_cautions(entry)]
         for pair in entry.get("comparisons", []):
             if pair["before"] == "base" and pair["lost"] > pair["gained"] and pair["p"] < 0.05:
                 warnings.append(
-                    f"{pair['after']} does worse than the base on {name}: {pair['lost']} items "
+                    f"{pair['after']} does worse than the base on {shared}: {pair['lost']} items "
                     f"lost, {pair['gained']} gained, p = {pair['p']:.2g}"
                 )
     return warnings

@@ -9,11 +9,11 @@ from typing import Any
 
 from lib.common import files, stats
 from lib.common.text import format_size, format_value
+from lib.exam.cautions import tuned_model
 from lib.export.servers import shared_name
 from lib.medical import safety
 from lib.pages import safety_figures
 
-TUNED = ("merged", "adapter")  # the tuned model in an exam, the first that was examined
 LORA = "-lora.gguf"  # ends the name of an adapter's own GGUF; a run's name may contain "lora"
 PERPLEXITY = "perplexity of held-out answers, tuned / base"
 
@@ -31,11 +31,6 @@ def load_exams(folder: pathlib.Path, results: dict[str, Any]) -> dict[str, Any]:
         for name, entry in entries.items()
         if ("safety" in results if name == safety.NAME else shared_name(name) in counted)
     }
-
-
-def tuned_model(entry: dict[str, Any]) -> str | None:
-    """Return the tuned model in an exam's entry, the first of TUNED that was examined."""
-    return next((name for name in TUNED if name in entry.get("models", {})), None)
 
 
 def count_right(entry: dict[str, Any], model: str) -> tuple[int, int]:

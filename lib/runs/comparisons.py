@@ -9,9 +9,9 @@ import numpy as np
 from lib.common import stats
 from lib.data import splits
 from lib.exam.answers import counts
+from lib.exam.cautions import tuned_model
 from lib.medical import safety
 from lib.pages import page
-from lib.pages.headline import tuned_model
 from lib.record.run_record import STAGES
 from lib.runs.metrics import Records
 

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lib.common.text import format_value
+from lib.exam.cautions import tuned_model
 from lib.medical import safety
 from lib.pages import safety_figures
-from lib.pages.headline import count_right, smallest_gguf, tuned_model
+from lib.pages.headline import count_right, smallest_gguf
 from lib.runs.listing import describe_state
 
 Records = dict[str, Any]  # from report.gather_records, with the run's `name`

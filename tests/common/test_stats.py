@@ -155,3 +155,22 @@ def test_kappa_is_cohens():
     assert low < 0.4 < high
     assert low > 0.1
     assert high < 0.7
+
+
+@pytest.mark.parametrize(("changing", "difference"), [(0.15, 0.05), (0.3, 0.1), (0.175, 0.11)])
+def test_as_many_items_as_needed_show_the_difference_in_80_of_100_exams(changing, difference):
+    """Exams of that many items are drawn; the exact test needs a few more, being conservative."""
+    items = stats.items_needed(changing, difference)
+    draw = np.random.default_rng(7)
+    gained = (changing + difference) / 2
+    counts = draw.multinomial(items, [gained, changing - gained, 1 - changing], size=1000)
+    shown = np.mean([stats.mcnemar(int(g), int(lost)) < 0.05 for g, lost, _ in counts])
+    assert 0.7 < shown < 0.83
+    counts = draw.multinomial(items // 2, [gained, changing - gained, 1 - changing], size=1000)
+    assert np.mean([stats.mcnemar(int(g), int(lost)) < 0.05 for g, lost, _ in counts]) < 0.55
+
+
+def test_an_impossible_difference_needs_no_number_of_items():
+    for changing, difference in ((0.04, 0.05), (0.1, 0), (1.2, 0.5)):
+        with pytest.raises(ValueError, match="impossible"):
+            stats.items_needed(changing, difference)

@@ -9,7 +9,8 @@ import json
 import pytest
 
 from lib.common.errors import ROOT
-from lib.exam import tables
+from lib.data.reading import exam_items
+from lib.exam import baselines, tables
 from lib.exam.answers import act_tables
 
 DEMO = ROOT / "runs" / "examples" / "demo"
@@ -79,3 +80,23 @@ def test_topics_of_ten_items_and_more_are_shown(entries):
     assert tables.topic_rows(entries["bundled:exam"]) == [
         {"topic": "burns", "base": "4 of 12", "merged": "7 of 12"}
     ]
+
+
+def test_baselines_and_cautions_stand_beside_the_scores(entries):
+    entry = entries["bundled:exam"]
+    assert tables.baseline_rows(entry) == [], "an earlier record has none"
+    items = exam_items.read_items("bundled:exam")
+    entry["baselines"] = baselines.measure_baselines(items, ["Press hard.", "Call for help."])
+    shown = dict(tables.exam_tables(entries))
+    rows = shown["bundled:exam: what its items give away without a model"]
+    assert [row["baseline"] for row in rows][::4] == ["the words of the options alone", "guessing"]
+    assert (rows[0]["right"], rows[0]["95 %"]) == ("61 of 120", "42.0 to 59.6")
+    texts = [row["caution"] for row in shown["bundled:exam: cautions"]]
+    assert any("the words of the options alone (51%)" in text for text in texts)
+    for text in (rows[0]["baseline"], *texts):
+        assert text in tables.format_entry(entry)
+    entry["baselines"]["answers"] = 30_000
+    assert "(nearest of 2 of the 30,000 training answers)" in tables.describe_baselines(entry)
+    section = tables.result_sections(entries, "bundled:exam")["exam"]["baselines"]
+    assert section["options_only"]["correct"] == 61
+    assert "chosen" not in section["options_only"]

@@ -187,8 +187,13 @@ def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_sto
         merged["held_out"]["perplexity"] / base["held_out"]["perplexity"], rel=1e-4
     )
     assert "perplexity_ratio" not in pairs["base", "f16"]
+    # the answers of these training rows are empty, so that options are drawn
+    assert [entry["baselines"][key] for key in ("chance", "answers")] == [pytest.approx(1 / 3), 2]
+    assert entry["baselines"]["longest"]["chosen"] == ["A"] * 3
     for text in (
         "3 items, of which guessing gets 33.3%",
+        "always the longest option",
+        "Caution: by letters, 3 items do not tell merged from the base",
         "p (McNemar, exact)",
         f"x {pairs['base', 'merged']['perplexity_ratio']:.3f}",
         "exam.json",
@@ -203,6 +208,7 @@ def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_sto
         merged["right"],
         gguf["right"],
     )
+    assert section["baselines"]["longest"]["correct"] == 1
     assert section["perplexity_ratio_ci95"] == pairs["base", "merged"]["perplexity_interval"]
     every = files.read_json(runs / "small/exam.json", "exam file")
     files.write_json(

@@ -15,6 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from lib import params
 from lib.common import address, files
 from lib.common.errors import ROOT, UserError
+from lib.exam import cautions
 from lib.export import push, servers
 from lib.medical.disclaimer import DISCLAIMER
 from lib.pages import card, headline
@@ -30,6 +31,10 @@ EXAM = {
     "tuned_ci95": [0.461, 0.637],
     "mcnemar_p": 0.00012,
     "q8_0": {"items": 120, "base_correct": 30, "tuned_correct": 64, "tuned_ci95": [0.444, 0.621]},
+}
+BASELINES: dict[str, object] = {
+    **{name: {"items": 120, "correct": 73, "ci95": [0.519, 0.691]} for name in cautions.BASELINES},
+    "chance": 0.25,
 }
 
 
@@ -288,7 +293,7 @@ def test_exam_safety_and_edge_are_shown_when_they_are_there(run):
         run,
         "results.json",
         lambda r: r.update(
-            exam=EXAM,
+            exam=EXAM | {"baselines": BASELINES},
             safety={
                 "base": {"names_call": {"count": 3, "of": 41}},
                 "tuned": {"names_call": {"count": 20, "of": 41}},
@@ -301,6 +306,9 @@ def test_exam_safety_and_edge_are_shown_when_they_are_there(run):
     )
     text = card.render_card(run, "gguf")
     exam = rows(text, "Multiple-choice exam, same harness for all")
+    without = rows(text, "Multiple-choice exam, same harness for all: without a model")
+    assert without["guessing"] == ["25.0%", "-"]
+    assert without["the nearest training answer"] == ["73 of 120 (60.8%)", "51.9% to 69.1%"]
     assert exam[""] == ["this run", "q8_0"]
     assert exam["base correct"] == ["31 of 120 (25.8%)", "30 of 120 (25.0%)"]
     assert exam["tuned 95 % interval"] == ["46.1% to 63.7%", "44.4% to 62.1%"]
@@ -324,6 +332,14 @@ def test_exam_safety_and_edge_are_shown_when_they_are_there(run):
     assert rows(card.render_card(run, "gguf"), "Multiple-choice exam, same harness for all")[
         "tuned correct"
     ] == ["66 of 120 (55.0%)", "64 of 120 (53.3%)"]
+
+
+def test_the_cautions_of_an_exam_are_read_first(run):
+    assert "of the choices of" not in card.render_card(run, "gguf"), "no exam, no caution"
+    shutil.copy(DEMO / "exam.json", run)
+    edit(run, "results.json", lambda r: r.update(exam={"exam": "bundled:exam", **EXAM}))
+    before_use = card.render_card(run, "gguf").split("## How to use it")[0]
+    assert "of the choices of base, adapter, merged and q8_0 are A, whatever" in before_use
 
 
 @pytest.mark.parametrize("part", card.PARTS)
