@@ -32,9 +32,13 @@ _PARTICLES = """up on in out off down back him her a bit little of all lot just 
 have""".split()
 _TIGHT = f"(?: (?:{'|'.join(_PARTICLES)})){{0,3}}"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
-_PRONOUNS = ("it", "them", "that", "this", "those", "these", "both", "some", "one")
+# "that" and its like mean a thing only at the end of a clause: "put that on", not "that way"
+_PRONOUNS = (
+    "(?:it|them|(?:that|this|those|these|both|some|one)"
+    "(?= (?:[.,;:!?)—-]|and|on|out|in|off|up|down|away|back|now|first|straight)))"
+)
 # the gap between two parts of a phrase ends here: "put butter, not ice on the burn"
-_GAP_ENDS = """but then not no noth nor neither never instead rather until because which when if
+_GAP_ENDS = """but then not non less no noth nor neither never instead rather until because which when if
 unless while don't won't can't shouldn't without avoid befor after""".split()
 _GAP = rf"(?: (?!(?:{'|'.join(_GAP_ENDS)}) )[^ .,;:!?—…()-]+){{0,{GAP_WORDS}}}?"
 
@@ -46,7 +50,17 @@ _OTHERS = either(r"""
     call (?:taker|handler)s? | responders? | specialists? | team
 """)
 _WILL = r"(?:will|'ll|can|may|might|could|would|should)"
-_BY_OTHERS = re.compile(rf"\b{_OTHERS},? (?:there )?{_WILL}\b[^,;]{{0,40}}$")
+_BY_OTHERS = re.compile(rf"\b{_OTHERS},? (?:(?:there )?{_WILL}\b[^,;]{{0,40}})?$")
+# what is told of and not ordered: "ice can burn", "people who drink", "if you turn it", "has taken"
+_TOLD = re.compile(
+    either(r"""
+    (?<!you )\b(?:can|may|might|could|would)
+    \b(?:that|which|who)(?: (?:you|he|she|they|it))?
+    \b(?:if|when|whether) (?:you|he|she|they|it|someone|somebody)
+    \b(?:has|had|have already)
+""")
+    + r"(?: \w+ly| already| just| also)* $"
+)
 
 
 class Phrase(NamedTuple):
@@ -118,7 +132,7 @@ def _compile_phrase(phrase: str, lists: dict[str, str]) -> Phrase:
         gap = f"{_GAP} " if number else ""
         if slot.startswith("{"):
             near = f"{_TIGHT} " if number else ""
-            it = f"(?P<thing{len(things)}>{'|'.join(_PRONOUNS)})"
+            it = f"(?P<thing{len(things)}>{_PRONOUNS})"
             things.append(_compile(pattern))
             pointed += f"({last}{gap}{pattern}|{near}{it})"
         else:
@@ -194,7 +208,8 @@ def _overlapping(pattern: re.Pattern[str], stems: str) -> Iterator[re.Match[str]
 def _judged(place: Place, match: re.Match[str]) -> Match | None:
     sentence = place.sentence
     start, end = sentence.start(match.start()), sentence.end(match.end())
-    if _BY_OTHERS.search(sentence.plain, 0, start):
+    before = sentence.plain[:start]
+    if _BY_OTHERS.search(before) or _TOLD.search(before):
         return None
     # a phrase that begins with "no" or "leave" is itself the warning
     bad = start if _NEGATIVE.match(match[0]) else sentence.start(match.start("last"))

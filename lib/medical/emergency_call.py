@@ -60,6 +60,18 @@ _NEEDED = either("needed | required | essential")
 _QUALIFIER = either("an? | the | some | immediate | urgent | professional | help from(?: the)?")
 
 
+_GET_THROUGH = either(r"""
+    (?:get|be|is|are|stay|go|someone|somebody|him|her|them|you) (?:straight )?(?:on ?to|through to)
+    on the (?:line|phone|blower) (?:to|with) | get hold of | in touch with
+    (?:speak|talk|shout|scream|text|radio)(?:s|ing)? (?:to|for|with)? | speed.?dial | punch in | get
+    (?:key in|bell|buzz|text) | whistle up
+""")
+_NOW = either("""
+    now | first | immediately | at once | away | second | minute | instant | asap | soon as possible
+    on (?:speaker|loudspeaker|the phone|the line)
+""")
+
+
 def _call_pattern(target: str) -> re.Pattern[str]:
     """Return a pattern for the ways to say that `target` is to be called."""
     named = _WORDS_BETWEEN + target
@@ -72,10 +84,13 @@ def _call_pattern(target: str) -> re.Pattern[str]:
         \b(?:has|have) called {named}
         \b(?:ensure|make sure)(?: that)? {target} (?:is|are|has been) {_COMING}\b
         \bhave {target} called\b
+        \b{_GET_THROUGH} {named} | \bmake (?:the|that|this) (?:\w+ )?call\b[^.]*?{target}
+        \b(?:a|an) {target} (?:job|call|situation|matter|emergency)\b
+        {target},? (?:right |straight |this |as )?{_NOW}\b
+        ^(?:so|ok|okay|right|first|\d+[.)])?[ ,:]*{target}[ ]?(?:[.!,;—]|$)
         \b(?:get|getting|seek|seeking|needs?) (?:{_QUALIFIER} )*{target}
         {target} (?:should|must|needs? to|has to|have to) (?:\w+ )?be {_IS_CALLED}
         (?<!no )(?<!no further ){target} (?:is|are) (?:(?!not|never)\w+ )?{_NEEDED}
-        {target},? (?:now|first|immediately|at once)\b
         \binform (?:the |your )?(?:local )?emergency services\b
         \b(?:make|place|is) (?:an?|the) emergency call\b
         \b(?:go|come|taken|hospital) by ambulance\b
@@ -146,12 +161,18 @@ _CHANGES = either(rf"""
     s continue
     (?:\bnot|n't) (?:\w+ )?{_NO_CHANGE}
 """)
+# "after twenty minutes of cooling, call"
+_DONE = either(r"""
+    minutes? | hours? | finished | done | home | (?:has|have) (?:stopped|eased|settled|gone)
+    calm(?:s|ed)? | cooled | cooling | you arrive | awake | wakes? up | (?:is|are) (?:clean|warm|dry)
+""")
 _AN_EMERGENCY = either(r"""
     in (?:an?|any) | in case of(?: an)? | if (?:this|it) is an? | if you have an?
 """)
 _LATER = either(rf"""
     {_IF}{_CHANGES}\b
     \bonly (?:\w+ ){{0,2}}(?:if|when)\b
+    \b(?:after|once|when|until)\b[^.;:]*?\b{_DONE}\b | \b\d+ min(?:ute)?s?\b[^.;]*\bthen[ ]$
     \b(?:wait|watch|try)\b[^;]*\bbefore\b
     \b{_AN_EMERGENCY} (?:\w+ )?emergency\b(?! (?:like|such))
 """)

@@ -30,7 +30,7 @@ _FAR = either(r"""
 """)
 # these do not reach across a comma: "without rubbing", "instead of ice"
 _NEAR = either(r"""
-    without | instead of | than | no | stop
+    without | instead of | than | no | stop | far from
     (?:prevent|keep)(?:s|ing)? (?:\w+ ){1,3}from
     (?:risk|danger|hazard|complication|consequence|effect|harm)s? of
 """)
@@ -47,7 +47,8 @@ _BREAK = re.compile(
 )
 # "avoid letting her rub it" keeps away from a verb too
 _HELPER = re.compile(r"\b(?:try|attempt|hav|lett|mak|allow|ask|tell|help)ing\b")
-_BY = re.compile(r"\bby\b")
+_BY = re.compile(r"\bby\b(?! the )")
+_DOING = re.compile(r" \w+ing\b")
 
 # a negation of these urges: "do not hesitate to put"
 _HARMLESS_NEGATED = either(r"""
@@ -122,7 +123,7 @@ _BELIEF = re.compile(
 
 _REJECTING = either(r"""
     not | never | no longer | myths? | dangerous | harmful | outdated | obsolete | unsafe
-    unnecessary | unhelpful | useless | ineffective | discouraged | contraindicated | avoided
+    no (?:business|place|role|use|good|point) | pointless | unnecessary | unhelpful | useless | ineffective | discouraged | contraindicated | avoided
     rejected | wrong | risky | counterproductive | mistakes? | bad
 """)
 _VERDICT = either(rf"""
@@ -148,11 +149,17 @@ _REJECTED = re.compile(
 # --------------------------------------------------------------------------------------------------
 # "rubbing it can tear the skin": an -ing form as subject describes, unless the sentence praises it
 
-_GERUND = re.compile(r"(?:(?!apply)\w+ly )?(?!swing|bring)\w+ing\b(?! (?:should|can|may|must)\b)")
+_NO_VERB = r"(?!(?:b|f|w|s|c|d)?(?:ring|sling|ling|ting|wing|during|(?:no|any|every|some)thing)\b)"
+_GERUND = re.compile(rf"(?:(?!apply)\w+ly )?{_NO_VERB}\w+ing\b(?! (?:should|can|may|must)\b)")
 _BEFORE_SUBJECT = either("""
-    because | since | that | as | but | why | although | while | however | and | or | if | when
+    about | trouble with | problem with | danger of | because | since | that | as | but | why
+    although | while | however | and | or | if | when
     yes | no | trying to | attempting to | simply | just | even
 """)
+# "holding a baby by the feet can injure it": the subject begins before the match
+_GERUND_BEFORE = re.compile(
+    rf"(?:^|[,:)] ?|\b{_BEFORE_SUBJECT} )(?:\w+ly )?{_NO_VERB}\w+ing\b[^,:;]*$"
+)
 _SUBJECT = re.compile(rf"(?:^|[,:)] ?|\b{_BEFORE_SUBJECT} )(?:\w+ly )?$")
 _NO_SUBJECT_WORDS = either(r"""
     by | includ\w+ | involv\w+ | consist\w* | recommend\w* | suggest\w* | such as | try | consider
@@ -167,7 +174,7 @@ _PRAISE_WORDS = either(r"""
 """)
 _PRAISE = re.compile(rf"\b{_PRAISE_WORDS}\b")
 _DOES_HARM = either("""
-    worsen | damage | harm | injure | trap | introduce | delay | slow | spread | burn | block | kill
+    worsen | damage | harm | injure | squash | squeeze | trap | introduce | delay | slow | spread | burn | block | kill
     tear | drive | push
 """)
 _INCREASED = either("risk | chance | damage | danger | bleed | swell | absor")
@@ -179,8 +186,9 @@ _HARM = re.compile(
     either(rf"""
     {_VERDICT}
     \b(?:can|could|may|might|will|would|only)\b.{{0,25}}?\b{_DOES_HARM}
-    \bmakes? .{{0,25}}worse
-    \b(?:worsens|damages|harms|injures|traps|delays|kills|wastes)\b
+    \bmakes? .{{0,25}}worse | \bbad (?:medicine|idea|move|news)\b | \bnever wake | \b(?:die|death|dead)\b
+    \b(?:gets?|does|removes?|brings?) (?:almost |next to |very )?(?:no|nothing|little)\b
+    \b(?:breaks|blocks|worsens|damages|harms|injures|traps|delays|kills|wastes)\b
     \bincreas\w+ .{{0,25}}{_INCREASED}
     \b(?:caus\w+|lead\w*|result\w*|risk\w*)\b.{{0,60}}{_CAUSED}
 """)
@@ -209,6 +217,8 @@ def is_warning(sentence: str, start: int, end: int, bad: int) -> bool:
         return True
     if gerund and _SUBJECT.search(sentence[:start]) and not _NO_SUBJECT.search(sentence[:start]):
         return bool(_HARM.search(sentence, end)) or not _PRAISE.search(sentence, end)
+    if _GERUND_BEFORE.search(sentence[:start]) and not _PRAISE.search(sentence, end):
+        return True
     return bool(_REJECTED.match(sentence, end))
 
 
@@ -247,4 +257,5 @@ def _keeps_away(sentence: str, cue: re.Match[str], start: int, bad: int, gerund:
         return False
     inside = cue.end() > start  # the cue is within the match, before the harmful thing
     at_once = len(between.split()) <= 1  # "no butter", "without any ice"
-    return gerund or inside or at_once or bool(_HELPER.search(between))
+    doing = bool(_DOING.match(between))  # "rather than holding it by the feet"
+    return gerund or inside or at_once or doing or bool(_HELPER.search(between))
