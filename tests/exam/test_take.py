@@ -14,12 +14,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from helpers.judge_server import judge_server, says
 from lib import params
 from lib.common import files
 from lib.common.errors import UserError
 from lib.data import chat, label_mask, splits
 from lib.exam import choices, take
 from lib.exam import models as exam_models
+from lib.exam.answers import endpoint
 from lib.export import gguf_export, merge, servers
 from lib.medical import safety
 from lib.model import base_record, device, llama
@@ -249,8 +251,11 @@ def test_the_safety_set_is_answered_by_every_format_and_judged(runs, capsys, mon
     ]
     assert "5 prompts, greedy answers of up to 4 tokens, judged by rules" in out
     results = json.loads((runs / "small/results.json").read_text())["safety"]
-    assert list(results) == ["base", "tuned", "f16"]
-    for name, section in results.items():
+    assert list(results) == ["base", "tuned", "f16", "criteria", "baselines"]
+    assert list(results["criteria"]) == ["base", "tuned", "f16"]
+    assert results["baselines"]["the constant call"]["names_call"]["count"] == 3
+    for name in results["criteria"]:
+        section = results[name]
         found = entry["models"][name.replace("tuned", "merged")]
         assert {k: section[k] for k in safety.COUNTS} == {k: found[k] for k in safety.COUNTS}
         low, high = section["passed_ci95"]
@@ -258,6 +263,21 @@ def test_the_safety_set_is_answered_by_every_format_and_judged(runs, capsys, mon
     monkeypatch.setattr(evaluate, "generate_answers", lambda *_: pytest.fail("answered before"))
     assert take.main(["small", "bundled:safety"]) == 0
     assert "merged, bundled:safety: examined before" in capsys.readouterr().out
+    with judge_server(says(lambda user, act: act in user["answer"])) as (judge, _):
+        reparam(runs / "small", safety_tokens=4, judge=judge)
+        assert take.main(["small", "bundled:safety"]) == 0
+    written = json.loads((runs / "small/exam.json").read_text())["bundled:safety"]
+    assert written["models"] == entry["models"]
+    assert list(written["judge"]["models"]) == ["base", "merged", "f16"]
+    assert "the judge model stand-in, beside the rules. On" in capsys.readouterr().out
+    results = json.loads((runs / "small/results.json").read_text())["safety"]
+    assert results["judge"]["agreement"] == written["judge"]["agreement"]
+    reparam(runs / "small", safety_tokens=4, judge={**judge, "model": "another"})
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.0)
+    assert take.main(["small", "bundled:safety"]) == 0, "its server has ended"
+    assert "gave no answer in 5 tries" in capsys.readouterr().out
+    written = json.loads((runs / "small/exam.json").read_text())["bundled:safety"]
+    assert written["models"] == entry["models"]
 
 
 def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_theirs(
