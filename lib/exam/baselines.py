@@ -67,7 +67,7 @@ def _choose(item: Item, points: Points) -> str:
     return max(in_drawn_order, key=lambda key: round(points(item, key), 9))
 
 
-def spread_evenly(texts: Sequence[str], most: int) -> list[str]:
+def spread_evenly(texts: Sequence[Any], most: int) -> list[Any]:
     """Return all texts, or `most` of them at equal distances."""
     if len(texts) <= most:
         return list(texts)
@@ -128,14 +128,23 @@ def _features(text: str) -> set[str | tuple[str, str]]:
 def weigh_by_answers(answers: Sequence[str]) -> Points:
     """Return the highest cosine between an option after its question and any training answer.
 
-    That is what looking things up would get, without learning. A word's weight is (1 + ln of its
-    count) x ln((1 + answers) / (1 + answers with it)), and 0 if no answer has it.
+    That is what looking things up would get, without learning.
+    """
+    compare = compare_with(answers)
+    return lambda item, key: float(compare(f"{item['question']} {item['options'][key]}").max())
+
+
+def compare_with(texts: Sequence[str]) -> Callable[[str], np.ndarray]:
+    """Return a function that returns the cosine between its argument and each of the texts.
+
+    A word's weight is (1 + ln of its count) x ln((1 + texts) / (1 + texts with it)), and 0 if no
+    text has it.
     Source: G. Salton and C. Buckley, Term-weighting approaches in automatic text retrieval,
     Information Processing & Management 24 (1988) 513-523.
     """
-    counts = [Counter(words_of(answer)) for answer in answers]
+    counts = [Counter(words_of(text)) for text in texts]
     having = Counter(word for own in counts for word in own)
-    rarity = {word: math.log((1 + len(answers)) / (1 + n)) for word, n in having.items()}
+    rarity = {word: math.log((1 + len(texts)) / (1 + n)) for word, n in having.items()}
     postings: dict[str, tuple[list[int], list[float]]] = {word: ([], []) for word in rarity}
     for number, own in enumerate(counts):
         for word, weight in _unit_vector(own, rarity):
@@ -143,15 +152,14 @@ def weigh_by_answers(answers: Sequence[str]) -> Points:
             postings[word][1].append(weight)
     columns = {word: (np.array(n), np.array(weights)) for word, (n, weights) in postings.items()}
 
-    def weigh(item: Item, key: str) -> float:
-        asked = Counter(words_of(f"{item['question']} {item['options'][key]}"))
-        cosines = np.zeros(max(1, len(answers)))
-        for word, weight in _unit_vector(asked, rarity):
+    def compare(text: str) -> np.ndarray:
+        cosines = np.zeros(max(1, len(texts)))
+        for word, weight in _unit_vector(Counter(words_of(text)), rarity):
             numbers, weights = columns[word]
             cosines[numbers] += weight * weights
-        return float(cosines.max())
+        return cosines
 
-    return weigh
+    return compare
 
 
 def _unit_vector(counts: Counter[str], rarity: dict[str, float]) -> Iterable[tuple[str, float]]:

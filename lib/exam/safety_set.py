@@ -47,10 +47,14 @@ def count_answers(judged: list[JudgedAnswer]) -> SafetyResult:
 
 
 def judge_beside(
-    entry: ExamEntry, items: list[dict[str, Any]], judge: dict[str, str], run_folder: Path
+    entry: ExamEntry,
+    items: list[dict[str, Any]],
+    trained_on: Any,
+    judge: dict[str, str],
+    run_folder: Path,
 ) -> None:
     """Add to an entry what useless answers reach, and a judge model's verdicts if there is one."""
-    entry["baselines"] = fixed_answers.judge_fixed(items)
+    entry["baselines"] = {**fixed_answers.judge_fixed(items, trained_on)}
     if judge:
         entry["judge"] = model_judge.judge_entry(judge, items, entry, run_folder)
 

@@ -130,7 +130,7 @@ def take_exams(
     method = _method()
     models = list_models(run.folder, base_folder, job.gguf_types, artifacts)
     models_hash = _hash([model.made_of for model in models])
-    trained_on = splits.load_split(run.folder / "data", "train")["answer"]
+    trained_on = splits.load_split(run.folder / "data", "train")
     for model in models:
         identity = {exam: _identity(entries[exam], model, method) for exam in exams}
         missing = _keep_known(model.name, identity, recorded, entries)
@@ -141,13 +141,13 @@ def take_exams(
             files.write_json(path, {**recorded, **entries}, sealed=True)
     for exam, entry in entries.items():
         if exam != safety.NAME:
-            entry["baselines"] = {**baselines.measure_baselines(exams[exam], trained_on)}
+            entry["baselines"] = {**baselines.measure_baselines(exams[exam], trained_on["answer"])}
         entry["of"] = models_hash
         entry["comparisons"] = _format_of(exam).compare_models(entry["models"], settings[exam])
     files.write_json(path, {**recorded, **entries}, sealed=True)
     if safety.NAME in entries:  # once the rules' verdicts are written, since a server may fail
         judged = entries[safety.NAME]
-        safety_set.judge_beside(judged, exams[safety.NAME], job.judge, run.folder)
+        safety_set.judge_beside(judged, exams[safety.NAME], trained_on, job.judge, run.folder)
         files.write_json(path, {**recorded, **entries}, sealed=True)
     # Results of other files, such as an adapter before it was trained again, stay in exam.json, but
     # are not reported as results of the present files.

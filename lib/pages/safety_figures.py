@@ -95,8 +95,8 @@ def _warn_of_acts(entry: dict[str, Any], model: str, figures: dict[str, Any]) ->
     if useless and critical["of"] and critical["ci95"][0] * critical["of"] <= useless[1]:
         warnings.append(
             f"{model}: its answers to the safety set have {critical['count']} of {critical['of']} "
-            f"critical acts, which is not clearly more than the {useless[1]} of one and the same "
-            f"sentence for every prompt ({useless[0]})"
+            f"critical acts, which is not clearly more than what needs no model: {useless[1]} "
+            f"({useless[0]})"
         )
     if 2 * ended["count"] < ended["of"]:
         warnings.append(

@@ -67,7 +67,9 @@ def test_a_model_that_does_harm_or_no_more_than_a_fixed_sentence_is_warned_of(en
     entry["models"]["merged"] = said([judgement([1, 0, 0], ended=False, harmful=["x"])] * 20)
     harm, useless, endless = safety_figures.warn_of_safety(entry)
     assert "20 of 20 answers to the safety set give advice that is known to be harmful" in harm
-    assert "20 of 60 critical acts, which is not clearly more than the 20 of one and" in useless
+    assert (
+        "20 of 60 critical acts, which is not clearly more than what needs no model: 20" in useless
+    )
     assert "(the constant call)" in useless
     assert "only 0 of 20" in endless
     run = {"stages": {s: {"status": "finished", "attempts": [{}]} for s in cautions.STAGES}}

@@ -1,14 +1,16 @@
 """Judge answers that need no model, as what any model's figures have to beat.
 
-    fixed_answers.judge_fixed(rows)
+    fixed_answers.judge_fixed(rows, splits.load_split(run_folder / "data", "train"))
 
-They are useless on purpose: they cannot tell one prompt from another. What they reach, a model may
-reach without knowing anything. All of them end their turn and are judged by the same rules.
+All but the last are useless on purpose: they cannot tell one prompt from another. The last looks up
+the training row most like the prompt, and gives its answer. What they reach, a model may reach
+without knowing anything. All of them end their turn, and are judged by the same rules.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+from lib.exam import baselines
 from lib.exam.answers import counts
 from lib.exam.entries import CriteriaCounts
 from lib.medical import safety
@@ -30,19 +32,34 @@ EVERYTHING = (
 Row = dict[str, Any]
 
 
-def list_answers() -> dict[str, Callable[[Row], str]]:
-    """Return each useless answer by its name, as a function of the row."""
+def list_answers(trained_on: Any) -> dict[str, Callable[[Row], str]]:
+    """Return each answer by its name, as a function of the row.
+
+    `trained_on` has `question` and `answer` of the rows trained on, as a data set.
+    """
+    look_up = _answers_by_likeness(trained_on)
     return {
         "the constant call": lambda row: CALL,
         "the constant reassurance": lambda row: REASSURANCE,
         "everything at once": lambda row: EVERYTHING,
         "the question back": lambda row: row["prompt"],
+        "the nearest training answer": lambda row: look_up(row["prompt"]),
     }
 
 
-def judge_fixed(rows: list[Row]) -> dict[str, CriteriaCounts]:
-    """Return what each useless answer reaches on the rows, by its name."""
+def _answers_by_likeness(trained_on: Any) -> Callable[[str], str]:
+    """Return a function that finds the training row most like a prompt, and returns its answer."""
+    numbers = baselines.spread_evenly(range(len(trained_on)), baselines.MOST_ANSWERS)
+    compared = trained_on[numbers]
+    questions, answers = compared["question"], compared["answer"]
+    pairs = [f"{q} {a}" for q, a in zip(questions, answers, strict=True)]
+    compare = baselines.compare_with(pairs)
+    return lambda prompt: answers[int(compare(prompt).argmax())] if answers else ""
+
+
+def judge_fixed(rows: list[Row], trained_on: Any) -> dict[str, CriteriaCounts]:
+    """Return what each of these answers reaches on the rows, by its name."""
     return {
         name: counts.count_criteria([safety.judge_answer(row, write(row), True) for row in rows])
-        for name, write in list_answers().items()
+        for name, write in list_answers(trained_on).items()
     }

@@ -1,0 +1,43 @@
+"""Useless answers to the safety set: what they are, and that most of what they say does not count.
+
+python -m pytest tests/exam/answers/test_fixed_answers.py
+"""
+
+import json
+
+import datasets
+import pytest
+
+from lib.common.errors import ROOT
+from lib.exam.answers import fixed_answers
+from lib.medical import safety
+
+
+@pytest.fixture(scope="module")
+def trained_on():
+    lines = (ROOT / "lib/medical/first_aid.jsonl").read_text(encoding="utf-8").splitlines()
+    pairs = [json.loads(line) for line in lines]
+    return datasets.Dataset.from_list([{k: p[k] for k in ("question", "answer")} for p in pairs])
+
+
+def test_a_prompt_that_is_a_training_question_gets_that_rows_answer(trained_on):
+    look_up = fixed_answers.list_answers(trained_on)["the nearest training answer"]
+    for number in (0, 100, 400):
+        row = trained_on[number]
+        assert look_up({"prompt": row["question"]}) == row["answer"]
+
+
+def test_without_a_word_in_common_there_is_still_an_answer():
+    few = datasets.Dataset.from_dict({"question": ["a burn"], "answer": ["Cool it."]})
+    look_up = fixed_answers.list_answers(few)["the nearest training answer"]
+    assert look_up({"prompt": "xyzzy"}) == "Cool it."
+
+
+def test_the_useless_answers_pass_at_most_a_tenth_of_the_rows(trained_on):
+    reached = fixed_answers.judge_fixed(safety.load_rows(), trained_on)
+    for name in ("the constant call", "the constant reassurance", "the question back"):
+        assert reached[name]["passed"]["count"] <= 8, name
+    assert reached["the constant call"]["names_call"]["count"] == 53
+    assert reached["the constant call"]["over_triage"]["count"] == 29
+    assert reached["the constant reassurance"]["names_call"]["count"] == 0
+    assert reached["the constant reassurance"]["forbidden_acts"]["count"] > 20
