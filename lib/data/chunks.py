@@ -22,7 +22,7 @@ from lib.common.errors import UserError
 from lib.data import chat, chunk_cache, duplicates, label_mask
 from lib.data.cleaning import clean
 from lib.data.label_mask import IGNORED
-from lib.data.splits import SCHEMA, SPLITS
+from lib.data.splits import SCHEMA, SIDES
 from lib.params import Params
 
 EXAMPLES = 3  # examples kept for each rule and reason
@@ -39,7 +39,7 @@ CLEANED = pa.schema(
         ("answer", pa.uint64()),
         ("vital", pa.uint64()),
         ("answer_length", pa.int64()),
-        ("given_side", pa.int8()),  # of a held-out file, else 0
+        ("given_side", pa.int8()),  # of a held-out file or `forgetting`, else 0
         ("later_questions", pa.list_(pa.uint64())),
         ("terms", pa.binary()),
         ("signature", pa.binary(duplicates.SIGNATURE)),
@@ -128,7 +128,7 @@ def _clean_rows(job: Params, chunk: list[dict[str, Any]]) -> Any:
         else:
             text = json.dumps(messages, ensure_ascii=False)
             keys = duplicates.comparison_keys(messages)
-            side = SPLITS.index(row.get("split", "train"))
+            side = SIDES.index(row.get("split", "train"))
             kept.append(
                 {"id": row["id"], "topic": row["topic"], "messages": text, "given_side": side}
                 | keys

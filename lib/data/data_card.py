@@ -8,7 +8,7 @@ from lib.data.cleaning import language
 from lib.data.reading import sources
 from lib.data.reading.row import FieldCounts
 from lib.data.rows import Rows
-from lib.data.splits import SPLITS
+from lib.data.splits import FORGETTING, SIDES, SPLITS
 
 MOST_INPUTS = 200  # entries shown for each split, and of those that are not read
 
@@ -49,6 +49,12 @@ def describe_inputs(inputs: list[dict[str, Any]]) -> str:
                 f"{split}: {rows:,} rows, all of them from held-out files ({names}). None is "
                 f"trained on, and no other row is put there; `split: all` would mix them."
             )
+    for entry in inputs:
+        if entry["split"] == FORGETTING and not entry["unread"]:
+            lines.append(
+                f"forgetting: {entry['rows']:,} rows of {entry['name']} are measured before and "
+                f"after the training, and never trained on"
+            )
     unread = [entry for entry in inputs if entry["unread"]]
     lines += [f"not read: {entry['name']} ({entry['unread']})" for entry in unread[:10]]
     if len(unread) > 10:
@@ -61,7 +67,7 @@ def summarise(rows: Rows, counts: Counter[str]) -> dict[str, Any]:
 
     Raise AssertionError when rows do not add up.
     """
-    kept = sum(counts[split] for split in SPLITS)
+    kept = sum(counts[split] for split in SIDES)
     left = rows.read - sum(rows.dropped.values())
     assert left == kept == len(rows.decisions.kept()), (rows.read, rows.dropped, counts)
     seconds = time.monotonic() - rows.started
@@ -71,6 +77,7 @@ def summarise(rows: Rows, counts: Counter[str]) -> dict[str, Any]:
         "rows_kept": kept,
         "dropped": dict(rows.dropped),
         **{split: counts[split] for split in SPLITS},
+        **({FORGETTING: counts[FORGETTING]} if rows.job.forgetting else {}),
         "changed": dict(rows.changed.most_common()),
         "tokens_total": counts["tokens_total"],
         "tokens_trained": counts["tokens_trained"],
@@ -99,6 +106,19 @@ def list_fields(rows: Rows) -> list[dict[str, Any]]:
     ]
 
 
+def _describe_forgetting(rows: Rows) -> dict[str, Any]:
+    """Return the source of the rows that are only measured, for what is forgotten."""
+    (source,) = sources.list_forgetting(rows.job)
+    return {
+        "dataset": source.dataset,
+        "local": sources.find_local(source, FORGETTING) is not None,
+        "revision": source.revision or None,
+        "config": source.config or None,
+        "split": source.split or None,
+        "commit": rows.commits.get(f"{source.dataset}@{source.revision}"),
+    }
+
+
 def describe_data(rows: Rows, results: dict[str, Any], source_hash: str) -> dict[str, Any]:
     """Return data_card.json: sources, counts, and dropped or changed rows with examples."""
     job = rows.job
@@ -118,6 +138,7 @@ def describe_data(rows: Rows, results: dict[str, Any], source_hash: str) -> dict
             }
             for number, source in enumerate(sources.list_sources(job))
         ],
+        **({FORGETTING: _describe_forgetting(rows)} if job.forgetting else {}),
         "files": list_inputs(rows.inputs),
         "held_out_by_files": sorted({entry["split"] for entry in rows.inputs} & {*SPLITS[1:]}),
         "source_sha256": source_hash,

@@ -120,7 +120,7 @@ class Decisions:
     """The decision on each row.
 
     `reason` indexes REASONS, and 0 keeps the row. `by` is the row that caused the decision, or -1.
-    `side` indexes splits.SPLITS, and -1 is none.
+    `side` indexes splits.SIDES, and -1 is none.
     """
 
     def __init__(self, count: int) -> None:

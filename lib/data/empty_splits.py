@@ -5,7 +5,7 @@ from collections import Counter
 from lib.common.errors import UserError
 from lib.data.reading import sources
 from lib.data.rows import Rows, name_switch
-from lib.data.splits import SPLITS
+from lib.data.splits import FORGETTING, SIDES
 
 SHOWN = 3  # reasons that are explained, the largest first
 NEXT_STEPS = {
@@ -35,12 +35,17 @@ def require_rows(rows: Rows, count: int) -> None:
 
 def require_splits(rows: Rows, counts: Counter[str]) -> None:
     """Raise UserError, with the same table, when a split that the job needs is empty."""
-    require_rows(rows, sum(counts[split] for split in SPLITS))
+    require_rows(rows, sum(counts[split] for split in SIDES))
     held_out = f"{counts['validation']} validation and {counts['test']} test rows"
     if not counts["train"]:
         raise UserError(
             f"no training row is left: {held_out} of the {rows.read:,} rows read. {explain(rows)}\n"
             f"  {_describe_shares(rows)}: lower them."
+        )
+    if rows.job.forgetting and not counts[FORGETTING]:
+        raise UserError(
+            f"no row of `forgetting` ({sources.describe(rows.job.forgetting)}) is left, so there "
+            f"is nothing to measure what is forgotten on. {explain(rows)}"
         )
     if rows.job.early_stopping_patience and not counts["validation"]:
         raise UserError(

@@ -36,7 +36,7 @@ from lib.data.empty_splits import require_rows, require_splits
 from lib.data.reading import exam_items, row_ids, source_rows, sources
 from lib.data.reading.row_parts import verdicts
 from lib.data.rows import Rows, note_decided, timed
-from lib.data.splits import SPLITS, SplitWriter
+from lib.data.splits import FORGETTING, SIDES, SPLITS, SplitWriter
 from lib.params import Params
 
 # in the order in which they are checked
@@ -278,7 +278,8 @@ def tokenise(rows: Rows, base: pathlib.Path, final: pathlib.Path) -> dict[str, A
     """
     temporary = final.with_name(".data.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    writers = {split: SplitWriter(temporary / split) for split in SPLITS}
+    named = (*SPLITS, FORGETTING) if rows.job.forgetting else SPLITS
+    writers = {split: SplitWriter(temporary / split) for split in named}
     counts, rows.facts["fingerprint"] = _write_splits(rows, base, writers)
     workers.stop_pool(rows.pool)
     if counts["truncated"]:
@@ -313,9 +314,9 @@ def _write_splits(
             rows.keep_example("answer_cut", example)
         rows.sample += facts["sample"][: chunks.SAMPLE - len(rows.sample)]
         own_sides = sides[places]
-        for number, split in enumerate(SPLITS):
-            part = table.filter(own_sides == number)
-            writers[split].write(part)
+        for split, writer in writers.items():
+            part = table.filter(own_sides == SIDES.index(split))
+            writer.write(part)
             counts[split] += part.num_rows
         digest.update(own_sides.tobytes() + facts["digest"])
         bar.update(len(places))

@@ -103,7 +103,7 @@ class Rows:
     def iterate_chunks(self) -> Iterator[tuple[pathlib.Path, int, np.ndarray]]:
         """Yield (file, number of its first row, sides of its rows) of each chunk.
 
-        A side indexes splits.SPLITS; it is -1 for a dropped row, and before sides are assigned.
+        A side indexes splits.SIDES; it is -1 for a dropped row, and before sides are assigned.
         """
         ends = [start for _, start in self.parts[1:]] + [len(self.decisions.side)]
         for (path, start), end in zip(self.parts, ends, strict=True):

@@ -7,7 +7,7 @@ from lib.params import Params
 
 
 def find_own_sides(columns: dict[str, np.ndarray], job: Params) -> np.ndarray:
-    """Return each row's side before it meets others, as an index into splits.SPLITS.
+    """Return each row's side before it meets others, as an index into splits.SIDES.
 
     A side that held-out files give has no other rows, so a hash fills only the other one.
     """

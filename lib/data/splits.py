@@ -17,6 +17,9 @@ from lib.common import files
 from lib.common.errors import UserError
 
 SPLITS = ("train", "validation", "test")
+# rows of another source (`forgetting`), which has a folder only if a job names one
+FORGETTING = "forgetting"
+SIDES = (*SPLITS, FORGETTING)
 SHARD = 2**28  # bytes of one Arrow file of a split
 # `length` (tokens) serves to sort rows into buckets
 SCHEMA = pa.schema(

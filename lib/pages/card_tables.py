@@ -126,13 +126,17 @@ def _baseline_table(baselines: dict[str, Any]) -> Table:
 
 def _loss_table(train: dict[str, Any]) -> Table:
     when = ("before", "after")
-    losses = [format_value(train.get(f"eval_loss_{side}")) for side in when]
-    intervals = [_format_interval(train, f"eval_loss_{side}_ci95") for side in when]
-    return [
-        ["", "base with the adapter it began from" if "start_from" in train else "base", "tuned"],
-        ["response loss, nats a token", *losses],
-        ["95 % interval", *intervals],
+    rows = [
+        ["", "base with the adapter it began from" if "start_from" in train else "base", "tuned"]
     ]
+    measured = {"eval_loss": "response loss, nats a token"}
+    if "forgetting_loss_before" in train:
+        measured["forgetting_loss"] = "the same on rows of another source (what is forgotten)"
+    for name, label in measured.items():
+        interval = "95 % interval" if name == "eval_loss" else "its 95 % interval"
+        rows.append([label, *(format_value(train.get(f"{name}_{side}")) for side in when)])
+        rows.append([interval, *(_format_interval(train, f"{name}_{side}_ci95") for side in when)])
+    return rows
 
 
 def _list_safety(section: dict[str, Any]) -> dict[str, Any]:

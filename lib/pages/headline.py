@@ -59,6 +59,7 @@ def headline_numbers(results: dict[str, Any], exams: dict[str, Any]) -> list[dic
     train, prepare = results.get("train", {}), results.get("prepare", {})
     return [
         _loss_number(train, prepare),
+        *_forgetting_number(train, prepare),
         *_exam_numbers(exams),
         _length_number(train, prepare),
         _speed_number(train),
@@ -76,18 +77,37 @@ def _loss_number(train: dict[str, Any], prepare: dict[str, Any]) -> dict[str, An
     before, after = train.get("eval_loss_before"), train.get("eval_loss_after")
     if before is None or after is None:
         return _number(name, None, "nats per trained token")
-    intervals = [
-        f"{when} {format_span(train[f'eval_loss_{when}_ci95'])}"
-        for when in ("before", "after")
-        if train.get(f"eval_loss_{when}_ci95")
-    ]
     note = (
         f"{(after - before) / before:+.1%}, {prepare.get('validation', '?')} validation rows; "
-        f"95 % interval: {', '.join(intervals) or 'not measured'}"
+        f"95 % interval: {_format_intervals(train, 'eval_loss')}"
     )
     if train.get("start_from"):
         note += "; before: with the adapter it began from"
     return _number(name, f"{before:.3f} → {after:.3f}", note)
+
+
+def _format_intervals(train: dict[str, Any], loss: str) -> str:
+    intervals = [
+        f"{when} {format_span(train[f'{loss}_{when}_ci95'])}"
+        for when in ("before", "after")
+        if train.get(f"{loss}_{when}_ci95")
+    ]
+    return ", ".join(intervals) or "not measured"
+
+
+def _forgetting_number(train: dict[str, Any], prepare: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the loss on rows of another source; nothing for a job that names none."""
+    before, after = train.get("forgetting_loss_before"), train.get("forgetting_loss_after")
+    if "forgetting" not in prepare:
+        return []
+    name = "what is forgotten: loss on rows of another source, before → after"
+    if before is None or after is None:
+        return [_number(name, None, "nats per trained token")]
+    note = (
+        f"{(after - before) / before:+.1%}, {prepare['forgetting']} rows; 95 % interval: "
+        f"{_format_intervals(train, 'forgetting_loss')}"
+    )
+    return [_number(name, f"{before:.3f} → {after:.3f}", note)]
 
 
 def _length_number(train: dict[str, Any], prepare: dict[str, Any]) -> dict[str, Any]:

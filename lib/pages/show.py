@@ -143,7 +143,8 @@ def funnel_steps(prepare: dict[str, Any]) -> list[Row]:
 def funnel(prepare: dict[str, Any]) -> Any:
     """Show the rows read, dropped for each reason and kept, and the size of each split."""
     read, *drops = funnel_steps(prepare)
-    splits = ", ".join(f"{prepare[side]:,} {side}" for side in ("train", "validation", "test"))
+    sides = [side for side in ("train", "validation", "test", "forgetting") if side in prepare]
+    splits = ", ".join(f"{prepare[side]:,} {side}" for side in sides)
     kept = prepare["rows_kept"]
     return table(
         [

@@ -82,6 +82,12 @@ class Params(pydantic.BaseModel):
         "multiple-choice sets to examine the model on; training rows that overlap are dropped",
     )
 
+    forgetting: str | Source = _prepare(
+        "",
+        "file or hub id of rows of another kind, never trained on, whose loss before and after "
+        "shows what is forgotten; empty measures none",
+    )
+
     # cleaning
     max_seq_length: int = _prepare(
         1024, "longest row, in tokens; `overlong` decides what happens to longer ones", ge=16

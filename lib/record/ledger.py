@@ -1,8 +1,8 @@
 """metrics.jsonl: the append-only ledger of training, and every headline number computed from it.
 
-Each line is a JSON object; `event` is session, compiled, step, eval or best. transformers'
-TrainOutput is never used: after a resume it divides the loss of a few steps by all steps, and all
-samples by the last session's seconds.
+Each line is a JSON object; `event` is session, compiled, step, eval, forgetting or best.
+transformers' TrainOutput is never used: after a resume it divides the loss of a few steps by all
+steps, and all samples by the last session's seconds.
 """
 
 import itertools
@@ -40,9 +40,9 @@ class Ledger:
                 f"then continues from the last checkpoint."
             ) from None
 
-    def eval_losses(self, step: int) -> dict[tuple[str, int], float]:
-        """Return the held-out losses by (when, step) up to `step`, at which a session resumes."""
-        evals = keep_valid(self._resumed_at(step), "eval")
+    def eval_losses(self, step: int, event: str = "eval") -> dict[tuple[str, int], float]:
+        """Return the losses of an event by (when, step) up to `step`, where a session resumes."""
+        evals = keep_valid(self._resumed_at(step), event)
         return {(entry["when"], entry["step"]): entry["eval_loss"] for entry in evals}
 
     def require_steps(self, step: int) -> None:
@@ -257,13 +257,6 @@ def summarise(entries: list[Entry]) -> TrainResults:
     ran = _all_steps(entries)
     valid = valid_steps(entries)
     best = keep_valid(entries, "best")
-    evals = keep_valid(entries, "eval")
-    losses = {entry["when"]: entry["eval_loss"] for entry in evals}
-    intervals = {
-        f"eval_loss_{entry['when']}_ci95": entry["ci95"]
-        for entry in evals
-        if entry["when"] != "during" and "ci95" in entry
-    }
     tenth = max(1, len(valid) // 10)
     session, alike, other_machines = _on_last_machine(entries)
     ran_here, warm = _all_steps(alike), _without_warm_up(alike)
@@ -280,9 +273,10 @@ def summarise(entries: list[Entry]) -> TrainResults:
         "loss_first": _mean_loss(valid[:tenth]),
         "loss_last": _mean_loss(valid[-tenth:]),
         "loss_mean": _mean_loss(valid),
-        "eval_loss_before": losses.get("before"),
-        "eval_loss_after": losses.get("after"),
-        **intervals,  # type: ignore[typeddict-item]  # keys that mypy cannot see in an f-string
+        "eval_loss_before": None,
+        "eval_loss_after": None,
+        **_held_out_losses(entries, "eval", "eval_loss"),  # type: ignore[typeddict-item]  # f-strings
+        **_held_out_losses(entries, "forgetting", "forgetting_loss"),
         "samples_per_second": _rate(warm, "rows"),
         "tokens_per_second": _rate(warm, "tokens"),
         "samples_per_second_with_warm_up": _rate(ran_here, "rows", compiling_here),
@@ -302,6 +296,17 @@ def summarise(entries: list[Entry]) -> TrainResults:
         **({"start_from": start_from} if start_from else {}),
         "seconds": round(_sum(ran, "seconds"), 3),
     }
+
+
+def _held_out_losses(entries: list[Entry], event: str, name: str) -> dict[str, Any]:
+    """Return {name_before, name_after} and their intervals, as far as they were measured."""
+    values = {}
+    for entry in keep_valid(entries, event):
+        if entry["when"] != "during":
+            values[f"{name}_{entry['when']}"] = entry["eval_loss"]
+            if "ci95" in entry:
+                values[f"{name}_{entry['when']}_ci95"] = entry["ci95"]
+    return values
 
 
 def _sum(entries: Iterable[Entry], key: str) -> Any:

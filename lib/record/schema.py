@@ -115,6 +115,7 @@ class PrepareResults(TypedDict):
     train: int  # rows of each split
     validation: int
     test: int
+    forgetting: NotRequired[int]  # rows of another source, which are only measured
     changed: dict[str, int]  # rows by the cleaning rule
     tokens_total: int
     tokens_trained: int
@@ -148,6 +149,10 @@ class TrainResults(TypedDict):
     eval_loss_after: float | None
     eval_loss_before_ci95: NotRequired[list[float]]
     eval_loss_after_ci95: NotRequired[list[float]]
+    forgetting_loss_before: NotRequired[float]  # on the rows of `forgetting`
+    forgetting_loss_after: NotRequired[float]
+    forgetting_loss_before_ci95: NotRequired[list[float]]
+    forgetting_loss_after_ci95: NotRequired[list[float]]
     samples_per_second: float | None
     tokens_per_second: float | None
     samples_per_second_with_warm_up: float | None

@@ -73,6 +73,12 @@ METRICS = {
     "eval_loss_after": Metric(
         "held-out loss", _train("eval_loss_after"), less_is_better=True, same_rows_only=True
     ),
+    "forgetting_loss_after": Metric(
+        "loss on other rows",
+        _train("forgetting_loss_after"),
+        less_is_better=True,
+        same_rows_only=True,
+    ),
     "loss_last": Metric("training loss at the end", _train("loss_last"), less_is_better=True),
     "exam": Metric("exam", _find_exam),
     "safety": Metric("safety", _find_safety),

@@ -29,6 +29,9 @@ class HeldOut:
     `known` are the losses that earlier sessions recorded. The best weights are in checkpoints/best.
     """
 
+    event = "eval"  # of the ledger
+    what = "held-out loss"
+
     def __init__(
         self,
         model: Any,
@@ -64,7 +67,7 @@ class HeldOut:
         assert loss is not None, "every row of a split has a trained token"
         if not math.isfinite(loss):
             raise Diverged(
-                f"the held-out loss at step {step} is {loss}: the weights have diverged. Earlier "
+                f"the {self.what} at step {step} is {loss}: the weights have diverged. Earlier "
                 f"checkpoints are kept. A lower learning_rate, or more warmup_steps, is the usual "
                 f"cure."
             )
@@ -73,18 +76,17 @@ class HeldOut:
         interval = {}
         if when != "during" and len(rows) > 1 and ranks.rank() == 0:
             interval["ci95"] = stats.loss_interval(rows)
-        self.note(
-            "eval", when=when, step=step, eval_loss=loss, tokens=tokens, seconds=seconds, **interval
-        )
+        measured = {"eval_loss": loss, "tokens": tokens, "seconds": seconds, **interval}
+        self.note(self.event, when=when, step=step, **measured)
         return loss
 
     def _watch(self, when: str, step: int, groups: Iterable[int]) -> Iterator[int]:
         """Yield the groups under a progress bar, until the session is interrupted."""
-        for group in progress_bar(f"held-out loss {when}", groups, disable=ranks.rank() > 0):
+        for group in progress_bar(f"{self.what} {when}", groups, disable=ranks.rank() > 0):
             # several ranks must finish together
             if self.signals.got and ranks.world_size() == 1:
                 raise Interrupted(
-                    f"stopped in the held-out loss after step {step}; its checkpoint is saved"
+                    f"stopped in the {self.what} after step {step}; its checkpoint is saved"
                 )
             yield group
 
@@ -117,6 +119,13 @@ class HeldOut:
 
     def _course(self) -> list[float]:
         return [loss for (when, _), loss in self.known.items() if when == "during"]
+
+
+class Forgetting(HeldOut):
+    """Measures rows of another source before and after: what is forgotten by training."""
+
+    event = "forgetting"
+    what = "loss on rows of another source"
 
 
 def forget_later(checkpoints: pathlib.Path, step: int) -> None:

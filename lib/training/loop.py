@@ -18,12 +18,13 @@ import torch
 
 from lib.common.errors import UserError
 from lib.common.progress import progress_bar
+from lib.data import splits
 from lib.model import adapter, device, ranks
 from lib.params import Params
 from lib.record.ledger import Ledger
 from lib.training import checks, compiled, plan, stops, trackers
 from lib.training.checkpoint import resume, save_checkpoint
-from lib.training.held_out import HeldOut, forget_earlier, forget_later, restore_best
+from lib.training.held_out import Forgetting, HeldOut, forget_earlier, forget_later, restore_best
 from lib.training.masters import Masters
 from lib.training.step import (
     Accumulate,
@@ -114,16 +115,22 @@ class _Session:
         self.masters.publish()
 
         self._note_session()
-        known = ranks.from_first(self.ledger.eval_losses(self.step) if self.ledger else {})
-        self.held_out = HeldOut(
-            self.model, self.validation, self.job, known, self.note, self.signals
-        )
+        self.held_out = self._watch_losses(HeldOut, self.validation)
+        other = splits.load_split(self.folder / "data", "forgetting") if self.job.forgetting else []
+        self.forgetting = self._watch_losses(Forgetting, other)
         if self.writes:
             forget_later(self.checkpoints, self.step)
         if not self.step:
             self.held_out.measure("before", self.step)
+            self.forgetting.measure("before", self.step)
         elif self.held_out.is_due(self.step, self.total):  # the last session ended before it
             self._measure_held_out()
+
+    def _watch_losses(self, kind: type[HeldOut], data: Any) -> HeldOut:
+        """Return a HeldOut of these rows, which knows what earlier sessions measured."""
+        recorded = self.ledger.eval_losses(self.step, kind.event) if self.ledger else {}
+        known = ranks.from_first(recorded)
+        return kind(self.model, data, self.job, known, self.note, self.signals)
 
     def _refuse_a_trained_adapter(self) -> None:
         """Raise UserError unless the adapter in memory is new: every B of LoRA starts at zero."""
@@ -307,6 +314,7 @@ class _Session:
             if best:
                 self.note("best", step=best)
         self.held_out.measure("after", self.step)
+        self.forgetting.measure("after", self.step)
 
 
 def _note(

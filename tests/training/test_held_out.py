@@ -19,6 +19,7 @@ from helpers.small_training import (
     crash,
     evals,
     interrupt,
+    make_rows,
     same_run,
     session,
     small_model,
@@ -256,3 +257,37 @@ def test_a_best_that_was_run_past_the_point_of_resume_is_forgotten(tmp_path, mon
     masters = session(tmp_path / "run", job)
     wanted = session(tmp_path / "two", a_job(max_steps=2, lr_scheduler_type="constant"))
     assert all(torch.equal(masters.weights[n], w) for n, w in wanted.weights.items())
+
+
+def test_what_is_forgotten_is_measured_before_and_after_and_once(tmp_path, monkeypatch):
+    """Rows of another source: their loss is the model's own, and a second session keeps the first."""
+    other = make_rows(4, seed=9)
+    for name in ("whole", "stopped"):
+        other.save_to_disk(tmp_path / name / "data" / "forgetting")
+    job = a_job(forgetting="other.jsonl")
+    session(tmp_path / "whole", job)
+    entries = ledger.read_ledger(tmp_path / "whole" / "metrics.jsonl")
+    measured = {e["when"]: e for e in entries if e["event"] == "forgetting"}
+    assert list(measured) == ["before", "after"]
+    assert measured["before"]["eval_loss"] == measure_loss(small_model(job).eval(), other)[0]
+    net = small_model(job).eval()
+    checkpoint.resume(tmp_path / "whole" / "checkpoints", Masters(net, job), {})
+    assert measured["after"]["eval_loss"] == measure_loss(net, other)[0]
+    summary = ledger.summarise(entries)
+    assert summary["forgetting_loss_before"] == measured["before"]["eval_loss"]
+    assert summary["forgetting_loss_after_ci95"] == measured["after"]["ci95"]
+    assert summary["eval_loss_after"] == evals(tmp_path / "whole")[-1][2]
+    at_call(monkeypatch, 8, interrupt)
+    with pytest.raises(KeyboardInterrupt, match="after step 4"):
+        session(tmp_path / "stopped", job)
+    session(tmp_path / "stopped", job)
+    again = ledger.read_ledger(tmp_path / "stopped" / "metrics.jsonl")
+    assert [
+        (e["when"], e["step"], e["eval_loss"]) for e in again if e["event"] == "forgetting"
+    ] == [
+        ("before", 0, measured["before"]["eval_loss"]),
+        ("after", 6, measured["after"]["eval_loss"]),
+    ]
+    assert "forgetting_loss_after" not in ledger.summarise(
+        [e for e in entries if e["event"] != "forgetting"]
+    )

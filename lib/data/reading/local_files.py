@@ -60,9 +60,9 @@ def find_parts(path: pathlib.Path, columns: dict[str, str], split: str, what: st
     """Return what is read of a file or folder.
 
     `split` names the splits that are trained on, as in `train+validation`; `all` is every file.
-    With "", the training files are, and those of other splits are held out. For an exam (`what`),
-    it is the test split, if there is one. A file of a folder that cannot even be opened is named
-    as not read. Raise UserError when nothing is left to read.
+    With "", the training files are, and those of other splits are held out. For `exam` and
+    `forgetting` (`what`), it is the test split, if there is one. A file of a folder that cannot
+    even be opened is named as not read. Raise UserError when nothing is left to read.
     """
     unread: list[tuple[str, str]] = []
     candidates: list[tuple[pathlib.Path, str, str]] = []  # path, inside, the name that tells
@@ -87,7 +87,7 @@ def find_parts(path: pathlib.Path, columns: dict[str, str], split: str, what: st
     named = [(file, inside, find_split(name)) for file, inside, name in candidates]
     if len(named) == 1 and not path.is_dir():
         named = [(*named[0][:2], None)]
-    if what == "exam":
+    if what == "exam" or (what == "forgetting" and not split):
         return _choose_exam(named, unread)
     return _choose(path, named, unread, split)
 

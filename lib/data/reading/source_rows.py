@@ -9,6 +9,7 @@ are user, assistant and system. A row of a held-out file also has its "split".
 import dataclasses
 import functools
 import hashlib
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from lib.data.reading import formats, hub_rows, sources
 from lib.data.reading.local_files import Part
 from lib.data.reading.row import FieldCounts, RowReader
 from lib.data.reading.row_parts.fields import BadRow, DroppedRow
+from lib.data.splits import FORGETTING
 from lib.params import Params, Source
 
 
@@ -52,7 +54,7 @@ def read_rows(
     inputs: list[dict[str, Any]] | None = None,
     fields: list[FieldCounts] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield all rows of the sources as messages, in order; first those of held-out files.
+    """Yield all rows of the sources as messages, in order; first those that are not trained on.
 
     Of two rows that are the same the later is dropped, which must be the one that is trained on.
 
@@ -73,15 +75,22 @@ def read_rows(
     ]
     if fields is not None:
         fields += [own.reader.fields for own in listed]
-    for split in ("test", "validation", "train"):
+    for split in ("test", "validation"):
         yield from _read_split(listed, split, reading)
+    for source in sources.list_forgetting(job):
+        yield from _read_forgetting(source, reading)
+    yield from _read_split(listed, "train", reading)
 
 
 def _list_input(
-    number: int, source: Source, reader: RowReader, inputs: list[dict[str, Any]]
+    number: int,
+    source: Source,
+    reader: RowReader,
+    inputs: list[dict[str, Any]],
+    what: str = "dataset",
 ) -> _Input:
     """Return a source with its parts, and list these, and what is not read, in `inputs`."""
-    found = sources.find_local(source)
+    found = sources.find_local(source, what)
     parts: list[tuple[Part | None, dict[str, Any]]] = []
     for part in found.parts if found else [None]:
         name = part.name if part else source.dataset
@@ -122,22 +131,41 @@ def _read_split(listed: list[_Input], split: str, reading: _Reading) -> Iterator
             raise UserError(f"dataset `{source.dataset}` has no rows.")
 
 
+def _read_forgetting(source: Source, reading: _Reading) -> Iterator[dict[str, Any]]:
+    """Yield the rows that are only measured, for what is forgotten."""
+    reader = RowReader(source, "", reading.job.answer_numbers)
+    own = _list_input(-1, source, reader, reading.inputs, FORGETTING)
+    for _, entry in own.parts:
+        entry["split"] = FORGETTING
+    read = itertools.chain.from_iterable(_read_part(*part, own, reading) for part in own.parts)
+    most = source.max_rows or reading.job.max_rows or None
+    for number, (where, values) in enumerate(itertools.islice(read, most)):
+        if row := _to_row_or_note(where, values, own, number, FORGETTING, reading):
+            yield row
+
+
 def _read_parts(own: _Input, split: str, reading: _Reading) -> Iterator[tuple[str, Any]]:
     """Yield (where, values) of the rows of a source that belong to a split."""
     for part, entry in own.parts:
-        if (part.split if part else "train") != split:
-            continue
-        entry["unread"] = ""
-        if part:
-            rows = _read_file(part, own.source, reading)
-        else:
-            unread: list[tuple[str, str]] = []
-            rows = hub_rows.read_hub_rows(own.source, reading.commits, unread)
-        for number, row in enumerate(rows):
-            if not part and not number:
-                _list_unread(unread, reading.inputs)
-            entry["rows"] += 1
-            yield row
+        if (part.split if part else "train") == split:
+            yield from _read_part(part, entry, own, reading)
+
+
+def _read_part(
+    part: Part | None, entry: dict[str, Any], own: _Input, reading: _Reading
+) -> Iterator[tuple[str, Any]]:
+    """Yield (where, values) of the rows of a file, or of a hub source."""
+    entry["unread"] = ""
+    if part:
+        rows = _read_file(part, own.source, reading)
+    else:
+        unread: list[tuple[str, str]] = []
+        rows = hub_rows.read_hub_rows(own.source, reading.commits, unread)
+    for number, row in enumerate(rows):
+        if not part and not number:
+            _list_unread(unread, reading.inputs)
+        entry["rows"] += 1
+        yield row
 
 
 def _read_file(part: Part, source: Source, reading: _Reading) -> Iterator[tuple[str, Any]]:

@@ -45,6 +45,22 @@ def list_sources(job: Params) -> list[Source]:
     return [alone.model_copy(update=more)]
 
 
+def list_forgetting(job: Params) -> list[Source]:
+    """Return the source of the rows for what is forgotten in a list, which is empty without one."""
+    if not job.forgetting:
+        return []
+    source = job.forgetting
+    return [Source(dataset=source) if isinstance(source, str) else source]
+
+
+def list_read(job: Params) -> list[tuple[Source, str]]:
+    """Return every source whose rows are read, each with the parameter that names it."""
+    return [
+        *((source, "dataset") for source in list_sources(job)),
+        *((source, "forgetting") for source in list_forgetting(job)),
+    ]
+
+
 def list_names(dataset: Dataset) -> list[str]:
     """Return the ids or paths of the sources."""
     listed = [dataset] if isinstance(dataset, str | Source) else dataset
@@ -63,8 +79,8 @@ def describe(dataset: Dataset) -> str:
 def find_local(source: Source, what: str = "dataset") -> Found | None:
     """Return what is read of a bundled or local source, or None for a hub id.
 
-    `what`, dataset or exam, decides which split of a folder is meant. Raise UserError for a source
-    that cannot exist.
+    `what`, dataset, exam or forgetting, decides which split of a folder is meant. Raise
+    UserError for a source that cannot exist.
     """
     path = _find_path(source.dataset, what)
     if path is None:
@@ -134,23 +150,29 @@ def check_sources(job: Params) -> None:
             raise UserError(
                 f"dataset_{key} is {value}, but `dataset` has {key}: {own}; keep one of them."
             )
-    for source in list_sources(job):
-        if find_local(source) is None:
-            _require_no_folder(source, "dataset")
+    for source, what in list_read(job):
+        if find_local(source, what) is None:
+            _require_no_folder(source, what)
         else:
-            _check_local(source)
+            _check_local(source, what)
         check_columns(source.columns)
+    for source in list_forgetting(job):
+        if source.weight < 1:
+            raise UserError(
+                f"forgetting has weight: {source.weight:g}, but every row of it is measured, and "
+                f"none is drawn. max_rows takes the first ones alone."
+            )
     for exam in job.exam:
         if find_local(Source(dataset=exam), "exam") is None:
             _require_no_folder(Source(dataset=exam), "exam")
 
 
-def _check_local(source: Source) -> None:
+def _check_local(source: Source, what: str) -> None:
     for key in ("revision", "config"):
         value = getattr(source, key)
         if value:
             raise UserError(
-                f"dataset `{source.dataset}` is local, so it has no {key} `{value}`: only a hub id "
+                f"{what} `{source.dataset}` is local, so it has no {key} `{value}`: only a hub id "
                 f"has one. To read a part of a folder, name that folder or file, or a split."
             )
 
@@ -174,9 +196,8 @@ def require_hub_sets(job: Params) -> None:
 
     This takes a request each, so it is asked before a new run and not before each command.
     """
-    listed = [*list_sources(job), *(Source(dataset=exam) for exam in job.exam)]
-    for number, source in enumerate(listed):
-        what = "dataset" if number < len(listed) - len(job.exam) else "exam"
+    exams = [(Source(dataset=exam), "exam") for exam in job.exam]
+    for source, what in [*list_read(job), *exams]:
         if _find_path(source.dataset, what) is None:
             hub_rows.require_hub_set(source)
 
@@ -189,19 +210,20 @@ def list_paths(source: Source, what: str = "dataset") -> list[pathlib.Path]:
 
 def is_all_local(job: Params) -> bool:
     """Tell whether no source is on the hub."""
-    return all(find_local(source) is not None for source in list_sources(job))
+    return all(find_local(source, what) is not None for source, what in list_read(job))
 
 
 def count_local_bytes(job: Params) -> int:
     """Return the bytes of the local files behind the sources."""
-    return sum(p.stat().st_size for source in list_sources(job) for p in list_paths(source))
+    read = [path for source, what in list_read(job) for path in list_paths(source, what)]
+    return sum(path.stat().st_size for path in read)
 
 
 def estimate_text_bytes(job: Params) -> int:
     """Return roughly the bytes of text behind the sources."""
     total = 0
-    for source in list_sources(job):
-        paths = list_paths(source)
+    for source, what in list_read(job):
+        paths = list_paths(source, what)
         total += HUB_BYTES if not paths else 0
         for path in paths:
             is_packed = path.suffix.lower() in (*formats.PACKINGS, ".parquet", ".zip", ".xlsx")
@@ -216,8 +238,10 @@ def hash_sources(job: Params) -> str:
     hub sources by their id, revision, configuration and split.
     """
     digest = hashlib.sha256()
-    for source in list_sources(job):
-        found = find_local(source)
+    for source, what in list_read(job):
+        if what == "forgetting":
+            digest.update(b"forgetting")
+        found = find_local(source, what)
         if found is None:
             digest.update(f"{source.dataset}@{source.revision}".encode())
             if source.config or source.split:

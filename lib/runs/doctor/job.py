@@ -67,9 +67,9 @@ def _describe_data(job: Params, is_prepared: bool) -> Iterator[Line]:
         yield Line("ok", "data", "its rows are prepared already")
         return
     here, hub = [], []
-    for source in sources.list_sources(job):
+    for source, what in sources.list_read(job):
         try:
-            paths = sources.list_paths(source)
+            paths = sources.list_paths(source, what)
         except UserError as error:
             yield Line("missing", "data", str(error))
             continue
