@@ -108,9 +108,10 @@ def test_parameters_cell_is_literal_annotated_and_equal_to_the_schema(notebook):
         base = typing.get_origin(field.annotation) or field.annotation
         if typing.get_origin(field.annotation) in (types.UnionType, typing.Union):
             # quoted: papermill overlooks a parameter whose annotation has a bar in it
-            base = (
-                "'int or str'" if isinstance(default, int) or default == "auto" else "'str or list'"
-            )
+            has_list = any("list" in str(kind) for kind in typing.get_args(field.annotation))
+            base = "'str or list'" if has_list else "'str or dict'"
+            if isinstance(default, int) or default == "auto":
+                base = "'int or str'"
         assert (
             annotation == base
             if isinstance(base, str)
