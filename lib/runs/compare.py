@@ -17,9 +17,9 @@ from lib.runs.comparisons import (
     compare_with_first,
     differing_parameters,
     find_mismatches,
-    group_by_held_out,
+    group_by_rows,
 )
-from lib.runs.metrics import METRICS, Records, find_best, tabulate_metrics
+from lib.runs.metrics import HELD_OUT, METRICS, Records, find_best, tabulate_metrics
 
 # columns of the page for which the terminal has no room
 SECONDARY = ("tokens/s", "seconds in steps", "training loss at the end")
@@ -39,9 +39,9 @@ def compare_runs(
         raise UserError(f"METRIC={metric} is not known; expected one of {', '.join(METRICS)}.")
     runs, left_out = _gather(folders)
     warnings = {run["name"]: _list_warnings(run) for run in runs}
-    groups = group_by_held_out(runs)
+    groups = group_by_rows(runs)
     notes = [*_note_groups(groups), *left_out, *_note_faults(runs, warnings)]
-    best = find_best(runs, groups, metric)
+    best = find_best(runs, group_by_rows(runs, METRICS[metric].rows or HELD_OUT), metric)
     rows, missing = tabulate_metrics(runs)
     parameters, tests = differing_parameters(runs), compare_with_first(runs)
     winners = {name for name, _ in best}

@@ -13,7 +13,7 @@ from lib.exam.cautions import tuned_model
 from lib.medical import safety
 from lib.pages import page
 from lib.record.run_record import STAGES
-from lib.runs.metrics import Records
+from lib.runs.metrics import HELD_OUT, Records
 
 
 def differing_parameters(runs: list[Records]) -> list[dict[str, str]]:
@@ -59,11 +59,11 @@ def find_mismatches(run: Records) -> list[str]:
 # held-out rows
 
 
-def group_by_held_out(runs: list[Records]) -> list[list[str]]:
-    """Return the names of the runs in groups with the same held-out rows."""
+def group_by_rows(runs: list[Records], names: tuple[str, ...] = HELD_OUT) -> list[list[str]]:
+    """Return the names of the runs in groups with the same rows in the named splits."""
     groups: list[list[Records]] = []
     for run in runs:
-        group = next((group for group in groups if hold_out_the_same(group[0], run)), None)
+        group = next((group for group in groups if hold_out_the_same(group[0], run, names)), None)
         if group is None:
             groups.append([run])
         else:
@@ -71,21 +71,21 @@ def group_by_held_out(runs: list[Records]) -> list[list[str]]:
     return [[run["name"] for run in group] for group in groups]
 
 
-def hold_out_the_same(first: Records, other: Records) -> bool:
-    """Tell whether two runs hold out the same tokens.
+def hold_out_the_same(first: Records, other: Records, names: tuple[str, ...] = HELD_OUT) -> bool:
+    """Tell whether two runs have the same tokens in the named splits.
 
-    If the fingerprints of all their prepared rows differ, the held-out rows are compared.
+    If the fingerprints of all their prepared rows differ, the rows of these splits are compared.
     """
     fingerprint = first["run"]["fingerprints"].get("data")
     if fingerprint and fingerprint == other["run"]["fingerprints"].get("data"):
         return True
-    hashes = _hash_held_out(first["folder"])
-    return None not in hashes and hashes == _hash_held_out(other["folder"])
+    hashes = _hash_splits(first["folder"], names)
+    return None not in hashes and hashes == _hash_splits(other["folder"], names)
 
 
 @functools.cache  # needed for every pair of runs
-def _hash_held_out(folder: pathlib.Path) -> list[str | None]:
-    return [splits.hash_split(folder / "data", split) for split in ("validation", "test")]
+def _hash_splits(folder: pathlib.Path, names: tuple[str, ...]) -> list[str | None]:
+    return [splits.hash_split(folder / "data", split) for split in names]
 
 
 # --------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lib.common.text import format_value
+from lib.data.splits import FORGETTING
 from lib.exam.cautions import tuned_model
 from lib.medical import safety
 from lib.pages import safety_figures
@@ -12,13 +13,14 @@ from lib.runs.listing import describe_state
 
 Records = dict[str, Any]  # from report.gather_records, with the run's `name`
 Value = float | None  # None: not measured
+HELD_OUT = ("validation", "test")
 
 
 class Metric(NamedTuple):
     label: str
     find: Callable[[Records], Value]
     less_is_better: bool = False
-    same_rows_only: bool = False  # only comparable between runs with the same held-out rows
+    rows: tuple[str, ...] = ()  # splits that runs must share, or it says nothing about them
 
 
 def _train(key: str) -> Callable[[Records], Value]:
@@ -71,13 +73,13 @@ def _find_decoding(run: Records) -> Value:
 
 METRICS = {
     "eval_loss_after": Metric(
-        "held-out loss", _train("eval_loss_after"), less_is_better=True, same_rows_only=True
+        "held-out loss", _train("eval_loss_after"), less_is_better=True, rows=HELD_OUT
     ),
     "forgetting_loss_after": Metric(
         "loss on other rows",
         _train("forgetting_loss_after"),
         less_is_better=True,
-        same_rows_only=True,
+        rows=(FORGETTING,),
     ),
     "loss_last": Metric("training loss at the end", _train("loss_last"), less_is_better=True),
     "exam": Metric("exam", _find_exam),
@@ -133,12 +135,12 @@ def _describe_run(run: Records) -> dict[str, Any]:
 def find_best(runs: list[Records], groups: list[list[str]], name: str) -> list[tuple[str, str]]:
     """Return (run, its value and the runs it was compared with) of the best run by a metric.
 
-    If the metric depends on the held-out rows, there is a best run for each group of runs with the
-    same rows, but none for a group with nothing to compare.
+    If the metric depends on rows that are measured, there is a best run for each group of runs
+    with the same rows, but none for a group with nothing to compare.
     """
     metric = METRICS[name]
     best = []
-    for group in groups if metric.same_rows_only else [[run["name"] for run in runs]]:
+    for group in groups if metric.rows else [[run["name"] for run in runs]]:
         values = {run["name"]: metric.find(run) for run in runs if run["name"] in group}
         known = {run: value for run, value in values.items() if value is not None}
         if not known or (len(known) == 1 and len(groups) > 1):
@@ -146,7 +148,7 @@ def find_best(runs: list[Records], groups: list[list[str]], name: str) -> list[t
         choose = min if metric.less_is_better else max
         winner = choose(known, key=known.__getitem__)
         text = f" ({format_value(known[winner])})"
-        if metric.same_rows_only and len(groups) > 1:
+        if metric.rows and len(groups) > 1:
             text += f", among {', '.join(known)}"
         best.append((winner, text))
     return best

@@ -98,7 +98,8 @@ def pin_revisions(old: Records) -> list[str]:
     if base_commit and job.base_revision != base_commit:
         values["base_revision"] = base_commit
     path = old["folder"] / "data" / "data_card.json"
-    read = files.read_json(path, "data card").get("sources", []) if path.is_file() else []
+    card = files.read_json(path, "data card") if path.is_file() else {}
+    read = card.get("sources", [])
     commits = [source.get("commit") for source in read]
     parts = [source.model_dump() for source in sources.list_sources(job)]
     if len(commits) == len(parts) and any(commits):
@@ -111,6 +112,9 @@ def pin_revisions(old: Records) -> list[str]:
                 {**part, "revision": commit or part["revision"]}
                 for part, commit in zip(parts, commits, strict=True)
             ]
+    if commit := card.get("forgetting", {}).get("commit"):
+        (source,) = sources.list_forgetting(job)
+        values["forgetting"] = {**source.model_dump(), "revision": commit}
     # JSON, which format_parameter writes, is YAML too
     words = [f"{key}={page.format_parameter(value)}" for key, value in values.items()]
     return ["--set", shlex.join(words)] if words else []

@@ -17,7 +17,7 @@ from lib import params
 from lib.common import files
 from lib.common.errors import UserError
 from lib.medical.disclaimer import DISCLAIMER
-from lib.pages import cautions, headline, report, safety_figures
+from lib.pages import card_tables, cautions, headline, report, safety_figures
 from lib.record import ledger
 from lib.record import run_record as record
 
@@ -332,3 +332,28 @@ def test_a_record_of_another_shape_is_named_by_every_page(folder, name, content,
         (folder / name).write_text(content)
     with pytest.raises(UserError, match=said):
         report.write_report(folder)
+
+
+def test_what_is_forgotten_is_a_number_only_where_rows_of_another_source_are_given():
+    train = {
+        "forgetting_loss_before": 2.5,
+        "forgetting_loss_after": 2.75,
+        "forgetting_loss_before_ci95": [2.4, 2.6],
+        "forgetting_loss_after_ci95": [2.6, 2.9],
+    }
+
+    def tiles(**results):
+        numbers = headline.headline_numbers(results, {})
+        return [number for number in numbers if "what is forgotten" in number["name"]]
+
+    assert tiles(train={}, prepare={}) == []
+    (missing,) = tiles(train={}, prepare={"forgetting": 40})
+    assert missing["value"] is None
+    (tile,) = tiles(train=train, prepare={"forgetting": 40})
+    assert tile["value"] == "2.500 → 2.750"
+    assert tile["note"] == "+10.0%, 40 rows; 95 % interval: before 2.4 to 2.6, after 2.6 to 2.9"
+    ((_, table), *_) = card_tables.list_sections({"train": train})
+    assert table[3][1:] == ["2.5", "2.75"]
+    assert table[4][1:] == ["2.4 to 2.6", "2.6 to 2.9"]
+    ((_, table), *_) = card_tables.list_sections({"train": {}})
+    assert len(table) == 3

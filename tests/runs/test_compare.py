@@ -5,11 +5,13 @@
 
 import json
 
+import pyarrow as pa
 import pytest
 
 from helpers import evil_run
 from helpers.judged import judgement
 from lib.common import stats
+from lib.data import splits
 from lib.exam import safety_set
 from lib.medical import safety
 from lib.pages import report
@@ -78,6 +80,23 @@ def test_other_held_out_rows_are_not_compared(runs):
     assert row["what"] == evil_run.EVIL, (
         "the exam is the same; perplexities on other rows are not paired"
     )
+
+
+def test_what_is_forgotten_is_compared_between_runs_that_measured_the_same_rows(runs):
+    folders = [runs("a", data="1"), runs("b", data="2"), runs("c", data="3"), runs("d", data="4")]
+    row = {"id": "1", "topic": "", "question": "q", "answer": "a", "length": 2}
+    for folder, ids, loss in zip(folders, ([5], [5], [6], []), (2.6, 2.5, 1.0, 0), strict=True):
+        results = json.loads((folder / "results.json").read_text())
+        if ids:
+            writer = splits.SplitWriter(folder / "data" / splits.FORGETTING)
+            token = {**row, "input_ids": ids, "labels": ids}
+            writer.write(pa.Table.from_pylist([token], splits.SCHEMA))
+            writer.close()
+            results["train"]["forgetting_loss_after"] = loss
+        (folder / "results.json").write_text(json.dumps(results))
+    text, _ = compare.compare_runs(folders, "forgetting_loss_after")
+    assert "best by loss on other rows: b (2.5), among a, b" in text
+    assert "loss on other rows" in text.splitlines()[0]
 
 
 def test_paired_tests_are_those_of_the_items(runs):

@@ -140,6 +140,12 @@ def test_revisions_of_the_record_are_pinned(folder):
         "max_rows": 0,
         "columns": {},
     }
+    (folder / "data" / "data_card.json").write_text(
+        json.dumps({"sources": [], "forgetting": {"dataset": "owner/other", "commit": "e" * 40}})
+    )
+    told["job"] = params.check_values({"forgetting": "owner/other"}, "test")
+    pinned = params.parse_overrides(rerun.pin_revisions(told)[1])["forgetting"]
+    assert (pinned["dataset"], pinned["revision"]) == ("owner/other", "e" * 40)
     mixed = [{"dataset": "owner/set", "max_rows": 5}, {"dataset": "bundled:first-aid"}]
     (folder / "data" / "data_card.json").write_text(
         json.dumps({"sources": [{"commit": "d" * 40}, {"commit": None}]})
