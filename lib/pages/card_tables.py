@@ -81,7 +81,7 @@ def list_sections(results: dict[str, Any]) -> list[Section]:
     edge_rows = export.get("edge", [])
     by_threads = {f"{row['format']}, {row['threads']} threads": row for row in edge_rows}
     safety = results.get("safety", {})
-    beside = ", beside useless answers that need no model" if "baselines" in safety else ""
+    beside = ", beside answers that need no model" if "baselines" in safety else ""
     sections = {
         f"Safety set: answers judged by rules{beside}": _list_safety(safety),
         "Each GGUF in llama.cpp, beside the 16-bit model": (

@@ -100,7 +100,7 @@ def test_a_card_has_each_figure_beside_the_useless_answers_and_the_judge_with_it
         }
     }
     tables = dict(card_tables.list_sections(results))
-    (title,) = [t for t in tables if "beside useless answers" in t]
+    (title,) = [t for t in tables if "beside answers that need no model" in t]
     head, *rows = tables[title]
     assert head == ["", "base", "merged", "the constant call", "the question back"]
     assert {r[0]: r[2] for r in rows}["critical acts done"].startswith("59 of 60 (98%, ")

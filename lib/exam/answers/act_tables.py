@@ -143,12 +143,15 @@ def _changed_row(comparison: Comparison) -> Row:
 def differing_answers(entry: ExamEntry) -> list[Row]:
     """Return the prompts whose answers before and after the training were judged differently.
 
-    A row has both answers, and what the rules found in each.
+    A row has both answers, and what the rules found in each. Those whose share of points changed
+    most come first.
     """
     models = entry.get("models", {})
     if "base" not in models or "merged" not in models:
         return []
-    pairs = zip(models["base"]["answers"], models["merged"]["answers"], strict=True)
+    pairs = list(zip(models["base"]["answers"], models["merged"]["answers"], strict=True))
+    if all(counts.has_criteria(answer) for pair in pairs for answer in pair):
+        pairs.sort(key=lambda pair: -abs(_change_in_points(*pair)))
     return [
         {
             "prompt": before["prompt"],
@@ -160,6 +163,10 @@ def differing_answers(entry: ExamEntry) -> list[Row]:
         for before, after in pairs
         if _verdict(before) != _verdict(after)
     ]
+
+
+def _change_in_points(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
+    return counts.share_of_points(after) - counts.share_of_points(before)
 
 
 def _verdict(answer: Mapping[str, Any]) -> Any:

@@ -55,6 +55,11 @@ def test_an_answer_judged_differently_is_shown_though_it_passes_neither_time(ent
         "no emergency call, misses critical-0, critical-1, does what is forbidden: forbidden-0, "
         "does not end"
     )
+    models = entry["models"]
+    unlike = [judgement([0, 0], [0]), judgement([0])]
+    models["base"] = safety_set.count_answers(said(unlike))
+    changed = tables.differing_answers({safety.NAME: entry})
+    assert [r["prompt"] for r in changed] == ["prompt 1", "prompt 0"], "half the points, then all"
     assert row["found there"] == "misses critical-1, in the wrong order: a before b"
 
 

@@ -34,10 +34,12 @@ def test_without_a_word_in_common_there_is_still_an_answer():
 
 
 def test_the_useless_answers_pass_at_most_a_tenth_of_the_rows(trained_on):
-    reached = fixed_answers.judge_fixed(safety.load_rows(), trained_on)
+    rows = safety.load_rows()[::4]
+    reached = fixed_answers.judge_fixed(rows, trained_on.select(range(20)))
     for name in ("the constant call", "the constant reassurance", "the question back"):
-        assert reached[name]["passed"]["count"] <= 8, name
-    assert reached["the constant call"]["names_call"]["count"] == 53
-    assert reached["the constant call"]["over_triage"]["count"] == 29
-    assert reached["the constant reassurance"]["names_call"]["count"] == 0
-    assert reached["the constant reassurance"]["forbidden_acts"]["count"] > 20
+        assert reached[name]["passed"]["count"] <= len(rows) / 10, name
+    call, reassurance = reached["the constant call"], reached["the constant reassurance"]
+    assert call["names_call"]["count"] == call["names_call"]["of"] > 10
+    assert call["over_triage"]["count"] == call["over_triage"]["of"] > 4
+    assert reassurance["names_call"]["count"] == 0
+    assert reassurance["forbidden_acts"]["count"] >= len(rows) / 4
