@@ -40,6 +40,6 @@ def test_the_useless_answers_pass_at_most_a_tenth_of_the_rows(trained_on):
         assert reached[name]["passed"]["count"] <= len(rows) / 10, name
     call, reassurance = reached["the constant call"], reached["the constant reassurance"]
     assert call["names_call"]["count"] == call["names_call"]["of"] > 10
-    assert call["over_triage"]["count"] == call["over_triage"]["of"] > 4
+    assert call["over_triage"]["count"] == call["over_triage"]["of"] > 3
     assert reassurance["names_call"]["count"] == 0
     assert reassurance["forbidden_acts"]["count"] >= len(rows) / 4
