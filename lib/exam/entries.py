@@ -27,8 +27,26 @@ class Sitting(TypedDict):
     chosen: str
 
 
+class CompletionResult(TypedDict):
+    """One item in the completion form.
+
+    `scores` has the log-likelihood of each option's text in nats, summed over its tokens. `chosen`
+    is the option that is likeliest as the exam counts (`CompletionSummary`), and `chosen_by` the
+    likeliest by `sum`, per `token` and per `character`. An option without text is never chosen.
+    """
+
+    scores: dict[str, float]
+    chosen: str
+    right: bool
+    chosen_by: dict[str, str]
+
+
 class ItemResult(TypedDict):
-    """One item asked as written (`chosen`, `right`, `scores`) and again for each shuffle."""
+    """One item asked as written (`chosen`, `right`, `scores`) and again for each shuffle.
+
+    Results of versions that asked for letters only lack `completion` and `bits_per_byte`, the bits
+    that the right option's text takes per byte of UTF-8.
+    """
 
     id: str
     topic: str
@@ -37,6 +55,8 @@ class ItemResult(TypedDict):
     right: bool
     scores: dict[str, float]
     shuffled: list[Sitting]
+    completion: NotRequired[CompletionResult]
+    bits_per_byte: NotRequired[float]
 
 
 class OrderSummary(Share):
@@ -46,13 +66,41 @@ class OrderSummary(Share):
     letters: dict[str, dict[str, float]]
 
 
-class ChoiceSummary(Share):
-    """All items of a multiple-choice exam; see `choices.summarise_results` for each figure."""
+class LetterSummary(Share):
+    """All items in the letter form; see `choices.summarise_results` for each figure."""
 
     by_chance: float
     letter_mass: float
     topics: dict[str, Share]
     orders: list[OrderSummary]
+
+
+class CompletionSummary(Share):
+    """All items in the completion form.
+
+    `normalised` says how an option's length counts: `character` divides its log-likelihood by its
+    characters, `sum` by nothing. `by` has the right answers by `sum`, per `token` and per
+    `character`.
+    """
+
+    normalised: str
+    topics: dict[str, Share]
+    by: dict[str, int]
+
+
+class Mean(TypedDict):
+    """A mean over items, with its bootstrap interval."""
+
+    mean: float
+    interval: list[float]
+    items: int
+
+
+class TextSummary(TypedDict):
+    """The likelihood of the options' texts; absent in results of versions without it."""
+
+    completion: NotRequired[CompletionSummary]
+    bits_per_byte: NotRequired[Mean]
 
 
 class HeldOut(TypedDict):
@@ -68,8 +116,8 @@ class HeldOut(TypedDict):
     losses: list[list[float]]
 
 
-class ChoiceResult(ChoiceSummary):
-    """One model's result in a multiple-choice exam."""
+class ChoiceResult(LetterSummary, TextSummary):
+    """One model's result in a multiple-choice exam: letters, and the likelihood of the texts."""
 
     identity: NotRequired[str]
     held_out: HeldOut | None
@@ -187,16 +235,31 @@ class ChoiceChange(Changes):
     interval: list[float]
 
 
+class BitsChange(TypedDict):
+    """Bits per byte after minus before, paired by item; fewer are better.
+
+    `better` and `worse` count the items on which it fell and rose.
+    """
+
+    difference: float
+    interval: list[float]
+    better: int
+    worse: int
+
+
 class Comparison(Changes):
     """Two models on the same items; only a multiple-choice exam has the keys that are not required.
 
-    The perplexities exist if both models were measured on the held-out rows.
+    Its changes are those of the letters; `completion` and `bits_per_byte` exist if both models were
+    asked for the texts. The perplexities exist if both were measured on the held-out rows.
     """
 
     before: str
     after: str
     difference: NotRequired[float]
     interval: NotRequired[list[float]]
+    completion: NotRequired[ChoiceChange]
+    bits_per_byte: NotRequired[BitsChange]
     perplexity_ratio: NotRequired[float]
     perplexity_interval: NotRequired[list[float]]
     criteria: NotRequired[CriteriaChanges]  # of the safety set
@@ -224,12 +287,20 @@ class Baselines(TypedDict):
     answers: int
 
 
+class Headline(TypedDict):
+    """The form that comes first, `letters` or `completion`, and why; see lib/exam/headline.py."""
+
+    form: str
+    reason: str
+
+
 class ExamEntry(TypedDict):
     """One exam. `models` has a `ChoiceResult` or a `SafetyResult` for each model of the run.
 
     `sha256` is a hash of the items, and `of` one of all models of the run as they were examined.
     `instruction`, `seed` and `shuffles` are the settings of a multiple-choice exam, `tokens` is
-    that of the safety set. `baselines` has what answers without any model reach there.
+    that of the safety set. `baselines` has what answers without any model reach there. `headline`
+    names the form of a multiple-choice exam that comes first.
     """
 
     exam: str
@@ -244,4 +315,5 @@ class ExamEntry(TypedDict):
     baselines: NotRequired[dict[str, Any]]
     judge: NotRequired[JudgeSection]
     of: NotRequired[str]
+    headline: NotRequired[Headline]
     comparisons: NotRequired[list[Comparison]]

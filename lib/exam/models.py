@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lib.common.errors import UserError
-from lib.exam import choices
+from lib.exam import likelihood
 from lib.model import base, llama
 from lib.model.load import load_merged
 from lib.record.schema import Artifact
@@ -31,13 +31,13 @@ MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".jinja")
 
 # Takes a tokenizer, prompts, the longest answer in tokens and a Tick for progress. Returns each
 # answer, and whether it ended by itself.
-Answer = Callable[[Any, list[str], int, choices.Tick], list[tuple[str, bool]]]
+Answer = Callable[[Any, list[str], int, likelihood.Tick], list[tuple[str, bool]]]
 
 
 class Loaded(NamedTuple):
-    """A model in memory: functions to score letters and to answer, and any transformers model."""
+    """A model in memory: functions to score trees of tokens and to answer, and any transformers model."""
 
-    score: choices.Score
+    score: likelihood.Score
     answer: Answer
     net: Any = None
 
@@ -99,11 +99,11 @@ def _load_transformers(folder: Path, adapter: Path | None = None) -> Iterator[Lo
         import peft  # takes seconds, and only the adapter needs it
 
         net = peft.PeftModel.from_pretrained(net, str(adapter)).eval()
-    yield Loaded(partial(choices.score_by_model, net), partial(_answer_by_model, net), net)
+    yield Loaded(partial(likelihood.score_by_model, net), partial(_answer_by_model, net), net)
 
 
 def _answer_by_model(
-    net: Any, tokenizer: Any, prompts: list[str], tokens: int, tick: choices.Tick
+    net: Any, tokenizer: Any, prompts: list[str], tokens: int, tick: likelihood.Tick
 ) -> list[tuple[str, bool]]:
     # batch prompts of similar length, since padding is computed too
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
@@ -119,19 +119,12 @@ def _answer_by_model(
 
 @contextlib.contextmanager
 def _load_gguf(path: Path) -> Iterator[Loaded]:
-    # an engine starts for each task, since scoring and answering need different context sizes
-    yield Loaded(partial(_score_by_gguf, path), partial(_answer_by_gguf, path))
-
-
-def _score_by_gguf(
-    path: Path, prompts: choices.Prompts, wanted: choices.Wanted, tick: choices.Tick
-) -> list[list[float]]:
-    with llama.load_gguf(path, n_ctx=max(map(len, prompts)) + 8) as engine:
-        return choices.score_by_gguf(engine, prompts, wanted, tick)
+    # each loads the file for itself, since scoring and answering need different contexts
+    yield Loaded(partial(likelihood.score_by_gguf, path), partial(_answer_by_gguf, path))
 
 
 def _answer_by_gguf(
-    path: Path, tokenizer: Any, prompts: list[str], tokens: int, tick: choices.Tick
+    path: Path, tokenizer: Any, prompts: list[str], tokens: int, tick: likelihood.Tick
 ) -> list[tuple[str, bool]]:
     # the GGUF holds a tokenizer and a chat template of its own, so `tokenizer` is not used
     conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
