@@ -83,7 +83,7 @@ def letter_continuations(
 
 
 def tokenise_turns(tokenizer: Any, texts: list[str]) -> tuple[list[str], list[list[int]]]:
-    """Return each user turn as the template writes it, up to where an answer begins, and its ids."""
+    """Return each user turn as the template writes it before an answer, and its token ids."""
     rendered = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True

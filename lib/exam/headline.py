@@ -11,8 +11,8 @@ which a model looks better. It is the same for the base and for every model made
 
 Below half, a model would rather begin its answer with something else than a letter, and the scores
 compare answers that it hardly gives. A letter that takes most choices, and clearly more than the
-key gives it, is a habit and no knowledge. A set whose key itself prefers a letter (PubMedQA's yes is
-55 %) may have that letter chosen more often.
+key gives it, is a habit and no knowledge. A set whose key itself prefers a letter (yes
+is right in 55 % of PubMedQA) may have it chosen more often.
 """
 
 from lib.exam.entries import ChoiceResult, Headline

@@ -124,9 +124,7 @@ def _log_probabilities(
     return loss.cap_logits(logits, softcap) - totals[numbers]
 
 
-def _log_totals(
-    states: torch.Tensor, weight: torch.Tensor, softcap: float | None
-) -> torch.Tensor:
+def _log_totals(states: torch.Tensor, weight: torch.Tensor, softcap: float | None) -> torch.Tensor:
     """Return the log of the sum of all words' exponentiated logits, for each state."""
     parts = []
     for words in weight.split(WORDS_AT_ONCE[weight.device.type]):

@@ -35,7 +35,7 @@ Answer = Callable[[Any, list[str], int, likelihood.Tick], list[tuple[str, bool]]
 
 
 class Loaded(NamedTuple):
-    """A model in memory: functions to score trees of tokens and to answer, and any transformers model."""
+    """A model in memory: functions to score trees and to answer, and any transformers model."""
 
     score: likelihood.Score
     answer: Answer

@@ -180,9 +180,7 @@ def _make_context(library: ctypes.CDLL, model: int, nodes: int, sequences: int) 
     return int(context)
 
 
-def _score_tree(
-    library: ctypes.CDLL, context: int, words: int, tree: TokenTree
-) -> list[float]:
+def _score_tree(library: ctypes.CDLL, context: int, words: int, tree: TokenTree) -> list[float]:
     """Return each continuation's log-likelihood in nats; nan where the model gives no number."""
     library.llama_memory_clear(library.llama_get_memory(context), True)
     wanted: dict[int, list[int]] = {node: [] for node in scored_nodes(tree)}
@@ -198,7 +196,9 @@ def _score_tree(
                 continue
             address = library.llama_get_logits_ith(context, place)
             logits = torch.from_numpy(
-                np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_float)), (words,))
+                np.ctypeslib.as_array(
+                    ctypes.cast(address, ctypes.POINTER(ctypes.c_float)), (words,)
+                )
             )
             total = float(torch.logsumexp(logits, 0))
             for token in wanted[node]:

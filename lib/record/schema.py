@@ -172,8 +172,8 @@ class TrainResults(TypedDict):
     seconds: float
 
 
-class ExamPair(TypedDict):
-    """A tuned model compared with its base in one multiple-choice exam."""
+class ChoicePair(TypedDict):
+    """Right answers of a tuned model and its base in one form of a multiple-choice exam."""
 
     items: int
     base_correct: int
@@ -185,7 +185,38 @@ class ExamPair(TypedDict):
     mcnemar_p: float
 
 
-# The exam's name (`exam`), the keys of ExamPair for the merged model, perplexities, and an ExamPair
+class CompletionPair(ChoicePair):
+    """The same by the text of the options; `normalised` says how their length counts."""
+
+    normalised: str  # `character` or `sum`
+
+
+class BitsPair(TypedDict):
+    """Bits per byte of the right options' text, paired by item; fewer are better."""
+
+    items: int
+    base: float
+    tuned: float
+    base_ci95: list[float]
+    tuned_ci95: list[float]
+    difference: float
+    difference_ci95: list[float]
+    better: int  # items on which it fell
+    worse: int
+
+
+class ExamPair(ChoicePair):
+    """A tuned model compared with its base in one multiple-choice exam, first by letters.
+
+    Results of versions that asked for letters only lack the other two.
+    """
+
+    completion: NotRequired[CompletionPair]
+    bits_per_byte: NotRequired[BitsPair]
+
+
+# The exam's name (`exam`), the form that comes first (`headline`: `completion` or `letters`) and
+# why (`headline_reason`), the keys of ExamPair for the merged model, perplexities, and an ExamPair
 # for each GGUF under its type (`q8_0`). A TypedDict cannot have keys known only at run time.
 ExamResults = dict[str, Any]
 

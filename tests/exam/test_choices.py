@@ -1,19 +1,15 @@
-"""Multiple choice by log-likelihood, against the model's own logits and against scores whose outcome is known.
+"""The letter form, against a tokenizer's own template and scores whose outcome is known.
 
 python -m pytest tests/exam/test_choices.py
 """
 
-import functools
 import math
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from lib.common.errors import UserError
 from lib.exam import choices
-from lib.model import adapter
-from lib.params import Params
 
 ITEMS = [
     {
@@ -35,27 +31,11 @@ ITEMS = [
 
 @pytest.fixture(scope="module")
 def tiny(tiny_gemma3n):
-    """Return (float32 model with an adapter that changes it, tokenizer)."""
-    net = adapter.add(
-        AutoModelForCausalLM.from_pretrained(tiny_gemma3n, dtype=torch.float32).requires_grad_(
-            False
-        ),
-        Params(load_in_4bit=False, optim="adamw_torch"),
-    )
-    with torch.no_grad():
-        for name, p in adapter.trainable(net).items():
-            if "lora_B" in name:
-                p.copy_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
-    return net.eval(), AutoTokenizer.from_pretrained(tiny_gemma3n)
+    return AutoTokenizer.from_pretrained(tiny_gemma3n)
 
 
 def asked(tokenizer):
-    pairs = [(item, list(item["options"])) for item in ITEMS[:5]]
-    return choices.tokenise_questions(
-        tokenizer,
-        [choices.write_question(*pair) for pair in pairs],
-        [len(order) for _, order in pairs],
-    )
+    return choices.letter_continuations(ITEMS[:5], tokenizer, shuffles=1)
 
 
 def test_the_question_is_one_user_turn_with_its_options_lettered_in_the_order_given():
@@ -65,31 +45,39 @@ def test_the_question_is_one_user_turn_with_its_options_lettered_in_the_order_gi
 
 
 def test_prompts_end_where_the_letter_begins(tiny):
-    """By the tokenizer's own template: one <bos>, and the prompt with a letter after it is the prompt's tokens and the letter's."""
-    tokenizer = tiny[1]
-    prompts, wanted = asked(tokenizer)
+    """By the tokenizer's own template: one <bos>, and the letter after it is one token."""
+    continuations = asked(tiny)
     text = choices.write_question(ITEMS[0], ["A", "B"])
+    prompt, _ = continuations[0][0][0]
     assert (
-        prompts[0]
-        == tokenizer.apply_chat_template(
+        prompt
+        == tiny.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
         )["input_ids"]
     )
-    assert all(ids.count(tokenizer.bos_token_id) == 1 for ids in prompts)
-    assert tokenizer.convert_ids_to_tokens(wanted[2]) == list("ABCD")
-    assert [len(letters) for letters in wanted] == [2, 3, 4, 2, 3]
+    flat = [pair for orders in continuations for options in orders for pair in options]
+    assert all(ids.count(tiny.bos_token_id) == 1 for ids, _ in flat)
+    letters = [letter for _, (letter,) in continuations[2][0]]
+    assert tiny.convert_ids_to_tokens(letters) == list("ABCD")
+    assert [[len(options) for options in orders] for orders in continuations] == [
+        [2, 2],
+        [3, 3],
+        [4, 4],
+        [2, 2],
+        [3, 3],
+    ]
 
 
 def test_a_tokenizer_that_joins_the_letter_to_what_is_before_it_is_refused(tiny):
     class Joins:
         def apply_chat_template(self, *args, **options):
-            return tiny[1].apply_chat_template(*args, **options) + "the answer is option "
+            return tiny.apply_chat_template(*args, **options) + "the answer is option "
 
         def __call__(self, text, **options):
             return (
-                tiny[1](text, **options)
+                tiny(text, **options)
                 if isinstance(text, list)
-                else tiny[1](text.replace("option A", "optional"), **options)
+                else tiny(text.replace("option A", "optional"), **options)
             )
 
     with pytest.raises(UserError, match="does not write the answer A as one token"):
@@ -107,98 +95,22 @@ def test_shuffles_are_permutations_by_seed_and_id_alone():
     assert some[1:] != choices.option_orders(item | {"id": "other"}, 40, 1)[1:]
 
 
-def test_scores_are_the_log_softmax_of_the_models_own_logits(tiny):
-    """The whole model, one prompt at a time, logits at every position: adapter and soft cap included."""
-    net, tokenizer = tiny
-    assert net.config.get_text_config().final_logit_softcapping
-    prompts, wanted = asked(tokenizer)
-    seen = []
-    scores = choices.score_by_model(net, prompts, wanted, seen.append)
-    with torch.no_grad():
-        for ids, letters, row in zip(prompts, wanted, scores, strict=True):
-            assert row == pytest.approx(
-                torch.log_softmax(net(input_ids=torch.tensor([ids])).logits[0, -1].float(), 0)[
-                    letters
-                ].tolist(),
-                abs=1e-4,
-            )
-    with net.disable_adapter():
-        assert choices.score_by_model(net, prompts, wanted, seen.append)[0] != pytest.approx(
-            scores[0], abs=1e-3
-        )
-    assert sum(seen) == 2 * sum(map(len, prompts))
+def judged(scores, shuffles):
+    """Judge each item by `scores(item, order)`, its letters' log-probabilities."""
+    results = []
+    for item in ITEMS:
+        orders = choices.option_orders(item, shuffles, 7)
+        results.append(choices.judge_item(item, orders, [scores(item, o) for o in orders]))
+    return results
 
 
-def test_scores_do_not_depend_on_what_is_asked_together_nor_on_memory(tiny, monkeypatch):
-    net, tokenizer = tiny
-    prompts, wanted = asked(tokenizer)
-    monkeypatch.setitem(choices.TOKENS_AT_ONCE, "cpu", 10**6)
-    together = choices.score_by_model(net, prompts, wanted, lambda _: None)
-    monkeypatch.setitem(choices.TOKENS_AT_ONCE, "cpu", 1)
-    for one, other in zip(
-        choices.score_by_model(net, prompts, wanted, lambda _: None), together, strict=True
-    ):
-        assert one == pytest.approx(other, abs=1e-4)
-    body, weight, softcap = choices.loss.split_model(net)
-    sizes = []
-
-    def limited(most, input_ids, **more):
-        sizes.append(len(input_ids))
-        if len(input_ids) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return body(input_ids=input_ids, **more)
-
-    monkeypatch.setitem(choices.TOKENS_AT_ONCE, "cpu", 10**6)
-    monkeypatch.setattr(
-        choices.loss, "split_model", lambda net: (functools.partial(limited, 2), weight, softcap)
-    )
-    for one, other in zip(
-        choices.score_by_model(net, prompts, wanted, lambda _: None), together, strict=True
-    ):
-        assert one == pytest.approx(other, abs=1e-4)
-    assert sizes[:2] == [5, 2]
-    monkeypatch.setattr(
-        choices.loss, "split_model", lambda net: (functools.partial(limited, 0), weight, softcap)
-    )
-    with pytest.raises(torch.OutOfMemoryError):
-        choices.score_by_model(net, prompts, wanted, lambda _: None)
-
-
-def test_letters_not_among_llama_cpps_likeliest_are_looked_up_in_the_whole_vocabulary():
-    class Engine:
-        def next_token_logprobs(self, ids, count=1000):
-            return {n: -float(n) for n in range(min(count, 3000))}
-
-    assert choices.score_by_gguf(Engine(), [[1], [1]], [[5, 7], [5, 2999]], lambda _: None) == [
-        [-5, -7],
-        [-5, -2999],
-    ]
-    assert math.isnan(choices.score_by_gguf(Engine(), [[1]], [[3001]], lambda _: None)[0][0])
-
-
-def test_options_are_followed_through_the_shuffle(tiny):
+def test_options_are_followed_through_the_shuffle():
     """A model that knows the answers is right in every order, whatever the letter of the answer."""
-    tokenizer = tiny[1]
-    right = {
-        choices.write_question(item, order): order.index(item["answer_letter"])
-        for item in ITEMS
-        for order in choices.option_orders(item, 3, 7)
-    }
-    texts = [
-        text
-        for item in ITEMS
-        for text in (
-            choices.write_question(item, order) for order in choices.option_orders(item, 3, 7)
-        )
-    ]
 
-    def knows(prompts, wanted, tick):
-        return [
-            [-1.0 if n == right[text] else -2.0 - n for n in range(len(letters))]
-            for text, letters in zip(texts, wanted, strict=True)
-        ]
+    def knows(item, order):
+        return [-1.0 if key == item["answer_letter"] else -2.0 - n for n, key in enumerate(order)]
 
-    results = choices.ask_items(ITEMS, tokenizer, knows, shuffles=3, seed=7)
+    results = judged(knows, 3)
     assert all(
         r["right"]
         and r["scores"][r["answer"]] == -1
@@ -216,13 +128,8 @@ def test_options_are_followed_through_the_shuffle(tiny):
     )
 
 
-def test_a_model_that_always_says_a_shows_it(tiny):
-    results = choices.ask_items(
-        ITEMS,
-        tiny[1],
-        lambda prompts, wanted, tick: [[math.log(0.5) - n for n in range(len(w))] for w in wanted],
-        shuffles=2,
-    )
+def test_a_model_that_always_says_a_shows_it():
+    results = judged(lambda item, order: [math.log(0.5) - n for n in range(len(order))], 2)
     found = choices.summarise_results(results)
     assert (found["right"], found["of"], found["accuracy"]) == (
         4,
@@ -245,17 +152,9 @@ def test_a_model_that_always_says_a_shows_it(tiny):
     )
     for number, shown in enumerate(found["orders"][1:], 1):
         drawn = [
-            choices.option_orders(item, 2, choices.SEED)[number][0] == item["answer_letter"]
-            for item in ITEMS
+            choices.option_orders(item, 2, 7)[number][0] == item["answer_letter"] for item in ITEMS
         ]
         assert shown["accuracy"] == sum(drawn) / 8 == shown["letters"]["A"]["right"]
-
-
-def test_no_number_is_an_error_and_not_a_choice(tiny):
-    with pytest.raises(UserError, match="no finite likelihood for the letters after item q0"):
-        choices.ask_items(
-            ITEMS, tiny[1], lambda prompts, wanted, tick: [[math.nan] * len(w) for w in wanted]
-        )
 
 
 def test_before_and_after_are_paired():

@@ -10,7 +10,7 @@ import pytest
 
 from lib.common.errors import ROOT
 from lib.data.reading import exam_items
-from lib.exam import baselines, tables
+from lib.exam import baselines, choice_tables, tables
 from lib.exam.answers import act_tables
 
 DEMO = ROOT / "runs" / "examples" / "demo"
@@ -33,16 +33,16 @@ def test_the_demos_sections_are_those_of_its_results(entries):
 def test_every_model_and_every_comparison_of_the_demo_has_a_row(entries):
     shown = dict(tables.exam_tables(entries))
     for name, entry in entries.items():
-        describe = act_tables.describe_set if name == "bundled:safety" else tables.describe_exam
-        to_rows = act_tables.model_rows if name == "bundled:safety" else tables.model_rows
+        describe = (
+            act_tables.describe_set if name == "bundled:safety" else choice_tables.describe_exam
+        )
         rows = shown[describe(entry)]
-        assert rows == to_rows(entry)
         assert [row["model"] for row in rows] == list(entry["models"])
         changed = shown[f"{name}: what changed"]
         assert [(row["before"], row["after"]) for row in changed] == [
             (c["before"], c["after"]) for c in entry["comparisons"]
         ]
-    base = tables.model_rows(entries["bundled:exam"])[0]
+    base = shown[choice_tables.describe_exam(entries["bundled:exam"])][0]
     assert (base["right"], base["accuracy"], base["95 %"]) == ("30 of 120", "25.0%", "18.1 to 33.4")
     assert base["perplexity"] == "52.829, 40 test rows"
     rows = act_tables.model_rows(entries["bundled:safety"])
@@ -57,7 +57,7 @@ def test_an_exam_that_was_stopped_has_no_comparison_to_show(entries):
     sections = tables.result_sections(stopped, "bundled:exam")
     assert sections["exam"] == {"exam": "bundled:exam", "items": 120}
     assert list(sections["safety"]) == ["base"]
-    assert tables.comparison_rows(stopped["bundled:exam"]) == []
+    assert choice_tables.comparison_rows(stopped["bundled:exam"]) == []
     assert tables.differing_answers(stopped) == []
 
 
@@ -74,17 +74,17 @@ def test_an_answer_that_passed_only_before_is_shown_with_its_faults(entries):
 
 def test_topics_of_ten_items_and_more_are_shown(entries):
     models = entries["bundled:exam"]["models"]
-    assert tables.topic_rows(entries["bundled:exam"]) == [], "two or three items each"
+    assert choice_tables.topic_rows(entries["bundled:exam"]) == [], "two or three items each"
     for name, right in (("base", 4), ("merged", 7)):
         models[name]["topics"]["burns"] = {"right": right, "of": 12}
-    assert tables.topic_rows(entries["bundled:exam"]) == [
+    assert choice_tables.topic_rows(entries["bundled:exam"]) == [
         {"topic": "burns", "base": "4 of 12", "merged": "7 of 12"}
     ]
 
 
 def test_baselines_and_cautions_stand_beside_the_scores(entries):
     entry = entries["bundled:exam"]
-    assert tables.baseline_rows(entry) == [], "an earlier record has none"
+    assert choice_tables.baseline_rows(entry) == [], "an earlier record has none"
     items = exam_items.read_items("bundled:exam")
     entry["baselines"] = baselines.measure_baselines(items, ["Press hard.", "Call for help."])
     shown = dict(tables.exam_tables(entries))
@@ -96,7 +96,9 @@ def test_baselines_and_cautions_stand_beside_the_scores(entries):
     for text in (rows[0]["baseline"], *texts):
         assert text in tables.format_entry(entry)
     entry["baselines"]["answers"] = 30_000
-    assert "(nearest of 2 of the 30,000 training answers)" in tables.describe_baselines(entry)
+    assert "(nearest of 2 of the 30,000 training answers)" in choice_tables.describe_baselines(
+        entry
+    )
     section = tables.result_sections(entries, "bundled:exam")["exam"]["baselines"]
     assert section["options_only"]["correct"] == 61
     assert "chosen" not in section["options_only"]

@@ -19,8 +19,8 @@ from lib import params
 from lib.common import files
 from lib.common.errors import UserError
 from lib.data import chat, label_mask, splits
-from lib.exam import choices, take
 from lib.exam import models as exam_models
+from lib.exam import multiple_choice, take
 from lib.exam.answers import endpoint
 from lib.export import gguf_export, merge, servers
 from lib.medical import safety
@@ -140,7 +140,7 @@ def ask(runs, capsys, *words, name="small", file="exam.jsonl"):
 def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_stopped(
     runs, capsys, monkeypatch
 ):
-    real, asked = choices.ask_items, []
+    real, asked = multiple_choice.ask_items, []
 
     def until(name):
         def take(items, tokenizer, score, model, *more):
@@ -151,11 +151,11 @@ def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_sto
 
         return take
 
-    monkeypatch.setattr(choices, "ask_items", until("merged"))
+    monkeypatch.setattr(multiple_choice, "ask_items", until("merged"))
     code, _, said = ask(runs, capsys)
     assert (code, asked) == (130, ["base", "adapter"])
     assert "continues after the models already examined" in said
-    monkeypatch.setattr(choices, "ask_items", until(""))
+    monkeypatch.setattr(multiple_choice, "ask_items", until(""))
     code, out, _ = ask(runs, capsys)
     assert (code, asked) == (0, ["base", "adapter", "merged", "f16"])
     assert f"base, {runs / 'exam.jsonl'}: examined before" in out
@@ -175,6 +175,15 @@ def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_sto
     for other in (merged, gguf):
         assert max(abs(a - b) for a, b in zip(scores(adapter), scores(other), strict=True)) < 0.5
     assert max(abs(a - b) for a, b in zip(scores(adapter), scores(base), strict=True)) > 1
+    for model in (base, adapter, merged, gguf):
+        assert model["completion"]["normalised"] == "sum", "all items have the same options"
+        assert model["completion"]["of"] == model["bits_per_byte"]["items"] == len(ITEMS)
+    apart = [
+        abs(other["bits_per_byte"]["mean"] - adapter["bits_per_byte"]["mean"])
+        for other in (merged, gguf, base)
+    ]
+    assert max(apart[:2]) < 0.03 < 0.1 < apart[2], apart  # rounding, and another model
+    assert entry["headline"]["form"] == "completion", "random weights do not answer with letters"
     assert base["held_out"]["rows"] == 2
     assert base["held_out"]["split"] == "test"
     assert gguf["held_out"] is None
@@ -211,6 +220,14 @@ def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_sto
         gguf["right"],
     )
     assert section["baselines"]["longest"]["correct"] == 1
+    for form in ("completion", "bits_per_byte"):
+        assert section[form]["items"] == section["f16"][form]["items"] == len(ITEMS)
+        changed = pairs["base", "merged"][form]["interval"]
+    assert section["bits_per_byte"]["difference_ci95"] == changed
+    assert (section["headline"], section["mcnemar_p"]) == (
+        "completion",
+        pairs["base", "merged"]["p"],
+    )
     assert section["perplexity_ratio_ci95"] == pairs["base", "merged"]["perplexity_interval"]
     every = files.read_json(runs / "small/exam.json", "exam file")
     files.write_json(
@@ -289,7 +306,7 @@ def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_the
     def fake():
         asked.append(1)
         yield exam_models.Loaded(
-            lambda prompts, wanted, tick: [[-1.0] * len(w) for w in wanted], None
+            lambda trees, tick: [[-1.0] * len(tree.asked) for tree in trees], None
         )
 
     monkeypatch.setattr(
@@ -322,7 +339,7 @@ def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_the
 
 
 def test_what_cannot_be_examined_says_so_and_leaves_nothing(runs, capsys, monkeypatch):
-    monkeypatch.setattr(choices, "ask_items", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(multiple_choice, "ask_items", lambda *_: pytest.fail("asked"))
     assert (
         "is not a run: it has no run.json. Known runs: small." in ask(runs, capsys, name="smal")[2]
     )
@@ -351,7 +368,7 @@ def test_what_cannot_be_examined_says_so_and_leaves_nothing(runs, capsys, monkey
 def test_base_adapter_and_held_out_rows_must_be_those_of_the_run(
     runs, tiny_gemma3n, capsys, monkeypatch
 ):
-    monkeypatch.setattr(choices, "ask_items", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(multiple_choice, "ask_items", lambda *_: pytest.fail("asked"))
     record = json.loads((runs / "small/run.json").read_text())
 
     def change(base_files=None, **train):
