@@ -66,10 +66,17 @@ def result_sections(entries: dict[str, ExamEntry], main: str = "") -> dict[str, 
     if main in entries:
         sections["exam"] = choice_tables.exam_section(entries[main])
     if safety.NAME in entries:
-        sections["safety"] = act_tables.safety_section(entries[safety.NAME])
+        sections["safety"] = _safety_section(entries[safety.NAME])
     others = [name for name in entries if name not in (main, safety.NAME)]
     if others:
         sections["exams"] = {
             shared_name(name): choice_tables.exam_section(entries[name]) for name in others
         }
     return sections
+
+
+def _safety_section(entry: ExamEntry) -> dict[str, Any]:
+    section = act_tables.safety_section(entry)
+    if judge := entry.get("judge"):
+        section["judge"] = judge_tables.judge_section(judge)
+    return section
