@@ -3,10 +3,12 @@
     python tests/benchmarks/exam_lm_eval.py .cache/gemma-3-270m bundled:exam              # in an environment that also has lm-eval
     python tests/benchmarks/exam_lm_eval.py .cache/gemma-3-270m FILE.jsonl.gz --items 200 --dtype bfloat16
 
-Both in this process, on the same threads, one after the other and in turns; loading the model and reading the items are not counted.
+Both in this process, on the same threads, one after the other; loading the model and reading the items are not counted. Ours asks both
+forms at once, lm-eval one task after the other.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import sys
@@ -20,36 +22,68 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from lib.common.errors import ROOT
 from lib.data.reading import exam_items
-from lib.exam import choices
+from lib.exam import choices, likelihood, multiple_choice
 from lib.model import load
 
+TASKS = {"letters": "first_aid_exam", "completion": "first_aid_exam_completion"}
 
-def task(items, folder):
-    """Write the bundled exam's task file with another exam's items, options by their number."""
-    folder = pathlib.Path(folder)
-    (folder / "exam.jsonl").write_text(
-        "".join(
-            json.dumps(
-                {
-                    "question": choices.write_question(i, list(i["options"])),
-                    "options": list(choices.LETTERS[: len(i["options"])]),
-                    "answer": list(i["options"]).index(i["answer_letter"]),
-                }
-            )
-            + "\n"
-            for i in items
-        )
-    )
-    config = yaml.safe_load((ROOT / "lib/medical/lm_eval/first_aid_exam.yaml").read_text())
+
+def write_task(form, items, folder):
+    """Write a task of the bundled exam for another exam's items, and return its name."""
+    is_letters = form == "letters"
+    rows = [
+        {
+            "question": choices.write_question(item, list(item["options"]))
+            if is_letters
+            else item["question"],
+            "options": list(choices.LETTERS[: len(item["options"])])
+            if is_letters
+            else list(item["options"].values()),
+            "answer": list(item["options"]).index(item["answer_letter"]),
+        }
+        for item in items
+    ]
+    data = folder / f"{form}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = yaml.safe_load((ROOT / f"lib/medical/lm_eval/{TASKS[form]}.yaml").read_text())
     config |= {
-        "task": "some_exam",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "exam.jsonl")}},
+        "task": f"some_{form}",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
         "doc_to_text": "{{question}}",
         "doc_to_choice": "{{options}}",
         "doc_to_target": "answer",
     }
-    (folder / "some_exam.yaml").write_text(yaml.safe_dump(config))
-    return str(folder), "some_exam"
+    (folder / f"{form}.yaml").write_text(yaml.safe_dump(config))
+    return config["task"]
+
+
+def compare_letters(ours, samples):
+    """Print how many verdicts differ, and how far the options' likelihoods are from each other."""
+    differ = sum(a["right"] != bool(b["acc"]) for a, b in zip(ours, samples, strict=True))
+    own = [list(result["scores"].values()) for result in ours]
+    print(
+        f"letters: {sum(r['right'] for r in ours)} and {sum(bool(s['acc']) for s in samples)} right, "
+        f"{differ} items judged otherwise, likelihoods apart by up to {farthest(own, samples):.5f} nats"
+    )
+
+
+def compare_texts(ours, samples):
+    """The same by the options' text, per character (acc_norm) and for the whole text (acc)."""
+    own = [list(result["completion"]["scores"].values()) for result in ours]
+    for name, metric in (("character", "acc_norm"), ("sum", "acc")):
+        right = [r["completion"]["chosen_by"][name] == r["answer"] for r in ours]
+        theirs = [bool(sample[metric]) for sample in samples]
+        differ = sum(a != b for a, b in zip(right, theirs, strict=True))
+        print(
+            f"completion by {name}: {sum(right)} and {sum(theirs)} right, {differ} items judged "
+            f"otherwise, likelihoods apart by up to {farthest(own, samples):.5f} nats"
+        )
+
+
+def farthest(own, samples):
+    theirs = [[float(answer[0]) for answer in sample["filtered_resps"]] for sample in samples]
+    pairs = zip(own, theirs, strict=True)
+    return max(abs(a - b) for mine, row in pairs for a, b in zip(mine, row, strict=True))
 
 
 def main():
@@ -60,7 +94,6 @@ def main():
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", default="8", help="lm-eval's batch_size")
-    parser.add_argument("--turns", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     import lm_eval
@@ -73,50 +106,35 @@ def main():
     net = AutoModelForCausalLM.from_pretrained(
         options.model, dtype=getattr(torch, options.dtype)
     ).eval()
-    with tempfile.TemporaryDirectory() as folder:
+    begin = time.perf_counter(), time.process_time()
+    score = functools.partial(likelihood.score_by_model, net)
+    ours = multiple_choice.ask_items(items, tokenizer, score, shuffles=0)
+    print_time("ours, both forms", begin)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
         whole = options.exam == "bundled:exam" and not options.items
-        where, name = (
-            (str(ROOT / "lib/medical/lm_eval"), "first_aid_exam") if whole else task(items, folder)
-        )
-        harness, tasks = (
-            HFLM(pretrained=net, tokenizer=tokenizer, batch_size=options.batch),
-            TaskManager(include_path=where),
-        )
-        for _ in range(options.turns):
-            begun = [(time.perf_counter(), time.process_time())]
-            ours = choices.ask_items(
-                items, tokenizer, lambda *asked: choices.score_by_model(net, *asked), shuffles=0
-            )
-            begun.append((time.perf_counter(), time.process_time()))
-            theirs = lm_eval.simple_evaluate(
+        tasks = TASKS if whole else {form: write_task(form, items, folder) for form in TASKS}
+        where = str(ROOT / "lib/medical/lm_eval") if whole else name
+        harness = HFLM(pretrained=net, tokenizer=tokenizer, batch_size=options.batch)
+        for form, task in tasks.items():
+            begin = time.perf_counter(), time.process_time()
+            found = lm_eval.simple_evaluate(
                 harness,
-                tasks=[name],
-                task_manager=tasks,
+                tasks=[task],
+                task_manager=TaskManager(include_path=where),
                 apply_chat_template=True,
                 log_samples=True,
                 bootstrap_iters=0,
             )
-            begun.append((time.perf_counter(), time.process_time()))
-            seconds = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(begun, begun[1:], strict=False)]
-            print(
-                f"seconds, ours and lm-eval's: {seconds[0][0]:.1f} and {seconds[1][0]:.1f} ({seconds[1][0] / seconds[0][0]:.2f} times); "
-                f"of processor time {seconds[0][1]:.1f} and {seconds[1][1]:.1f} ({seconds[1][1] / seconds[0][1]:.2f} times)"
-            )
-    samples = sorted(theirs["samples"][name], key=lambda s: s["doc_id"])
-    right = [bool(s["acc"]) for s in samples]
-    likelihoods = [[float(r[0]) for r in s["filtered_resps"]] for s in samples]
-    apart = []
-    for mine, row in zip(ours, likelihoods, strict=True):
-        own = list(mine["scores"].values())
-        apart += [abs((a - own[0]) - (b - row[0])) for a, b in zip(own, row, strict=True)]
-    print(
-        f"accuracy, ours and lm-eval's: {sum(r['right'] for r in ours)} and {sum(right)} of {len(items)}, "
-        f"{theirs['results'][name]['acc,none']:.4f} by its own table"
-    )
-    print(
-        f"items judged otherwise: {sum(a['right'] != b for a, b in zip(ours, right, strict=True))}; "
-        f"options' distance to the first, largest difference: {max(apart):.5f} nats"
-    )
+            print_time(f"lm-eval, {form}", begin)
+            samples = [s for s in found["samples"][task] if s["filter"] == "none"]
+            samples.sort(key=lambda sample: sample["doc_id"])
+            {"letters": compare_letters, "completion": compare_texts}[form](ours, samples)
+
+
+def print_time(what, begin):
+    seconds = time.perf_counter() - begin[0], time.process_time() - begin[1]
+    print(f"{what}: {seconds[0]:.1f} s, of processor time {seconds[1]:.1f} s")
 
 
 if __name__ == "__main__":
