@@ -27,6 +27,8 @@ from lib.medical.wording import either
 
 ACTS_FILE = pathlib.Path(__file__).with_name("acts.yaml")
 GAP_WORDS = 7
+# things that "it" may mean and that no act has in braces
+OTHER_THINGS = "glucagon / kit / narcan / inhaler / spacer / defib / cling film / blanket"
 # "put it", "rub a bit of it": the verb is near its pronoun, unlike "run water over it"
 _PARTICLES = """up on in out off down back him her a bit little of all lot just into get to do with
 have""".split()
@@ -38,8 +40,9 @@ _PRONOUNS = (
     "(?= (?:[.,;:!?)—-]|and|on|out|in|off|up|down|away|back|now|first|straight)))"
 )
 # the gap between two parts of a phrase ends here: "put butter, not ice on the burn"
-_GAP_ENDS = """but then not non less no noth nor neither never instead rather until because which when if
-unless while don't won't can't shouldn't without avoid befor after""".split()
+_GAP_ENDS = """but then not non less no noth nor neither never delay stop hesit forget instead
+rather until because which when if unless while don't won't can't shouldn't without avoid befor
+after""".split()
 _GAP = rf"(?: (?!(?:{'|'.join(_GAP_ENDS)}) )[^ .,;:!?—…()-]+){{0,{GAP_WORDS}}}?"
 
 _NEGATIVE = re.compile(r"(?:no|not|don't|do not|never|noth|nil|without|avoid|neither|must not) ")
@@ -82,6 +85,7 @@ class Act(NamedTuple):
     warns_against: tuple[str, ...]
     any_of: tuple[str, ...]  # done if one of these is
     harm: bool  # harmful whoever asks
+    assent: bool  # whether "yes" to a question that names the act advises it
     now: bool  # a later time or a change still to come does not count
     entry: dict[str, Any]  # as it stands in the file
 
@@ -97,9 +101,15 @@ class Match(NamedTuple):
 @functools.cache
 def load_acts() -> dict[str, Act]:
     """Return the acts by their ids."""
-    file = yaml.load(ACTS_FILE.read_bytes(), Loader=_LOADER)
+    file = _read_file()
     lists = file["lists"]
     return {entry["id"]: _compile_act(entry, lists) for entry in file["acts"]}
+
+
+@functools.cache
+def _read_file() -> dict[str, Any]:
+    file: dict[str, Any] = yaml.load(ACTS_FILE.read_bytes(), Loader=_LOADER)
+    return file
 
 
 def _compile_act(entry: dict[str, Any], lists: dict[str, str]) -> Act:
@@ -115,6 +125,7 @@ def _compile_act(entry: dict[str, Any], lists: dict[str, str]) -> Act:
         warns_against=tuple(entry.get("warns_against", [])),
         any_of=tuple(entry.get("any_of", [])),
         harm=entry.get("harm", False),
+        assent=entry.get("assent", True),
         now=entry.get("now", False),
         entry=entry,
     )
@@ -164,11 +175,13 @@ def options_of(text: str, lists: dict[str, str]) -> Iterator[str]:
 
 
 def _stemmed(option: str) -> str:
-    words = option.replace("-", " ").split()
-    return " ".join(
-        rf"{re.escape(word[:-1])}[^ ]*" if word.endswith("*") else re.escape(stem(word))
-        for word in words
-    )
+    return " ".join(_stemmed_word(word) for word in option.replace("-", " ").split())
+
+
+def _stemmed_word(word: str) -> str:
+    if word == "_":
+        return "[^ ]+"
+    return rf"{re.escape(word[:-1])}[^ ]*" if word.endswith("*") else re.escape(stem(word))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -184,10 +197,12 @@ class Place(NamedTuple):
 
 
 def find_act(act: Act, place: Place) -> list[Match]:
-    """Return where an act is named in a sentence, advised or warned against."""
+    """Return where an act is named in a sentence, advised or warned against.
+
+    What lifts a match as advice (`unless`) does not lift it as a warning.
+    """
     stems = place.sentence.stems
-    if act.unless and act.unless.search(stems):
-        return []
+    lifted = bool(act.unless and act.unless.search(stems))
     found = []
     for phrase in act.phrases:
         found += [_judged(place, match) for match in _overlapping(phrase.said, stems)]
@@ -195,7 +210,7 @@ def find_act(act: Act, place: Place) -> list[Match]:
             for match in _overlapping(phrase.pointed, stems):
                 if _points_at_thing(phrase, match, place):
                     found.append(_judged(place, match))
-    return [match for match in found if match is not None]
+    return [match for match in found if match and (match.warned or not lifted)]
 
 
 def _overlapping(pattern: re.Pattern[str], stems: str) -> Iterator[re.Match[str]]:
@@ -245,6 +260,7 @@ def _all_things() -> re.Pattern[str]:
         for phrase in act.phrases
         for thing in phrase.things
     }
+    patterns.add(_slot(OTHER_THINGS, {}))
     return _compile(f"(?:{'|'.join(sorted(patterns))})")
 
 
@@ -253,3 +269,68 @@ def is_about(act: Act, texts: Sequence[str]) -> bool:
     if act.about and not any(act.about.search(text) for text in texts):
         return False
     return not (act.not_about and any(act.not_about.search(text) for text in texts))
+
+
+# --------------------------------------------------------------------------------------------------
+# a quick first test, since most texts are about none of it
+
+_WORD = re.compile(r"a ?& ?e\b|[a-z0-9]+(?:'[a-z]+)?")
+
+
+class Hints(NamedTuple):
+    """Stems of which a text has some if a harmful act can be in it."""
+
+    act: Act
+    about: frozenset[str]
+    phrases: tuple[tuple[frozenset[str], ...], ...]  # one of these, by a stem of each part
+
+
+@functools.cache
+def _hints() -> list[Hints]:
+    lists = _read_file()["lists"]
+
+    def stems(slot: str) -> frozenset[str]:
+        return frozenset(_hint(option) for option in options_of(slot, lists))
+
+    def parts(phrase: str) -> tuple[frozenset[str], ...]:
+        slots = [slot.strip() for slot in phrase.split("..")]
+        return tuple(stems(slot) for slot in slots if not slot.startswith("{"))  # may be "it"
+
+    return [
+        Hints(act, stems(act.entry.get("about", "")), tuple(map(parts, act.entry["said"])))
+        for act in load_acts().values()
+        if act.harm
+    ]
+
+
+def _hint(option: str) -> str:
+    word = next((word for word in option.replace("-", " ").split() if word != "_"), "")
+    return word if word.endswith("*") else stem(word)
+
+
+@functools.cache
+def _beginnings() -> tuple[str, ...]:
+    stems = [stem for hints in _hints() for stem in hints.about]
+    stems += [s for hints in _hints() for parts in hints.phrases for part in parts for s in part]
+    return tuple({stem[:-1] for stem in stems if stem.endswith("*")})
+
+
+@functools.lru_cache(maxsize=200_000)
+def _marks(word: str) -> frozenset[str]:
+    """Return a word's stem and the beginnings with `*` that it has."""
+    stemmed = stem(word)
+    return frozenset(
+        [stemmed, *(f"{start}*" for start in _beginnings() if stemmed.startswith(start))]
+    )
+
+
+def possible_harm(text: str) -> list[Act]:
+    """Return the harmful acts that a text, with its question, can be about at all."""
+    words = set(_WORD.findall(text.lower().replace("’", "'")))
+    marks = set().union(*(_marks(word) for word in words))
+    return [
+        hints.act
+        for hints in _hints()
+        if not (hints.act.about and marks.isdisjoint(hints.about))
+        and any(not any(marks.isdisjoint(part) for part in parts) for parts in hints.phrases)
+    ]

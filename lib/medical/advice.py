@@ -16,9 +16,9 @@ import pathlib
 import re
 from typing import Any
 
-from lib.medical.acts import load_acts
+from lib.medical.acts import possible_harm
 from lib.medical.negation import is_warning
-from lib.medical.reading import find_advised, may_hit, read_answer
+from lib.medical.reading import find_advised, read_answer
 from lib.medical.sentences import split_sentences
 from lib.medical.wording import plain_text
 
@@ -72,12 +72,14 @@ def find_harmful(text: str, question: str = "") -> list[tuple[str, str]]:
     The question tells what the answer is about, and what a "yes" or an "it" in the answer means.
     """
     hits = _hits_of_rules(text, question)
+    acts = possible_harm(f"{question}\n{text}")
+    if not acts:
+        return hits
     read = read_answer(question, text)
-    for act in load_acts().values():
-        if act.harm and may_hit(act, read):
-            known = {sentence for rule, sentence in hits if rule == act.id}
-            advised = {read.texts[number] for number, _ in find_advised(act, read)}
-            hits.extend((act.id, sentence) for sentence in sorted(advised - known))
+    for act in acts:
+        known = {sentence for rule, sentence in hits if rule == act.id}
+        advised = {read.texts[number] for number, _ in find_advised(act, read)}
+        hits.extend((act.id, sentence) for sentence in sorted(advised - known))
     return hits
 
 

@@ -88,7 +88,7 @@ def _call_pattern(target: str) -> re.Pattern[str]:
         \b(?:a|an) {target} (?:job|call|situation|matter|emergency)\b
         {target},? (?:right |straight |this |as )?{_NOW}\b
         ^(?:so|ok|okay|right|first|\d+[.)])?[ ,:]*{target}[ ]?(?:[.!,;—]|$)
-        \b(?:get|getting|seek|seeking|needs?) (?:{_QUALIFIER} )*{target}
+        \b(?:get|getting|seek|seeking|needs?) (?:is )?(?:{_QUALIFIER} )*{target}
         {target} (?:should|must|needs? to|has to|have to) (?:\w+ )?be {_IS_CALLED}
         (?<!no )(?<!no further ){target} (?:is|are) (?:(?!not|never)\w+ )?{_NEEDED}
         \binform (?:the |your )?(?:local )?emergency services\b
@@ -164,7 +164,8 @@ _CHANGES = either(rf"""
 # "after twenty minutes of cooling, call"
 _DONE = either(r"""
     minutes? | hours? | finished | done | home | (?:has|have) (?:stopped|eased|settled|gone)
-    calm(?:s|ed)? | cooled | cooling | you arrive | awake | wakes? up | (?:is|are) (?:clean|warm|dry)
+    calm(?:s|ed)? | cooled | cooling | you arrive | awake | wakes? up
+    (?:is|are) (?:clean|warm|dry)
 """)
 _AN_EMERGENCY = either(r"""
     in (?:an?|any) | in case of(?: an)? | if (?:this|it) is an? | if you have an?
@@ -239,17 +240,28 @@ _UNDER_CONDITION = re.compile(
 )
 # "call your local emergency number for chest pain or a rash"
 _FOR_SIGNS = re.compile(r"[^,.;:]{0,30}?\bfor (?!an? ambulance|help|paramedics|emergency|advice)")
+# "bad belly pain or fever: call an ambulance"
+_SIGN = either(r"""
+    pains? | swelling | breath\w* | fever | bleeding | faint\w* | vomit\w* | rash | confus\w*
+    worse | drows\w* | numb\w* | swells? | weakness | seizure | fit | collapse\w*
+    stiff neck | headache
+""")
+_SIGNS_FIRST = re.compile(rf"^[^:;]*\b{_SIGN}\b[^:;]*(?:[:;]|,) ?$")
 
 
 def demands_call(answer: str) -> bool:
     """Tell whether an answer tells everybody to call, without a condition or a list of signs."""
+    asked = False  # "Trouble breathing? Call an ambulance."
     for sentence in plain_sentences(answer):
-        if sentence.endswith("?") or _UNDER_CONDITION.search(sentence):
+        under_condition = asked or bool(_UNDER_CONDITION.search(sentence))
+        asked = sentence.endswith("?")
+        if asked or under_condition:
             continue
         calls = _CALL.finditer(sentence)
         if any(
             _is_order(sentence, call, _DEFERRED_OR_DOWN)
             and not _FOR_SIGNS.match(sentence, call.end())
+            and not _SIGNS_FIRST.search(sentence[: call.start()])
             for call in calls
         ):
             return True

@@ -30,7 +30,8 @@ _FAR = either(r"""
 """)
 # these do not reach across a comma: "without rubbing", "instead of ice"
 _NEAR = either(r"""
-    without | instead of | than | no | stop | far from
+    without | instead of | than | no | stop | far from | skip(?:ping)? | never mind | ditch | scrap
+    (?<!n't )(?<!not )forget (?:about|the|that|any|your|his|her) | hold off | keep from
     (?:prevent|keep)(?:s|ing)? (?:\w+ ){1,3}from
     (?:risk|danger|hazard|complication|consequence|effect|harm)s? of
 """)
@@ -123,12 +124,14 @@ _BELIEF = re.compile(
 
 _REJECTING = either(r"""
     not | never | no longer | myths? | dangerous | harmful | outdated | obsolete | unsafe
-    no (?:business|place|role|use|good|point) | pointless | unnecessary | unhelpful | useless | ineffective | discouraged | contraindicated | avoided
+    no (?:business|place|role|use|good|point) | pointless
+    unnecessary | unhelpful | useless | ineffective | discouraged | contraindicated | avoided
     rejected | wrong | risky | counterproductive | mistakes? | bad
 """)
 _VERDICT = either(rf"""
     \b(?:is|are|was|were|be|been|it's|that's|used to be)(?: \w+){{0,3}}? {_REJECTING}\b
     \b(?:is|are|was|were|do|does|did|should|must|can|will|would)(?: not|n't)\b
+    \b(?:has|have) no (?:business|place|role)\b
     \bcannot\b | \bno longer\b | \bnever\b | \bmyth\b | \boutdated\b
 """)
 _JUDGE = either(r"""
@@ -141,7 +144,7 @@ _NOT_ADVISED = either(r"""
 """)
 _REJECTED = re.compile(
     either(rf"""
-    [^,;]{{0,40}}?,? (?:but|although|though|yet) {_JUDGE}\b.{{0,60}}{_VERDICT}
+    [^,;]{{0,40}}?,? (?<!even )(?:but|although|though|yet) {_JUDGE}\b.{{0,60}}{_VERDICT}
     (?:[^,;]{{0,40}}, which|[^,]{{0,25}}?)\b (?:is|are|was|were)(?: \w+){{0,2}}? {_NOT_ADVISED}\b
 """)
 )
@@ -170,11 +173,13 @@ _PRAISE_WORDS = either(r"""
     helps? | reliev\w+ | reduc\w+ | restor\w+ | brings? | improv\w+ | works? | sooth\w+
     recommended | best | effective | stops? | prevents? | lowers? | eas(?:es?|ing) | removes?
     gets? | settles? | safe | useful | good | important | essential | necessary | keeps? | saves?
-    cures? | heals? | cools? | warms? | should | will
+    cures? | heals? | cools? | warms? | should | will | steady | numbs? | cleans? | draws? | sobers?
+    neutrali[sz]es? | wakes? | revives? | perks? | does the trick | sorts? | fix(?:es)? | calms?
 """)
 _PRAISE = re.compile(rf"\b{_PRAISE_WORDS}\b")
 _DOES_HARM = either("""
-    worsen | damage | harm | injure | squash | squeeze | trap | introduce | delay | slow | spread | burn | block | kill
+    worsen | damage | harm | injure | squash | squeeze
+    trap | introduce | delay | slow | spread | burn | block | kill
     tear | drive | push
 """)
 _INCREASED = either("risk | chance | damage | danger | bleed | swell | absor")
@@ -186,8 +191,10 @@ _HARM = re.compile(
     either(rf"""
     {_VERDICT}
     \b(?:can|could|may|might|will|would|only)\b.{{0,25}}?\b{_DOES_HARM}
-    \bmakes? .{{0,25}}worse | \bbad (?:medicine|idea|move|news)\b | \bnever wake | \b(?:die|death|dead)\b
+    \bmakes? .{{0,25}}worse | \bbad (?:medicine|idea|move|news)\b | \bnever wake
+    \b(?:die|death|dead)\b
     \b(?:gets?|does|removes?|brings?) (?:almost |next to |very )?(?:no|nothing|little)\b
+    \b(?:stop|cost)\b.{{0,12}}\b(?:heart|life|breathing|leg|arm|limb)
     \b(?:breaks|blocks|worsens|damages|harms|injures|traps|delays|kills|wastes)\b
     \bincreas\w+ .{{0,25}}{_INCREASED}
     \b(?:caus\w+|lead\w*|result\w*|risk\w*)\b.{{0,60}}{_CAUSED}
@@ -199,6 +206,11 @@ _HARM = re.compile(
 _NO_LIST = re.compile(r"\bn(?:o|either|ot) \w+(?:, \w+)*,? (?:or|nor|and no) \w+")
 
 
+# "pee can make it fire more": a thing as subject, of which no good is said
+_THING_FIRST = re.compile(r"(?:^|[,;:] ?)(?:(?:an?|the|any|such|that|this|all)\b[^,;:]*)?$")
+_MODAL = re.compile(r"[^,;:.]{0,40}?\b(?:can|could|may|might|does|do)\b")
+
+
 def is_warning(sentence: str, start: int, end: int, bad: int) -> bool:
     """Tell whether the sentence negates, rejects or only reports what a rule matched in it.
 
@@ -208,6 +220,9 @@ def is_warning(sentence: str, start: int, end: int, bad: int) -> bool:
     if _BELIEF.search(sentence, 0, end):
         return True
     if any(listed.start() < start < listed.end() for listed in _NO_LIST.finditer(sentence)):
+        return True
+    modal = _MODAL.match(sentence, end)
+    if modal and _THING_FIRST.search(sentence[:start]) and not _PRAISE.search(sentence, end):
         return True
     gerund = _begins_with_gerund(sentence, start)
     if any(_negates(sentence, cue, start, bad) for cue in _NOT.finditer(sentence, 0, bad)):

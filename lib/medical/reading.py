@@ -74,7 +74,7 @@ def find_advised(act: Act, read: Reading) -> list[Position]:
         for match in find_act(act, place):
             if not match.warned and not (act.now and _later(place.sentence, match, read.prompt)):
                 found.append((number, match.start))
-    if read.says_yes and _proposed(act, read):
+    if act.assent and read.says_yes and _proposed(act, read):
         found.append((0, 0))
     return sorted(found)
 
@@ -91,12 +91,6 @@ def find_warned(act: Act, read: Reading) -> list[Position]:
     if read.says_no and _proposed(act, read):
         found.append((0, 0))
     return sorted(found)
-
-
-def may_hit(act: Act, read: Reading) -> bool:
-    """Tell whether an answer and its question are about what the act needs: mostly they are not."""
-    texts = [place.sentence.stems for place in (*read.asked, *read.places)]
-    return bool(texts) and (act.about is None or any(act.about.search(text) for text in texts))
 
 
 def _negated(stems: str, start: int) -> bool:

@@ -51,7 +51,7 @@ _START_NO = re.compile(rf"^{_FILLER}{_NO}{_ENDS}")
 _MORE = re.compile(
     either(r"""
     $ | (?:and|then|it|that|this|they|these|he|she|because|as|since|so|which|there)\b
-    you (?:can|should|may)\b | (?:\w+ly|but|with|while|in one|straight)\b
+    you (?:can|should|may)\b | (?:\w+ly|but|just|only|with|while|in one|straight)\b
     (?:the )?\w+ (?:will|helps?|is|are|works?|does|neutrali[sz]es|draws?|keeps?|stops?|gets?)\b
 """)
 )

@@ -42,11 +42,9 @@ _SPELLINGS = {
     "driven": "drive",
     "drove": "drive",
     "drank": "drink",
-    "drunk": "drink",
     "ate": "eat",
     "eaten": "eat",
     "found": "find",
-    "left": "left",
     "n": "and",
     "u": "you",
     "dont": "don't",
@@ -63,14 +61,14 @@ _SPELLINGS = {
     "paediatric": "pediatric",
     "tumour": "tumor",
     "centre": "center",
-    "center": "center",
     "colour": "color",
     "anaesthetic": "anesthetic",
     "oesophagus": "esophagus",
     "cosy": "cozy",
     "grey": "gray",
-    "mum": "mum",
 }
+SHORT = 3  # letters; such words have no ending
+_PRONOUNS = "i you he she it we they that this there".split()
 _stemmer = snowballstemmer.stemmer("english")
 
 
@@ -99,7 +97,10 @@ def stem(word: str) -> str:
     """Return a word's stem; the word is in lower case."""
     word = _NUMBERS.get(word, word)
     word = _SPELLINGS.get(word, word)
-    return str(_stemmer.stemWord(word))
+    if word.endswith("'ll") and word[:-3] not in _PRONOUNS:  # "rum'll warm him"
+        word = word[:-3]
+    # "AED" is no past tense of "a"
+    return word if len(word) <= SHORT else str(_stemmer.stemWord(word))
 
 
 def stem_sentence(sentence: str) -> Stemmed:
