@@ -78,7 +78,7 @@ def float32_tiny(tiny_gemma3n):
     job = a_job(precision="fp32", gradient_checkpointing=False)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    net = shaken(load.load_with_adapter(tiny_gemma3n, job))
+    net = shaken(load.load_for_training(tiny_gemma3n, job))
     reference = loss_and_gradients(net)
     torch.set_num_threads(before)
     return net, reference

@@ -35,6 +35,17 @@ def require_memory(needed: int, what: str) -> None:
         )
 
 
+def require_card_memory(needed: int, card_bytes: float, what: str) -> None:
+    """Raise UserError unless a card has `needed` bytes for full fine-tuning."""
+    if needed > card_bytes:
+        raise UserError(
+            f"Not enough memory on the card for {what}: it needs about {needed / 2**30:.1f} GiB on "
+            f"each card, and activations besides, but the card has {card_bytes / 2**30:.1f} GiB.\n"
+            f"Set optim: adamw_8bit if it is not set, or full_finetuning: false, or choose a "
+            f"smaller base_model."
+        )
+
+
 def free_memory() -> int:
     """Return the bytes of main memory that this process can still take."""
     return min([psutil.virtual_memory().available, *_memory_left()])

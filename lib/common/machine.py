@@ -134,6 +134,12 @@ def gpus() -> list[str]:
     return _query_gpus("name,memory.total")
 
 
+def card_bytes() -> int:
+    """Return the memory of the smallest visible NVIDIA GPU; 0 without a working nvidia-smi."""
+    sizes = [line.split()[0] for line in _query_gpus("memory.total")]
+    return min((int(mib) * 2**20 for mib in sizes if mib.isdigit()), default=0)
+
+
 def driver() -> str:
     """Return the version of NVIDIA's driver; empty without a working nvidia-smi."""
     versions = _query_gpus("driver_version")

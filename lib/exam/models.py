@@ -1,6 +1,6 @@
 """Load the models of a run for an exam, one at a time.
 
-They are the base, the adapter on it, the merged folder and each GGUF.
+They are the base, the adapter on it (none after full fine-tuning), the merged folder and each GGUF.
 
     for model in models.list_models(run_folder, base_folder, job.gguf_types, artifacts):
         with model.load() as loaded:
@@ -57,17 +57,12 @@ def list_models(
     base_hash = base.fingerprint(base_folder)
     adapter_folder, merged_folder = run_folder / "adapter", run_folder / "merged"
     adapter_hashes = _hashes_under("adapter", artifacts)
-    models = [
-        RunModel("base", [base_hash], partial(_load_transformers, base_folder)),
-        RunModel(
-            "adapter",
-            [base_hash, *adapter_hashes],
-            partial(_load_transformers, base_folder, adapter_folder),
-        ),
-        RunModel(
-            "merged", _hashes_under("merged", artifacts), partial(_load_transformers, merged_folder)
-        ),
-    ]
+    models = [RunModel("base", [base_hash], partial(_load_transformers, base_folder))]
+    if adapter_hashes:
+        load_adapter = partial(_load_transformers, base_folder, adapter_folder)
+        models.append(RunModel("adapter", [base_hash, *adapter_hashes], load_adapter))
+    merged_hashes = _hashes_under("merged", artifacts)
+    models.append(RunModel("merged", merged_hashes, partial(_load_transformers, merged_folder)))
     for kind in gguf_types:
         # by its end, since the folder of a run may have been renamed
         made = [a for a in artifacts if a["path"].endswith(f"-{kind}.gguf")]

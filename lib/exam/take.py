@@ -256,7 +256,7 @@ def _require_exported(run: Run) -> None:
             )
     if run.stage("export")["inputs"].get("train") != run.stage("train").get("output"):
         raise UserError(
-            f"{refusal}: its export was made from another adapter. "
+            f"{refusal}: its export was made from other weights. "
             f"Make it again with `make export RUN={run.folder.name}`."
         )
     prepared = run.stage("prepare")["artifacts"]

@@ -25,7 +25,7 @@ from lib.data import chat
 from lib.export import convert, gguf_file, gguf_plan, quantise, servers
 from lib.export.gguf_file import Header, Tensor
 from lib.medical.disclaimer import DISCLAIMER
-from lib.model import base
+from lib.model import base, start
 from lib.model.shards import read_text_config
 from lib.params import Params
 from lib.record.earlier import REFUSED
@@ -253,22 +253,24 @@ def _metadata_faults(header: Header, expected: dict[str, Any]) -> list[str]:
 
 
 def describe_artifacts(run: Run, ggufs: dict[str, Path], with_lora: bool) -> list[files.Artifact]:
-    """Return [{path relative to the run, bytes, sha256}] of the adapter and what this export made.
+    """Return [{path relative to the run, bytes, sha256}] of any adapter and what this export made.
 
     That is merged/, the GGUF files {type: path}, the adapter as a GGUF if it was made, and the
     files of servers.py. Cards are left out, since they are written last. Raise UserError if one is
-    missing, or the adapter is no longer the one that train recorded.
+    missing, or what was trained is no longer as train recorded it.
     """
     made = [*ggufs.values(), *servers.list_server_files(run.folder)]
     if with_lora:
         made.append(name_lora(run.folder))
-    trained = [a for a in run.stage("train")["artifacts"] if a["path"].startswith("adapter/")]
+    parts = (f"{start.ADAPTER}/", f"{start.FULL}/")
+    trained = [a for a in run.stage("train")["artifacts"] if a["path"].startswith(parts)]
     if trouble := files.find_damage(run.folder, trained):
         raise UserError(
-            f"{trouble}, so the adapter is not the one that was trained. Restore it, or train "
+            f"{trouble}, so the weights are not those that were trained. Restore them, or train "
             f"again with `make train FORCE=1 RUN={run.folder.name}`."
         )
-    names = [a["path"] for a in trained]
+    # full weights stay in the run: merged/ has them
+    names = [a["path"] for a in trained if a["path"].startswith(parts[0])]
     names += [path.relative_to(run.folder).as_posix() for path in made]
     described = files.describe_files(run.folder, [*names, "merged"])
     missing = set(names) - {a["path"] for a in described}
@@ -300,7 +302,7 @@ def collect_metadata(
         "license.name": "Gemma Terms of Use",
         "license.link": "https://ai.google.dev/gemma/terms",
         "description": (
-            f"LoRA (r={job.lora_r}) of {base_name} on {', '.join(names)}, merged. "
+            f"{_describe_method(job)} of {base_name} on {', '.join(names)}. "
             f"{trained.get('steps', 'Not recorded')} steps, "
             f"held-out response loss {_loss_change(trained)}."
         ),
@@ -313,6 +315,10 @@ def collect_metadata(
         fields[f"dataset.{number}.name"] = names[number]
         fields[f"dataset.{number}.version"] = source["commit"] or source["revision"] or ""
     return {key: value for key, value in fields.items() if value != ""}
+
+
+def _describe_method(job: Params) -> str:
+    return "Full fine-tuning" if job.full_finetuning else f"LoRA (r={job.lora_r}, merged)"
 
 
 def _loss_change(trained: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Merge a LoRA adapter into its base, and add the tensors that transformers drops.
+"""Merge what was trained into its base, and add the tensors that transformers drops.
 
     merge.merge_run(run, base)
 
@@ -19,8 +19,8 @@ from safetensors.torch import load_file, safe_open, save_file
 
 from lib.common import files
 from lib.common.errors import UserError
-from lib.export.merging import base_copy
-from lib.model import model_folder
+from lib.export.merging import base_copy, full_weights
+from lib.model import model_folder, start
 from lib.model.shards import (
     EXTRA_SHARD,
     canonical_name,
@@ -52,20 +52,27 @@ class Adapter(NamedTuple):
 def merge_run(run: Run, base: Path) -> dict[str, Any]:
     """Make merged/ of a run, after what an earlier export made got a name that says so."""
     tell_aside(earlier.set_export_aside(run.folder))
-    merged = make_merged(base, run.folder / "adapter", run.folder / "merged")
+    full = (run.folder / start.FULL).is_dir()
+    trained = run.folder / (start.FULL if full else start.ADAPTER)
+    merged = make_merged(base, trained, run.folder / "merged")
     earlier.drop_remade(run.folder)  # an old merged/ takes as much space as the base
     return merged
 
 
-def make_merged(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
-    """Merge an adapter, add what transformers drops, and name the folder once it is complete.
+def make_merged(base: Path, trained: Path, out: Path) -> dict[str, Any]:
+    """Merge an adapter, or full weights; add what transformers drops; then name the folder.
 
-    An earlier folder of that name stays until then. Return the results of both steps.
+    Full weights are read back and compared first. An earlier folder of that name stays until then.
+    Return the results of all steps.
     """
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        merged = merge_adapter(base, adapter, draft)
+        if trained.name == start.FULL:
+            merged = full_weights.write(base, trained, draft)
+            merged |= full_weights.verify(trained, base, draft)
+        else:
+            merged = merge_adapter(base, trained, draft)
         added = add_missing_shared_kv(draft, base)
         model_folder.check_folder(draft)
         files.replace_folder(draft, out)

@@ -20,7 +20,7 @@ from lib.data.chat import TURN_END
 from lib.data.reading import formats
 from lib.export import turns
 from lib.medical.disclaimer import DISCLAIMER
-from lib.model import base_record
+from lib.model import base_record, start
 
 SYSTEM = "You are a first-aid assistant that works offline. " + DISCLAIMER
 ASK_SCRIPT = pathlib.Path(__file__).with_name("adapter_ask.py")
@@ -83,27 +83,35 @@ def write_server_files(
     server. Raise UserError, and write nothing, when a server would not send the text of the
     tokenizer's template.
     """
-    modelfile = format_modelfile(gguf.name, base_model, max_seq_length)
+    has_adapter = (folder / start.ADAPTER).is_dir()
+    method = "LoRA fine-tuning" if has_adapter else "full fine-tuning"
+    modelfile = format_modelfile(gguf.name, base_model, max_seq_length, method=method)
     localai = format_localai(gguf.name, folder.name, base_model, max_seq_length)
     compared = turns.compare_turns(folder / "merged", gguf, SYSTEM)
     files.atomic_write(gguf.parent / "Modelfile", modelfile)
     files.atomic_write(gguf.parent / "localai.yaml", localai)
-    files.atomic_write(folder / "adapter" / "ask.py", ASK_SCRIPT.read_text(encoding="utf-8"))
-    if base_files:
-        sums = base_record.format_sums(base_files)
-        files.atomic_write(folder / "adapter" / base_record.SUMS, sums)
-    for part in ("adapter", "merged", "gguf"):
+    if has_adapter:
+        _write_ask_script(folder / start.ADAPTER, base_files)
+    for part in (*([start.ADAPTER] if has_adapter else []), "merged", "gguf"):
         # keep a base's own notice that was copied to merged/, which says more
         if part != "merged" or not (folder / part / "NOTICE").exists():
-            files.atomic_write(folder / part / "NOTICE", format_notice(base_model))
+            files.atomic_write(folder / part / "NOTICE", format_notice(base_model, method))
     return compared
+
+
+def _write_ask_script(adapter: pathlib.Path, base_files: dict[str, str] | None) -> None:
+    files.atomic_write(adapter / "ask.py", ASK_SCRIPT.read_text(encoding="utf-8"))
+    if base_files:
+        files.atomic_write(adapter / base_record.SUMS, base_record.format_sums(base_files))
 
 
 def list_server_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """Return the files that `write_server_files` has written beside weights."""
-    names = ("gguf/Modelfile", "gguf/localai.yaml", "gguf/NOTICE", "adapter/NOTICE")
-    paths = [folder / name for name in (*names, "adapter/ask.py")]
-    sums = folder / "adapter" / base_record.SUMS
+    names = ["gguf/Modelfile", "gguf/localai.yaml", "gguf/NOTICE"]
+    if (folder / start.ADAPTER).is_dir():
+        names += ["adapter/NOTICE", "adapter/ask.py"]
+    paths = [folder / name for name in names]
+    sums = folder / start.ADAPTER / base_record.SUMS
     return [*paths, sums] if sums.is_file() else paths
 
 
@@ -125,12 +133,12 @@ def shared_name(name: str) -> str:
     return pathlib.Path(name).name if is_path else name
 
 
-def format_notice(base_model: str) -> str:
+def format_notice(base_model: str, method: str = "LoRA fine-tuning") -> str:
     """Return the notice that Gemma's terms require with a derived model."""
     return (
         "Gemma is provided under and subject to the Gemma Terms of Use found at "
         "ai.google.dev/gemma/terms\n"
-        f"Modified: a model derived from {base_name(base_model)} by LoRA fine-tuning. "
+        f"Modified: a model derived from {base_name(base_model)} by {method}. "
         f"{DISCLAIMER}\n"
     )
 
@@ -148,11 +156,15 @@ def answer_limits(max_seq_length: int) -> tuple[int, int]:
 
 
 def format_modelfile(
-    gguf_name: str, base_model: str, max_seq_length: int, system: str = SYSTEM
+    gguf_name: str,
+    base_model: str,
+    max_seq_length: int,
+    system: str = SYSTEM,
+    method: str = "LoRA fine-tuning",
 ) -> str:
     """Format an Ollama Modelfile: turns, stop, disclaimer, and greedy answers as in the checks."""
     context, longest = answer_limits(max_seq_length)
-    notice = format_notice(base_model)
+    notice = format_notice(base_model, method)
     if any('"""' in text for text in (OLLAMA, system, notice)):
         raise UserError(
             'The system text contains """, which ends a text in a Modelfile. Remove it.'

@@ -1,6 +1,6 @@
-"""Load models and tokenizers: a base with a new adapter, a base alone, or a merged folder.
+"""Load models and tokenizers: a base to train, a base alone, or a merged folder.
 
-    net = load_with_adapter(folder, job)
+    net = load_for_training(folder, job)
 
 Transformers or Unsloth reads the base (`options.choose_backend`). The folder is checked first,
 because both would replace a missing weight by random numbers.
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lib.common import files, limits
 from lib.common.chat_template import read_chat_template
-from lib.model import adapter, base, device, placement, shards
+from lib.model import adapter, base, device, placement, shards, trained
 from lib.model.model_folder import check_folder, refuse_missing, unreadable_folder
 from lib.model.options import check_options, choose_backend
 from lib.params import Params
@@ -58,21 +58,22 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
 
 
 # --------------------------------------------------------------------------------------------------
-# a base with a new adapter
+# a base to train
 
 
-def load_with_adapter(folder: pathlib.Path, job: Params) -> Any:
-    """Return the base with a new adapter, ready to train.
+def load_for_training(folder: pathlib.Path, job: Params) -> Any:
+    """Return the base with a new adapter, or for full fine-tuning the base with trainable weights.
 
     Raise UserError for settings that exclude each other, for an incomplete folder, for too little
-    memory, and when the adapter is not exactly what the architecture implies.
+    memory, and when what is trained is not exactly what the architecture implies.
     """
     check_options(job)
+    trained.require_room(folder, job)
     backend, _ = choose_backend(job)
     load = _load_by_unsloth if backend == "unsloth" else _load_by_transformers
     with _explain_out_of_memory(folder):
         model = load(folder, job)
-    adapter.check_size(model, job)
+    trained.describe(model, job)
     return model
 
 
@@ -85,7 +86,8 @@ def _explain_out_of_memory(folder: pathlib.Path) -> contextlib.AbstractContextMa
 
 
 def _load_by_transformers(folder: pathlib.Path, job: Params) -> Any:
-    model = adapter.add(load_base(folder, job), job)
+    model = load_base(folder, job)
+    model = trained.unfreeze(model, folder) if job.full_finetuning else adapter.add(model, job)
     if job.gradient_checkpointing:
         # Only dropout draws random numbers inside a layer. Without it the random state need not be
         # saved, which would wait for the GPU and cannot be recorded into a CUDA graph.
@@ -118,7 +120,9 @@ def load_base(folder: pathlib.Path, job: Params) -> Any:
         quantization_config=quantization_config(job.load_in_4bit, job.precision),
     )
     model.config.use_cache = False
-    if job.offload_embedding and torch.cuda.is_available() and not sharded:
+    # full fine-tuning trains that table too
+    offload = job.offload_embedding and not job.full_finetuning
+    if offload and torch.cuda.is_available() and not sharded:
         placement.offload_embedding(model)
     return model.requires_grad_(False)
 

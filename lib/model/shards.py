@@ -25,6 +25,11 @@ def canonical_name(name: str) -> str:
     return CLASS_PREFIX.sub("", name)
 
 
+def is_language(name: str) -> bool:
+    """Tell whether a tensor is the language model's, not a tower's or its embedder's."""
+    return not re.match(rf"(?:model\.)?(?:{OTHER_PARTS})", name)
+
+
 def weight_bytes(folder: pathlib.Path) -> int:
     """Return the bytes of a folder's weight files; raise UserError as `locate_tensors` does."""
     return sum(path.stat().st_size for path in set(locate_tensors(folder).values()))
@@ -71,6 +76,12 @@ def read_entries(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
 def count_numbers(folder: pathlib.Path) -> int:
     """Return how many numbers the tensors of a folder hold, whatever their types."""
     return sum(math.prod(entry["shape"]) for entry in read_entries(folder).values())
+
+
+def count_language(folder: pathlib.Path) -> int:
+    """Return how many numbers the language model's tensors have in a folder, without towers."""
+    entries = read_entries(folder)
+    return sum(math.prod(entry["shape"]) for name, entry in entries.items() if is_language(name))
 
 
 def read_header(file: BinaryIO) -> tuple[int, dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""What training begins from: find another adapter, hold it against the job, refuse an end like it.
+"""What training begins from: find other weights, hold them against the job, refuse an equal end.
 
 begins = start.note_start(run, job, base_folder)    # in the notebook, before hours are spent
-weights = adapter.read_weights(model, job.start_from)   # in the loop, at step 0
+for name, weight in trained.read_start(model, job):     # in the loop, at step 0
 start.refuse_untrained(run)    # in the export notebook: nothing was learnt
 """
 
@@ -23,6 +23,9 @@ from lib.record.schema import RunRecord, Start
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# folders of a run with what was trained: an adapter, or all weights of the language model
+ADAPTER, FULL = "adapter", "weights"
+FULL_FILE = "model.safetensors"
 # PEFT's name and default of each setting, by the parameter that must be the same
 SETTINGS: dict[str, tuple[str, Any]] = {
     "lora_r": ("r", None),
@@ -33,6 +36,42 @@ SETTINGS: dict[str, tuple[str, Any]] = {
 }
 # PEFT settings with which an adapter has weights that this pipeline does not train
 FOREIGN = ("modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices")
+
+
+def find_start(job: Params) -> pathlib.Path:
+    """Return the folder of the weights to begin from: an adapter, or a run's full weights.
+
+    Raise UserError if there is none of the kind that the job trains.
+    """
+    run = run_folder.find_run(job.start_from)
+    other = ADAPTER if job.full_finetuning else FULL
+    if run and (run / other).is_dir():
+        kind = "an adapter" if job.full_finetuning else "all weights (full_finetuning)"
+        cures = {
+            ADAPTER: f"Set base_model={files.format_path(run / 'merged')}, which has the adapter "
+            f"in it, or full_finetuning: false.",
+            FULL: f"Set full_finetuning: true, or base_model={files.format_path(run / 'merged')} "
+            f"for an adapter on it.",
+        }
+        raise UserError(
+            f"start_from=`{job.start_from}`: run `{run.name}` has trained {kind}, but this job has "
+            f"full_finetuning: {str(job.full_finetuning).lower()}. {cures[other]}"
+        )
+    if not job.full_finetuning:
+        return find_adapter(job.start_from)
+    if run and (run / FULL / FULL_FILE).is_file():
+        return (run / FULL).resolve()
+    what = f"run `{run.name}` has no weights yet" if run else "there is no such run"
+    raise UserError(
+        f"start_from=`{job.start_from}`: {what}. With full_finetuning, expected the name or folder "
+        f"of a run that has finished training with full_finetuning. Known runs: "
+        f"{run_folder.list_names()}."
+    )
+
+
+def weight_file(folder: pathlib.Path) -> pathlib.Path:
+    """Return the file of weights in a folder that `find_start` has found."""
+    return folder / (FULL_FILE if folder.name == FULL else WEIGHTS)
 
 
 def find_adapter(start_from: str) -> pathlib.Path:
@@ -53,13 +92,16 @@ def find_adapter(start_from: str) -> pathlib.Path:
 
 
 def check_start(job: Params, base_folder: pathlib.Path | None = None) -> Start:
-    """Return what is recorded of the adapter to begin from.
+    """Return what is recorded of the weights to begin from.
 
-    Raise UserError unless it is whole, and has the job's rank, scale, targets and base. Without
+    Raise UserError unless they are whole, an adapter with the job's rank, scale and targets, or all
+    weights where the job trains those, and of the job's base. Without
     `base_folder`, the base is compared by its name only if the adapter is no run's.
     """
-    folder = find_adapter(job.start_from)
-    differences = [*_compare_settings(folder, job), *_compare_targets(folder, job)]
+    folder = find_start(job)
+    differences = []
+    if not job.full_finetuning:
+        differences = [*_compare_settings(folder, job), *_compare_targets(folder, job)]
     if differences:
         lines = [f"  {line}" for line in differences]
         raise UserError(
@@ -72,12 +114,15 @@ def check_start(job: Params, base_folder: pathlib.Path | None = None) -> Start:
     compared = _compare_base(folder, record, job, base_folder)
     known: Start = {
         "start_from": job.start_from,
-        "sha256": files.sha256(folder / WEIGHTS),
-        "weights": hash_weights(folder / WEIGHTS),
+        "sha256": files.sha256(weight_file(folder)),
         "base_by": compared,
         "run": None,
         "data": None,
     }
+    if job.full_finetuning:
+        known["full"] = True
+    else:
+        known["weights"] = hash_weights(folder / WEIGHTS)
     if record:
         known["run"] = folder.parent.name
         known["data"] = record["fingerprints"].get("data")
@@ -93,11 +138,12 @@ def note_start(run: Run, job: Params, base_folder: pathlib.Path) -> str:
     """
     if not job.start_from:
         run.data.pop("start", None)
-        return "a new adapter"
+        return "the base" if job.full_finetuning else "a new adapter"
     if "start" not in run.data or not any((run.folder / "checkpoints").glob("step-*")):
-        if find_adapter(job.start_from).parent == run.folder:
+        if find_start(job).parent == run.folder:
             raise UserError(
-                f"start_from=`{job.start_from}` is this run's own adapter, which training will "
+                f"start_from=`{job.start_from}` is this run's own "
+                f"{'weights' if job.full_finetuning else 'adapter'}, which training will "
                 f"replace. Choose another name for the new run with RUN=."
             )
         run.data["start"] = check_start(job, base_folder)
@@ -125,20 +171,24 @@ def hash_weights(path: pathlib.Path) -> str:
 
 
 def refuse_untrained(run: Run) -> None:
-    """Raise UserError if the adapter equals what its training began from."""
-    weights = run.folder / "adapter" / WEIGHTS
+    """Raise UserError if what was trained equals what its training began from.
+
+    Full weights that equal the base's are refused where they are merged.
+    """
+    full = (run.folder / FULL).is_dir()
+    weights = weight_file(run.folder / (FULL if full else ADAPTER))
     begun = run.data.get("start")
     if begun and _is_start(weights, begun):
         what = f"equals that of {run_record.describe_start(begun)}, from which its training began"
-    elif _is_zero(weights):
+    elif not full and _is_zero(weights):
         what = "equals its start: every B of it is zero, so the merged model would be the base"
     else:
         return
     steps = (files.read_results(run.folder).get("train") or {}).get("steps", "not recorded")
     name = run.folder.name
     raise UserError(
-        f"The adapter of run `{name}` {what}. Nothing was learnt (steps: {steps}), so nothing is "
-        f"exported.\n"
+        f"The {'full weights' if full else 'adapter'} of run `{name}` {what}. Nothing was learnt "
+        f"(steps: {steps}), so nothing is exported.\n"
         f"The first step of a warm-up has a learning rate of 0, and a very small rate changes "
         f'nothing either. Train on with more steps, `make run RUN={name} SET="max_steps=..."` '
         f"(or num_train_epochs, whichever the run has), or start over with fewer warm-up steps or "
@@ -210,15 +260,15 @@ def _compare_targets(folder: pathlib.Path, job: Params) -> list[str]:
 
 
 def _run_of(folder: pathlib.Path) -> RunRecord | None:
-    """Return the record of the run that an adapter folder is part of.
+    """Return the record of the run that a folder of trained weights is part of.
 
-    Raise UserError unless its training is finished, and the adapter as recorded.
+    Raise UserError unless its training is finished, and the weights as recorded.
     """
-    if folder.name != "adapter" or not run_folder.is_run(folder.parent):
+    if folder.name not in (ADAPTER, FULL) or not run_folder.is_run(folder.parent):
         return None
     record = run_record.read_record(folder.parent / "run.json")
     entry = record["stages"]["train"]
-    recorded = [item for item in entry["artifacts"] if item["path"].startswith("adapter/")]
+    recorded = [item for item in entry["artifacts"] if item["path"].startswith(f"{folder.name}/")]
     trouble = files.find_damage(folder.parent, recorded)
     if entry["status"] != "finished" or trouble:
         raise UserError(
@@ -232,8 +282,10 @@ def _run_of(folder: pathlib.Path) -> RunRecord | None:
 def _compare_base(
     folder: pathlib.Path, record: RunRecord | None, job: Params, base_folder: pathlib.Path | None
 ) -> str:
-    """Return how the adapter's base was found to be the job's; raise UserError if it is another."""
-    config = files.read_json(folder / CONFIG, "adapter configuration")
+    """Return how the weights' base was found to be the job's; raise UserError if it is another."""
+    config = {}
+    if folder.name != FULL:
+        config = files.read_json(folder / CONFIG, "adapter configuration")
     name = config.get("base_model_name_or_path") or "not recorded"
     fingerprints = record["fingerprints"] if record else {}
     if recorded := fingerprints.get("base"):
@@ -244,7 +296,7 @@ def _compare_base(
         raise UserError(
             f"start_from=`{job.start_from}` was trained on another base: `{name}` with fingerprint "
             f"{recorded}, while `{job.base_model}` has {present}. Its weights mean nothing there. "
-            f"Set base_model to the base of the adapter."
+            f"Set base_model to that base."
         )
     if name == job.base_model:
         return "name"

@@ -43,7 +43,10 @@ LICENCES = {
 
 def render_cards(folder: pathlib.Path, repos: dict[str, str] | None = None) -> dict[str, str]:
     """Render the card of each part of the run; with `repos`, the cards link to each other."""
-    cards = {part: render_card(folder, part, repos) for part in PARTS if (folder / part).is_dir()}
+    parts = [part for part in PARTS if (folder / part).is_dir()]
+    # full fine-tuning has no adapter, and so no repository of one
+    present = {part: repo for part, repo in (repos or {}).items() if part in parts}
+    cards = {part: render_card(folder, part, present) for part in parts}
     if not cards:
         raise UserError(
             f"`{files.format_path(folder)}` has no adapter/, merged/ or gguf/ to describe. "
@@ -191,7 +194,7 @@ def _format_header(
         and source.dataset not in local_sources
         and not locations.local_path(source.dataset).exists()
     ]
-    tags = ["first-aid", "medical", "gemma", "lora"]
+    tags = ["first-aid", "medical", "gemma", "full-fine-tuning" if job.full_finetuning else "lora"]
     if part == "gguf":
         tags += ["llama-cpp", "ollama"]
     optional: dict[str, Any] = {}

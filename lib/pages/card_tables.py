@@ -31,9 +31,7 @@ def describe_recipe(job: Params, train: dict[str, Any], run: RunRecord) -> dict[
     longer = describe_lengthenings(train)
     rows = {
         "method": _describe_method(job),
-        "began from": (
-            describe_start(run["start"]) if "start" in run else "a new adapter, on the base"
-        ),
+        "began from": (describe_start(run["start"]) if "start" in run else _describe_new(job)),
         "trained parameters": train.get("trainable_parameters"),
         "of all parameters": train.get("total_parameters"),
         "loss": "cross entropy on the answers and their end token",
@@ -59,7 +57,16 @@ def describe_recipe(job: Params, train: dict[str, Any], run: RunRecord) -> dict[
     return {name: format_value(value) for name, value in rows.items()}
 
 
+def _describe_new(job: Params) -> str:
+    return "the base's weights" if job.full_finetuning else "a new adapter, on the base"
+
+
 def _describe_method(job: Params) -> str:
+    if job.full_finetuning:
+        return (
+            "full fine-tuning: all weights of the language model, embeddings and norms included, "
+            "with float32 masters"
+        )
     method = "rsLoRA" if job.use_rslora else "LoRA"
     if job.use_dora:
         method += ", DoRA"
@@ -126,9 +133,7 @@ def _baseline_table(baselines: dict[str, Any]) -> Table:
 
 def _loss_table(train: dict[str, Any]) -> Table:
     when = ("before", "after")
-    rows = [
-        ["", "base with the adapter it began from" if "start_from" in train else "base", "tuned"]
-    ]
+    rows = [["", "what it began from" if "start_from" in train else "base", "tuned"]]
     measured = {"eval_loss": "response loss, nats a token"}
     if "forgetting_loss_before" in train:
         measured["forgetting_loss"] = "the same on rows of another source (what is forgotten)"

@@ -78,8 +78,8 @@ def _warn_of_start(run: RunRecord) -> list[str]:
     if begun is None:
         return []
     text = (
-        f"this adapter began from {describe_start(begun)}, so the loss before training is "
-        f"with that adapter, not the base's"
+        f"training began from {describe_start(begun)}, so the loss before training is that of "
+        f"these weights, not the base's"
     )
     if begun["data"] is None or begun["data"] != run["fingerprints"].get("data"):
         text += (
@@ -186,7 +186,7 @@ def _warn_of_warm_up(train: dict[str, Any], job: Params | None) -> list[str]:
         return []
     if kept == 1:
         return [
-            "the adapter equals its start: the only step of these weights had a learning rate of "
+            "the weights equal their start: the only step of these weights had a learning rate of "
             "0, as the first of a warm-up has"
         ]
     share = (kept - 1) / job.warmup_steps

@@ -82,7 +82,7 @@ def _loss_number(train: dict[str, Any], prepare: dict[str, Any]) -> dict[str, An
         f"95 % interval: {_format_intervals(train, 'eval_loss')}"
     )
     if train.get("start_from"):
-        note += "; before: with the adapter it began from"
+        note += "; before: with the weights it began from"
     return _number(name, f"{before:.3f} → {after:.3f}", note)
 
 

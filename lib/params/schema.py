@@ -160,6 +160,10 @@ class Params(pydantic.BaseModel):
     load_in_4bit: bool = _train(
         True, "load the base weights in 4 bits (NF4, needs a CUDA card); false loads 16 bits"
     )
+    full_finetuning: bool = _train(
+        False,
+        "train all weights of the language model instead of an adapter; needs load_in_4bit: false",
+    )
 
     # adapter
     lora_r: int = _train(8, "rank of the adapter", ge=1, le=256)
@@ -178,7 +182,8 @@ class Params(pydantic.BaseModel):
     start_from: str = _train(
         "",
         "run, or adapter folder, whose weights training begins with: of the same base, rank and "
-        "targets; empty begins with a new adapter",
+        "targets; with full_finetuning a run that also had it; empty begins with a new adapter, or "
+        "the base's weights",
     )
 
     # batch
@@ -272,7 +277,9 @@ class Params(pydantic.BaseModel):
     # export
     gguf_types: list[GgufType] = _export(["q8_0"], "types of GGUF file to write", min_length=1)
     lora_gguf: bool = _export(
-        True, "also write the adapter alone as a GGUF for llama.cpp's --lora; not with use_dora"
+        True,
+        "also write the adapter alone as a GGUF for llama.cpp's --lora; not with use_dora or "
+        "full_finetuning",
     )
     safety_tokens: int = _export(
         128, "longest answer to a prompt of the safety set, in tokens; 0 skips the set", ge=0

@@ -162,8 +162,9 @@ class Run:
 
 
 def describe_start(known: Start) -> str:
-    """Say in words from which adapter a training began."""
-    origin = f"the adapter of run `{known['run']}`" if known["run"] else "an adapter of no run"
+    """Say in words from which adapter or full weights a training began."""
+    what = "full weights" if known.get("full") else "adapter"
+    origin = f"the {what} of run `{known['run']}`" if known["run"] else "an adapter of no run"
     name = pathlib.PurePath(known["start_from"]).name
     before = f", which itself began from `{known['began_from']}`" if "began_from" in known else ""
     return f"{origin} (`{name}`, sha256 {known['sha256'][:12]}){before}"

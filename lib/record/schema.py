@@ -75,7 +75,7 @@ class Pruned(TypedDict):
 
 
 class Start(TypedDict):
-    """The adapter from which a training began (`start_from`)."""
+    """The adapter, or the full weights, from which a training began (`start_from`)."""
 
     start_from: str  # as the job names it
     sha256: str  # of its file of weights
@@ -84,6 +84,7 @@ class Start(TypedDict):
     run: str | None  # the run that made it, if known
     data: str | None  # that run's prepared rows, by their fingerprint
     began_from: NotRequired[str]  # from what that run had begun
+    full: NotRequired[bool]  # True for full weights
 
 
 class RunRecord(TypedDict):

@@ -10,11 +10,12 @@ from lib.common.gguf_types import FILE_TYPES
 from lib.data.reading import source_changes, sources
 from lib.export import push
 from lib.export.base_needs import exportable
-from lib.model import start
-from lib.params import Params
+from lib.model import shards, start
+from lib.params import Params, number_bytes
 from lib.record.run_record import Run
 
 BUNDLED_BYTES = 575 * 2**20  # Gemma 3 270M as 16-bit safetensors, with its tokenizer
+BUNDLED_NUMBERS = 268_098_176
 BUNDLED_GGUF_BYTES = 260 * 2**20  # the package's own file, from which that is made
 HUB_BASE_BYTES = 16 * 2**30  # assumed for a base that is not here yet: Gemma 3n E4B
 # bytes that prepare writes per byte of text: cleaned chunks, tokens with their cache, and the
@@ -49,6 +50,8 @@ def list_checks(
     if (local / "config.json").is_file():  # one from the hub is asked once it is here
         checks.append(partial(exportable.require_exportable, local, weights=loads_base))
     size = measure_base(job.base_model)
+    if "train" in stages and job.full_finetuning:
+        checks.append(partial(_require_full_training, job))
     if loads_base and size and not has_gpu:
         what = f"{job.base_model}, which train and export load,"
         checks.append(partial(limits.require_memory, size, what))
@@ -63,6 +66,33 @@ def _refuse_gpu_needs(job: Params) -> None:
             f"Without a GPU, use PARAMS=params/cpu.yaml. `make prepare` works here with any params "
             f"file."
         )
+
+
+def _require_full_training(job: Params) -> None:
+    """Raise UserError unless all that full fine-tuning holds has room.
+
+    A base from the hub is asked once it is here.
+    """
+    needed = estimate_full_training(job)
+    what = f"full_finetuning of {job.base_model}"
+    if card := machine.card_bytes():
+        limits.require_card_memory(needed, card, what)
+    else:
+        limits.require_memory(needed, what)
+
+
+def estimate_full_training(job: Params) -> int:
+    """Estimate the bytes of weights, gradients and optimizer; 0 for a base that is not here."""
+    live_bytes = 4 if job.precision == "fp32" else 2
+    return number_bytes.full_training(_count_numbers(job.base_model), job.optim, live_bytes)
+
+
+def _count_numbers(base_model: str) -> int:
+    """Return the numbers of a base's language model; 0 for one that is not here."""
+    if is_bundled(base_model):
+        return BUNDLED_NUMBERS
+    local = locations.local_path(base_model)
+    return shards.count_language(local) if (local / "config.json").is_file() else 0
 
 
 def _require_disk(stages: Collection[str], job: Params, folder: pathlib.Path) -> None:
@@ -90,7 +120,12 @@ def estimate_disk(stage: str, job: Params) -> int:
         base_files = base + BUNDLED_GGUF_BYTES if is_bundled(job.base_model) else 0
         return files.STAGE_BYTES + text + base_files
     if stage == "train":
-        return files.STAGE_BYTES * (job.save_total_limit + 1)
+        kept = job.save_total_limit + 1
+        if not job.full_finetuning:
+            return files.STAGE_BYTES * kept
+        numbers = _count_numbers(job.base_model) or HUB_BASE_BYTES // 2
+        checkpoints = number_bytes.checkpoint(numbers, job.optim) * kept
+        return files.STAGE_BYTES + checkpoints + numbers * number_bytes.MASTER
     # the merged folder, the 16-bit GGUF from which the others are made, and those others
     ggufs = sum(FILE_TYPES[file_type].disk_share for file_type in job.gguf_types)
     return files.STAGE_BYTES + int(base * (2 + ggufs))

@@ -72,7 +72,10 @@ def _show_plan(plan: list[tuple[pathlib.Path, str, int]]) -> None:
     ]
     print(aligned_table(rows))
     total = format_size(sum(size for _, _, size in plan))
-    print(f"\n{total} in total. Adapter, GGUF files, notebooks, ledger and records are kept.")
+    print(
+        f"\n{total} in total. Adapter or trained weights, GGUF files, notebooks, ledger and "
+        f"records are kept."
+    )
 
 
 def _name_cost(folder: pathlib.Path, part: str) -> str:

@@ -23,7 +23,8 @@ from lib.runs import run_job
 from lib.runs.listing import describe_state, find_runs
 
 Records = dict[str, Any]  # what report.gather_records returns
-WEIGHTS = "adapter/adapter_model.safetensors"
+# of an adapter, or of full fine-tuning
+WEIGHTS = ("adapter/adapter_model.safetensors", "weights/model.safetensors")
 
 
 def repeat_run(name: str) -> int:
@@ -193,13 +194,13 @@ def _list_unrecorded(old: Records) -> list[str]:
 def compare_results(old: Records, new: Records) -> tuple[bool, list[str]]:
     """Tell whether two runs of a job gave the same result, and list what is the same or not.
 
-    The same result means equal prepared rows, training losses and adapter weights, bit for bit.
+    The same result means equal prepared rows, training losses and trained weights, bit for bit.
     """
     compared = [
         _compare_hashes(
             "prepared rows", *(run["run"]["fingerprints"].get("data") for run in (old, new))
         ),
-        _compare_hashes("adapter weights", _weights_hash(old), _weights_hash(new)),
+        _compare_hashes("trained weights", _weights_hash(old), _weights_hash(new)),
         _compare_losses(old, new),
     ]
     same = all(alike for alike, _ in compared)
@@ -209,7 +210,7 @@ def compare_results(old: Records, new: Records) -> tuple[bool, list[str]]:
 
 def _weights_hash(run: Records) -> str | None:
     artifacts = run["run"]["stages"]["train"]["artifacts"]
-    return {file["path"]: file["sha256"] for file in artifacts}.get(WEIGHTS)
+    return next((file["sha256"] for file in artifacts if file["path"] in WEIGHTS), None)
 
 
 def _compare_hashes(what: str, old: str | None, new: str | None) -> tuple[bool, str]:

@@ -34,7 +34,7 @@ DEFAULT = "params/cpu.yaml"  # the params file of a new run
 CONTINUES = {
     "prepare": "reads the data again; what was cleaned and tokenised before comes from the cache.",
     "train": "continues from the last good checkpoint.",
-    "export": "exports the trained adapter again; models already examined keep their results.",
+    "export": "exports what was trained again; models already examined keep their results.",
 }
 
 

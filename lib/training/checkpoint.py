@@ -21,6 +21,7 @@ IDENTITY = (
     "base_model",
     "base_revision",
     "load_in_4bit",
+    "full_finetuning",
     "start_from",
     "lora_r",
     "lora_alpha",

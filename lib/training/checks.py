@@ -10,7 +10,7 @@ import transformers
 
 from lib.common.errors import UserError
 from lib.model import adapter, device
-from lib.params import Params
+from lib.params import Params, number_bytes
 from lib.training import loss, plan
 
 
@@ -19,18 +19,20 @@ def count_flops(model: Any) -> dict[str, float]:
 
     `flops_per_token` are the operations in the layers, `flops_per_trained_token` those in the
     output layer: 4 per weight, 2 forward and 2 for the gradient of its input, since frozen weights
-    have no gradient of their own. Attention scores, the adapter and recomputation by checkpointing
-    are not counted. `peak_flops` is the card's 16-bit datasheet rate, 0 if unknown.
+    have no gradient of their own; full fine-tuning adds 2 for that. Attention scores, the adapter
+    and recomputation by checkpointing are not counted. `peak_flops` is the card's 16-bit datasheet
+    rate, 0 if unknown.
     """
     layers = sum(
         adapter.count_numbers(module.weight)
         for name, module in model.named_modules()
         if _is_linear_of_a_layer(name, module)
     )
-    output = adapter.count_numbers(model.get_output_embeddings().weight)
+    output = model.get_output_embeddings().weight
+    each = 6.0 if output.requires_grad else 4.0
     return {
-        "flops_per_token": 4.0 * layers,
-        "flops_per_trained_token": 4.0 * output,
+        "flops_per_token": each * layers,
+        "flops_per_trained_token": each * adapter.count_numbers(output),
         "peak_flops": device.peak_flops(),
     }
 
@@ -73,7 +75,10 @@ def estimate_memory(model: Any, sizes: plan.Sizes, job: Params) -> dict[str, flo
         p.numel() * p.element_size() for p in model.parameters() if p.device == model.device
     )
     # float32 weights and gradients, and the optimizer's two moments
-    state = adapter.count_parameters(model)[0] * (8 + moment_bytes(job.optim))
+    trained = adapter.trainable(model).values()
+    state = number_bytes.masters(sum(p.numel() for p in trained), job.optim)
+    if job.full_finetuning:  # the model's own gradients, before the masters take them
+        state += sum(p.numel() * p.element_size() for p in trained)
     # a chunk's logits in 2 bytes and in 4, and their softmax
     logits = 10 * text.vocab_size * loss.CHUNK[model.device.type]
     return {
@@ -81,11 +86,6 @@ def estimate_memory(model: Any, sizes: plan.Sizes, job: Params) -> dict[str, flo
         "masters and optimizer": state / 2**30,
         "activations": (2 * kept * positions + logits) / 2**30,
     }
-
-
-def moment_bytes(optim: str) -> int:
-    """Return the bytes that AdamW's two moments take per number."""
-    return 2 if optim == "adamw_8bit" else 8
 
 
 @contextlib.contextmanager

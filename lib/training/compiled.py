@@ -13,7 +13,7 @@ from peft.tuners.lora import Linear
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextAltUp
 
 from lib.training.batches import Batch
-from lib.training.loss import token_losses
+from lib.training.loss import token_losses, trains_output_layer, weighted_loss
 
 # --------------------------------------------------------------------------------------------------
 # LoRA without passes of its own
@@ -195,8 +195,11 @@ def forward_backward(
 
     Its gradients, times `scale`, are added to those of the parameters.
     """
-    losses = token_losses(model, batch, fused)
-    loss = (losses * batch.weights.to(losses.device)).sum()
+    if trains_output_layer(model):
+        loss = weighted_loss(model, batch)
+    else:
+        losses = token_losses(model, batch, fused)
+        loss = (losses * batch.weights.to(losses.device)).sum()
     (loss * scale).backward()
     return loss.detach()
 

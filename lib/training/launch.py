@@ -30,7 +30,7 @@ from lib.common import files, machine
 from lib.common.errors import ROOT, UserError
 from lib.data import splits
 from lib.model import adapter, base, base_record, placement, ranks
-from lib.model.load import load_with_adapter
+from lib.model.load import load_for_training
 from lib.params import Params
 from lib.record import run_folder, run_record
 from lib.training import checkpoint, loop, loss, stops
@@ -193,7 +193,7 @@ def _train_rank(folder: pathlib.Path, launched: bool) -> None:
     # the notebook has just compared the files; a rank must not meanwhile fetch a newer commit
     revision = base_record.pin_revision(job.base_revision, fingerprints)
     base_folder = base.fetch(job.base_model, revision)
-    model = load_with_adapter(base_folder, job)
+    model = load_for_training(base_folder, job)
     trainable, _ = adapter.count_parameters(model)
     identity = checkpoint.describe_identity(
         job, fingerprints["data"], base.fingerprint(base_folder), trainable

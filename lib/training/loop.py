@@ -19,7 +19,7 @@ import torch
 from lib.common.errors import UserError
 from lib.common.progress import progress_bar
 from lib.data import splits
-from lib.model import adapter, device, ranks
+from lib.model import adapter, device, ranks, trained
 from lib.params import Params
 from lib.record.ledger import Ledger
 from lib.training import checks, compiled, plan, stops, trackers
@@ -44,7 +44,7 @@ def train(
     folder: pathlib.Path,
     identity: dict[str, Any],
 ) -> Masters:
-    """Train the adapter in `model`; write folder/metrics.jsonl and folder/checkpoints.
+    """Train the adapter in `model`, or all of it; write metrics.jsonl and checkpoints to `folder`.
 
     It resumes from the newest checkpoint there. `identity` is stored in every checkpoint, and one
     with another identity is refused. KeyboardInterrupt (Ctrl-C, or the runner's SIGTERM), a stop
@@ -141,10 +141,8 @@ class _Session:
             )
 
     def _take_start(self) -> None:
-        """Take the weights of the adapter to begin from, in float32."""
-        if not self.job.start_from:
-            return
-        for name, weight in adapter.read_weights(self.model, self.job.start_from).items():
+        """Take the weights to begin from, in float32; a new adapter keeps its own."""
+        for name, weight in trained.read_start(self.model, self.job):
             self.masters.weights[name].copy_(weight)
 
     def _note_session(self) -> None:

@@ -2,7 +2,8 @@
 
 The output layer, with 262,144 rows, is most of a small Gemma's arithmetic. Positions without a
 label (28 % of the bundled set's tokens, more with long questions) need no logits, so none are
-computed for them. The gradient is formed chunk by chunk in the forward pass, so no logits are kept.
+computed for them. The gradient is formed chunk by chunk in the forward pass, so no logits are kept;
+in full fine-tuning that of the output layer's weight too.
 """
 
 from typing import Any
@@ -37,6 +38,25 @@ def token_losses(model: Any, batch: Batch, fused: bool = False) -> torch.Tensor:
 
     `fused` uses the compiled loss, which needs memory for two copies of all logits.
     """
+    trained, weight, softcap = _find_trained(model, batch)
+    head_loss = _FusedHeadLoss if fused else _FrozenHeadLoss
+    return head_loss.apply(trained, weight, batch.targets.to(weight.device), softcap)
+
+
+def trains_output_layer(model: Any) -> bool:
+    """Tell whether the output layer's weight is trained, which `token_losses` gives no gradient."""
+    return split_model(model)[1].requires_grad
+
+
+def weighted_loss(model: Any, batch: Batch) -> torch.Tensor:
+    """Return the weighted sum of a batch's losses; its gradient reaches the output layer too."""
+    trained, weight, softcap = _find_trained(model, batch)
+    targets, shares = batch.targets.to(weight.device), batch.weights.to(weight.device)
+    return _TrainedHeadLoss.apply(trained, weight, targets, shares, softcap)
+
+
+def _find_trained(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, float | None]:
+    """Return the hidden states at trained positions, the output layer's weight, the soft cap."""
     body, weight, softcap = split_model(model)
     packing = {}
     if batch.bounds is not None:
@@ -44,9 +64,7 @@ def token_losses(model: Any, batch: Batch, fused: bool = False) -> torch.Tensor:
     hidden = body(input_ids=batch.input_ids, use_cache=False, **packing).last_hidden_state
     # if the base is spread over cards, the hidden states are on another card than the output
     # layer, which shares the weight of the word embedding
-    trained = hidden.flatten(0, 1)[batch.where.to(hidden.device)].to(weight)
-    head_loss = _FusedHeadLoss if fused else _FrozenHeadLoss
-    return head_loss.apply(trained, weight, batch.targets.to(weight.device), softcap)
+    return hidden.flatten(0, 1)[batch.where.to(hidden.device)].to(weight), weight, softcap
 
 
 def free_buffers() -> None:
@@ -94,18 +112,9 @@ class _FrozenHeadLoss(torch.autograd.Function):
             rows = slice(start, start + len(buffers[0]))
             target = targets[rows, None]
             narrow, logits, p = (buffer[: len(target)] for buffer in buffers)
-            torch.mm(hidden[rows], weight.T, out=narrow)
-            logits.copy_(narrow)
-            cap_logits(logits, softcap)
-            top, picked = logits.amax(1), logits.gather(1, target)[:, 0]
-            torch.softmax(logits, 1, out=p)
-            # log-sum-exp as top - log softmax(top), which cannot underflow
-            losses[rows] = top - p.amax(1).log() - picked
+            losses[rows] = _head_losses(hidden[rows], weight, target, softcap, (narrow, logits, p))
             if ctx.needs_input_grad[0]:
-                # d loss / d logits is softmax - 1 at the target, softmax elsewhere
-                p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
-                if softcap:
-                    p.mul_(1 - logits.div_(softcap).square_())  # d capped / d raw
+                _to_logit_gradients(p, logits, target, softcap)
                 torch.mm(narrow.copy_(p), weight, out=grad[rows])
         ctx.save_for_backward(grad)
         return losses
@@ -116,6 +125,73 @@ class _FrozenHeadLoss(torch.autograd.Function):
         # upstream stays float32: rounding 1 / trained tokens to bfloat16 would change the scale of
         # every gradient by up to 0.4 %
         return (grad * upstream[:, None]).to(grad.dtype), None, None, None
+
+
+class _TrainedHeadLoss(torch.autograd.Function):
+    """The sum of `shares` times the cross entropies of a trained output layer's logits.
+
+    It forms the gradients of hidden states and weight in the forward pass, and saves those.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0913 - as many as the frozen layer's, and the shares
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        shares: torch.Tensor,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        total = shares.new_zeros((), dtype=torch.float32)
+        hidden, weight = hidden.detach(), weight.detach()
+        grad, weight_grad = torch.empty_like(hidden), torch.zeros_like(weight)
+        buffers = _buffers(weight, len(weight))
+        for start in range(0, len(targets), len(buffers[0])):
+            rows = slice(start, start + len(buffers[0]))
+            target, share = targets[rows, None], shares[rows, None]
+            narrow, logits, p = (buffer[: len(target)] for buffer in buffers)
+            losses = _head_losses(hidden[rows], weight, target, softcap, (narrow, logits, p))
+            total += (losses * share[:, 0]).sum()
+            _to_logit_gradients(p, logits, target, softcap)
+            narrow.copy_(p.mul_(share))
+            torch.mm(narrow, weight, out=grad[rows])
+            weight_grad.addmm_(narrow.T, hidden[rows])
+        ctx.save_for_backward(grad, weight_grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad, weight_grad = ctx.saved_tensors
+        if upstream != 1:
+            grad, weight_grad = grad * upstream, weight_grad * upstream
+        return grad, weight_grad, None, None, None
+
+
+def _head_losses(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    target: torch.Tensor,
+    softcap: float | None,
+    buffers: tuple[torch.Tensor, ...],
+) -> torch.Tensor:
+    """Return a chunk's losses; leave its logits and their softmax in the last two buffers."""
+    narrow, logits, p = buffers
+    torch.mm(hidden, weight.T, out=narrow)
+    logits.copy_(narrow)
+    cap_logits(logits, softcap)
+    top, picked = logits.amax(1), logits.gather(1, target)[:, 0]
+    torch.softmax(logits, 1, out=p)
+    # log-sum-exp as top - log softmax(top), which cannot underflow
+    return top - p.amax(1).log() - picked
+
+
+def _to_logit_gradients(
+    p: torch.Tensor, logits: torch.Tensor, target: torch.Tensor, softcap: float | None
+) -> None:
+    """Turn the softmax `p` into d loss / d logits: minus 1 at the target, through the soft cap."""
+    p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
+    if softcap:
+        p.mul_(1 - logits.div_(softcap).square_())  # d capped / d raw
 
 
 def _fused(

@@ -1,9 +1,10 @@
-"""The trained state: float32 masters of the adapter, and their optimizer."""
+"""The trained state: float32 masters of what is trained, and their optimizer."""
 
 import functools
 import json
 import math
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from lib.params import Params
 # float16's loss scale: halved at an overflow, doubled after this many steps without one
 START_SCALE = 2.0**14
 GROWTH_STEPS = 2000
+# bitsandbytes counts a tensor's numbers in 32 bits
+LARGEST_PIECE = 2**30
 
 
 class Masters:
-    """float32 copies of the adapter's weights, their gradients and their optimizer.
+    """float32 copies of the adapter's weights (or of all), their gradients and their optimizer.
 
     With the 8 bits of bfloat16, a step of 2e-5 would vanish, and sums of gradients would be rough.
     All weights are in one tensor, `flat`, and all gradients in another: clipping, the optimizer and
@@ -37,6 +40,8 @@ class Masters:
         self.flat.grad = torch.zeros_like(self.flat)
         self.weights = self._views(self.flat)
         self.gradients = self._views(self.flat.grad)
+        self.file = "weights.safetensors" if job.full_finetuning else "adapter.safetensors"
+        self.clipped = _find_clipped(model) if job.full_finetuning else {}
 
         # the loss is multiplied by `scale`, since float16 gradients vanish below 6e-8; the scale
         # is dynamic, as in torch.amp.GradScaler
@@ -49,8 +54,20 @@ class Masters:
             # imported here, since bitsandbytes is installed only on machines with a GPU
             from bitsandbytes.optim import AdamW8bit as optimizer
         else:
-            optimizer = functools.partial(torch.optim.AdamW, fused=self.flat.is_cuda)
-        self.optimizer = optimizer([self.flat], lr=job.learning_rate, weight_decay=job.weight_decay)
+            # on a processor, fused saves two copies of all weights
+            fused = self.flat.is_cuda or job.full_finetuning
+            optimizer = functools.partial(torch.optim.AdamW, fused=fused)
+        self.pieces = self._split()
+        self.optimizer = optimizer(self.pieces, lr=job.learning_rate, weight_decay=job.weight_decay)
+
+    def _split(self) -> list[torch.Tensor]:
+        """Return the masters as tensors that the optimizer can count, each with its gradient."""
+        if self.flat.numel() <= LARGEST_PIECE:
+            return [self.flat]
+        pieces = list(self.flat.split(LARGEST_PIECE))
+        for piece, gradient in zip(pieces, self.flat.grad.split(LARGEST_PIECE), strict=True):
+            piece.grad = gradient
+        return pieces
 
     def _views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         parts = flat.split([p.numel() for p in self.live.values()])
@@ -109,6 +126,8 @@ class Masters:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        for name, most in self.clipped.items():
+            self.weights[name].clamp_(-most, most)
         self.drop_gradients()
         self.publish()
         self.steps_at_scale += 1
@@ -124,15 +143,24 @@ class Masters:
     # ----------------------------------------------------------------------------------------------
     # on disk
 
+    def _name_pieces(self) -> Iterator[tuple[torch.Tensor, str]]:
+        """Yield each piece with the prefix of its state's names; a single piece has none."""
+        for number, piece in enumerate(self.pieces):
+            yield piece, f"{number}/" if len(self.pieces) > 1 else ""
+
     def save(self, folder: pathlib.Path) -> None:
-        """Write adapter.safetensors, optimizer.safetensors and optimizer.json, without pickle.
+        """Write the weights, optimizer.safetensors and optimizer.json, without pickle.
 
         The optimizer's state is read by parameter, because bitsandbytes nests its tensors in
         state_dict().
         """
-        state = self.optimizer.state[self.flat]
+        state = {
+            prefix + key: value
+            for piece, prefix in self._name_pieces()
+            for key, value in self.optimizer.state[piece].items()
+        }
         weights = {name: weight.contiguous() for name, weight in self.weights.items()}
-        save_file(weights, folder / "adapter.safetensors")
+        save_file(weights, folder / self.file)
         tensors = {k: v.contiguous() for k, v in state.items() if torch.is_tensor(v)}
         save_file(tensors, folder / "optimizer.safetensors")
         numbers = {
@@ -144,13 +172,26 @@ class Masters:
 
     def load(self, folder: pathlib.Path) -> None:
         """Load what `save` wrote, and publish it."""
-        for name, weight in load_file(folder / "adapter.safetensors").items():
+        for name, weight in load_file(folder / self.file).items():
             self.weights[name].copy_(weight)
         numbers = json.loads((folder / "optimizer.json").read_text())
         self.scale = numbers["scale"]
         self.steps_at_scale = numbers["steps_at_scale"]
-        state = self.optimizer.state[self.flat]
-        for key, tensor in load_file(folder / "optimizer.safetensors").items():
-            state[key] = tensor.to(self.flat.device)
-        state.update(numbers["state"])
+        tensors = load_file(folder / "optimizer.safetensors")
+        stored = {key: tensor.to(self.flat.device) for key, tensor in tensors.items()}
+        stored |= numbers["state"]
+        for piece, prefix in self._name_pieces():
+            own = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
+            self.optimizer.state[piece].update(own)
         self.publish()
+
+
+def _find_clipped(model: Any) -> dict[str, float]:
+    """Return Gemma 3n's AltUp coefficients, by name, with the largest that its training allows.
+
+    transformers clips the model's own copy in every forward pass of training, but the masters, and
+    a forward pass afterwards, would keep what is larger.
+    """
+    most = getattr(model.config.get_text_config(), "altup_coef_clip", None)
+    ends = ("prediction_coefs.weight", "correction_coefs.weight")
+    return {name: most for name in adapter.trainable(model) if name.endswith(ends)} if most else {}

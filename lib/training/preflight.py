@@ -18,7 +18,7 @@ from lib.common import files
 from lib.common.errors import UserError
 from lib.model import adapter, device, placement, ranks
 from lib.model.options import choose_backend
-from lib.params import FIELDS, Params
+from lib.params import FIELDS, Params, number_bytes
 from lib.training import batches, checkpoint, checks, compiled, packed, plan
 
 SPARE = 0.05  # share of a card's memory that is left for fragmentation and the desktop
@@ -49,11 +49,14 @@ def check_fit(
     sizes = plan.read_sizes(data)
     devices = ranks.count_gpus(job.num_gpus, job.gradient_accumulation_steps)
     _require_rows(len(sizes.lengths), held_out_rows, job.early_stopping_patience)
-    checkpoint_bytes = _checkpoint_bytes(model, job.optim)
+    numbers = adapter.count_parameters(model)[0]
+    checkpoint_bytes = number_bytes.checkpoint(numbers, job.optim)
     checkpoints = job.save_total_limit + 1  # one more exists while it is written
     if job.early_stopping_patience:
         checkpoints += 1  # the best weights
-    files.require_disk(folder, checkpoint_bytes * checkpoints, "the checkpoints")
+    # what was trained is kept besides, in float32
+    disk = checkpoint_bytes * checkpoints + numbers * number_bytes.MASTER
+    files.require_disk(folder, disk, f"the checkpoints, {checkpoint_bytes / 1e6:,.0f} MB each")
 
     newest = checkpoint.newest_checkpoint(folder / "checkpoints")
     state = newest[1] if newest else {}
@@ -158,6 +161,8 @@ def probe_micro_batch(
             seconds = time.monotonic() - begun
             if cuda:
                 needed = torch.cuda.max_memory_reserved() * _memory_factor(job, devices)
+                if job.full_finetuning:  # which a probe does not have yet; an adapter's are small
+                    needed += number_bytes.masters(adapter.count_parameters(model)[0], job.optim)
                 if needed > (1 - SPARE) * 1e9 * device.card().gb:
                     raise DoesNotFit
     except torch.OutOfMemoryError:
@@ -267,10 +272,6 @@ def _with_micro_batch(job: Params, size: int, rows_per_step: int) -> Params:
 
 # --------------------------------------------------------------------------------------------------
 # memory and time
-
-
-def _checkpoint_bytes(model: Any, optim: str) -> int:
-    return adapter.count_parameters(model)[0] * (4 + checks.moment_bytes(optim))
 
 
 def _memory_factor(job: Params, devices: int) -> float:

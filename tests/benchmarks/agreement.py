@@ -107,7 +107,7 @@ def main(run, steps):
         splits.load_split(run / "data", "validation"),
     )
     folder = base.fetch(job.base_model, job.base_revision)
-    net = load.load_with_adapter(folder, job)
+    net = load.load_for_training(folder, job)
     with tempfile.TemporaryDirectory() as scratch:
         loop.train(
             net,

@@ -119,7 +119,7 @@ def ours(params_file, steps, overrides, length):
         steps * job.per_device_train_batch_size * job.gradient_accumulation_steps, length=length
     )
     loaded = time.monotonic()
-    net = load.load_with_adapter(BASE, job)
+    net = load.load_for_training(BASE, job)
     loaded = time.monotonic() - loaded
     torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as scratch:

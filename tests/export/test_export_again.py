@@ -192,5 +192,5 @@ def test_make_ask_reads_no_base_and_refuses_a_gguf_of_another_adapter(job, monke
     files.write_json(job / "run.json", changed, sealed=True)
     with pytest.raises(UserError, match="trained again since its export"):
         ask.find_gguf(job)
-    with pytest.raises(UserError, match="its export was made from another adapter"):
+    with pytest.raises(UserError, match="its export was made from other weights"):
         take.examine_run(job, "bundled:safety")

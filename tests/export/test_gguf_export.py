@@ -179,7 +179,7 @@ def test_artifacts_are_what_this_export_made_and_the_adapter_of_train(exported, 
         gguf_export.describe_artifacts(run, {"q8_0": gguf}, with_lora=True)
     config = folder / "adapter" / "adapter_config.json"
     config.write_text(config.read_text().replace("0.0", "0.1", 1))
-    with pytest.raises(UserError, match="so the adapter is not the one that was trained"):
+    with pytest.raises(UserError, match="so the weights are not those that were trained"):
         gguf_export.describe_artifacts(run, {"q8_0": gguf}, with_lora=False)
 
 

@@ -219,7 +219,7 @@ def test_dora_trains_a_magnitude_for_every_output(tiny_gemma3n):
     plain = load.load_base(tiny_gemma3n, job)
     with torch.no_grad():
         before = plain(input_ids=IDS).logits
-        net = load.load_with_adapter(tiny_gemma3n, job)
+        net = load.load_for_training(tiny_gemma3n, job)
         torch.testing.assert_close(net(input_ids=IDS).logits, before, atol=1e-4, rtol=1e-4)
     magnitudes = {n: p for n, p in adapter.trainable(net).items() if "magnitude" in n}
     assert len(magnitudes) == 215
@@ -280,7 +280,7 @@ def two_namings(multimodal_tiny, tmp_path_factory):
     `text` has PEFT's names, of the language model alone; `own` has those of `saved_name`.
     """
     folder = tmp_path_factory.mktemp("adapters")
-    net = shaken(load.load_with_adapter(multimodal_tiny, a_job(precision="fp32"))).eval()
+    net = shaken(load.load_for_training(multimodal_tiny, a_job(precision="fp32"))).eval()
     net.save_pretrained(folder / "text")
     shutil.copytree(folder / "text", folder / "own")
     tensors = {

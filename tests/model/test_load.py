@@ -102,7 +102,7 @@ def test_a_tokenizer_without_a_chat_template(tiny_gemma3n, tmp_path):
 
 def test_load_gives_a_model_ready_to_train(tiny_gemma3n):
     """On the CPU, from the folder to a checked adapter; layers are recomputed unless the job says no."""
-    net = load.load_with_adapter(tiny_gemma3n, a_job())
+    net = load.load_for_training(tiny_gemma3n, a_job())
     assert (type(net).__name__, type(net.get_base_model())) == (
         "PeftModelForCausalLM",
         Gemma3nForCausalLM,
@@ -110,7 +110,7 @@ def test_load_gives_a_model_ready_to_train(tiny_gemma3n):
     assert {p.dtype for p in net.parameters()} == {device.choose_precision()[0]}
     assert (net.get_base_model().is_gradient_checkpointing, net.config.use_cache) == (True, False)
     assert (
-        not load.load_with_adapter(tiny_gemma3n, a_job(gradient_checkpointing=False))
+        not load.load_for_training(tiny_gemma3n, a_job(gradient_checkpointing=False))
         .get_base_model()
         .is_gradient_checkpointing
     )
@@ -122,7 +122,7 @@ def test_load_does_not_hand_out_a_wrong_adapter(tiny_gemma3n, monkeypatch):
         adapter, "add", lambda net, job: real(net, job.model_copy(update={"lora_r": 2}))
     )
     with pytest.raises(UserError, match="at r=8 has 1,054,720 in 215"):
-        load.load_with_adapter(tiny_gemma3n, a_job())
+        load.load_for_training(tiny_gemma3n, a_job())
 
 
 @pytest.mark.parametrize("older", [False, True])
@@ -172,7 +172,7 @@ def test_a_merged_multimodal_folder_answers_too(multimodal_tiny, heard, monkeypa
 
 def test_recomputed_layers_give_the_same_gradients(tiny_gemma3n, float32_tiny, monkeypatch):
     """Bit for bit, through layers that read the keys and values of a layer recomputed after them; every layer really runs twice."""
-    net, runs = shaken(load.load_with_adapter(tiny_gemma3n, a_job(precision="fp32"))), []
+    net, runs = shaken(load.load_for_training(tiny_gemma3n, a_job(precision="fp32"))), []
     layer = type(net.get_base_model().model.layers[0])
     forward = layer.forward
     monkeypatch.setattr(
@@ -190,7 +190,7 @@ def test_recomputed_layers_draw_the_same_dropout(small_base):
     results = []
     for checkpointing in (True, False):
         job = a_job(precision="fp32", lora_dropout=0.5, gradient_checkpointing=checkpointing)
-        net = shaken(load.load_with_adapter(small_base, job))
+        net = shaken(load.load_for_training(small_base, job))
         torch.manual_seed(1)
         ids = torch.arange(2, 42)[None]
         loss = net.train()(input_ids=ids, labels=ids).loss
@@ -275,5 +275,5 @@ def test_load_widens_where_it_computes_in_float16_and_only_there(
         (T4, {}),
     ):
         machine(**there)
-        load.load_with_adapter(tiny_gemma3n, a_job(**changes))
+        load.load_for_training(tiny_gemma3n, a_job(**changes))
     assert seen == [430], "the adapter is there already, so that it becomes float32 too"

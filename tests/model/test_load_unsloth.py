@@ -84,7 +84,7 @@ def test_unsloth_is_asked_for_the_same_job(
         monkeypatch.delenv(name)
     monkeypatch.setenv("UNSLOTH_COMPILE_DISABLE", "0")  # a user who wants its compiler
     machine(**there)
-    assert load.load_with_adapter(tiny_gemma3n, job) is made
+    assert load.load_for_training(tiny_gemma3n, job) is made
     assert stand_in.calls["settings"] == {
         "UNSLOTH_DISABLE_STATISTICS": "1",
         "UNSLOTH_COMPILE_LOCATION": str(base.CACHE / "unsloth"),
@@ -155,7 +155,7 @@ def test_a_card_too_small_for_the_base(tiny_gemma3n, machine, monkeypatch):
                 match=r"Tesla T4 \(15.6 GB\) does not have enough memory for the base, 0.1 GB on disk: CUDA out of memory. "
                 r"Tried to allocate 4.00 GiB.\n.*nvidia-smi.*offload_embedding: true, or choose a smaller base",
             ):
-                load.load_with_adapter(
+                load.load_for_training(
                     tiny_gemma3n,
                     a_job(
                         backend="unsloth" if by == "note_read" else "transformers",
@@ -193,13 +193,13 @@ def test_an_adapter_of_unsloth_is_checked_too(tiny_gemma3n, plain_tiny, machine,
         UserError,
         match="527,360 trainable parameters in 215 modules, but this architecture at r=8 has 1,054,720",
     ):
-        load.load_with_adapter(tiny_gemma3n, a_job(backend="unsloth"))
+        load.load_for_training(tiny_gemma3n, a_job(backend="unsloth"))
 
 
 def test_an_unsloth_base_in_16_bit_is_not_quantised(tiny_gemma3n, plain_tiny, machine, monkeypatch):
     stand_in = Unsloth(adapter.add(copy.deepcopy(plain_tiny), a_job()))
     monkeypatch.setitem(sys.modules, "unsloth", stand_in)
     machine(**H100)
-    load.load_with_adapter(tiny_gemma3n, a_job(backend="unsloth"))
+    load.load_for_training(tiny_gemma3n, a_job(backend="unsloth"))
     _, kwargs = stand_in.calls["read"]
     assert (kwargs["load_in_4bit"], kwargs["quantization_config"]) == (False, None)

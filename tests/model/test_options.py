@@ -171,7 +171,7 @@ def test_settings_that_do_not_go_together_are_refused_before_anything_is_read(
     machine(**there)
     for check in (
         options.check_options,
-        lambda job: load.load_with_adapter(tmp_path / "nothing", job),
+        lambda job: load.load_for_training(tmp_path / "nothing", job),
         lambda job: load.load_base(tmp_path / "nothing", job),
     ):
         with pytest.raises(UserError, match=said) as caught:

@@ -52,7 +52,7 @@ def test_where_the_weights_go(machine, tmp_path, monkeypatch, there, changes, pr
 @needs_cuda
 def test_weights_put_aside_return_to_where_each_lay(tiny_gemma3n):
     """A model spread over cards; here over a card and main memory."""
-    net = load.load_with_adapter(tiny_gemma3n, a_job())
+    net = load.load_for_training(tiny_gemma3n, a_job())
     net.get_base_model().model.layers[1].to("cpu")
     before = {n: (p, p.device, p.detach().clone()) for n, p in net.named_parameters()}
     assert len({place for _, place, _ in before.values()}) == 2
@@ -73,7 +73,7 @@ def test_a_base_over_two_cards_trains_as_on_one(tiny_gemma3n, monkeypatch):
     )
 
     def trained():
-        net = load.load_with_adapter(tiny_gemma3n, job)
+        net = load.load_for_training(tiny_gemma3n, job)
         masters = Masters(net, job)
         for _ in range(2):
             loss_now = compiled.forward_backward(net.train(), batches.pad_rows(row).to(net.device))

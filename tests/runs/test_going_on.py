@@ -214,7 +214,7 @@ def test_a_run_elsewhere_is_named_by_its_path(done, tmp_path, given):
     [
         ("prepare", "reads the data again"),
         ("train", "continues from the last good checkpoint"),
-        ("export", "exports the trained adapter again"),
+        ("export", "exports what was trained again"),
     ],
 )
 def test_ctrl_c_says_what_the_same_command_does(tree, stage, words):

@@ -78,7 +78,7 @@ def test_the_same_job_in_a_folder_of_its_own_and_what_differs_is_named(folder, m
         "uncommitted changes (they were not kept)",
         "torch: recorded 2.13.0, now ",
         "the same result as job",
-        "adapter weights: the same",
+        "trained weights: the same",
         "training loss: the same in all 3 steps",
         "held-out loss after: the same, 3.5000",
     ):
@@ -115,7 +115,7 @@ def test_a_loss_or_an_adapter_that_differs_is_found(folder):
     new["run"]["stages"]["train"]["artifacts"] = []
     same, said = rerun.compare_results(old, new)
     assert same is False
-    assert "adapter weights: not recorded in both" in said
+    assert "trained weights: not recorded in both" in said
 
 
 def test_revisions_of_the_record_are_pinned(folder):

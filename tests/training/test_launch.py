@@ -66,7 +66,7 @@ def copy(folder, to, job):
 
 def one_process(folder, job):
     place = base.fetch(job.base_model, job.base_revision)
-    net = load.load_with_adapter(place, job)
+    net = load.load_for_training(place, job)
     return loop.train(
         net,
         ROWS,
@@ -192,7 +192,7 @@ def test_ranks_started_by_hand_wait_for_no_one_who_has_the_run(
     run = copy(folder, tmp_path / "run", job_of(folder))
     monkeypatch.setattr(sys, "argv", ["parallel", str(run)])
     monkeypatch.setattr(ranks.dist, "init_process_group", lambda *_, **__: None)
-    monkeypatch.setattr(launch, "load_with_adapter", lambda *_: pytest.fail("the run is another's"))
+    monkeypatch.setattr(launch, "load_for_training", lambda *_: pytest.fail("the run is another's"))
     fd = os.open(run, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     with pytest.raises(SystemExit) as ended:
@@ -238,7 +238,7 @@ def test_the_notebooks_model_has_what_the_ranks_trained(folder, alone, tmp_path,
     run = copy(folder, tmp_path / "run", job)
     monkeypatch.setattr(ranks, "count_gpus", lambda *_: 2)
     place = base.fetch(job.base_model, job.base_revision)
-    net = load.load_with_adapter(place, job)
+    net = load.load_for_training(place, job)
     masters = launch.train(
         net,
         ROWS,

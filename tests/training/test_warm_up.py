@@ -63,7 +63,7 @@ def test_the_plan_of_a_job_says_what_its_warm_up_does(changes, words):
 @pytest.mark.parametrize(
     ("train", "words"),
     [
-        ({"steps": 1}, "the adapter equals its start"),
+        ({"steps": 1}, "the weights equal their start"),
         (
             {"steps": 2},
             "never reached its peak of 0.01: 2 steps, in a warm-up of 4. .* 0.0025 (25%",
@@ -124,11 +124,11 @@ def test_an_adapter_that_equals_the_one_it_began_from_is_not_exported(first, tmp
     """Whatever the type of that file, and whether it is still there."""
     began = str(first.folder / "adapter")
     run = trained(tmp_path / "job", max_steps=1, start_from=began)
-    with pytest.raises(UserError, match="equals that of an adapter of no run .* began"):
+    with pytest.raises(UserError, match="equals an adapter of no run .* began"):
         start.refuse_untrained(run)
     older = types.SimpleNamespace(folder=run.folder, data={"start": {**run.data["start"]}})
     del older.data["start"]["weights"]
-    with pytest.raises(UserError, match="equals that of"):
+    with pytest.raises(UserError, match="equals an adapter of no run"):
         start.refuse_untrained(older)
     start.refuse_untrained(trained(tmp_path / "moved", max_steps=2, start_from=began))
 

@@ -139,6 +139,16 @@ def _describe_needs(job: Params, stages: Sequence[str], folder: pathlib.Path) ->
     memory = f"{limits.free_memory() / GIB:.1f} GiB are free"
     loads = f"{size / GIB:.1f} GiB" if size else "not known before it is here"
     yield Line("ok", "needs", f"main memory: to load the base {loads}; {memory}")
+    if job.full_finetuning and "train" in stages:
+        full = needs.estimate_full_training(job)
+        amount = f"{full / GIB:.1f} GiB" if full else "not known before the base is here"
+        where = "on each card" if device.card().name else "in main memory"
+        yield Line(
+            "ok",
+            "needs",
+            f"full fine-tuning: {amount} {where} for weights, gradients and optimizer, and "
+            f"activations besides",
+        )
     # last: it cannot be told while a source is missing
     disk = sum(needs.estimate_disk(stage, job) for stage in stages)
     free = files.free_disk(locations.existing_parent(folder))
