@@ -31,10 +31,10 @@ def choose_backend(job: Params) -> tuple[str, str]:
     card = device.card()
     if not card.name:
         return "transformers", "there is no GPU"
-    if job.torch_compile or job.packing or job.use_dora or job.full_finetuning:
-        return "transformers", (
-            "only transformers has packing, torch_compile, use_dora and full_finetuning"
-        )
+    if job.full_finetuning:
+        return "transformers", "only transformers is used for full_finetuning"
+    if job.torch_compile or job.packing or job.use_dora:
+        return "transformers", "only transformers has packing, torch_compile and use_dora"
     if not job.load_in_4bit:
         return "transformers", "the base is 16-bit, and Unsloth's memory savings are for 4 bit"
     if card.gb >= SMALL_CARD:

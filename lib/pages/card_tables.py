@@ -133,7 +133,7 @@ def _baseline_table(baselines: dict[str, Any]) -> Table:
 
 def _loss_table(train: dict[str, Any]) -> Table:
     when = ("before", "after")
-    rows = [["", "what it began from" if "start_from" in train else "base", "tuned"]]
+    rows = [["", _name_before(train), "tuned"]]
     measured = {"eval_loss": "response loss, nats a token"}
     if "forgetting_loss_before" in train:
         measured["forgetting_loss"] = "the same on rows of another source (what is forgotten)"
@@ -142,6 +142,14 @@ def _loss_table(train: dict[str, Any]) -> Table:
         rows.append([label, *(format_value(train.get(f"{name}_{side}")) for side in when)])
         rows.append([interval, *(_format_interval(train, f"{name}_{side}_ci95") for side in when)])
     return rows
+
+
+def _name_before(train: dict[str, Any]) -> str:
+    if "start_from" not in train:
+        return "base"
+    count = train.get("trainable_parameters")
+    full = count is not None and count == train.get("total_parameters")
+    return "the weights it began from" if full else "base with the adapter it began from"
 
 
 def _list_safety(section: dict[str, Any]) -> dict[str, Any]:
