@@ -35,7 +35,7 @@ def choose_form(models: dict[str, ChoiceResult]) -> Headline:
 def find_fault(result: ChoiceResult) -> str:
     """Say why a model's letters are no headline; empty if they are."""
     mass = result["letter_mass"]
-    if mass < LETTER_MASS:
+    if not mass >= LETTER_MASS:  # nan too
         return f"begins its answer with one of the letters with a probability of only {mass:.1%}"
     for order in result["orders"]:
         for letter, share in order["letters"].items():
