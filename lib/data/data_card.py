@@ -143,7 +143,7 @@ def describe_data(rows: Rows, results: dict[str, Any], source_hash: str) -> dict
         "held_out_by_files": sorted({entry["split"] for entry in rows.inputs} & {*SPLITS[1:]}),
         "source_sha256": source_hash,
         "seed": job.seed,
-        "exam": job.exam,
+        "exam": [sources.name_exam(exam) for exam in job.exam],
         **{name: value for name, value in rows.facts.items() if name != "fingerprint"},
         "skip_rules": job.skip_rules,
         "language_rule": language.measure_rule(job.language),

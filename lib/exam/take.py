@@ -3,8 +3,8 @@
     python -m lib.exam RUN [EXAM]
 
 EXAM is bundled:exam, a hub id, or a file or folder (.gz too) of items with question, options and
-answer_letter. bundled:safety asks the safety set and judges the answers by rules
-(lib/medical/safety.py).
+answer_letter; or a part of one, "{dataset: ..., config: ..., split: ..., max_rows: ...}".
+bundled:safety asks the safety set and judges the answers by rules (lib/medical/safety.py).
 
 Each model's result is written as soon as it is known, and the same command continues after the
 models already examined. Exit codes: 0, 2 for wrong usage or a run that is not finished, 130 / 143
@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast
 
 from lib import params
-from lib.common import files
+from lib.common import files, strict_yaml
 from lib.common.errors import UserError
 from lib.common.redact import redacted_terminal
 from lib.data import splits
@@ -43,6 +43,7 @@ from lib.record.run_record import Run
 from lib.record.schema import Artifact
 
 Items = list[dict[str, Any]]
+Exam = str | Source
 
 # folders of lib/ whose code decides a score
 METHOD = ("common", "exam", "medical", "model", "training")
@@ -78,15 +79,15 @@ def _settings_of(exam: str, shuffles: int, answer_tokens: int) -> dict[str, Any]
     return multiple_choice.exam_settings(shuffles)
 
 
-def load_exams(multiple_choice_sets: list[str], safety_tokens: int) -> dict[str, Items]:
+def load_exams(multiple_choice_sets: Sequence[Exam], safety_tokens: int) -> dict[str, Items]:
     """Return {exam: its items} for a job's sets, and for the safety set unless its tokens are 0."""
     exams = list(multiple_choice_sets)
     if safety_tokens:
         exams.append(safety.NAME)
-    return {exam: load_items(exam) for exam in exams if _is_here(exam)}
+    return {sources.name_exam(exam): load_items(exam) for exam in exams if _is_here(exam)}
 
 
-def _is_here(exam: str) -> bool:
+def _is_here(exam: Exam) -> bool:
     """Tell whether an exam can be taken; one whose file is gone by now is named, and left out.
 
     The rows were compared with it when they were prepared. Without it, the export need not fail.
@@ -94,14 +95,14 @@ def _is_here(exam: str) -> bool:
     if exam == safety.NAME:
         return True
     try:
-        sources.find_local(Source(dataset=exam), "exam")
+        sources.find_local(sources.exam_source(exam), "exam")
     except UserError as error:
         print(f"exam not taken, so it is not measured: {str(error).splitlines()[0]}", flush=True)
         return False
     return True
 
 
-def load_items(exam: str) -> Items:
+def load_items(exam: Exam) -> Items:
     """Return the items of one exam; raise UserError for a source that cannot be asked."""
     return safety.load_rows() if exam == safety.NAME else exam_items.read_items(exam)
 
@@ -153,10 +154,14 @@ def take_exams(
     # Results of other files, such as an adapter before it was trained again, stay in exam.json, but
     # are not reported as results of the present files.
     current = {exam: entry for exam, entry in recorded.items() if entry.get("of") == models_hash}
-    sections = tables.result_sections({**current, **entries}, next(iter(job.exam), ""))
+    sections = tables.result_sections({**current, **entries}, _name_first(job.exam))
     for section, values in sections.items():
         run.write_results(section, values)
     return entries
+
+
+def _name_first(exams: Sequence[Exam]) -> str:
+    return sources.name_exam(exams[0]) if exams else ""
 
 
 def _new_entry(exam: str, items: Items, settings: dict[str, Any]) -> ExamEntry:
@@ -219,7 +224,7 @@ def _examine(
             )
 
 
-def examine_run(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int = 1) -> ExamEntry:
+def examine_run(folder: pathlib.Path, exam: Exam = "bundled:exam", shuffles: int = 1) -> ExamEntry:
     """Take one exam with a finished run that nobody else holds, and return the exam's entry.
 
     Raise UserError unless the run is exported.
@@ -239,7 +244,8 @@ def examine_run(folder: pathlib.Path, exam: str = "bundled:exam", shuffles: int 
         base_folder = base_record.fetch_trained(
             job.base_model, job.base_revision, run.data["fingerprints"]
         )
-        return take_exams(run, job, {exam: items}, artifacts, base_folder, shuffles)[exam]
+        name = sources.name_exam(exam)
+        return take_exams(run, job, {name: items}, artifacts, base_folder, shuffles)[name]
     finally:
         files.unlock_folder(folder)
 
@@ -272,6 +278,15 @@ def _require_exported(run: Run) -> None:
         )
 
 
+def read_exam(text: str) -> Exam:
+    """Return the exam that EXAM names: an id, a path, or a mapping as an entry of `exam` may be."""
+    if not text.startswith("{"):
+        return text
+    (exam,) = params.check_values({"exam": [strict_yaml.parse(text, "EXAM")]}, "EXAM").exam
+    sources.check_exam(exam)
+    return exam
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.exam", description=__doc__.splitlines()[0])
     parser.add_argument("run", metavar="RUN")
@@ -291,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"Which run? `make exam RUN=name`; known runs: {run_folder.list_names()}."
             )
         folder = run_folder.choose_folder(params.Params(), "", options.run)
-        entry = examine_run(folder, options.exam, max(0, options.shuffles))
+        entry = examine_run(folder, read_exam(options.exam), max(0, options.shuffles))
         print(tables.format_entry(entry))
         print(f"\nWritten to {files.format_path(folder)}/exam.json. {DISCLAIMER}")
         return 0

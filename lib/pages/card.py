@@ -200,7 +200,7 @@ def _format_header(
     optional: dict[str, Any] = {}
     if HUB_ID.fullmatch(base):
         optional |= {"base_model": base, "base_model_relation": relation}
-    exam_name = ", ".join(servers.shared_name(item) for item in job.exam)
+    exam_name = ", ".join(servers.shared_name(sources.name_exam(item)) for item in job.exam)
     gguf_types = job.gguf_types if part == "gguf" else None
     if scores := _exam_scores(results.get("exam", {}), exam_name, gguf_types):
         optional |= {"model_name": name, "eval_results": scores}

@@ -77,7 +77,7 @@ class Params(pydantic.BaseModel):
     skip_bad_lines: int = _prepare(
         0, "how many unreadable lines or rows are skipped and counted; one more is an error", ge=0
     )
-    exam: list[Text] = _prepare(
+    exam: list[Text | Source] = _prepare(
         ["bundled:exam"],
         "multiple-choice sets to examine the model on; training rows that overlap are dropped",
     )

@@ -83,7 +83,7 @@ def _require_same_data(old: Records) -> None:
         return
     present = sources.hash_sources(job)
     if present != recorded:
-        names = ", ".join([sources.describe(job.dataset), *job.exam])
+        names = ", ".join([sources.describe(job.dataset), *map(sources.name_exam, job.exam)])
         raise UserError(
             f"the data or the exam of run `{old['folder'].name}` ({names}) have changed since it "
             f"was prepared (sha256 {recorded[:12]}, now {present[:12]}), so its job cannot be "

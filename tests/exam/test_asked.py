@@ -24,6 +24,22 @@ def test_an_exam_whose_file_is_gone_is_named_and_left_out(tmp_path, capsys):
     assert f"exam not taken, so it is not measured: exam `{gone}`" in capsys.readouterr().out
 
 
+def test_a_part_of_a_set_is_an_exam_with_a_name_of_its_own(tmp_path):
+    path = tmp_path / "here.jsonl"
+    path.write_text("".join(json.dumps(ITEM) + "\n" for _ in range(3)))
+    exam = take.read_exam(f"{{dataset: {path}, max_rows: 2}}")
+    ((name, items),) = take.load_exams([exam], 0).items()
+    assert (name, len(items)) == (f"{path} (first 2)", 2)
+    assert take.read_exam(str(path)) == str(path)
+    for text, said in (
+        (f"{{dataset: {path}, rows: 2}}", "`rows`: extra inputs"),
+        (f"{{dataset: {path}, revision: main}}", "is local, so it has no revision"),
+        ("{dataset: ", "EXAM"),
+    ):
+        with pytest.raises(UserError, match=said):
+            take.read_exam(text)
+
+
 def test_an_exam_that_cannot_be_read_is_still_an_error(tmp_path):
     (tmp_path / "bad.jsonl").write_text("{")
     with pytest.raises(UserError):

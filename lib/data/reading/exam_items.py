@@ -6,6 +6,7 @@ An item is {"id", "topic", "question", "options": {letter: text}, "answer_letter
 context, "question" begins with it and "stem" is the bare question that training rows may contain.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -106,12 +107,14 @@ HUB: dict[str, tuple[tuple[str | None, ...], str, Convert]] = {
 }
 
 
-def _read_known_set(name: str) -> Iterator[tuple[str, Any]]:
+def _read_known_set(own: Source) -> Iterator[tuple[str, Any]]:
+    name = own.dataset
     configurations, split, convert = HUB[name]
-    for configuration in configurations:
+    split = own.split or split
+    for configuration in (own.config,) if own.config else configurations:
         label = f"{name} ({configuration})" if configuration else name
         where = f"{label}, {split}"
-        source = Source(dataset=name, config=configuration or "", split=split)
+        source = own.model_copy(update={"config": configuration or "", "split": split})
         rows = hub_rows.read_hub_rows(source, what="exam")
         for number, (_, row) in enumerate(rows, 1):
             try:
@@ -128,19 +131,20 @@ def _read_known_set(name: str) -> Iterator[tuple[str, Any]]:
 # items
 
 
-def read_items(name: str) -> list[dict[str, Any]]:
-    """Read the items of `bundled:exam`, a file, a folder or a hub id.
+def read_items(exam: str | Source) -> list[dict[str, Any]]:
+    """Read the items of `bundled:exam`, a file, a folder or a hub id, or of a part of one.
 
     The UserError of a bad item names the file, the line and what is expected there.
     """
-    is_local = sources.find_local(Source(dataset=name), "exam") is not None
+    source = sources.exam_source(exam)
+    is_local = sources.find_local(source, "exam") is not None
     items = []
     first_places: dict[str, str] = {}
-    rows = list(_read_rows(name))
-    habits = multiple_choice.find_habits(rows)
+    rows = list(itertools.islice(_read_rows(source), source.max_rows or None))
+    habits = multiple_choice.find_habits(rows, source.columns)
     for where, values in rows:
         try:
-            item = _to_item(values, where, habits)
+            item = _to_item(values, where, habits, source.columns)
             if is_local:  # a set on the hub is asked as it was published; a file can be corrected
                 _require_distinct_options(item)
             if item["id"] in first_places:
@@ -153,27 +157,30 @@ def read_items(name: str) -> list[dict[str, Any]]:
         first_places[item["id"]] = where
         items.append(item)
     if not items:
-        raise UserError(f"exam `{name}` has no items.\n{EXPECTED}")
+        raise UserError(f"exam `{sources.name_exam(exam)}` has no items.\n{EXPECTED}")
     return items
 
 
-def _read_rows(name: str) -> Iterator[tuple[str, Any]]:
-    found = sources.find_local(Source(dataset=name), "exam")
+def _read_rows(source: Source) -> Iterator[tuple[str, Any]]:
+    found = sources.find_local(source, "exam")
     if found:
         for part in found.parts:
-            yield from formats.read_file(part.path, {}, inside=part.inside)
-    elif name in HUB:
-        yield from _read_known_set(name)
+            yield from formats.read_file(part.path, source.columns, inside=part.inside)
+    elif source.dataset in HUB:
+        yield from _read_known_set(source)
     else:
-        yield from hub_rows.read_hub_rows(Source(dataset=name, split="test"), what="exam")
+        tested = source.model_copy(update={"split": source.split or "test"})
+        yield from hub_rows.read_hub_rows(tested, what="exam")
 
 
-def _to_item(values: Any, where: str, habits: Habits) -> dict[str, Any]:
+def _to_item(
+    values: Any, where: str, habits: Habits, columns: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Return a row as an item.
 
     Raise BadRow when something is missing, or would break the question.
     """
-    row = Fields(require_fields(values))
+    row = Fields(require_fields(values), columns or {})
     verdicts.drop_with_media(row)
     _require_filled(row, "question", row.is_filled("question"))
     _require_filled(row, "options", multiple_choice.is_choice(row))

@@ -87,9 +87,9 @@ def find_parts(path: pathlib.Path, columns: dict[str, str], split: str, what: st
     named = [(file, inside, find_split(name)) for file, inside, name in candidates]
     if len(named) == 1 and not path.is_dir():
         named = [(*named[0][:2], None)]
-    if what == "exam" or (what == "forgetting" and not split):
+    if what != "dataset" and not split:
         return _choose_exam(named, unread)
-    return _choose(path, named, unread, split)
+    return _choose(path, named, unread, split, what)
 
 
 def find_split(name: str) -> str | None:
@@ -211,7 +211,9 @@ def _list_sheets_once(path: pathlib.Path, changed: int, size: int) -> list[sheet
 Named = list[tuple[pathlib.Path, str, str | None]]
 
 
-def _choose(path: pathlib.Path, named: Named, unread: list[tuple[str, str]], wanted: str) -> Found:
+def _choose(
+    path: pathlib.Path, named: Named, unread: list[tuple[str, str]], wanted: str, what: str
+) -> Found:
     """Return the parts of the splits that are wanted."""
     if wanted == "all":
         return Found([Part(file, inside, "train") for file, inside, _ in named], unread)
@@ -231,9 +233,10 @@ def _choose(path: pathlib.Path, named: Named, unread: list[tuple[str, str]], wan
             unread.append((formats.name_part(file, inside), f"{why}: see `split`"))
     if not any(part.split == "train" for part in parts):
         there = sorted(f"{split or '(none)'}" for split in present)
+        use = "train on" if what == "dataset" else "read"
         raise UserError(
-            f"dataset `{files.format_path(path)}` has no files of split `{wanted or 'train'}`, "
-            f"only of {', '.join(there)}. Name what to train on: dataset: {{dataset: "
+            f"{what} `{files.format_path(path)}` has no files of split `{wanted or 'train'}`, "
+            f"only of {', '.join(there)}. Name what to {use}: {what}: {{dataset: "
             f"{files.format_path(path)}, split: {there[0] if there[0] in SPLITS else 'all'}}}; "
             f"`all` takes every file."
         )

@@ -38,7 +38,7 @@ def describe_changes(record: RunRecord, job: Params) -> str:
         return f"a source cannot be read any more: {str(error).splitlines()[0]}"
     names = {
         "data": f"the data ({sources.describe(job.dataset)})",
-        "exam": f"the exam ({', '.join(job.exam)})",
+        "exam": f"the exam ({', '.join(map(sources.name_exam, job.exam))})",
         "safety set": f"the safety set ({safety.NAME})",
     }
     parts = record.get("sources", {})

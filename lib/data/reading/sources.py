@@ -61,6 +61,19 @@ def list_read(job: Params) -> list[tuple[Source, str]]:
     ]
 
 
+def exam_source(exam: str | Source) -> Source:
+    """Return an entry of `exam` as a source."""
+    return Source(dataset=exam) if isinstance(exam, str) else exam
+
+
+def name_exam(exam: str | Source) -> str:
+    """Return the name of an exam in records: its data set, and which part of it is asked."""
+    source = exam_source(exam)
+    first = f"first {source.max_rows}" if source.max_rows else ""
+    part = ", ".join(filter(None, [source.config, source.split, source.revision, first]))
+    return f"{source.dataset} ({part})" if part else source.dataset
+
+
 def list_names(dataset: Dataset) -> list[str]:
     """Return the ids or paths of the sources."""
     listed = [dataset] if isinstance(dataset, str | Source) else dataset
@@ -157,14 +170,28 @@ def check_sources(job: Params) -> None:
             _check_local(source, what)
         check_columns(source.columns)
     for source in list_forgetting(job):
-        if source.weight < 1:
-            raise UserError(
-                f"forgetting has weight: {source.weight:g}, but every row of it is measured, and "
-                f"none is drawn. max_rows takes the first ones alone."
-            )
+        _require_no_weight(source, "forgetting")
     for exam in job.exam:
-        if find_local(Source(dataset=exam), "exam") is None:
-            _require_no_folder(Source(dataset=exam), "exam")
+        check_exam(exam)
+
+
+def check_exam(exam: str | Source) -> None:
+    """Raise UserError for an exam that cannot exist."""
+    source = exam_source(exam)
+    if find_local(source, "exam") is None:
+        _require_no_folder(source, "exam")
+    else:
+        _check_local(source, "exam")
+    _require_no_weight(source, "exam")
+    check_columns(source.columns)
+
+
+def _require_no_weight(source: Source, what: str) -> None:
+    if source.weight < 1:
+        raise UserError(
+            f"{what} `{source.dataset}` has weight: {source.weight:g}, but its rows are measured, "
+            f"and none is drawn. max_rows takes the first ones alone."
+        )
 
 
 def _check_local(source: Source, what: str) -> None:
@@ -196,7 +223,7 @@ def require_hub_sets(job: Params) -> None:
 
     This takes a request each, so it is asked before a new run and not before each command.
     """
-    exams = [(Source(dataset=exam), "exam") for exam in job.exam]
+    exams = [(exam_source(exam), "exam") for exam in job.exam]
     for source, what in [*list_read(job), *exams]:
         if _find_path(source.dataset, what) is None:
             hub_rows.require_hub_set(source)
@@ -258,10 +285,13 @@ def hash_sources(job: Params) -> str:
     return digest.hexdigest()
 
 
-def identify_exams(exams: Sequence[str]) -> str:
+def identify_exams(exams: Sequence[str | Source]) -> str:
     """Return a text that changes with the exams: the hashes of local files, the ids of others."""
     texts = []
     for exam in exams:
-        hashes = [files.sha256(path) for path in list_paths(Source(dataset=exam), "exam")]
-        texts.append(" ".join(hashes or [exam]))
+        source = exam_source(exam)
+        hashes = [files.sha256(path) for path in list_paths(source, "exam")]
+        # an entry that is only a name keeps the hash that earlier versions gave it
+        own = [] if source == Source(dataset=source.dataset) else [source.model_dump_json()]
+        texts.append(" ".join([*(hashes or [source.dataset]), *own]))
     return "".join(texts)

@@ -11,8 +11,9 @@ import huggingface_hub
 import pytest
 
 from lib.common.errors import UserError
-from lib.data.reading import exam_items
+from lib.data.reading import exam_items, sources
 from lib.exam import take
+from lib.params import Source
 
 GOOD = {
     "id": "a",
@@ -356,3 +357,40 @@ def test_other_columns_or_no_answer_are_errors_and_so_is_a_hub_that_is_away(hub)
         UserError, match=r"hub dataset `cais/mmlu`, configuration anatomy could not be loaded"
     ):
         exam_items.read_items("cais/mmlu")
+
+
+def test_an_entry_names_configuration_split_and_how_many_items(hub, tmp_path):
+    """The set is published in other parts too, and a large one takes hours."""
+    virology = datasets.Dataset.from_list([ROWS["cais/mmlu"][2] | {"subject": "virology"}] * 3)
+    virology.to_parquet(hub / "cais/mmlu/virology.parquet")
+    text = (hub / "cais/mmlu/README.md").read_text()
+    more = (
+        "- config_name: virology\n  data_files:\n  - split: dev\n    path: virology.parquet\n---\n"
+    )
+    (hub / "cais/mmlu/README.md").write_text(text.removesuffix("---\n") + more)
+    source = Source(dataset="cais/mmlu", config="virology", split="dev", max_rows=2)
+    items = exam_items.read_items(source)
+    assert [item["topic"] for item in items] == ["virology", "virology"]
+    assert sources.name_exam(source) == "cais/mmlu (virology, dev, first 2)"
+    assert exam_items.read_items(Source(dataset="cais/mmlu")) == exam_items.read_items("cais/mmlu")
+    hashes = [
+        sources.identify_exams([e]) for e in ("cais/mmlu", source, Source(dataset="cais/mmlu"))
+    ]
+    assert hashes[0] == hashes[2] == "cais/mmlu"
+    assert hashes[1] != hashes[0]
+
+
+def test_an_entry_names_the_split_of_a_folder_and_the_columns_of_a_file(tmp_path):
+    columns = {"question": "ask", "options": "options", "answer_letter": "answer_letter"}
+    row = {"ask": "q", "options": {"A": "a", "B": "b"}, "answer_letter": "A"}
+    (tmp_path / "set").mkdir()
+    for split in ("test", "validation"):
+        lines(tmp_path / "set", row | {"ask": split}, name=f"{split}.jsonl")
+    source = Source(dataset=str(tmp_path / "set"), split="validation", columns=columns)
+    assert [item["question"] for item in exam_items.read_items(source)] == ["validation"]
+    missing = source.model_copy(update={"split": "train"})
+    with pytest.raises(UserError, match="exam .* has no files of split `train`.*Name what to read"):
+        exam_items.read_items(missing)
+    for changed, said in (({"weight": 0.5}, "none is drawn"), ({"config": "x"}, "is local, so it")):
+        with pytest.raises(UserError, match=said):
+            sources.check_exam(source.model_copy(update=changed))
