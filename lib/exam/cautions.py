@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from lib.common import stats
+from lib.exam import headline
 from lib.exam.entries import ExamEntry, Share
 from lib.medical import safety
 
 TUNED = ("merged", "adapter")  # the tuned model in an exam, the first that was examined
 ONE_LETTER = 0.9  # of the choices; above it, a score counts where that letter happens to be right
-ON_LETTERS = 0.5  # of the probability; below it, the letters are not what the model would answer
 SMALL = 0.05  # a difference that an exam should be able to show
 BASELINES = {
     "nearest_answer": "the nearest training answer",
@@ -41,18 +41,36 @@ def list_cautions(entry: ExamEntry) -> list[str]:
     """Return what speaks against the figures of a multiple-choice set, one sentence each."""
     if not entry["models"] or entry["exam"] == safety.NAME:
         return []
-    forms = _list_forms(entry)
-    tuned = tuned_model(entry)
-    return [
+    of_letters = [
         *_caution_of_one_letter(entry["models"]),
         *_caution_of_letter_mass(entry["models"]),
+    ]
+    tuned = tuned_model(entry)
+    forms = _list_forms(entry, with_letters=not of_letters)
+    return [
+        *of_letters,
         *(text for form in forms for text in _caution_of_baselines(form, tuned, entry)),
         *(text for form in forms for text in _caution_of_size(form, tuned)),
     ]
 
 
-def _list_forms(entry: ExamEntry) -> list[Form]:
-    return [Form("letters", entry["models"], entry.get("comparisons", []))]
+def _list_forms(entry: ExamEntry, with_letters: bool) -> list[Form]:
+    """Return the forms to judge, the headline's first.
+
+    Letters that a caution has called empty already are only judged if there is nothing else.
+    """
+    models, comparisons = entry["models"], entry.get("comparisons", [])
+    letters = Form("letter", models, comparisons)
+    if not all("completion" in result for result in models.values()):
+        return [letters]
+    completion = Form(
+        "the options' text",
+        {name: result["completion"] for name, result in models.items()},
+        [{**pair, **pair["completion"]} for pair in comparisons if "completion" in pair],
+    )
+    if headline.choose_form(models)["form"] == "letters":
+        return [letters, completion]
+    return [completion, letters] if with_letters else [completion]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -77,7 +95,7 @@ def _caution_of_one_letter(models: dict[str, Any]) -> Iterator[str]:
 def _caution_of_letter_mass(models: dict[str, Any]) -> Iterator[str]:
     """Name the models that would hardly answer with a letter at all."""
     masses = {name: result["letter_mass"] for name, result in models.items()}
-    masses = {name: mass for name, mass in masses.items() if mass < ON_LETTERS}
+    masses = {name: mass for name, mass in masses.items() if mass < headline.LETTER_MASS}
     if masses:
         yield (
             f"an answer of {_join(masses)} begins with a letter at all with a probability of only "

