@@ -90,8 +90,8 @@ def name_numbers(event: str, values: dict[str, Any]) -> dict[str, float]:
 
     The result is empty for an event without a step.
     """
-    if event == "eval":
-        return {"eval/loss": values["eval_loss"]}
+    if event in ("eval", "forgetting"):
+        return {f"{event}/loss": values["eval_loss"]}
     if event != "step":
         return {}
     return {

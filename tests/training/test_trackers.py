@@ -191,6 +191,7 @@ def fake(monkeypatch):
 def test_names_rates_and_steps():
     assert trackers.name_numbers("step", step(7)) == named(7), "300 tokens and 32 rows in 4 seconds"
     assert trackers.name_numbers("eval", measured(7)) == {"eval/loss": 2.0}
+    assert trackers.name_numbers("forgetting", measured(7)) == {"forgetting/loss": 2.0}
     assert trackers.name_numbers("compiled", {"seconds": 60.0}) == {}
 
 
