@@ -51,10 +51,13 @@ _train = functools.partial(_parameter, "train")
 _export = functools.partial(_parameter, "export")
 
 
+CONFIG = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
 class Source(pydantic.BaseModel):
     """One data set: what to read, and how much of it."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = CONFIG
 
     dataset: Text
     revision: str = ""
@@ -79,7 +82,7 @@ class Params(pydantic.BaseModel):
     of the run's folder depends on the parameters of prepare and train, but not on those of export.
     """
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = CONFIG
 
     # base model
     base_model: Text = _prepare(
