@@ -8,3 +8,8 @@ define newline
 endef
 export newline
 quoted = '$(subst $(newline),'"$$newline"',$(subst ','\'',$(1)))'
+# a misspelt variable would be ignored, and another job started than the one meant
+KNOWN = PARAMS RUN RUNS SET FORCE YES METRIC Q EXAM DRILLS DIR WHEELS FOR FOR_PYTHON FOR_PLATFORM PYTHON
+given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+unknown := $(filter-out $(KNOWN),$(given))
+$(if $(unknown),$(error unknown variable $(unknown); expected some of $(KNOWN). `make help` says what they do))

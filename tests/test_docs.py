@@ -153,6 +153,15 @@ def test_make_help_lists_every_target_and_is_the_default():
     )
 
 
+def test_a_variable_that_make_does_not_know_is_refused():
+    for wrong in ("Run", "PARAM", "WHEEL"):
+        done = subprocess.run(
+            ["make", "-n", "run", f"{wrong}=a b"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 2
+        assert f"unknown variable {wrong}; expected some of PARAMS RUN" in done.stderr
+
+
 def test_ci_runs_lint_and_tests_and_the_night_runs_the_slow_ones_too():
     assert "\nmake lint\n" in text_of(".ci/run")
     assert "\nmake test\n" in text_of(".ci/run")

@@ -105,6 +105,17 @@ def test_wrong_values_are_named_with_the_expected_form(write, text, expected):
     assert len(str(error.value).splitlines()) < 10
 
 
+NUMBERS = [key for key, field in params.FIELDS.items() if field.annotation is float]
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+@pytest.mark.parametrize("value", ["1e999", "-1e999", ".inf", ".nan"])
+def test_a_number_is_finite(write, key, value):
+    """`inf` passes every lower bound, and a run whose record has one could not be read again."""
+    with pytest.raises(UserError, match=rf"`{key}` is .*; expected "):
+        params.load_job(write(""), f"{key}={value}")
+
+
 def test_every_wrong_key_is_reported_at_once(write):
     with pytest.raises(UserError) as error:
         params.load_job(write("lora_r: 0\nseed: -1\n"))

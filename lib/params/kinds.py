@@ -30,10 +30,13 @@ Rule = Literal[
 RULES: tuple[str, ...] = get_args(Rule)
 
 
+CONFIG = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
 class Source(pydantic.BaseModel):
     """One data set: what to read, and how much of it."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = CONFIG
 
     dataset: Text
     revision: str = ""

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import pathlib
 import shlex
 from collections.abc import Iterable
@@ -111,7 +112,9 @@ def check_values(values: dict[str, Any], where: str) -> Params:
             for key in dict.fromkeys(str(e["loc"][0]) for e in error.errors()):
                 value = json.dumps(values[key], default=str)[:LONGEST]
                 entry = _describe_entry(error, key, values[key])
-                wrong.append(f"`{key}` is {value}; expected {describe_type(key)}{entry}")
+                infinite = isinstance(values[key], float) and not math.isfinite(values[key])
+                finite = " (a finite one)" if infinite else ""
+                wrong.append(f"`{key}` is {value}; expected {describe_type(key)}{finite}{entry}")
     raise UserError("\n".join([f"{where}:"] + [f"  - {line}" for line in wrong]))
 
 

@@ -11,7 +11,7 @@ import annotated_types
 import pydantic
 
 from lib.common.gguf_types import GgufType
-from lib.params.kinds import CountOrAuto, Judge, Rule, Source, Text
+from lib.params.kinds import CONFIG, CountOrAuto, Judge, Rule, Source, Text
 
 
 def _parameter(stage: str, default: Any, text: str, free: bool = False, **bounds: Any) -> Any:
@@ -36,7 +36,7 @@ class Params(pydantic.BaseModel):
     of the run's folder depends on the parameters of prepare and train, but not on those of export.
     """
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = CONFIG
 
     # base model
     base_model: Text = _prepare(

@@ -14,6 +14,7 @@ from typing import Any
 from lib import params
 from lib.common import files
 from lib.common.errors import UserError
+from lib.common.interrupts import keep_interrupts
 from lib.params import Params
 from lib.record import by_hand, earlier
 from lib.record.opening import open_run
@@ -28,6 +29,7 @@ def begin_stage(stage: str, namespace: dict[str, Any]) -> tuple[Params, Run]:
     values for the parameters of other stages, so that the three notebooks together are one job.
     What an earlier pass through the cells left in the kernel is dropped.
     """
+    keep_interrupts()
     job, folder = _read_job(namespace)
     if os.environ.get(files.FD_VARIABLE):
         lock_run(folder)

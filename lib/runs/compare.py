@@ -45,7 +45,9 @@ def compare_runs(
     rows, missing = tabulate_metrics(runs)
     parameters, tests = differing_parameters(runs), compare_with_first(runs)
     winners = {name for name, _ in best}
-    verdict = _describe_best(best, metric)
+    verdict = _describe_best(
+        best, metric, any(METRICS[metric].find(run) is not None for run in runs)
+    )
     path = _write_page(
         runs,
         winners,
@@ -116,10 +118,11 @@ def _note_faults(runs: list[Records], warnings: dict[str, list[str]]) -> list[st
     return [*mismatches, *damage, *random]
 
 
-def _describe_best(best: list[tuple[str, str]], metric: str) -> list[str]:
+def _describe_best(best: list[tuple[str, str]], metric: str, measured: bool) -> list[str]:
     label = METRICS[metric].label
     if not best:
-        return [f"best by {label}: not measured in any run"]
+        reason = "the runs do not compare" if measured else "not measured in any run"
+        return [f"best by {label}: {reason}"]
     return [f"best by {label}: {name}{among}" for name, among in best]
 
 

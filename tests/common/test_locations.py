@@ -57,12 +57,13 @@ def test_runs_params_and_data_may_be_at_home(home, monkeypatch):
 
 
 def test_the_cache_is_where_the_environment_says(home):
-    show = (
-        "from lib.model import base, load\nfrom lib.data import chunk_cache\n"
-        "print(base.CACHE, chunk_cache.CACHE, load.UNSLOTH['UNSLOTH_COMPILE_LOCATION'], sep='\\n')"
+    show_base = "from lib.model import base\nprint(base.CACHE)\n"
+    show_others = (
+        "from lib.model import load\nfrom lib.data import chunk_cache\n"
+        "print(chunk_cache.CACHE, load.UNSLOTH['UNSLOTH_COMPILE_LOCATION'], sep='\\n')"
     )
 
-    def places(value):
+    def places(value, show):
         return subprocess.run(
             [sys.executable, "-c", show],
             cwd=errors.ROOT,
@@ -73,8 +74,12 @@ def test_the_cache_is_where_the_environment_says(home):
         ).stdout.split()
 
     top = home / "elsewhere"
-    assert places("~/elsewhere") == [str(top), f"{top}/prepare", f"{top}/unsloth"]
-    assert places("")[0] == f"{errors.ROOT}/.cache"
+    assert places("~/elsewhere", show_base + show_others) == [
+        str(top),
+        f"{top}/prepare",
+        f"{top}/unsloth",
+    ]
+    assert places("", show_base) == [f"{errors.ROOT}/.cache"]
 
 
 def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch):

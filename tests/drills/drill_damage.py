@@ -191,12 +191,13 @@ def _upto(run, step):
 
 
 def _page(run, name):
-    """Tell whether the report refuses a file, or warns about it by name; its links have the bare name too."""
+    """Tell whether the report refuses a file, or warns about it by name; a link has the bare name too."""
     try:
         page = report.write_report(run).read_text(encoding="utf-8")
     except UserError:
         return "detected"
-    return "detected" if f"{name} is not as" in page else "LOST: the report says nothing"
+    warned = f"{name} is not as" in page or f"{name} has changed since" in page
+    return "detected" if warned else "LOST: the report says nothing"
 
 
 def _command(job, copy, wanted):

@@ -75,6 +75,8 @@ def test_other_held_out_rows_are_not_compared(runs):
     assert "best by held-out loss: c (2), among a, c" in text, (
         "b has the smallest loss, on other rows"
     )
+    text, _ = compare.compare_runs([runs("f", data="1"), runs("g", data="2")])
+    assert "best by held-out loss: the runs do not compare" in text
     told = gathered(runs("d", data="1"), runs("e", data="2"))
     [row] = comparisons.compare_with_first(told)
     assert row["what"] == evil_run.EVIL, (

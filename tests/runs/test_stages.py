@@ -127,7 +127,7 @@ def test_an_orphaned_kernel_keeps_the_lock_and_is_named(tree):
     process.wait()  # not communicate: the kernel has the pipes too
     try:
         code, out, err = tree.make_run(
-            "prepare", before="from lib.record import run_record\nrun_record.ORPHAN_SECONDS = 0.5"
+            "prepare", before="from lib.record import run_folder\nrun_folder.ORPHAN_SECONDS = 0.5"
         )
         assert code == 2
         assert f"process {process.pid} on {socket.gethostname()} (prepare, since" in err

@@ -203,6 +203,7 @@ def test_ranks_started_by_hand_wait_for_no_one_who_has_the_run(
     assert not (run / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_pair_is_continued_by_one(folder, alone, tmp_path):
     """SIGINT to the process that started the ranks: they save, it says KeyboardInterrupt, and one process finishes the job."""
     job = job_of(folder)
@@ -304,6 +305,7 @@ def _read(path):
         return b""
 
 
+@pytest.mark.slow
 def test_what_ends_the_ranks_is_raised_and_nothing_else_shown(folder, alone, tmp_path, capfd):
     run = tmp_path / "run"
     shutil.copytree(alone, run)

@@ -35,7 +35,7 @@ def read_cells(path: pathlib.Path) -> list[Cell]:
 
     Raise UserError with the reason if it is not one.
     """
-    import nbformat  # takes a second; commands that list runs do without
+    import nbformat  # slow to import; commands that list runs do without
 
     try:
         notebook = nbformat.read(path, as_version=4)

@@ -16,6 +16,7 @@ from lib import params
 from lib.common.errors import UserError
 from lib.data.reading import sources
 from lib.params import Params, Text
+from lib.params.kinds import CONFIG
 from lib.record import ledger, run_folder
 from lib.runs import needs
 
@@ -34,7 +35,7 @@ class Range(pydantic.BaseModel):
     If both ends are integers, so are the numbers.
     """
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = CONFIG
 
     low: int | float
     high: int | float
@@ -54,7 +55,7 @@ Rows = list[dict[str, Any]]
 class Sweep(pydantic.BaseModel):
     """The keys of a sweep file; `expected` is what a key's error message asks for."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = CONFIG
 
     base: Text = _key("a params file, like params/cpu.yaml")
     set: dict[str, Any] = _key("a mapping of parameters that every trial has, over the base's", {})

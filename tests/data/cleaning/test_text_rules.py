@@ -421,12 +421,11 @@ SIGNS = [
 ]
 
 
-@pytest.mark.timeout(
-    120
-)  # a rule that backtracks needs hours for a million characters, one that does not a second or two
+# a rule that backtracks needs hours for so long a text, one that does not a fraction of a second
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("sign", SIGNS)
 def test_no_text_takes_more_than_linear_time(sign):
-    text = sign * (990_000 // len(sign))
+    text = sign * (300_000 // len(sign))
     sources = "https://x.org " * 20 + "one two three four five six seven eight - resources about "
     for work in (
         lambda: cleaned(text),
@@ -436,4 +435,4 @@ def test_no_text_takes_more_than_linear_time(sign):
         ),
     ):
         work()
-    assert reason("What?", text + "x" * 20_000) == "too_long"
+    assert reason("What?", text + "x" * (1_010_000 - len(text))) == "too_long"
