@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from lib.common import stats
-from lib.exam import headline
+from lib.exam import forms
 from lib.exam.entries import ExamEntry, Share
 from lib.medical import safety
 
@@ -46,11 +46,11 @@ def list_cautions(entry: ExamEntry) -> list[str]:
         *_caution_of_letter_mass(entry["models"]),
     ]
     tuned = tuned_model(entry)
-    forms = _list_forms(entry, with_letters=not of_letters)
+    shown = _list_forms(entry, with_letters=not of_letters)
     return [
         *of_letters,
-        *(text for form in forms for text in _caution_of_baselines(form, tuned, entry)),
-        *(text for form in forms for text in _caution_of_size(form, tuned)),
+        *(text for form in shown for text in _caution_of_baselines(form, tuned, entry)),
+        *(text for form in shown for text in _caution_of_size(form, tuned)),
     ]
 
 
@@ -68,7 +68,7 @@ def _list_forms(entry: ExamEntry, with_letters: bool) -> list[Form]:
         {name: result["completion"] for name, result in models.items()},
         [{**pair, **pair["completion"]} for pair in comparisons if "completion" in pair],
     )
-    if headline.choose_form(models)["form"] == "letters":
+    if forms.choose_form(models)["form"] == "letters":
         return [letters, completion]
     return [completion, letters] if with_letters else [completion]
 
@@ -95,7 +95,7 @@ def _caution_of_one_letter(models: dict[str, Any]) -> Iterator[str]:
 def _caution_of_letter_mass(models: dict[str, Any]) -> Iterator[str]:
     """Name the models that would hardly answer with a letter at all."""
     masses = {name: result["letter_mass"] for name, result in models.items()}
-    masses = {name: mass for name, mass in masses.items() if mass < headline.LETTER_MASS}
+    masses = {name: mass for name, mass in masses.items() if mass < forms.LETTER_MASS}
     if masses:
         yield (
             f"an answer of {_join(masses)} begins with a letter at all with a probability of only "

@@ -1,12 +1,12 @@
 """A multiple-choice exam as tables for people, and as a section of results.json.
 
-Both forms are shown, the one that `headline.choose_form` names first.
+Both forms are shown, the one that `forms.choose_form` names first.
 """
 
 from collections.abc import Iterable
 from typing import Any
 
-from lib.exam import cautions, headline
+from lib.exam import cautions, forms
 from lib.exam.entries import (
     BitsChange,
     ChoiceChange,
@@ -43,7 +43,7 @@ TOPIC_ITEMS = 10  # a topic with fewer items tells nothing
 
 def score_tables(entry: ExamEntry) -> list[tuple[str, list[Row]]]:
     """Return (caption, rows) of a table for each form, the headline first, and of the baselines."""
-    first, *others = list_forms(entry)
+    first, *others = forms.list_forms(entry["models"])
     tables = [(describe_exam(entry), model_rows(entry, first, with_perplexity=True))]
     tables += [(describe_form(entry, form), model_rows(entry, form)) for form in others]
     if rows := baseline_rows(entry):
@@ -53,27 +53,20 @@ def score_tables(entry: ExamEntry) -> list[tuple[str, list[Row]]]:
 
 def change_tables(entry: ExamEntry) -> list[tuple[str, list[Row]]]:
     """Return (caption, rows) of the table of what changed, and of the topics'."""
-    name, form = entry["exam"], list_forms(entry)[0]
+    name, form = entry["exam"], forms.list_forms(entry["models"])[0]
     tables = [(f"{name}: what changed", comparison_rows(entry))]
     if rows := topic_rows(entry):
         tables.append((f"{name}: right answers by topic, {FORMS[form]}", rows))
     return tables
 
 
-def list_forms(entry: ExamEntry) -> list[str]:
-    """Return the forms in which the exam was taken, the headline first."""
-    first = headline.choose_form(entry["models"])["form"]
-    is_whole = all("completion" in result for result in entry["models"].values())
-    return [first, *(form for form in FORMS if is_whole and form != first)]
-
-
 def describe_exam(entry: ExamEntry) -> str:
     """Return one line that says what was asked, and why the first form is the first."""
     chance = next(iter(entry["models"].values()))["by_chance"]
-    chosen = headline.choose_form(entry["models"])
+    chosen = forms.choose_form(entry["models"])
     return (
         f"{entry['exam']}: {entry['items']} items, of which guessing gets {chance:.1%}, "
-        f"{_name_form(entry, chosen['form'])} ({chosen['reason']}). {NOTES[chosen['form']]}"
+        f"{_name_form(entry, chosen['form'])}: {chosen['reason']}. {NOTES[chosen['form']]}"
     )
 
 
@@ -170,16 +163,16 @@ def baseline_rows(entry: ExamEntry) -> list[Row]:
 
 def comparison_rows(entry: ExamEntry) -> list[Row]:
     """Return a row for each pair of models and form, the headline first: what changed."""
-    forms = list_forms(entry)
+    asked = forms.list_forms(entry["models"])
     return [
-        _comparison_row(comparison, form, is_first=form == forms[0], both=len(forms) > 1)
-        for form in forms
+        _comparison_row(comparison, form, is_first=form == asked[0], both=len(asked) > 1)
+        for form in asked
         for comparison in entry.get("comparisons", [])
     ]
 
 
 def _comparison_row(comparison: Comparison, form: str, is_first: bool, both: bool) -> Row:
-    change: Any = comparison if form == "letters" else comparison["completion"]
+    change = forms.part_of_form(comparison, form)
     row = {
         "before": comparison["before"],
         "after": comparison["after"],
@@ -206,11 +199,11 @@ def topic_rows(entry: ExamEntry, names: Iterable[str] = ("base", "merged")) -> l
     They are those of the headline's form. Topics with the most items come first.
     """
     models = entry["models"]
-    form = list_forms(entry)[0]
+    form = forms.list_forms(entry["models"])[0]
     topics = {}
     for name in names:
         if name in models:
-            result = models[name] if form == "letters" else models[name]["completion"]
+            result: Any = forms.part_of_form(models[name], form)
             topics[name] = result.get("topics", {})
     first: dict[str, Share] = next(iter(topics.values()), {})
     rows = []
@@ -251,7 +244,7 @@ def exam_section(entry: ExamEntry) -> ExamResults:
         return section
     tuned = with_base["merged"]
     if "completion" in tuned:
-        chosen = headline.choose_form(models)
+        chosen = forms.choose_form(models)
         section |= {"headline": chosen["form"], "headline_reason": chosen["reason"]}
     section.update(_pair_models(models["base"], models["merged"], tuned))
     if "perplexity_ratio" in tuned:

@@ -288,7 +288,7 @@ class Baselines(TypedDict):
 
 
 class Headline(TypedDict):
-    """The form that comes first, `letters` or `completion`, and why; see lib/exam/headline.py."""
+    """The form that comes first, `letters` or `completion`, and why; see lib/exam/forms.py."""
 
     form: str
     reason: str

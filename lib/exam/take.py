@@ -30,7 +30,7 @@ from lib.common.errors import UserError
 from lib.common.redact import redacted_terminal
 from lib.data import splits
 from lib.data.reading import exam_items, sources
-from lib.exam import baselines, headline, multiple_choice, safety_set, tables
+from lib.exam import baselines, forms, multiple_choice, safety_set, tables
 from lib.exam.entries import Comparison, ExamEntry
 from lib.exam.models import Loaded, RunModel, list_models
 from lib.medical import safety
@@ -142,7 +142,7 @@ def take_exams(
             files.write_json(path, {**recorded, **entries}, sealed=True)
     for exam, entry in entries.items():
         if exam != safety.NAME:
-            entry["headline"] = headline.choose_form(entry["models"])
+            entry["headline"] = forms.choose_form(entry["models"])
             entry["baselines"] = {**baselines.measure_baselines(exams[exam], trained_on["answer"])}
         entry["of"] = models_hash
         entry["comparisons"] = _format_of(exam).compare_models(entry["models"], settings[exam])

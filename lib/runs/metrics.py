@@ -46,6 +46,16 @@ def _share_right(run: Records, is_wanted: Callable[[str], bool]) -> Value:
     return None
 
 
+def _find_bits(run: Records) -> Value:
+    """Return the tuned model's bits per byte in the first exam."""
+    for name, entry in run["exams"].items():
+        model = tuned_model(entry)
+        if name != safety.NAME and model:
+            bits = entry["models"][model].get("bits_per_byte")
+            return bits["mean"] if bits else None
+    return None
+
+
 def _find_criteria(key: str) -> Callable[[Records], Value]:
     """Return a function that finds the tuned model's share in a figure of the safety set."""
 
@@ -83,6 +93,7 @@ METRICS = {
     ),
     "loss_last": Metric("training loss at the end", _train("loss_last"), less_is_better=True),
     "exam": Metric("exam", _find_exam),
+    "bits_per_byte": Metric("bits per byte", _find_bits, less_is_better=True),
     "safety": Metric("safety", _find_safety),
     "critical_acts": Metric("critical acts", _find_criteria("critical_acts")),
     "forbidden_acts": Metric(

@@ -79,7 +79,7 @@ def test_other_held_out_rows_are_not_compared(runs):
     assert "best by held-out loss: the runs do not compare" in text
     told = gathered(runs("d", data="1"), runs("e", data="2"))
     [row] = comparisons.compare_with_first(told)
-    assert row["what"] == evil_run.EVIL, (
+    assert row["what"] == f"{evil_run.EVIL}, by letter", (
         "the exam is the same; perplexities on other rows are not paired"
     )
 

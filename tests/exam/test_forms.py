@@ -1,11 +1,11 @@
 """Which form of an exam comes first.
 
-python -m pytest tests/exam/test_headline.py
+python -m pytest tests/exam/test_forms.py
 """
 
 import pytest
 
-from lib.exam import headline
+from lib.exam import forms
 
 
 def model(mass=0.9, chosen=0.3, right=0.25, order="as written"):
@@ -38,7 +38,7 @@ def model(mass=0.9, chosen=0.3, right=0.25, order="as written"):
 def test_the_rule_holds_for_the_base_and_the_tuned_model_alike(changes, form, why):
     for names in (("base", "tuned"), ("tuned", "base")):
         models = dict(zip(names, (model(), model(**changes)), strict=True))
-        found = headline.choose_form(models)
+        found = forms.choose_form(models)
         assert found["form"] == form
         assert why.replace("tuned", names[1]) in found["reason"]
 
@@ -46,4 +46,4 @@ def test_the_rule_holds_for_the_base_and_the_tuned_model_alike(changes, form, wh
 def test_results_of_letters_alone_have_no_other_form():
     old = model(mass=0.1)
     del old["completion"]
-    assert headline.choose_form({"base": old, "merged": model()})["form"] == "letters"
+    assert forms.choose_form({"base": old, "merged": model()})["form"] == "letters"

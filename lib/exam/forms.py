@@ -15,6 +15,8 @@ key gives it, is a habit and no knowledge. A set whose key itself prefers a lett
 is right in 55 % of PubMedQA) may have it chosen more often.
 """
 
+from typing import Any
+
 from lib.exam.entries import ChoiceResult, Headline
 
 LETTER_MASS = 0.5
@@ -30,6 +32,22 @@ def choose_form(models: dict[str, ChoiceResult]) -> Headline:
         if fault := find_fault(result):
             return {"form": "completion", "reason": f"{name} {fault}"}
     return {"form": "letters", "reason": "every model answers with letters, and prefers none"}
+
+
+def list_forms(models: dict[str, Any]) -> list[str]:
+    """Return the forms in which all these models were asked, the one that comes first, first."""
+    if not all("completion" in result for result in models.values()):
+        return ["letters"]
+    forms = ["completion", "letters"]
+    return forms if choose_form(models)["form"] == "completion" else forms[::-1]
+
+
+def part_of_form(result: Any, form: str) -> Any:
+    """Return what a record says of one form: a model's summary, an item's result, a comparison.
+
+    The keys of the letters stand at the top of each, those of the completion one level below.
+    """
+    return result["completion"] if form == "completion" else result
 
 
 def find_fault(result: ChoiceResult) -> str:
