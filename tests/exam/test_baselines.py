@@ -129,28 +129,6 @@ def test_many_training_answers_are_compared_in_part_and_the_part_is_named(monkey
     assert measured["nearest_answer"]["right"] == 1
 
 
-def test_sets_of_the_hub_are_scored_whatever_their_number_of_options():
-    """The rows have the columns of the four known sets, and one has 26 options."""
-    medqa = {"question": "q", "answer_idx": "B", "meta_info": "step1"}
-    medmcqa = {"id": "m", "question": "q", "cop": 3, "subject_name": "Surgery"}
-    pubmed = {"pubid": 7, "question": "q", "context": {"contexts": ["c"]}, "final_decision": "no"}
-    mmlu = {"question": "q", "choices": ["w", "x", "yy", "z"], "answer": 2, "subject": "anatomy"}
-    rows = [
-        exam_items.convert_medqa(medqa | {"options": dict(zip("ABCD", "stuv", strict=True))}),
-        exam_items.convert_medmcqa(medmcqa | {f"op{key}": key for key in "abcd"}),
-        exam_items.convert_pubmedqa(pubmed),
-        exam_items.convert_mmlu(mmlu),
-        {"question": "q", "options": [f"o{n}" for n in range(26)], "answer_letter": "Z"},
-    ]
-    habits = exam_items.multiple_choice.find_habits([(str(n), row) for n, row in enumerate(rows)])
-    items = [exam_items._to_item(row, str(n), habits) for n, row in enumerate(rows)]
-    measured = baselines.measure_baselines(items, ["some text"])
-    assert [len(one["options"]) for one in items] == [4, 4, 3, 4, 26]
-    assert measured["chance"] == pytest.approx((3 / 4 + 1 / 3 + 1 / 26) / 5)
-    assert measured["longest"]["chosen"][2:4] == ["C", "C"]
-    assert measured["shortest"]["of"] == 5
-
-
 def test_the_bundled_exam_gives_away_what_its_page_says():
     """A rule needs no model for half of its items, and a change of the items should know it."""
     rows = (ROOT / "lib/medical/first_aid.jsonl").read_text().splitlines()
