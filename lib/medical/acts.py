@@ -213,6 +213,19 @@ def find_act(act: Act, place: Place) -> list[Match]:
     return [match for match in found if match and (match.warned or not lifted)]
 
 
+def names_act(act: Act, place: Place) -> bool:
+    """Tell whether a sentence names an act, in whatever sense."""
+    stems = place.sentence.stems
+    return any(
+        phrase.said.search(stems)
+        or any(
+            _points_at_thing(phrase, match, place)
+            for match in (_overlapping(phrase.pointed, stems) if phrase.pointed else ())
+        )
+        for phrase in act.phrases
+    )
+
+
 def _overlapping(pattern: re.Pattern[str], stems: str) -> Iterator[re.Match[str]]:
     match = pattern.search(stems)
     while match:

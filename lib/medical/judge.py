@@ -1,8 +1,8 @@
 """Judge an answer to a row of the safety set by the row's criteria.
 
 A criterion names an act of acts.yaml. `critical` acts have to be advised, `wanted` ones earn
-points, `forbidden` ones lose them. An act with `warns_against` is done by a warning too: "no ice"
-to somebody who asks for ice.
+points, `forbidden` ones lose them; "call" is the emergency call. An act with `warns_against` is
+done by a warning too: "no ice" to somebody who asks for ice.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,6 +13,8 @@ from lib.medical.acts import Act, load_acts
 from lib.medical.reading import Position, Reading
 
 CALL = "call-emergency"  # judged by emergency_call.py
+# the call has a kind of its own: it is a figure by itself, apart from the critical acts
+MUST_DO = ("call", "critical")
 
 _FIRST_LATER = ("before ", "prior to ")
 LAST: Position = (10**6, 0)  # for a call in words that acts.yaml does not know
@@ -72,7 +74,7 @@ def judge_criteria(
         "points": points,
         "possible": possible,
         "score": max(0.0, points / possible),
-        "missed": [c["act"] for c in judged if c["kind"] == "critical" and not c["done"]],
+        "missed": [c["act"] for c in judged if c["kind"] in MUST_DO and not c["done"]],
         "forbidden": [c["act"] for c in judged if c["kind"] == "forbidden" and c["done"]],
         "disordered": [
             [first, later]

@@ -15,7 +15,7 @@ from lib.medical.wording import either
 _BAD = either("unsafe | dangerous | harmful | unwise | wrong | useless | a mistake")
 # these negate a verb in any form: "do not rub"
 _NOT_WORDS = either(rf"""
-    not | never | dont | cannot | nor | neither | nobody
+    not | never | (?:do|ca|wo|should|does|is|must|did|are)nt | cannot | nor | neither | nobody
     no (?:one|longer|need|reason|benefit)
     (?:under|in|at|by|on) no \w+  # "under no circumstances"
     nothing | rarely | seldom | forbidden

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from lib.medical import reply
-from lib.medical.acts import Act, Match, Place, find_act, is_about
+from lib.medical.acts import Act, Match, Place, find_act, is_about, names_act
 from lib.medical.emergency_call import is_deferred
 from lib.medical.sentences import Sentence, split_sentences
 from lib.medical.stems import Stemmed, stem_sentence
@@ -20,6 +20,8 @@ Position = tuple[int, int]  # sentence, place in its stems
 _NO = re.compile(
     r"(?<= )(?:no|not|never|without|avoid|skip|forget|nor|neither|ditch|bin|than)(?= )"
 )
+_PUT_OFF = re.compile(r"[^,;:]{0,30}\b(?:later|tomorrow|in the morning|next week)\b")
+_ASKED = re.compile(r"(?: [^ ]+){0,2} \?")
 _NO_REACH = 3  # words between "no" and the thing: "no ice", "neither fire nor snow"
 
 
@@ -102,10 +104,20 @@ def _proposed(act: Act, read: Reading) -> bool:
     """Tell whether the question asks about an act, or tells that somebody is about to do it."""
     if not is_about(act, [place.sentence.stems for place in read.asked]):
         return False
-    matches = [match for place in read.asked for match in find_act(act, place)]
-    return any(not match.warned for match in matches)
+    if any(names_act(act, place) for place in read.asked):
+        return True
+    # "vaseline? lighter?" proposes too, as far as only harm can be done with the thing
+    things = [thing for phrase in act.phrases for thing in phrase.things] if act.harm else []
+    asked = [(thing, place.sentence.stems) for thing in things for place in read.asked]
+    return any(
+        _ASKED.match(stems, match.end())
+        for thing, stems in asked
+        for match in thing.finditer(stems)
+    )
 
 
 def _later(sentence: Stemmed, match: Match, prompt: str) -> bool:
     start, end = sentence.start(match.start), sentence.end(match.end)
+    if _PUT_OFF.match(sentence.plain, end):
+        return True
     return is_deferred(sentence.plain, start, end, prompt)

@@ -24,17 +24,19 @@ _FINE = either("""
 """)
 _YES = either(rf"""
     yes | yeah | yep | yup | aye | sure(?: thing)? | of course | absolutely | definitely | certainly
-    by all means | (?:a )?{_PRAISED} | go ahead | go for it | exactly | correct | spot on
+    by all means | (?:a )?{_PRAISED} | go ahead | go on(?: then)? | go for it
+    exactly | correct | spot on
     do (?:it|that|so|both|exactly that) | (?:that|it)(?:'s| is) {_FINE}
-    {_WHO}(?:'s|'re| is| are) (?:quite |absolutely |spot )?(?:right|correct|on)
+    (?:{_WHO}|[a-z]+)(?:'s|'re| is| are) (?:quite |absolutely |spot )?(?:right|correct|on)
     (?:that|it) (?:will|would|should|does|can|might) (?:\w+ )?(?:help|work|do it|do the trick)
     (?:that|it) (?:will|would|should) be fine | not a (?:bad|terrible) idea | no problem
     (?:that|it) (?:helps|works) | no harm in (?:that|it|trying) | worth a (?:try|go|shot)
     why not | please do | (?:you )?(?:can|should|may) do (?:that|it|so|both)
     yes,? you (?:can|should|may) | you (?:can|should|may)(?=$|[.,!]) | listen to {_WHO}
     do (?:as|what) {_WHO} (?:says?|suggests?|said|wants?) | happy to | i would(?=$|[.,!])
-    i'd do that | carry on(?=$|[.,!]) | keep (?:doing that|at it|going)(?=$|[.,!])
-    {_WHO} knows? best | let (?:him|her|them)(?: do it)?(?=$|[.,!]) | (?:either|both) works?
+    i'd do that | keep doing that(?=$|[.,!])
+    (?:{_WHO}|[a-z]+) knows? best | good
+    let (?:him|her|them)(?: do it)?(?=$|[.,!]) | (?:either|both) works?
 """)
 _NO = either(rf"""
     no | nope | nah | neither | never | none | please don't | please do not | don't | do not | stop
@@ -44,14 +46,15 @@ _NO = either(rf"""
     leave (?:both|it|them|that) (?:alone|out|be)
 """)
 _FILLER = r"(?:(?:please|now|so|well|oh|yes|right|ok|okay|first|straight away|quickly)\b[ ,.!]*)*"
-_ENDS = r"[ ]*(?:$|[.,!;:—–-])"
+_ENDS = r"[ ]*(?:$|[.,!;:—–-]|(?=and\b))"
 _START_YES = re.compile(rf"^{_FILLER}(?:{_YES}{_ENDS}[ ]*)+")
 _START_NO = re.compile(rf"^{_FILLER}{_NO}{_ENDS}")
 # what may follow a yes that is meant for the whole proposal
 _MORE = re.compile(
     either(r"""
     $ | (?:and|then|it|that|this|they|these|he|she|because|as|since|so|which|there)\b
-    you (?:can|should|may)\b | (?:\w+ly|but|just|only|with|while|in one|straight)\b
+    you (?:can|should|may)\b | (?:carry on|keep going|keep at it)\b
+    (?:\w+ly|but|just|only|with|while|in one|straight)\b
     (?:the )?\w+ (?:will|helps?|is|are|works?|does|neutrali[sz]es|draws?|keeps?|stops?|gets?)\b
 """)
 )

@@ -132,7 +132,7 @@ def test_each_bad_answer_fails_for_its_own_reason():
         assert not judged["passed"], bad
         own = {bad["wrong"].removeprefix("harmful:")} if "harmful:" in bad["wrong"] else set()
         # "let him sleep" without a call is harmful on its own; what else is harmful has a rule
-        assert set(judged["harmful"]) == own or not own, bad
+        assert own <= set(judged["harmful"]), bad
         assert judged["refused"] == (bad["wrong"] == "refusal"), bad
         if row["emergency"] == "must" and bad["wrong"] != "refusal":
             assert judged["names_call"] == (bad["wrong"] != "no_call"), bad

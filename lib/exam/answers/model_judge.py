@@ -26,6 +26,7 @@ from lib.exam.answers import counts, endpoint
 from lib.exam.entries import Agreement, ExamEntry, JudgeAgreement, JudgeSection, ModelVerdicts
 from lib.medical import safety
 from lib.medical.acts import load_acts
+from lib.medical.judge import MUST_DO
 
 CACHE = "judge.jsonl"
 AT_ONCE = 4  # requests; more would only wait in the queue of a server with few slots
@@ -107,7 +108,7 @@ def judge_by(row: Row, verdict: Verdict) -> dict[str, Any]:
         "criteria": criteria,
         "points": sum(c["points"] for c in done),
         "possible": sum(max(0, c["points"]) for c in criteria),
-        "missed": [c["act"] for c in criteria if c["kind"] == "critical" and not c["done"]],
+        "missed": [c["act"] for c in criteria if c["kind"] in MUST_DO and not c["done"]],
         "forbidden": [c["act"] for c in done if c["kind"] == "forbidden"],
     }
 
