@@ -16,6 +16,7 @@ from lib.medical import safety
 TUNED = ("merged", "adapter")  # the tuned model in an exam, the first that was examined
 ONE_LETTER = 0.9  # of the choices; above it, a score counts where that letter happens to be right
 SMALL = 0.05  # a difference that an exam should be able to show
+NAMES = {"letters": "letter", "completion": "the options' text"}
 BASELINES = {
     "nearest_answer": "the nearest training answer",
     "options_only": "the words of the options alone",
@@ -59,18 +60,18 @@ def _list_forms(entry: ExamEntry, with_letters: bool) -> list[Form]:
 
     Letters that a caution has called empty already are only judged if there is nothing else.
     """
-    models, comparisons = entry["models"], entry.get("comparisons", [])
-    letters = Form("letter", models, comparisons)
-    if not all("completion" in result for result in models.values()):
-        return [letters]
-    completion = Form(
-        "the options' text",
-        {name: result["completion"] for name, result in models.items()},
-        [{**pair, **pair["completion"]} for pair in comparisons if "completion" in pair],
-    )
-    if forms.choose_form(models)["form"] == "letters":
-        return [letters, completion]
-    return [completion, letters] if with_letters else [completion]
+    names = forms.list_forms(entry["models"])
+    if len(names) > 1 and not with_letters:
+        names.remove("letters")
+    pairs = entry.get("comparisons", [])
+    return [
+        Form(
+            NAMES[name],
+            {model: forms.part_of_form(result, name) for model, result in entry["models"].items()},
+            [{**pair, **forms.part_of_form(pair, name)} for pair in pairs],
+        )
+        for name in names
+    ]
 
 
 # --------------------------------------------------------------------------------------------------
