@@ -27,7 +27,7 @@ from lib.exam.entries import (
     Share,
     Sitting,
 )
-from lib.model.token_tree import Continuation
+from lib.exam.scoring.token_tree import Continuation
 
 INSTRUCTION = "Answer with the letter of the right option alone."
 LETTERS = string.ascii_uppercase

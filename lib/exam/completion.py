@@ -30,7 +30,7 @@ from lib.exam.entries import (
     Mean,
     TextSummary,
 )
-from lib.model.token_tree import Continuation
+from lib.exam.scoring.token_tree import Continuation
 
 NORMALISATIONS = ("sum", "token", "character")
 

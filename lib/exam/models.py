@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lib.common.errors import UserError
-from lib.exam import likelihood
+from lib.exam.scoring import likelihood
 from lib.model import base, llama
 from lib.model.load import load_merged
 from lib.record.schema import Artifact

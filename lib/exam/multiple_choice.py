@@ -18,9 +18,9 @@ from lib.common.progress import progress_bar
 from lib.data import splits
 from lib.exam import choices, completion
 from lib.exam.entries import ChoiceResult, Comparison, HeldOut, ItemResult
-from lib.exam.likelihood import Score
 from lib.exam.models import Loaded
-from lib.model.token_tree import build_tree
+from lib.exam.scoring.likelihood import Score
+from lib.exam.scoring.token_tree import build_tree
 from lib.training import evaluate
 
 SKIPPED_MODELS: tuple[str, ...] = ()  # all models of a run are examined

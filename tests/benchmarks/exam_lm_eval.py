@@ -22,7 +22,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from lib.common.errors import ROOT
 from lib.data.reading import exam_items
-from lib.exam import choices, likelihood, multiple_choice
+from lib.exam import choices, multiple_choice
+from lib.exam.scoring import likelihood
 from lib.model import load
 
 TASKS = {"letters": "first_aid_exam", "completion": "first_aid_exam_completion"}

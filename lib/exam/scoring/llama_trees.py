@@ -21,9 +21,9 @@ import torch
 import xllamacpp
 
 from lib.common.errors import UserError
+from lib.exam.scoring.token_tree import TokenTree, leaf_sequences, scored_nodes
 from lib.model import device
 from lib.model.llama_probe import require_loadable
-from lib.model.token_tree import TokenTree, leaf_sequences, scored_nodes
 
 TOKENS_AT_ONCE = 512
 # logits of 262,144 words in float32 take 1 MiB, and llama.cpp reserves room for all of a batch

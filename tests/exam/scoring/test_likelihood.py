@@ -1,6 +1,6 @@
 """The likelihood of continuations, against the whole model one sequence at a time, in float32.
 
-python -m pytest tests/exam/test_likelihood.py
+python -m pytest tests/exam/scoring/test_likelihood.py
 """
 
 import functools
@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from helpers import tiny_gemma3
-from lib.exam import likelihood
-from lib.model import adapter, token_tree
+from lib.exam.scoring import likelihood, token_tree
+from lib.model import adapter
 from lib.params import Params
 
 WINDOW = 12  # shorter than the prompts, so that a sliding layer does not see their beginnings

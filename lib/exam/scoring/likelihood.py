@@ -2,8 +2,8 @@
 
     scores = likelihood.score_by_model(net, [tree, ...], tick)    # per tree: nats per continuation
 
-All that is asked about an item is one tree of tokens (`lib/model/token_tree.py`): the prompt is
-computed once, and its options behind it. Log-probabilities refer to the whole vocabulary.
+All that is asked about an item is one tree of tokens (`token_tree.py`): the prompt is computed
+once, and its options behind it. Log-probabilities refer to the whole vocabulary.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from lib.model import llama_trees
-from lib.model.token_tree import TokenTree, ancestor_mask, scored_nodes
+from lib.exam.scoring import llama_trees
+from lib.exam.scoring.token_tree import TokenTree, ancestor_mask, scored_nodes
 from lib.training import loss
 
 # with padding; a CPU takes a tenth longer with 4,096, because they no longer fit its caches

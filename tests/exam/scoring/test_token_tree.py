@@ -1,13 +1,13 @@
 """Trees of tokens: every continuation is found in them whole, and nothing stands twice.
 
-python -m pytest tests/model/test_token_tree.py
+python -m pytest tests/exam/scoring/test_token_tree.py
 """
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.model import token_tree
+from lib.exam.scoring import token_tree
 
 IDS = st.lists(st.integers(0, 3), min_size=1, max_size=6)
 CONTINUATIONS = st.lists(st.tuples(IDS, IDS), min_size=1, max_size=8)

@@ -1,6 +1,6 @@
 """Trees of tokens in llama.cpp, against transformers in float32 and against llama.cpp's own server.
 
-python -m pytest tests/model/test_llama_trees.py
+python -m pytest tests/exam/scoring/test_llama_trees.py
 """
 
 import pytest
@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from helpers import tiny_gemma3
 from lib.common.errors import UserError
+from lib.exam.scoring import llama_trees, token_tree
 from lib.export import gguf_export
-from lib.model import device, llama, llama_trees, token_tree
+from lib.model import device, llama
 
 PROMPT = [2, *range(20, 560)]  # longer than the sliding window of 512 tokens
 
