@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers import full_training
 from helpers.small_training import HELD_OUT, ROWS, a_job, small_model
 from helpers.standin import wait_for
 from lib import params
@@ -81,7 +82,8 @@ def one_process(folder, job):
 
 def weights(run):
     newest = sorted((run / "checkpoints").glob("step-*"))[-1]
-    return load_file(newest / "adapter.safetensors")
+    names = ("adapter.safetensors", "weights.safetensors")
+    return load_file(next(newest / name for name in names if (newest / name).exists()))
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +131,22 @@ def test_two_processes_train_what_one_does(folder, alone, tmp_path, capfd):
     assert "\rtraining" in capfd.readouterr().out, (
         "a progress bar is written over, not down the notebook"
     )
+
+
+@pytest.mark.slow
+def test_two_processes_train_all_weights_as_one_does(folder, tmp_path):
+    base_folder = full_training.write_base(tmp_path / "base", torch.float32)
+    job = full_training.a_job(
+        base_model=str(base_folder), precision="fp32", learning_rate=1e-4, num_train_epochs=1.0
+    )
+    first = copy(folder, tmp_path / "alone", job)
+    one_process(first, job)
+    second = copy(folder, tmp_path / "run", job)
+    launch.run_ranks(second, job, 2)
+    same_training(second, first)
+    trained, last = load_file(second / launch.TRAINED), weights(second)
+    assert trained.keys() == last.keys()
+    assert all(torch.equal(trained[name], last[name]) for name in last)
 
 
 @pytest.mark.slow
