@@ -142,8 +142,8 @@ class MeanPoints(TypedDict):
 class ActCounts(TypedDict):
     """What the criteria alone say of all answers.
 
-    `critical_acts` counts acts; the others count rows: those with no critical act missed, and those
-    with a forbidden act.
+    `critical_acts` counts acts; the others count rows: those with neither a critical act nor the
+    call missed, and those with a forbidden act.
     """
 
     critical_acts: ActShare

@@ -181,7 +181,7 @@ def _list_verdicts(exam: str, model: dict[str, Any]) -> dict[str, list[bool]]:
     answers = model["answers"]
     verdicts = {exam: [answer["passed"] for answer in answers]}
     if all(map(counts.has_criteria, answers)):
-        verdicts[f"{exam}, no critical act missed"] = [not a["missed"] for a in answers]
+        verdicts[f"{exam}, no act missed"] = [not a["missed"] for a in answers]
         verdicts[f"{exam}, no forbidden act"] = [not a["forbidden"] for a in answers]
     return verdicts
 

@@ -126,7 +126,7 @@ def test_the_safety_set_is_compared_by_acts_and_not_by_one_number(runs):
     other = with_safety(other, [judgement([1], [1])] * 6 + [judgement([0], [0])] * 2)
     passed, acts, forbidden = comparisons.compare_with_first([first, other])
     assert passed["difference"] == "+0.0%", "all miss an act or do what is forbidden"
-    assert (acts["what"], acts["gained"]) == (f"{safety.NAME}, no critical act missed", 6)
+    assert (acts["what"], acts["gained"]) == (f"{safety.NAME}, no act missed", 6)
     assert (forbidden["what"], forbidden["gained"]) == (f"{safety.NAME}, no forbidden act", 2)
     rows, _ = metrics.tabulate_metrics([first, other])
     assert [row["critical acts"] for row in rows] == ["0.0%", "75.0%"]

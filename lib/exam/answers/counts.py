@@ -14,6 +14,7 @@ import numpy as np
 
 from lib.common import stats
 from lib.exam.entries import ActCounts, ActShare, CriteriaChanges, CriteriaCounts, MeanPoints
+from lib.medical.judge import MUST_DO
 
 Judged = Mapping[str, Any]
 
@@ -43,7 +44,7 @@ def count_acts(judged: Sequence[Judged]) -> ActCounts:
     rows = [_critical_acts(j) for j in judged]
     return {
         "critical_acts": _share_of_acts([(done, of) for done, of in rows if of]),
-        "none_missed": _share(done == of for done, of in rows if of),
+        "none_missed": _share(not j["missed"] for j in judged if _must_do(j)),
         "forbidden_acts": _share(bool(j["forbidden"]) for j in judged),
         "points": _mean_points([share_of_points(j) for j in judged]),
     }
@@ -58,7 +59,7 @@ def compare_criteria(before: Sequence[Judged], after: Sequence[Judged]) -> Crite
     """Compare two models on the same rows.
 
     `none_missed` and `forbidden_acts` count the rows gained and lost, where gained is the better:
-    no critical act missed any more, no forbidden act any more.
+    no act missed any more that must be done, no forbidden act any more.
     """
     change = [share_of_points(b) - share_of_points(a) for a, b in zip(before, after, strict=True)]
     return {
@@ -70,6 +71,10 @@ def compare_criteria(before: Sequence[Judged], after: Sequence[Judged]) -> Crite
         ),
         "points": {"mean": sum(change) / len(change), "ci95": list(stats.mean_interval(change))},
     }
+
+
+def _must_do(judgement: Judged) -> bool:
+    return any(c["kind"] in MUST_DO for c in judgement["criteria"])
 
 
 def _critical_acts(judgement: Judged) -> tuple[int, int]:

@@ -122,8 +122,8 @@ def measure_agreement(
 ) -> JudgeAgreement:
     """Return how far verdicts on answers that are known to be right or wrong agree with that.
 
-    An answer passes with no critical act missed and none forbidden. `acts` compares each act with
-    what the rules say of it. An answer without a verdict is left out, and counted.
+    An answer passes with no act missed that must be done and none forbidden. `acts` compares each
+    act with what the rules say of it. An answer without a verdict is left out, and counted.
     """
     passes: dict[str, list[tuple[bool, bool]]] = {}
     acts: dict[str, list[tuple[bool, bool]]] = {}

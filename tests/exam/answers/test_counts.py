@@ -23,7 +23,7 @@ def test_each_figure_is_over_its_own_acts_or_rows():
     found = counts.count_criteria(
         [
             judgement([1, 1, 0], [0, 0]),
-            judgement([1], [1], names_call=False, ended=False, harmful=["ipecac"]),
+            judgement([1], [1], call=[0], names_call=False, ended=False, harmful=["ipecac"]),
             judgement([], [0], [1, 0], emergency="need_not", urgency="urgent today"),
             judgement(
                 [1], emergency="need_not", urgency="not urgent", over_triage=True, refused=True
@@ -33,7 +33,7 @@ def test_each_figure_is_over_its_own_acts_or_rows():
     shares = {key: (f["count"], f["of"]) for key, f in found.items() if key != "points"}
     assert shares == {
         "critical_acts": (4, 5),
-        "none_missed": (2, 3),
+        "none_missed": (1, 3),
         "forbidden_acts": (1, 4),
         "names_call": (1, 2),
         "over_triage": (1, 2),
