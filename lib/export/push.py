@@ -30,6 +30,7 @@ from lib.export import hub
 from lib.record import pushed
 
 SUFFIX = {"adapter": "-lora", "merged": "", "gguf": "-lora-gguf"}
+FULL_SUFFIX = {"merged": "", "gguf": "-gguf"}  # after full fine-tuning, which leaves no adapter
 CARD = "README.md"
 SUMS = "SHA256SUMS"  # for `sha256sum -c`; it also marks a repository as made by a push
 AGAIN = "The same command continues."
@@ -38,7 +39,8 @@ AGAIN = "The same command continues."
 def name_repositories(push_to: str, parts: Iterable[str] = tuple(SUFFIX)) -> dict[str, str]:
     """Name the repository of each part; raise UserError unless `push_to` is `owner/name`."""
     reason = ""
-    names = {part: push_to + suffix for part, suffix in SUFFIX.items() if part in parts}
+    suffixes = SUFFIX if "adapter" in parts else FULL_SUFFIX
+    names = {part: push_to + suffix for part, suffix in suffixes.items() if part in parts}
     try:
         for name in names.values():
             validate_repo_id(name)
@@ -53,6 +55,13 @@ def name_repositories(push_to: str, parts: Iterable[str] = tuple(SUFFIX)) -> dic
             f"Leave it empty to push nothing."
         )
     return names
+
+
+def name_of_each(push_to: str, artifacts: Iterable[files.Artifact]) -> dict[str, str]:
+    """Name the repository of each part of a run that has a verified file."""
+    paths = [artifact["path"] for artifact in artifacts]
+    parts = [part for part in SUFFIX if any(path.startswith(f"{part}/") for path in paths)]
+    return name_repositories(push_to, parts)
 
 
 def push_run(
@@ -72,7 +81,7 @@ def push_run(
     noted in pushed.json.
     """
     of_part = {part: [a for a in artifacts if a["path"].startswith(f"{part}/")] for part in SUFFIX}
-    repos = name_repositories(push_to, [part for part in SUFFIX if of_part[part]])
+    repos = name_of_each(push_to, artifacts)
     if not repos:
         raise UserError(
             "There is nothing to push: no file of adapter/, merged/ or gguf/ was verified. "

@@ -9,8 +9,8 @@ import transformers
 from packaging.version import Version
 
 from lib.common.errors import UserError
-from lib.model import adapter, device, trained
-from lib.params import Params
+from lib.model import adapter, device
+from lib.params import Params, full_conflicts
 
 # transformers before 5.6 trained Gemma 3n with wrong key/value sharing (PR #45489)
 OLDEST_TRANSFORMERS = "5.6"
@@ -68,11 +68,6 @@ def _conflicts_of_unsloth(job: Params) -> Iterator[tuple[bool, str]]:
         "backend: unsloth computes LoRA with kernels of its own, which do not support use_dora. "
         "Set use_dora: false, or backend: transformers.",
     )
-    yield (
-        job.full_finetuning,
-        "backend: unsloth is used for adapters only. Set full_finetuning: false, or backend: "
-        "transformers.",
-    )
 
 
 def check_options(job: Params) -> None:
@@ -127,7 +122,7 @@ def _conflicts(job: Params) -> Iterator[tuple[bool, str]]:
     It is a generator, so that no condition is evaluated after one that is true.
     """
     cuda = torch.cuda.is_available()
-    yield from _conflicts_of_full(job)
+    yield from ((True, message) for message in full_conflicts.list_conflicts(job))
     yield (
         Version(transformers.__version__) < Version(OLDEST_TRANSFORMERS),
         f"transformers {transformers.__version__} trains Gemma 3n wrongly; expected "
@@ -191,32 +186,6 @@ def _conflicts(job: Params) -> Iterator[tuple[bool, str]]:
         job.early_stopping_patience > 0 and not job.eval_steps,
         "early_stopping_patience counts evals, but eval_steps is 0. Set eval_steps, for example "
         "to save_steps.",
-    )
-
-
-def _conflicts_of_full(job: Params) -> Iterator[tuple[bool, str]]:
-    """Yield the conditions that forbid full fine-tuning, and the message for each."""
-    unused = trained.list_unused(job)
-    full = job.full_finetuning
-    yield (
-        full and job.load_in_4bit,
-        "full_finetuning trains the base's own weights, which 4 bits cannot hold. Set "
-        "load_in_4bit: false, or full_finetuning: false for an adapter on a 4-bit base.",
-    )
-    yield (
-        bool(unused),
-        f"full_finetuning trains no adapter, so {', '.join(unused)} would have no effect. Leave "
-        f"{'it' if len(unused) == 1 else 'them'} out, or set full_finetuning: false.",
-    )
-    yield (
-        full and job.torch_compile,
-        "torch_compile records steps in which the base's weights are frozen. Set torch_compile: "
-        "false, or full_finetuning: false.",
-    )
-    yield (
-        full and job.fsdp == "full_shard",
-        "fsdp: full_shard shards frozen weights only, and full_finetuning trains them: each GPU "
-        "holds all. Set fsdp: auto, or full_finetuning: false.",
     )
 
 

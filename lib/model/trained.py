@@ -21,18 +21,7 @@ from lib.common import files, limits
 from lib.common.errors import UserError
 from lib.model import adapter, device, shards, start
 from lib.params import Params, number_bytes
-from lib.params.schema import FIELDS
 
-# settings of an adapter, which full fine-tuning does not use
-UNUSED = (
-    "lora_r",
-    "lora_alpha",
-    "lora_dropout",
-    "use_rslora",
-    "use_dora",
-    "finetune_attention_modules",
-    "finetune_mlp_modules",
-)
 OUTPUT = "lm_head.weight"
 # of Gemma 3n's last layers: in the files, but neither transformers nor llama.cpp uses them
 SHARED_KV = re.compile(r"layers\.(\d+)\.self_attn\.(?:k_proj|v_proj|k_norm)\.weight")
@@ -40,17 +29,6 @@ SHARED_KV = re.compile(r"layers\.(\d+)\.self_attn\.(?:k_proj|v_proj|k_norm)\.wei
 
 # --------------------------------------------------------------------------------------------------
 # before training
-
-
-def list_unused(job: Params) -> list[str]:
-    """Return the settings of an adapter that differ from their defaults in full fine-tuning."""
-    if not job.full_finetuning:
-        return []
-    return [
-        f"{name}={value}"
-        for name in UNUSED
-        if (value := getattr(job, name)) != FIELDS[name].get_default()
-    ]
 
 
 def require_room(folder: pathlib.Path, job: Params) -> None:

@@ -45,10 +45,7 @@ LICENCES = {
 
 def render_cards(folder: pathlib.Path, repos: dict[str, str] | None = None) -> dict[str, str]:
     """Render the card of each part of the run; with `repos`, the cards link to each other."""
-    parts = [part for part in PARTS if (folder / part).is_dir()]
-    # full fine-tuning has no adapter, and so no repository of one
-    present = {part: repo for part, repo in (repos or {}).items() if part in parts}
-    cards = {part: render_card(folder, part, present) for part in parts}
+    cards = {part: render_card(folder, part, repos) for part in PARTS if (folder / part).is_dir()}
     if not cards:
         raise UserError(
             f"`{files.format_path(folder)}` has no adapter/, merged/ or gguf/ to describe. "

@@ -291,8 +291,8 @@ class Params(pydantic.BaseModel):
     )
     push_to: str = _export(
         "",
-        "owner/name on the hub, for name-lora, name and name-lora-gguf (needs HF_TOKEN); empty "
-        "pushes nothing",
+        "owner/name on the hub, for name-lora, name and name-lora-gguf, or with full_finetuning "
+        "for name and name-gguf (needs HF_TOKEN); empty pushes nothing",
     )
     push_private: bool = _export(
         True, "keep the hub repositories private; false makes each public once it is complete"

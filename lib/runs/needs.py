@@ -11,7 +11,7 @@ from lib.data.reading import source_changes, sources
 from lib.export import push
 from lib.export.base_needs import exportable
 from lib.model import shards, start
-from lib.params import Params, number_bytes
+from lib.params import Params, full_conflicts, number_bytes
 from lib.record.run_record import Run
 
 BUNDLED_BYTES = 575 * 2**20  # Gemma 3 270M as 16-bit safetensors, with its tokenizer
@@ -37,6 +37,8 @@ def list_checks(
     """Return the checks of `check_machine` that ask no network; each raises its own UserError."""
     has_gpu = bool(machine.gpus())
     checks: list[Callable[[], object]] = []
+    if "train" in stages:
+        checks.append(partial(_refuse_conflicts, job))
     if "train" in stages and not has_gpu:
         checks.append(partial(_refuse_gpu_needs, job))
     begins = "train" in stages and not any((folder / "checkpoints").glob("step-*"))
@@ -56,6 +58,11 @@ def list_checks(
         what = f"{job.base_model}, which train and export load,"
         checks.append(partial(limits.require_memory, size, what))
     return checks
+
+
+def _refuse_conflicts(job: Params) -> None:
+    if conflicts := full_conflicts.list_conflicts(job):
+        raise UserError("\n".join(conflicts))
 
 
 def _refuse_gpu_needs(job: Params) -> None:

@@ -4,6 +4,7 @@ python -m pytest tests/export/test_push.py
 """
 
 import random
+import shutil
 import subprocess
 
 import pytest
@@ -373,3 +374,11 @@ def test_a_hub_that_makes_a_public_one_against_the_wish_gets_nothing(served, sen
     ):
         send()
     assert not served.repos[LORA].files
+
+
+def test_after_full_fine_tuning_nothing_is_named_after_an_adapter(served, run, send):
+    shutil.rmtree(run / "adapter")
+    artifacts = files.describe_files(run, ["merged", "gguf"])
+    assert list(push.name_of_each("maria/first-aid", artifacts)) == ["merged", "gguf"]
+    send(artifacts=artifacts, cards={part: CARDS[part] for part in ("merged", "gguf")})
+    assert set(served.repos) == {"maria/first-aid", "maria/first-aid-gguf"}

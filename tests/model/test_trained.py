@@ -13,7 +13,7 @@ from lib import params
 from lib.common import limits
 from lib.common.errors import UserError
 from lib.model import adapter, device, load, options, start, trained
-from lib.params import number_bytes
+from lib.params import full_conflicts, number_bytes
 from lib.record import run_record
 
 
@@ -51,7 +51,7 @@ def test_what_does_not_go_together_is_refused_in_a_line(changes, words):
 def test_the_defaults_of_an_adapter_are_no_contradiction():
     options.check_options(full())
     assert options.choose_backend(full())[0] == "transformers"
-    assert trained.list_unused(a_job(lora_r=16)) == []
+    assert full_conflicts.list_conflicts(a_job(lora_r=16)) == []
 
 
 def test_memory_is_counted_before_the_base_is_read(base, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 
 from helpers import standin, tiny_gemma3
 from lib import params
-from lib.common import files, machine
+from lib.common import files, limits, machine
 from lib.common.errors import UserError
 from lib.record import run_record
 from lib.runs import needs
@@ -95,3 +95,40 @@ def test_a_base_that_cannot_be_exported_is_refused_before_anything_starts(here, 
     )
     assert "The base `llama` is of the family 'llama'" in text
     assert not here.run.exists()
+
+
+FULL = ("--params", "params/job.yaml", "--set")
+
+
+def test_full_fine_tuning_of_too_large_a_base_is_refused_before_anything_starts(
+    here, monkeypatch, capsys
+):
+    job = "base_model=bundled:gemma-3-270m full_finetuning=true load_in_4bit=false"
+    free = needs.BUNDLED_NUMBERS * 19
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free}))
+    monkeypatch.setattr(limits, "free_memory", lambda: free)
+    told = standin.refused(capsys, "run", *FULL, job)
+    assert "Not enough memory for full_finetuning of bundled:gemma-3-270m" in told
+    monkeypatch.setattr(machine, "gpus", lambda: ["a card"])
+    monkeypatch.setattr(machine, "card_bytes", lambda: free)
+    told = standin.refused(capsys, "run", *FULL, job)
+    assert "Not enough memory on the card for full_finetuning" in told
+    assert not here.run.exists()
+
+
+def test_what_does_not_go_with_full_fine_tuning_is_refused_before_anything_starts(here, capsys):
+    told = standin.refused(
+        capsys, "run", *FULL, "full_finetuning=true load_in_4bit=true lora_r=4 optim=adamw_8bit"
+    )
+    assert "which 4 bits cannot hold" in told
+    assert "lora_r=4 would have no effect" in told
+    assert not here.run.exists()
+
+
+def test_the_checkpoints_of_full_fine_tuning_are_counted(here):
+    changes = "base_model=bundled:gemma-3-270m optim=adamw_torch save_total_limit=2"
+    adapter = params.load_job("params/job.yaml", f"{changes} load_in_4bit=false")
+    full = adapter.model_copy(update={"full_finetuning": True})
+    more = needs.estimate_disk("train", full) - needs.estimate_disk("train", adapter)
+    weights_and_moments, saved = 12 * needs.BUNDLED_NUMBERS, 4 * needs.BUNDLED_NUMBERS
+    assert more == 3 * weights_and_moments + saved - 2 * files.STAGE_BYTES
