@@ -57,7 +57,7 @@ def item(seed):
     ]
 
 
-ITEMS = [item(seed) for seed in (3, 1, 9)]
+ITEMS = [item(seed) for seed in (3, 9)]
 TREES = [token_tree.build_tree(continuations) for continuations in ITEMS]
 
 
@@ -111,10 +111,10 @@ def test_scores_depend_neither_on_what_is_computed_together_nor_on_memory(gemma3
         return likelihood.score_by_model(gemma3, TREES, lambda _: None)
 
     together = score(9, 10**6)
-    for other in (score(9, 1), score(2, 10**6)):
+    for other in (score(9, 1), score(1, 10**6)):
         for one, two in zip(other, together, strict=True):
             assert one == pytest.approx(two, abs=1e-4)
-    assert sizes == [3, 1, 1, 1, 3, 1, 1, 1]
+    assert sizes == [2, 1, 1, 2, 1, 1]
     with pytest.raises(torch.OutOfMemoryError):
         score(0, 10**6)
 

@@ -4,7 +4,7 @@ python -m pytest tests/exam/scoring/test_token_tree.py
 """
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.exam.scoring import token_tree
@@ -18,6 +18,7 @@ def path(tree, node):
     return [*path(tree, tree.parents[node]), node] if node >= 0 else []
 
 
+@settings(max_examples=40)
 @given(CONTINUATIONS)
 def test_each_continuation_stands_in_the_tree_once_and_whole(continuations):
     tree = token_tree.build_tree(continuations)
@@ -36,6 +37,7 @@ def test_each_continuation_stands_in_the_tree_once_and_whole(continuations):
     assert all(parent < node for node, parent in enumerate(tree.parents))
 
 
+@settings(max_examples=40)
 @given(CONTINUATIONS, st.integers(0, 4))
 def test_a_node_sees_its_ancestors_within_the_window(continuations, window):
     tree = token_tree.build_tree(continuations)
@@ -45,6 +47,7 @@ def test_a_node_sees_its_ancestors_within_the_window(continuations, window):
     assert (token_tree.ancestor_mask(tree, window) == expected).all()
 
 
+@settings(max_examples=40)
 @given(CONTINUATIONS)
 def test_a_node_is_in_the_sequence_of_each_leaf_below_it(continuations):
     tree = token_tree.build_tree(continuations)
