@@ -40,7 +40,7 @@ _PRONOUNS = (
     "(?= (?:[.,;:!?)—-]|and|on|out|in|off|up|down|away|back|now|first|straight)))"
 )
 # the gap between two parts of a phrase ends here: "put butter, not ice on the burn"
-_GAP_ENDS = """but then not non less no noth nor neither never delay stop hesit forget instead
+_GAP_ENDS = """but then not non less no noth nor neither never delay stop hesit forget wait instead
 rather until because which when if unless while don't won't can't shouldn't without avoid befor
 after""".split()
 _GAP = rf"(?: (?!(?:{'|'.join(_GAP_ENDS)}) )[^ .,;:!?—…()-]+){{0,{GAP_WORDS}}}?"
@@ -60,7 +60,7 @@ _TOLD = re.compile(
     (?<!you )\b(?:can|may|might|could|would)
     \b(?:that|which|who)(?: (?:you|he|she|they|it))?
     \b(?:if|when|whether) (?:you|he|she|they|it|someone|somebody)
-    \b(?:has|had|have already)
+    \b(?:has|had|have already|before|after)
 """)
     + r"(?: \w+ly| already| just| also)* $"
 )

@@ -66,6 +66,8 @@ _GET_THROUGH = either(r"""
     (?:speak|talk|shout|scream|text|radio)(?:s|ing)? (?:to|for|with)? | speed.?dial | punch in | get
     (?:key in|bell|buzz|text) | whistle up
 """)
+_NOW_WORDS = "(?:now|immediately|at once|(?:right|straight) (?:now|away)|this (?:minute|second))\\b"
+_SAY = "(?:say|tell|ask|give|explain|on speaker|loudspeaker)"
 _NOW = either("""
     now | first | immediately | at once | away | second | minute | instant | asap | soon as possible
     on (?:speaker|loudspeaker|the phone|the line)
@@ -85,6 +87,10 @@ def _call_pattern(target: str) -> re.Pattern[str]:
         \b(?:ensure|make sure)(?: that)? {target} (?:is|are|has been) {_COMING}\b
         \bhave {target} called\b
         \b{_GET_THROUGH} {named} | \bmake (?:the|that|this) (?:\w+ )?call\b[^.]*?{target}
+        \b(?:call|ring|phone|dial)(?: emergency)? {_NOW_WORDS}
+        \b(?:call|ring|phone|dial) emergency\b
+        \b(?:want|wants) (?:{_QUALIFIER} )*{target}
+        (?:^|[;:,] |\bthen |\bso )(?:\d+[.)] )?{target},? (?:and |then )?{_SAY}\b
         \b(?:a|an) {target} (?:job|call|situation|matter|emergency)\b
         {target},? (?:right |straight |this |as )?{_NOW}\b
         ^(?:so|ok|okay|right|first|\d+[.)])?[ ,:]*{target}[ ]?(?:[.!,;—]|$)

@@ -66,7 +66,9 @@ _CONDITION_VERB = either(r"""
     (?:you|they|we|there|symptoms) (?:do|are) ?
     if[ ] | can
 """)
-_CONDITION = re.compile(rf"\b{_CONDITION_OPENER}\b[^,]*?\b{_CONDITION_VERB}$")
+_CONDITION = re.compile(
+    rf"\b(?!as long as)(?<!long ){_CONDITION_OPENER}\b[^,]*?\b{_CONDITION_VERB}$"
+)
 # ... unless what is negated there is the advice itself: "when it is not safe to put"
 _JUDGED = re.compile(
     r" (?:recommended|advi[sc]\w+|safe|necessary|appropriate|a good idea|wise|correct)\b"
@@ -124,7 +126,7 @@ _BELIEF = re.compile(
 
 _REJECTING = either(r"""
     not | never | no longer | myths? | dangerous | harmful | outdated | obsolete | unsafe
-    no (?:business|place|role|use|good|point) | pointless
+    no (?:business|place|role|use|good|point) | pointless | legend | nonsense
     unnecessary | unhelpful | useless | ineffective | discouraged | contraindicated | avoided
     rejected | wrong | risky | counterproductive | mistakes? | bad
 """)
@@ -145,6 +147,7 @@ _NOT_ADVISED = either(r"""
 _REJECTED = re.compile(
     either(rf"""
     [^,;]{{0,40}}?,? (?<!even )(?:but|although|though|yet) {_JUDGE}\b.{{0,60}}{_VERDICT}
+    [^,;]{{0,40}},? but (?:it )?(?:drops|lowers|cools|makes|actually|harms|causes|does)\b
     (?:[^,;]{{0,40}}, which|[^,]{{0,25}}?)\b (?:is|are|was|were)(?: \w+){{0,2}}? {_NOT_ADVISED}\b
 """)
 )
@@ -174,7 +177,8 @@ _PRAISE_WORDS = either(r"""
     recommended | best | effective | stops? | prevents? | lowers? | eas(?:es?|ing) | removes?
     gets? | settles? | safe | useful | good | important | essential | necessary | keeps? | saves?
     cures? | heals? | cools? | warms? | should | will | steady | numbs? | cleans? | draws? | sobers?
-    neutrali[sz]es? | wakes? | revives? | perks? | does the trick | sorts? | fix(?:es)? | calms?
+    neutrali[sz]es? | wakes? (?:him|her|them) | revives? | perks? | does the trick | sorts?
+    fix(?:es)? | calms?
 """)
 _PRAISE = re.compile(rf"\b{_PRAISE_WORDS}\b")
 _DOES_HARM = either("""
@@ -208,7 +212,9 @@ _NO_LIST = re.compile(r"\bn(?:o|either|ot) \w+(?:, \w+)*,? (?:or|nor|and no) \w+
 
 # "pee can make it fire more": a thing as subject, of which no good is said
 _THING_FIRST = re.compile(r"(?:^|[,;:] ?)(?:(?:an?|the|any|such|that|this|all)\b[^,;:]*)?$")
-_MODAL = re.compile(r"[^,;:.]{0,40}?\b(?:can|could|may|might|does|do)\b")
+_MODAL = re.compile(
+    r"(?:(?! if | when | unless )[^,;:.]){0,40}?\b(?:can|could|may|might|does|do)\b"
+)
 
 
 def is_warning(sentence: str, start: int, end: int, bad: int) -> bool:

@@ -23,7 +23,8 @@ _FINE = either("""
     a great idea | good idea | the right (?:thing|move|idea)
 """)
 _YES = either(rf"""
-    yes | yeah | yep | yup | aye | sure(?: thing)? | of course | absolutely | definitely | certainly
+    yes | yeah | yep | yup | aye | sure(?: thing)? | (?:of )?course(?: you can)? | absolutely
+    definitely | certainly
     by all means | (?:a )?{_PRAISED} | go ahead | go on(?: then)? | go for it
     exactly | correct | spot on
     do (?:it|that|so|both|exactly that) | (?:that|it)(?:'s| is) {_FINE}
