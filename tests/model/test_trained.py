@@ -70,6 +70,7 @@ def test_memory_is_counted_before_the_base_is_read(base, monkeypatch):
     trained.require_room(base, a_job(precision="bf16"))  # an adapter is small
 
 
+@pytest.mark.slow
 def test_the_whole_language_model_is_trained_and_nothing_else(tiny_gemma3n, tmp_path):
     folder = make_multimodal(tiny_gemma3n, tmp_path / "base", shards=2)
     net = load.load_for_training(folder, full(precision="bf16"))

@@ -5,6 +5,7 @@ python -m pytest tests/training/test_full_finetuning.py
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
@@ -14,7 +15,7 @@ from helpers.small_training import ROWS, numbers
 from lib.common.errors import UserError
 from lib.data.label_mask import IGNORED
 from lib.record import ledger
-from lib.training import batches, compiled, loss
+from lib.training import batches, compiled, loop, loss, packed, plan
 from lib.training.masters import Masters
 from lib.training.stops import Interrupted
 
@@ -79,6 +80,30 @@ def test_every_gradient_is_that_of_plain_transformers(tmp_path, family):
         assert gap <= 1e-4 * gradient.norm(), (name, gap)
     learn = [name for name, gradient in theirs.items() if gradient.any()]
     assert len(learn) > 0.9 * len(theirs), "this random model has few weights without effect"
+
+
+def test_packed_rows_give_the_same_gradients(tmp_path):
+    net = full_training.load(write_base(tmp_path / "base", torch.float32))
+    _, theirs = plain_gradients(net, ROWS[:2])
+    job = a_job(packing=True, per_device_train_batch_size=2)
+    shape = plan.fixed_shape(plan.read_sizes(ROWS.select(range(2))), job)
+    count = sum(label != IGNORED for row in ROWS[:2]["labels"] for label in row[1:])
+    batch = batches.make_batch(ROWS[:2], shape, 1 / count)
+    assert batch.bounds is not None
+    with packed.attend_within_rows(net):
+        compiled.forward_backward(net, batch)
+    for name, p in net.named_parameters():
+        assert (p.grad - theirs[name]).norm() <= 1e-4 * theirs[name].norm() + 1e-8, name
+
+
+def test_early_stopping_keeps_the_best_of_all_weights(base, tmp_path):
+    job = a_job(eval_steps=1, early_stopping_patience=2, learning_rate=0.1, num_train_epochs=3.0)
+    _, masters = session(base, tmp_path, job)
+    evals = [entry for entry in small_training.evals(tmp_path) if entry[0] == "during"]
+    best = min(evals, key=lambda entry: entry[2])[1]
+    assert best < evals[-1][1], "it stopped early"
+    saved = load_file(tmp_path / f"checkpoints/best/step-{best:06d}/weights.safetensors")
+    assert all(torch.equal(masters.weights[name], weight) for name, weight in saved.items())
 
 
 def test_a_trained_output_layer_gets_no_silent_zero(tmp_path):
@@ -167,8 +192,6 @@ def test_it_begins_with_the_files_numbers_not_with_their_rounding(tmp_path):
 
 def test_a_model_that_was_trained_already_is_refused(base, tmp_path):
     net, _ = session(base, tmp_path / "a", a_job(max_steps=2))
-    from lib.training import loop
-
     (tmp_path / "b").mkdir()
     with pytest.raises(UserError, match="has been trained already"):
         loop.train(net, ROWS, ROWS[:0], a_job(), tmp_path / "b", {})

@@ -45,12 +45,22 @@ def test_every_preset_gets_an_answer_on_every_machine(monkeypatch, preset, gpu):
     assert not [line for line in lines if "cannot be told" in line.text], lines
     assert len(screen.render(lines).split("\n")) <= 30
     runs_here = {
-        None: {"cpu.yaml"},
-        "Tesla T4": {"cpu.yaml", "t4.yaml", "t4-e2b.yaml"},
+        None: {"cpu.yaml", "cpu-full.yaml"},
+        "Tesla T4": {"cpu.yaml", "cpu-full.yaml", "t4.yaml", "t4-e2b.yaml"},
         "NVIDIA L4": set(PRESETS) - {"sweep.yaml"},
         "NVIDIA H100 80GB HBM3": set(PRESETS) - {"sweep.yaml"},
     }[gpu and gpu["name"]]
     assert (missing(lines) == []) == (preset in runs_here), missing(lines)
+
+
+def test_full_fine_tuning_tells_its_memory_and_what_does_not_go_with_it(monkeypatch):
+    pretend(monkeypatch)
+    lines = [line.text for line in lines_of("params/cpu-full.yaml")]
+    gib = 268_098_176 * 20 / 2**30  # weights and gradients in 2 and 4 bytes, two moments in 4
+    assert any(f"full fine-tuning: {gib:.1f} GiB in main memory" in line for line in lines)
+    told = missing(lines_of("params/cpu-full.yaml", "lora_r=4 fsdp=full_shard"))
+    assert any("lora_r=4 would have no effect" in text for text in told)
+    assert any("fsdp: full_shard shards frozen weights only" in text for text in told)
 
 
 def test_all_refusals_are_told_together(monkeypatch):
