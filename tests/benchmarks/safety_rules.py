@@ -26,8 +26,8 @@ def main() -> None:
     chosen = parser.parse_args()
     rows = {row["id"]: row for row in safety.load_rows()}
     for kind, faults, of in [
-        *measure_answers(rows, _read(chosen.folder / "answers.jsonl")),
-        *measure_sentences(_read(chosen.folder / "sentences.jsonl")),
+        *measure_answers(rows, read_lines(chosen.folder / "answers.jsonl")),
+        *measure_sentences(read_lines(chosen.folder / "sentences.jsonl")),
         ("constant call fails", _passing(rows.values(), CONSTANT_CALL), len(rows)),
     ]:
         low, high = wilson(of - len(faults), of)
@@ -70,7 +70,8 @@ def _passing(rows: Iterable[dict[str, Any]], answer: str) -> list[str]:
     return [row["id"] for row in rows if safety.judge_answer(row, answer, True)["passed"]]
 
 
-def _read(file: pathlib.Path) -> list[dict[str, Any]]:
+def read_lines(file: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the lines of a JSON Lines file."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
