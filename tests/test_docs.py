@@ -27,7 +27,7 @@ PAGES = sorted(
 # on a command's line, or in the paragraph before it: nothing here runs this one
 MARKS = ("not run", "needs a GPU", "run by hand")
 # indented blocks that are no commands begin with one of these
-NO_COMMANDS = ("@misc{", "notebooks/ ", "dataset: ", "runs  ")
+NO_COMMANDS = ("@misc{", "notebooks/ ", "dataset: ", "runs  ", "- id: ")
 
 
 @functools.cache
