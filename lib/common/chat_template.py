@@ -10,6 +10,8 @@ import pathlib
 from lib.common import files
 from lib.common.errors import UserError
 
+TURN_END = "<end_of_turn>"
+
 
 def read_chat_template(folder: pathlib.Path) -> str:
     """Return a model folder's chat template; raise UserError when it has none.

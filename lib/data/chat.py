@@ -15,11 +15,11 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from lib.common import files
-from lib.common.chat_template import read_chat_template
+from lib.common.chat_template import TURN_END, read_chat_template
 from lib.common.errors import UserError
 
 TURN_START = "<start_of_turn>"
-TURN_END = "<end_of_turn>"
+
 # a text that contains one of these could fake a turn, a picture or a sound
 CONTROL = re.compile(
     r"<(?=(?:start_of_turn|end_of_turn|bos|eos|pad|unk|mask|start_of_image|end_of_image|"

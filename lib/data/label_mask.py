@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from lib.common.chat_template import TURN_END
 from lib.common.errors import UserError
-from lib.data.chat import TURN_END, Chat
+from lib.data.chat import Chat
 from lib.data.cleaning.ending import find_endings
 from lib.data.cleaning.turns import is_trained
 

@@ -19,6 +19,7 @@ import torch
 from lib.common.errors import UserError
 from lib.exam.scoring import likelihood
 from lib.model import base, llama
+from lib.model.end_token import end_row
 from lib.model.load import load_merged
 from lib.record.schema import Artifact
 from lib.training import evaluate
@@ -93,7 +94,7 @@ def _load_transformers(folder: Path, adapter: Path | None = None) -> Iterator[Lo
     if adapter:
         import peft  # takes seconds, and only the adapter needs it
 
-        net = peft.PeftModel.from_pretrained(net, str(adapter)).eval()
+        net = end_row.fold_in(peft.PeftModel.from_pretrained(net, str(adapter)).eval())
     yield Loaded(partial(likelihood.score_by_model, net), partial(_answer_by_model, net), net)
 
 

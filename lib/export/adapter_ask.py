@@ -165,6 +165,8 @@ if __name__ == "__main__":
         )
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, device_map="auto")
     model = PeftModel.from_pretrained(model, HERE).eval()
+    for layer in [m for m in model.modules() if hasattr(m, "trainable_tokens_delta")]:
+        layer.merge()  # else peft copies the whole table for every token of the answer
     prompt = prompt.to(model.device)
     stop = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
     with torch.inference_mode():

@@ -34,6 +34,11 @@ from lib.record.run_record import Run
 # token types that llama.cpp reads as one token inside a text
 SPECIAL_TYPES = (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED, gguf.TokenType.UNKNOWN)
 
+WITHOUT_ROW = (
+    "This adapter file lacks the trained row of the end token, which llama.cpp cannot apply: on "
+    "the base, answers may not end. Use the merged GGUF instead."
+)
+
 
 def name_ggufs(run_folder: Path, gguf_types: Sequence[str]) -> dict[str, Path]:
     """Return {type: the path that a run's sound file of this type has}."""
@@ -44,8 +49,14 @@ def name_ggufs(run_folder: Path, gguf_types: Sequence[str]) -> dict[str, Path]:
 
 
 def name_lora(run_folder: Path) -> Path:
-    """Return the path of a run's adapter as a GGUF."""
-    return run_folder / "gguf" / f"{run_folder.name}-lora.gguf"
+    """Return the path of a run's adapter as a GGUF.
+
+    A trained row cannot be part of it, and the name says so. llama.cpp b11549 applies a pair for
+    `token_embd` in looking up only, and then fails in a tied base's output layer
+    (GGML_ASSERT(ggml_can_mul_mat)); a pair for `output` is refused there.
+    """
+    without = "-without-end-token" if start.has_trained_rows(run_folder / "adapter") else ""
+    return run_folder / "gguf" / f"{run_folder.name}{without}-lora.gguf"
 
 
 def draft_of(path: Path) -> Path:

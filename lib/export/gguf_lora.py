@@ -2,6 +2,8 @@
 
 written = gguf_lora.export_adapter(base, run.folder, ["q8_0"], prompts)
 # llama-cli -m base-q8_0.gguf --lora mine-lora.gguf
+
+A trained row cannot be part of it; the file's name and header say so (gguf_export.name_lora).
 """
 
 import os
@@ -60,12 +62,13 @@ def export_adapter(
     """Write a run's adapter to gguf/<run>-lora.gguf after proving it: its numbers, then its effect.
 
     The effect is measured on a GGUF of the base, made only for that: of the most precise of
-    `gguf_types`, or a Q8_0 if none is precise. metadata is as for `write_ggufs`. Return the results
-    of both steps.
+    `gguf_types`, or a Q8_0 if none is precise. metadata is as for `write_ggufs`.
     """
     out = gguf_export.name_lora(run_folder)
     adapter = run_folder / "adapter"
     given = {**(metadata or {}), "name": out.stem}
+    if without := bool(merge.read_adapter(adapter).rows):
+        given["description"] = f"{gguf_export.WITHOUT_ROW} {given.get('description', '')}".strip()
     fields = {f"general.{key}": value for key, value in given.items()}
     precise = [kind for kind in FILE_TYPES if kind in gguf_types and FILE_TYPES[kind].precise]
     file_type = precise[0] if precise else "q8_0"
@@ -83,7 +86,11 @@ def export_adapter(
         found = measure_effect(base_gguf, draft, completed, adapter, prompts)
         require_effect(found, out.name, file_type)
         os.replace(draft, out)
-    return {**written, **found, "verdict": judge(found, file_type), "compared_in": file_type}
+    verdict = judge(found, file_type)
+    if without:
+        verdict += f". {gguf_export.WITHOUT_ROW}"
+    known = {"without_end_token": True} if without else {}
+    return {**written, **found, **known, "verdict": verdict, "compared_in": file_type}
 
 
 def write_adapter(
@@ -97,7 +104,7 @@ def write_adapter(
     Raise UserError for an adapter of another base or kind.
     """
     begin = time.monotonic()
-    pairs, scale = merge.read_adapter(adapter)
+    pairs, scale, _ = merge.read_adapter(adapter)
     architecture = gguf_plan.architecture_of(read_text_config(base)["model_type"])
     halves = _name_halves(base, adapter, pairs)
     rank = next(iter(pairs.values()))[0].shape[0]
@@ -166,7 +173,7 @@ def require_same_numbers(lora_gguf: Path, base: Path, adapter: Path, name: str) 
 
     `name` is what the file will be called.
     """
-    pairs, scale = merge.read_adapter(adapter)
+    pairs, scale, _ = merge.read_adapter(adapter)
     expected = _name_halves(base, adapter, pairs)
     metadata = gguf_file.read_header(lora_gguf).metadata
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(lora_gguf).tensors}
@@ -220,7 +227,7 @@ def measure_effect(
     the prompts with the same likeliest token.
     """
     without = _predict_next(base_gguf, prompts)
-    pairs, scale = merge.read_adapter(adapter)
+    pairs, scale, _ = merge.read_adapter(adapter)
     net = parity_reference.load_precise(base)
     plain = _predict_16bit(net, prompts)
     tokens = [np.argsort(-row)[:COMPARED] for row in plain]

@@ -21,10 +21,12 @@ from lib.common import files
 from lib.common.errors import UserError
 from lib.export.merging import base_copy, full_weights
 from lib.model import model_folder, start
+from lib.model.end_token import end_row
 from lib.model.shards import (
     EXTRA_SHARD,
     canonical_name,
     locate_tensors,
+    read_entries,
     read_text_config,
 )
 from lib.record import earlier
@@ -42,11 +44,19 @@ UNMERGEABLE = (
 )
 
 
+class Rows(NamedTuple):
+    """The rows of a table that were trained, in place of the base's."""
+
+    ids: list[int]
+    numbers: torch.Tensor  # (rows, width)
+
+
 class Adapter(NamedTuple):
-    """A plain LoRA adapter."""
+    """A plain LoRA adapter, perhaps with trained rows of tables."""
 
     pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]  # {module: (A [rank, in], B [out, rank])}
     scale: float  # the factor of B @ A
+    rows: dict[str, Rows]  # of the embedding and of an untied output layer, by module
 
 
 def merge_run(run: Run, base: Path) -> dict[str, Any]:
@@ -73,6 +83,7 @@ def make_merged(base: Path, trained: Path, out: Path) -> dict[str, Any]:
             merged |= full_weights.verify(trained, base, draft)
         else:
             merged = merge_adapter(base, trained, draft)
+            require_rows(draft, trained)
         added = add_missing_shared_kv(draft, base)
         model_folder.check_folder(draft)
         files.replace_folder(draft, out)
@@ -84,22 +95,31 @@ def make_merged(base: Path, trained: Path, out: Path) -> dict[str, Any]:
 def merge_adapter(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
     """Add a PEFT LoRA adapter to the unpacked base: W + scale * B @ A in float32, rounded once.
 
-    Shards are copied and only the adapted tensors overwritten, so every other tensor of the base
-    (also K/V that transformers drops) is kept bit for bit. `out` gets its name once it is complete.
-    Return counts, bytes and the largest change of a weight.
+    A trained row replaces the base's; in a tied base it is the output layer's too. Shards are
+    copied and only the changed tensors overwritten, so every other tensor of the base (also K/V
+    that transformers drops) is kept bit for bit. `out` gets its name once it is complete. Return
+    counts, bytes and the largest change of a weight.
     """
-    pairs, scale = read_adapter(adapter)
+    pairs, scale, tables = read_adapter(adapter)
     shards = locate_tensors(base)
     weights = {canonical_name(name): name for name in shards}
-    require_own_base(adapter, base, pairs, weights)
+    require_own_base(adapter, base, [*pairs, *tables], weights)
     adapted = {weights[weight_of(module)]: pair for module, pair in pairs.items()}
+    trained = {weights[weight_of(module)]: rows for module, rows in tables.items()}
+    if trained and "lm_head" not in tables and "lm_head.weight" in weights:
+        # a tied base whose file has the table twice
+        trained[weights["lm_head.weight"]] = next(iter(tables.values()))
     temporary = base_copy.begin(base, out, f"merging {len(pairs)} weights into")
 
-    def add(name: str, rows: slice, weight: torch.Tensor) -> torch.Tensor:
+    def add(name: str, piece: slice, weight: torch.Tensor) -> torch.Tensor:
+        if name in trained:
+            return _put_rows(weight, piece, trained[name])
         a, b = adapted[name]
-        return weight + (b[rows].float() @ a.float()) * scale
+        return weight + (b[piece].float() @ a.float()) * scale
 
     shapes = {name: (len(b), a.shape[1]) for name, (a, b) in adapted.items()}
+    heights = {name: entry["shape"][0] for name, entry in read_entries(base).items()}
+    shapes |= {name: (heights[name], rows.numbers.shape[1]) for name, rows in trained.items()}
     changes = []
     for shard in sorted(set(shards.values())):
         copy = temporary / shard.name
@@ -108,12 +128,40 @@ def merge_adapter(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
     _require_change(changes, temporary)
     files.replace_folder(temporary, out)
     return {
-        "merged": len(changes),
+        "merged": len(pairs),
+        **({"trained_rows": sum(len(rows.ids) for rows in tables.values())} if tables else {}),
         "tensors": len(shards),
         "scale": scale,
         "largest_change": max(changes),
         "bytes": files.size_of(out),
     }
+
+
+def _put_rows(weight: torch.Tensor, piece: slice, trained: Rows) -> torch.Tensor:
+    """Return a table's piece with the trained rows that are in it."""
+    inside = [n for n, token in enumerate(trained.ids) if piece.start <= token < piece.stop]
+    if not inside:
+        return weight
+    places = torch.tensor([trained.ids[n] - piece.start for n in inside])
+    return weight.index_copy(0, places, trained.numbers[inside].float())
+
+
+def require_rows(merged: Path, adapter: Path) -> None:
+    """Raise UserError unless a merged folder has the adapter's trained rows, each rounded once."""
+    shards = locate_tensors(merged)
+    weights = {canonical_name(name): name for name in shards}
+    for module, trained in read_adapter(adapter).rows.items():
+        name = weights[weight_of(module)]
+        with safe_open(shards[name], "pt") as file:
+            table = file.get_slice(name)
+            for token, row in zip(trained.ids, trained.numbers, strict=True):
+                found = table[token : token + 1][0]
+                if not torch.equal(found, row.to(found.dtype)):
+                    raise UserError(
+                        f"The merged model lacks the trained row of token {token} in {name}: its "
+                        f"answers would not end as the adapter's do. Export again; if it happens "
+                        f"again, report this."
+                    )
 
 
 def _require_change(changes: list[float], merged: Path) -> None:
@@ -155,13 +203,13 @@ def read_adapter(folder: Path) -> Adapter:
             "adapter_model.safetensors: run the training stage first."
         )
     config = files.read_json(folder / "adapter_config.json", "The adapter's configuration")
-    halves, odd_tensors = _read_halves(path)
+    halves, rows, odd_tensors = _read_tensors(path, config.get(start.ROWS))
     odd = _odd_settings(config) + odd_tensors
     if odd or not halves:
         raise UserError(
             f"The adapter {files.format_path(folder)} cannot be merged: "
             f"{', '.join(odd[:3]) or 'it has no tensors'}. "
-            "Expected plain LoRA (no DoRA, no trained biases or embeddings)."
+            "Expected plain LoRA (no DoRA, no trained biases or whole embeddings)."
         )
     ranks = {half["A"].shape[0] for half in halves.values()}
     if ranks != {config["r"]}:
@@ -172,7 +220,7 @@ def read_adapter(folder: Path) -> Adapter:
         )
     divisor = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
     pairs = {module: (half["A"], half["B"]) for module, half in halves.items()}
-    return Adapter(pairs, config["lora_alpha"] / divisor)
+    return Adapter(pairs, config["lora_alpha"] / divisor, rows)
 
 
 def _odd_settings(config: dict[str, Any]) -> list[str]:
@@ -182,18 +230,30 @@ def _odd_settings(config: dict[str, Any]) -> list[str]:
     return odd + [f"{key}={config[key]}" for key in UNMERGEABLE if config.get(key)]
 
 
-def _read_halves(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], list[str]]:
-    """Return {module: {"A": tensor, "B": tensor}}, and a list of what a plain adapter lacks."""
+def _read_tensors(
+    path: Path, indices: list[int] | dict[str, list[int]] | None
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Rows], list[str]]:
+    """Return {module: {"A": tensor, "B": tensor}}, trained rows, and what a plain adapter lacks.
+
+    `indices` are the rows' tokens: of all tables, or by the last part of the table's name.
+    """
     halves: dict[str, dict[str, torch.Tensor]] = {}
+    rows: dict[str, Rows] = {}
     odd = []
     for name, tensor in load_file(path).items():
         match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight", name)
+        table = re.fullmatch(rf"base_model\.model\.(.+)\.{re.escape(end_row.STORED)}", name)
         if match:
             halves.setdefault(match[1], {})[match[2]] = tensor
+        elif table and indices:
+            own = indices[table[1].split(".")[-1]] if isinstance(indices, dict) else indices
+            rows[table[1]] = Rows(own, tensor)
         else:
             odd.append(f"tensor {name}")
     odd += [f"only one half of {module}" for module, half in halves.items() if len(half) < 2]
-    return halves, odd
+    if indices and not rows:
+        odd.append(f"no tensor for {start.ROWS}={indices}")
+    return halves, rows, odd
 
 
 def add_missing_shared_kv(folder: Path, base: Path | None = None) -> dict[str, int]:

@@ -15,8 +15,8 @@ import shlex
 import yaml
 
 from lib.common import files, locations
+from lib.common.chat_template import TURN_END
 from lib.common.errors import UserError
-from lib.data.chat import TURN_END
 from lib.data.reading import formats
 from lib.export import turns
 from lib.medical.disclaimer import DISCLAIMER
@@ -234,6 +234,10 @@ def format_localai(
     return yaml.dump(fields, Dumper=_BlockDumper, sort_keys=False, allow_unicode=True, width=10000)
 
 
+def _warn_of(lora: str) -> str:
+    return "; without the end token's row, its answers may not end" if "without-end" in lora else ""
+
+
 def format_commands(gguf_name: str, base_model: str, max_seq_length: int, lora: str = "") -> str:
     """Format llama.cpp commands for a shell.
 
@@ -257,7 +261,7 @@ def format_commands(gguf_name: str, base_model: str, max_seq_length: int, lora: 
         ]
     if lora:
         lines += [
-            f"# the adapter on a GGUF of {base_name(base_model)} itself",
+            f"# the adapter on a GGUF of {base_name(base_model)} itself{_warn_of(lora)}",
             f"llama-cli --model BASE.gguf --lora {lora} {with_system}",
         ]
     return "\n".join(lines)

@@ -12,8 +12,9 @@ import pathlib
 
 import jinja2
 
+from lib.common.chat_template import TURN_END
 from lib.common.errors import UserError
-from lib.data.chat import TURN_END, Chat, load_chat
+from lib.data.chat import Chat, load_chat
 from lib.model import llama
 from lib.model.llama import Messages
 

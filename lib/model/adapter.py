@@ -122,6 +122,8 @@ def _expected_size(text_config: Any, job: Params) -> tuple[int, int]:
             parameters += job.lora_r * (inputs + outputs)
             if job.use_dora:  # DoRA adds a magnitude for each output
                 parameters += outputs
+    if job.train_end_token is True:  # a row of each table
+        parameters += text_config.hidden_size * (1 if text_config.tie_word_embeddings else 2)
     return modules, parameters
 
 
@@ -181,7 +183,15 @@ def read_weights(model: Any, start_from: str) -> dict[str, torch.Tensor]:
 
     Raise UserError unless names and shapes are exactly those of the model's adapter.
     """
-    path = start.find_adapter(start_from) / start.WEIGHTS
+    folder = start.find_adapter(start_from)
+    path = folder / start.WEIGHTS
+    trained = files.read_json(folder / start.CONFIG, "adapter configuration").get(start.ROWS)
+    ours = getattr(model.peft_config["default"], start.ROWS)
+    if (trained or None) != ours:
+        raise UserError(
+            f"start_from=`{start_from}` has trained rows {trained}, but here they are {ours}. Set "
+            f"train_end_token: auto, or begin from an adapter with this base's end token's row."
+        )
     stored = {start.plain_name(name): weight for name, weight in load_file(path).items()}
     live = trainable(model)
     wanted = {start.plain_name(_saved(name)): name for name in live}
@@ -203,4 +213,4 @@ def _saved(name: str) -> str:
     """Return a live parameter's name as PEFT saves it, without the adapter's own name."""
     if "lora_magnitude_vector" in name:
         return name.replace(".default.weight", "")
-    return name.replace(".default.", ".")
+    return name.replace(".default.", ".").removesuffix(".default")

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lib.common import files, limits
 from lib.common.chat_template import read_chat_template
 from lib.model import adapter, base, device, placement, shards, trained
+from lib.model.end_token import end_row
 from lib.model.model_folder import check_folder, refuse_missing, unreadable_folder
 from lib.model.options import check_options, choose_backend
 from lib.params import Params
@@ -64,6 +65,9 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
 def load_for_training(folder: pathlib.Path, job: Params) -> Any:
     """Return the base with a new adapter, or for full fine-tuning the base with trainable weights.
 
+    The end token's row is added if it is to be trained; `auto` is decided later, by
+    lib/model/end_token/decision.py.
+
     Raise UserError for settings that exclude each other, for an incomplete folder, for too little
     memory, and when what is trained is not exactly what the architecture implies.
     """
@@ -73,6 +77,8 @@ def load_for_training(folder: pathlib.Path, job: Params) -> Any:
     load = _load_by_unsloth if backend == "unsloth" else _load_by_transformers
     with _explain_out_of_memory(folder):
         model = load(folder, job)
+    if job.train_end_token is True:
+        end_row.add(model, end_row.find_token(folder))
     trained.describe(model, job)
     return model
 

@@ -35,6 +35,8 @@ def choose_backend(job: Params) -> tuple[str, str]:
         return "transformers", "only transformers is used for full_finetuning"
     if job.torch_compile or job.packing or job.use_dora:
         return "transformers", "only transformers has packing, torch_compile and use_dora"
+    if job.train_end_token is True:
+        return "transformers", "train_end_token was not tried with unsloth"
     if not job.load_in_4bit:
         return "transformers", "the base is 16-bit, and Unsloth's memory savings are for 4 bit"
     if card.gb >= SMALL_CARD:
@@ -62,6 +64,11 @@ def _conflicts_of_unsloth(job: Params) -> Iterator[tuple[bool, str]]:
         job.torch_compile or job.packing,
         "backend: unsloth replaces the code that packing and torch_compile change. Set both to "
         "false, or backend: transformers.",
+    )
+    yield (
+        job.train_end_token is True,
+        "train_end_token was not tried with backend: unsloth. Set backend: transformers, or "
+        "train_end_token: false.",
     )
     yield (
         job.use_dora,

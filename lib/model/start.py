@@ -34,8 +34,9 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "use_dora": ("use_dora", False),
     "bias": ("bias", "none"),
 }
+ROWS = "trainable_token_indices"  # PEFT's name of the setting for trained rows of a table
 # PEFT settings with which an adapter has weights that this pipeline does not train
-FOREIGN = ("modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices")
+FOREIGN = ("modules_to_save", "rank_pattern", "alpha_pattern")
 
 
 def find_start(job: Params) -> pathlib.Path:
@@ -151,13 +152,27 @@ def note_start(run: Run, job: Params, base_folder: pathlib.Path) -> str:
     return run_record.describe_start(run.data["start"])
 
 
+def has_end_row(start_from: str) -> bool:
+    """Tell whether the adapter to begin from has a trained end token's row."""
+    return has_trained_rows(find_adapter(start_from))
+
+
+def has_trained_rows(folder: pathlib.Path) -> bool:
+    """Tell whether an adapter has trained rows of a table beside LoRA."""
+    if not (folder / CONFIG).is_file():
+        return False
+    return bool(files.read_json(folder / CONFIG, "adapter configuration").get(ROWS))
+
+
 # --------------------------------------------------------------------------------------------------
 # weights
 
 
 def plain_name(name: str) -> str:
     """Return a name from its layer on, since classes of the same base prefix it differently."""
-    return name if "tower" in name else re.sub(r"^.*?(?=\blayers\.\d)", "", name)
+    if "tower" in name:
+        return name
+    return re.sub(r"^.*?(?=\blayers\.\d|\b(?:embed_tokens|lm_head)\.token_adapter)", "", name)
 
 
 def hash_weights(path: pathlib.Path) -> str:
@@ -224,6 +239,12 @@ def _compare_settings(folder: pathlib.Path, job: Params) -> list[str]:
         value = config.get(key, default)
         if value != getattr(job, name):
             differences.append(f"{name}: the adapter has {value}, this job {getattr(job, name)}")
+    has_row = bool(config.get(ROWS))
+    if job.train_end_token not in ("auto", has_row):
+        differences.append(
+            f"train_end_token: the adapter has {'a' if has_row else 'no'} trained row, this job "
+            f"{job.train_end_token}"
+        )
     return differences + [
         f"{key}: the adapter has {config[key]}, which is not trained here"
         for key in FOREIGN

@@ -9,6 +9,7 @@ from lib.common.text import format_value
 from lib.exam.answers import act_tables
 from lib.exam.cautions import BASELINES
 from lib.exam.choice_tables import FORMS
+from lib.model.end_token import decision
 from lib.pages.cautions import describe_lengthenings
 from lib.params import Params
 from lib.record.run_record import describe_start
@@ -34,6 +35,7 @@ def describe_recipe(job: Params, train: dict[str, Any], run: RunRecord) -> dict[
     rows = {
         "method": _describe_method(job),
         "began from": (describe_start(run["start"]) if "start" in run else _describe_new(job)),
+        **({"end token": decision.describe(run["end_token"])} if "end_token" in run else {}),
         "trained parameters": train.get("trainable_parameters"),
         "of all parameters": train.get("total_parameters"),
         "loss": "cross entropy on the answers and their end token",

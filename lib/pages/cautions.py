@@ -262,7 +262,7 @@ def _warn_of_files(export: dict[str, Any], told: str) -> list[str]:
     lora = export.get("lora", {})
     if (failed := lora.get("failed")) and not _is_told(failed, told):
         warnings.append(f"the adapter's own GGUF failed its comparison and is refused: {failed}")
-    if lora.get("telling") is False:
+    if lora.get("telling") is False or lora.get("without_end_token"):
         warnings.append(f"the adapter's own GGUF: {lora['verdict']}")
     return warnings
 

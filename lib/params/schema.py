@@ -179,6 +179,12 @@ class Params(pydantic.BaseModel):
         True, "put adapters on gate, up and down of the language layers"
     )
 
+    train_end_token: bool | Literal["auto"] = _train(
+        "auto",
+        "also train the embedding's row of `<end_of_turn>`, without which a pretrained base cannot "
+        "end its answers; `auto` measures whether the base can",
+    )
+
     start_from: str = _train(
         "",
         "run, or adapter folder, whose weights training begins with: of the same base, rank and "

@@ -87,6 +87,17 @@ class Start(TypedDict):
     full: NotRequired[bool]  # True for full weights
 
 
+class EndToken(TypedDict):
+    """Whether the end token's row was trained, and the measurement on the base behind it."""
+
+    token: NotRequired[int]
+    ends: NotRequired[int]  # ends of training answers at which it was measured
+    log_probability: NotRequired[float]  # the token's mean there, in the base
+    limit: NotRequired[float]  # below it, the base counts as unable to end an answer
+    trained: NotRequired[bool]
+    because: NotRequired[str]
+
+
 class RunRecord(TypedDict):
     """The content of run.json."""
 
@@ -98,6 +109,7 @@ class RunRecord(TypedDict):
     hardware: NotRequired[Hardware]
     pruned: NotRequired[list[Pruned]]
     start: NotRequired[Start]
+    end_token: NotRequired[EndToken]
     sources: NotRequired[dict[str, str]]  # hashes of data, exam and safety set, as prepared
     # in words, what of them had changed when a later stage last looked
     sources_changed: NotRequired[str]
@@ -170,6 +182,7 @@ class TrainResults(TypedDict):
     memory_of: str | None
     best_step: NotRequired[int | None]
     lengthened: NotRequired[list[Lengthening]]
+    end_token: NotRequired[EndToken]
     seconds: float
 
 

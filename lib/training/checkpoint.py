@@ -67,6 +67,8 @@ def describe_identity(
     }
     if depends_on_micro_batch(job):
         identity["micro_batch"] = job.per_device_train_batch_size
+    if job.train_end_token is True:  # else absent, as in checkpoints of earlier versions
+        identity["end token's row"] = "trained"
     return {**identity, **{name: getattr(job, name) for name in IDENTITY}, **versions}
 
 

@@ -10,6 +10,7 @@ import transformers
 
 from lib.common.errors import UserError
 from lib.model import adapter, device
+from lib.model.end_token import end_row
 from lib.params import Params, number_bytes
 from lib.training import loss, plan
 
@@ -28,7 +29,7 @@ def count_flops(model: Any) -> dict[str, float]:
         for name, module in model.named_modules()
         if _is_linear_of_a_layer(name, module)
     )
-    output = model.get_output_embeddings().weight
+    output = end_row.plain_weight(model.get_output_embeddings())
     each = 6.0 if output.requires_grad else 4.0
     return {
         "flops_per_token": each * layers,

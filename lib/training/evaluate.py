@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from lib.common import files
+from lib.data.label_mask import IGNORED
 from lib.model import device, ranks
+from lib.record.schema import EndToken
 from lib.training import batches
 from lib.training.loss import token_losses
 
@@ -21,6 +23,7 @@ PROMPTS = (
 )
 
 
+ENDS = 64  # rows of the training set in which the end token is measured
 # passes the numbers of the groups through and shows a progress bar
 Bar = Callable[[Iterable[int]], Iterable[int]]
 
@@ -100,6 +103,24 @@ def _not_training(model: Any) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def measure_ends(model: Any, data: Any, token: int) -> EndToken:
+    """Measure the end token's mean log-probability where the answers of the first rows end.
+
+    Return {} if no answer ends within them.
+    """
+    rows = data.select_columns(["input_ids", "labels"])[: min(ENDS, len(data))]
+    losses: list[float] = []
+    with torch.no_grad(), _not_training(model):
+        for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
+            ends = [label if label == token else IGNORED for label in labels]
+            batch = batches.make_batch({"input_ids": [ids], "labels": [ends]})
+            if len(batch.where):
+                losses += token_losses(model, batch.to(model.device)).tolist()
+    if not losses:
+        return {}
+    return {"ends": len(losses), "log_probability": round(-sum(losses) / len(losses), 4)}
 
 
 # --------------------------------------------------------------------------------------------------

@@ -187,6 +187,11 @@ def _train_rank(folder: pathlib.Path, launched: bool) -> None:
             "per_device_train_batch_size: auto is resolved by the train notebook. Ranks that are "
             "started by hand need a number."
         )
+    if job.train_end_token == "auto" and not job.full_finetuning:
+        raise UserError(
+            "train_end_token: auto is decided by the train notebook. Ranks that are started by "
+            "hand need true (a pretrained base) or false (an instruction-tuned one)."
+        )
     data = splits.load_split(folder / "data", "train")
     validation = splits.load_split(folder / "data", "validation")
     fingerprints = run_record.read_record(folder / "run.json")["fingerprints"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lib.model.end_token import end_row
 from lib.training.batches import Batch
 
 # positions at a time: 192 x 262,144 logits are 96 MiB in bfloat16, 192 MiB in float32
@@ -26,11 +27,16 @@ def cap_logits(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
 def split_model(model: Any) -> tuple[Any, torch.Tensor, float | None]:
     """Return the body that computes hidden states, the output layer's weight, and the soft cap.
 
-    The soft cap is 30 in Gemma 3n, None in Gemma 3.
+    The soft cap is 30 in Gemma 3n, None in Gemma 3. A trained row must be folded in first.
     """
+    assert end_row.find(model) is None, "the weight alone would lack the trained row"
+    return _split_around_row(model)
+
+
+def _split_around_row(model: Any) -> tuple[Any, torch.Tensor, float | None]:
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     softcap = getattr(causal.config.get_text_config(), "final_logit_softcapping", None)
-    return causal.model, causal.get_output_embeddings().weight, softcap
+    return causal.model, end_row.plain_weight(causal.get_output_embeddings()), softcap
 
 
 def token_losses(model: Any, batch: Batch, fused: bool = False) -> torch.Tensor:
@@ -40,12 +46,16 @@ def token_losses(model: Any, batch: Batch, fused: bool = False) -> torch.Tensor:
     """
     trained, weight, softcap = _find_trained(model, batch)
     head_loss = _FusedHeadLoss if fused else _FrozenHeadLoss
-    return head_loss.apply(trained, weight, batch.targets.to(weight.device), softcap)
+    targets, end = batch.targets.to(weight.device), end_row.find(model)
+    if end is None:
+        return head_loss.apply(trained, weight, targets, None, (softcap, -1))
+    row = end.row.to(weight.device)
+    return head_loss.apply(trained, weight, targets, row, (softcap, end.token))
 
 
 def trains_output_layer(model: Any) -> bool:
     """Tell whether the output layer's weight is trained, which `token_losses` gives no gradient."""
-    return split_model(model)[1].requires_grad
+    return _split_around_row(model)[1].requires_grad
 
 
 def weighted_loss(model: Any, batch: Batch) -> torch.Tensor:
@@ -57,7 +67,7 @@ def weighted_loss(model: Any, batch: Batch) -> torch.Tensor:
 
 def _find_trained(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, float | None]:
     """Return the hidden states at trained positions, the output layer's weight, the soft cap."""
-    body, weight, softcap = split_model(model)
+    body, weight, softcap = _split_around_row(model)
     packing = {}
     if batch.bounds is not None:
         packing = {"position_ids": batch.position_ids, "bounds": batch.bounds}
@@ -94,7 +104,9 @@ def _buffers(like: torch.Tensor, vocabulary: int) -> tuple[torch.Tensor, ...]:
 class _FrozenHeadLoss(torch.autograd.Function):
     """Cross entropy of a frozen output layer's logits, one value per target.
 
-    It saves d loss / d hidden for the backward pass instead of the logits.
+    It saves d loss / d hidden for the backward pass instead of the logits. `constants` are the soft
+    cap and the token of a trained `row` (1, width), which stands in for the token's weights; for
+    its gradient, d loss / d logit of that token is saved too.
     """
 
     @staticmethod
@@ -103,28 +115,44 @@ class _FrozenHeadLoss(torch.autograd.Function):
         hidden: torch.Tensor,
         weight: torch.Tensor,
         targets: torch.Tensor,
-        softcap: float | None,
+        row: torch.Tensor | None,
+        constants: tuple[float | None, int],
     ) -> torch.Tensor:
+        softcap, token = constants
         losses = hidden.new_empty(targets.shape, dtype=torch.float32)
+        slope = losses.new_empty(targets.shape)
         grad = torch.empty_like(hidden)
         hidden, buffers = hidden.detach(), _buffers(weight, len(weight))
         for start in range(0, len(targets), len(buffers[0])):
             rows = slice(start, start + len(buffers[0]))
             target = targets[rows, None]
             narrow, logits, p = (buffer[: len(target)] for buffer in buffers)
-            losses[rows] = _head_losses(hidden[rows], weight, target, softcap, (narrow, logits, p))
+            torch.mm(hidden[rows], weight.T, out=narrow)
+            if row is not None:
+                narrow[:, token] = hidden[rows] @ row[0]
+            losses[rows] = _chunk_losses(target, softcap, (narrow, logits, p))
             if ctx.needs_input_grad[0]:
                 _to_logit_gradients(p, logits, target, softcap)
+                if row is not None:
+                    slope[rows] = p[:, token]
+                    p[:, token] = 0
                 torch.mm(narrow.copy_(p), weight, out=grad[rows])
-        ctx.save_for_backward(grad)
+                if row is not None:
+                    grad[rows] += slope[rows, None].to(grad.dtype) * row
+        ctx.save_for_backward(grad, *(() if row is None else (hidden, slope)))
+        ctx.row_dtype = None if row is None else row.dtype
         return losses
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad,) = ctx.saved_tensors
+        grad, *of_row = ctx.saved_tensors
+        row_grad = None
+        if of_row:
+            hidden, slope = of_row
+            row_grad = ((upstream * slope)[None] @ hidden.float()).to(ctx.row_dtype)
         # upstream stays float32: rounding 1 / trained tokens to bfloat16 would change the scale of
         # every gradient by up to 0.4 %
-        return (grad * upstream[:, None]).to(grad.dtype), None, None, None
+        return (grad * upstream[:, None]).to(grad.dtype), None, None, row_grad, None
 
 
 class _TrainedHeadLoss(torch.autograd.Function):
@@ -150,7 +178,8 @@ class _TrainedHeadLoss(torch.autograd.Function):
             rows = slice(start, start + len(buffers[0]))
             target, share = targets[rows, None], shares[rows, None]
             narrow, logits, p = (buffer[: len(target)] for buffer in buffers)
-            losses = _head_losses(hidden[rows], weight, target, softcap, (narrow, logits, p))
+            torch.mm(hidden[rows], weight.T, out=narrow)
+            losses = _chunk_losses(target, softcap, (narrow, logits, p))
             total += (losses * share[:, 0]).sum()
             _to_logit_gradients(p, logits, target, softcap)
             narrow.copy_(p.mul_(share))
@@ -167,16 +196,14 @@ class _TrainedHeadLoss(torch.autograd.Function):
         return grad, weight_grad, None, None, None
 
 
-def _head_losses(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    target: torch.Tensor,
-    softcap: float | None,
-    buffers: tuple[torch.Tensor, ...],
+def _chunk_losses(
+    target: torch.Tensor, softcap: float | None, buffers: tuple[torch.Tensor, ...]
 ) -> torch.Tensor:
-    """Return a chunk's losses; leave its logits and their softmax in the last two buffers."""
+    """Return the losses of a chunk whose logits, not yet capped, are in the first buffer.
+
+    Leave the capped logits and their softmax in the others.
+    """
     narrow, logits, p = buffers
-    torch.mm(hidden, weight.T, out=narrow)
     logits.copy_(narrow)
     cap_logits(logits, softcap)
     top, picked = logits.amax(1), logits.gather(1, target)[:, 0]
@@ -195,22 +222,35 @@ def _to_logit_gradients(
 
 
 def _fused(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return losses and their derivative by `hidden`, as one expression for the compiler."""
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    softcap: float | None,
+    row: torch.Tensor | None = None,
+    token: int = -1,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return losses, their derivative by `hidden`, and by the token's logit if it has a `row`.
+
+    It is one expression for the compiler.
+    """
+    words = torch.arange(len(weight), device=weight.device)
     logits = (hidden @ weight.T).float()
+    if row is not None:
+        logits = torch.where(words == token, (hidden @ row.T).float(), logits)
     # cap_logits written out: the derivative needs the tanh, and the compiler keeps it in registers
     if softcap:
         bent = torch.tanh(logits / softcap)
         logits = softcap * bent
     normaliser = torch.logsumexp(logits, 1)
-    slope = (
-        torch.exp(logits - normaliser[:, None])
-        - (torch.arange(len(weight), device=weight.device) == targets[:, None]).float()
-    )
+    slope = torch.exp(logits - normaliser[:, None]) - (words == targets[:, None]).float()
     if softcap:
         slope = slope * (1 - bent * bent)
-    return normaliser - logits.gather(1, targets[:, None])[:, 0], slope.to(hidden.dtype) @ weight
+    losses = normaliser - logits.gather(1, targets[:, None])[:, 0]
+    if row is None:
+        return losses, slope.to(hidden.dtype) @ weight, None
+    of_row = slope[:, token]
+    grad = torch.where(words == token, 0.0, slope).to(hidden.dtype) @ weight
+    return losses, grad + of_row[:, None].to(hidden.dtype) * row, of_row
 
 
 class _FusedHeadLoss(torch.autograd.Function):
@@ -225,11 +265,16 @@ class _FusedHeadLoss(torch.autograd.Function):
         hidden: torch.Tensor,
         weight: torch.Tensor,
         targets: torch.Tensor,
-        softcap: float | None,
+        row: torch.Tensor | None,
+        constants: tuple[float | None, int],
     ) -> torch.Tensor:
+        softcap, token = constants
         compiled = torch.compile(_fused, dynamic=False)
-        losses, grad = compiled(hidden.detach(), weight, targets, softcap)
-        ctx.save_for_backward(grad)
+        hidden = hidden.detach()
+        row = None if row is None else row.detach()
+        losses, grad, slope = compiled(hidden, weight, targets, softcap, row, token)
+        ctx.save_for_backward(grad, *(() if slope is None else (hidden, slope)))
+        ctx.row_dtype = None if row is None else row.dtype
         return losses
 
     backward = _FrozenHeadLoss.backward

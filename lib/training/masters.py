@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lib.common import files
 from lib.model import adapter, device
+from lib.model.end_token import end_row
 from lib.params import Params
 
 # float16's loss scale: halved at an overflow, doubled after this many steps without one
@@ -31,7 +32,10 @@ class Masters:
     """
 
     def __init__(self, model: Any, job: Params) -> None:
-        self.live: dict[str, torch.nn.Parameter] = adapter.trainable(model)
+        # the end token's rows come first, so that they are one part of `flat`
+        live = adapter.trainable(model)
+        rows = {name: p for name, p in live.items() if end_row.STORED in name}
+        self.live: dict[str, torch.nn.Parameter] = {**rows, **live}
         # if the base is spread over cards, so is the adapter; the masters are on its first card
         place = next(iter(self.live.values())).device
         self.flat = torch.cat(
@@ -57,15 +61,24 @@ class Masters:
             # on a processor, fused saves two copies of all weights
             fused = self.flat.is_cuda or job.full_finetuning
             optimizer = functools.partial(torch.optim.AdamW, fused=fused)
-        self.pieces = self._split()
-        self.optimizer = optimizer(self.pieces, lr=job.learning_rate, weight_decay=job.weight_decay)
+        of_rows = sum(p.numel() for p in rows.values())
+        self.pieces = self._split(of_rows)
+        groups: list[dict[str, Any]] = [{"params": self.pieces}]
+        if of_rows:  # decay draws LoRA back to the base, but a row to zero
+            groups = [{"params": self.pieces[:1], "weight_decay": 0.0}, {"params": self.pieces[1:]}]
+        self.optimizer = optimizer(groups, lr=job.learning_rate, weight_decay=job.weight_decay)
 
-    def _split(self) -> list[torch.Tensor]:
-        """Return the masters as tensors that the optimizer can count, each with its gradient."""
-        if self.flat.numel() <= LARGEST_PIECE:
+    def _split(self, of_rows: int) -> list[torch.Tensor]:
+        """Return the masters as tensors that the optimizer can count, each with its gradient.
+
+        The first one has the trained rows, if there are any.
+        """
+        if self.flat.numel() <= LARGEST_PIECE and not of_rows:
             return [self.flat]
-        pieces = list(self.flat.split(LARGEST_PIECE))
-        for piece, gradient in zip(pieces, self.flat.grad.split(LARGEST_PIECE), strict=True):
+        sizes = [of_rows] if of_rows else []
+        sizes += [len(part) for part in self.flat[of_rows:].split(LARGEST_PIECE)]
+        pieces = list(self.flat.split(sizes))
+        for piece, gradient in zip(pieces, self.flat.grad.split(sizes), strict=True):
             piece.grad = gradient
         return pieces
 

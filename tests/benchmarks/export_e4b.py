@@ -176,7 +176,7 @@ def measured(call, limit=None):
 
 def compare(base, tuned, out):
     """Compare merged weights with W + scale * B @ A in float32, rounded, and a layer's others with the base."""
-    pairs, scale = merge.read_adapter(tuned)
+    pairs, scale, _ = merge.read_adapter(tuned)
     ours, theirs = locate_tensors(out), locate_tensors(base)
     checked = 0
     for name in ours:

@@ -73,7 +73,7 @@ def test_what_is_written_is_the_adapter(base, adapted):
 
 def test_the_model_with_an_adapter_added_is_the_merged_one(base, adapted, tmp_path):
     """The expected effect is PEFT's own."""
-    pairs, scale = merge.read_adapter(adapted[0] / "adapter")
+    pairs, scale, _ = merge.read_adapter(adapted[0] / "adapter")
     net = load_merged(base, torch.float32)
     with parity_reference.adapted(net, pairs, scale):
         ours = gguf_lora._predict_16bit(net, IDS)
@@ -146,7 +146,7 @@ def test_a_file_that_is_not_the_adapter_is_refused_whatever_its_effect(
     base, adapted, tmp_path, kind, said
 ):
     folder = adapted[0]
-    pairs, _ = merge.read_adapter(folder / "adapter")
+    pairs, _, _ = merge.read_adapter(folder / "adapter")
     halves = gguf_lora._name_halves(base, folder / "adapter", pairs)
     fields = {
         "general.architecture": "gemma3n",

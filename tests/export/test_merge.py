@@ -208,3 +208,84 @@ def test_an_adapter_that_rounding_loses_is_refused(tiny_gemma3n, tmp_path):
     with pytest.raises(UserError, match="exactly the base's"):
         merge.merge_adapter(tiny_gemma3n, small, tmp_path / "merged")
     assert [path.name for path in tmp_path.iterdir() if "merged" in path.name] == []
+
+
+# --------------------------------------------------------------------------------------------------
+# a trained row
+
+ROW = 106  # of both tiny vocabularies
+
+
+def save_with_row(base, folder, tied=True):
+    """Save a random adapter with a trained row of the embedding, and of an untied output layer."""
+    rows = [ROW] if tied else {"embed_tokens": [ROW], "lm_head": [ROW]}
+    adapters.save_random(base, folder / "plain", trainable_token_indices=rows)
+    generator = torch.Generator().manual_seed(3)
+
+    def shake(tensors):
+        return {
+            name: torch.randn(t.shape, generator=generator) if "token_adapter" in name else t
+            for name, t in tensors.items()
+        }
+
+    return adapters.edit(folder / "plain", folder / "adapter", shake)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("Gemma 3n", marks=pytest.mark.slow), "Gemma 3", "Gemma 3, untied"],
+)
+def test_a_merged_row_gives_the_adapters_logits_and_is_all_that_changes_in_the_tables(
+    kind, tiny_gemma3n, tmp_path
+):
+    tied = "untied" not in kind
+    base = tiny_gemma3n if "3n" in kind else tiny_gemma3.build(tmp_path / "base", tied=tied)
+    adapter = save_with_row(base, tmp_path, tied)
+    report = merge.make_merged(base, adapter, tmp_path / "merged")
+    assert report["trained_rows"] == (1 if tied else 2)
+    ours, before = adapters.read_weights(tmp_path / "merged"), adapters.read_weights(base)
+    tables = [name for name in before if name.endswith(("embed_tokens.weight", "lm_head.weight"))]
+    assert len(tables) == (1 if tied else 2)
+    for name in tables:
+        rows = (ours[name] != before[name]).any(1).nonzero()[:, 0]
+        assert rows.tolist() == [ROW]
+    ids = torch.tensor([[2, 50, ROW, 60, ROW, 70]])
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    theirs = PeftModel.from_pretrained(theirs, adapter)
+    with torch.no_grad():
+        wanted, found = theirs(ids).logits, merged(ids).logits
+    for ours, true in ((found, wanted), (found[..., ROW], wanted[..., ROW])):
+        assert (ours - true).norm() < 0.03 * true.norm()  # the weights' rounding to 16 bits
+
+
+@pytest.fixture
+def with_row(tmp_path):
+    """Return a tied Gemma 3 and an adapter with a trained row."""
+    base = tiny_gemma3.build(tmp_path / "base")
+    return base, save_with_row(base, tmp_path)
+
+
+def test_a_row_that_is_lost_in_the_merge_stops_the_export(with_row, tmp_path, monkeypatch):
+    base, adapter = with_row
+    monkeypatch.setattr(merge, "_put_rows", lambda weight, piece, trained: weight)
+    with pytest.raises(UserError, match="lacks the trained row of token 106"):
+        merge.make_merged(base, adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_row_without_its_tensor_or_setting_is_refused(with_row, tmp_path):
+    base, adapter = with_row
+    for number, (change, config, told) in enumerate(
+        (
+            (
+                lambda t: {n: w for n, w in t.items() if "token_adapter" not in n},
+                {},
+                "no tensor for",
+            ),
+            (lambda t: t, {"trainable_token_indices": None}, "tensor base_model.model"),
+        )
+    ):
+        wrong = adapters.edit(adapter, tmp_path / f"wrong{number}", change, **config)
+        with pytest.raises(UserError, match=told):
+            merge.merge_adapter(base, wrong, tmp_path / "merged")

@@ -11,6 +11,7 @@ from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
 
 from lib.data.label_mask import IGNORED
 from lib.model import adapter
+from lib.model.end_token import end_row
 from lib.params import Params
 from lib.record import ledger
 from lib.training import batches, checkpoint, compiled, loop
@@ -28,10 +29,12 @@ BASE = {
     "save_steps": 2,
     "lora_r": 2,
     "lora_dropout": 0.1,
+    "train_end_token": False,
     "seed": 5,
 }
 
 
+END = 7  # the end token of jobs that train its row
 STEPS = 6  # of 23 rows by 4: one of them is a short step
 
 
@@ -59,7 +62,10 @@ def small_model(job, dtype=torch.float32):
         bos_token_id=2,
     )
     torch.manual_seed(0)
-    return adapter.add(Gemma3nForCausalLM(config).to(dtype).eval().requires_grad_(False), job)
+    net = adapter.add(Gemma3nForCausalLM(config).to(dtype).eval().requires_grad_(False), job)
+    if job.train_end_token is True:
+        end_row.add(net, END)
+    return net
 
 
 def make_rows(count, seed=1):

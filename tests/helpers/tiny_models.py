@@ -14,7 +14,9 @@ from lib.training import batches, loss
 
 
 def a_job(**changes):
-    return Params(**{"load_in_4bit": False, "optim": "adamw_torch", **changes})
+    return Params(
+        **{"load_in_4bit": False, "optim": "adamw_torch", "train_end_token": False, **changes}
+    )
 
 
 IDS = torch.cat(

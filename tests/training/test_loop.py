@@ -33,8 +33,10 @@ from helpers.small_training import (
     take_step,
     whole_run,
 )
+from lib.common.errors import UserError
 from lib.data.label_mask import IGNORED
 from lib.model import adapter
+from lib.model.end_token import end_row
 from lib.record import ledger
 from lib.training import checkpoint, loop, plan
 from lib.training.masters import Masters
@@ -234,6 +236,28 @@ def test_a_packing_run_interrupted_and_continued(tmp_path, monkeypatch, micro_ba
     assert found["padding_share"] == pytest.approx(
         1 - sum(e["tokens"] for e in lines) / sum(e["padded"] for e in lines)
     )
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_trained_row_is_continued_to_the_bit(tmp_path, monkeypatch, packing):
+    """With early stopping, which keeps the row of the best step too."""
+    job = a_job(
+        train_end_token=True,
+        packing=packing,
+        weight_decay=0.3,
+        eval_steps=2,
+        early_stopping_patience=9,
+    )
+    undisturbed = whole_run(tmp_path / "whole", job)
+    row = next(name for name in undisturbed[0] if end_row.STORED in name)
+    start = dict(small_model(job).named_parameters())[row]
+    assert (undisturbed[0][row] - start).abs().max() > 0.01
+    at_call(monkeypatch, 7, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        session(tmp_path / "stopped", job)
+    same_run(tmp_path / "stopped", session(tmp_path / "stopped", job), undisturbed)
+    with pytest.raises(UserError, match="trainable_parameters: checkpoint"):
+        session(tmp_path / "stopped", a_job(**{**job.model_dump(), "train_end_token": False}))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -150,7 +150,9 @@ def test_one_over_the_tokens_is_not_rounded_to_bfloat16():
     sizes = []
     for scale in (1.0, 1 / 193):
         leaf = hidden.clone().requires_grad_()
-        (loss._FrozenHeadLoss.apply(leaf, weight, torch.arange(7), None) * scale).sum().backward()
+        (
+            loss._FrozenHeadLoss.apply(leaf, weight, torch.arange(7), None, (None, -1)) * scale
+        ).sum().backward()
         sizes.append(leaf.grad.float())
     ratio = (sizes[0] / sizes[1])[sizes[0].abs() > 1e-3]
     assert float(ratio.mean()) == pytest.approx(193, rel=4e-4)
@@ -205,7 +207,7 @@ def test_a_hopeless_token_has_a_finite_loss():
     """The target's softmax underflows to zero in float32; its log must not be taken."""
     hidden, weight = torch.eye(4)[:1] * 500, torch.eye(4)
     leaf = hidden.clone().requires_grad_()
-    losses = loss._FrozenHeadLoss.apply(leaf, weight, torch.tensor([3]), None)
+    losses = loss._FrozenHeadLoss.apply(leaf, weight, torch.tensor([3]), None, (None, -1))
     assert losses.item() == pytest.approx(500)
     losses.sum().backward()
     torch.testing.assert_close(leaf.grad, torch.tensor([[1.0, 0.0, 0.0, -1.0]]))
@@ -227,34 +229,32 @@ def test_the_bundled_base_with_its_262144_words(bundled_base):
 
 
 @pytest.mark.parametrize("softcap", [None, 30.0, 2.0])
-@pytest.mark.parametrize("uncompiled", [True, False], ids=["expression", "function"])
-def test_the_fused_loss_equals_the_plain_one(monkeypatch, softcap, uncompiled):
-    """Values and gradients, of the bare expression and of the autograd function around it, and of cross entropy itself."""
+@pytest.mark.parametrize("token", [-1, 20], ids=["frozen", "trained row"])
+def test_the_fused_loss_equals_the_plain_one(monkeypatch, softcap, token):
+    """Values and gradients, also of a trained row, of both functions and of cross entropy itself."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setitem(loss.CHUNK, "cpu", 4)  # several chunks
+    loss.free_buffers()
     weight, targets, upstream = draw(50, 16, seed=1), torch.arange(9) * 5, torch.linspace(0.1, 2, 9)
     found = []
-    for head in (
-        fused_expression if uncompiled else loss._FusedHeadLoss.apply,
-        loss._FrozenHeadLoss.apply,
-        whole_logits,
-    ):
+    for head in (loss._FusedHeadLoss.apply, loss._FrozenHeadLoss.apply, whole_logits):
         hidden = (3 * draw(9, 16)).requires_grad_()
-        losses = head(hidden, weight, targets, softcap)
-        found.append((losses, *torch.autograd.grad(losses, hidden, upstream)))
+        row = draw(1, 16, seed=2).requires_grad_() if token >= 0 else None
+        losses = head(hidden, weight, targets, row, (softcap, token))
+        leaves = [hidden] if row is None else [hidden, row]
+        found.append((losses, *torch.autograd.grad(losses, leaves, upstream)))
+    loss.free_buffers()
+    assert token < 0 or found[0][2].norm() > 0.1
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             assert (a.shape, a.dtype) == (b.shape, b.dtype)
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def fused_expression(hidden, weight, targets, softcap):
-    """loss._fused with its derivative attached to its values."""
-    losses, slope = loss._fused(hidden.detach(), weight, targets, softcap)
-    attached = (hidden * slope).sum(1)
-    return losses + attached - attached.detach()
-
-
-def whole_logits(hidden, weight, targets, softcap):
+def whole_logits(hidden, weight, targets, row, constants):
+    softcap, token = constants
+    if row is not None:
+        weight = weight.index_copy(0, torch.tensor([token]), row)
     logits = hidden @ weight.T
     return cross_entropy(
         softcap * torch.tanh(logits / softcap) if softcap else logits, targets, reduction="none"
@@ -264,7 +264,7 @@ def whole_logits(hidden, weight, targets, softcap):
 def test_the_fused_loss_in_bfloat16():
     """Losses in float32, the derivative in the model's precision; a hopeless token's loss is finite."""
     hidden, weight = (500 * torch.eye(4)[:1]).bfloat16(), torch.eye(4).bfloat16()
-    losses, slope = loss._fused(hidden, weight, torch.tensor([3]), None)
+    losses, slope, _ = loss._fused(hidden, weight, torch.tensor([3]), None)
     assert losses.dtype == torch.float32
     assert losses.item() == pytest.approx(500)
     assert slope.dtype == torch.bfloat16

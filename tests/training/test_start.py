@@ -53,6 +53,21 @@ def test_it_goes_on_without_that_adapter_once_it_has_a_checkpoint(first, tmp_pat
     assert all(torch.equal(again[name], weight) for name, weight in weights.items())
 
 
+def test_a_trained_row_goes_on_from_its_numbers_and_needs_the_jobs_consent(tmp_path):
+    job = a_job(train_end_token=True)
+    masters = session(tmp_path / "run", job)
+    folder = saved(tmp_path / "alone", job, masters)
+    read = adapter.read_weights(small_model(job), str(folder))
+    assert all(torch.equal(read[name], weight) for name, weight in masters.weights.items())
+    assert start.hash_weights(folder / start.WEIGHTS)
+    with pytest.raises(UserError, match="the adapter has a trained row, this job False"):
+        start.check_start(a_job(start_from=str(folder)))
+    config = files.read_json(folder / start.CONFIG, "configuration")
+    files.write_json(folder / start.CONFIG, {**config, start.ROWS: [8]})
+    with pytest.raises(UserError, match=r"has trained rows \[8\], but here they are \[7\]"):
+        adapter.read_weights(small_model(job), str(folder))
+
+
 def test_another_start_is_another_job(first, tmp_path):
     session(tmp_path / "run", a_job(start_from=str(first[1])))
     with pytest.raises(UserError, match="start_from: checkpoint .*, now \n"):

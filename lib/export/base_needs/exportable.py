@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.common import files
+from lib.common.chat_template import TURN_END
 from lib.common.errors import UserError
-from lib.data.chat import TURN_END, token_text
+from lib.data.chat import token_text
 from lib.export.base_needs import tokenizer_model
 from lib.model import shards
 

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import torch
 
 from lib.common import files
+from lib.common.chat_template import TURN_END
 from lib.common.errors import UserError
-from lib.data.chat import TURN_END
 from lib.model.shards import read_header
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}

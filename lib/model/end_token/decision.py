@@ -1,0 +1,87 @@
+"""Decide whether the end token's row is trained, by a measurement on the base itself.
+
+measured = evaluate.measure_ends(net, rows, end_row.find_token(folder))
+job, end = decision.settle(net, job, run, folder, measured)    # in the train notebook
+"""
+
+import math
+import pathlib
+from typing import Any
+
+from lib.common.errors import UserError
+from lib.model import start
+from lib.model.end_token import end_row
+from lib.model.options import choose_backend
+from lib.params import Params
+from lib.record.run_record import Run
+from lib.record.schema import EndToken
+
+# The base cannot end an answer if the end token is, where answers end, this many times less likely
+# than a token drawn blindly. Gemma 3 270M, pretrained: e^-32 of 1/262,144, 10^8 times; a base that
+# was tuned on turns gives it a higher probability than a blind draw, since that is how they end.
+BELOW_CHANCE = 20.0
+
+
+def settle(
+    model: Any, job: Params, run: Run, folder: pathlib.Path, measured: EndToken
+) -> tuple[Params, EndToken]:
+    """Return the job with train_end_token decided, and by what; add the row to the model if so.
+
+    The decision is recorded in the run, and a training with a checkpoint keeps it. `folder` is the
+    base's. Raise UserError if the backend cannot train the row.
+    """
+    if job.full_finetuning:
+        end = EndToken(trained=False, because="full fine-tuning trains all rows", **measured)
+        run.data["end_token"] = end
+        return job, end
+    if any((run.folder / "checkpoints").glob("step-*")):
+        # a checkpoint of an earlier version has no record, and no row
+        as_set = EndToken(trained=job.train_end_token is True, because="as in the checkpoint")
+        end = run.data.get("end_token", as_set)
+    else:
+        end = _decide(job, measured, model.config.get_text_config().vocab_size)
+    if end["trained"] and choose_backend(job)[0] == "unsloth":
+        raise UserError(
+            f"{describe(end)} But a trained row was not tried with backend: unsloth. Set backend: "
+            f"transformers, or train_end_token: false (answers may not end)."
+        )
+    run.data["end_token"] = end
+    run.save()
+    if end["trained"] and end_row.find(model) is None:
+        end_row.add(model, end_row.find_token(folder))
+    return job.model_copy(update={"train_end_token": end["trained"]}), end
+
+
+def _decide(job: Params, measured: EndToken, vocabulary: int) -> EndToken:
+    """Return the measurement with the limit, the decision and its reason."""
+    limit = -math.log(BELOW_CHANCE * vocabulary)
+    end: EndToken = {"limit": round(limit, 4), **measured}
+    if job.train_end_token != "auto":
+        return {**end, "trained": job.train_end_token, "because": "as set"}
+    if job.start_from:
+        return {
+            **end,
+            "trained": start.has_end_row(job.start_from),
+            "because": "as in the adapter it begins from",
+        }
+    if not measured:
+        return {**end, "trained": False, "because": "no answer ends in the rows measured"}
+    cannot = measured["log_probability"] < limit
+    return {
+        **end,
+        "trained": cannot,
+        "because": "the base cannot end an answer" if cannot else "the base can end an answer",
+    }
+
+
+def describe(end: EndToken) -> str:
+    """Return the measurement and the decision in a sentence or two."""
+    decision = "is trained beside LoRA" if end["trained"] else "is not trained"
+    text = f"The end token's row {decision}: {end['because']}."
+    if "log_probability" not in end:
+        return text
+    return (
+        f"{text} Where {end['ends']} training answers end, its log-probability is "
+        f"{end['log_probability']:.1f} in the base; below {end['limit']:.1f} counts as never "
+        f"learnt ({BELOW_CHANCE:g} times less likely than a token drawn blindly)."
+    )
