@@ -111,7 +111,9 @@ def test_parameters_cell_is_literal_annotated_and_equal_to_the_schema(notebook):
             has_list = any("list" in str(kind) for kind in typing.get_args(field.annotation))
             base = "'str or list'" if has_list else "'str or dict'"
             if isinstance(default, int) or default == "auto":
-                base = "'int or str'"
+                base = (
+                    "'bool or str'" if bool in typing.get_args(field.annotation) else "'int or str'"
+                )
         assert (
             annotation == base
             if isinstance(base, str)

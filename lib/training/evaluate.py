@@ -11,6 +11,7 @@ import torch
 from lib.common import files
 from lib.data.label_mask import IGNORED
 from lib.model import device, ranks
+from lib.model.end_token import end_row
 from lib.record.schema import EndToken
 from lib.training import batches
 from lib.training.loss import token_losses
@@ -105,11 +106,12 @@ def _not_training(model: Any) -> Iterator[None]:
         model.train(was_training)
 
 
-def measure_ends(model: Any, data: Any, token: int) -> EndToken:
+def measure_ends(model: Any, data: Any, base: pathlib.Path) -> EndToken:
     """Measure the end token's mean log-probability where the answers of the first rows end.
 
-    Return {} if no answer ends within them.
+    `base` is the base's folder, which names the token. Return {} if no answer ends in these rows.
     """
+    token = end_row.find_token(base)
     rows = data.select_columns(["input_ids", "labels"])[: min(ENDS, len(data))]
     losses: list[float] = []
     with torch.no_grad(), _not_training(model):

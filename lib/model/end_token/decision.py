@@ -1,6 +1,6 @@
 """Decide whether the end token's row is trained, by a measurement on the base itself.
 
-measured = evaluate.measure_ends(net, rows, end_row.find_token(folder))
+measured = evaluate.measure_ends(net, rows, folder)
 job, end = decision.settle(net, job, run, folder, measured)    # in the train notebook
 """
 
@@ -17,8 +17,9 @@ from lib.record.run_record import Run
 from lib.record.schema import EndToken
 
 # The base cannot end an answer if the end token is, where answers end, this many times less likely
-# than a token drawn blindly. Gemma 3 270M, pretrained: e^-32 of 1/262,144, 10^8 times; a base that
-# was tuned on turns gives it a higher probability than a blind draw, since that is how they end.
+# than a token drawn blindly. In the pretrained Gemma 3 270M it is 3 x 10^8 times (e^-32 instead of
+# 1/262,144). A base that was tuned on turns has learnt to write it there. The factor keeps a model
+# with random weights, which draws blindly, from counting as one that cannot.
 BELOW_CHANCE = 20.0
 
 

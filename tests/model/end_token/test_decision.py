@@ -26,12 +26,16 @@ LABELS = torch.tensor([[-100, 5, TOKEN, 9, TOKEN], [-100, -100, 30, TOKEN, 11]])
 NEVER, OFTEN = -32.1, -0.4  # measured in the pretrained Gemma 3 270M; as in a tuned base
 
 
+def write_tokenizer(folder, token=TOKEN):
+    tokens = [{"id": token, "content": "<end_of_turn>"}]
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    return folder
+
+
 @pytest.fixture
 def decide(tmp_path):
     """Return decide(log-probability, ...), which settles a job in a run folder."""
-    (tmp_path / "tokenizer.json").write_text(
-        json.dumps({"added_tokens": [{"id": TOKEN, "content": "<end_of_turn>"}]})
-    )
+    write_tokenizer(tmp_path)
     run = opening.open_run(tmp_path / "run", a_job(), "train")
 
     def call(log_probability=None, **changes):
@@ -87,16 +91,16 @@ def test_auto_follows_the_adapter_it_begins_from(decide, tmp_path):
         assert end["because"] == "as in the adapter it begins from"
 
 
-def test_the_measurement_is_the_mean_log_probability_where_answers_end():
+def test_the_measurement_is_the_mean_log_probability_where_answers_end(tmp_path):
     net = shaken(small_model(a_job()))
     labels = LABELS.tolist()
     rows = datasets.Dataset.from_dict({"input_ids": IDS.tolist(), "labels": labels})
-    measured = evaluate.measure_ends(net, rows, TOKEN)
+    measured = evaluate.measure_ends(net, rows, write_tokenizer(tmp_path))
     with torch.no_grad():
         known = torch.log_softmax(net(input_ids=IDS).logits.float(), -1)[..., TOKEN]
     ends = [known[0, 1], known[0, 3], known[1, 2]]  # before each trained end
     assert measured == {"ends": 3, "log_probability": pytest.approx(float(sum(ends)) / 3, abs=1e-3)}
-    assert evaluate.measure_ends(net, rows, 90) == {}
+    assert evaluate.measure_ends(net, rows, write_tokenizer(tmp_path, 90)) == {}
 
 
 @pytest.mark.slow
@@ -109,7 +113,7 @@ def test_the_pretrained_270m_cannot_end_an_answer(bundled_base):
     rows = datasets.Dataset.from_dict({"input_ids": [ids], "labels": [ids]})
     assert token == ids[-1] == 106
     end = decision._decide(
-        a_job(train_end_token="auto"), evaluate.measure_ends(net, rows, token), 262144
+        a_job(train_end_token="auto"), evaluate.measure_ends(net, rows, bundled_base), 262144
     )
     assert end["trained"]
     assert end["log_probability"] < end["limit"] - 5
