@@ -30,6 +30,8 @@ def list_conflicts(job: Params) -> list[str]:
         ),
         f"full_finetuning trains no adapter, so {', '.join(unused)} would have no effect. Leave "
         f"{'it' if len(unused) == 1 else 'them'} out, or set full_finetuning: false.": bool(unused),
+        "full_finetuning trains all rows, the end token's too. Leave train_end_token out, or set "
+        "full_finetuning: false.": job.train_end_token is True,
         "torch_compile records steps in which the base's weights are frozen. Set torch_compile: "
         "false, or full_finetuning: false.": job.torch_compile,
         "fsdp: full_shard shards frozen weights only, and full_finetuning trains them: each GPU "
