@@ -45,7 +45,7 @@ def require_room(folder: pathlib.Path, job: Params) -> None:
     if torch.cuda.is_available():
         limits.require_card_memory(needed, device.card().gb * 1e9, what)
     else:
-        limits.require_memory(needed, what)
+        limits.require_memory(needed + number_bytes.WORKING, what)
 
 
 def unfreeze(model: Any, folder: pathlib.Path) -> Any:

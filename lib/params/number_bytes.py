@@ -1,6 +1,9 @@
 """How many bytes the numbers that a job trains take, on the disk and while they are trained."""
 
 MASTER = 4  # a weight or a gradient in float32
+# what a process on a processor takes besides: libraries, logits, the output layer's gradient,
+# activations; 2.5 GiB were measured with the demo's base (params/cpu-full.yaml)
+WORKING = 5 * 2**29
 
 
 def moments(optim: str) -> int:

@@ -85,7 +85,7 @@ def _require_full_training(job: Params) -> None:
     if card := machine.card_bytes():
         limits.require_card_memory(needed, card, what)
     else:
-        limits.require_memory(needed, what)
+        limits.require_memory(needed + number_bytes.WORKING, what)
 
 
 def estimate_full_training(job: Params) -> int:
