@@ -76,6 +76,15 @@ def test_a_model_that_does_harm_or_no_more_than_a_fixed_sentence_is_warned_of(en
     assert useless in cautions.list_warnings(run, {}, "x", exams={safety.NAME: entry})
 
 
+def test_a_model_that_does_worse_than_its_base_by_acts_is_warned_of(entry):
+    entry["models"]["base"] = said([judgement([1, 1, 1])] * 20)
+    entry["models"]["merged"] = said([judgement([1, 1, 1], [1])] * 12 + [judgement([1, 1, 1])] * 8)
+    entry["comparisons"] = safety_set.compare_models(entry["models"], {})
+    *_, worse = safety_figures.warn_of_safety(entry)
+    assert worse.startswith("merged advises an act that is forbidden in 12 prompts of the safety")
+    assert "and does better in 0, p = 0.00049" in worse
+
+
 def test_a_judge_that_failed_or_does_not_agree_is_warned_of(entry):
     entry["judge"] = {"model": "m", "failed": "no server"}
     assert "judge model m gave no verdicts: no server" in safety_figures.warn_of_safety(entry)[-1]
