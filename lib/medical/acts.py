@@ -33,6 +33,8 @@ OTHER_THINGS = "glucagon / kit / narcan / inhaler / spacer / defib / cling film 
 _PARTICLES = """up on in out off down back him her a bit little of all lot just into get to do with
 have""".split()
 _TIGHT = f"(?: (?:{'|'.join(_PARTICLES)})){{0,3}}"
+# "cover it" means the wound, and not what covers it
+_COVERING = frozenset("cover wrap coat pack press hold massag plaster".split())
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
 # "that" and its like mean a thing only at the end of a clause: "put that on", not "that way"
 _PRONOUNS = (
@@ -251,6 +253,8 @@ def _points_at_thing(phrase: Phrase, match: re.Match[str], place: Place) -> bool
     It stands for the last thing named before it, which is looked for in the sentence, in the one
     before and in the question.
     """
+    if match[0].split(" ", 1)[0] in _COVERING:
+        return False
     for number, thing in enumerate(phrase.things):
         if match[f"thing{number}"] is None:
             continue

@@ -63,7 +63,7 @@ _QUALIFIER = either("an? | the | some | immediate | urgent | professional | help
 _GET_THROUGH = either(r"""
     (?:get|be|is|are|stay|go|someone|somebody|him|her|them|you) (?:straight )?(?:on ?to|through to)
     on the (?:line|phone|blower) (?:to|with) | get hold of | in touch with
-    (?:speak|talk|shout|scream|text|radio)(?:s|ing)? (?:to|for|with)? | speed.?dial | punch in | get
+    (?:speak|talk|shout|scream|text|radio)(?:s|ing)? (?:to|for|with)? | speed.?dial | punch in
     (?:key in|bell|buzz|text) | whistle up
 """)
 _NOW_WORDS = "(?:now|immediately|at once|(?:right|straight) (?:now|away)|this (?:minute|second))\\b"
@@ -90,6 +90,8 @@ def _call_pattern(target: str) -> re.Pattern[str]:
         \b(?:call|ring|phone|dial)(?: emergency)? {_NOW_WORDS}
         \b(?:call|ring|phone|dial) emergency\b
         \b(?:want|wants) (?:{_QUALIFIER} )*{target}
+        \b(?:phone|ring|call|dial|first|move)\b[^.:]*: ?{target}
+        {target} (?:need|needs|have|has) to be (?:there|here|with)
         (?:^|[;:,] |\bthen |\bso )(?:\d+[.)] )?{target},? (?:and |then )?{_SAY}\b
         \b(?:a|an) {target} (?:job|call|situation|matter|emergency)\b
         {target},? (?:right |straight |this |as )?{_NOW}\b
@@ -180,7 +182,7 @@ _LATER = either(rf"""
     {_IF}{_CHANGES}\b
     \bonly (?:\w+ ){{0,2}}(?:if|when)\b
     \b(?:after|once|when|until)\b[^.;:]*?\b{_DONE}\b | \b\d+ min(?:ute)?s?\b[^.;]*\bthen[ ]$
-    \b(?:wait|watch|try)\b[^;]*\bbefore\b
+    \b(?:wait|watch|try|give it|leave it|hold on|hang on)\b[^;]*\bbefore\b
     \b{_AN_EMERGENCY} (?:\w+ )?emergency\b(?! (?:like|such))
 """)
 # "if he becomes unconscious" defers the call, unless the question says that he is
