@@ -23,6 +23,8 @@ from lib.exam.scoring.likelihood import Score
 from lib.exam.scoring.token_tree import build_tree
 from lib.training import evaluate
 
+# all orders of an item are one tree, whose mask has the square of its tokens
+MOST_SHUFFLES = 20
 SKIPPED_MODELS: tuple[str, ...] = ()  # all models of a run are examined
 
 

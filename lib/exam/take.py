@@ -295,8 +295,9 @@ def main(argv: list[str] | None = None) -> int:
         "--shuffles",
         type=int,
         default=1,
+        choices=range(multiple_choice.MOST_SHUFFLES + 1),
         metavar="N",
-        help="times each item is asked with its options shuffled (default 1)",
+        help="times each item is asked by letter with its options shuffled (0 to 20, default 1)",
     )
     options = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -306,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"Which run? `make exam RUN=name`; known runs: {run_folder.list_names()}."
             )
         folder = run_folder.choose_folder(params.Params(), "", options.run)
-        entry = examine_run(folder, read_exam(options.exam), max(0, options.shuffles))
+        entry = examine_run(folder, read_exam(options.exam), options.shuffles)
         print(tables.format_entry(entry))
         print(f"\nWritten to {files.format_path(folder)}/exam.json. {DISCLAIMER}")
         return 0

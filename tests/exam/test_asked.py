@@ -46,6 +46,14 @@ def test_an_exam_that_cannot_be_read_is_still_an_error(tmp_path):
         take.load_exams([str(tmp_path / "bad.jsonl")], 0)
 
 
+@pytest.mark.parametrize("count", ["-1", "21", "many"])
+def test_an_impossible_number_of_shuffles_is_refused(count, capsys):
+    with pytest.raises(SystemExit) as refused:
+        take.main(["mine", "bundled:exam", "--shuffles", count])
+    assert refused.value.code == 2
+    assert "--shuffles" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("run", ["", "  "])
 def test_without_a_run_no_folder_is_made_up(run, capsys):
     assert take.main([run]) == 2
