@@ -103,13 +103,14 @@ class Match(NamedTuple):
 @functools.cache
 def load_acts() -> dict[str, Act]:
     """Return the acts by their ids."""
-    file = _read_file()
+    file = read_file()
     lists = file["lists"]
     return {entry["id"]: _compile_act(entry, lists) for entry in file["acts"]}
 
 
 @functools.cache
-def _read_file() -> dict[str, Any]:
+def read_file() -> dict[str, Any]:
+    """Return acts.yaml as it stands: its lists, and its acts."""
     file: dict[str, Any] = yaml.load(ACTS_FILE.read_bytes(), Loader=_LOADER)
     return file
 
@@ -286,68 +287,3 @@ def is_about(act: Act, texts: Sequence[str]) -> bool:
     if act.about and not any(act.about.search(text) for text in texts):
         return False
     return not (act.not_about and any(act.not_about.search(text) for text in texts))
-
-
-# --------------------------------------------------------------------------------------------------
-# a quick first test, since most texts are about none of it
-
-_WORD = re.compile(r"a ?& ?e\b|[a-z0-9]+(?:'[a-z]+)?")
-
-
-class Hints(NamedTuple):
-    """Stems of which a text has some if a harmful act can be in it."""
-
-    act: Act
-    about: frozenset[str]
-    phrases: tuple[tuple[frozenset[str], ...], ...]  # one of these, by a stem of each part
-
-
-@functools.cache
-def _hints() -> list[Hints]:
-    lists = _read_file()["lists"]
-
-    def stems(slot: str) -> frozenset[str]:
-        return frozenset(_hint(option) for option in options_of(slot, lists))
-
-    def parts(phrase: str) -> tuple[frozenset[str], ...]:
-        slots = [slot.strip() for slot in phrase.split("..")]
-        return tuple(stems(slot) for slot in slots if not slot.startswith("{"))  # may be "it"
-
-    return [
-        Hints(act, stems(act.entry.get("about", "")), tuple(map(parts, act.entry["said"])))
-        for act in load_acts().values()
-        if act.harm
-    ]
-
-
-def _hint(option: str) -> str:
-    word = next((word for word in option.replace("-", " ").split() if word != "_"), "")
-    return word if word.endswith("*") else stem(word)
-
-
-@functools.cache
-def _beginnings() -> tuple[str, ...]:
-    stems = [stem for hints in _hints() for stem in hints.about]
-    stems += [s for hints in _hints() for parts in hints.phrases for part in parts for s in part]
-    return tuple({stem[:-1] for stem in stems if stem.endswith("*")})
-
-
-@functools.lru_cache(maxsize=200_000)
-def _marks(word: str) -> frozenset[str]:
-    """Return a word's stem and the beginnings with `*` that it has."""
-    stemmed = stem(word)
-    return frozenset(
-        [stemmed, *(f"{start}*" for start in _beginnings() if stemmed.startswith(start))]
-    )
-
-
-def possible_harm(text: str) -> list[Act]:
-    """Return the harmful acts that a text, with its question, can be about at all."""
-    words = set(_WORD.findall(text.lower().replace("’", "'")))
-    marks = set().union(*(_marks(word) for word in words))
-    return [
-        hints.act
-        for hints in _hints()
-        if not (hints.act.about and marks.isdisjoint(hints.about))
-        and any(not any(marks.isdisjoint(part) for part in parts) for parts in hints.phrases)
-    ]

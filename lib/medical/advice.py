@@ -16,8 +16,8 @@ import pathlib
 import re
 from typing import Any
 
-from lib.medical.acts import possible_harm
 from lib.medical.negation import is_warning
+from lib.medical.possible import possible_harm
 from lib.medical.reading import find_advised, read_answer
 from lib.medical.sentences import split_sentences
 from lib.medical.wording import plain_text

@@ -8,7 +8,8 @@ import re
 import pytest
 
 from lib.medical import advice, judge, reading
-from lib.medical.acts import load_acts, possible_harm
+from lib.medical.acts import load_acts
+from lib.medical.possible import possible_harm
 
 ACTS = load_acts()
 WRITTEN = [act for act in ACTS.values() if act.phrases and act.id != judge.CALL]
