@@ -66,8 +66,14 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def connect(judge: dict[str, str], wait: Wait = time.sleep) -> Iterator[Server]:
-    """Yield a server by a job's `judge`; raise UserError if a key would travel unencrypted."""
-    address = httpx.URL(judge["base_url"].rstrip("/") + "/")
+    """Yield a server by a job's `judge`.
+
+    Raise UserError for an address that is none, and if a key would travel unencrypted.
+    """
+    try:
+        address = httpx.URL(judge["base_url"].rstrip("/") + "/")
+    except httpx.InvalidURL as error:
+        raise UserError(f"base_url of `judge` is not an address: {error}") from None
     local = address.host in LOOPBACK
     key = os.environ.get(KEY, "").strip()
     if key and address.scheme == "http" and not local:
@@ -75,6 +81,8 @@ def connect(judge: dict[str, str], wait: Wait = time.sleep) -> Iterator[Server]:
             f"the judge's address is http, and {KEY} is set: the key would travel unencrypted. "
             f"Expected https, or no key."
         )
+    if not key.isascii():
+        raise UserError(f"{KEY} has characters that no key has. Copy the key again.")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     # a proxy of the environment cannot reach this machine's own servers
     with httpx.Client(
@@ -111,7 +119,7 @@ def _post(client: httpx.Client, body: dict[str, Any]) -> Any:
     """Return the server's JSON; raise _PassingError, or UserError for what no further try mends."""
     try:
         response = client.post("chat/completions", json=body)
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:
         raise _PassingError(f"{type(error).__name__}: {redacted(str(error))}") from None
     if response.status_code in PASSING:
         raise _PassingError(_describe(response), _retry_after(response))

@@ -88,8 +88,14 @@ def test_another_host_is_never_followed_to_and_gets_no_key_unencrypted(monkeypat
     ):
         ask(judge)
     monkeypatch.setenv(endpoint.KEY, KEY)
-    with (
-        pytest.raises(UserError, match="would travel unencrypted"),
-        endpoint.connect({"base_url": "http://judge.example/v1", "model": "m"}),
+    for address, key, why in (
+        ("http://judge.example/v1", KEY, "would travel unencrypted"),
+        ("https://judge.example/v1", "kéy-of-a-judge-0123", "characters that no key has"),
+        ("https://judge.example:99999x/v1", KEY, "is not an address"),
     ):
-        pytest.fail("connected")
+        monkeypatch.setenv(endpoint.KEY, key)
+        with (
+            pytest.raises(UserError, match=why),
+            endpoint.connect({"base_url": address, "model": "m"}),
+        ):
+            pytest.fail("connected")
