@@ -16,7 +16,7 @@ from lib.common.errors import UserError
 from lib.data.label_mask import IGNORED
 from lib.record import ledger
 from lib.training import batches, compiled, loop, loss, packed, plan
-from lib.training.masters import Masters
+from lib.training.masters import Masters, measure_norm
 from lib.training.stops import Interrupted
 
 FAMILIES = {
@@ -176,6 +176,14 @@ def test_a_checkpoint_of_several_pieces_resumes_to_the_bit(base, tmp_path, monke
         whole.flat.grad.copy_(draw)
         whole.step(whole.norm(), 1e-3, 1.0)
     assert torch.equal(first.flat, whole.flat), "pieces change no number"
+
+
+def test_the_norm_of_very_many_gradients_is_not_too_low():
+    """Clipping would else be weaker than set: torch's own norm loses small squares on a processor."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.rand(2**25 + 3, generator=generator)
+    exact = sum(float(part.double().square().sum()) for part in gradients.split(2**20)) ** 0.5
+    assert float(measure_norm(gradients)) == pytest.approx(exact, rel=1e-6)
 
 
 def test_it_begins_with_the_files_numbers_not_with_their_rounding(tmp_path):
