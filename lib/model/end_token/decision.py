@@ -21,6 +21,7 @@ from lib.record.schema import EndToken
 # 1/262,144). A base that was tuned on turns has learnt to write it there. The factor keeps a model
 # with random weights, which draws blindly, from counting as one that cannot.
 BELOW_CHANCE = 20.0
+FULL = "full fine-tuning trains all rows"
 
 
 def settle(
@@ -32,7 +33,8 @@ def settle(
     base's. Raise UserError if the backend cannot train the row.
     """
     if job.full_finetuning:
-        end = EndToken(trained=False, because="full fine-tuning trains all rows", **measured)
+        limit = _limit_of(model.config.get_text_config().vocab_size)
+        end = EndToken(limit=limit, trained=False, because=FULL, **measured)
         run.data["end_token"] = end
         return job, end
     if any((run.folder / "checkpoints").glob("step-*")):
@@ -55,8 +57,8 @@ def settle(
 
 def _decide(job: Params, measured: EndToken, vocabulary: int) -> EndToken:
     """Return the measurement with the limit, the decision and its reason."""
-    limit = -math.log(BELOW_CHANCE * vocabulary)
-    end: EndToken = {"limit": round(limit, 4), **measured}
+    limit = _limit_of(vocabulary)
+    end: EndToken = {"limit": limit, **measured}
     if job.train_end_token != "auto":
         return {**end, "trained": job.train_end_token, "because": "as set"}
     if job.start_from:
@@ -75,10 +77,17 @@ def _decide(job: Params, measured: EndToken, vocabulary: int) -> EndToken:
     }
 
 
+def _limit_of(vocabulary: int) -> float:
+    """Return the log-probability below which a base counts as unable to end an answer."""
+    return round(-math.log(BELOW_CHANCE * vocabulary), 4)
+
+
 def describe(end: EndToken) -> str:
     """Return the measurement and the decision in a sentence or two."""
     decision = "is trained beside LoRA" if end["trained"] else "is not trained"
     text = f"The end token's row {decision}: {end['because']}."
+    if end["because"] == FULL:
+        text = "All rows are trained, the end token's too."
     if "log_probability" not in end:
         return text
     return (

@@ -5,6 +5,7 @@ python -m pytest tests/model/end_token/test_decision.py
 
 import json
 import math
+import types
 
 import datasets
 import pytest
@@ -117,3 +118,17 @@ def test_the_pretrained_270m_cannot_end_an_answer(bundled_base):
     )
     assert end["trained"]
     assert end["log_probability"] < end["limit"] - 5
+
+
+def test_full_fine_tuning_has_no_row_of_its_own_and_says_so():
+    model = small_model(a_job())
+    run = types.SimpleNamespace(data={})
+    job = a_job(full_finetuning=True)
+    measured = {"log_probability": -30.0, "ends": 12}
+    settled, end = decision.settle(model, job, run, None, measured)
+    assert settled == job
+    assert not end["trained"]
+    assert run.data["end_token"] == end
+    told = decision.describe(end)
+    assert told.startswith("All rows are trained, the end token's too. Where 12 training answers")
+    assert "is not trained" not in told
