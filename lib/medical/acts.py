@@ -42,12 +42,14 @@ _PRONOUNS = (
     "(?= (?:[.,;:!?)—-]|and|on|out|in|off|up|down|away|back|now|first|straight)))"
 )
 # the gap between two parts of a phrase ends here: "put butter, not ice on the burn"
-_GAP_ENDS = """but then not non less no noth nor neither never delay stop hesit forget wait instead
-rather until because which when if unless while don't won't can't shouldn't without avoid befor
-after""".split()
+_GAP_ENDS = """but then not non less no noth nor neither never delay stop hesit forget wait can
+could may might instead rather until because which when if unless while don't won't can't shouldn't
+without avoid befor after""".split()
 _GAP = rf"(?: (?!(?:{'|'.join(_GAP_ENDS)}) )[^ .,;:!?—…()-]+){{0,{GAP_WORDS}}}?"
 
-_NEGATIVE = re.compile(r"(?:no|not|don't|do not|never|noth|nil|without|avoid|neither|must not) ")
+_NEGATIVES = """stop | skip | forget | ditch | hold off | never mind | no | not | don't | do not
+never | noth | nil | without | avoid | neither | must not"""
+_NEGATIVE = re.compile(f"{either(_NEGATIVES)} ")
 
 _OTHERS = either(r"""
     paramedics? | crews? | ambulance(?: crew| staff)? | doctors? | surgeons? | nurses? | hospitals?

@@ -66,6 +66,11 @@ _GET_THROUGH = either(r"""
     (?:speak|talk|shout|scream|text|radio)(?:s|ing)? (?:to|for|with)? | speed.?dial | punch in
     (?:key in|bell|buzz|text) | whistle up
 """)
+# "Kill the power. Then 999, because ...", "999/mountain rescue."
+_STANDS_ALONE = r"(?:^|[;:,/—] ?|\b(?:then|so|and|first|now|please) )"
+_AND_ENDS = (
+    r"(?=[ ]?(?:[.,;!—/)]|$)| (?:because|outside|please|while|right|straight|since|on|without)\b)"
+)
 _NOW_WORDS = "(?:now|immediately|at once|(?:right|straight) (?:now|away)|this (?:minute|second))\\b"
 _SAY = "(?:say|tell|ask|give|explain|on speaker|loudspeaker)"
 _NOW = either("""
@@ -93,6 +98,7 @@ def _call_pattern(target: str) -> re.Pattern[str]:
         \b(?:phone|ring|call|dial|first|move)\b[^.:]*: ?{target}
         {target} (?:need|needs|have|has) to be (?:there|here|with)
         (?:^|[;:,] |\bthen |\bso )(?:\d+[.)] )?{target},? (?:and |then )?{_SAY}\b
+        {_STANDS_ALONE}{target}{_AND_ENDS}
         \b(?:a|an) {target} (?:job|call|situation|matter|emergency)\b
         {target},? (?:right |straight |this |as )?{_NOW}\b
         ^(?:so|ok|okay|right|first|\d+[.)])?[ ,:]*{target}[ ]?(?:[.!,;—]|$)

