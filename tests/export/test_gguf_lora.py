@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from helpers import adapters
 from lib.common.errors import UserError
-from lib.export import gguf_export, gguf_file, gguf_lora, merge, parity_reference
+from lib.export import gguf_export, gguf_file, gguf_lora, merge, parity_reference, servers
 from lib.model import llama, shards
 from lib.model.load import load_merged
+from lib.pages import cautions
 
 PARTS = {
     "q_proj": "attn_q",
@@ -227,3 +228,26 @@ def test_adapters_that_do_not_fit_a_base_are_refused(base, whole, adapted, tmp_p
     with pytest.raises(UserError, match=r"does not belong .*layers\.3\.mlp\.un_proj"):
         gguf_lora.write_adapter(base, tmp_path / "adapter", tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_the_file_of_an_adapter_with_a_trained_row_says_that_it_lacks_it(
+    base, tiny_gemma3n, tmp_path, monkeypatch
+):
+    """By its name, its header and its verdict; its pairs are LoRA's all the same."""
+    run = tmp_path / "run"
+    adapters.save_random(tiny_gemma3n, run / "adapter", trainable_token_indices=[106])
+    found = {"telling": True, "strength": 1.0, "effect": 1.0, "slope": 1.0, "unexplained": 0.0}
+    monkeypatch.setattr(gguf_export, "write_gguf", lambda *_: None)
+    monkeypatch.setattr(gguf_lora, "measure_effect", lambda *_: {**found, "rounding": 0.0})
+    made = gguf_lora.export_adapter(base, run, ["q8_0"], IDS, {"description": "Mine."})
+    path = run / "gguf" / "run-without-end-token-lora.gguf"
+    assert gguf_export.name_lora(run) == path
+    assert made["pairs"] == 215
+    assert made["without_end_token"] is True
+    assert "answers may not end" in made["verdict"]
+    told = gguf_file.read_header(path).metadata["general.description"]
+    assert told == f"{gguf_export.WITHOUT_ROW} Mine."
+    assert cautions._warn_of_files({"lora": made}, "") == [
+        f"the adapter's own GGUF: {made['verdict']}"
+    ]
+    assert "answers may not end" in servers.format_commands("", "bundled:x", 512, path.name)

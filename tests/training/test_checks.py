@@ -48,7 +48,7 @@ def test_the_peak_rate_is_the_cards(adapted_tiny, monkeypatch):
 
 
 def test_arithmetic_of_the_multimodal_class_leaves_its_towers_out(multimodal_tiny):
-    full = full_class(multimodal_tiny)
+    full = full_class(multimodal_tiny).requires_grad_(False)
     assert any(
         "tower" in n and ".layers." in n and hasattr(m, "in_features")
         for n, m in full.named_modules()
