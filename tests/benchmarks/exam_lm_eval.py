@@ -64,7 +64,7 @@ def compare_letters(ours, samples):
     own = [list(result["scores"].values()) for result in ours]
     print(
         f"letters: {sum(r['right'] for r in ours)} and {sum(bool(s['acc']) for s in samples)} right, "
-        f"{differ} items judged otherwise, likelihoods apart by up to {farthest(own, samples):.5f} nats"
+        f"{differ} items judged otherwise, distances to the first option apart by up to {farthest(own, samples):.5f} nats"
     )
 
 
@@ -77,14 +77,23 @@ def compare_texts(ours, samples):
         differ = sum(a != b for a, b in zip(right, theirs, strict=True))
         print(
             f"completion by {name}: {sum(right)} and {sum(theirs)} right, {differ} items judged "
-            f"otherwise, likelihoods apart by up to {farthest(own, samples):.5f} nats"
+            f"otherwise, distances to the first option apart by up to {farthest(own, samples):.5f} nats"
         )
 
 
 def farthest(own, samples):
+    """Return how far the options' distances to the first are from each other.
+
+    lm-eval moves the newline at the prompt's end into each option, so its likelihoods have that of the newline in them. It is the same for
+    all options of an item: `acc` cannot see it, but `acc_norm` divides it by each option's length, and may choose otherwise.
+    """
     theirs = [[float(answer[0]) for answer in sample["filtered_resps"]] for sample in samples]
     pairs = zip(own, theirs, strict=True)
-    return max(abs(a - b) for mine, row in pairs for a, b in zip(mine, row, strict=True))
+    return max(
+        abs((a - mine[0]) - (b - row[0]))
+        for mine, row in pairs
+        for a, b in zip(mine, row, strict=True)
+    )
 
 
 def main():
