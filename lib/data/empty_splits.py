@@ -10,6 +10,8 @@ from lib.data.splits import SPLITS
 SHOWN = 3  # reasons that are explained, the largest first
 NEXT_STEPS = {
     "unreadable": "`columns` maps other column names; README.md has every shape of a row",
+    "marked_wrong": "a field of each says that it is wrong; to leave out that field, name those "
+    "that are read, as in `columns: {question: ask, answer: reply}`",
     "empty": "these have no text in the question or the answer: is `columns` right?",
     "turns_out_of_order": "questions and answers must alternate, the answer last",
     "personal_data": "`personal_data: mask` keeps these rows",

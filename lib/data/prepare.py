@@ -27,6 +27,7 @@ from lib.data import chat, chunk_cache, chunks, contamination, duplicates, subje
 from lib.data.cleaning import clean, language
 from lib.data.cleaning.turns import MASKED
 from lib.data.data_card import describe_data as describe_data
+from lib.data.data_card import describe_fields as describe_fields
 from lib.data.data_card import describe_inputs as describe_inputs
 from lib.data.data_card import list_fields as list_fields
 from lib.data.data_card import list_inputs as list_inputs

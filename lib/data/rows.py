@@ -28,6 +28,7 @@ SWITCHES = {
     "unreadable": "skip_bad_lines",
     "not_sampled": "weight of the source",
     "marked_wrong": "(a field of the row says so)",
+    "options_repeated": "(two options of the row are the same)",
     "image_not_read": "columns: {question: ..., answer: ...} takes the texts alone",
     "reasoning_without_end": "reasoning",
     "personal_data": "personal_data",
