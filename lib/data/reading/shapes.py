@@ -86,7 +86,9 @@ def to_messages(
 
 
 def read_messages(
-    row: Fields, habits: multiple_choice.Habits | None, seen: verdicts.Seen
+    row: Fields,
+    habits: multiple_choice.Habits | None = None,
+    seen: verdicts.Seen | None = None,
 ) -> Messages:
     """Return a row as chat messages, and note which of its fields were read; see to_messages.
 
@@ -96,7 +98,7 @@ def read_messages(
     messages = _read_shape(row, habits)
     verdicts.drop_with_placeholder(messages)
     verdicts.drop_without_weight(row)
-    verdicts.drop_marked_wrong(row, seen)
+    verdicts.drop_marked_wrong(row, seen or verdicts.Seen())
     return messages
 
 
