@@ -67,7 +67,9 @@ def summarise(rows: Rows, counts: Counter[str]) -> dict[str, Any]:
     left = rows.read - sum(rows.dropped.values())
     assert left == kept == len(rows.decisions.kept()), (rows.read, rows.dropped, counts)
     seconds = time.monotonic() - rows.started
-    before_last_step = sum(rows.seconds.values())
+    # not what is left of the whole: making or downloading the base lies between two steps
+    last_step = time.monotonic() - rows.step_began
+    between = seconds - last_step - sum(rows.seconds.values())
     return {
         "rows_read": rows.read,
         "rows_kept": kept,
@@ -78,7 +80,8 @@ def summarise(rows: Rows, counts: Counter[str]) -> dict[str, Any]:
         "tokens_trained": counts["tokens_trained"],
         "truncated": counts["truncated"],
         "seconds": round(seconds, 1),
-        "step_seconds": {**rows.seconds, "tokenise": round(seconds - before_last_step, 1)},
+        "step_seconds": {**rows.seconds, "tokenise": round(last_step, 1)},
+        "seconds_between_steps": round(max(0.0, between), 1),
     }
 
 

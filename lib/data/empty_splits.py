@@ -1,11 +1,14 @@
-"""The error when no row is left, or none for a split that the job needs: what was dropped."""
+"""When no row is left, or none for a split: the error or caution, and what was dropped."""
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 from lib.common.errors import UserError
 from lib.data.reading import sources
 from lib.data.rows import Rows, name_switch
 from lib.data.splits import SPLITS
+from lib.params import Params
 
 SHOWN = 3  # reasons that are explained, the largest first
 NEXT_STEPS = {
@@ -50,6 +53,22 @@ def require_splits(rows: Rows, counts: Counter[str]) -> None:
             f"{counts['train']} training rows of the {rows.read:,} rows read. {explain(rows)}\n"
             f"  {_describe_shares(rows)}: raise validation_size, or set early_stopping_patience: 0."
         )
+
+
+def describe_empty(job: Params, counts: Mapping[str, Any]) -> list[str]:
+    """Return a caution for each held-out split that a job asks for, and that has no row."""
+    asked = {"validation": job.validation_size, "test": job.test_size}
+    lost = {
+        "validation": "so no held-out loss is measured, and overfitting is not seen",
+        "test": "so no rows are kept apart from training for a last measurement",
+    }
+    return [
+        f"caution: {split}_size is {share:g}, but no {split} row is left of {counts['train']:,} "
+        f"rows, {lost[split]}. Rows that share an answer stay on one side; a larger share, or "
+        f"more rows with different answers, gives some."
+        for split, share in asked.items()
+        if share and counts.get(split) == 0
+    ]
 
 
 def _describe_shares(rows: Rows) -> str:

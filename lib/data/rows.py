@@ -55,6 +55,7 @@ class Rows:
     exam: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # its items
     started: float = dataclasses.field(default_factory=time.monotonic)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of each finished step
+    step_began: float = 0.0  # of the step that runs now
 
     # what was read
     read: int = 0
@@ -129,7 +130,7 @@ def timed(
                 f"{', '.join(('begin', *rows.seconds))}.\n"
                 f"Run the cells again from the one with prepare.begin."
             )
-        begun = time.monotonic()
+        begun = rows.step_began = time.monotonic()
         try:
             result = step(rows, *args, **options)
         except OSError as error:

@@ -5,35 +5,13 @@ notebook. The order here is that of those cells, of the table and of every param
 """
 
 import functools
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import annotated_types
 import pydantic
 
 from lib.common.gguf_types import GgufType
-
-Text = Annotated[str, annotated_types.MinLen(1)]
-CountOrAuto = Annotated[int, annotated_types.Ge(1)] | Literal["auto"]
-Rule = Literal[
-    "placeholder",
-    "answer_is_question",
-    "link_list",
-    "exact_duplicate",
-    "escapes",
-    "mojibake",
-    "html",
-    "control_characters",
-    "blanks",
-    "question_mark",
-    "flattened_lists",
-    "leaked_turns",
-    "control_tokens",
-    "tables",
-    "merged_turns",
-    "opening_answer",
-    "unanswered_question",
-]
-RULES: tuple[str, ...] = get_args(Rule)
+from lib.params.kinds import CountOrAuto, Rule, Text
 
 
 def _parameter(stage: str, default: Any, text: str, free: bool = False, **bounds: Any) -> Any:
@@ -130,7 +108,10 @@ class Params(pydantic.BaseModel):
 
     # cleaning
     max_seq_length: int = _prepare(
-        1024, "longest row, in tokens; `overlong` decides what happens to longer ones", ge=16
+        1024,
+        "longest row, in tokens; `overlong` decides what happens to longer ones",
+        ge=16,
+        le=1_000_000,
     )
     overlong: Literal["drop", "cut"] = _prepare(
         "drop",
@@ -203,7 +184,7 @@ class Params(pydantic.BaseModel):
 
     # adapter
     lora_r: int = _train(8, "rank of the adapter", ge=1, le=256)
-    lora_alpha: int = _train(8, "the adapter is scaled by lora_alpha / lora_r", ge=1)
+    lora_alpha: int = _train(8, "the adapter is scaled by lora_alpha / lora_r", ge=1, le=10_000)
     lora_dropout: float = _train(0.0, "dropout on the adapter's input, as a share", ge=0, lt=1)
     use_rslora: bool = _train(False, "scale the adapter by lora_alpha / sqrt(lora_r) instead")
     use_dora: bool = _train(False, "weight-decomposed adapters (DoRA): slower, not fused")
@@ -228,7 +209,7 @@ class Params(pydantic.BaseModel):
         "4 x gradient_accumulation_steps rows",
     )
     gradient_accumulation_steps: int = _train(
-        4, "micro-batches in a step, divided among the GPUs", ge=1
+        4, "micro-batches in a step, divided among the GPUs", ge=1, le=100_000
     )
     packing: bool = _train(
         False,
@@ -268,23 +249,34 @@ class Params(pydantic.BaseModel):
     )
 
     # schedule
-    num_train_epochs: float = _train(1.0, "passes over the training rows", gt=0)
+    num_train_epochs: float = _train(1.0, "passes over the training rows", gt=0, le=100_000)
     max_steps: int = _train(
-        -1, "optimizer steps after which training ends; -1 leaves it to num_train_epochs", ge=-1
+        -1,
+        "optimizer steps after which training ends; -1 leaves it to num_train_epochs",
+        ge=-1,
+        le=10_000_000,
     )
     max_minutes: float = _train(
-        0.0, "minutes after which a session saves and stops; 0 is no limit", ge=0, free=True
+        0.0,
+        "minutes after which a session saves and stops; 0 is no limit",
+        ge=0,
+        le=1_000_000,
+        free=True,
     )
     learning_rate: float = _train(2e-5, "learning rate at the schedule's peak", gt=0, lt=1)
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = _train(
         "linear", "shape of the schedule after warm-up"
     )
-    warmup_steps: int = _train(5, "steps in which the learning rate rises to its peak", ge=0)
+    warmup_steps: int = _train(
+        5, "steps in which the learning rate rises to its peak", ge=0, le=10_000_000
+    )
     weight_decay: float = _train(0.01, "AdamW's decoupled weight decay", ge=0, lt=1)
     neftune_noise_alpha: float = _train(
-        0.0, "uniform noise on the embeddings, scaled as in NEFTune; 0 is none", ge=0
+        0.0, "uniform noise on the embeddings, scaled as in NEFTune; 0 is none", ge=0, le=1000
     )
-    max_grad_norm: float = _train(1.0, "norm to clip gradients to; 0 does not clip", ge=0)
+    max_grad_norm: float = _train(
+        1.0, "norm to clip gradients to; 0 does not clip", ge=0, le=1_000_000
+    )
     optim: Literal["adamw_8bit", "adamw_torch"] = _train(
         "adamw_8bit", "optimizer; `adamw_8bit` needs a CUDA card"
     )
@@ -306,7 +298,10 @@ class Params(pydantic.BaseModel):
         "none", "tracker that also gets every line of the ledger", free=True
     )
     sample_tokens: int = _train(
-        96, "longest answer to the fixed prompts before and after training, in tokens", ge=1
+        96,
+        "longest answer to the fixed prompts before and after training, in tokens",
+        ge=1,
+        le=100_000,
     )
 
     # export
@@ -315,7 +310,10 @@ class Params(pydantic.BaseModel):
         True, "also write the adapter alone as a GGUF for llama.cpp's --lora; not with use_dora"
     )
     safety_tokens: int = _export(
-        128, "longest answer to a prompt of the safety set, in tokens; 0 skips the set", ge=0
+        128,
+        "longest answer to a prompt of the safety set, in tokens; 0 skips the set",
+        ge=0,
+        le=100_000,
     )
     push_to: str = _export(
         "",
