@@ -7,7 +7,7 @@ FOR ?= $(or $(patsubst .venv/.for-%,%,$(wildcard .venv/.for-*)),$(if $(shell nvi
 REQUIREMENTS := $(if $(filter cpu,$(FOR)),requirements-cpu.txt,$(if $(filter cuda,$(FOR)),requirements.txt,$(error FOR=$(FOR): expected cpu or cuda)))
 READY := .venv/.ready-$(REQUIREMENTS)
 include quoting.mk
-OPTIONS = $(if $(PARAMS),--params $(call quoted,$(PARAMS))) $(if $(RUN),--run $(call quoted,$(RUN))) $(if $(SET),--set $(call quoted,$(SET))) $(if $(FORCE),--force)
+OPTIONS = $(if $(PARAMS),--params=$(call quoted,$(PARAMS))) $(if $(RUN),--run=$(call quoted,$(RUN))) $(if $(SET),--set=$(call quoted,$(SET))) $(if $(FORCE),--force)
 # with WHEELS, packages come from that folder alone, whatever else pip is configured to read
 PIP = $(if $(WHEELS),PIP_CONFIG_FILE=/dev/null .venv/bin/pip --isolated install -q --no-index --find-links $(call quoted,$(WHEELS)),.venv/bin/pip install -q)
 PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -27,13 +27,13 @@ run prepare train export report:
 runs: setup  ## list the runs: state, age, held-out loss, size on disk
 	.venv/bin/python -m lib.runs list
 compare: setup  ## compare RUNS="a b c", or all runs; METRIC chooses the best
-	.venv/bin/python -m lib.runs compare --runs $(call quoted,$(RUNS)) --metric $(call quoted,$(or $(METRIC),eval_loss_after))
+	.venv/bin/python -m lib.runs compare --runs=$(call quoted,$(RUNS)) --metric=$(call quoted,$(or $(METRIC),eval_loss_after))
 diff: setup  ## two executed notebooks a stage beside each other: RUNS="a b"
-	.venv/bin/python -m lib.runs diff --runs $(call quoted,$(RUNS))
+	.venv/bin/python -m lib.runs diff --runs=$(call quoted,$(RUNS))
 rerun: setup  ## repeat the job of RUN from its record, as RUN-rerun, and compare the results
-	.venv/bin/python -m lib.runs rerun --runs $(call quoted,$(RUN))
+	.venv/bin/python -m lib.runs rerun --runs=$(call quoted,$(RUN))
 prune: setup  ## remove checkpoints and merged weights of finished RUNS; asks first unless YES=1
-	.venv/bin/python -m lib.runs prune --runs $(call quoted,$(RUNS)) $(if $(YES),--yes)
+	.venv/bin/python -m lib.runs prune --runs=$(call quoted,$(RUNS)) $(if $(YES),--yes)
 
 ask: setup  ## ask the first GGUF of RUN a question: Q="..."
 	.venv/bin/python -m lib.runs ask $(OPTIONS) --question=$(call quoted,$(Q))
@@ -62,7 +62,7 @@ address:  ## write the repository's address in CITATION.cff into README and note
 setup: $(READY)  ## make the environment in .venv; WHEELS=/media/stick installs without network, from that folder
 $(READY): requirements.txt requirements-cpu.txt
 	@$(PYTHON) -c 'import lib.runs'
-	$(if $(WHEELS),$(PYTHON) -m lib.runs.offline.check $(call quoted,$(WHEELS)) --for $(FOR) $(if $(filter file,$(origin FOR)),,--chosen))
+	$(if $(WHEELS),$(PYTHON) -m lib.runs.offline.check --for $(FOR) $(if $(filter file,$(origin FOR)),,--chosen) -- $(call quoted,$(WHEELS)))
 	$(PYTHON) -m venv .venv
 	@# without a GPU, torch's CPU build if pip can reach one; PyPI's build for Linux brings several GB of CUDA
 	$(if $(filter cpu,$(FOR)),$(if $(WHEELS),,@$(PIP) 'torch==2.13.0+cpu' 2>/dev/null || echo 'no CPU build of torch within reach (see CONTRIBUTING.md): installing the standard one'))
@@ -71,7 +71,7 @@ $(READY): requirements.txt requirements-cpu.txt
 
 wheels:  ## download all packages into DIR=/media/stick, for a machine without network (see CONTRIBUTING.md)
 	@$(PYTHON) -m venv --clear .cache/wheels && .cache/wheels/bin/pip install -q 'pip>=25' packaging
-	.cache/wheels/bin/python -m lib.runs.offline.download $(call quoted,$(DIR)) --for $(FOR) $(if $(FOR_PYTHON),--python $(FOR_PYTHON)) $(if $(FOR_PLATFORM),--platform $(FOR_PLATFORM))
+	.cache/wheels/bin/python -m lib.runs.offline.download --for $(FOR) $(if $(FOR_PYTHON),--python $(FOR_PYTHON)) $(if $(FOR_PLATFORM),--platform $(FOR_PLATFORM)) -- $(call quoted,$(DIR))
 
 clean:  ## remove caches and the environment, never runs
 	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis && find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -220,7 +220,8 @@ def test_preparing_colab_needs_the_standard_library_alone():
     """The first cell imports it before anything is installed."""
     program = (
         "import sys; from lib.runs import colab; "
-        "outside = {m.split('.')[0] for m in sys.modules} - set(sys.stdlib_module_names) - {'lib'}; "
+        "imported = {m.split('.')[0] for m, module in sys.modules.items() if module}; "
+        "outside = imported - set(sys.stdlib_module_names) - {'lib'}; "
         "print(*sorted(m for m in outside if not m.startswith('__')))"
     )
     names = subprocess.run(

@@ -70,6 +70,12 @@ def test_a_runs_own_parameters_show_a_change_by_hand(tmp_path):
         ("lora_r: 0", "`lora_r` is 0; expected a whole number >= 1"),
         ("learning_rate: 2", "`learning_rate` is 2; expected a number > 0 and < 1"),
         ("learning_rate: .nan", "expected a number"),
+        ("num_train_epochs: 1.0e+308", "expected a number > 0 and <= 100,000"),
+        ("lora_alpha: 99999999999", "expected a whole number >= 1 and <= 10,000"),
+        ("neftune_noise_alpha: 1.0e+300", "expected a number >= 0 and <= 1,000"),
+        ("num_gpus: 99999999999", "expected a whole number >= 1 and <= 10,000, or auto"),
+        ("", "sets no parameter, so every one would be the default"),
+        ("# seed: 1", "sets no parameter"),
         ("optim: adamw", "expected one of adamw_8bit, adamw_torch"),
         ("load_in_4bit: no", "write true or false"),
         ("load_in_4bit: 1", "expected true or false"),
@@ -113,7 +119,7 @@ NUMBERS = [key for key, field in params.FIELDS.items() if field.annotation is fl
 def test_a_number_is_finite(write, key, value):
     """`inf` passes every lower bound, and a run whose record has one could not be read again."""
     with pytest.raises(UserError, match=rf"`{key}` is .*; expected "):
-        params.load_job(write(""), f"{key}={value}")
+        params.load_job(write("{}"), f"{key}={value}")
 
 
 def test_every_wrong_key_is_reported_at_once(write):
@@ -296,3 +302,43 @@ def test_each_wrong_value_of_the_data_stage_says_what_is_expected(values, expect
         params.check_values(values, "test")
     assert expected in str(error.value)
     assert len(str(error.value).splitlines()) < 6
+
+
+def test_a_folder_is_no_params_file_and_an_empty_mapping_is_all_defaults(write, tmp_path):
+    with pytest.raises(UserError, match="is a folder; expected a params file, such as params/cpu"):
+        params.load_job(tmp_path)
+    path = write("{}")
+    with pytest.raises(UserError, match="is a folder; .* such as .*/job.yaml"):
+        params.load_job(tmp_path)
+    assert params.load_job(path) == params.Params()
+
+
+CONSISTENT = {"load_in_4bit": False, "offload_embedding": False, "optim": "adamw_torch"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"finetune_attention_modules": False, "finetune_mlp_modules": False},
+            "both false, so nothing would be trained",
+        ),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"early_stopping_patience": 2}, "eval_steps is 0"),
+        ({"precision": "fp16"}, "fp16 is for a 4-bit base"),
+        ({"torch_compile": True}, "needs packing: true"),
+        ({"torch_compile": True, "packing": True, "precision": "fp32"}, "needs a bfloat16 base"),
+        ({"packing": True, "neftune_noise_alpha": 5.0}, "set packing: false"),
+        ({"fsdp": "full_shard", "load_in_4bit": True}, "16-bit base only"),
+        ({"fsdp": "full_shard", "num_gpus": 1}, "several GPUs, but num_gpus is 1"),
+        ({"num_gpus": 3}, "which 3 GPUs cannot share evenly"),
+        ({"backend": "unsloth", "use_dora": True}, "set use_dora: false"),
+        ({"backend": "unsloth", "packing": True}, "set both to false"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named_without_a_machine(changes, said):
+    params.require_consistent(params.check_values(CONSISTENT, "test"))
+    job = params.check_values({**CONSISTENT, **changes}, "test")
+    with pytest.raises(UserError, match=f"(?i){said}"):
+        params.require_consistent(job)
+    assert len(params.list_conflicts(job)) == 1

@@ -5,8 +5,10 @@ from collections import Counter
 from typing import Any
 
 from lib.data.cleaning import language
-from lib.data.reading import sources
+from lib.data.reading import shapes, sources
 from lib.data.reading.row import FieldCounts
+from lib.data.reading.row_parts import marks
+from lib.data.reading.row_parts.fields import fold_name
 from lib.data.rows import Rows
 from lib.data.splits import FORGETTING, SIDES, SPLITS
 
@@ -71,7 +73,9 @@ def summarise(rows: Rows, counts: Counter[str]) -> dict[str, Any]:
     left = rows.read - sum(rows.dropped.values())
     assert left == kept == len(rows.decisions.kept()), (rows.read, rows.dropped, counts)
     seconds = time.monotonic() - rows.started
-    before_last_step = sum(rows.seconds.values())
+    # not what is left of the whole: making or downloading the base lies between two steps
+    last_step = time.monotonic() - rows.step_began
+    between = seconds - last_step - sum(rows.seconds.values())
     return {
         "rows_read": rows.read,
         "rows_kept": kept,
@@ -83,7 +87,8 @@ def summarise(rows: Rows, counts: Counter[str]) -> dict[str, Any]:
         "tokens_trained": counts["tokens_trained"],
         "truncated": counts["truncated"],
         "seconds": round(seconds, 1),
-        "step_seconds": {**rows.seconds, "tokenise": round(seconds - before_last_step, 1)},
+        "step_seconds": {**rows.seconds, "tokenise": round(last_step, 1)},
+        "seconds_between_steps": round(max(0.0, between), 1),
     }
 
 
@@ -117,6 +122,56 @@ def _describe_forgetting(rows: Rows) -> dict[str, Any]:
         "split": source.split or None,
         "commit": rows.commits.get(f"{source.dataset}@{source.revision}"),
     }
+
+
+def describe_fields(rows: Rows) -> str:
+    """Return what became of the fields that decide which answers are trained, for the terminal.
+
+    These are marks that dropped rows, fields that are named like one and were not read, and further
+    questions and answers in rows of which others were read.
+    """
+    lines = []
+    marked = rows.dropped["marked_wrong"]
+    if marked:
+        example = rows.examples["marked_wrong"][0]
+        lines.append(f"dropped: {marked:,} rows, marked as wrong; the first: {example['text']}")
+    for source, counts in zip(sources.list_sources(rows.job), rows.fields, strict=False):
+        unread = {name: n["unread"] for name, n in _count_by_field(counts).items() if n["unread"]}
+        for name, count in unread.items():
+            what = _explain_unread(name, source.columns)
+            if what:
+                lines.append(f"not read: `{name}` in {count:,} rows of {source.dataset}, {what}")
+    return "\n".join(lines)
+
+
+def _explain_unread(name: str, columns: dict[str, str]) -> str:
+    """Return why an unread field may matter; "" for one that does not seem to."""
+    ours = fold_name(name.rpartition(".")[2])
+    if ours == marks.REJECTED:
+        return ""
+    if marks.find_kind(ours):
+        if "[]." in name:
+            return (
+                "which is named as if it judged the answer. It is in the turns, where no such "
+                "field is read: move it to the row."
+            )
+        named = ", ".join(f"{key}: {value}" for key, value in columns.items())
+        named = f"{named}, is_correct: {name}" if named else f"is_correct: {name}"
+        return (
+            "which is named as if it judged the answer. If it marks wrong answers, have it read: "
+            f"columns: {{{named}}}"
+        )
+    if ours in shapes.REPLIES:
+        return (
+            "which may be the answer too; another field was read as the answer. If this one "
+            "counts, name it: columns: {question: ..., answer: " + name + "}"
+        )
+    if ours in shapes.ASKING:
+        return (
+            "which may belong to the question; another field was read as the question. If this "
+            "one counts, name it: columns: {question: " + name + ", answer: ...}"
+        )
+    return ""
 
 
 def describe_data(rows: Rows, results: dict[str, Any], source_hash: str) -> dict[str, Any]:

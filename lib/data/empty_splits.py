@@ -1,15 +1,20 @@
-"""The error when no row is left, or none for a split that the job needs: what was dropped."""
+"""When no row is left, or none for a split: the error or caution, and what was dropped."""
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 from lib.common.errors import UserError
 from lib.data.reading import sources
 from lib.data.rows import Rows, name_switch
 from lib.data.splits import FORGETTING, SIDES
+from lib.params import Params
 
 SHOWN = 3  # reasons that are explained, the largest first
 NEXT_STEPS = {
     "unreadable": "`columns` maps other column names; README.md has every shape of a row",
+    "marked_wrong": "a field of each says that it is wrong; to leave out that field, name those "
+    "that are read, as in `columns: {question: ask, answer: reply}`",
     "empty": "these have no text in the question or the answer: is `columns` right?",
     "turns_out_of_order": "questions and answers must alternate, the answer last",
     "personal_data": "`personal_data: mask` keeps these rows",
@@ -53,6 +58,22 @@ def require_splits(rows: Rows, counts: Counter[str]) -> None:
             f"{counts['train']} training rows of the {rows.read:,} rows read. {explain(rows)}\n"
             f"  {_describe_shares(rows)}: raise validation_size, or set early_stopping_patience: 0."
         )
+
+
+def describe_empty(job: Params, counts: Mapping[str, Any]) -> list[str]:
+    """Return a caution for each held-out split that a job asks for, and that has no row."""
+    asked = {"validation": job.validation_size, "test": job.test_size}
+    lost = {
+        "validation": "so no held-out loss is measured, and overfitting is not seen",
+        "test": "so no rows are kept apart from training for a last measurement",
+    }
+    return [
+        f"caution: {split}_size is {share:g}, but no {split} row is left of {counts['train']:,} "
+        f"rows, {lost[split]}. Rows that share an answer stay on one side; a larger share, or "
+        f"more rows with different answers, gives some."
+        for split, share in asked.items()
+        if share and counts.get(split) == 0
+    ]
 
 
 def _describe_shares(rows: Rows) -> str:

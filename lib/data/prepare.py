@@ -27,12 +27,13 @@ from lib.data import chat, chunk_cache, chunks, contamination, duplicates, subje
 from lib.data.cleaning import clean, language
 from lib.data.cleaning.turns import MASKED
 from lib.data.data_card import describe_data as describe_data
+from lib.data.data_card import describe_fields as describe_fields
 from lib.data.data_card import describe_inputs as describe_inputs
 from lib.data.data_card import list_fields as list_fields
 from lib.data.data_card import list_inputs as list_inputs
 from lib.data.data_card import summarise
 from lib.data.duplicates import SAME_REASONS, Decisions
-from lib.data.empty_splits import require_rows, require_splits
+from lib.data.empty_splits import describe_empty, require_rows, require_splits
 from lib.data.reading import exam_items, row_ids, source_rows, sources
 from lib.data.reading.row_parts import verdicts
 from lib.data.rows import Rows, note_decided, timed
@@ -290,6 +291,8 @@ def tokenise(rows: Rows, base: pathlib.Path, final: pathlib.Path) -> dict[str, A
     rows.dropped_file.close()
     os.replace(rows.scratch / "dropped.jsonl", temporary / "dropped.jsonl")
     results = summarise(rows, counts)
+    for caution in describe_empty(rows.job, results):
+        print(caution)
     files.replace_folder(temporary, final)
     shutil.rmtree(rows.scratch, ignore_errors=True)
     return results

@@ -28,6 +28,7 @@ SWITCHES = {
     "unreadable": "skip_bad_lines",
     "not_sampled": "weight of the source",
     "marked_wrong": "(a field of the row says so)",
+    "options_repeated": "(two options of the row are the same)",
     "image_not_read": "columns: {question: ..., answer: ...} takes the texts alone",
     "reasoning_without_end": "reasoning",
     "personal_data": "personal_data",
@@ -54,6 +55,7 @@ class Rows:
     exam: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # its items
     started: float = dataclasses.field(default_factory=time.monotonic)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of each finished step
+    step_began: float = 0.0  # of the step that runs now
 
     # what was read
     read: int = 0
@@ -128,7 +130,7 @@ def timed(
                 f"{', '.join(('begin', *rows.seconds))}.\n"
                 f"Run the cells again from the one with prepare.begin."
             )
-        begun = time.monotonic()
+        begun = rows.step_began = time.monotonic()
         try:
             result = step(rows, *args, **options)
         except OSError as error:

@@ -7,8 +7,8 @@ answer_letter; or a part of one, "{dataset: ..., config: ..., split: ..., max_ro
 bundled:safety asks the safety set and judges the answers by rules (lib/medical/safety.py).
 
 Each model's result is written as soon as it is known, and the same command continues after the
-models already examined. Exit codes: 0, 2 for wrong usage or a run that is not finished, 130 / 143
-when interrupted.
+models already examined. Exit codes: 0, 2 for wrong usage or a run that is not finished, 130 / 143 /
+129 when interrupted.
 
 To add an exam format, write a module like multiple_choice.py with the names that `ExamFormat`
 lists, choose it in `_format_of` and `_settings_of`, and show its results in tables.py.
@@ -19,7 +19,6 @@ import hashlib
 import importlib.metadata
 import json
 import pathlib
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast
@@ -300,7 +299,6 @@ def main(argv: list[str] | None = None) -> int:
         help="times each item is asked by letter with its options shuffled (0 to 20, default 1)",
     )
     options = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         if not options.run.strip():
             raise UserError(
@@ -314,12 +312,6 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "\nstopped; the same command continues after the models already examined",
-            file=sys.stderr,
-        )
-        return 130
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import pathlib
+import signal
 from typing import Any
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -114,6 +115,7 @@ def require_recorded(folder: pathlib.Path, sums: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
     parser = argparse.ArgumentParser()
     parser.add_argument("question")
     parser.add_argument(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from lib.common import files, machine
+from lib.common import files, interrupts, machine
 from lib.common.errors import ROOT, UserError
 from lib.model import llama
 
@@ -180,6 +180,7 @@ def read_other_work() -> float:
 
 
 if __name__ == "__main__":
+    interrupts.end_at_once()
     try:
         print(json.dumps(measure_here(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
     except UserError as error:

@@ -13,6 +13,7 @@ from lib.common.errors import UserError
 from lib.model import placement, start
 from lib.model.start import ATTENTION, MLP
 from lib.params import Params
+from lib.params.conflicts import NOTHING_TRAINED
 
 
 def target_pattern(finetune_attention_modules: bool, finetune_mlp_modules: bool) -> str:
@@ -26,10 +27,7 @@ def target_pattern(finetune_attention_modules: bool, finetune_mlp_modules: bool)
     if finetune_mlp_modules:
         names += [rf"mlp\.{projection}" for projection in MLP]
     if not names:
-        raise UserError(
-            "finetune_attention_modules and finetune_mlp_modules are both false, so nothing would "
-            "be trained. Set one to true."
-        )
+        raise UserError(NOTHING_TRAINED)
     return rf"(?:.*\.)?(?:language_model|model)\.layers\.\d+\.(?:{'|'.join(names)})"
 
 

@@ -31,15 +31,18 @@ def fetch(
     """
     if base_model.startswith("bundled:"):
         if base_model != BUNDLED:
-            raise UserError(
-                f"base_model `{base_model}` is not bundled; the only bundled model is {BUNDLED}."
-            )
+            raise UserError(describe_unbundled(base_model))
         locations.make_cache(CACHE)
         return bundled.materialize(CACHE, progress)
     folder = find_folder(base_model)
     if folder:
         return folder
     return _download(base_model, base_revision, weights)
+
+
+def describe_unbundled(base_model: str) -> str:
+    """Return the message for a name of a bundled model that there is not."""
+    return f"base_model `{base_model}` is not bundled; the only bundled model is {BUNDLED}."
 
 
 def find_folder(base_model: str) -> pathlib.Path | None:

@@ -7,6 +7,7 @@ Completion and chat are function calls. Tokenising and rendering the chat templa
 available as HTTP requests to 127.0.0.1, with a random port and a random key.
 """
 
+import atexit
 import concurrent.futures
 import contextlib
 import functools
@@ -21,6 +22,7 @@ from typing import Any, TypedDict
 
 import xllamacpp
 
+from lib.common import interrupts
 from lib.common.errors import UserError
 from lib.model.llama_probe import require_loadable
 
@@ -67,19 +69,27 @@ def load_gguf(
     for each in (loaded := params.lora_adapters):
         each.scale = lora_scale
     params.lora_adapters = loaded  # the list is a copy
+    with contextlib.ExitStack() as stack:
+        with interrupts.delayed():
+            engine = _start(path, params, n_ctx)
+            stack.callback(engine.close)
+        yield engine
+
+
+def _start(path: pathlib.Path, params: Any, n_ctx: int) -> "Engine":
+    """Load a file, and wait until it can be closed again.
+
+    Closing a server whose loop has not begun would hang, so no signal may come in between.
+    """
     try:
         engine = Engine(path, params)
-        # the server's loop answers this; closing a server whose loop has not begun would hang
-        engine._request("/slots")
     except RuntimeError as error:
         raise UserError(
             f"llama.cpp loads {path} with 256 tokens of context but not with n_ctx={n_ctx}: "
             f"{error} Expected enough free memory: lower n_ctx."
         ) from error
-    try:
-        yield engine
-    finally:
-        engine.server = None  # dropping the last reference frees the model and closes the port
+    engine._request("/slots")  # the server's loop answers this
+    return engine
 
 
 def _server_params(
@@ -116,6 +126,12 @@ class Engine:
         self.path = path
         self.key = params.api_keys[0]
         self.parallel = params.n_parallel  # conversations in one batch
+        atexit.register(self.close)  # an interpreter that is half gone cannot close it
+
+    def close(self) -> None:
+        """Free the model and close the port."""
+        self.server = None  # the last reference
+        atexit.unregister(self.close)
 
     def tokenize(
         self, text: str, add_special: bool = False, parse_special: bool = True
@@ -125,7 +141,7 @@ class Engine:
         `add_special` puts <bos> first; `parse_special` reads "<end_of_turn>" as one token.
         """
         body = {"content": text, "add_special": add_special, "parse_special": parse_special}
-        return self._call(self._request, "/tokenize", body)["tokens"]
+        return _accepted(self._request("/tokenize", body), self.path)["tokens"]
 
     def render(self, messages: Messages) -> str:
         """Return the messages as a prompt, by the GGUF's chat template.
@@ -133,7 +149,8 @@ class Engine:
         If it begins with <bos>, tokenising it must not add another.
         """
         self._require_template()
-        return self._call(self._request, "/apply-template", {"messages": messages})["prompt"]
+        answer = self._request("/apply-template", {"messages": messages})
+        return _accepted(answer, self.path)["prompt"]
 
     def complete(
         self,
@@ -153,7 +170,7 @@ class Engine:
             "ignore_eos": ignore_eos,
             **GREEDY,
         }
-        return _summarize(self._call(self.server.handle_completions, body))
+        return _summarize(self._call("handle_completions", body))
 
     def next_token_logprobs(
         self, prompt: Prompt, count: int = 1000, reuse: bool = False
@@ -175,7 +192,7 @@ class Engine:
             # character, so the bias makes it choose a letter
             "logit_bias": [[self._letter, 1e3]],
         }
-        answer = self._call(self.server.handle_completions, body)
+        answer = self._call("handle_completions", body)
         likeliest = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         return {token["id"]: token["logprob"] for token in likeliest}
 
@@ -187,7 +204,7 @@ class Engine:
         """Answer a conversation by the GGUF's chat template."""
         self._require_template()
         body = {"messages": messages, "max_tokens": max_tokens, **GREEDY}
-        return _summarize(self._call(self.server.handle_chat_completions, body))
+        return _summarize(self._call("handle_chat_completions", body))
 
     def chat_many(
         self,
@@ -224,7 +241,7 @@ class Engine:
             # An exception raised here, Ctrl-C included, would be lost in llama.cpp. So it is kept,
             # and returning True ends the generation.
             try:
-                _refuse_error(chunk, self.path)
+                _accepted(chunk, self.path)
                 for choice in chunk["choices"]:
                     write(choice["delta"].get("content") or "")
                     ends.append(choice["finish_reason"])
@@ -233,7 +250,7 @@ class Engine:
             return bool(errors)
 
         body = {"messages": messages, "max_tokens": max_tokens, "stream": True, **GREEDY}
-        self._call(lambda: self.server.handle_chat_completions(body, take) or {})
+        self._call("handle_chat_completions", body, take)
         if errors:
             raise errors[0]
         return ends[-1]
@@ -264,19 +281,23 @@ class Engine:
             )
             return json.load(connection.getresponse())
 
-    def _call(self, function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-        """Call llama.cpp; raise UserError with its message when it refuses."""
+    def _call(self, name: str, *arguments: Any) -> dict[str, Any]:
+        """Call a function of llama.cpp by its name; raise UserError with its message if it refuses.
+
+        By its name, since a function kept in a traceback would keep the file loaded.
+        """
         try:
-            answer = function(*arguments)
+            answer = getattr(self.server, name)(*arguments)
         except RuntimeError as error:  # for example a lone surrogate in the text
             answer = {"error": {"message": str(error)}}
-        _refuse_error(answer, self.path)
-        return answer
+        return _accepted(answer or {}, self.path)  # None when the answer was streamed
 
 
-def _refuse_error(answer: dict[str, Any], path: pathlib.Path) -> None:
+def _accepted(answer: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
+    """Return an answer of llama.cpp; raise UserError with its message if it is a refusal."""
     if "error" in answer:
         raise UserError(f"llama.cpp refused the request on {path}: {answer['error']['message']}")
+    return answer
 
 
 def _summarize(answer: dict[str, Any]) -> Completion:

@@ -14,15 +14,22 @@ from lib.common.errors import UserError
 
 # llama.cpp gives its reason for refusing a file only in its log, and a failed GGML_ASSERT kills the
 # process (a block count of 0 is enough). So a child process loads an unknown file first and
-# generates one token; its log has the reason.
+# generates one token; its log has the reason. A signal of the terminal ends it at once, and it ends
+# without closing the server: that can hang.
 PROBE = """
-import sys, xllamacpp
+import os, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+import xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path, params.n_ctx, params.n_parallel, params.verbosity = sys.argv[1], 256, 1, 1
 params.ui = params.fit_params = params.warmup = False
 params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path=path) for path in sys.argv[2:]]
-answer = xllamacpp.Server(params).handle_completions({"prompt": "a", "max_tokens": 1})
-sys.exit(answer["error"]["message"] if "error" in answer else 0)
+server = xllamacpp.Server(params)
+answer = server.handle_completions({"prompt": "a", "max_tokens": 1})
+if "error" in answer:
+    print(answer["error"]["message"], file=sys.stderr, flush=True)
+os._exit("error" in answer)
 """
 
 

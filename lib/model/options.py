@@ -1,16 +1,17 @@
 """Choose the library that loads the model, and refuse settings that cannot work."""
 
 import functools
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import transformers
 from packaging.version import Version
 
+from lib import params
 from lib.common.errors import UserError
-from lib.model import adapter, device
-from lib.params import Params, full_conflicts
+from lib.model import adapter, device, packages
+from lib.params import Params
+from lib.params.conflicts import NEEDS_BFLOAT16
 
 # transformers before 5.6 trained Gemma 3n with wrong key/value sharing (PR #45489)
 OLDEST_TRANSFORMERS = "5.6"
@@ -44,36 +45,19 @@ def choose_backend(job: Params) -> tuple[str, str]:
             "transformers",
             f"{card.name} with {card.gb:.0f} GB needs none of Unsloth's memory savings",
         )
-    if not _is_installed("unsloth"):
+    if not packages.is_installed("unsloth"):
         return "transformers", "unsloth is not installed"
     return "unsloth", f"4 bit on {card.name} with {card.gb:.0f} GB, where its savings count"
 
 
 def _conflicts_of_unsloth(job: Params) -> Iterator[tuple[bool, str]]:
     """Yield each condition under which Unsloth cannot load the job, and the message for it."""
-    install = "Set backend: auto, or install requirements.txt on a machine with a GPU."
-    yield (
-        not _is_installed("unsloth"),
-        f"backend: unsloth needs the package unsloth, which is not installed. {install}",
-    )
+    for message in packages.list_missing(job):
+        yield True, message
     yield (
         not torch.cuda.is_available(),
-        f"backend: unsloth needs an NVIDIA GPU, but torch sees none. {install}",
-    )
-    yield (
-        job.torch_compile or job.packing,
-        "backend: unsloth replaces the code that packing and torch_compile change. Set both to "
-        "false, or backend: transformers.",
-    )
-    yield (
-        job.train_end_token is True,
-        "train_end_token was not tried with backend: unsloth. Set backend: transformers, or "
-        "train_end_token: false.",
-    )
-    yield (
-        job.use_dora,
-        "backend: unsloth computes LoRA with kernels of its own, which do not support use_dora. "
-        "Set use_dora: false, or backend: transformers.",
+        "backend: unsloth needs an NVIDIA GPU, but torch sees none. Set backend: auto, or install "
+        "requirements.txt on a machine with a GPU.",
     )
 
 
@@ -129,7 +113,6 @@ def _conflicts(job: Params) -> Iterator[tuple[bool, str]]:
     It is a generator, so that no condition is evaluated after one that is true.
     """
     cuda = torch.cuda.is_available()
-    yield from ((True, message) for message in full_conflicts.list_conflicts(job))
     yield (
         Version(transformers.__version__) < Version(OLDEST_TRANSFORMERS),
         f"transformers {transformers.__version__} trains Gemma 3n wrongly; expected "
@@ -145,54 +128,20 @@ def _conflicts(job: Params) -> Iterator[tuple[bool, str]]:
         "optim: adamw_8bit needs an NVIDIA GPU, but torch sees none here. Use params/cpu.yaml, "
         "or set optim: adamw_torch.",
     )
-    yield (
-        (job.load_in_4bit or job.optim == "adamw_8bit") and not _is_installed("bitsandbytes"),
-        "load_in_4bit and optim: adamw_8bit need the package bitsandbytes, which is not "
-        "installed. Install requirements.txt, or set load_in_4bit: false and optim: adamw_torch.",
-    )
+    for message in packages.list_missing(job):
+        yield True, message
     yield (
         job.torch_compile and not cuda,
         "torch_compile needs an NVIDIA GPU, but torch sees none here. Set torch_compile: false.",
     )
-    yield (
-        job.torch_compile and job.gradient_checkpointing and job.lora_dropout > 0,
-        "torch_compile with gradient_checkpointing cannot draw the same dropout twice. Set "
-        "lora_dropout: 0, or one of the two to false.",
-    )
-    yield (
-        job.torch_compile and not job.packing,
-        "torch_compile needs packing: true, which gives every micro-batch one shape. Set both, "
-        "or neither.",
-    )
-    yield (
-        job.torch_compile and not _is_bfloat16_on_card(job),
-        "torch_compile needs a bfloat16 base on the card: set load_in_4bit: false, "
-        "offload_embedding: false, precision: bf16.",
-    )
+    for message in params.list_conflicts(job):
+        yield True, message
+    yield job.torch_compile and not _is_bfloat16_on_card(job), NEEDS_BFLOAT16
     yield (
         # without a GPU, packing takes another path
         job.packing and cuda and torch.cuda.get_device_capability() < (8, 0),
         f"packing needs FlashAttention, which {device.card().name} cannot run: it needs compute "
         "capability 8.0 or more. Set packing: false.",
-    )
-    yield (
-        job.packing and job.neftune_noise_alpha > 0,
-        "neftune_noise_alpha scales by a row's length, which packing hides. Set packing: false, "
-        "or neftune_noise_alpha: 0.",
-    )
-    yield (
-        job.fsdp == "full_shard" and (job.load_in_4bit or job.torch_compile),
-        "fsdp: full_shard works with a 16-bit base only, and without compiled steps. Set "
-        "load_in_4bit: false and torch_compile: false, or fsdp: none.",
-    )
-    yield (
-        job.max_steps == 0,
-        "max_steps is 0; expected 1 or more steps, or -1 for num_train_epochs.",
-    )
-    yield (
-        job.early_stopping_patience > 0 and not job.eval_steps,
-        "early_stopping_patience counts evals, but eval_steps is 0. Set eval_steps, for example "
-        "to save_steps.",
     )
 
 
@@ -200,7 +149,3 @@ def _is_bfloat16_on_card(job: Params) -> bool:
     if job.load_in_4bit or job.offload_embedding:
         return False
     return device.choose_precision(job.precision, job.load_in_4bit)[0] == torch.bfloat16
-
-
-def _is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None

@@ -3,6 +3,7 @@
 python -m lib.params            # the table of parameters in params/README.md
 """
 
+from lib.params.conflicts import list_conflicts, require_consistent
 from lib.params.keeping import find_changed, fingerprint, load_recorded, to_yaml
 from lib.params.kinds import RULES, Source, Text
 from lib.params.reading import check_values, load_job, parse_overrides, read_values, suggest_name
@@ -20,11 +21,13 @@ __all__ = [
     "find_changed",
     "fingerprint",
     "is_free",
+    "list_conflicts",
     "load_job",
     "load_recorded",
     "markdown_table",
     "parse_overrides",
     "read_values",
+    "require_consistent",
     "stage_of",
     "suggest_name",
     "to_yaml",

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from lib.common import files
 from lib.common.errors import UserError
 from lib.params.reading import load_job
 from lib.params.schema import FIELDS, Params, is_free, stage_of
@@ -53,7 +54,7 @@ def load_recorded(folder: pathlib.Path) -> Params:
     text, has_seal, seal = path.read_text(encoding="utf-8").rpartition(SEAL)
     if has_seal and seal.strip() != _hash(text):
         raise UserError(
-            f"{folder.name}/params.yaml is not as the run recorded it: it was damaged, or changed "
+            f"{files.format_path(path)} is not as the run recorded it: it was damaged, or changed "
             f"by hand. Restore the old values. For other parameters, write a params file of your "
             f"own, and give it by PARAMS= with another RUN=."
         )

@@ -7,7 +7,7 @@ import annotated_types
 import pydantic
 
 Text = Annotated[str, annotated_types.MinLen(1)]
-CountOrAuto = Annotated[int, annotated_types.Ge(1)] | Literal["auto"]
+CountOrAuto = Annotated[int, annotated_types.Ge(1), annotated_types.Le(10_000)] | Literal["auto"]
 Rule = Literal[
     "placeholder",
     "answer_is_question",

@@ -37,6 +37,12 @@ def load_job(params_file: str | pathlib.Path, overrides: str = "") -> Params:
 def read_values(params_file: str | pathlib.Path) -> dict[str, Any]:
     """Return the keys and values of a params file, not yet checked."""
     path = locations.local_path(params_file)
+    if path.is_dir():
+        inside = sorted(file.name for file in path.glob("*.y*ml"))
+        raise UserError(
+            f"PARAMS=`{shorten(str(params_file))}` is a folder; expected a params file, such as "
+            f"{path.name + '/' + inside[0] if inside else 'params/cpu.yaml'}."
+        )
     if not path.is_file():
         presets = [p for p in (ROOT / "params").glob("*.yaml") if p.name != "sweep.yaml"]
         raise UserError(
@@ -54,7 +60,11 @@ def read_values(params_file: str | pathlib.Path) -> dict[str, Any]:
         ) from None
     values = strict_yaml.parse(text, str(params_file))
     if values is None:
-        return {}
+        raise UserError(
+            f"params file `{shorten(str(params_file))}` sets no parameter, so every one would be "
+            f"the default: {FIELDS['base_model'].default} on {FIELDS['dataset'].default}.\n"
+            f"If that is meant, write {{}} into it; otherwise lines of `key: value`."
+        )
     if not isinstance(values, dict):
         raise UserError(
             f"{params_file} is of type {type(values).__name__}; expected lines of `key: value`."

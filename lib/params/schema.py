@@ -90,7 +90,10 @@ class Params(pydantic.BaseModel):
 
     # cleaning
     max_seq_length: int = _prepare(
-        1024, "longest row, in tokens; `overlong` decides what happens to longer ones", ge=16
+        1024,
+        "longest row, in tokens; `overlong` decides what happens to longer ones",
+        ge=16,
+        le=1_000_000,
     )
     overlong: Literal["drop", "cut"] = _prepare(
         "drop",
@@ -167,7 +170,7 @@ class Params(pydantic.BaseModel):
 
     # adapter
     lora_r: int = _train(8, "rank of the adapter", ge=1, le=256)
-    lora_alpha: int = _train(8, "the adapter is scaled by lora_alpha / lora_r", ge=1)
+    lora_alpha: int = _train(8, "the adapter is scaled by lora_alpha / lora_r", ge=1, le=10_000)
     lora_dropout: float = _train(0.0, "dropout on the adapter's input, as a share", ge=0, lt=1)
     use_rslora: bool = _train(False, "scale the adapter by lora_alpha / sqrt(lora_r) instead")
     use_dora: bool = _train(False, "weight-decomposed adapters (DoRA): slower, not fused")
@@ -199,7 +202,7 @@ class Params(pydantic.BaseModel):
         "4 x gradient_accumulation_steps rows",
     )
     gradient_accumulation_steps: int = _train(
-        4, "micro-batches in a step, divided among the GPUs", ge=1
+        4, "micro-batches in a step, divided among the GPUs", ge=1, le=100_000
     )
     packing: bool = _train(
         False,
@@ -239,23 +242,34 @@ class Params(pydantic.BaseModel):
     )
 
     # schedule
-    num_train_epochs: float = _train(1.0, "passes over the training rows", gt=0)
+    num_train_epochs: float = _train(1.0, "passes over the training rows", gt=0, le=100_000)
     max_steps: int = _train(
-        -1, "optimizer steps after which training ends; -1 leaves it to num_train_epochs", ge=-1
+        -1,
+        "optimizer steps after which training ends; -1 leaves it to num_train_epochs",
+        ge=-1,
+        le=10_000_000,
     )
     max_minutes: float = _train(
-        0.0, "minutes after which a session saves and stops; 0 is no limit", ge=0, free=True
+        0.0,
+        "minutes after which a session saves and stops; 0 is no limit",
+        ge=0,
+        le=1_000_000,
+        free=True,
     )
     learning_rate: float = _train(2e-5, "learning rate at the schedule's peak", gt=0, lt=1)
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = _train(
         "linear", "shape of the schedule after warm-up"
     )
-    warmup_steps: int = _train(5, "steps in which the learning rate rises to its peak", ge=0)
+    warmup_steps: int = _train(
+        5, "steps in which the learning rate rises to its peak", ge=0, le=10_000_000
+    )
     weight_decay: float = _train(0.01, "AdamW's decoupled weight decay", ge=0, lt=1)
     neftune_noise_alpha: float = _train(
-        0.0, "uniform noise on the embeddings, scaled as in NEFTune; 0 is none", ge=0
+        0.0, "uniform noise on the embeddings, scaled as in NEFTune; 0 is none", ge=0, le=1000
     )
-    max_grad_norm: float = _train(1.0, "norm to clip gradients to; 0 does not clip", ge=0)
+    max_grad_norm: float = _train(
+        1.0, "norm to clip gradients to; 0 does not clip", ge=0, le=1_000_000
+    )
     optim: Literal["adamw_8bit", "adamw_torch"] = _train(
         "adamw_8bit", "optimizer; `adamw_8bit` needs a CUDA card"
     )
@@ -277,7 +291,10 @@ class Params(pydantic.BaseModel):
         "none", "tracker that also gets every line of the ledger", free=True
     )
     sample_tokens: int = _train(
-        96, "longest answer to the fixed prompts before and after training, in tokens", ge=1
+        96,
+        "longest answer to the fixed prompts before and after training, in tokens",
+        ge=1,
+        le=100_000,
     )
 
     # export
@@ -288,7 +305,10 @@ class Params(pydantic.BaseModel):
         "full_finetuning",
     )
     safety_tokens: int = _export(
-        128, "longest answer to a prompt of the safety set, in tokens; 0 skips the set", ge=0
+        128,
+        "longest answer to a prompt of the safety set, in tokens; 0 skips the set",
+        ge=0,
+        le=100_000,
     )
     judge: Judge = _export(
         {},

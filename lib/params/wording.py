@@ -79,7 +79,9 @@ def _describe_bounds(bounds: list[Any]) -> str:
 
 
 def _describe_limit(limit: float) -> str:
-    return "2^32" if limit == 2**32 else f"{limit:g}"
+    if limit == 2**32:
+        return "2^32"
+    return f"{limit:,}" if isinstance(limit, int) else f"{limit:g}"
 
 
 def markdown_table() -> str:

@@ -17,7 +17,7 @@ from lib.common.errors import UserError
 from lib.common.interrupts import keep_interrupts
 from lib.params import Params
 from lib.record import by_hand, earlier
-from lib.record.opening import open_run
+from lib.record.opening import is_recorded, open_run
 from lib.record.run_folder import choose_folder, lock_run, unlock_on_error
 from lib.record.run_record import Run, earlier_stages, later_stages, read_record, tell_aside
 
@@ -38,6 +38,8 @@ def begin_stage(stage: str, namespace: dict[str, Any]) -> tuple[Params, Run]:
         run.save()
         return job, run
     by_hand.forget_earlier_pass(namespace)
+    if not is_recorded(folder, job):
+        params.require_consistent(job)
     run = open_run(folder, job)
     with unlock_on_error(folder):
         for before in earlier_stages(stage):

@@ -11,7 +11,7 @@ from lib.common.errors import UserError
 from lib.params import Params
 from lib.record.changed import reconcile_parameters
 from lib.record.executed import mark_failed
-from lib.record.run_folder import lock_run, unlock_on_error
+from lib.record.run_folder import is_run, lock_run, unlock_on_error
 from lib.record.run_record import STAGES, Run, read_record, timestamp
 
 CUT_OFF = {
@@ -50,12 +50,13 @@ def open_run(folder: pathlib.Path, job: Params, force_from: str = "") -> Run:
 
 
 def _create_run(folder: pathlib.Path) -> Run:
+    _refuse_folder_of_runs(folder)
     foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if foreign:
         raise UserError(
             f"`{files.format_path(folder)}` has no run.json but contains {', '.join(foreign[:5])}: "
             f"it is not a run of this pipeline, or a half-deleted one.\n"
-            f"Move it away, or choose another name with RUN=."
+            f"Choose another name with RUN=, or move it away."
         )
     return Run(
         folder,
@@ -69,6 +70,25 @@ def _create_run(folder: pathlib.Path) -> Run:
             },
         },
     )
+
+
+def _refuse_folder_of_runs(folder: pathlib.Path) -> None:
+    """Raise UserError for a folder that holds runs, such as runs/examples."""
+    runs = sorted(path.parent for path in folder.glob("*/run.json"))
+    if runs:
+        raise UserError(
+            f"`{files.format_path(folder)}` is no run, but a folder of runs: "
+            f"{', '.join(path.name for path in runs[:10])}.\n"
+            f"Name one of them by its path, RUN={files.format_path(runs[0])}, or choose another "
+            f"name."
+        )
+
+
+def is_recorded(folder: pathlib.Path, job: Params) -> bool:
+    """Tell whether a run has these parameters already; False if its record is damaged."""
+    with contextlib.suppress(UserError):
+        return is_run(folder) and params.load_recorded(folder) == job
+    return False
 
 
 def _remove_torn_files(folder: pathlib.Path) -> None:

@@ -19,12 +19,17 @@ from lib.record.run_record import read_record
 # a kernel checks once a second whether its runner is alive, and ends if not; a long call into C
 # delays that
 ORPHAN_SECONDS = 10
+SHOWN = 10  # runs that a message names
 
 
 def list_names() -> str:
-    """Return the names of all runs, for a message."""
-    names = sorted(path.parent.name for path in runs_folder().glob("*/run.json"))
-    return ", ".join(names) or "none"
+    """Return the names of the newest runs, for a message, and how many more there are."""
+    records = runs_folder().glob("*/run.json")
+    newest = sorted(records, key=lambda path: path.stat().st_mtime, reverse=True)
+    names = sorted(path.parent.name for path in newest[:SHOWN])
+    more = len(newest) - len(names)
+    left = f", and {more:,} more (`make runs` lists them)" if more else ""
+    return (", ".join(names) or "none") + left
 
 
 def is_run(folder: pathlib.Path) -> bool:

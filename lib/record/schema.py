@@ -135,6 +135,7 @@ class PrepareResults(TypedDict):
     truncated: int
     seconds: float
     step_seconds: dict[str, float]
+    seconds_between_steps: NotRequired[float]  # making or downloading the base, and the tables
 
 
 class Lengthening(TypedDict):

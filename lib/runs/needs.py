@@ -4,14 +4,16 @@ import pathlib
 from collections.abc import Callable, Collection
 from functools import partial
 
+from lib import params
 from lib.common import files, limits, locations, machine
 from lib.common.errors import UserError
 from lib.common.gguf_types import FILE_TYPES
 from lib.data.reading import source_changes, sources
 from lib.export import push
 from lib.export.base_needs import exportable
-from lib.model import shards, start
-from lib.params import Params, full_conflicts, number_bytes
+from lib.model import base, packages, shards, start
+from lib.params import Params, number_bytes
+from lib.record import opening
 from lib.record.run_record import Run
 
 BUNDLED_BYTES = 575 * 2**20  # Gemma 3 270M as 16-bit safetensors, with its tokenizer
@@ -35,15 +37,7 @@ def list_checks(
     stages: Collection[str], job: Params, folder: pathlib.Path
 ) -> list[Callable[[], object]]:
     """Return the checks of `check_machine` that ask no network; each raises its own UserError."""
-    has_gpu = bool(machine.gpus())
-    checks: list[Callable[[], object]] = []
-    if "train" in stages:
-        checks.append(partial(_refuse_conflicts, job))
-    if "train" in stages and not has_gpu:
-        checks.append(partial(_refuse_gpu_needs, job))
-    begins = "train" in stages and not any((folder / "checkpoints").glob("step-*"))
-    if job.start_from and begins:
-        checks.append(partial(start.check_start, job))
+    checks = _list_setting_checks(stages, job, folder)
     if "prepare" in stages or is_bundled(job.base_model):
         checks.append(partial(locations.make_cache, locations.cache_folder()))
     checks.append(partial(_require_disk, stages, job, folder))
@@ -54,19 +48,80 @@ def list_checks(
     size = measure_base(job.base_model)
     if "train" in stages and job.full_finetuning:
         checks.append(partial(_require_full_training, job))
-    if loads_base and size and not has_gpu:
+    if loads_base and size and not machine.gpus():
         what = f"{job.base_model}, which train and export load,"
         checks.append(partial(limits.require_memory, size, what))
     return checks
 
 
-def _refuse_conflicts(job: Params) -> None:
-    if conflicts := full_conflicts.list_conflicts(job):
-        raise UserError("\n".join(conflicts))
+def _list_setting_checks(
+    stages: Collection[str], job: Params, folder: pathlib.Path
+) -> list[Callable[[], object]]:
+    """Return the checks of settings that this machine may not have what they need for."""
+    checks: list[Callable[[], object]] = []
+    if "prepare" in stages:
+        checks.append(partial(_require_base, job.base_model))
+    if "train" in stages:
+        checks.append(partial(_refuse_gpu_needs, job))
+        checks.append(partial(_refuse_missing_packages, job))
+        if job.start_from and not any((folder / "checkpoints").glob("step-*")):
+            checks.append(partial(start.check_start, job))
+    return checks
+
+
+def check_settings(stages: Collection[str], job: Params, folder: pathlib.Path) -> None:
+    """Raise UserError for settings that the stages cannot work with on this machine."""
+    for check in _list_setting_checks(stages, job, folder):
+        check()
+
+
+def require_possible(job: Params, folder: pathlib.Path) -> None:
+    """Raise UserError for settings that no machine can work with, before they are recorded.
+
+    A run that has them already is left as it is: what is made of it can still be exported.
+    """
+    if opening.is_recorded(folder, job):
+        return
+    params.require_consistent(job)
+    if job.push_to:
+        push.name_repositories(job.push_to)
+
+
+def note_elsewhere(stages: Collection[str], job: Params, folder: pathlib.Path) -> list[str]:
+    """Return what keeps this machine from later stages, which another one may be meant for."""
+    notes = []
+    for check in _list_setting_checks(stages, job, folder):
+        try:
+            check()
+        except UserError as error:
+            notes.append(str(error).splitlines()[0])
+    return notes
+
+
+def _require_base(base_model: str) -> None:
+    if not is_bundled(base_model):
+        base.find_folder(base_model)
+    elif base_model != base.BUNDLED:
+        raise UserError(base.describe_unbundled(base_model))
+
+
+def _refuse_missing_packages(job: Params) -> None:
+    if missing := list(packages.list_missing(job)):
+        raise UserError("\n".join(missing))
 
 
 def _refuse_gpu_needs(job: Params) -> None:
-    if needs := describe_gpu_needs(job):
+    present = len(machine.gpus())
+    wanted = 2 if job.fsdp == "full_shard" else 1
+    wanted = wanted if job.num_gpus == "auto" else max(wanted, job.num_gpus)
+    if 0 < present < wanted:
+        setting = "num_gpus" if job.num_gpus == wanted else "fsdp: full_shard"
+        raise UserError(
+            f"This job trains on {wanted} or more GPUs ({setting}), but nvidia-smi finds {present} "
+            f"here.\n"
+            f"Set num_gpus: auto and fsdp: auto, which take what there is."
+        )
+    if not present and (needs := describe_gpu_needs(job)):
         raise UserError(
             f"This job trains with {needs}, which needs an NVIDIA GPU, but nvidia-smi finds none "
             f"here.\n"
@@ -116,6 +171,12 @@ def describe_gpu_needs(job: Params) -> str:
         needs.append("optim=adamw_8bit")
     if job.torch_compile:
         needs.append("torch_compile=true")
+    if job.backend == "unsloth":
+        needs.append("backend=unsloth")
+    if job.fsdp == "full_shard":
+        needs.append("fsdp=full_shard")
+    if job.num_gpus != "auto" and job.num_gpus > 1:
+        needs.append(f"num_gpus={job.num_gpus}")
     return " and ".join(needs)
 
 

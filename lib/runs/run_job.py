@@ -7,7 +7,7 @@
 Without --params, a run that exists keeps its own parameters, and a new one has those of
 params/cpu.yaml.
 Exit codes: 0, 1 if a stage failed, 2 for wrong usage, 130 / 143 / 129 when interrupted by Ctrl-C /
-SIGTERM / a closed terminal.
+SIGTERM / a closed terminal. `ask` saves nothing, so there the signal itself ends it.
 """
 
 import argparse
@@ -17,16 +17,22 @@ import signal
 import sys
 
 from lib import params
-from lib.common import files, locations
+from lib.common import files, interrupts, locations
 from lib.common.errors import UserError
 from lib.common.redact import redacted_terminal
 from lib.common.text import shorten
 from lib.data.reading import sources
 from lib.params import Params
 from lib.record import opening, run_folder
-from lib.record.run_record import STAGES
+from lib.record.run_record import STAGES, read_record
 from lib.runs.engine import StageFailed
-from lib.runs.needs import check_machine, check_sources
+from lib.runs.needs import (
+    check_machine,
+    check_settings,
+    check_sources,
+    note_elsewhere,
+    require_possible,
+)
 from lib.runs.stages import run_stage
 from lib.runs.stopper import Stopper
 
@@ -64,7 +70,10 @@ def main(argv: list[str] | None = None) -> int:
 def _do(options: argparse.Namespace) -> int:
     """Carry out one command and return its exit code; always unlock the run."""
     stopper = Stopper()
-    stopper.install()
+    if options.command == "ask":
+        interrupts.end_at_once()  # it saves nothing
+    else:
+        stopper.install()
     folder = None
     try:
         job, folder = choose_job(options.params, options.overrides, options.run)
@@ -133,12 +142,18 @@ def _run_stages(
         wanted = STAGES[: STAGES.index(options.command) + 1]
         asked_for = (options.command,)
     forced = asked_for if options.force else ()
+    require_possible(job, folder)
     if "prepare" in forced or not run_folder.is_run(folder):
         sources.check_sources(job)
     if not folder.exists():  # before anything is made or downloaded
         sources.require_hub_sets(job)
         check_machine(wanted, job, locations.existing_parent(folder))
         _name_relatives(folder, options.run)
+    else:
+        check_settings([s for s in wanted if s in forced or not _is_done(folder, s)], job, folder)
+    later = [s for s in STAGES if s not in wanted and not _is_done(folder, s)]
+    for note in note_elsewhere(later, job, folder):
+        print(f"note: not on this machine: {note}")
     run = opening.open_run(folder, job, forced[0] if forced else "")
     if "prepare" not in forced:
         check_sources(run, job)
@@ -155,6 +170,15 @@ def _run_stages(
             return 128 + stopper.signal if stopper.signal else 1
     _write_report(folder)
     return 0
+
+
+def _is_done(folder: pathlib.Path, stage: str) -> bool:
+    """Tell whether a run's record has a stage as finished; a damaged record is told later."""
+    if not run_folder.is_run(folder):
+        return False
+    with contextlib.suppress(UserError):
+        return read_record(folder / "run.json")["stages"][stage]["status"] == "finished"
+    return True
 
 
 def _name_relatives(folder: pathlib.Path, name: str) -> None:

@@ -5,6 +5,7 @@ import pathlib
 
 from lib.common import files
 from lib.common.errors import ROOT
+from lib.data import empty_splits
 from lib.params import Params
 from lib.record import run_folder, run_record
 from lib.record.run_record import Run
@@ -39,6 +40,10 @@ def run_stage(run: Run, stage: str, job: Params, force: bool, stopper: Stopper) 
     # the hash shows later whether somebody changed the numbers in the notebook
     run.stage(stage)["notebook"] = files.sha256(target)
     run.end_attempt(stage, "finished", "ok")
+    if stage == "prepare":
+        counts = files.read_results(run.folder).get("prepare") or {}
+        for caution in empty_splits.describe_empty(job, counts):
+            print(caution)
 
 
 def _describe_finished(run: Run, stage: str) -> str:

@@ -4,6 +4,7 @@
 """
 
 import signal
+import subprocess
 import sys
 import time
 import weakref
@@ -11,6 +12,7 @@ import weakref
 import pytest
 
 from lib.common import interrupts
+from lib.common.errors import ROOT
 
 
 class Thing:
@@ -40,3 +42,35 @@ def test_another_error_in_a_callback_is_printed_as_ever(capfd):
     del thing
     assert reference() is None
     assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", interrupts.STOPPERS)
+@pytest.mark.parametrize("says", ["", "stopped"])
+def test_a_command_that_saves_nothing_ends_at_once_and_cleans_nothing_up(number, says):
+    code = f"""
+import os, signal, time
+from lib.common import interrupts
+interrupts.end_at_once({says!r})
+try:
+    os.kill(os.getpid(), {int(number)})
+    time.sleep(30)
+finally:
+    print("cleaned up")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=20, capture_output=True)
+    ended = (128 + number, b"\nstopped\n") if says else (-number, b"")
+    assert (done.returncode, done.stderr, done.stdout) == (*ended, b"")
+
+
+def test_a_delayed_signal_comes_after_the_block_and_an_ignored_one_never():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    steps = []
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts.delayed():  # noqa: PT012 - all may raise
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGINT)
+            steps.append("went on")
+    finally:
+        assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
+    assert steps == ["went on"]
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler

@@ -3,11 +3,15 @@
 python -m pytest tests/data/test_data_card.py
 """
 
+import io
+from collections import Counter
+
 import pytest
 
 from helpers import preparing
 from lib.common.errors import UserError
 from lib.data import data_card, splits
+from lib.data.rows import Rows
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +102,36 @@ def test_a_source_of_pictures_alone_is_an_error_that_names_them(bundled_base, tm
         UserError, match=r"no row is left of the 4 read .*\n.*image_not_read +4 +columns: "
     ):
         preparing.prepare(preparing.job(path), bundled_base, tmp_path / "run")
+
+
+def test_the_terminal_names_the_fields_that_may_decide_what_is_trained(tmp_path):
+    rows = Rows(
+        preparing.job("d.jsonl", columns={"question": "ask", "answer": "reply"}),
+        tmp_path,
+        None,
+        dropped_file=io.StringIO(),
+        fields=[
+            Counter(
+                {
+                    (("ask", "reply"), ("is_correct", "output", "source")): 20,
+                    (("ask", "reply"), ("prompt", "rejected", "messages[].label")): 5,
+                }
+            )
+        ],
+    )
+    assert data_card.describe_fields(rows).splitlines() == [
+        "not read: `is_correct` in 20 rows of d.jsonl, which is named as if it judged the answer. "
+        "If it marks wrong answers, have it read: columns: {question: ask, answer: reply, "
+        "is_correct: is_correct}",
+        "not read: `output` in 20 rows of d.jsonl, which may be the answer too; another field was "
+        "read as the answer. If this one counts, name it: columns: {question: ..., answer: output}",
+        "not read: `prompt` in 5 rows of d.jsonl, which may belong to the question; another field "
+        "was read as the question. If this one counts, name it: columns: {question: prompt, "
+        "answer: ...}",
+        "not read: `messages[].label` in 5 rows of d.jsonl, which is named as if it judged the "
+        "answer. It is in the turns, where no such field is read: move it to the row.",
+    ]
+    rows.note_dropped("marked_wrong", "r1", {"text": 'its `is_correct` is "no"'})
+    assert data_card.describe_fields(rows).startswith(
+        'dropped: 1 rows, marked as wrong; the first: its `is_correct` is "no"\n'
+    )

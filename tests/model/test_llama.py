@@ -3,10 +3,16 @@
 python -m pytest tests/model/test_llama.py
 """
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+
 import pytest
 
-from lib.common.errors import UserError
-from lib.model import llama
+from lib.common.errors import ROOT, UserError
+from lib.model import llama, llama_probe
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +45,62 @@ def test_a_file_that_is_loaded_and_not_used_is_closed_again(gguf_path):
         pass
     with pytest.raises(ZeroDivisionError), llama.load_gguf(gguf_path, n_ctx=256):
         raise ZeroDivisionError
+
+
+STOPPED = """
+import os, signal, sys
+from lib.model import llama
+make = llama.xllamacpp.Server
+def make_and_stop(params):
+    server = make(params)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return server
+llama.xllamacpp.Server = make_and_stop
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+with llama.load_gguf(sys.argv[1], n_ctx=256):
+    print("loaded")
+"""
+LEFT_OPEN = """
+import sys
+from lib.model import llama
+manager = llama.load_gguf(sys.argv[1], n_ctx=256)
+engine = manager.__enter__()
+call = engine.server.handle_completions
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize(("code", "ends"), [(STOPPED, 143), (LEFT_OPEN, 7)])
+def test_a_signal_while_loading_and_an_exit_with_a_loaded_file_end_the_process(
+    gguf_path, code, ends
+):
+    done = subprocess.run(
+        [sys.executable, "-c", code, gguf_path], cwd=ROOT, timeout=60, capture_output=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (ends, b"", b"")
+
+
+def test_the_probe_ends_at_ctrl_c_even_while_llama_cpp_reads(tmp_path):
+    os.mkfifo(path := tmp_path / "endless.gguf")
+    probe = subprocess.Popen([sys.executable, "-c", llama_probe.PROBE, path])
+    try:
+        with open(path, "wb"):  # waits until llama.cpp opens it
+            probe.send_signal(signal.SIGINT)
+            assert probe.wait(20) == -signal.SIGINT
+    finally:
+        probe.kill()
+
+
+def test_a_kept_traceback_does_not_keep_the_file_loaded(gguf_path):
+    with (  # noqa: PT012 - the last line is where it must come
+        pytest.raises(UserError) as kept,
+        llama.load_gguf(gguf_path, n_ctx=256) as engine,
+    ):
+        host, port = engine.server.listening_address.removeprefix("http://").split(":")
+        engine.complete("\ud800")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), timeout=5)
+    assert kept.traceback
 
 
 def test_stream_gives_the_text_of_chat_as_it_comes_and_keeps_what_is_raised(tiny_run):

@@ -109,3 +109,14 @@ def test_a_file_in_the_place_of_the_runs_is_named(tmp_path, monkeypatch):
         find_runs("")
     monkeypatch.setenv("MEDRESCUE_RUNS", " ")
     assert run_folder.runs_folder() == errors.ROOT / "runs"
+
+
+def test_a_message_names_the_newest_runs_and_how_many_more_there_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDRESCUE_RUNS", str(tmp_path))
+    assert run_folder.list_names() == "none"
+    for number in range(12):
+        (tmp_path / f"run{number:02}").mkdir()
+        (record := tmp_path / f"run{number:02}/run.json").touch()
+        os.utime(record, (number, number))
+    named = ", ".join(f"run{number:02}" for number in range(2, 12))
+    assert run_folder.list_names() == f"{named}, and 2 more (`make runs` lists them)"

@@ -12,8 +12,9 @@ from helpers import standin, tiny_gemma3
 from lib import params
 from lib.common import files, limits, machine
 from lib.common.errors import UserError
-from lib.record import run_record
-from lib.runs import needs
+from lib.model import packages
+from lib.record import opening, run_record
+from lib.runs import needs, run_job
 from lib.runs.run_job import main
 
 
@@ -64,6 +65,7 @@ def test_a_gpu_job_without_a_gpu_names_the_way_out(here, monkeypatch, capsys):
     ):  # prepare needs no card
         main(["prepare", "--params", "params/gpu.yaml", "--run", "job"])
     monkeypatch.setattr(machine, "gpus", lambda: ["a card"])
+    monkeypatch.setattr(packages, "is_installed", lambda name: True)
     needs.check_machine(["train"], params.load_job("params/gpu.yaml"), here.root)
 
 
@@ -132,3 +134,85 @@ def test_the_checkpoints_of_full_fine_tuning_are_counted(here):
     more = needs.estimate_disk("train", full) - needs.estimate_disk("train", adapter)
     weights_and_moments, saved = 12 * needs.BUNDLED_NUMBERS, 4 * needs.BUNDLED_NUMBERS
     assert more == 3 * weights_and_moments + saved - 2 * files.STAGE_BYTES
+
+
+IMPOSSIBLE = [
+    ("finetune_attention_modules=false finetune_mlp_modules=false", "nothing would be trained"),
+    ("push_to=noslash", "push_to is `noslash`"),
+    ("fsdp=full_shard num_gpus=1", "shards the base over several GPUs"),
+    ("num_gpus=3", "3 GPUs cannot share evenly"),
+]
+ELSEWHERE = [
+    ("start_from=nope", "no such run or folder"),
+    ("load_in_4bit=true optim=adamw_8bit", "load_in_4bit=true and optim=adamw_8bit"),
+    ("num_gpus=2", "num_gpus=2"),
+    ("fsdp=full_shard", "fsdp=full_shard"),
+    ("backend=unsloth", "backend=unsloth"),
+    ("report_to=wandb", "report_to is wandb, which is not installed"),
+]
+
+
+@pytest.fixture
+def prepared(here, monkeypatch):
+    """Return a tree with a run whose prepare is finished, in a process without optional packages."""
+    monkeypatch.setattr(packages, "is_installed", lambda name: False)
+    job = params.load_job("params/job.yaml")
+    run = opening.open_run(here.run, job)
+    run.begin_attempt("prepare", "make")
+    run.end_attempt("prepare", "finished", "ok")
+    files.unlock_folder(here.run)
+    return here
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("command", ["run", "prepare", "train", "export"])
+@pytest.mark.parametrize(("settings", "said"), IMPOSSIBLE)
+def test_what_no_machine_can_train_is_never_recorded(
+    prepared, capsys, begun, command, settings, said
+):
+    name = "job" if begun else "new"
+    words = (command, "--params", "params/job.yaml", "--run", name, "--set", settings)
+    before = sorted(prepared.run.parent.rglob("*"))
+    own = (prepared.run / "params.yaml").read_text()
+    assert main(list(words)) == 2
+    assert said in capsys.readouterr().err
+    assert sorted(prepared.run.parent.rglob("*")) == before
+    assert (prepared.run / "params.yaml").read_text() == own
+
+
+@pytest.mark.parametrize("name", ["job", "new"])
+@pytest.mark.parametrize(("settings", "said"), ELSEWHERE)
+def test_what_this_machine_cannot_train_is_refused_before_prepare_or_noted_by_it(
+    prepared, monkeypatch, capsys, name, settings, said
+):
+    """A job may be prepared here, and trained on a machine with a card."""
+    words = ["--params", "params/job.yaml", "--run", name, "--set", settings]
+    for command in ("run", "train"):
+        assert main([command, *words]) == 2
+        assert said in capsys.readouterr().err
+    monkeypatch.setattr(run_job, "run_stage", lambda *_: None)
+    assert main(["prepare", *words]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert said in notes[0]
+    assert all(note.startswith("note: not on this machine: ") for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [("/nope", "`/nope` does not exist"), ("bundled:foo", "`bundled:foo` is not bundled")],
+)
+def test_a_base_that_is_not_there_is_refused_before_a_row_is_read(here, capsys, base, said):
+    for command in ("run", "prepare"):
+        words = (command, "--params", "params/job.yaml", "--set", f"base_model={base}")
+        assert said in standin.refused(capsys, *words)
+    assert not here.run.exists()
+
+
+def test_a_finished_run_with_settings_that_are_refused_today_can_still_be_exported(here):
+    job = params.load_job("params/job.yaml", "max_steps=0")
+    with pytest.raises(UserError, match="max_steps is 0"):
+        needs.require_possible(job, here.run)
+    here.run.mkdir(parents=True)
+    (here.run / "run.json").write_text("{}")
+    (here.run / "params.yaml").write_text(params.to_yaml(job))
+    needs.require_possible(job, here.run)

@@ -21,6 +21,8 @@ from helpers import standin
         (["run", "--set", "lerning_rate=1"], "did you mean `learning_rate`?"),
         (["run", "--run", "../other"], "cannot name a run"),
         (["report", "--run", "nothing"], "not a run"),
+        (["run", "--run=-x"], "RUN=`-x` cannot name a run"),
+        (["run", "--run=examples"], "a folder of runs: demo"),
         (["prepare", "--set", "dataset=lib/mine"], "`lib/mine` does not exist; folder `lib` has"),
         (["prepare", "--set", "exam=[lib/mine]"], "exam `lib/mine` does not exist; folder `lib`"),
         (["prepare", "--set", "dataset=hf://datasets/a/b"], "write `a/b`"),

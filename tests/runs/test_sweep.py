@@ -615,3 +615,9 @@ def test_skypilot_reads_the_task(tmp_path):
         env={**os.environ, "HOME": str(tmp_path), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"},
     )
     assert done.stdout.splitlines()[-1:] == ["['PARAMS', 'SET', 'TARGET'] 1"], done.stderr
+
+
+def test_the_parameters_of_one_job_are_no_sweep_file():
+    with pytest.raises(UserError, match="not a sweep file.*`make run PARAMS=params/cpu.yaml`") as e:
+        sweep_file.read_sweep("params/cpu.yaml")
+    assert "unknown key" not in str(e.value)

@@ -16,6 +16,7 @@ import re
 from typing import Any
 
 from lib.common.errors import UserError
+from lib.common.text import shorten
 
 CHARACTERS = 200  # that the detector reads: its time grows with the length
 NEUTRAL = ("la", "zxx")
@@ -46,8 +47,10 @@ def list_languages() -> list[str]:
 def check_language(wanted: str) -> None:
     """Raise UserError for a language that the detector does not know; "" means any language."""
     if wanted and wanted not in list_languages():
+        near = [code for code in list_languages() if code == wanted.strip().lower()[:2]]
+        hint = f" did you mean `{near[0]}`?" if near else ""
         raise UserError(
-            f"language `{wanted}` is not one the detector knows; expected one of "
+            f"language `{shorten(wanted)}` is not one the detector knows;{hint} expected one of "
             f"{', '.join(list_languages())}, or empty for any."
         )
 

@@ -16,6 +16,7 @@ SAMPLE = 2**18  # characters of a csv file from which its dialect is guessed
 # Characters of a field. csv's own limit of 131,072 suits tables typed by hand; without any limit,
 # an open quote would fill the memory.
 csv.field_size_limit(2**28)
+DELIMITERS = ",;\t|"  # those that are found; others are named
 NAMED_DELIMITER = re.compile(r'"?sep=(.)"?[ \t]*\r?(?:\n|$)', re.IGNORECASE)
 SAVE = "Excel does so as `CSV UTF-8`."
 
@@ -44,6 +45,7 @@ def read_csv(file: Any, columns: dict[str, str], delimiter: str) -> NumberedRows
         before, delimiter = 1, named[1]
         sample, begun = sample[named.end() :], begun[named.end() :]
     dialect = _find_dialect(sample, is_cut, columns, delimiter)
+    tried = delimiter or DELIMITERS
     lines = itertools.chain(io.StringIO(begun, newline=""), text)
     header: list[str] = []
     for line, values in _read_records(csv.reader(lines, strict=True, **dialect), before):
@@ -52,7 +54,7 @@ def read_csv(file: Any, columns: dict[str, str], delimiter: str) -> NumberedRows
                 raise BadRow(f"line {line}: {values}")
             yield line, values
         elif not header:
-            header = _check_header(line, values, columns)
+            header = _check_header(line, values, columns, tried)
         elif len(values) != len(header):
             yield (
                 line,
@@ -65,9 +67,15 @@ def read_csv(file: Any, columns: dict[str, str], delimiter: str) -> NumberedRows
             yield line, dict(zip(header, values, strict=True))
 
 
-def _check_header(line: int, values: list[str], columns: dict[str, str]) -> list[str]:
-    """Return the names of the columns; raise BadRow if one comes twice, or the line is a row."""
+def _check_header(line: int, values: list[str], columns: dict[str, str], tried: str) -> list[str]:
+    """Return the names of the columns.
+
+    Raise BadRow if one comes twice, if the line is a row, or if none of the delimiters that were
+    `tried` is in it.
+    """
     header = [name.strip() for name in values]
+    if len(header) == 1 and not names_a_shape(header, columns) and header[0]:
+        raise BadRow(_explain_one_column(line, header[0], columns, tried))
     if not names_a_shape(header, columns) and any(map(_is_sentence, header)):
         raise BadRow(
             f"line {line} names no known column: {', '.join(header)[:200]}. If it is a row, write "
@@ -78,6 +86,28 @@ def _check_header(line: int, values: list[str], columns: dict[str, str]) -> list
         if header.count(name) > 1:
             raise BadRow(f"line {line}: the column `{name}` is named twice; rename one.")
     return header
+
+
+def _explain_one_column(line: int, header: str, columns: dict[str, str], tried: str) -> str:
+    marks = [mark for mark in dict.fromkeys(header) if not mark.isalnum() and mark not in "_-'\""]
+    splits = {mark: [name.strip() for name in header.split(mark)] for mark in marks}
+    found = next((mark for mark, names in splits.items() if names_a_shape(names, columns)), None)
+    names = {"\t": "a tab", ",": "a comma", " ": "a blank"}
+    listed = ", ".join(names.get(mark, mark) for mark in tried)
+    if found == "\t":
+        way = "End the file's name in .tsv"
+    elif found:
+        way = f"It seems to be {names.get(found, found)}: write sep={found} as a line above it"
+    else:
+        way = (
+            "If it is another character, write it as a line above, for example sep=^. If the file "
+            "has one column, it needs another for the answer"
+        )
+    return (
+        f"the delimiter was not found: line {line}, which names the columns, holds none of "
+        f"{listed}: {header[:200]}. {way}, or save the file with commas. If line {line} is a row, "
+        f"write a line with the columns' names above it, such as question,answer."
+    )
 
 
 def names_a_shape(header: list[str], columns: dict[str, str]) -> bool:
@@ -132,7 +162,7 @@ def _find_dialect(
     """
     best_score: tuple[bool, float, int] = (False, 0.0, -1)
     best: dict[str, Any] = {}
-    for quote, mark in itertools.product("\"'", delimiter or ",;\t|"):
+    for quote, mark in itertools.product("\"'", delimiter or DELIMITERS):
         reader = csv.reader(io.StringIO(sample, newline=""), delimiter=mark, quotechar=quote)
         rows = [row for row in reader if row]
         if is_cut and len(rows) > 1:

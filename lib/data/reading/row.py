@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from lib.data.reading import shapes
-from lib.data.reading.row_parts import multiple_choice
+from lib.data.reading.row_parts import multiple_choice, verdicts
 from lib.data.reading.row_parts.fields import (
     BadRow,
     DroppedRow,
@@ -18,7 +18,7 @@ from lib.params import Source
 
 # how many rows have these fields: the names of those that were read, and of those that were not
 FieldCounts = Counter[tuple[tuple[str, ...], tuple[str, ...]]]
-IDS = ("id", "pubid")
+IDS = ("id", "pubid", "pub_id")
 TOPICS = ("topic", "subject_name", "subject")
 
 
@@ -36,6 +36,7 @@ class RowReader:
         self.read_again: Callable[[], Iterator[tuple[str, Any]]] = lambda: iter(())
         self.habits: Habits | None = None
         self.fields: FieldCounts = Counter()
+        self.verdicts = verdicts.Seen()
 
     def read(self, values: Any, number: int, split: str = "train") -> dict[str, Any]:
         """Return row `number` of a split of the source as {"id", "topic", "messages"}.
@@ -72,13 +73,13 @@ class RowReader:
     def _read_messages(self, row: Fields) -> shapes.Messages:
         if self.habits is None:
             try:
-                return shapes.read_messages(row)
+                return shapes.read_messages(row, None, self.verdicts)
             except UndecidedRow:
                 self.habits = multiple_choice.find_habits(
                     self.read_again(), self.source.columns, self.numbers
                 )
         try:
-            return shapes.read_messages(row, self.habits)
+            return shapes.read_messages(row, self.habits, self.verdicts)
         except UndecidedRow as error:
             raise BadRow(
                 f"{error}\nGive the letter in answer_letter, or say what numbers mean with the "

@@ -43,6 +43,8 @@ PAIRS = (
     ("query", "chosen"),
     ("input", "chosen"),
 )
+ASKING = tuple(dict.fromkeys(ask for ask, _ in PAIRS))
+REPLIES = tuple(dict.fromkeys(reply for _, reply in PAIRS))
 CHATS = ("messages", "conversations", "conversation")
 SYSTEM = ("system", "system_prompt")
 TEXT = "text"  # a conversation that a chat template has made one text of
@@ -77,15 +79,26 @@ def to_messages(
     Raise BadRow when it has no known shape, DroppedRow when it must not be trained on, and
     UndecidedRow when other rows of its source decide which option is right.
     """
-    return read_messages(Fields(values, columns), habits)
+    seen = verdicts.Seen()
+    messages = read_messages(Fields(values, columns), habits, seen)
+    verdicts.require_decided(seen)
+    return messages
 
 
-def read_messages(row: Fields, habits: multiple_choice.Habits | None = None) -> Messages:
-    """Return a row as chat messages, and note which of its fields were read; see to_messages."""
+def read_messages(
+    row: Fields,
+    habits: multiple_choice.Habits | None = None,
+    seen: verdicts.Seen | None = None,
+) -> Messages:
+    """Return a row as chat messages, and note which of its fields were read; see to_messages.
+
+    `seen` gets what the source's fields with verdicts hold.
+    """
     verdicts.drop_with_media(row)
     messages = _read_shape(row, habits)
     verdicts.drop_with_placeholder(messages)
-    verdicts.drop_marked_wrong(row)
+    verdicts.drop_without_weight(row)
+    verdicts.drop_marked_wrong(row, seen or verdicts.Seen())
     return messages
 
 
@@ -107,10 +120,11 @@ def _read_shape(row: Fields, habits: multiple_choice.Habits | None) -> Messages:
     if listed:
         row.get(listed[0])
         return []  # a conversation without turns, which is dropped as empty
-    turns = _read_templated(row.peek(TEXT))
-    if turns:
-        row.get(TEXT)
-        return _begin(row, turns)
+    for name in (TEXT, "chosen"):  # Anthropic's preferences are whole conversations as text
+        turns = _read_templated(row.peek(name))
+        if turns:
+            row.get(name)
+            return _begin(row, turns)
     raise BadRow(_explain_unknown(row))
 
 
@@ -154,7 +168,7 @@ def _begin(row: Fields, turns: Messages) -> Messages:
 
 
 def _read_chat(row: Fields, key: str) -> Messages:
-    verdicts.drop_without_weight(row)
+    verdicts.drop_without_weight(row, is_chat=True)
     turns = chats.read_turns(row, row.get(key), key)
     if turns and turns[-1]["role"] == "user" and row.is_filled("chosen"):
         turns += chats.read_side(row, "chosen", "assistant")
@@ -164,6 +178,7 @@ def _read_chat(row: Fields, key: str) -> Messages:
 def _read_choice(row: Fields, habits: multiple_choice.Habits | None) -> Messages:
     item = multiple_choice.to_choice(row, habits)
     options = item["options"]
+    choice_options.require_unlike(options)
     listed = "\n".join(f"{letter}) {text}" for letter, text in options.items())
     asked = [read_context(row), item["question"], listed]
     return _exchange(asked, options[item["answer_letter"]])
@@ -175,17 +190,40 @@ def _read_pair(row: Fields, ask: str, reply: str) -> Messages:
         asked = chats.read_side(row, ask, "user")
         answered = chats.read_side(row, reply, "assistant")
         return chats.join_sides(asked, answered)
+    for name in REPLIES:  # the same text under another name is read, and not said to be unread
+        if row.peek(name) == answer:
+            row.get(name)
     more = row.get("input") if ask == "instruction" else None
     if isinstance(more, str) and more.strip().casefold() in NO_INPUT:
         more = None
     context = read_context(row)
-    if isinstance(question, str) and isinstance(answer, str) and not more and not context:
-        # a prompt and its completion may be one templated text, cut in two
-        turns = templated.read_turns(question + answer) if has_control_token(question) else None
+    if isinstance(question, str) and isinstance(answer, str):
+        turns = _read_cut_template(question, answer, bool(more or context))
         if turns:
             row.get(ask), row.get(reply)
             return turns
     return _exchange([row.get(ask), more, context], row.get(reply))
+
+
+def _read_cut_template(question: str, answer: str, has_more: bool) -> Messages:
+    """Return the turns of a prompt and its completion that are one templated text, cut in two.
+
+    Empty for other texts, and where the row `has_more` that is asked. Raise DroppedRow for a prompt
+    that ends where a template has the answer begin, if its turns are not clear.
+    """
+    asks_to_go_on = templated.asks_to_go_on(question)
+    if not asks_to_go_on and not has_control_token(question) and not templated.ends_open(question):
+        return []
+    turns = None
+    if not has_more:
+        # the answer of a preference may repeat its prompt
+        repeats = answer.strip().startswith(question.strip())
+        turns = templated.read_turns(answer if repeats else question + answer)
+        turns = turns or templated.read_turns(f"{question}\n{answer.lstrip()}")
+    if not turns and asks_to_go_on and not has_control_token(question):
+        why = f"it is not clear where the turns of its prompt begin and end: {quote(question)}"
+        raise DroppedRow("templated_text", why)
+    return turns or []
 
 
 def read_context(row: Fields) -> str:

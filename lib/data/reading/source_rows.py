@@ -18,6 +18,7 @@ from lib.common.errors import UserError
 from lib.data.reading import formats, hub_rows, sources
 from lib.data.reading.local_files import Part
 from lib.data.reading.row import FieldCounts, RowReader
+from lib.data.reading.row_parts import verdicts
 from lib.data.reading.row_parts.fields import BadRow, DroppedRow
 from lib.data.splits import FORGETTING
 from lib.params import Params, Source
@@ -80,6 +81,8 @@ def read_rows(
     for source in sources.list_forgetting(job):
         yield from _read_forgetting(source, reading)
     yield from _read_split(listed, "train", reading)
+    for own in listed:
+        _require_decided(own)
 
 
 def _list_input(
@@ -101,6 +104,13 @@ def _list_input(
     _list_unread(found.unread if found else [], inputs)
     reader.read_again = functools.partial(_read_again, source, [part for part, _ in parts])
     return _Input(number, source, parts, reader)
+
+
+def _require_decided(own: _Input) -> None:
+    try:
+        verdicts.require_decided(own.reader.verdicts)
+    except BadRow as error:
+        raise UserError(f"dataset `{own.source.dataset}`: {error}.") from None
 
 
 def _list_unread(unread: list[tuple[str, str]], inputs: list[dict[str, Any]]) -> None:
@@ -128,7 +138,19 @@ def _read_split(listed: list[_Input], split: str, reading: _Reading) -> Iterator
             if source.max_rows and count >= source.max_rows:
                 break
         if not count and split == "train":
-            raise UserError(f"dataset `{source.dataset}` has no rows.")
+            raise UserError(f"dataset `{source.dataset}` has no rows. {_explain_no_rows(own)}")
+
+
+def _explain_no_rows(own: _Input) -> str:
+    paths = dict.fromkeys(part.path for part, _ in own.parts if part and part.split == "train")
+    sizes = ", ".join(f"{path.name} ({path.stat().st_size:,} bytes)" for path in [*paths][:5])
+    if not paths:
+        return "Name another split, configuration or set."
+    return (
+        f"Read: {sizes}. Each row is a line with a question and an answer: in .jsonl "
+        f'{{"question": "...", "answer": "..."}}, in .csv below a first line with the columns\' '
+        f"names. Is this the file you mean, and was it written to its end?"
+    )
 
 
 def _read_forgetting(source: Source, reading: _Reading) -> Iterator[dict[str, Any]]:
@@ -213,12 +235,17 @@ def _to_row_or_note(
     except DroppedRow as dropped:
         reading.note_dropped(dropped.reason, dropped.row_id, f"{where}: {dropped}")
         return None
+    except verdicts.MixedVerdicts as error:  # earlier rows were kept: skipping this one is no help
+        raise UserError(f"{where}: {error}.") from None
     except BadRow as error:
         reading.unreadable += 1
         if reading.unreadable > reading.job.skip_bad_lines:
-            allowed = f"skip_bad_lines allows {reading.job.skip_bad_lines}."
-            more = f"\n{reading.unreadable} rows could not be read; {allowed}"
-            more = more if reading.unreadable > 1 else ""
+            more = (
+                f"\n{reading.unreadable:,} rows could not be read; skip_bad_lines allows "
+                f"{reading.job.skip_bad_lines:,}."
+                if reading.unreadable > 1
+                else "\nWith skip_bad_lines: 1, one such row is left out, named and counted."
+            )
             raise UserError(f"{where}: {error}{more}") from None
         reading.note_dropped("unreadable", where, str(error).splitlines()[0])
         return None

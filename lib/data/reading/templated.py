@@ -83,6 +83,16 @@ def is_templated(text: str) -> bool:
     return has_control_token(text) or bool(LABELLED.search(text))
 
 
+def asks_to_go_on(text: str) -> bool:
+    """Tell whether a text without control tokens ends where a template has the answer begin."""
+    return bool(GOES_ON.search(text))
+
+
+def ends_open(text: str) -> bool:
+    """Tell whether a text ends with a label such as "Answer:", which may be part of a template."""
+    return bool(OPEN_END.search(text))
+
+
 def _turn(role: str, text: str) -> dict[str, str]:
     return {"role": role, "content": text.strip()}
 
@@ -156,12 +166,16 @@ LABELS = (
     ("Human:", "Assistant:"),
     ("User:", "Assistant:"),
     ("Question:", "Answer:"),
+    ("Q:", "A:"),
 )
 LABELLED = re.compile(
     r"^[ \t]*(?:### ?(?:Instruction|Response|Human|Assistant|User)|Human|Assistant)[ \t]*:|"
     r"\b(?:USER|ASSISTANT):",
     re.M,
 )
+_OPEN = r"### ?(?:Response|Assistant|Answer|Output)[ \t]*:?|Assistant:"
+GOES_ON = re.compile(rf"(?:^[ \t]*(?:{_OPEN})|\bASSISTANT:)\s*\Z", re.M)
+OPEN_END = re.compile(r"^[ \t]*(?:Answer|A):\s*\Z", re.M)
 VICUNA = re.compile(
     r"(?P<system>A chat between[^\n]*?\.)?\s*"
     r"USER: (?P<user>(?:(?! ?\bASSISTANT:)[\s\S])*)\s\bASSISTANT:"
@@ -210,4 +224,4 @@ def _read_lines(text: str, asking: str, answering: str) -> Messages:
     pairs = len(turns) // 2
     alternate = [turn["role"] for turn in turns] == ["user", "assistant"] * pairs
     # one question and its answer: more of them may be a list of questions in one text
-    return turns if alternate and (asking != "Question:" or pairs == 1) else []
+    return turns if alternate and (asking not in ("Question:", "Q:") or pairs == 1) else []

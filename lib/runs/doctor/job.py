@@ -12,7 +12,7 @@ from lib.common import files, limits, locations
 from lib.common.errors import UserError
 from lib.data.reading import sources
 from lib.export.base_needs import exportable
-from lib.model import base, bundled, device, model_folder, options, ranks
+from lib.model import base, bundled, device, model_folder, options, packages, ranks
 from lib.params import Params
 from lib.record.run_record import STAGES, read_record
 from lib.runs import needs, run_job
@@ -195,7 +195,8 @@ def _list_refusals(job: Params, stages: Sequence[str], folder: pathlib.Path) -> 
     checks = needs.list_checks(stages, job, locations.existing_parent(folder))
     if "prepare" in stages:
         checks.append(partial(sources.check_sources, job))
-    if "train" in stages and job.report_to != "none":
+    checks.append(partial(needs.require_possible, job, folder))
+    if "train" in stages and job.report_to != "none" and packages.is_installed(job.report_to):
         checks.append(partial(trackers.import_package, job.report_to))
     messages = options.list_refusals(job) if "train" in stages else []
     for check in checks:

@@ -100,6 +100,12 @@ class Trial(NamedTuple):
 def read_sweep(sweep_file: str) -> Sweep:
     """Read a sweep file strictly; raise UserError with each wrong key and what is expected."""
     raw = params.read_values(sweep_file)
+    if raw.keys() & params.FIELDS.keys() and not raw.keys() & {"base", *SEARCHES}:
+        raise UserError(
+            f"{sweep_file} is not a sweep file, but the parameters of one job: "
+            f"`make run PARAMS={sweep_file}` runs it.\n"
+            f"A sweep file names it as its `base`, and what varies; params/sweep.yaml is one."
+        )
     problems = [_describe_unknown(key) for key in raw if key not in Sweep.model_fields]
     given = [search for search in SEARCHES if search in raw]
     if not problems and len(given) != 1:
@@ -238,6 +244,10 @@ def _draw_one(draw: random.Random, choices: list[Any] | Range) -> Any:
 def _check_trial(job: Params, sweep: Sweep, where: str) -> None:
     """Check what a valid job also needs to be a trial; nothing is read or made yet."""
     sources.check_sources(job)
+    try:
+        params.require_consistent(job)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     gpu_needs = needs.describe_gpu_needs(job)
     if gpu_needs and not sweep.gpus_per_trial:
         raise UserError(

@@ -137,9 +137,15 @@ def test_a_language_nobody_knows_is_refused():
     language.check_language("en")
     for code in ("xx", "zxx", "EN"):
         with pytest.raises(
-            UserError, match=f"`{code}` is not one the detector knows; expected one of .*af, am"
+            UserError, match=f"`{code}` is not one the detector knows;.* expected one of .*af, am"
         ):
             language.check_language(code)
+
+
+@pytest.mark.parametrize("code", ["EN", " en", "en-US", "En"])
+def test_a_language_written_otherwise_is_recognised(code):
+    with pytest.raises(UserError, match="did you mean `en`?"):
+        language.check_language(code)
 
 
 @any_of

@@ -127,3 +127,37 @@ def test_a_sample_that_ends_between_the_two_characters_of_a_line_end_loses_nothi
     fill = csv_rows.SAMPLE - len(head) - len("a,\r")
     (tmp_path / "d.csv").write_bytes((head + "a," + "b" * fill + "\r\nc,d\r\n").encode())
     assert Read(tmp_path / "d.csv").pairs == [("a", "b" * fill), ("c", "d")]
+
+
+@pytest.mark.parametrize("mark", ["^", "~", "#", " "])
+def test_a_delimiter_that_is_not_found_is_named_with_the_way_to_give_it(tmp_path, mark):
+    text = f"question{mark}answer\nIs it cold, or hot?{mark}Cold, then warm.\n"
+    (tmp_path / "d.csv").write_text(text)
+    said = refused(tmp_path / "d.csv")
+    assert "d.csv: the delimiter was not found: line 1" in said
+    assert f"write sep={mark} as a line above it" in said
+    (tmp_path / "d.csv").write_text(f"sep={mark}\nquestion{mark}answer\nCold?{mark}Warm.\n")
+    assert Read(tmp_path / "d.csv").pairs == [("Cold?", "Warm.")]
+
+
+def test_a_file_of_one_unknown_column_is_told_both_ways(tmp_path):
+    (tmp_path / "d.csv").write_text("notes\nfirst\nsecond\n")
+    said = refused(tmp_path / "d.csv")
+    assert "holds none of a comma, ;, a tab, |: notes." in said
+    assert "for example sep=^" in said
+    assert "needs another for the answer" in said
+
+
+@pytest.mark.parametrize("text", ["", "question,answer\n"])
+def test_a_file_without_rows_says_what_was_read_and_what_a_row_is(tmp_path, text):
+    (tmp_path / "d.csv").write_text(text)
+    said = refused(tmp_path / "d.csv")
+    assert f"has no rows. Read: d.csv ({len(text)} bytes)." in said
+    assert '{"question": "...", "answer": "..."}' in said
+
+
+def test_the_first_unreadable_row_names_the_parameter_that_skips_it(tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question": \n')
+    said = refused(tmp_path / "d.jsonl")
+    assert "With skip_bad_lines: 1, one such row is left out" in said
+    assert len(Read(tmp_path / "d.jsonl", skip_bad_lines=1)) == 1

@@ -341,7 +341,7 @@ BROKEN = [
     (
         "d.tsv",
         b"question,answer\na,b\n",
-        "d.tsv, line 2: no known shape; its fields are question,answer.",
+        "d.tsv: the delimiter was not found: line 1, which names the columns, holds none of a tab",
     ),
     ("d.parquet", b"PAR1", "d.parquet: not a parquet file"),
     ("d.parquet", HEAD, "d.parquet: not a parquet file"),

@@ -399,3 +399,33 @@ def test_unclear_templated_text_is_dropped_with_a_reason_and_plain_text_is_refus
     with pytest.raises(BadRow, match="no known shape; its fields are text") as refused:
         said({"text": "Cool a burn under running water."})
     assert not isinstance(refused.value, fields.DroppedRow)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": f"### Instruction:\n{Q}\n\n### Response:\n", "completion": A},
+        {"prompt": f"Human: {Q}\n\nAssistant:", "chosen": f" {A}", "rejected": " Ice."},
+        {"prompt": f"\n\nHuman: {Q}\n\nAssistant:", "chosen": A},
+        {"prompt": f"Human: {Q}\n\nAssistant:", "chosen": f"Human: {Q}\n\nAssistant: {A}"},
+        {"chosen": f"\n\nHuman: {Q}\n\nAssistant: {A}", "rejected": "..."},
+        {"prompt": f"### Human: {Q}\n### Assistant:", "response": A},
+        {"instruction": f"USER: {Q} ASSISTANT:", "output": A},
+        {"question": f"Question: {Q}\nAnswer:", "answer": A},
+        {"question": f"Q: {Q}\nA:", "answer": A},
+    ],
+)
+def test_a_prompt_that_ends_where_its_template_has_the_answer_begin(row):
+    assert said(row) == [("user", Q), ("assistant", A)]
+
+
+def test_a_prompt_whose_template_is_not_clear_is_dropped_and_a_plain_one_stays():
+    for row in (
+        {"prompt": f"{Q}\n### Response:", "completion": A},
+        {"instruction": f"### Instruction:\n{Q}\n\n### Response:", "input": "Now.", "output": A},
+    ):
+        with pytest.raises(fields.DroppedRow) as dropped:
+            said(row)
+        assert dropped.value.reason == "templated_text"
+    for text in ("Who is an assistant?", "The vitamin is A:", "What does it say?\nAnswer: help"):
+        assert said({"question": text, "answer": A}) == [("user", text), ("assistant", A)]

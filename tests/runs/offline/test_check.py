@@ -159,7 +159,7 @@ def test_setup_reads_the_folder_alone_and_checks_it_first(make):
     shown = make("setup", "WHEELS=/media/my stick", gpu=True)
     checks, installs = (shown.index(words) for words in ("offline.check", "--no-index"))
     assert checks < installs
-    assert "offline.check '/media/my stick' --for cuda" in shown
+    assert "offline.check --for cuda  -- '/media/my stick'" in shown
     assert "--chosen" not in shown
     assert "PIP_CONFIG_FILE=/dev/null .venv/bin/pip --isolated install" in shown
     assert shown.count("bin/pip ") == 1, "nothing else asks an index"

@@ -1,13 +1,16 @@
 """Read the turns of a conversation: who speaks, what is said, and whether an answer is trained."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lib.data.cleaning.turns import MASKED, Turn
+from lib.data.reading.row_parts import marks
 from lib.data.reading.row_parts.fields import (
     BadRow,
     DroppedRow,
     Fields,
     as_text,
+    fold_names,
     is_filled,
     quote,
     rows_of,
@@ -27,9 +30,24 @@ ROLES = {
 }
 TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
 TOOL_FIELDS = ("tool_calls", "function_call")
-# fields that say whether an answer is trained: OpenAI and ShareGPT, Axolotl, ms-swift
-WEIGHTS = ("weight", "train", "training", "loss")
+# fields that say whether an answer is trained: OpenAI and ShareGPT, Axolotl, ms-swift, verl
+WEIGHTS = ("weight", "train", "training", "loss", "loss_mask", "loss_weight", "trainable")
+NOT_TRAINED = ("masked", "no_loss", "ignore_loss")  # say the opposite
+# fields that train a part of an answer, or of which nobody knows the sense
+NOT_HONOURED = ("mask", "train_detail", "training_detail")
+ALL_WEIGHTS = (*WEIGHTS, *NOT_TRAINED, *NOT_HONOURED)
 WEIGHT_VALUES = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+HISTORIES = (
+    "history",
+    "chat_history",
+    "conversation_history",
+    "dialogue_history",
+    "dialog_history",
+    "message_history",
+    "previous_turns",
+    "previous_messages",
+    "past_messages",
+)
 # exchanges of a history that are objects
 HISTORY_PAIRS = (
     ("question", "answer"),
@@ -97,6 +115,7 @@ def _read_turn(row: Fields, turn: Any, field: str) -> Turn:
     role_key = "role" if said.get("role") is not None else "from"
     text_key = "content" if "content" in said else "value"
     name = said.get(role_key)
+    folded = fold_names(tuple(said))
     own = name.strip().casefold() if isinstance(name, str) else ""
     if own in TOOL_ROLES or any(is_filled(said.get(key)) for key in TOOL_FIELDS):
         raise DroppedRow("tool_call", f"its {field} hold a tool call: {quote(turn)}")
@@ -109,11 +128,14 @@ def _read_turn(row: Fields, turn: Any, field: str) -> Turn:
     text = said[text_key]
     if isinstance(text, list) and any(_is_media(part) for part in text):
         raise DroppedRow("image_not_read", f"a turn of its {field} holds {quote(text)}")
-    read = {role_key, text_key, *WEIGHTS}
+    weights = {ours: theirs for ours, theirs in folded.items() if ours in ALL_WEIGHTS}
+    read = {role_key, text_key, *weights.values()}
+    if role == "assistant":
+        read |= _drop_marked_wrong(said, folded, field)
     row.unread_inside |= {
         f"{field}[].{key}" for key, value in said.items() if key not in read and is_filled(value)
     }
-    if role == "assistant" and not _find_weight(said):
+    if role == "assistant" and not _find_weight(said, weights):
         return {"role": role, "content": as_text(text), MASKED: "yes"}
     return {"role": role, "content": as_text(text)}
 
@@ -122,15 +144,54 @@ def _is_media(part: Any) -> bool:
     return isinstance(part, dict) and str(part.get("type", "text")) not in ("text", "input_text")
 
 
-def _find_weight(turn: dict[str, Any]) -> bool:
-    """Tell whether an answer is trained; other weights than 0 and 1 cannot be honoured."""
+def _find_weight(turn: dict[str, Any], names: dict[str, str]) -> bool:
+    """Tell whether an answer is trained; other weights than 0 and 1 cannot be honoured.
+
+    `names` are {our name: theirs} of the turn's fields that say so.
+    """
     trained = True
-    for key in WEIGHTS:
-        value = turn.get(key)
+    for ours, theirs in names.items():
+        value = turn[theirs]
         if not is_filled(value):
             continue
-        trained = read_weight(value, f"a turn's {key}") and trained
+        if ours in NOT_HONOURED:
+            raise BadRow(
+                f"a turn's {theirs} is {quote(value)}, which is not read. Say which answers are "
+                f"trained by `train`: true or false in each turn, or remove the field."
+            )
+        weight = read_weight(value, f"a turn's {theirs}")
+        trained = (weight != (ours in NOT_TRAINED)) and trained
     return trained
+
+
+def _drop_marked_wrong(turn: dict[str, Any], names: Mapping[str, str], field: str) -> set[str]:
+    """Raise DroppedRow for an answer that its turn marks as wrong; return the fields that judge."""
+    read = set()
+    for ours, theirs in names.items():
+        kind = marks.find_kind(ours)
+        if kind not in (marks.RIGHT, marks.WRONG) or not is_filled(turn[theirs]):
+            continue
+        read.add(theirs)
+        if not read_sure_mark(f"{field}[].{theirs}", kind, turn[theirs]):
+            why = f"its `{field}[].{theirs}` is {quote(turn[theirs])}"
+            raise DroppedRow("marked_wrong", why)
+    return read
+
+
+def read_sure_mark(name: str, kind: str, value: Any) -> bool:
+    """Return whether a field whose name judges calls the answer right.
+
+    Raise BadRow for a value that is neither true nor false.
+    """
+    verdict = marks.read_mark(kind, value)
+    if verdict is None:
+        raise BadRow(
+            f"its `{name}` is {quote(value)}, and by its name it says whether the answer is "
+            f"{kind}; expected true or false (or yes, no, 1, 0, accepted, rejected, ...). Write "
+            f"one of them. If it says something else, name the columns that count, for example "
+            f"columns: {{question: ask, answer: reply}}"
+        )
+    return verdict
 
 
 def read_weight(value: Any, what: str) -> bool:
@@ -151,33 +212,45 @@ def read_weight(value: Any, what: str) -> bool:
 def read_history(row: Fields) -> list[Turn]:
     """Return the earlier exchanges of a row, which come before its question, as turns.
 
-    They are [question, answer] each (LLaMA-Factory, ms-swift), objects, or turns.
+    They are [question, answer] each (LLaMA-Factory, ms-swift), objects, or turns. Raise BadRow for
+    another form, and for two fields that hold unlike histories.
     """
-    if not row.is_filled("history"):
-        return []
-    history = rows_of(unpack(row.get("history")))
+    names = [name for name in HISTORIES if row.is_filled(name)]
+    histories = [_read_history(row, name) for name in names]
+    if any(history != histories[0] for history in histories):
+        raise BadRow(
+            f"its fields {' and '.join(str(row.names[name]) for name in names)} hold different "
+            f"earlier exchanges. Keep one, or name it with columns: {{history: "
+            f"{row.names[names[0]]}}} and rename the other."
+        )
+    return histories[0] if histories else []
+
+
+def _read_history(row: Fields, name: str) -> list[Turn]:
+    history = rows_of(unpack(row.get(name)))
+    theirs = row.names[name]
     if has_turns(history):
-        return read_turns(row, history, "history")
+        return read_turns(row, history, name)
     if not isinstance(history, list):
-        raise _refuse_history(row, history)
-    return [turn for exchange in history for turn in _read_exchange(row, exchange)]
+        raise _refuse_history(theirs, history)
+    return [turn for exchange in history for turn in _read_exchange(theirs, exchange)]
 
 
-def _read_exchange(row: Fields, exchange: Any) -> list[Turn]:
+def _read_exchange(theirs: str, exchange: Any) -> list[Turn]:
     if isinstance(exchange, dict):
         own = next((pair for pair in HISTORY_PAIRS if set(pair) == set(exchange)), None)
         exchange = [exchange[name] for name in own] if own else exchange
     is_pair = isinstance(exchange, list | tuple) and len(exchange) == 2
     if not is_pair or not all(isinstance(text, str) for text in exchange):
-        raise _refuse_history(row, exchange)
+        raise _refuse_history(theirs, exchange)
     question, answer = exchange
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def _refuse_history(row: Fields, value: Any) -> BadRow:
+def _refuse_history(theirs: str, value: Any) -> BadRow:
     return BadRow(
-        f"its {row.names['history']} field is {quote(value)}; expected earlier exchanges, as "
+        f"its {theirs} field is {quote(value)}; expected earlier exchanges, as "
         f"[[question, answer], ...] or as turns. If it belongs to the question, name it with "
-        f"columns: {{context: {row.names['history']}}}; if it does not count, name the columns "
+        f"columns: {{context: {theirs}}}; if it does not count, name the columns "
         f"that do, for example columns: {{question: ask, answer: reply}}."
     )

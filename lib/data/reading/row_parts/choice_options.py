@@ -7,12 +7,22 @@ import functools
 import re
 from typing import Any
 
-from lib.data.reading.row_parts.fields import BadRow, Fields, quote, rows_of, unpack
+from lib.data.reading.row_parts.fields import (
+    BadRow,
+    DroppedRow,
+    Fields,
+    quote,
+    rows_of,
+    unpack,
+)
 
 OPTIONS = ("options", "choices")
 # opa (MedMCQA), op1 (CareQA), option_a, choice_1, ending0, A
-OPTION_COLUMN = re.compile(r"(op|option_?|choice_?|ending_?|)([a-h]|\d)")
+OPTION_COLUMN = re.compile(r"(op_?|option_?|choice_?|ending_?|)([a-h]|\d)")
 PUBMEDQA = {"A": "yes", "B": "no", "C": "maybe"}  # the options of its final_decision
+# a letter of its own at the start of an option: "A) ice", "(a) ice", "A. ice", "A: ice"
+OWN_LETTER = re.compile(r"\s*(?:\(([A-Za-z])\)|([A-Za-z])[).:])\s+(\S[\s\S]*)")
+SPECIES = re.compile(r"\s*[A-Z]\. [a-z]+(?:a|ae|ans|ens|es|i|is|um|us|x)\s*")
 Options = dict[str, Any]  # {letter: text}, with null where the row has no such option
 
 
@@ -70,7 +80,39 @@ def read_options(row: Fields) -> Options:
         raise BadRow(
             f"its options are {quote(shown)}; expected a list of texts, or {{letter: text}}"
         )
-    return {letter: None if text is None else str(text) for letter, text in options.items()}
+    return _drop_own_letters(
+        {letter: None if text is None else str(text) for letter, text in options.items()}
+    )
+
+
+def _drop_own_letters(options: Options) -> Options:
+    """Return options whose texts begin with their own letters without these.
+
+    ["A) ice", "B) water"] are {"A": "ice", "B": "water"}. "A. baumannii", "B. cereus" stay: these
+    letters are names.
+    """
+    letters = [letter for letter, text in options.items() if text is not None]
+    found = [OWN_LETTER.fullmatch(options[letter]) for letter in letters]
+    own = [(mark[1] or mark[2]).upper() for mark in found if mark]
+    are_species = all(SPECIES.fullmatch(options[letter]) for letter in letters)
+    if own != [letter.upper() for letter in letters] or are_species:
+        return options
+    rests = {letter: mark[3] for letter, mark in zip(letters, found, strict=True) if mark}
+    return {letter: rests.get(letter) for letter in options}
+
+
+def require_unlike(options: Options) -> None:
+    """Raise DroppedRow for options of which two are the same: one of them would be wrong."""
+    letter_of: dict[str, str] = {}
+    for letter, text in options.items():
+        plain = " ".join(text.split())
+        if plain in letter_of:
+            raise DroppedRow(
+                "options_repeated",
+                f"its options {letter_of[plain]} and {letter} are the same, {quote(text)}, and "
+                f"only one of them is called right",
+            )
+        letter_of[plain] = letter
 
 
 def _letter_options(options: Any) -> Options | None:

@@ -8,6 +8,7 @@ row.split()  # ("Question", "Answer"), ("source",)
 import ast
 import functools
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,11 +28,15 @@ FIELDS = (
     "text",
     "id",
     "topic",
+    "is_correct",
 )
 # if `columns:` names only these, the shape is still recognised by the row's other fields
-BESIDE = {"context", "system", "history", "id", "topic"}
+BESIDE = {"context", "system", "history", "id", "topic", "is_correct"}
 # the fields that are still taken from a row when `columns` names others
 KEPT = ("id", "topic", "question", "answer")
+
+
+CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])")  # between the words of `isCorrect`
 
 
 class BadRow(Exception):
@@ -56,8 +61,9 @@ class DroppedRow(BadRow):
 
 
 def fold_name(name: Any) -> str:
-    """Return a field's name as ours are written: `Answer Letter` is answer_letter."""
-    return "_".join(str(name).strip().casefold().replace("-", " ").split())
+    """Return a field's name as ours are written: `Answer Letter`, `answerLetter`: answer_letter."""
+    words = CAMEL.sub("_", str(name).strip()).casefold().replace("-", " ")
+    return "_".join(words.split())
 
 
 @functools.lru_cache(maxsize=1024)

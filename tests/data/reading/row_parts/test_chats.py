@@ -72,13 +72,42 @@ def test_a_history_of_another_form_is_refused_with_what_to_do(history):
     ("weight", "trained"),
     [(0, False), (0.0, False), (False, False), ("0", False), (1, True), (1.0, True), (None, True)],
 )
-@pytest.mark.parametrize("key", ["weight", "train", "training", "loss"])
+@pytest.mark.parametrize("key", ["weight", "train", "training", "loss", "loss_mask", "lossMask"])
 def test_an_answer_of_weight_0_is_masked(weight, trained, key):
     turns = [USER, {**MODEL, key: weight}, *LATER]
     expected = [USER, MODEL if trained else {**MODEL, "masked": "yes"}, *LATER]
     assert shapes.to_messages({"messages": turns}) == expected
     shared = [SHARED[0], {**SHARED[1], key: weight}]
     assert shapes.to_messages({"conversations": shared}) == expected[:2]
+
+
+def test_other_ways_to_say_that_an_answer_is_not_trained():
+    masked = [USER, {**MODEL, "masked": "yes"}]
+    assert shapes.to_messages({"messages": [USER, {**MODEL, "no_loss": True}]}) == masked
+    assert shapes.to_messages({"messages": [USER, {**MODEL, "no_loss": False}]}) == [USER, MODEL]
+    for field in ("mask", "train_detail"):
+        with pytest.raises(BadRow, match=f"a turn's {field} is 1, which is not read"):
+            shapes.to_messages({"messages": [USER, {**MODEL, field: 1}]})
+
+
+@pytest.mark.parametrize("mark", [{"is_correct": "no"}, {"flagged": True}, {"isWrong": 1}])
+def test_an_answer_that_its_turn_marks_as_wrong_drops_the_row(mark):
+    with pytest.raises(DroppedRow) as dropped:
+        shapes.to_messages({"messages": [USER, {**MODEL, **mark}]})
+    assert dropped.value.reason == "marked_wrong"
+    assert shapes.to_messages({"messages": [{**USER, **mark}, MODEL]}) == [USER, MODEL]
+
+
+@pytest.mark.parametrize("field", ["chat_history", "chatHistory", "conversation_history"])
+def test_a_history_under_another_name(field):
+    row = {"question": Q, "answer": A, field: [["One?", "First."]]}
+    expected = [("user", "One?"), ("assistant", "First."), ("user", Q), ("assistant", A)]
+    assert said(row) == expected
+    assert said({**row, "history": [["One?", "First."]]}) == expected
+    with pytest.raises(BadRow, match="hold different earlier exchanges"):
+        said({**row, "history": [["Two?", "First."]]})
+    with pytest.raises(BadRow, match=f"columns: {{context: {field}}}"):
+        said({**row, field: "asthma"})
 
 
 def test_a_weight_of_a_question_changes_nothing_as_it_is_never_trained():

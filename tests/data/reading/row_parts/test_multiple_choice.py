@@ -13,7 +13,7 @@ from helpers.reading import Read, jsonl, refused
 from lib.common.errors import UserError
 from lib.data.reading import exam_items, shapes
 from lib.data.reading.row_parts import multiple_choice
-from lib.data.reading.row_parts.fields import BadRow, Fields
+from lib.data.reading.row_parts.fields import BadRow, DroppedRow, Fields
 from lib.data.reading.row_parts.multiple_choice import UndecidedRow
 
 Q = "How do I cool a burn?"
@@ -377,3 +377,45 @@ def test_a_table_of_true_and_false_trains_what_it_says(tmp_path):
     table = tmp_path / "burns.csv"
     table.write_text("question,A,B,answer\nButter is right.,True,False,false\n")
     assert answers(Read(table)) == ["False"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [f"{letter}) {text}" for letter, text in LETTERS.items()],
+        [f"({letter.lower()}) {text}" for letter, text in LETTERS.items()],
+        [f"{letter}. {text.lower()}" for letter, text in LETTERS.items()],
+        {letter: f"{letter}: {text}" for letter, text in LETTERS.items()},
+    ],
+)
+@pytest.mark.parametrize("form", ["B", "B) Water", "Water"])
+def test_an_options_own_letter_is_not_written_twice(options, form):
+    asked, answered = shapes.to_messages(ask(form, options))
+    assert asked["content"].lower() == ASKED.lower()
+    assert answered["content"].lower() == "water"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["A. baumannii", "B. cereus"],
+        ["A) Ice", "C) Water"],
+        ["1.5 mg", "2 mg"],
+        ["A fever", "B cells"],
+        ["A) Ice", "Water"],
+    ],
+)
+def test_a_letter_that_is_part_of_an_option_stays(options):
+    asked = shapes.to_messages(ask(options[1], options))[0]["content"]
+    assert asked == f"{Q}\n\nA) {options[0]}\nB) {options[1]}"
+
+
+@pytest.mark.parametrize(
+    "options", [["x", "x"], ["x", "y", " x "], {"A": "x", "B": "x"}, ["A) x", "B) x"]]
+)
+def test_a_row_with_two_options_that_are_the_same_is_dropped(options):
+    with pytest.raises(DroppedRow, match="options A and [BC] are the same") as dropped:
+        shapes.to_messages(ask("B", options))
+    assert dropped.value.reason == "options_repeated"
+    # genotypes differ in case alone
+    assert shapes.to_messages(ask("B", ["AA", "Aa", "aa"]))[1]["content"] == "Aa"
