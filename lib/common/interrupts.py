@@ -69,5 +69,5 @@ def delayed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in dict.fromkeys(came):
-            signal.raise_signal(number)
+        for arrived in dict.fromkeys(came):
+            signal.raise_signal(arrived)
