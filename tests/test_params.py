@@ -149,8 +149,10 @@ def test_missing_and_binary_files(write, tmp_path):
         params.load_job(tmp_path / "b.yaml")
 
 
-def test_an_empty_file_means_the_defaults(write):
-    assert params.load_job(write("# nothing\n")) == params.Params()
+def test_an_empty_file_is_asked_about_and_an_empty_mapping_means_the_defaults(write):
+    assert params.load_job(write("{}\n")) == params.Params()
+    with pytest.raises(UserError, match=r"sets no parameter.*\n.*write \{\} into it"):
+        params.load_job(write("# nothing\n"))
 
 
 def test_overrides_win_and_are_as_strict(write):

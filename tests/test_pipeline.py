@@ -168,6 +168,8 @@ def test_results_add_up_and_come_from_the_ledger(run):
         == prepare["rows_kept"]
         == prepare["train"] + prepare["validation"] + prepare["test"]
     )
+    end = train.pop("end_token")
+    assert (end["trained"], end["because"]) == (False, "the base can end an answer")
     entries = ledger.read_ledger(folder / "metrics.jsonl")
     assert ledger.summarise(entries) == train
     assert (train["steps"], train["sessions"], train["steps_repeated"]) == (2, 1, 0)

@@ -69,7 +69,7 @@ def summarise(rows: Rows, counts: Counter[str]) -> dict[str, Any]:
 
     Raise AssertionError when rows do not add up.
     """
-    kept = sum(counts[split] for split in SIDES)
+    kept = sum(counts.get(split, 0) for split in SIDES)
     left = rows.read - sum(rows.dropped.values())
     assert left == kept == len(rows.decisions.kept()), (rows.read, rows.dropped, counts)
     seconds = time.monotonic() - rows.started

@@ -69,8 +69,8 @@ def describe_empty(job: Params, counts: Mapping[str, Any]) -> list[str]:
     }
     return [
         f"caution: {split}_size is {share:g}, but no {split} row is left of {counts['train']:,} "
-        f"rows, {lost[split]}. Rows that share an answer stay on one side; a larger share, or "
-        f"more rows with different answers, gives some."
+        f"rows, {lost[split]}. Rows that are much alike stay on one side; a larger share, or "
+        f"more rows that differ, gives some."
         for split, share in asked.items()
         if share and counts.get(split) == 0
     ]

@@ -9,8 +9,8 @@ from packaging.version import Version
 
 from lib import params
 from lib.common.errors import UserError
-from lib.model import adapter, device, packages
-from lib.params import Params
+from lib.model import adapter, device
+from lib.params import Params, packages
 from lib.params.conflicts import NEEDS_BFLOAT16
 
 # transformers before 5.6 trained Gemma 3n with wrong key/value sharing (PR #45489)
@@ -113,6 +113,8 @@ def _conflicts(job: Params) -> Iterator[tuple[bool, str]]:
     It is a generator, so that no condition is evaluated after one that is true.
     """
     cuda = torch.cuda.is_available()
+    for message in params.list_conflicts(job):  # what no machine can do, first
+        yield True, message
     yield (
         Version(transformers.__version__) < Version(OLDEST_TRANSFORMERS),
         f"transformers {transformers.__version__} trains Gemma 3n wrongly; expected "
@@ -134,8 +136,6 @@ def _conflicts(job: Params) -> Iterator[tuple[bool, str]]:
         job.torch_compile and not cuda,
         "torch_compile needs an NVIDIA GPU, but torch sees none here. Set torch_compile: false.",
     )
-    for message in params.list_conflicts(job):
-        yield True, message
     yield job.torch_compile and not _is_bfloat16_on_card(job), NEEDS_BFLOAT16
     yield (
         # without a GPU, packing takes another path

@@ -26,7 +26,7 @@ def list_conflicts(job: Params) -> list[str]:
     """Return a message for each contradiction among a job's settings."""
     conflicts = [*_of_training(job), *_of_speed(job), *_of_unsloth(job)]
     found = [message for applies, message in conflicts if applies]
-    return [*found, *full_conflicts.list_conflicts(job)]
+    return [*full_conflicts.list_conflicts(job), *found]
 
 
 def _of_training(job: Params) -> Iterator[tuple[bool, str]]:

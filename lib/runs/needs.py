@@ -11,8 +11,8 @@ from lib.common.gguf_types import FILE_TYPES
 from lib.data.reading import source_changes, sources
 from lib.export import push
 from lib.export.base_needs import exportable
-from lib.model import base, packages, shards, start
-from lib.params import Params, number_bytes
+from lib.model import base, shards, start
+from lib.params import Params, number_bytes, packages
 from lib.record import opening
 from lib.record.run_record import Run
 

@@ -311,10 +311,10 @@ def test_steps_out_of_turn_say_so(bundled_base, cache, tmp_path):
         data.read_and_clean(rows)
 
 
-def test_a_single_answer_leaves_a_caution_and_making_the_base_is_no_step(
+def test_an_empty_split_leaves_a_caution_and_making_the_base_is_no_step(
     bundled_base, cache, tmp_path, capsys
 ):
-    rows = [{**row, "answer": "Call an ambulance at once."} for row in made_up(12)]
+    rows = made_up(1)
     (tmp_path / "run").mkdir()
     steps = data.begin(job(jsonl(tmp_path / "d.jsonl", rows), test_size=0), tmp_path / "run")
     data.read_and_clean(steps)
@@ -324,10 +324,10 @@ def test_a_single_answer_leaves_a_caution_and_making_the_base_is_no_step(
     data.decontaminate(steps)
     capsys.readouterr()
     results = data.tokenise(steps, bundled_base, tmp_path / "run" / "data")
-    assert (results["train"], results["validation"], results["test"]) == (10, 0, 0)
+    assert (results["train"], results["validation"], results["test"]) == (1, 0, 0)
     out = capsys.readouterr().out
     assert out.count("caution: ") == 1
-    assert "caution: validation_size is 0.1, but no validation row is left of 10 rows" in out
+    assert "caution: validation_size is 0.1, but no validation row is left of 1 rows" in out
     assert results["step_seconds"]["tokenise"] < 500
     assert 1000 <= results["seconds_between_steps"] <= results["seconds"]
 

@@ -12,7 +12,7 @@ from helpers import standin, tiny_gemma3
 from lib import params
 from lib.common import files, limits, machine
 from lib.common.errors import UserError
-from lib.model import packages
+from lib.params import packages
 from lib.record import opening, run_record
 from lib.runs import needs, run_job
 from lib.runs.run_job import main

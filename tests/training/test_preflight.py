@@ -346,8 +346,8 @@ def test_no_disk_for_the_checkpoints(monkeypatch, tmp_path):
     job = a_job(save_total_limit=3)
     preflight.check_fit(small_model(job), ROWS, 5, job, tmp_path)
     trainable = adapter.count_parameters(small_model(job))[0]
-    assert asked == [(trainable * 12 * 4, "the checkpoints")], (
-        "float32 weights and two moments, three kept and one being written"
+    assert asked == [(trainable * (12 * 4 + 4), "the checkpoints, 0 MB each")], (
+        "float32 weights and two moments, three kept and one being written; then the weights"
     )
 
 

@@ -11,9 +11,10 @@ from lib import params
 from lib.common import files, limits, locations
 from lib.common.errors import UserError
 from lib.data.reading import sources
+from lib.export import push
 from lib.export.base_needs import exportable
-from lib.model import base, bundled, device, model_folder, options, packages, ranks
-from lib.params import Params
+from lib.model import base, bundled, device, model_folder, options, ranks
+from lib.params import Params, packages
 from lib.record.run_record import STAGES, read_record
 from lib.runs import needs, run_job
 from lib.runs.doctor import card
@@ -195,7 +196,10 @@ def _list_refusals(job: Params, stages: Sequence[str], folder: pathlib.Path) -> 
     checks = needs.list_checks(stages, job, locations.existing_parent(folder))
     if "prepare" in stages:
         checks.append(partial(sources.check_sources, job))
-    checks.append(partial(needs.require_possible, job, folder))
+    if "train" not in stages:  # otherwise told below, one by one
+        checks.append(partial(params.require_consistent, job))
+    if job.push_to:
+        checks.append(partial(push.name_repositories, job.push_to))
     if "train" in stages and job.report_to != "none" and packages.is_installed(job.report_to):
         checks.append(partial(trackers.import_package, job.report_to))
     messages = options.list_refusals(job) if "train" in stages else []

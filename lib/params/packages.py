@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Iterator
 
-from lib.params import Params
+from lib.params.schema import Params
 
 
 def is_installed(package: str) -> bool:
