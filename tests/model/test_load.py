@@ -199,6 +199,7 @@ def test_recomputed_layers_draw_the_same_dropout(small_base):
     assert_same(*results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offloaded", [False, True])
 def test_around_4_bit_everything_but_the_tables_is_float32(adapted_tiny, tiny_gemma3n, offloaded):
     """As on a card without bfloat16: hidden states, the adapter and its gradients are float32, near those of a model wholly in float32.

@@ -232,6 +232,7 @@ def test_the_exam_says_what_is_missing(top, monkeypatch):
         take.examine_run(top / "good", "bundled:safety")
 
 
+@pytest.mark.slow
 def test_the_same_command_leaves_a_pruned_run_as_it_is_and_force_makes_it_whole(tmp_path):
     tree = standin.Tree.make(tmp_path / "tree")
     (tree.root / "export.py").write_text(

@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 
+import pytest
+
 from helpers import standin
 from lib.record import run_record
 
@@ -112,6 +114,7 @@ def test_a_killed_runner_is_corrected_by_the_next_command(tree):
     assert set(standin.cell_states(tree.executed("prepare.ipynb"))) == {"completed"}
 
 
+@pytest.mark.slow
 def test_an_orphaned_kernel_keeps_the_lock_and_is_named(tree):
     # a stopped process cannot notice that its parent is gone
     (tree.root / "prepare.py").write_text(

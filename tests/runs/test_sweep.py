@@ -388,6 +388,7 @@ def _train(tree, name):
     )
 
 
+@pytest.mark.slow
 def test_a_trial_whose_parent_is_gone_stops_with_a_true_record_and_is_waited_for(tree):
     words = [
         "lib.runs.sweep.trial",

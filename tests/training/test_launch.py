@@ -251,6 +251,7 @@ def test_an_interrupted_pair_is_continued_by_one(folder, alone, tmp_path):
     same_training(run, alone)
 
 
+@pytest.mark.slow
 def test_the_notebooks_model_has_what_the_ranks_trained(folder, alone, tmp_path, monkeypatch):
     """With early stopping, these are the best weights and not the last."""
     job = job_of(folder, eval_steps=2, early_stopping_patience=9)

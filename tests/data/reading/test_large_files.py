@@ -64,6 +64,7 @@ def traced():
     tracemalloc.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["d.jsonl.gz", "d.csv.gz", "parquet.parquet", "stream.arrow", "file.arrow"]
 )
