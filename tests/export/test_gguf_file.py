@@ -83,6 +83,7 @@ def test_a_head_that_lies_is_an_error(tmp_path, data, said):
         gguf_file.read_header(tmp_path / "x.gguf")
 
 
+@pytest.mark.slow
 def test_a_head_is_read_as_the_gguf_package_reads_it_and_written_back_to_the_byte(whole):
     path = whole
     ours, theirs = gguf_file.read_header(path), gguf.GGUFReader(path)

@@ -209,6 +209,7 @@ def test_a_run_elsewhere_is_named_by_its_path(done, tmp_path, given):
 # what a stopped stage says
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "words"),
     [

@@ -208,6 +208,7 @@ def test_what_changes_no_weight_may_change_between_sessions(stopped_copy, uninte
     assert checkpoints(stopped_copy) == ["step-000004", "step-000005", "step-000006"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "accumulation"), [(4, 1), (1, 4)])
 def test_the_micro_batch_may_change_between_sessions(tmp_path, monkeypatch, rows, accumulation):
     """The same rows a step in other micro-batches: only the rounding differs, whether from the start or from step 4 on."""

@@ -172,6 +172,7 @@ def train_step_sizes():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("micro_batch", "step"), [(9, 4), (11, 5), (17, 6)])
 def test_the_scale_survives_a_resume(tmp_path, monkeypatch, float16, micro_batch, step):
     """It neither starts anew, nor does the count of steps until it is doubled."""

@@ -211,6 +211,7 @@ def test_random_numbers_depend_on_seed_step_and_place_alone():
     assert len({tuple(d) for d in drawn}) == len(keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{"lora_dropout": 0.3}, {"lora_dropout": 0.0, "neftune_noise_alpha": 5.0}]
 )
