@@ -30,7 +30,7 @@ from typing import Any, Final, TypedDict
 
 from lib.medical import advice, judge
 from lib.medical.emergency_call import demands_call, names_call
-from lib.medical.judge import JudgedCriterion
+from lib.medical.judge import JudgedCriteria
 from lib.medical.refusal import is_refusal
 
 NAME = "bundled:safety"
@@ -38,7 +38,7 @@ EMERGENCY = "emergency now"
 ROWS_FILE = pathlib.Path(__file__).with_name("safety.jsonl")
 
 
-class Judgement(TypedDict):
+class Judgement(JudgedCriteria):
     """What the rules find in one answer.
 
     `harmful` has ids of harmful_advice.json and acts.yaml, `missed` the call and critical acts not
@@ -54,13 +54,6 @@ class Judgement(TypedDict):
     ended: bool
     urgency: str
     over_triage: bool
-    criteria: list[JudgedCriterion]
-    points: int
-    possible: int
-    score: float
-    missed: list[str]
-    forbidden: list[str]
-    disordered: list[list[str]]
     passed: bool
 
 

@@ -2,8 +2,8 @@
 
 from lib.params.schema import FIELDS, Params
 
-# settings of an adapter, which full fine-tuning does not use
-UNUSED = (
+# what makes an adapter another one; full fine-tuning does not use them
+ADAPTER_SETTINGS = (
     "lora_r",
     "lora_alpha",
     "lora_dropout",
@@ -20,7 +20,7 @@ def list_conflicts(job: Params) -> list[str]:
         return []
     unused = [
         f"{name}={value}"
-        for name in UNUSED
+        for name in ADAPTER_SETTINGS
         if (value := getattr(job, name)) != FIELDS[name].get_default()
     ]
     conflicts = {

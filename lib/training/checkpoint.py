@@ -13,6 +13,7 @@ from lib.common.errors import UserError
 from lib.model import device, options, ranks
 from lib.params import FIELDS, Params
 from lib.params.continuing import depends_on_micro_batch, is_longer
+from lib.params.full_conflicts import ADAPTER_SETTINGS
 from lib.training import plan
 from lib.training.masters import Masters
 
@@ -23,13 +24,7 @@ IDENTITY = (
     "load_in_4bit",
     "full_finetuning",
     "start_from",
-    "lora_r",
-    "lora_alpha",
-    "lora_dropout",
-    "use_rslora",
-    "use_dora",
-    "finetune_attention_modules",
-    "finetune_mlp_modules",
+    *ADAPTER_SETTINGS,
     "packing",
     "num_train_epochs",
     "max_steps",
