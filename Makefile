@@ -10,7 +10,7 @@ include quoting.mk
 OPTIONS = $(if $(PARAMS),--params=$(call quoted,$(PARAMS))) $(if $(RUN),--run=$(call quoted,$(RUN))) $(if $(SET),--set=$(call quoted,$(SET))) $(if $(FORCE),--force)
 # with WHEELS, packages come from that folder alone, whatever else pip is configured to read
 PIP = $(if $(WHEELS),PIP_CONFIG_FILE=/dev/null .venv/bin/pip --isolated install -q --no-index --find-links $(call quoted,$(WHEELS)),.venv/bin/pip install -q)
-PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST = .venv/bin/python -m pytest -n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18

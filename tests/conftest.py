@@ -4,6 +4,7 @@ import gc
 import os
 import pathlib
 import signal
+import sys
 
 # a shell's background job ignores the first, nohup the second, and all that a test starts would too
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -121,6 +122,18 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def handlers_put_back():
+    """Put back what a command that was called in this process does with signals and lost errors."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    hook = sys.unraisablehook
+    yield
+    sys.unraisablehook = hook
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 # the longest first, so that two workers end at about the same time

@@ -20,8 +20,7 @@ class Thing:
 
 
 @pytest.fixture(autouse=True)
-def hook(monkeypatch):
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # put back afterwards
+def hook():
     interrupts.keep_interrupts()
 
 

@@ -1,6 +1,6 @@
 """Decide whether the end token's row is trained, by a measurement on the base itself.
 
-measured = evaluate.measure_ends(net, rows, folder)
+measured = evaluate.measure_ends(net, rows, folder) if decision.is_open(job, run) else {}
 job, end = decision.settle(net, job, run, folder, measured)    # in the train notebook
 """
 
@@ -24,6 +24,12 @@ BELOW_CHANCE = 20.0
 FULL = "full fine-tuning trains all rows"
 
 
+def is_open(job: Params, run: Run) -> bool:
+    """Tell whether only a measurement can decide: nothing that is set or recorded does."""
+    decided = job.train_end_token != "auto" or job.full_finetuning or bool(job.start_from)
+    return not decided and not _has_checkpoint(run)
+
+
 def settle(
     model: Any, job: Params, run: Run, folder: pathlib.Path, measured: EndToken
 ) -> tuple[Params, EndToken]:
@@ -37,7 +43,7 @@ def settle(
         end = EndToken(limit=limit, trained=False, because=FULL, **measured)
         run.data["end_token"] = end
         return job, end
-    if any((run.folder / "checkpoints").glob("step-*")):
+    if _has_checkpoint(run):
         # a checkpoint of an earlier version has no record, and no row
         as_set = EndToken(trained=job.train_end_token is True, because="as in the checkpoint")
         end = run.data.get("end_token", as_set)
@@ -75,6 +81,10 @@ def _decide(job: Params, measured: EndToken, vocabulary: int) -> EndToken:
         "trained": cannot,
         "because": "the base cannot end an answer" if cannot else "the base can end an answer",
     }
+
+
+def _has_checkpoint(run: Run) -> bool:
+    return any((run.folder / "checkpoints").glob("step-*"))
 
 
 def _limit_of(vocabulary: int) -> float:

@@ -104,6 +104,24 @@ def test_the_measurement_is_the_mean_log_probability_where_answers_end(tmp_path)
     assert evaluate.measure_ends(net, rows, write_tokenizer(tmp_path, 90)) == {}
 
 
+@pytest.mark.parametrize(
+    ("changes", "is_open"),
+    [
+        ({}, True),
+        ({"train_end_token": True}, False),
+        ({"train_end_token": False}, False),
+        ({"start_from": "runs/first/adapter"}, False),
+        ({"full_finetuning": True}, False),
+    ],
+)
+def test_nothing_is_measured_where_something_else_decides(tmp_path, changes, is_open):
+    job = a_job(**{"train_end_token": "auto", **changes})
+    run = types.SimpleNamespace(folder=tmp_path)
+    assert decision.is_open(job, run) == is_open
+    (tmp_path / "checkpoints" / "step-000002").mkdir(parents=True)
+    assert not decision.is_open(job, run)
+
+
 @pytest.mark.slow
 def test_the_pretrained_270m_cannot_end_an_answer(bundled_base):
     """One made-up row tells, so far is the measure from the limit."""
