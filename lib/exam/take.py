@@ -132,6 +132,8 @@ def take_exams(
     models_hash = _hash([model.made_of for model in models])
     trained_on = splits.load_split(run.folder / "data", "train")
     for model in models:
+        if job.exam_models == "merged" and model.name not in ("base", "merged"):
+            continue
         identity = {exam: _identity(entries[exam], model, method) for exam in exams}
         missing = _keep_known(model.name, identity, recorded, entries)
         if not missing:

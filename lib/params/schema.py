@@ -304,6 +304,11 @@ class Params(pydantic.BaseModel):
         "also write the adapter alone as a GGUF for llama.cpp's --lora; not with use_dora or "
         "full_finetuning",
     )
+    exam_models: Literal["all", "merged"] = _export(
+        "all",
+        "models that take the exams: all of the run, or base and merged folder alone, with which "
+        "the export compares the others anyway",
+    )
     safety_tokens: int = _export(
         128,
         "longest answer to a prompt of the safety set, in tokens; 0 skips the set",

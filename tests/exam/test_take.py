@@ -338,6 +338,30 @@ def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_the
     assert again("exam.jsonl", "--shuffles", "2")[1] is False
 
 
+def test_a_job_may_examine_base_and_merged_folder_alone(runs, capsys, monkeypatch):
+    names, loaded = ["base", "adapter", "merged", "q8_0"], []
+
+    @contextlib.contextmanager
+    def fake(name):
+        loaded.append(name)
+        yield exam_models.Loaded(
+            lambda trees, tick: [[-1.0] * len(tree.asked) for tree in trees], None
+        )
+
+    listed = [exam_models.RunModel(n, [n], functools.partial(fake, n)) for n in names]
+    monkeypatch.setattr(take, "list_models", lambda *_: listed)
+    reparam(runs / "small", exam_models="merged")
+    assert ask(runs, capsys)[0] == 0
+    assert loaded == ["base", "merged"]
+    path = runs / "small/exam.json"
+    two = json.loads(path.read_text())[str(runs / "exam.jsonl")]
+    reparam(runs / "small", exam_models="all")
+    assert ask(runs, capsys)[0] == 0
+    assert loaded == ["base", "merged", "adapter", "q8_0"], "the others are asked later"
+    four = json.loads(path.read_text())[str(runs / "exam.jsonl")]
+    assert four["of"] == two["of"], "results of other exams stay current"
+
+
 def test_what_cannot_be_examined_says_so_and_leaves_nothing(runs, capsys, monkeypatch):
     monkeypatch.setattr(multiple_choice, "ask_items", lambda *_: pytest.fail("asked"))
     assert (
