@@ -144,7 +144,7 @@ def loss_and_gradients(net):
     labels = IDS.clone()
     labels[:, :5] = -100
     net.train()
-    total = loss.token_losses(net, batches.batch_from_labels(IDS, labels)).sum()
+    total = loss.token_losses(net, batches.batch_from_labels(IDS, labels).to(net.device)).sum()
     total.backward()
     gradients = {n: p.grad for n, p in adapter.trainable(net).items()}
     for p in adapter.trainable(net).values():

@@ -138,9 +138,9 @@ def test_layers_of_one_kind_share_their_code(graphs):
     assert relative(seen[1][0], seen[0][0]) > 1e-3
 
 
-def test_compiled_puts_everything_back(graphs, monkeypatch):
+@torch._dynamo.config.patch(recompile_limit=7)
+def test_compiled_puts_everything_back(graphs):
     """The layers' forward and torch's limit, after the block and after an exception in it."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 7)
     net = adapted(gemma3n())
     layers = net.get_base_model().model.layers
     before = [layer.forward for layer in layers], torch._dynamo.config.recompile_limit
