@@ -56,7 +56,7 @@ def exported(tiny_gemma3n, trained, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def base(tiny_gemma3n, tmp_path_factory):
-    """Return the tiny model's folder with every tensor that llama.cpp requires: K/V in all 35 layers."""
+    """Return the tiny model's folder with every tensor that llama.cpp requires: K/V in all its layers."""
     folder = tmp_path_factory.mktemp("base") / "tiny"
     shutil.copytree(tiny_gemma3n, folder)
     merge.add_missing_shared_kv(folder)

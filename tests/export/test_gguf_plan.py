@@ -14,7 +14,7 @@ from lib.export import gguf_file, gguf_plan
 
 
 def test_types_are_those_of_llama_cpps_quantiser():
-    """The counts are those of llama_model_quantize for the bundled 270M and the tiny Gemma 3n (tests/benchmarks/quantisers.py)."""
+    """The counts are those of llama_model_quantize for the bundled 270M and a tiny Gemma 3n of 35 layers (tests/benchmarks/quantisers.py)."""
     small = Gemma3TextConfig(
         vocab_size=262144,
         hidden_size=640,

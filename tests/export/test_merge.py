@@ -49,9 +49,9 @@ def test_merge_is_what_peft_merges(tiny_gemma3n, tmp_path, rslora):
     theirs = PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
     ours, base = adapters.read_weights(tmp_path / "merged"), adapters.read_weights(tiny_gemma3n)
     assert ours.keys() == base.keys()
-    assert result["merged"] == 215
+    assert result["merged"] == 165
     changed = {name for name in ours if not torch.equal(ours[name], base[name])}
-    assert len(changed) == 215
+    assert len(changed) == 165
     for name, tensor in ours.items():  # bf16 patterns of one sign count up: neighbours differ by 1
         apart = (tensor.view(torch.int16).int() - theirs[name].view(torch.int16).int()).abs()
         assert apart.max() <= 1, name
@@ -68,12 +68,12 @@ def test_merge_keeps_the_whole_folder(tiny_gemma3n, exported):
         "tokenizer_config.json",
     ):
         assert (merged / name).read_bytes() == (tiny_gemma3n / name).read_bytes()
-    assert exported[1]["merge"]["merged"] == 215
+    assert exported[1]["merge"]["merged"] == 165
     assert exported[1]["merge"]["largest_change"] > 0
     assert not [path for path in exported[0].rglob("*") if path.name.endswith((".tmp", ".old"))]
     loaded, notes = AutoModelForCausalLM.from_pretrained(merged, output_loading_info=True)
     assert not notes["missing_keys"]
-    assert loaded.num_parameters() > 40e6
+    assert loaded.num_parameters() > 34e6
     before = AutoTokenizer.from_pretrained(tiny_gemma3n)
     assert (
         AutoTokenizer.from_pretrained(merged)(export_runs.TEXT).input_ids
@@ -87,7 +87,7 @@ def test_sharded_base_with_its_own_shared_kv_and_multimodal_names(
     """The published checkpoint's shape: several shards, an index, language_model in the names, K/V in all layers."""
     base, full = tmp_path / "base", tmp_path / "full"
     shutil.copytree(tiny_gemma3n, full)
-    assert merge.add_missing_shared_kv(full) == {"from_base": 0, "placeholder": 45}
+    assert merge.add_missing_shared_kv(full) == {"from_base": 0, "placeholder": 15}
     shutil.copytree(full, base, ignore=shutil.ignore_patterns("*.safetensors"))
     torch.manual_seed(2)
     extra = load_file(full / "model-shared-kv.safetensors")
@@ -98,7 +98,7 @@ def test_sharded_base_with_its_own_shared_kv_and_multimodal_names(
     }
     adapters.write_shards(tensors, base)
 
-    assert merge.merge_adapter(base, trained[0], tmp_path / "merged")["merged"] == 215
+    assert merge.merge_adapter(base, trained[0], tmp_path / "merged")["merged"] == 165
     merged, simple = (
         adapters.read_weights(tmp_path / "merged"),
         load_file(exported[0] / "merged" / "model.safetensors"),
@@ -112,7 +112,7 @@ def test_sharded_base_with_its_own_shared_kv_and_multimodal_names(
     shutil.copytree(tiny_gemma3n, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     adapters.write_shards(adapters.read_weights(tiny_gemma3n), tmp_path / "bare")
     assert merge.add_missing_shared_kv(tmp_path / "bare", base) == {
-        "from_base": 45,
+        "from_base": 15,
         "placeholder": 0,
     }
     filled = adapters.read_weights(tmp_path / "bare")
@@ -199,14 +199,19 @@ def test_the_merged_model_stops_at_the_end_of_a_turn(tmp_path, generation, ends)
 
 def test_an_adapter_that_rounding_loses_is_refused(tiny_gemma3n, tmp_path):
     """A very small learning rate leaves numbers that are not zero and change no 16-bit weight."""
-    adapter = adapters.save_random(tiny_gemma3n, tmp_path / "adapter")
+    base = shutil.copytree(tiny_gemma3n, tmp_path / "base")
+    weights = adapters.read_weights(base)
+    # a drawn weight may be 0, where even the smallest change is not rounded away
+    weights = {name: tensor.where(tensor != 0, 1e-3) for name, tensor in weights.items()}
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    adapter = adapters.save_random(base, tmp_path / "adapter")
     small = adapters.edit(
         adapter,
         tmp_path / "small",
         lambda tensors: {n: t * 1e-12 if "lora_B" in n else t for n, t in tensors.items()},
     )
     with pytest.raises(UserError, match="exactly the base's"):
-        merge.merge_adapter(tiny_gemma3n, small, tmp_path / "merged")
+        merge.merge_adapter(base, small, tmp_path / "merged")
     assert [path.name for path in tmp_path.iterdir() if "merged" in path.name] == []
 
 

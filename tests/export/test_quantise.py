@@ -1,4 +1,4 @@
-"""Quantised GGUF files, on a tiny Gemma 3n with 35 layers.
+"""Quantised GGUF files, on a tiny Gemma 3n of the true architecture.
 
 python -m pytest tests/export/test_quantise.py
 """

@@ -12,6 +12,7 @@ import torch
 from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, GemmaTokenizer, GenerationConfig
 
 VOCAB = 2048
+OWNING, SHARING = 20, 5  # layers
 CONTROL = ["<mask>", "<start_of_turn>", "<end_of_turn>"]
 
 # Gemma's published turn format: the system message is put before the first user message, "assistant" is "model".
@@ -45,27 +46,30 @@ where whether while who why with without wound wrap wrist yes you your
 """.split()
 
 
-def build(folder, seed=0):
-    """Write the model (46 M parameters, bf16) and its tokenizer as a Hugging Face folder, and return it."""
+# The models of most seeds repeat the prompt's last line break, an empty answer; 36 is the first whose
+# answers in the tests are never empty, and differ.
+def build(folder, seed=36, sharing=SHARING):
+    """Write the model (34 M parameters, bf16) and its tokenizer as a Hugging Face folder, and return it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     build_tokenizer(folder)
-    # llama.cpp hard-codes 35 layers' worth of Gemma 3n: per-layer inputs of 256, laurel rank 64, 4 altup inputs,
-    # K/V owned by the first 20 layers. Only the widths are free.
+    # llama.cpp hard-codes of Gemma 3n: per-layer inputs of 256, laurel rank 64, 4 altup inputs, sparsity
+    # in the first 10 layers, K/V owned by the first 20. Widths are free, and how many layers share
+    # K/V: five, one period of sliding and full attention, where E4B has fifteen and E2B ten.
     config = Gemma3nTextConfig(
         vocab_size=VOCAB,
         vocab_size_per_layer_input=VOCAB,
         hidden_size=256,
         intermediate_size=512,
-        num_hidden_layers=35,
+        num_hidden_layers=OWNING + sharing,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,
         hidden_size_per_layer_input=256,
         laurel_rank=64,
         altup_num_inputs=4,
-        num_kv_shared_layers=15,
-        activation_sparsity_pattern=[0.95] * 10 + [0.0] * 25,
+        num_kv_shared_layers=sharing,
+        activation_sparsity_pattern=[0.95] * 10 + [0.0] * (OWNING + sharing - 10),
         max_position_embeddings=2048,
         sliding_window=512,
         pad_token_id=0,

@@ -8,6 +8,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from helpers.tiny_gemma3n import OWNING, SHARING
 from lib.model import adapter
 from lib.params import Params
 from lib.training import batches, loss
@@ -63,7 +64,7 @@ def make_multimodal(text, folder, older=False, shards=1):
     """
     shutil.copytree(text, folder)
     tensors = load_file(text / "model.safetensors")
-    for layer in range(20, 35):
+    for layer in range(OWNING, OWNING + SHARING):
         tensors |= {
             f"model.layers.{layer}.self_attn.{p}.weight": torch.ones(128, 256).bfloat16()
             for p in ("k_proj", "v_proj")

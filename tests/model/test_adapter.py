@@ -40,17 +40,17 @@ PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 def test_the_adapter_hits_exactly_the_seven_projections(adapted_tiny):
-    """Of the 35 layers the last 15 share keys and values and own no k_proj, v_proj: 20 x 7 + 15 x 5 = 215."""
+    """Of the 25 layers the last 5 share keys and values and own no k_proj, v_proj: 20 x 7 + 5 x 5 = 165."""
     net, _ = adapted_tiny
     names = adapted(net)
     expected = {
         f"model.layers.{n}.{'mlp' if p in adapter.MLP else 'self_attn'}.{p}"
-        for n in range(35)
+        for n in range(25)
         for p in PROJECTIONS
         if n < 20 or p not in ("k_proj", "v_proj")
     }
     assert names == expected
-    assert len(names) == 215
+    assert len(names) == 165
     assert all("lora_" in n for n in adapter.trainable(net))
 
 
@@ -104,11 +104,11 @@ E2B_LIKE = {
 @pytest.mark.parametrize(
     ("config", "changes", "modules", "parameters"),
     [
-        ("tiny", {}, 215, 1_054_720),
-        ("tiny", {"lora_r": 16}, 215, 2_109_440),
-        ("tiny", {"finetune_mlp_modules": False}, 110, 409_600),
-        ("tiny", {"finetune_attention_modules": False}, 105, 645_120),
-        ("tiny", {"use_dora": True}, 215, 1_122_560),
+        ("tiny", {}, 165, 788_480),
+        ("tiny", {"lora_r": 16}, 165, 1_576_960),
+        ("tiny", {"finetune_mlp_modules": False}, 90, 327_680),
+        ("tiny", {"finetune_attention_modules": False}, 75, 460_800),
+        ("tiny", {"use_dora": True}, 165, 838_400),
         ("E4B", {}, 215, 18_595_840),
         ("E4B", {"finetune_mlp_modules": False}, 110, 3_112_960),
         ("E2B-like", {}, 190, 13_697_024),
@@ -175,10 +175,10 @@ def train_a_norm(net):
 @pytest.mark.parametrize(
     ("spoil", "found"),
     [
-        (drop_one, r"1,052,672 trainable parameters in 214 modules"),
-        (add_one, r"1,057,280 trainable parameters in 215 modules"),
-        (exchange_one, r"1,054,720 trainable parameters in 214 modules"),
-        (train_a_norm, r"1,054,976 trainable parameters in 215 modules"),
+        (drop_one, r"786,432 trainable parameters in 164 modules"),
+        (add_one, r"791,040 trainable parameters in 165 modules"),
+        (exchange_one, r"788,480 trainable parameters in 164 modules"),
+        (train_a_norm, r"788,736 trainable parameters in 165 modules"),
     ],
 )
 def test_an_adapter_that_is_not_that_is_an_error(tiny_gemma3n, spoil, found):
@@ -192,13 +192,13 @@ def test_an_adapter_that_is_not_that_is_an_error(tiny_gemma3n, spoil, found):
     spoil(net)
     with pytest.raises(
         UserError,
-        match=rf"the adapter has {found}, but this architecture at r=8 has 1,054,720 in 215\. Nothing was trained",
+        match=rf"the adapter has {found}, but this architecture at r=8 has 788,480 in 165\. Nothing was trained",
     ):
         adapter.check_size(net, a_job())
 
 
 def test_an_adapter_of_another_rank_is_an_error(adapted_tiny):
-    with pytest.raises(UserError, match="at r=4 has 527,360 in 215"):
+    with pytest.raises(UserError, match="at r=4 has 394,240 in 165"):
         adapter.check_size(adapted_tiny[0], a_job(lora_r=4))
 
 
@@ -222,7 +222,7 @@ def test_dora_trains_a_magnitude_for_every_output(tiny_gemma3n):
         net = load.load_for_training(tiny_gemma3n, job)
         torch.testing.assert_close(net(input_ids=IDS).logits, before, atol=1e-4, rtol=1e-4)
     magnitudes = {n: p for n, p in adapter.trainable(net).items() if "magnitude" in n}
-    assert len(magnitudes) == 215
+    assert len(magnitudes) == 165
     weight = plain.model.layers[7].mlp.down_proj.weight
     ours = next(p for n, p in magnitudes.items() if "layers.7.mlp.down_proj" in n)
     torch.testing.assert_close(ours.detach(), weight.norm(dim=1))
@@ -321,7 +321,7 @@ def test_both_namings_of_an_adapter_merge_into_both_namings_of_the_base(
         merged = []
         for name in ("text", "own"):
             report = merge.merge_adapter(base, folder / name, tmp_path / "merged")
-            assert report["merged"] == 215
+            assert report["merged"] == 165
             tensors = {}
             for shard in (tmp_path / "merged").glob("*.safetensors"):
                 tensors |= load_file(shard)

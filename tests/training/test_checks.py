@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 TINY_LAYERS = (
-    35
+    25
     * (
         2 * 256 * 256 + 3 * 256 * 512 + 2 * 256 * 64 + 2 * 256 * 256 + 4 * 4 + 4 * 16 + 256 * 4
     )  # q o, MLP, laurel, per-layer, altup
