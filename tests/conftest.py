@@ -25,6 +25,12 @@ import pytest  # noqa: E402
 CACHE = pathlib.Path(__file__).parents[1] / ".cache"
 
 
+def pytest_configure(config):
+    """Hide GPUs from all tests but those of `-m cuda`: what they expect is the processor's."""
+    if config.option.markexpr != "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def bundled_base():
     """Return the folder of the bundled Gemma 3 270M; its GGUF is next to it as gemma-3-270m.gguf."""

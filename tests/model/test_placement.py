@@ -64,6 +64,7 @@ def test_weights_put_aside_return_to_where_each_lay(tiny_gemma3n):
         assert (p.device, torch.equal(p, values)) == (place, True)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_a_base_over_two_cards_trains_as_on_one(tiny_gemma3n, monkeypatch):
     """Loss, gradients taken into the masters, weights published, answers to the held-out rows."""
