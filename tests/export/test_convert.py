@@ -6,6 +6,7 @@ python -m pytest tests/export/test_convert.py
 import json
 import shutil
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +19,7 @@ from lib.export import (
 )
 
 
+@pytest.mark.slow
 def test_embeddings_that_go_past_the_converter_are_the_folders(base, whole, tmp_path, monkeypatch):
     """This is how Gemma 3n E4B is converted. As there, the word table is longer than the per-layer one, which is padded."""
     monkeypatch.setattr(convert, "LARGE", 1 << 18)

@@ -89,6 +89,7 @@ def test_damaged_gguf_is_refused(exported, tmp_path):
         gguf_export.check_gguf(good, folder, {"general.license.name": "mit"})
 
 
+@pytest.mark.slow
 def test_converter_failure_shows_its_last_lines(exported, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(exported[0] / "merged", broken)

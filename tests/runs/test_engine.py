@@ -17,9 +17,15 @@ from lib.runs.stopper import Stopper
     ("work", "words"),
     [
         ("raise ValueError('no good')", "ValueError: no good"),
-        ("os._exit(3)", "KernelDied: the kernel exited with code 3"),
+        pytest.param(
+            "os._exit(3)", "KernelDied: the kernel exited with code 3", marks=pytest.mark.slow
+        ),
         ("os.kill(os.getpid(), signal.SIGKILL)", "KernelDied: the kernel was killed (signal 9)"),
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "KernelDied: the kernel crashed (SIGSEGV)"),
+        pytest.param(
+            "os.kill(os.getpid(), signal.SIGSEGV)",
+            "KernelDied: the kernel crashed (SIGSEGV)",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_kernel_that_raises_or_dies_is_a_failure_in_its_cell(tree, work, words):

@@ -49,7 +49,14 @@ def with_parts(done):
     return done
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        append_a_row,
+        pytest.param(delete_the_data, marks=pytest.mark.slow),
+        pytest.param(edit_the_safety_set, marks=pytest.mark.slow),
+    ],
+)
 def test_a_changed_source_is_told_and_recorded_and_the_run_goes_on(with_parts, change):
     tree, before = with_parts, attempts(with_parts)
     change(tree)
@@ -61,6 +68,7 @@ def test_a_changed_source_is_told_and_recorded_and_the_run_goes_on(with_parts, c
     assert tree.record()["sources_changed"].startswith(CHANGES[change])
 
 
+@pytest.mark.slow
 def test_training_of_several_sessions_survives_another_commit_and_an_edited_safety_set(with_parts):
     """As in Colab, where every session clones anew."""
     tree = with_parts
@@ -85,6 +93,7 @@ def test_an_older_record_says_that_one_of_the_sources_changed(done):
     assert "the data (rows.jsonl) or the exam (bundled:exam) or the safety set" in out
 
 
+@pytest.mark.slow
 def test_the_changed_source_is_prepared_on_request_and_training_starts_over(with_parts):
     append_a_row(with_parts)
     (with_parts.root / "prepare.py").write_text(
@@ -158,6 +167,7 @@ def test_the_own_params_file_of_a_run_means_that_run(done):
     assert out.count("nothing to do") == 3
 
 
+@pytest.mark.slow
 def test_a_new_run_names_those_of_the_same_file(tree):
     assert tree.make_run("prepare", "--set", "max_rows=5", name="")[0] == 0
     [first] = [path.name for path in (tree.root / "runs").iterdir()]

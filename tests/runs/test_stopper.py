@@ -15,7 +15,12 @@ from lib.runs.stopper import Stopper
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_reaches_the_kernel_and_is_recorded(tree, number, code):
     (tree.root / "prepare.py").write_text(

@@ -116,6 +116,7 @@ def same_training(run, alone):
     assert measured[0] == pytest.approx(measured[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(folder, alone, tmp_path, capfd):
     job = job_of(folder)
     run = copy(folder, tmp_path / "run", job)
