@@ -24,7 +24,7 @@ PROMPTS = (
 )
 
 
-ENDS = 64  # rows of the training set in which the end token is measured
+ENDS = 16  # rows measured; in the pretrained Gemma 3 270M they are 16 nats below the limit
 # passes the numbers of the groups through and shows a progress bar
 Bar = Callable[[Iterable[int]], Iterable[int]]
 
