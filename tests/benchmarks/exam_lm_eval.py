@@ -11,7 +11,6 @@ import argparse
 import functools
 import json
 import pathlib
-import shutil
 import sys
 import tempfile
 import time
@@ -27,42 +26,36 @@ from lib.exam import choices, multiple_choice
 from lib.exam.scoring import likelihood
 from lib.model import load
 
-TASK_FOLDER = ROOT / "lib/medical/lm_eval"
 TASKS = {"letters": "first_aid_exam", "completion": "first_aid_exam_completion"}
 
 
 def write_task(form, items, folder):
     """Write a task of the bundled exam for another exam's items, and return its name."""
-    data = folder / f"{form}.jsonl"
-    if form == "letters":
-        rows = [
-            {
-                "question": choices.write_question(item, list(item["options"])),
-                "options": list(choices.LETTERS[: len(item["options"])]),
-                "answer": list(item["options"]).index(item["answer_letter"]),
-            }
-            for item in items
-        ]
-        config = yaml.safe_load((TASK_FOLDER / f"{TASKS[form]}.yaml").read_text())
-        config |= {
-            "task": f"some_{form}",
-            "dataset_kwargs": {"data_files": {"test": str(data)}},
-            "doc_to_text": "{{question}}",
-            "doc_to_choice": "{{options}}",
-            "doc_to_target": "answer",
+    is_letters = form == "letters"
+    rows = [
+        {
+            "question": choices.write_question(item, list(item["options"]))
+            if is_letters
+            else item["question"],
+            "options": list(choices.LETTERS[: len(item["options"])])
+            if is_letters
+            else list(item["options"].values()),
+            "answer": list(item["options"]).index(item["answer_letter"]),
         }
-        text = yaml.safe_dump(config)
-    else:  # it names a function, which safe_load does not know
-        rows = [
-            {key: item[key] for key in ("question", "options", "answer_letter")} for item in items
-        ]
-        text = (TASK_FOLDER / f"{TASKS[form]}.yaml").read_text()
-        text = text.replace(f"task: {TASKS[form]}", f"task: some_{form}")
-        text = text.replace("lib/medical/exam.jsonl", str(data))
-        shutil.copy(TASK_FOLDER / "per_character.py", folder)
+        for item in items
+    ]
+    data = folder / f"{form}.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / f"{form}.yaml").write_text(text)
-    return f"some_{form}"
+    config = yaml.safe_load((ROOT / f"lib/medical/lm_eval/{TASKS[form]}.yaml").read_text())
+    config |= {
+        "task": f"some_{form}",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{options}}",
+        "doc_to_target": "answer",
+    }
+    (folder / f"{form}.yaml").write_text(yaml.safe_dump(config))
+    return config["task"]
 
 
 def compare_letters(ours, samples):
@@ -91,14 +84,15 @@ def compare_texts(ours, samples):
 def farthest(own, samples):
     """Return how far the options' distances to the first are from each other.
 
-    The completion task asks an empty option too, the last one, which is not ours.
+    lm-eval moves the newline at the prompt's end into each option, so its likelihoods have that of the newline in them. It is the same for
+    all options of an item: `acc` cannot see it, but `acc_norm` divides it by each option's length, and may choose otherwise.
     """
     theirs = [[float(answer[0]) for answer in sample["filtered_resps"]] for sample in samples]
     pairs = zip(own, theirs, strict=True)
     return max(
         abs((a - mine[0]) - (b - row[0]))
         for mine, row in pairs
-        for a, b in zip(mine, row[: len(mine)], strict=True)
+        for a, b in zip(mine, row, strict=True)
     )
 
 
@@ -130,7 +124,7 @@ def main():
         folder = pathlib.Path(name)
         whole = options.exam == "bundled:exam" and not options.items
         tasks = TASKS if whole else {form: write_task(form, items, folder) for form in TASKS}
-        where = str(TASK_FOLDER) if whole else name
+        where = str(ROOT / "lib/medical/lm_eval") if whole else name
         harness = HFLM(pretrained=net, tokenizer=tokenizer, batch_size=options.batch)
         for form, task in tasks.items():
             begin = time.perf_counter(), time.process_time()
