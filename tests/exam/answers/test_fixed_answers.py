@@ -43,3 +43,13 @@ def test_the_useless_answers_pass_at_most_a_tenth_of_the_rows(trained_on):
     assert call["over_triage"]["count"] == call["over_triage"]["of"] > 3
     assert reassurance["names_call"]["count"] == 0
     assert reassurance["forbidden_acts"]["count"] >= len(rows) / 4
+
+
+def test_the_page_has_what_the_bundled_rows_reach(trained_on):
+    page = (ROOT / "lib/exam/README.md").read_text(encoding="utf-8")
+    reached = fixed_answers.judge_fixed(safety.load_rows(), trained_on)
+    columns = ("critical_acts", "forbidden_acts", "names_call", "over_triage", "passed")
+    for name, counts in reached.items():
+        cells = [f"{counts[key]['count']} of {counts[key]['of']}" for key in columns]
+        cells.insert(4, f"{counts['points']['mean']:.0%}")
+        assert f"| {name} | {' | '.join(cells)} |" in page
