@@ -1,6 +1,6 @@
 """Measure the whole demo job: wall time of each stage and peak resident memory of the runner and all its children.
 
-python tests/benchmarks/run_demo.py            # about 13 minutes on 2 cores; its run folder is removed afterwards
+python tests/benchmarks/run_demo.py            # about 8 minutes on 2 cores; its run folder is removed afterwards
 """
 
 import datetime
