@@ -24,7 +24,7 @@ PROMPTS = (
 )
 
 
-ENDS = 16  # rows measured; in the pretrained Gemma 3 270M they are 16 nats below the limit
+ENDS = 16  # rows measured: -33.1 in the pretrained Gemma 3 270M, where the limit is -15.5
 # passes the numbers of the groups through and shows a progress bar
 Bar = Callable[[Iterable[int]], Iterable[int]]
 
