@@ -4,9 +4,11 @@ python -m pytest tests/test_params.py
 """
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lib import params
-from lib.common import errors
+from lib.common import errors, files
 from lib.common.errors import UserError
 
 
@@ -57,6 +59,17 @@ def test_a_runs_own_parameters_show_a_change_by_hand(tmp_path):
     )
     path.write_text(params.to_yaml(job).rpartition("#")[0])
     assert params.load_recorded(tmp_path) == job
+
+
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_a_runs_own_parameters_that_were_cut_short_are_no_other_job(share, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    job = params.check_values({"learning_rate": 1e-4, "gguf_types": ["f16"]}, "test")
+    files.write_json(folder / "run.json", {"run": "mine"}, sealed=True)
+    text = params.to_yaml(job)
+    (folder / "params.yaml").write_text(text[: int(share * (len(text) - 1))])
+    with pytest.raises(UserError):
+        params.load_recorded(folder)
 
 
 @pytest.mark.parametrize(
