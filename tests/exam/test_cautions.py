@@ -12,7 +12,7 @@ from lib.common import stats
 from lib.common.errors import ROOT
 from lib.exam import cautions
 
-DEMO = ROOT / "runs" / "examples" / "demo" / "exam.json"
+DEMO = ROOT / "tests" / "records" / "earlier_demo" / "exam.json"
 
 
 def share(right, of=120):

@@ -1,4 +1,4 @@
-"""The tables and sections of an exam, from the demo's own exam.json and results.json.
+"""The tables and sections of an exam, from the exam.json and results.json of an earlier demo.
 
 python -m pytest tests/exam/test_tables.py
 """
@@ -13,7 +13,7 @@ from lib.data.reading import exam_items
 from lib.exam import baselines, choice_tables, tables
 from lib.exam.answers import act_tables
 
-DEMO = ROOT / "runs" / "examples" / "demo"
+DEMO = ROOT / "tests" / "records" / "earlier_demo"
 
 
 @pytest.fixture
@@ -28,6 +28,25 @@ def test_the_demos_sections_are_those_of_its_results(entries):
     sections = tables.result_sections(entries, "bundled:exam")
     assert sections == {"exam": results["exam"], "safety": results["safety"]}
     assert tables.result_sections(entries)["exams"] == {"bundled:exam": results["exam"]}
+
+
+def test_todays_demo_has_both_forms_and_the_criteria():
+    demo = ROOT / "runs" / "examples" / "demo"
+    entries = json.loads((demo / "exam.json").read_text())
+    del entries["seal"]
+    results = json.loads((demo / "results.json").read_text())
+    sections = tables.result_sections(entries, "bundled:exam")
+    assert sections == {"exam": results["exam"], "safety": results["safety"]}
+    for name, entry in entries.items():
+        assert list(entry["models"]) == ["base", "merged"], name
+    page = (ROOT / "lib/exam/README.md").read_text(encoding="utf-8")
+    text, bits = results["exam"]["completion"], results["exam"]["bits_per_byte"]
+    assert f"| {text['base_correct']} | {text['tuned_correct']} |" in page
+    assert f"| {bits['base']:.3f} | {bits['tuned']:.3f} |" in page
+    before, after = (results["safety"]["criteria"][name] for name in ("base", "tuned"))
+    for key in ("critical_acts", "forbidden_acts", "names_call", "over_triage", "ended", "passed"):
+        cells = f"of {after[key]['of']} | {before[key]['count']} | {after[key]['count']} |"
+        assert cells in page, key
 
 
 def test_every_model_and_every_comparison_of_the_demo_has_a_row(entries):

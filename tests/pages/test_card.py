@@ -21,7 +21,7 @@ from lib.medical.disclaimer import DISCLAIMER
 from lib.pages import card, headline
 from lib.record import run_record
 
-DEMO = ROOT / "runs" / "examples" / "demo"
+DEMO = ROOT / "tests" / "records" / "earlier_demo"
 REPOS = push.name_repositories("maria/first-aid")
 EXAM = {
     "items": 120,

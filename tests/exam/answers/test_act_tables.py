@@ -72,7 +72,7 @@ def test_results_have_the_old_keys_and_the_criteria_of_each_model(entry):
 
 
 def test_earlier_records_say_that_they_were_judged_without_criteria():
-    entry = json.loads((ROOT / "runs/examples/demo/exam.json").read_text())[safety.NAME]
+    entry = json.loads((ROOT / "tests/records/earlier_demo/exam.json").read_text())[safety.NAME]
     for result in entry["models"].values():
         result.pop("criteria", None)
         for answer in result["answers"]:
