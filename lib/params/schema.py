@@ -306,8 +306,8 @@ class Params(pydantic.BaseModel):
     )
     exam_models: Literal["all", "merged"] = _export(
         "all",
-        "models that take the exams: all of the run, or base and merged folder alone, with which "
-        "the export compares the others anyway",
+        "models that take the exams: all of the run, or base and merged folder alone, which is "
+        "made from the adapter and with which the export compares the GGUFs",
     )
     safety_tokens: int = _export(
         128,
