@@ -147,8 +147,18 @@ FIRST = ["test_pipeline.py", "test_launch.py", "test_stages.py", "export"]
 
 
 def pytest_collection_modifyitems(items):
-    """Run the longest files first."""
+    """Run the longest files first, and what needs a GPU only where it is shown one."""
     items.sort(key=_turn)
+    needing = [item for item in items if item.get_closest_marker("cuda")]
+    if needing and not _sees_gpu():
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and `-m cuda`"))
+
+
+def _sees_gpu():
+    import torch  # only the files of these tests import it anyway
+
+    return torch.cuda.is_available()
 
 
 def _turn(item):

@@ -59,6 +59,9 @@ def test_a_runs_own_parameters_show_a_change_by_hand(tmp_path):
     )
     path.write_text(params.to_yaml(job).rpartition("#")[0])
     assert params.load_recorded(tmp_path) == job
+    for record in ("5", "null", "[]", "{", '{"run": "mine"}'):  # no record, or an earlier version's
+        (tmp_path / "run.json").write_text(record)
+        assert params.load_recorded(tmp_path) == job
 
 
 @given(share=st.floats(0, 1, exclude_max=True))

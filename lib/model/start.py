@@ -140,7 +140,7 @@ def note_start(run: Run, job: Params, base_folder: pathlib.Path) -> str:
     if not job.start_from:
         run.data.pop("start", None)
         return "the base" if job.full_finetuning else "a new adapter"
-    if "start" not in run.data or not any((run.folder / "checkpoints").glob("step-*")):
+    if "start" not in run.data or not run_folder.has_checkpoint(run.folder):
         if find_start(job).parent == run.folder:
             raise UserError(
                 f"start_from=`{job.start_from}` is this run's own "

@@ -66,9 +66,10 @@ def load_recorded(folder: pathlib.Path) -> Params:
 def _has_sealed_record(folder: pathlib.Path) -> bool:
     """Tell whether a run is of a version that seals records, which seals its parameters too."""
     try:
-        return "seal" in json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    return isinstance(record, dict) and "seal" in record
 
 
 def _hash(text: str) -> str:

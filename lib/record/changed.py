@@ -8,6 +8,7 @@ from lib.common import files, locations
 from lib.common.errors import UserError
 from lib.params import Params
 from lib.params.continuing import LENGTH, MICRO_BATCH, depends_on_micro_batch, find_continuable
+from lib.record import run_folder
 from lib.record.run_record import STAGES, Run, earlier_stages, later_stages, when_pruned
 
 Changes = dict[str, tuple[Any, Any]]  # recorded and present value of each changed parameter
@@ -71,7 +72,7 @@ def _lengthen(run: Run, changed: Changes, keys: set[str]) -> None:
     if entry["status"] != "finished":
         return
     described = ", ".join(f"{key}={changed[key][1]:g}" for key in sorted(keys))
-    if not any((run.folder / "checkpoints").glob("step-*")):
+    if not run_folder.has_checkpoint(run.folder):
         pruned = when_pruned(run.data, "checkpoints")
         gone = f"were pruned {pruned[:10]}" if pruned else "are gone"
         raise UserError(

@@ -36,6 +36,11 @@ def is_run(folder: pathlib.Path) -> bool:
     return (folder / "run.json").is_file()
 
 
+def has_checkpoint(folder: pathlib.Path) -> bool:
+    """Tell whether a training of this run has saved a step."""
+    return any((folder / "checkpoints").glob("step-*"))
+
+
 def find_run(name: str) -> pathlib.Path | None:
     """Return the folder of the existing run that a name or a path means, if any."""
     if not name.strip():

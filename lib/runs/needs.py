@@ -13,7 +13,7 @@ from lib.export import push
 from lib.export.base_needs import exportable
 from lib.model import base, shards, start
 from lib.params import Params, number_bytes, packages
-from lib.record import opening
+from lib.record import opening, run_folder
 from lib.record.run_record import Run
 
 BUNDLED_BYTES = 575 * 2**20  # Gemma 3 270M as 16-bit safetensors, with its tokenizer
@@ -64,7 +64,7 @@ def _list_setting_checks(
     if "train" in stages:
         checks.append(partial(_refuse_gpu_needs, job))
         checks.append(partial(_refuse_missing_packages, job))
-        if job.start_from and not any((folder / "checkpoints").glob("step-*")):
+        if job.start_from and not run_folder.has_checkpoint(folder):
             checks.append(partial(start.check_start, job))
     return checks
 

@@ -297,21 +297,24 @@ def test_the_safety_set_is_answered_by_every_format_and_judged(runs, capsys, mon
     assert written["models"] == entry["models"]
 
 
-def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_theirs(
-    runs, capsys, monkeypatch
-):
-    asked, made_of = [], ["weights"]
+def stand_in(name, made_of, loaded):
+    """Return a model to which all is equally likely; it adds its name to `loaded` each time."""
 
     @contextlib.contextmanager
-    def fake():
-        asked.append(1)
+    def load():
+        loaded.append(name)
         yield exam_models.Loaded(
             lambda trees, tick: [[-1.0] * len(tree.asked) for tree in trees], None
         )
 
-    monkeypatch.setattr(
-        take, "list_models", lambda *_: [exam_models.RunModel("base", made_of, fake)]
-    )
+    return exam_models.RunModel(name, made_of, load)
+
+
+def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_theirs(
+    runs, capsys, monkeypatch
+):
+    asked, made_of = [], ["weights"]
+    monkeypatch.setattr(take, "list_models", lambda *_: [stand_in("base", made_of, asked)])
 
     def again(file="exam.jsonl", *words):
         asked.clear()
@@ -339,16 +342,8 @@ def test_a_result_is_kept_until_what_decides_it_changes_and_other_exams_keep_the
 
 
 def test_a_job_may_examine_base_and_merged_folder_alone(runs, capsys, monkeypatch):
-    names, loaded = ["base", "adapter", "merged", "q8_0"], []
-
-    @contextlib.contextmanager
-    def fake(name):
-        loaded.append(name)
-        yield exam_models.Loaded(
-            lambda trees, tick: [[-1.0] * len(tree.asked) for tree in trees], None
-        )
-
-    listed = [exam_models.RunModel(n, [n], functools.partial(fake, n)) for n in names]
+    loaded = []
+    listed = [stand_in(name, [name], loaded) for name in ("base", "adapter", "merged", "q8_0")]
     monkeypatch.setattr(take, "list_models", lambda *_: listed)
     reparam(runs / "small", exam_models="merged")
     assert ask(runs, capsys)[0] == 0

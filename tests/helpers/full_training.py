@@ -38,11 +38,11 @@ def load(base, dtype=torch.float32):
     return trained.unfreeze(net, base)
 
 
-def session(base, folder, job=None, dtype=torch.float32):
+def session(base, folder, job=None, dtype=torch.float32, place="cpu"):
     """Run what the notebook does (load, train); return the model and its float32 masters."""
     job = job or a_job()
     folder.mkdir(exist_ok=True)
-    net = load(base, dtype)
+    net = load(base, dtype).to(place)
     identity = checkpoint.describe_identity(
         job, "data-1", "base-1", adapter.count_parameters(net)[0]
     )

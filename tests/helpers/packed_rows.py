@@ -3,7 +3,6 @@
 import contextlib
 
 import peft
-import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3nForCausalLM, Gemma3nTextConfig, Gemma3TextConfig
 
@@ -21,12 +20,6 @@ LENGTHS = [
     2,
 ]  # of rows: far beyond the window, below it, and too short to have a trained token
 ROOMY = Shape(96, 7, 64)  # two rows fewer than it holds, and a filler longer than the window
-
-
-def needs_cuda(test):
-    """Mark a test that runs on a card: tests/conftest.py hides it from all others."""
-    without = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-    return pytest.mark.cuda(without(test))
 
 
 def draw(*shape, seed=0):

@@ -94,11 +94,11 @@ def a_job(**changes):
     return Params(**{**BASE, **changes})
 
 
-def session(folder, job=None, rows=ROWS, held_out=HELD_OUT, **identity):
+def session(folder, job=None, rows=ROWS, held_out=HELD_OUT, place="cpu", **identity):
     """Run what the notebook does (base, adapter, train); return the float32 masters."""
     job = job or a_job()
     folder.mkdir(exist_ok=True)
-    net = small_model(job)
+    net = small_model(job).to(place)
     return loop.train(
         net,
         rows,

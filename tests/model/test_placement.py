@@ -8,7 +8,6 @@ import copy
 import pytest
 import torch
 
-from helpers.packed_rows import needs_cuda
 from helpers.pretended_machine import H100, L4
 from helpers.tiny_models import IDS, a_job, assert_same, loss_and_gradients, shaken
 from lib.common.errors import UserError
@@ -49,7 +48,7 @@ def test_where_the_weights_go(machine, tmp_path, monkeypatch, there, changes, pr
     assert placement.choose_device_map(too_large, sharded, job.torch_compile) == where
 
 
-@needs_cuda
+@pytest.mark.cuda
 def test_weights_put_aside_return_to_where_each_lay(tiny_gemma3n):
     """A model spread over cards; here over a card and main memory."""
     net = load.load_for_training(tiny_gemma3n, a_job())

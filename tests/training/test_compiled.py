@@ -17,7 +17,6 @@ from helpers.packed_rows import (
     gemma3n,
     losses_and_gradients,
     make_rows,
-    needs_cuda,
     relative,
     trained,
     weighted,
@@ -231,7 +230,7 @@ def flash_in_bfloat16():
     AttentionInterface.register(packed.NAME, packed.attention)
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize(
     ("dtype", "loss_within"), [(torch.float32, 2e-3), (torch.bfloat16, 2e-2)], ids=str
 )

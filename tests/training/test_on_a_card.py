@@ -7,26 +7,15 @@ import pytest
 import torch
 
 from helpers import full_training, small_training
-from helpers.small_training import HELD_OUT, ROWS
-from lib.model import adapter
 from lib.model.end_token import end_row
 from lib.record import ledger
-from lib.training import checkpoint, loop, stops
+from lib.training import stops
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-]
+pytestmark = pytest.mark.cuda
 
 
-def train(net, job, folder, place):
-    """Train on a device; return (float32 masters, ledger's summary)."""
-    folder.mkdir(exist_ok=True)
-    net = net.to(place)
-    count = adapter.count_parameters(net)[0]
-    identity = checkpoint.describe_identity(job, "data-1", "base-1", count)
-    masters = loop.train(net, ROWS, HELD_OUT, job, folder, identity)
-    return masters.weights, ledger.summarise(ledger.read_ledger(folder / "metrics.jsonl"))
+def summarise(folder):
+    return ledger.summarise(ledger.read_ledger(folder / "metrics.jsonl"))
 
 
 def gap(ours, theirs):
@@ -39,23 +28,21 @@ def gap(ours, theirs):
 
 def test_the_trained_row_learns_what_it_learns_on_the_processor(tmp_path):
     job = small_training.a_job(train_end_token=True, lora_dropout=0.0)
-    results = {}
-    for place in ("cpu", "cuda"):
-        net = small_training.small_model(job)
-        assert end_row.find(net) is not None
-        results[place] = train(net, job, tmp_path / place, place)
-    assert gap(results["cuda"][0], results["cpu"][0]) < 1e-2
-    assert results["cuda"][1]["eval_loss_after"] < results["cuda"][1]["eval_loss_before"]
+    assert end_row.find(small_training.small_model(job)) is not None
+    here, there = (
+        small_training.session(tmp_path / place, job, place=place) for place in ("cpu", "cuda")
+    )
+    assert gap(there.weights, here.weights) < 1e-2
+    summary = summarise(tmp_path / "cuda")
+    assert summary["eval_loss_after"] < summary["eval_loss_before"]
 
 
 def test_full_weights_learn_what_they_learn_on_the_processor(tmp_path):
     base = full_training.write_base(tmp_path / "base")
-    job = full_training.a_job()
-    results = {
-        place: train(full_training.load(base), job, tmp_path / place, place)
-        for place in ("cpu", "cuda")
-    }
-    assert gap(results["cuda"][0], results["cpu"][0]) < 1e-2
+    here, there = (
+        full_training.session(base, tmp_path / place, place=place)[1] for place in ("cpu", "cuda")
+    )
+    assert gap(there.weights, here.weights) < 1e-2
 
 
 def test_full_weights_in_bfloat16_with_8_bit_adamw_go_on_after_a_stop(tmp_path):
@@ -64,21 +51,19 @@ def test_full_weights_in_bfloat16_with_8_bit_adamw_go_on_after_a_stop(tmp_path):
     base = full_training.write_base(tmp_path / "base")
 
     def session(folder, **changes):
-        net = full_training.load(base, torch.bfloat16)
         job = full_training.a_job(optim="adamw_8bit", **changes)
-        weights, summary = train(net, job, tmp_path / folder, "cuda")
+        net, masters = full_training.session(base, tmp_path / folder, job, torch.bfloat16, "cuda")
         live = dict(net.named_parameters())
         assert all(p.is_cuda and p.dtype == torch.bfloat16 for p in live.values())
-        for name, weight in weights.items():
+        for name, weight in masters.weights.items():
             assert torch.equal(weight.to(live[name]), live[name]), name
-        return weights, summary
+        return masters.weights
 
-    whole, summary = session("whole")
-    plain = full_training.a_job()
-    _, expected = train(full_training.load(base), plain, tmp_path / "cpu", "cpu")
-    assert abs(summary["eval_loss_after"] - expected["eval_loss_after"]) < 0.05
+    whole = session("whole")
+    full_training.session(base, tmp_path / "cpu")
+    after, expected = (summarise(tmp_path / name)["eval_loss_after"] for name in ("whole", "cpu"))
+    assert abs(after - expected) < 0.05
     for _ in range(small_training.STEPS - 1):
         with pytest.raises(stops.SessionOver):
             session("stopped", max_minutes=1e-9)
-    resumed, _ = session("stopped", max_minutes=1e-9)
-    assert gap(resumed, whole) < 1e-3
+    assert gap(session("stopped", max_minutes=1e-9), whole) < 1e-3

@@ -21,7 +21,6 @@ from helpers.packed_rows import (
     gemma3n,
     losses_and_gradients,
     make_rows,
-    needs_cuda,
     relative,
     token_losses,
     trained,
@@ -337,7 +336,7 @@ def masked_in_float32(module, leaves, grad, bounds, window):
     return out, *torch.autograd.grad(out, wide, grad.float())
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("window", [0, 512, 5])
 @pytest.mark.parametrize(
     "bounds",
@@ -361,7 +360,7 @@ def test_flash_equals_the_mask_on_the_card(bounds, window):
         assert relative(mine, truth) < 8e-3
 
 
-@needs_cuda
+@pytest.mark.cuda
 def test_a_packed_model_on_the_card_equals_padded_rows_in_float32():
     """bfloat16 through FlashAttention, no further from the float32 truth than the same rows padded are."""
     rows = make_rows(LENGTHS)

@@ -13,6 +13,7 @@ from lib.model import start
 from lib.model.end_token import end_row
 from lib.model.options import choose_backend
 from lib.params import Params
+from lib.record import run_folder
 from lib.record.run_record import Run
 from lib.record.schema import EndToken
 
@@ -27,7 +28,7 @@ FULL = "full fine-tuning trains all rows"
 def is_open(job: Params, run: Run) -> bool:
     """Tell whether only a measurement can decide: nothing that is set or recorded does."""
     decided = job.train_end_token != "auto" or job.full_finetuning or bool(job.start_from)
-    return not decided and not _has_checkpoint(run)
+    return not decided and not run_folder.has_checkpoint(run.folder)
 
 
 def settle(
@@ -43,7 +44,7 @@ def settle(
         end = EndToken(limit=limit, trained=False, because=FULL, **measured)
         run.data["end_token"] = end
         return job, end
-    if _has_checkpoint(run):
+    if run_folder.has_checkpoint(run.folder):
         # a checkpoint of an earlier version has no record, and no row
         as_set = EndToken(trained=job.train_end_token is True, because="as in the checkpoint")
         end = run.data.get("end_token", as_set)
@@ -81,10 +82,6 @@ def _decide(job: Params, measured: EndToken, vocabulary: int) -> EndToken:
         "trained": cannot,
         "because": "the base cannot end an answer" if cannot else "the base can end an answer",
     }
-
-
-def _has_checkpoint(run: Run) -> bool:
-    return any((run.folder / "checkpoints").glob("step-*"))
 
 
 def _limit_of(vocabulary: int) -> float:
