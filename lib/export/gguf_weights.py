@@ -56,7 +56,7 @@ def compare_weights(path: Path, file_type: str, folder: Path) -> dict[str, Any]:
     )
     architecture = gguf_plan.architecture_of(config["model_type"])
     complaint = f"{files.format_path(path)} does not match {files.format_path(folder)}"
-    names = _source_names(shards, config)
+    names = source_names(shards, config)
     expected = gguf_plan.expect_names(folder, config)
     check_tensors(header, file_type, expected, gguf_plan.converted_type(folder), complaint)
     with open(path, "rb") as file, contextlib.ExitStack() as stack:
@@ -75,7 +75,7 @@ def compare_weights(path: Path, file_type: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def _source_names(shards: dict[str, Path], config: dict[str, Any]) -> dict[str, list[str]]:
+def source_names(shards: dict[str, Path], config: dict[str, Any]) -> dict[str, list[str]]:
     """Name the weights of each GGUF tensor: one, or altup's three, stacked in their order."""
     architecture = gguf_plan.architecture_of(config["model_type"])
     mapped = gguf_plan.map_names(shards, config["num_hidden_layers"], architecture)

@@ -2,8 +2,9 @@
 
     checks, answers, truth = parity.check_ggufs(run, {"q4_0": path}, seed=3407, max_tokens=32)
 
-Weights, tokens and predictions are compared. lib/common/gguf_types.py says how far a sound file's
-predictions may be off, for each type.
+Weights, tokens and predictions are compared. Where predictions are not nearly the 16-bit model's,
+torch must give the same ones with the file's own numbers. lib/common/gguf_types.py says how much a
+type's rounding may cost.
 """
 
 import time
@@ -15,11 +16,10 @@ import numpy as np
 
 from lib.common import files, stats
 from lib.common.errors import UserError
-from lib.common.gguf_types import FILE_TYPES
 from lib.common.progress import progress_bar
 from lib.common.redact import redacted
 from lib.data import chat
-from lib.export import gguf_export, gguf_weights, parity_reference
+from lib.export import gguf_export, gguf_weights, parity_reference, rounding, verdicts
 from lib.export.parity_reference import Reference
 from lib.model import llama
 from lib.model.load import load_merged, load_tokenizer
@@ -30,11 +30,8 @@ TOP = 1000  # likeliest tokens compared at each position
 # nats between the two likeliest tokens; if there are fewer, a 16-bit model that rounds differently
 # may choose the other one
 TIE = 0.5
-SMALLEST = 1e-6  # float32 cannot resolve a smaller remainder of a sum near 1
-# verdicts, each with the largest mean KL that it allows
-FAITHFUL = ((0.01, "as the 16-bit model"), (0.1, "close to the 16-bit model"))
 FAILED = "failed: the file is refused"
-UNFAITHFUL = "much worse than the 16-bit model: read its answers before you ship it"
+SMALLEST = 1e-6  # float32 cannot resolve a smaller remainder of a sum near 1
 
 
 class Parity(NamedTuple):
@@ -43,14 +40,6 @@ class Parity(NamedTuple):
     figures: dict[str, dict[str, Any]]  # by type
     answers: dict[str, list[str]]  # by model, to the fixed prompts
     reference: Reference
-
-
-class OutsideBounds(UserError):
-    """Predictions that are too far from the 16-bit model's; `figures` tell how far."""
-
-    def __init__(self, message: str, figures: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.figures = figures
 
 
 def check_ggufs(run: Run, ggufs: dict[str, Path], seed: int, max_tokens: int) -> Parity:
@@ -75,7 +64,7 @@ def check_ggufs(run: Run, ggufs: dict[str, Path], seed: int, max_tokens: int) ->
         except UserError as error:
             refused = gguf_export.refuse_draft(path)
             reason = str(error).replace(files.format_path(draft), refused.name)
-            measured = error.figures if isinstance(error, OutsideBounds) else {}
+            measured = error.figures if isinstance(error, verdicts.OutsideBounds) else {}
             figures[file_type] = {"verdict": FAILED, "failed": redacted(reason), **measured}
             run.add_results("export", {"parity": figures})
             raise UserError(reason) from None
@@ -94,8 +83,7 @@ def check_parity(
     """Check a GGUF against the folder it was made from; return figures and answers to the prompts.
 
     In this order: every tensor's numbers, loading in llama.cpp, the same tokens for every text and
-    the same prompts by the chat template, predictions within the type's bounds, answers. UserError
-    at the first that fails.
+    the same prompts by the chat template, predictions, answers. UserError at the first that fails.
     """
     begin = time.monotonic()
     name = files.format_path(path)
@@ -108,12 +96,14 @@ def check_parity(
     with llama.load_gguf(path) as engine:
         require_same_tokens(engine, chat.load_chat(folder), truth.texts, prompts, name)
         predictions = list(_predict_positions(engine, truth, file_type))
-        figures = compare_predictions(truth, predictions)
-        require_within_bounds(figures, file_type, name)
         replies = [
             engine.chat([{"role": "user", "content": prompt}], max_tokens=max_tokens)
             for prompt in prompts
         ]
+    figures = compare_predictions(truth, predictions)
+    if verdicts.asks_for_rounding(figures, file_type):
+        figures |= explain_by_rounding(path, folder, truth, predictions)
+    beyond = verdicts.require_within_bounds(figures, file_type, name)
     answers = [reply["text"].strip() for reply in replies]
     if not any(answers):
         raise UserError(
@@ -122,8 +112,9 @@ def check_parity(
         )
     speeds = [reply["tokens_per_second"] for reply in replies]
     return {
-        "verdict": judge_kl(figures["kl_mean"]),
+        "verdict": verdicts.judge_kl(figures["kl_mean"]),
         **figures,
+        **({"beyond_bounds": beyond} if beyond else {}),
         "rows": len(truth.rows),
         "rows_from": truth.source,
         "arithmetic_16bit": truth.arithmetic,
@@ -281,58 +272,14 @@ def _compare_position(
     )
 
 
-def require_within_bounds(figures: dict[str, Any], file_type: str, name: str) -> None:
-    """Raise OutsideBounds unless the figures may be within this file type's bounds; NaN never is.
+def explain_by_rounding(
+    path: Path, folder: Path, truth: Reference, predictions: list[dict[int, float]]
+) -> dict[str, Any]:
+    """Return how far llama.cpp's predictions are from torch's with the file's own numbers, in nats.
 
-    A figure is outside if its whole 95 % interval is: a mean over few positions is uncertain.
+    {"own_numbers_kl", "own_numbers_kl_ci95"}. If they are the same, the file's metadata are right
+    too, and all that changed the predictions is rounding.
     """
-    bounds = FILE_TYPES[file_type].bounds
-    most = bounds.perplexity_ratio
-    kl, ratio, agreement = (
-        (figures[key], *figures.get(f"{key}_ci95", (figures[key], figures[key])))
-        for key in ("kl_mean", "perplexity_ratio", "greedy_agreement")
-    )
-    faults = []
-    # each condition is `not within`, so that a NaN counts as a fault
-    if not kl[1] <= bounds.kl:
-        expected = f"expected at most {bounds.kl:g}"
-        faults.append(f"mean KL is {kl[0]:.3g} nats, {expected} {_format_interval(*kl)}")
-    if not (ratio[1] <= most and 1 / most <= ratio[2]):
-        expected = f"expected {1 / most:.3g} to {most:g}"
-        faults.append(
-            f"perplexity is {ratio[0]:.4g} times the 16-bit model's, {expected} "
-            f"{_format_interval(*ratio)}"
-        )
-    if not agreement[2] >= bounds.agreement:
-        expected = f"expected at least {bounds.agreement:.0%}"
-        faults.append(
-            f"the likeliest token is the same at {agreement[0]:.1%} of positions, {expected} "
-            f"{_format_interval(*agreement)}"
-        )
-    if faults:
-        raise OutsideBounds(
-            f"{name} does not predict what the 16-bit model does at {figures['positions']} "
-            f"held-out answer tokens: {'; '.join(faults)} for a sound {file_type} file.\n"
-            f"Known: its numbers are the 16-bit ones within the rounding of {file_type}, and "
-            f"llama.cpp reads texts and template as the tokenizer does. Not known: whether its "
-            f"other metadata are right, and whether this model loses more by rounding than those "
-            f"that the bounds were measured on.\n"
-            f"Export f16 as well: if that passes, it is the rounding, and a finer type than "
-            f"{file_type} serves. If f16 fails too, export again. Do not ship the file.",
-            figures,
-        )
-
-
-def _format_interval(_: float, low: float, high: float) -> str:
-    return f"(95 % interval {low:.3g} to {high:.3g})"
-
-
-def judge_kl(kl: float) -> str:
-    """Return a mean KL in nats as a verdict in words.
-
-    A file within its bounds may still be a much worse model, such as a small one in 4 bits.
-    """
-    for limit, words in FAITHFUL:
-        if kl <= limit:
-            return words
-    return UNFAITHFUL
+    own = truth._replace(logprobs=rounding.predict_rounded(path, folder, truth))
+    found = compare_predictions(own, predictions)
+    return {"own_numbers_kl": found["kl_mean"], "own_numbers_kl_ci95": found["kl_mean_ci95"]}

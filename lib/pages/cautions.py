@@ -259,6 +259,11 @@ def _warn_of_files(export: dict[str, Any], told: str) -> list[str]:
             warnings.append(f"{kind} failed its comparison and is refused: {check['failed']}")
         elif check.get("verdict", "").startswith("much worse"):
             warnings.append(f"{kind}: {check['verdict']}")
+        if beyond := check.get("beyond_bounds"):
+            warnings.append(
+                f"{kind} is sound, but loses more by rounding than on the trained models that its "
+                f"bounds were measured on: {'; '.join(beyond)}"
+            )
     lora = export.get("lora", {})
     if (failed := lora.get("failed")) and not _is_told(failed, told):
         warnings.append(f"the adapter's own GGUF failed its comparison and is refused: {failed}")

@@ -166,6 +166,7 @@ def parity_table(checks: dict[str, Row]) -> list[Row]:
             "format": kind,
             "predicts": check.get("verdict"),
             "mean KL, nats": check.get("kl_mean"),
+            "to its own numbers in torch": check.get("own_numbers_kl"),
             "perplexity": check.get("perplexity"),
             "16-bit model's": check.get("perplexity_16bit"),
             "positions": check.get("positions"),

@@ -23,6 +23,7 @@ from lib.export import (
     merge,
     parity,
     parity_reference,
+    rounding,
 )
 from lib.model.load import load_merged
 from lib.params import Params
@@ -248,6 +249,12 @@ def test_its_files_pass_parity_with_the_tokenizer_model_that_was_made(odd_base, 
     )
     assert figures["kl_mean"] < 1e-4
     assert figures["verdict"] == "as the 16-bit model"
+    net = load_merged(run / "merged", torch.float32)
+    before = {name: weight.clone() for name, weight in net.state_dict().items()}
+    rounding.replace_weights(net, ggufs["q4_k_m"], run / "merged")
+    for name, weight in net.state_dict().items():
+        apart = (weight - before[name]).norm() / before[name].norm()
+        assert (apart == 0) if weight.ndim == 1 else (0.001 < apart < 0.1), name
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16"])

@@ -80,6 +80,16 @@ def test_a_comparison_that_failed_is_not_called_unmeasured(folder):
     assert "distribution parity" in " ".join(headline.list_unmeasured(results, {}))
 
 
+def test_a_sound_file_that_loses_more_by_rounding_than_others_is_a_caution(folder):
+    results = files.read_json(folder / "results.json", "results")
+    beyond = ["mean KL is 0.0247 nats, expected at most 0.01"]
+    results["export"] = {"parity": {"q8_0": {"verdict": "close", "beyond_bounds": beyond}}}
+    files.write_json(folder / "results.json", results)
+    text = " ".join(read(report.write_report(folder)).text)
+    assert "q8_0 is sound, but loses more by rounding" in text
+    assert beyond[0] in text
+
+
 def test_a_notebook_that_is_not_readable_is_a_warning_and_the_page_is_there(folder):
     (folder / "train.ipynb").write_text('{"cells": [')
     assert "train.ipynb` is not readable" in " ".join(read(report.write_report(folder)).text)
