@@ -61,7 +61,7 @@ class TensorType(NamedTuple):
 # the same with the rounded numbers): after 3 steps on 53 rows q8_0 gave 0.0247, 1.042, 0.92. So
 # lib/export/verdicts.py lets a file pass that rounding explains.
 # The 16-bit types leave room for a reference that itself computed in bfloat16
-# (parity_reference.predict_reference).
+# (lib/export/parity/reference.py).
 FILE_TYPES = {
     # 0.0000068, 1.000, 0.99
     "f16": FileType("F16", "F16", "F16", 1.0, ParityBounds(3e-3, 1.02, 0.88), precise=True),

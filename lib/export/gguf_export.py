@@ -4,7 +4,7 @@
     header = gguf_export.collect_metadata(job, run.folder)
     gguf_export.write_drafts(run.folder / "merged", ggufs, header)
 
-A file is written as a draft. It gets its name only after `check_gguf` and lib/export/parity.py have
+A file is written as a draft. It gets its name only after `check_gguf` and parity/compare.py have
 passed it; one that fails there gets a name that says so.
 """
 

@@ -21,8 +21,9 @@ from lib.common import files
 from lib.common.errors import UserError
 from lib.common.gguf_types import FILE_TYPES
 from lib.common.redact import redacted
-from lib.export import convert, gguf_export, gguf_file, gguf_plan, merge, parity_reference
+from lib.export import convert, gguf_export, gguf_file, gguf_plan, merge
 from lib.export.gguf_file import Tensor
+from lib.export.parity import reference
 from lib.model import llama
 from lib.model.shards import canonical_name, locate_tensors, read_text_config
 from lib.record.run_record import Run
@@ -215,9 +216,8 @@ def measure_effect(
 ) -> dict[str, Any]:
     """Measure what the adapter changes in llama.cpp, and what it should change.
 
-    What it should change is computed from the 16-bit base and the adapter's own numbers. Both
-    changes are on the same weights, so the rounding of a GGUF is in neither. Where the adapter
-    changes less than REACH times that rounding, it is made stronger, on both sides.
+    That is computed from the 16-bit base and the adapter's own numbers, so the GGUF's rounding is
+    in neither change. An adapter that changes less than REACH times it is made stronger on both.
 
     Return, in nats over the likeliest tokens after each prompt: effect (mean change by the
     adapter), rounding (mean distance of the GGUF from the base), strength (by what the adapter was
@@ -228,7 +228,7 @@ def measure_effect(
     """
     without = _predict_next(base_gguf, prompts)
     pairs, scale, _ = merge.read_adapter(adapter)
-    net = parity_reference.load_precise(base)
+    net = reference.load_precise(base)
     plain = _predict_16bit(net, prompts)
     tokens = [np.argsort(-row)[:COMPARED] for row in plain]
     before = _pick(tokens, plain)
@@ -316,7 +316,7 @@ def _look_up(tokens: list[np.ndarray], predicted: list[dict[int, float]]) -> np.
 
 def _predict_16bit(net: Any, prompts: list[list[int]]) -> list[np.ndarray]:
     """Return the log-probabilities of all tokens after each prompt, (vocabulary,) each."""
-    return [parity_reference.predict_positions(net, ids, [len(ids)])[0] for ids in prompts]
+    return [reference.predict_positions(net, ids, [len(ids)])[0] for ids in prompts]
 
 
 def _predict_adapted(
@@ -325,7 +325,7 @@ def _predict_adapted(
     factor: float,
     prompts: list[list[int]],
 ) -> list[np.ndarray]:
-    with parity_reference.adapted(net, pairs, factor):
+    with reference.adapted(net, pairs, factor):
         return _predict_16bit(net, prompts)
 
 

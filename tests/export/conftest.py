@@ -14,7 +14,8 @@ from helpers.push_case import CARDS, SIZES, TO
 from lib.common import files
 from lib.common.errors import UserError
 from lib.data import chat
-from lib.export import gguf_export, merge, parity_reference, push
+from lib.export import gguf_export, merge, push
+from lib.export.parity import reference
 from lib.model.load import load_merged
 
 
@@ -87,7 +88,7 @@ def whole(made):
 
 def _patch_sizes(patch):
     for name, value in (("ROWS", 4), ("POSITIONS", 16), ("TEXTS", 60)):
-        patch.setattr(parity_reference, name, value)
+        patch.setattr(reference, name, value)
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def parity_run(base, made, tmp_path_factory):
         export_runs.write_split(data, name, rows, tokenizer)
     with pytest.MonkeyPatch.context() as patch:
         _patch_sizes(patch)
-        truth = parity_reference.predict_reference(data, base, load_merged(base), seed=1)
+        truth = reference.predict_reference(data, base, load_merged(base), seed=1)
     return base, made["q8_0"]["path"], truth, data
 
 

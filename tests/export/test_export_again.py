@@ -14,7 +14,7 @@ from lib import params
 from lib.common import files
 from lib.common.errors import UserError
 from lib.exam import take
-from lib.export import parity
+from lib.export.parity import compare, verdicts
 from lib.model import device, llama
 from lib.pages import card, headline, report
 from lib.record import run_record
@@ -137,19 +137,14 @@ def test_an_adapters_gguf_that_is_no_longer_made_is_not_recommended(job, served)
     assert "job-lora.gguf" not in served.repos[GGUF].files, "this run sent it, and takes it back"
 
 
-def test_a_file_outside_its_bounds_has_another_name_and_the_report_says_that_it_failed(
-    job, monkeypatch
-):
-    tight = parity.FILE_TYPES["q8_0"]._replace(
-        bounds=parity.FILE_TYPES["q8_0"].bounds._replace(kl=0.0)
-    )
-    monkeypatch.setitem(parity.FILE_TYPES, "q8_0", tight)
-    with pytest.raises(UserError, match=r"job-q8_0\.gguf\.refused does not predict"):
+def test_a_broken_file_has_another_name_and_the_report_says_that_it_failed(job, monkeypatch):
+    monkeypatch.setattr(verdicts, "SAME_KL", 0.0)
+    with pytest.raises(UserError, match=r"job-q8_0\.gguf\.refused is broken"):
         export(job)
     assert sorted(path.name for path in (job / "gguf").iterdir()) == ["job-q8_0.gguf.refused"]
     assert (job / "earlier" / "gguf" / "job-q8_0.gguf").is_file(), "of the export before"
     found = results(job)
-    assert found["parity"]["q8_0"]["verdict"] == parity.FAILED
+    assert found["parity"]["q8_0"]["verdict"] == compare.FAILED
     assert found["parity"]["q8_0"]["kl_mean"] > 0
     assert headline.smallest_gguf(files.read_json(job / "results.json", "results")) is None
     page = report.write_report(job).read_text(encoding="utf-8")

@@ -21,10 +21,8 @@ from lib.export import (
     gguf_plan,
     gguf_weights,
     merge,
-    parity,
-    parity_reference,
-    rounding,
 )
+from lib.export.parity import compare, reference, rounding
 from lib.model.load import load_merged
 from lib.params import Params
 from lib.record.run_record import Run
@@ -243,8 +241,8 @@ def test_its_files_pass_parity_with_the_tokenizer_model_that_was_made(odd_base, 
     for split in ("train", "validation", "test"):
         export_runs.write_split(run / "data", split, rows, chat.load_chat(run / "merged"))
     net = load_merged(run / "merged")
-    truth = parity_reference.predict_reference(run / "data", run / "merged", net, 1)
-    figures, _ = parity.check_parity(
+    truth = reference.predict_reference(run / "data", run / "merged", net, 1)
+    figures, _ = compare.check_parity(
         ggufs["f16"], "f16", run / "merged", truth, tuple(export_runs.PROMPTS), 12
     )
     assert figures["kl_mean"] < 1e-4

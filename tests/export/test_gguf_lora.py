@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from helpers import adapters
 from lib.common.errors import UserError
-from lib.export import gguf_export, gguf_file, gguf_lora, merge, parity_reference, servers
+from lib.export import gguf_export, gguf_file, gguf_lora, merge, servers
+from lib.export.parity import reference
 from lib.model import llama, shards
 from lib.model.load import load_merged
 from lib.pages import cautions
@@ -76,7 +77,7 @@ def test_the_model_with_an_adapter_added_is_the_merged_one(base, adapted, tmp_pa
     """The expected effect is PEFT's own."""
     pairs, scale, _ = merge.read_adapter(adapted[0] / "adapter")
     net = load_merged(base, torch.float32)
-    with parity_reference.adapted(net, pairs, scale):
+    with reference.adapted(net, pairs, scale):
         ours = gguf_lora._predict_16bit(net, IDS)
     theirs = gguf_lora._predict_16bit(
         PeftModel.from_pretrained(net, adapted[0] / "adapter").merge_and_unload(), IDS

@@ -13,7 +13,8 @@ from lib import params
 from lib.common import files
 from lib.common.errors import ROOT
 from lib.data import chat
-from lib.export import footprint, parity_reference
+from lib.export import footprint
+from lib.export.parity import reference
 from lib.model import base_record
 from lib.record import notebook
 from lib.record.run_record import STAGES, timestamp
@@ -46,7 +47,7 @@ EDGE = {
 def make_less(monkeypatch):
     """Compare few rows and texts, and measure no speed, which no test of a record needs."""
     for name, value in (("ROWS", 4), ("POSITIONS", 16), ("TEXTS", 40)):
-        monkeypatch.setattr(parity_reference, name, value)
+        monkeypatch.setattr(reference, name, value)
     monkeypatch.setattr(
         footprint, "measure_files", lambda ggufs: [EDGE | {"format": k} for k in ggufs]
     )

@@ -194,7 +194,7 @@ def _require_same_ids(model: bytes, tokenizer_file: Path) -> None:
     texts = [*odd_texts.HARD, *(odd_texts.make_up_text(random) for _ in range(TEXTS))]
     for text in texts:
         # sentencepiece takes it for a space even inside a token of spaces; llama.cpp, with which
-        # parity.py compares the same texts, does not
+        # parity/compare.py compares the same texts, does not
         text = text.replace(SPACE, "")
         if made.encode(text) != fast.encode(text, add_special_tokens=False).ids:
             raise CannotMake(f"what is made of it gives other ids for {text[:60]!r}")

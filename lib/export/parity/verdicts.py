@@ -3,7 +3,7 @@
     verdicts.require_within_bounds(figures, "q8_0", "mine-q8_0.gguf")
     verdicts.judge_kl(figures["kl_mean"])       # "as the 16-bit model"
 
-`figures` are those of parity.compare_predictions, with own_numbers_kl where rounding was asked.
+`figures` are those of compare.compare_predictions, with own_numbers_kl where rounding was asked.
 """
 
 import math

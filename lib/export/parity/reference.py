@@ -1,7 +1,7 @@
 """Draw the reference for GGUFs: texts, held-out rows, and the 16-bit model's predictions.
 
 net = load_merged(run.folder / "merged")
-truth = parity_reference.predict_reference(data_folder, run.folder / "merged", net, seed=3407)
+truth = reference.predict_reference(data_folder, run.folder / "merged", net, seed=3407)
 """
 
 import contextlib
