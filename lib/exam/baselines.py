@@ -82,7 +82,10 @@ def weigh_options(items: list[Item]) -> Points:
     """Return a naive Bayes classifier of options that is trained on all items but the one asked.
 
     It never sees a question. It knows which words and pairs of words stand in an option, and adds
-    one to each of their counts. Leaving an item out is exact, and costs only a subtraction.
+    one to each of their counts. Items that share all options with the one asked are left out too
+    (`_find_sets`): there, an option that is right for another item is likely wrong, and a
+    classifier that knew this would be below chance by construction. Leaving out is exact, and costs
+    only a subtraction.
     Source: A. McCallum and K. Nigam, A comparison of event models for naive Bayes text
     classification, AAAI-98 workshop on learning for text categorization (1998), here with each
     word counted once per option.
@@ -95,9 +98,15 @@ def weigh_options(items: list[Item]) -> Points:
         wrong += own_wrong
     known = len(right | wrong)
     all_right, all_wrong = right.total() + known, wrong.total() + known
+    sets = _find_sets(items)
 
     def weigh(item: Item, key: str) -> float:
-        own_right, own_wrong = _count_features(item)
+        own_right: Counter[Any] = Counter()
+        own_wrong: Counter[Any] = Counter()
+        for left_out in sets.get(_options_of(item), [item]):
+            its_right, its_wrong = _count_features(left_out)
+            own_right += its_right
+            own_wrong += its_wrong
         others_right = all_right - own_right.total()
         others_wrong = all_wrong - own_wrong.total()
         return sum(
@@ -107,6 +116,21 @@ def weigh_options(items: list[Item]) -> Points:
         )
 
     return weigh
+
+
+def _find_sets(items: list[Item]) -> dict[frozenset[str], list[Item]]:
+    """Return the items that share all their options, at most one for each option, by the options.
+
+    With more, as where every item is answered by yes, no or maybe, the options are a scale.
+    """
+    sets: dict[frozenset[str], list[Item]] = {}
+    for item in items:
+        sets.setdefault(_options_of(item), []).append(item)
+    return {shared: those for shared, those in sets.items() if len(those) <= len(shared)}
+
+
+def _options_of(item: Item) -> frozenset[str]:
+    return frozenset(item["options"].values())
 
 
 def _count_features(item: Item) -> tuple[Counter[Any], Counter[Any]]:
