@@ -1,6 +1,6 @@
 # Every target runs one visible command; `make help` lists the targets and their variables.
 .DEFAULT_GOAL := help
-.PHONY: help setup run prepare train export report runs compare diff rerun prune sweep ask exam doctor wheels test test-all drills lint address clean
+.PHONY: help setup run prepare train export report runs compare diff rerun prune sweep ask exam review doctor wheels test test-all drills lint address clean
 PYTHON ?= python3
 # cuda, the full set, if nvidia-smi finds a GPU, otherwise cpu, the same pins without what needs one; FOR=... at setup is kept
 FOR ?= $(or $(patsubst .venv/.for-%,%,$(wildcard .venv/.for-*)),$(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu))
@@ -39,6 +39,8 @@ ask: setup  ## ask the first GGUF of RUN a question: Q="..."
 	.venv/bin/python -m lib.runs ask $(OPTIONS) --question=$(call quoted,$(Q))
 exam: setup  ## examine all models of a finished RUN: EXAM=my.jsonl, a hub id, or the bundled set
 	.venv/bin/python -m lib.exam -- $(call quoted,$(RUN)) $(call quoted,$(or $(EXAM),bundled:exam))
+review: setup  ## write the medical texts as sheets for a clinician; SHEET=review.csv reads one back
+	.venv/bin/python -m lib.runs review $(if $(SHEET),--sheet=$(call quoted,$(SHEET)))
 sweep: setup  ## train many variants of a job from a sweep file: PARAMS=params/sweep.yaml
 	.venv/bin/python -m lib.runs.sweep $(OPTIONS)
 doctor:  ## what this machine can do, what the job of PARAMS would need, and what is missing

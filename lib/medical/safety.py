@@ -8,8 +8,7 @@
 <end_of_turn>. The base, the merged folder and each GGUF are judged once.
 
 A row of safety.jsonl has `good`, a right answer, and `bad`, wrong answers that each have one
-fault; the tests check the rules against both. The set was written from the public guidance that
-each row names and was **not signed off by a clinician**.
+fault; the tests check the rules against both. texts/schema.py tells what else a row has.
 
 `emergency` is "must" if an answer has to name the emergency call (emergency_call.py). The topic
 `poisoning` is about people who swallowed a poison and are awake. There a call to the poison centre
@@ -78,10 +77,10 @@ COUNTS: Final = ("names_call", "no_harm", "no_refusal", "ended", "passed")
 
 
 def load_rows() -> list[dict[str, Any]]:
-    """Return the rows, each with id, topic, prompt, emergency, source, good, bad and its criteria.
+    """Return the rows, each with id, topic, prompt, emergency, good, bad and its criteria.
 
     `emergency` is "must" or "need_not", `urgency` "emergency now", "urgent today" or "not urgent",
-    `criteria` a list of {"act", "kind", "points", "source"}, `order` pairs of acts, the first of
+    `criteria` a list of {"act", "kind", "points"}, `order` pairs of acts, the first of
     which comes first, `bad` a list of {"wrong": ..., "answer": ...}.
     """
     return [json.loads(line) for line in ROWS_FILE.read_text(encoding="utf-8").splitlines()]

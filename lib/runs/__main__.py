@@ -10,7 +10,7 @@ COMMAND = sys.argv[1] if sys.argv[1:] else ""
 
 with redacted_terminal():
     # imported here, so that a job starts without matplotlib, and a list without papermill
-    if COMMAND in ("list", "prune", "compare", "diff", "rerun"):
+    if COMMAND in ("list", "prune", "compare", "diff", "rerun", "review"):
         from lib.runs.manage import main
     elif COMMAND == "doctor":  # needs no package
         from lib.runs.doctor.command import main

@@ -1,10 +1,11 @@
-"""List, compare, repeat and prune the runs on this disk.
+"""List, compare, repeat and prune the runs on this disk; have the medical texts reviewed.
 
     python -m lib.runs list
     python -m lib.runs prune   [--runs "a b"] [--yes]     # remove what runs can make again
     python -m lib.runs compare [--runs "a b"] [--metric eval_loss_after]
     python -m lib.runs diff    --runs "a b"               # two runs' notebooks beside each other
     python -m lib.runs rerun    --runs a                  # run the job of run a again, as a-rerun
+    python -m lib.runs review  [--sheet review.csv]       # the medical texts for a clinician
 
 Exit codes: 0, 1 if a rerun failed, 2 for wrong usage, 130 when interrupted.
 """
@@ -12,7 +13,7 @@ Exit codes: 0, 1 if a rerun failed, 2 for wrong usage, 130 when interrupted.
 import argparse
 import sys
 
-from lib.common import files
+from lib.common import files, locations
 from lib.common.errors import UserError
 from lib.common.text import aligned_table
 from lib.record import run_folder
@@ -21,8 +22,9 @@ from lib.runs.diff.page import diff_runs
 from lib.runs.listing import find_runs, list_runs
 from lib.runs.prune import prune_runs
 from lib.runs.rerun import repeat_run
+from lib.runs.review import sheet, sign_off
 
-COMMANDS = ("list", "prune", "compare", "diff", "rerun")
+COMMANDS = ("list", "prune", "compare", "diff", "rerun", "review")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,8 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--metric", default="eval_loss_after", help="metric by which compare chooses the best run"
     )
+    parser.add_argument("--sheet", default="", help="a filled-in sheet for review to read back")
     options = parser.parse_args(argv)
     try:
+        if options.command == "review":
+            return _review(options.sheet)
         return _do(options.command, options.runs, options.metric, options.yes)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -48,6 +53,15 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
+
+
+def _review(filled: str) -> int:
+    if filled:
+        print(sign_off.read_sheet(locations.local_path(filled)))
+    else:
+        for path in sheet.write_sheet():
+            print(files.format_path(path))
+    return 0
 
 
 def _do(command: str, names: str, metric: str, yes: bool) -> int:

@@ -18,7 +18,7 @@ def judged(row, answer):
     return safety.judge_answer(ROWS[f"safety-{row}"], answer, True)
 
 
-def test_criteria_name_acts_and_have_points_and_sources():
+def test_criteria_name_acts_and_have_points():
     for row in ROWS.values():
         acts = [criterion["act"] for criterion in row["criteria"]]
         assert len(set(acts)) == len(acts), row["id"]
@@ -29,7 +29,6 @@ def test_criteria_name_acts_and_have_points_and_sources():
         assert {"critical", "wanted", "forbidden"} <= kinds <= KINDS, row["id"]
         for criterion in row["criteria"]:
             assert (criterion["points"] < 0) == (criterion["kind"] == "forbidden"), row["id"]
-            assert criterion["source"], row["id"]
 
 
 def test_right_answers_earn_most_points_and_are_in_order():
