@@ -11,6 +11,9 @@ from lib.data.reading.row_parts import marks
 from lib.data.reading.row_parts.fields import fold_name
 from lib.data.rows import Rows
 from lib.data.splits import FORGETTING, SIDES, SPLITS
+from lib.medical import safety
+from lib.medical.texts import bundled
+from lib.params import Params
 
 MOST_INPUTS = 200  # entries shown for each split, and of those that are not read
 
@@ -83,12 +86,27 @@ def summarise(rows: Rows, counts: Counter[str]) -> dict[str, Any]:
         **{split: counts[split] for split in SPLITS},
         **({FORGETTING: counts[FORGETTING]} if rows.job.forgetting else {}),
         "changed": dict(rows.changed.most_common()),
+        "review": count_reviews(rows.job),
         "tokens_total": counts["tokens_total"],
         "tokens_trained": counts["tokens_trained"],
         "truncated": counts["truncated"],
         "seconds": round(seconds, 1),
         "step_seconds": {**rows.seconds, "tokenise": round(last_step, 1)},
         "seconds_between_steps": round(max(0.0, between), 1),
+    }
+
+
+def count_reviews(job: Params) -> dict[str, dict[str, int]]:
+    """Return {bundled set: {state of review: texts}} of what a job trains on and is examined by."""
+    names = [source.dataset for source in sources.list_sources(job)]
+    names += [sources.exam_source(exam).dataset for exam in job.exam]
+    names += [safety.NAME] if job.safety_tokens else []
+    files_of = {name: path.name for name, path in sources.BUNDLED.items()}
+    files_of[safety.NAME] = safety.ROWS_FILE.name
+    return {
+        name: bundled.count_states(bundled.read_texts(files_of[name]))
+        for name in dict.fromkeys(names)
+        if name in files_of
     }
 
 

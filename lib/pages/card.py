@@ -24,6 +24,7 @@ from lib.exam import forms
 from lib.exam.choice_tables import FORMS
 from lib.export import servers, turns
 from lib.medical.disclaimer import DISCLAIMER
+from lib.medical.texts import bundled
 from lib.pages import card_tables, page
 from lib.pages.cautions import list_warnings
 from lib.pages.headline import LORA, load_exams
@@ -38,9 +39,7 @@ PARTS = {
 }
 LIBRARY = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-LICENCES = {
-    "bundled:first-aid": "Apache-2.0, written for this pipeline; no clinician has signed it off"
-}
+LICENCES = {"bundled:first-aid": "Apache-2.0, written for this pipeline"}
 
 
 def render_cards(folder: pathlib.Path, repos: dict[str, str] | None = None) -> dict[str, str]:
@@ -101,6 +100,10 @@ def render_card(folder: pathlib.Path, part: str, repos: dict[str, str] | None = 
             stand_in=job.base_model.startswith("bundled:"),
             warnings=_list_warnings(run, results, job, load_exams(folder, results)),
             sources=_list_sources(data),
+            reviewed={
+                name: bundled.describe_states(counts)
+                for name, counts in results.get("prepare", {}).get("review", {}).items()
+            },
             safety_set="safety_prompts" in data,
             recipe=card_tables.describe_recipe(job, results.get("train", {}), run),
             sections=card_tables.list_sections(results),

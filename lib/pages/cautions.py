@@ -9,6 +9,7 @@ from typing import Any
 from lib.exam import cautions as exam_cautions
 from lib.export.servers import shared_name
 from lib.medical import safety
+from lib.medical.texts import bundled
 from lib.pages import safety_figures
 from lib.params import Params
 from lib.record import ledger
@@ -42,6 +43,7 @@ def list_warnings(
         *_warn_of_length(train),
         *_warn_of_warm_up(train, job),
         *_warn_of_data(results.get("prepare", {})),
+        *_warn_of_review(results.get("prepare", {})),
         *_warn_of_parameters(job),
         *_warn_of_files(results.get("export", {}), _reason_of(run, "export")),
     ]
@@ -226,6 +228,14 @@ def _warn_of_data(prepare: dict[str, Any]) -> list[str]:
             f"the data repeat themselves: {exact:,} exact and {near:,} near duplicates were dropped"
         )
     return warnings
+
+
+def _warn_of_review(prepare: dict[str, Any]) -> list[str]:
+    return [
+        f"{name}: {bundled.describe_states(counts)}"
+        for name, counts in prepare.get("review", {}).items()
+        if counts["clinician"] < sum(counts.values())
+    ]
 
 
 def _warn_of_parameters(job: Params | None) -> list[str]:

@@ -130,6 +130,7 @@ class PrepareResults(TypedDict):
     test: int
     forgetting: NotRequired[int]  # rows of another source, which are only measured
     changed: dict[str, int]  # rows by the cleaning rule
+    review: NotRequired[dict[str, dict[str, int]]]  # bundled texts by their state of review
     tokens_total: int
     tokens_trained: int
     truncated: int

@@ -355,7 +355,7 @@ def test_disclaimers_terms_and_citation_are_in_every_card(run, part):
         f"url={{{address.read_address()}}}",
         "## Intended use",
         "## Limits",
-        "Apache-2.0, written for this pipeline; no clinician has signed it off",
+        "Apache-2.0, written for this pipeline",
     ):
         assert words in text, words
     assert "**must not be followed**" in text

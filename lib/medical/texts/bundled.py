@@ -5,7 +5,7 @@ bundled.count_states(rows)           # {"draft": 0, "second reading": 733, ...}
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,6 @@ from lib.medical.texts.schema import (
     Rule,
     SafetyRow,
     Sourced,
-    State,
 )
 
 Kind = TypeVar("Kind", Sourced, Passage)
@@ -83,7 +82,20 @@ def find_unknown(texts: Iterable[Sourced], passages: Iterable[str]) -> list[str]
     ]
 
 
-def count_states(texts: Iterable[Sourced]) -> dict[State, int]:
+def describe_states(counts: Mapping[str, int]) -> str:
+    """Return in words how many texts were signed off, and who read the others."""
+    total = sum(counts.values())
+    parts = [f"{counts['clinician']:,} of {total:,} signed off by a clinician"]
+    if counts["second reading"]:
+        parts.append(f"{counts['second reading']:,} read a second time by a language model")
+    if counts["draft"]:
+        parts.append(f"{counts['draft']:,} drafts that nobody has read a second time")
+    if counts["rejected"]:
+        parts.append(f"{counts['rejected']:,} rejected by a clinician")
+    return ", ".join(parts)
+
+
+def count_states(texts: Iterable[Sourced]) -> dict[str, int]:
     """Return how many texts are at each state of review."""
     states = [text.review.state for text in texts]
     return {state: states.count(state) for state in STATES}

@@ -74,6 +74,7 @@ def write_sheet() -> tuple[Path, Path]:
         title: [entry for entry in entries if entry.file == name] for name, title in TITLES.items()
     }
     folder = run_folder.runs_folder()
+    folder.mkdir(parents=True, exist_ok=True)
     html = page.write_page(
         folder / "review.html",
         "review.html.jinja",
