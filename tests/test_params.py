@@ -279,6 +279,36 @@ def test_a_single_data_set_may_be_a_mapping_and_comes_back_from_its_own_yaml(tmp
     assert params.check_values(overrides, "test") == job
 
 
+@pytest.mark.parametrize(
+    ("dataset", "language"),
+    [
+        ("bundled:first-aid", "en"),
+        ("bundled:first-aid-es", "es"),
+        ("[bundled:first-aid-fr]", "fr"),
+        ("[{dataset: bundled:first-aid-es, max_rows: 9}]", "es"),
+        ("[bundled:first-aid, bundled:first-aid-es]", ""),
+        ("rows-es.jsonl", "en"),
+    ],
+)
+def test_the_language_follows_a_bundled_set_unless_it_is_given(dataset, language):
+    assert (
+        params.load_job(
+            "params/cpu.yaml", f"dataset='{dataset}'" if " " in dataset else f"dataset={dataset}"
+        ).language
+        == language
+    )
+
+
+def test_another_language_than_the_bundled_sets_is_refused():
+    job = params.load_job("params/cpu.yaml", "dataset=bundled:first-aid-es language=en")
+    with pytest.raises(UserError, match="the bundled set is in es, but language is en"):
+        params.require_consistent(job)
+    params.require_consistent(
+        params.load_job("params/cpu.yaml", "dataset=bundled:first-aid-es language=")
+    )
+    params.require_consistent(params.load_job("params/cpu.yaml", "dataset=bundled:first-aid-es"))
+
+
 def test_keys_of_a_source_that_came_later_rename_no_run_of_before():
     job = params.check_values({"dataset": [{"dataset": "a/b", "max_rows": 5}]}, "test")
     # as computed before `config` and `split` were keys

@@ -32,7 +32,7 @@ from lib.data.reading import exam_items, sources
 from lib.exam import baselines, forms, multiple_choice, safety_set, tables
 from lib.exam.entries import Comparison, ExamEntry
 from lib.exam.models import Loaded, RunModel, list_models
-from lib.medical import safety
+from lib.medical import advice, safety
 from lib.medical.disclaimer import DISCLAIMER
 from lib.model import base_record, device
 from lib.model.load import load_tokenizer
@@ -78,10 +78,15 @@ def _settings_of(exam: str, shuffles: int, answer_tokens: int) -> dict[str, Any]
     return multiple_choice.exam_settings(shuffles)
 
 
-def load_exams(multiple_choice_sets: Sequence[Exam], safety_tokens: int) -> dict[str, Items]:
-    """Return {exam: its items} for a job's sets, and for the safety set unless its tokens are 0."""
-    exams = list(multiple_choice_sets)
-    if safety_tokens:
+def load_exams(job: Params) -> dict[str, Items]:
+    """Return {exam: its items} for a job's sets, and for the safety set unless its tokens are 0.
+
+    The safety set's prompts and rules are English, so a model of another language is not asked it.
+    """
+    exams = list(job.exam)
+    if job.safety_tokens and job.language not in ("", *advice.LANGUAGES):
+        print(f"{safety.NAME} is not asked: it is English, and the answers are {job.language}")
+    elif job.safety_tokens:
         exams.append(safety.NAME)
     return {sources.name_exam(exam): load_items(exam) for exam in exams if _is_here(exam)}
 

@@ -28,6 +28,7 @@ RULES_FILE = pathlib.Path(__file__).with_name("harmful_advice.json")
 CONTEXT_CHARACTERS = 250
 CONTEXT_SENTENCES = 6
 
+LANGUAGES = ("en",)  # that the rules and the acts can read
 PATTERNS = ("pattern", "about", "not_about", "unless")
 
 Rule = dict[str, Any]  # a rule of RULES_FILE, the regular expressions of PATTERNS compiled

@@ -8,7 +8,7 @@ from typing import Any
 
 from lib.exam import cautions as exam_cautions
 from lib.export.servers import shared_name
-from lib.medical import safety
+from lib.medical import advice, safety
 from lib.medical.texts import bundled
 from lib.pages import safety_figures
 from lib.params import Params
@@ -248,9 +248,17 @@ def _warn_of_parameters(job: Params | None) -> list[str]:
         kept.append("near duplicates")
     if not job.decontaminate:
         kept.append("training rows that share text with held-out rows or the exam")
-    if not kept:
-        return []
-    return [f"this job's parameters kept {' and '.join(kept)}: held-out numbers may look too good"]
+    warnings = []
+    if kept:
+        warnings.append(
+            f"this job's parameters kept {' and '.join(kept)}: held-out numbers may look too good"
+        )
+    if job.language not in ("", *advice.LANGUAGES):
+        warnings.append(
+            f"the rules on harmful advice read English only: rows in {job.language} were not "
+            f"searched, and the safety set was not asked"
+        )
+    return warnings
 
 
 def _reason_of(run: RunRecord, stage: str) -> str:

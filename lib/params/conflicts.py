@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from lib.common.errors import UserError
 from lib.params import full_conflicts
+from lib.params.kinds import language_of
 from lib.params.schema import Params
 
 NOTHING_TRAINED = (
@@ -24,9 +25,18 @@ def require_consistent(job: Params) -> None:
 
 def list_conflicts(job: Params) -> list[str]:
     """Return a message for each contradiction among a job's settings."""
-    conflicts = [*_of_training(job), *_of_speed(job), *_of_unsloth(job)]
+    conflicts = [*_of_data(job), *_of_training(job), *_of_speed(job), *_of_unsloth(job)]
     found = [message for applies, message in conflicts if applies]
     return [*full_conflicts.list_conflicts(job), *found]
+
+
+def _of_data(job: Params) -> Iterator[tuple[bool, str]]:
+    own = language_of(job.dataset)
+    yield (
+        own not in ("", "en") and job.language not in ("", own),
+        f"the bundled set is in {own}, but language is {job.language}, so every row would be "
+        f"dropped. Set language: {own}.",
+    )
 
 
 def _of_training(job: Params) -> Iterator[tuple[bool, str]]:

@@ -1,5 +1,6 @@
 """The kinds of values that a parameter may have, besides plain ones."""
 
+import re
 import urllib.parse
 from typing import Annotated, Any, Literal, get_args
 
@@ -52,6 +53,19 @@ class Source(pydantic.BaseModel):
         later = ("config", "split")
         values = serialise(self)
         return {key: value for key, value in values.items() if value or key not in later}
+
+
+def language_of(dataset: Any) -> str:
+    """Return the language of a `dataset`, as given: a bundled set's own, "" if they differ.
+
+    Any other data set counts as English.
+    """
+    listed = dataset if isinstance(dataset, list) else [dataset]
+    names = [entry.get("dataset", "") if isinstance(entry, dict) else entry for entry in listed]
+    names = [getattr(name, "dataset", name) for name in names]
+    found = [re.fullmatch(r"bundled:first-aid-([a-z]{2})", str(name)) for name in names]
+    languages = {match[1] if match else "en" for match in found}
+    return languages.pop() if len(languages) == 1 else ""
 
 
 def check_judge(judge: dict[str, str]) -> dict[str, str]:

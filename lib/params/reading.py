@@ -14,6 +14,7 @@ from lib.common import locations, strict_yaml
 from lib.common.errors import ROOT, UserError
 from lib.common.redact import holds_secret
 from lib.common.text import find_encoding, shorten
+from lib.params.kinds import language_of
 from lib.params.schema import FIELDS, Params
 from lib.params.wording import describe_type
 
@@ -117,7 +118,7 @@ def check_values(values: dict[str, Any], where: str) -> Params:
     wrong = [problem for key, value in values.items() if (problem := _find_problem(key, value))]
     if not wrong:
         try:
-            return Params(**values)
+            return Params(**({"language": language_of(values.get("dataset"))} | values))
         except pydantic.ValidationError as error:
             for key in dict.fromkeys(str(e["loc"][0]) for e in error.errors()):
                 value = json.dumps(values[key], default=str)[:LONGEST]

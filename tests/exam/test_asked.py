@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from lib import params
 from lib.common.errors import UserError
 from lib.exam import take
 from lib.export import servers
@@ -15,20 +16,32 @@ from lib.medical import safety
 ITEM = {"question": "q", "options": {"A": "a", "B": "b"}, "answer_letter": "A"}
 
 
+def job_of(exams, safety_tokens=0, language="en"):
+    return params.Params(exam=exams, safety_tokens=safety_tokens, language=language)
+
+
 def test_an_exam_whose_file_is_gone_is_named_and_left_out(tmp_path, capsys):
     """The adapter is trained: the export need not fail for it, and nothing is made up for it."""
     (tmp_path / "here.jsonl").write_text(json.dumps(ITEM) + "\n")
     gone = str(tmp_path / "gone.jsonl")
-    exams = take.load_exams([gone, str(tmp_path / "here.jsonl")], 128)
+    exams = take.load_exams(job_of([gone, str(tmp_path / "here.jsonl")], 128))
     assert list(exams) == [str(tmp_path / "here.jsonl"), safety.NAME]
     assert f"exam not taken, so it is not measured: exam `{gone}`" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("language", "asked"), [("en", True), ("", True), ("es", False)])
+def test_the_safety_set_is_not_asked_in_a_language_that_its_rules_cannot_read(
+    language, asked, capsys
+):
+    assert (safety.NAME in take.load_exams(job_of([], 128, language))) == asked
+    assert ("is not asked: it is English" in capsys.readouterr().out) != asked
 
 
 def test_a_part_of_a_set_is_an_exam_with_a_name_of_its_own(tmp_path):
     path = tmp_path / "here.jsonl"
     path.write_text("".join(json.dumps(ITEM) + "\n" for _ in range(3)))
     exam = take.read_exam(f"{{dataset: {path}, max_rows: 2}}")
-    ((name, items),) = take.load_exams([exam], 0).items()
+    ((name, items),) = take.load_exams(job_of([exam])).items()
     assert (name, len(items)) == (f"{path} (first 2)", 2)
     assert take.read_exam(str(path)) == str(path)
     for text, said in (
@@ -43,7 +56,7 @@ def test_a_part_of_a_set_is_an_exam_with_a_name_of_its_own(tmp_path):
 def test_an_exam_that_cannot_be_read_is_still_an_error(tmp_path):
     (tmp_path / "bad.jsonl").write_text("{")
     with pytest.raises(UserError):
-        take.load_exams([str(tmp_path / "bad.jsonl")], 0)
+        take.load_exams(job_of([str(tmp_path / "bad.jsonl")]))
 
 
 @pytest.mark.parametrize("count", ["-1", "21", "many"])

@@ -244,7 +244,7 @@ def clean_row(
     if reason:
         return cleaned, reason, changed
     hits = []
-    if job.dangerous_advice != "ignore":
+    if job.dangerous_advice != "ignore" and job.language in ("", *advice.LANGUAGES):
         hits = [
             hit
             for question, answer in row.exchanges()

@@ -16,9 +16,14 @@ from lib.data.reading.row_parts.fields import check_columns
 from lib.medical import safety
 from lib.params import Params, Source
 
+MEDICAL = ROOT / "lib" / "medical"
 BUNDLED = {
-    "bundled:first-aid": ROOT / "lib" / "medical" / "first_aid.jsonl",
-    "bundled:exam": ROOT / "lib" / "medical" / "exam.jsonl",
+    "bundled:first-aid": MEDICAL / "first_aid.jsonl",
+    "bundled:first-aid-es": MEDICAL / "first_aid_es.jsonl",
+    "bundled:first-aid-fr": MEDICAL / "first_aid_fr.jsonl",
+    "bundled:exam": MEDICAL / "exam.jsonl",
+    "bundled:exam-es": MEDICAL / "exam_es.jsonl",
+    "bundled:exam-fr": MEDICAL / "exam_fr.jsonl",
 }
 PACKED = 4  # roughly the bytes of text per byte of a compressed file
 HUB_BYTES = 2**29  # assumed text of a hub source, whose size is unknown before it is loaded
