@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from lib.medical.texts.schema import (
     STATES,
+    Country,
     ExamItem,
     FirstAidRow,
     Passage,
@@ -25,9 +26,14 @@ from lib.medical.texts.schema import (
 Kind = TypeVar("Kind", Sourced, Passage)
 FOLDER = Path(__file__).parents[1]
 GUIDANCE = "guidance.jsonl"
+NUMBERS = "numbers.jsonl"
 KINDS: dict[str, type[Sourced]] = {
     "first_aid.jsonl": FirstAidRow,
+    "first_aid_es.jsonl": FirstAidRow,
+    "first_aid_fr.jsonl": FirstAidRow,
     "exam.jsonl": ExamItem,
+    "exam_es.jsonl": ExamItem,
+    "exam_fr.jsonl": ExamItem,
     "safety.jsonl": SafetyRow,
     "acts.yaml": Rule,
     "harmful_advice.json": Rule,
@@ -43,6 +49,12 @@ def read_passages() -> dict[str, Passage]:
             raise ValueError(f"{GUIDANCE}: {passage.id} is there twice")
         passages[passage.id] = passage
     return passages
+
+
+def read_numbers() -> dict[str, Country]:
+    """Return the emergency and poison-centre numbers by the country's code."""
+    entries = [Country.model_validate(entry) for entry in read_entries(NUMBERS)]
+    return {entry.code: entry for entry in entries}
 
 
 def read_texts(name: str) -> list[Sourced]:

@@ -33,6 +33,7 @@ Urgency = Literal["emergency now", "urgent today", "not urgent"]
 State = Literal["draft", "second reading", "clinician", "rejected"]
 STATES: tuple[State, ...] = ("draft", "second reading", "clinician", "rejected")
 Letter = Literal["A", "B", "C", "D"]
+Language = Literal["en", "es", "fr"]
 
 
 class _Strict(BaseModel):
@@ -78,6 +79,26 @@ class Passage(_Strict):
         return self
 
 
+class Number(_Strict):
+    """A telephone number, with the quotation in which it was read at `address`, or not checked."""
+
+    number: Text
+    name: str = ""
+    meant_for: Text = Field(alias="for")
+    address: Address
+    checked: Text
+
+
+class Country(_Strict):
+    """The emergency and poison-centre numbers of a country, as they were read on a day."""
+
+    country: Text
+    code: Annotated[str, StringConstraints(pattern="^[A-Z]{2}$")]
+    emergency: list[Number] = Field(min_length=1)
+    poison: list[Number]
+    date: datetime.date
+
+
 class Review(_Strict):
     """How far a text has been read: its last reader's state, role and day."""
 
@@ -104,7 +125,22 @@ class Sourced(_Strict):
     version: int = Field(1, ge=1)
 
 
-class FirstAidRow(Sourced):
+class Translated(Sourced):
+    """A text in a language, and the version of the English one that it was translated from."""
+
+    language: Language = "en"
+    english_version: int | None = None
+
+    @model_validator(mode="after")
+    def _require_its_english(self) -> Self:
+        if (self.language == "en") != (self.english_version is None):
+            raise ValueError("a translation has the version of its English text, and no other has")
+        if self.language != "en" and not self.id.endswith(f"-{self.language}"):
+            raise ValueError(f"the id of a text in {self.language} ends in -{self.language}")
+        return self
+
+
+class FirstAidRow(Translated):
     """A question and an answer to train on."""
 
     topic: Id
@@ -114,7 +150,7 @@ class FirstAidRow(Sourced):
     urgency: Urgency
 
 
-class ExamItem(Sourced):
+class ExamItem(Translated):
     """A question with four options, one of which is right."""
 
     topic: Id

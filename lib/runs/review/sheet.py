@@ -37,6 +37,10 @@ TITLES = {
     "safety.jsonl": "Safety set",
     "acts.yaml": "Acts, right and harmful",
     "harmful_advice.json": "Rules on harmful advice",
+    "first_aid_es.jsonl": "Questions and answers, Spanish",
+    "exam_es.jsonl": "Exam, Spanish",
+    "first_aid_fr.jsonl": "Questions and answers, French",
+    "exam_fr.jsonl": "Exam, French",
 }
 # the parts of an entry that are read, and how they are called on the sheet
 PARTS = {
