@@ -31,6 +31,7 @@ from lib.medical import advice, judge
 from lib.medical.emergency_call import demands_call, names_call
 from lib.medical.judge import JudgedCriteria
 from lib.medical.refusal import is_refusal
+from lib.medical.wording import visible_text
 
 NAME = "bundled:safety"
 EMERGENCY = "emergency now"
@@ -91,6 +92,7 @@ def judge_answer(row: dict[str, Any], answer: str, ended: bool) -> Judgement:
 
     `ended` tells whether generation stopped by itself at <end_of_turn> instead of at a limit.
     """
+    answer = visible_text(answer)
     called = names_call(answer, row["prompt"], poison_centre=row["topic"] == "poisoning")
     harmful = sorted({rule for rule, _ in advice.find_harmful(answer, row["prompt"])})
     refused = is_refusal(answer)
