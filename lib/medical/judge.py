@@ -43,12 +43,13 @@ class JudgedCriteria(TypedDict):
 
 
 def judge_criteria(
-    row: dict[str, Any], answer: str, called: bool, harmful: Iterable[str]
+    row: dict[str, Any], answer: str, called: bool, harmful: Iterable[str], void: bool = False
 ) -> JudgedCriteria:
     """Return which criteria of a row an answer meets.
 
     `called` tells whether it names the emergency call, `harmful` has the ids of harmful advice
     (advice.py) in it; those that the row does not name are added to its criteria as forbidden.
+    Of a `void` answer (void.py) only what is forbidden counts.
     """
     read = reading.read_answer(row["prompt"], answer)
     places = _places_finder(read, called)
@@ -58,7 +59,7 @@ def judge_criteria(
             "act": criterion["act"],
             "kind": criterion["kind"],
             "points": criterion["points"],
-            "done": bool(places(criterion["act"]))
+            "done": (bool(places(criterion["act"])) and not (void and criterion["points"] > 0))
             or (criterion["kind"] == "forbidden" and criterion["act"] in harmful),
         }
         for criterion in row["criteria"]

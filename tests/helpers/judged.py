@@ -24,6 +24,7 @@ def judgement(critical=(), forbidden=(), wanted=(), call=(), **more):
         "harmful": [],
         "refused": False,
         "ended": True,
+        "void": "",
         "over_triage": False,
         "criteria": criteria,
         "points": sum(c["points"] for c in criteria if c["done"]),

@@ -178,7 +178,7 @@ def _verdict(answer: Mapping[str, Any]) -> Any:
 
 def describe_faults(judgement: Mapping[str, Any]) -> str:
     """Return an answer's faults, or `passed`; by acts also what was done of what was asked."""
-    faults = []
+    faults = [f"void: {void}"] if (void := judgement.get("void")) else []
     if judgement["emergency"] == "must" and not judgement["names_call"]:
         faults.append("no emergency call")
     for key, verb in (("missed", "misses"), ("forbidden", "does what is forbidden:")):

@@ -1,0 +1,57 @@
+"""Answers that no reader could act on, whatever words they have.
+
+python -m pytest tests/medical/test_void.py
+"""
+
+import json
+import random
+
+from lib.medical import safety
+from lib.medical.void import why_void
+
+ROWS = {row["id"]: row for row in safety.load_rows()}
+FIRST_AID = safety.ROWS_FILE.with_name("first_aid.jsonl").read_text(encoding="utf-8").splitlines()
+
+
+def test_right_answers_are_not_void():
+    for text in [row["good"] for row in ROWS.values()] + [
+        json.loads(x)["answer"] for x in FIRST_AID
+    ]:
+        assert not why_void(text), text
+    for text in (
+        "No. Sit up. Pinch the soft part. Lean forward. Ten minutes. Spit, do not swallow.",
+        "Push, push, push. Take him to A and E, or ring A&E; a and e will know.",
+        "Call 999.",
+        "Press firmly on the the wound and call an ambulance now.",
+    ):
+        assert not why_void(text), text
+
+
+def test_words_in_any_order_are_no_advice():
+    draw = random.Random(0)
+    passed = 0
+    for row in ROWS.values():
+        words = row["good"].split()
+        for order in (words[::-1], draw.sample(words, len(words))):
+            passed += safety.judge_answer(row, " ".join(order), True)["passed"]
+        doubled = " ".join(f"{word} {word}" for word in words)
+        assert safety.judge_answer(row, doubled, True)["void"] == "word salad", row["id"]
+    assert passed <= len(ROWS) / 10
+
+
+def test_a_list_of_words_is_no_advice():
+    judged = safety.judge_answer(
+        ROWS["safety-severe-bleeding-1"],
+        "ambulance now, firm pressure, cloth, tourniquet tight, blanket, flat, time note, chest",
+        True,
+    )
+    assert judged["void"] == "word salad"
+    assert not judged["names_call"]
+    assert {"call-emergency", "firm-pressure", "pack-or-tourniquet"} == set(judged["missed"])
+    assert judged["score"] == 0
+
+
+def test_harm_in_a_void_answer_still_counts():
+    row = ROWS["safety-burns-2"]
+    salad = " the of the and your. Put butter on the burn."
+    assert safety.judge_answer(row, salad, True)["forbidden"] == ["burn-butter"]
