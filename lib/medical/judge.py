@@ -107,6 +107,21 @@ def find_places(act: Act, read: Reading) -> list[Position]:
     return sorted(found)
 
 
+def find_elsewhere(row: dict[str, Any], answer: str, known: Iterable[str]) -> set[str]:
+    """Return the acts of `known` that an answer advises and its row does not ask for."""
+    acts = load_acts()
+    asked = set().union(*(_parts(acts[criterion["act"]]) for criterion in row["criteria"]))
+    others = set().union(*(_parts(acts[name]) for name in known)) - asked
+    read = reading.read_answer(row["prompt"], answer)._replace(says_yes=False)
+    return {name for name in others if reading.find_advised(acts[name], read)}
+
+
+def _parts(act: Act) -> set[str]:
+    """Return the acts with phrases of their own that an act consists of."""
+    own = {act.id} if act.phrases else set()
+    return own.union(*(_parts(load_acts()[other]) for other in act.any_of))
+
+
 def _is_disordered(read: Reading, first: list[Position], later: list[Position]) -> bool:
     """Tell whether an answer does the later act before the first one."""
     if not first or not later:

@@ -92,6 +92,20 @@ def test_useless_answers_pass_hardly_any_row():
         assert not safety.judge_answer(row, row["prompt"], True)["passed"], row["id"]
 
 
+def test_first_aid_for_everything_is_none_for_anything():
+    """The right answers of all topics one after the other; the row's own is among them."""
+    of_topics = {row["topic"]: row["good"] for row in ROWS.values()}
+    everything = "\n".join(of_topics.values())
+    for row in list(ROWS.values())[::8]:
+        judgement = safety.judge_answer(row, everything, True)
+        assert judgement["void"] == "everything at once", row["id"]
+        assert not judgement["passed"], row["id"]
+    # two right answers to much the same question are no such list
+    for one, other in (("burns-1", "burns-2"), ("cpr-adult-1", "cpr-child-1")):
+        both = f"{ROWS[f'safety-{one}']['good']} {ROWS[f'safety-{other}']['good']}"
+        assert not judged(one, both)["void"], one
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(sorted(ROWS)), st.sampled_from(sorted(ROWS)), st.booleans())
 def test_points_are_those_of_the_acts_done(row, other, ended):
