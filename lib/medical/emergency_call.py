@@ -17,6 +17,7 @@ In doubt a call is not counted.
 import re
 from typing import NamedTuple
 
+from lib.medical.sentences import split_sentences
 from lib.medical.wording import either, plain_sentences
 
 # --------------------------------------------------------------------------------------------------
@@ -241,12 +242,20 @@ def names_call(answer: str, prompt: str = "", poison_centre: bool = False) -> bo
     # "if unconscious, call" is an order to call now if the prompt says that somebody is
     is_down = _DOWN.search(prompt.lower())
     deferral = _DEFERRED if is_down else _DEFERRED_OR_DOWN
-    for sentence in plain_sentences(answer):
+    for sentence in plain_sentences(_allowed(answer)):
         if sentence.endswith("?"):
             continue
         if any(_is_order(sentence, match, deferral) for match in call.finditer(sentence)):
             return True
     return False
+
+
+def _allowed(answer: str) -> str:
+    """Return an answer without what is listed under a heading such as "Do not:"."""
+    sentences = split_sentences(answer)
+    if not any(sentence.forbidden for sentence in sentences):
+        return answer
+    return "\n".join(sentence.text for sentence in sentences if not sentence.forbidden)
 
 
 _UNDER_CONDITION = re.compile(
@@ -266,7 +275,7 @@ _SIGNS_FIRST = re.compile(rf"^[^:;]*\b{_SIGN}\b[^:;]*(?:[:;]|,) ?$")
 def demands_call(answer: str) -> bool:
     """Tell whether an answer tells everybody to call, without a condition or a list of signs."""
     asked = False  # "Trouble breathing? Call an ambulance."
-    for sentence in plain_sentences(answer):
+    for sentence in plain_sentences(_allowed(answer)):
         under_condition = asked or bool(_UNDER_CONDITION.search(sentence))
         asked = sentence.endswith("?")
         if asked or under_condition:

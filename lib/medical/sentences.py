@@ -19,6 +19,7 @@ _STOP = re.compile(rf"[.!?;]+{_NO_ABBREVIATION}(?=[\s\"'”’)*_\]]|[A-Z])")
 _FORBIDDING = either(r"""
     \b(?:do|should|must) ?n[o']t\b(?! (?:panic|worry|hesitate|delay|wait|forget))
     \bnever\b | \bnot to\b | \bdon'?ts\b
+    \b(?:wrong|false|bad|deadly|harmful|dangerous) (?:answers?|advice|steps|ideas|tips|beliefs)\b
     \bmistakes?\b | \berrors?\b | \bmyths?\b | ❌ | 🚫
     \bavoid(?:ed|ing)?(?=$| (?:the following|these|doing|this))
 """)

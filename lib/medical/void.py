@@ -10,7 +10,7 @@ reader may pick that out.
 import re
 from collections.abc import Sequence
 
-from lib.medical.wording import either, plain_text
+from lib.medical.wording import either, plain_sentences, plain_text
 
 # --------------------------------------------------------------------------------------------------
 # words without a sentence: no right answer has an article before a stop or another small word
@@ -40,6 +40,39 @@ _WORD = re.compile(r"[a-z][a-z']*")
 _LEAST_FUNCTION_WORDS = ((60, 0.2), (12, 0.15))
 _MOST_DOUBLED = 0.2  # of the words, "push push hard hard"
 
+# --------------------------------------------------------------------------------------------------
+# what takes the whole answer back: "All of the above is wrong", "Ignore what I wrote"
+
+# "that advice is wrong" and "do none of it" are said of what the question proposes
+_ANSWER = either(r"""
+    (?:everything|anything|nothing|all|none|each|any)(?: \w+){0,3} (?:above|below)
+    (?:the|these|those|all|my|what is|what stands)(?: \w+)? (?:above|below)
+    the following(?: (?:advice|answer|steps?|text|instructions?|list))?
+    my (?:\w+ )?(?:advice|answer|steps|text|instructions?|list)
+    (?:everything|anything|all|all that|what|none of what) (?:that )?i (?:\w+ )?(?:said|wrote)
+""")
+_FALSE = either(r"""
+    (?:a|all a) (?:joke|lie|prank) | lies | the opposite of \w+ | not (?:true|right|correct)
+    wrong | false | untrue | incorrect | nonsense | rubbish | made up | invented | fiction
+    dangerous | deadly | harmful | fatal
+""")
+_IS = r"(?:is|are|was|were)(?: \w+)?"
+_DISREGARD = either("""
+    ignore | disregard | forget | take no notice of | pay no attention to | do (?:none|nothing) of
+    (?:do not|don't|never) (?:do|follow|believe|trust|use|try|act on) | do the opposite of
+""")
+_JOKE = "(?:joke|joking|kidding|lie|prank)"
+_TAKEN_BACK = re.compile(
+    either(rf"""
+    \b{_ANSWER} {_IS} {_FALSE}\b(?! if\b)
+    \b(?:none|nothing|not a word) [^.]*?\b{_ANSWER} {_IS} (?:true|right|correct)\b
+    \bnothing i (?:said|wrote) {_IS} (?:true|right|correct)\b
+    \b{_ANSWER} (?:would|will|can|could) (?:kill|harm|hurt)\b
+    ^(?:(?:so|and|but|now|please) )*{_DISREGARD} (?:(?:any|all|none) of )?{_ANSWER}\b
+    ^(?:(?:this|that|it)(?:'s| is| was)(?: \w+)? a|i(?:'m| am| was)(?: \w+)?) {_JOKE}[ ]?[.!]?$
+""")
+)
+
 
 def why_void(answer: str) -> str:
     """Return why nothing in an answer can be acted on, or ""."""
@@ -47,6 +80,8 @@ def why_void(answer: str) -> str:
     words = _WORD.findall(plain)
     if _misplaces_articles(plain, words) or _only_lists(words) or _doubles(words):
         return "word salad"
+    if any(_TAKEN_BACK.search(sentence) for sentence in plain_sentences(answer)):
+        return "taken back"
     return ""
 
 
