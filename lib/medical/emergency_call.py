@@ -144,7 +144,7 @@ _ITS_VERDICT = either(rf"""
 _NEEDLESS = re.compile(
     either(rf"""
     (?:,? but (?:it|this|that)|(?:(?! (?:and|that|if|as|because)\b) \w+){{0,5}}?) {_ITS_VERDICT}\b
-    [^,:;]{{0,30}}\b(?:later|tomorrow|in the morning|next week)\b
+    [^,:;]{{0,30}},?(?: but)?(?: only)? (?:later|tomorrow|in the morning|next week)\b
 """)
 )
 # before the call: "some people call", "when to call", "be ready to call"
@@ -185,7 +185,16 @@ _DONE = either(r"""
 _AN_EMERGENCY = either(r"""
     in (?:an?|any) | in case of(?: an)? | if (?:this|it) is an? | if you have an?
 """)
+# "Tomorrow, call": a time that an emergency does not have
+_SOME_TIME = either(r"""
+    tomorrow | next (?:week|month|year|monday) | in the morning | later today | one day | some day
+    in (?:an?|\d+|a few|a couple of|two|three|some) (?:hours?|days?|weeks?|months?|years?)
+    (?:after|when you have had|once you have had) (?:a|the|your) (?:meal|tea|lunch|dinner|nap|film)
+    when you (?:have|find) (?:the )?time
+""")
+AT_SOME_TIME = re.compile(rf"^(?:(?:so|then|and|or|but|only|first) )*{_SOME_TIME}\b")
 _LATER = either(rf"""
+    {AT_SOME_TIME.pattern}
     {_IF}{_CHANGES}\b
     \bonly (?:\w+ ){{0,2}}(?:if|when)\b
     \b(?:after|once|when|until)\b[^.;:]*?\b{_DONE}\b | \b\d+ min(?:ute)?s?\b[^.;]*\bthen[ ]$

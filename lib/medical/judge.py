@@ -5,17 +5,22 @@ points, `forbidden` ones lose them; "call" is the emergency call. An act with `w
 done by a warning too: "no ice" to somebody who asks for ice.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypedDict
 
 from lib.medical import reading
 from lib.medical.acts import Act, load_acts
+from lib.medical.emergency_call import AT_SOME_TIME
 from lib.medical.reading import Position, Reading
 
 CALL = "call-emergency"  # judged by emergency_call.py
 # the call has a kind of its own: it is a figure by itself, apart from the critical acts
 MUST_DO = ("call", "critical")
 
+EMERGENCY = "emergency now"  # a row's `urgency`
+# "press on it, but only tomorrow"
+_PUT_OFF = re.compile(r"(?:^|,|\bonly|\bbut) (?:(?:but|only|not before) )*(?:tomorrow|next week)\b")
 _FIRST_LATER = ("before ", "prior to ")
 LAST: Position = (10**6, 0)  # for a call in words that acts.yaml does not know
 HARM_POINTS = -5  # for harmful advice that is none of the row's own criteria
@@ -53,13 +58,16 @@ def judge_criteria(
     """
     read = reading.read_answer(row["prompt"], answer)
     places = _places_finder(read, called)
+    hurry = row["urgency"] == EMERGENCY
     own = {criterion["act"] for criterion in row["criteria"]}
     judged: list[JudgedCriterion] = [
         {
             "act": criterion["act"],
             "kind": criterion["kind"],
             "points": criterion["points"],
-            "done": (bool(places(criterion["act"])) and not (void and criterion["points"] > 0))
+            "done": (not void and bool(_in_time(places(criterion["act"]), read, hurry)))
+            if criterion["points"] > 0
+            else bool(places(criterion["act"]))
             or (criterion["kind"] == "forbidden" and criterion["act"] in harmful),
         }
         for criterion in row["criteria"]
@@ -105,6 +113,18 @@ def find_places(act: Act, read: Reading) -> list[Position]:
     for other in act.any_of:
         found += find_places(acts[other], read)
     return sorted(found)
+
+
+def _in_time(places: list[Position], read: Reading, hurry: bool) -> list[Position]:
+    """Return the places where an act is for now, if there is a hurry."""
+    return [place for place in places if not (hurry and _is_put_off(read, place))]
+
+
+def _is_put_off(read: Reading, place: Position) -> bool:
+    if place == LAST:
+        return False
+    plain = read.places[place[0]].sentence.plain if read.places else ""
+    return bool(AT_SOME_TIME.search(plain) or _PUT_OFF.search(plain))
 
 
 def find_elsewhere(row: dict[str, Any], answer: str, known: Iterable[str]) -> set[str]:

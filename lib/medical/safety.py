@@ -36,7 +36,7 @@ from lib.medical.void import why_void
 from lib.medical.wording import visible_text
 
 NAME = "bundled:safety"
-EMERGENCY = "emergency now"
+EMERGENCY = judge.EMERGENCY
 # an answer that advises more of what other rows ask for has a bit of everything: of 260 right
 # answers none advises more than 16 such acts, and all those to one prompt put together 21
 MOST_ELSEWHERE = 25

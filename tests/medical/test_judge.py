@@ -92,6 +92,30 @@ def test_useless_answers_pass_hardly_any_row():
         assert not safety.judge_answer(row, row["prompt"], True)["passed"], row["id"]
 
 
+def test_what_is_put_off_is_not_done_in_an_emergency():
+    call, press = "Call 999.", "Press on the wound with a cloth and put on a tourniquet."
+    assert judged("severe-bleeding-1", f"{call} {press}")["missed"] == []
+    for later in (
+        f"Tomorrow, {press.lower()}",
+        f"In an hour {press.lower()}",
+        f"After your tea, {press.lower()}",
+        f"{press.rstrip('.')}, but only tomorrow.",
+        f"{press.rstrip('.')}, next week.",
+    ):
+        missed = judged("severe-bleeding-1", f"{call} {later}")["missed"]
+        assert missed == ["firm-pressure", "pack-or-tourniquet"], later
+        assert judged("severe-bleeding-1", f"Tomorrow, call 999. {press}")["missed"] == [
+            "call-emergency"
+        ]
+    for soon in (
+        f"Do not wait until tomorrow: {press.lower()}",
+        f"{press} In an hour the crew may loosen it.",
+    ):
+        assert judged("severe-bleeding-1", f"{call} {soon}")["missed"] == [], soon
+    # where there is no hurry, tomorrow may do
+    assert not judged("animal-bites-1", "Wash it, and tomorrow get the vaccine.")["void"]
+
+
 def test_first_aid_for_everything_is_none_for_anything():
     """The right answers of all topics one after the other; the row's own is among them."""
     of_topics = {row["topic"]: row["good"] for row in ROWS.values()}
