@@ -221,6 +221,13 @@ _URGED = re.compile(
 )
 
 
+# "Do not push on his chest." takes back an order before it; with a condition it may add to it
+DENIAL = re.compile(
+    r"(?:(?:but|and|then|now|no|please|just|,) ?)*(?:do not|don't|never|must not|you must not)\b"
+    r"(?!.*\b(?:if|unless|when|while|until|before|too|more|only|just|like)\b)"
+)
+
+
 class _Deferral(NamedTuple):
     before: re.Pattern[str]  # searched for in the sentence before the call
     after: re.Pattern[str]  # matched right after the call, in its own clause
@@ -251,12 +258,15 @@ def names_call(answer: str, prompt: str = "", poison_centre: bool = False) -> bo
     # "if unconscious, call" is an order to call now if the prompt says that somebody is
     is_down = _DOWN.search(prompt.lower())
     deferral = _DEFERRED if is_down else _DEFERRED_OR_DOWN
+    ordered: set[str] = set()
     for sentence in plain_sentences(_allowed(answer)):
         if sentence.endswith("?"):
             continue
-        if any(_is_order(sentence, match, deferral) for match in call.finditer(sentence)):
-            return True
-    return False
+        calls = list(call.finditer(sentence))
+        if DENIAL.match(sentence):
+            ordered.difference_update(match[0].strip() for match in calls)
+        ordered.update(m[0].strip() for m in calls if _is_order(sentence, m, deferral))
+    return bool(ordered)
 
 
 def _allowed(answer: str) -> str:

@@ -25,6 +25,8 @@ _FIRST_LATER = ("before ", "prior to ")
 LAST: Position = (10**6, 0)  # for a call in words that acts.yaml does not know
 HARM_POINTS = -5  # for harmful advice that is none of the row's own criteria
 
+Finder = Callable[[Act, Reading], list[Position]]
+
 
 class JudgedCriterion(TypedDict):
     """A criterion of a row, and whether the answer does its act."""
@@ -57,7 +59,8 @@ def judge_criteria(
     Of a `void` answer (void.py) only what is forbidden counts.
     """
     read = reading.read_answer(row["prompt"], answer)
-    places = _places_finder(read, called)
+    places = _places_finder(read, called, reading.find_advised)
+    standing = _places_finder(read, called, reading.find_standing)
     hurry = row["urgency"] == EMERGENCY
     own = {criterion["act"] for criterion in row["criteria"]}
     judged: list[JudgedCriterion] = [
@@ -65,7 +68,7 @@ def judge_criteria(
             "act": criterion["act"],
             "kind": criterion["kind"],
             "points": criterion["points"],
-            "done": (not void and bool(_in_time(places(criterion["act"]), read, hurry)))
+            "done": (not void and bool(_in_time(standing(criterion["act"]), read, hurry)))
             if criterion["points"] > 0
             else bool(places(criterion["act"]))
             or (criterion["kind"] == "forbidden" and criterion["act"] in harmful),
@@ -93,25 +96,25 @@ def judge_criteria(
     }
 
 
-def _places_finder(read: Reading, called: bool) -> Callable[[str], list[Position]]:
+def _places_finder(read: Reading, called: bool, find: Finder) -> Callable[[str], list[Position]]:
     acts = load_acts()
 
     def places(name: str) -> list[Position]:
         if name == CALL:
-            return (find_places(acts[name], read) or [LAST]) if called else []
-        return find_places(acts[name], read)
+            return (find_places(acts[name], read, find) or [LAST]) if called else []
+        return find_places(acts[name], read, find)
 
     return places
 
 
-def find_places(act: Act, read: Reading) -> list[Position]:
+def find_places(act: Act, read: Reading, find: Finder = reading.find_advised) -> list[Position]:
     """Return where an answer does an act, or warns against those that the act warns against."""
     acts = load_acts()
-    found = reading.find_advised(act, read)
+    found = find(act, read)
     for other in act.warns_against:
         found += reading.find_warned(acts[other], read)
     for other in act.any_of:
-        found += find_places(acts[other], read)
+        found += find_places(acts[other], read, find)
     return sorted(found)
 
 

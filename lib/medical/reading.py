@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lib.medical import reply
 from lib.medical.acts import Act, Match, Place, find_act, is_about, names_act
-from lib.medical.emergency_call import is_deferred
+from lib.medical.emergency_call import DENIAL, is_deferred
 from lib.medical.sentences import Sentence, split_sentences
 from lib.medical.stems import Stemmed, stem_sentence
 
@@ -79,6 +79,33 @@ def find_advised(act: Act, read: Reading) -> list[Position]:
     if act.assent and read.says_yes and _proposed(act, read):
         found.append((0, 0))
     return sorted(found)
+
+
+def find_standing(act: Act, read: Reading) -> list[Position]:
+    """Return where an answer advises an act without forbidding the same in a later sentence."""
+    advised = find_advised(act, read)
+    denied = [
+        (number, words)
+        for number, place in enumerate(read.places)
+        if DENIAL.match(place.sentence.plain)
+        for match, words in _with_words(act, place)
+        if match.warned
+    ]
+    if not denied:
+        return advised
+    taken_back = {
+        (number, match.start)
+        for number, place in enumerate(read.places)
+        for match, words in _with_words(act, place)
+        if any(words == same and number < later for later, same in denied)
+    }
+    return [place for place in advised if place not in taken_back]
+
+
+def _with_words(act: Act, place: Place) -> Iterator[tuple[Match, str]]:
+    """Yield an act's matches in a sentence, each with the stems that it covers."""
+    for match in find_act(act, place):
+        yield match, place.sentence.stems[match.start : match.end].strip()
 
 
 def find_warned(act: Act, read: Reading) -> list[Position]:

@@ -116,6 +116,24 @@ def test_what_is_put_off_is_not_done_in_an_emergency():
     assert not judged("animal-bites-1", "Wash it, and tomorrow get the vaccine.")["void"]
 
 
+def test_an_order_that_is_forbidden_afterwards_is_none():
+    for answer in (
+        "Call 999. Do not call 999. Push on his chest. Do not push on his chest.",
+        "Call 999. Push on his chest, hard. But never push on his chest, hard. Do not call 999.",
+    ):
+        missed = judged("cpr-adult-1", answer)["missed"]
+        assert missed == ["call-emergency", "start-compressions"], answer
+    for answer in (
+        "Do not push on his chest. Call 999. Push on his chest.",
+        "Call 999. Push on his chest. Do not push on his chest only with one hand.",
+        "Call 999. Push on his chest. Do not call 111. Do not push on his belly.",
+    ):
+        assert judged("cpr-adult-1", answer)["missed"] == [], answer
+    # harm stays harm
+    burnt = "Cool it under the tap. Put butter on the burn. Do not put butter on the burn."
+    assert judged("burns-2", burnt)["forbidden"] == ["burn-butter"]
+
+
 def test_first_aid_for_everything_is_none_for_anything():
     """The right answers of all topics one after the other; the row's own is among them."""
     of_topics = {row["topic"]: row["good"] for row in ROWS.values()}
