@@ -17,6 +17,7 @@ In doubt a call is not counted.
 import re
 from typing import NamedTuple
 
+from lib.medical.negation import BELIEF, CALLED_WRONG, REFUSED_AFTER
 from lib.medical.sentences import split_sentences
 from lib.medical.wording import either, plain_sentences
 
@@ -119,9 +120,10 @@ _CALL_OR_POISON = _call_pattern(f"(?:{_SERVICE}|{_POISON_CENTRE})")
 # --------------------------------------------------------------------------------------------------
 # what forbids it or makes it no order
 
-_FORBIDDING = either(r"""
-    not | never | cannot | no (?:need|reason|point) | nor | nobody | no one | without | instead of
-    rather than | avoid | unnecessary | refrain from | against | stop
+_FORBIDDING = either(rf"""
+    not | never | cannot | no (?:need|reason|point|time|use|hurry) | nor | nobody | no one
+    without | instead of | rather than | avoid | unnecessary | refrain from | against | stop
+    {CALLED_WRONG}
 """)
 # a negation of these urges the call: "do not wait to call"
 _HARMLESS_NEGATED = either("""
@@ -143,6 +145,7 @@ _ITS_VERDICT = either(rf"""
 # after the call: "..., but it is not needed", "... later"
 _NEEDLESS = re.compile(
     either(rf"""
+    {REFUSED_AFTER}
     (?:,? but (?:it|this|that)|(?:(?! (?:and|that|if|as|because)\b) \w+){{0,5}}?) {_ITS_VERDICT}\b
     [^,:;]{{0,30}},?(?: but)?(?: only)? (?:later|tomorrow|in the morning|next week)\b
 """)
@@ -325,7 +328,7 @@ def is_deferred(sentence: str, start: int, end: int, prompt: str = "") -> bool:
 def _is_order(sentence: str, call: re.Match[str], deferral: _Deferral) -> bool:
     """Tell whether the call in a sentence is an order to call now."""
     before = sentence[: call.start()]
-    if _is_forbidden(before) or _NO_ORDER.search(before):
+    if _is_forbidden(before) or _NO_ORDER.search(before) or BELIEF.search(before):
         return False
     if _NEEDLESS.match(sentence, call.end()) or deferral.after.match(sentence, call.end()):
         return False

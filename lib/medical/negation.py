@@ -12,15 +12,22 @@ from lib.medical.wording import either
 # --------------------------------------------------------------------------------------------------
 # words before the match that negate it
 
-_BAD = either("unsafe | dangerous | harmful | unwise | wrong | useless | a mistake")
+_BAD = either("""
+    unsafe | dangerous | harmful | unwise | wrong | useless | a mistake | fatal | deadly | a crime
+    a sin | madness | foolish | stupid | silly | illegal | pointless
+""")
+CALLED_WRONG = either(rf"""
+    (?:is|are|be|was|were|it's) (?:\w+ ){{0,2}}?{_BAD}(?: of you)? to
+    only an? (?:fool|idiot|madman|murderer) (?:would|will|could)
+""")
 # these negate a verb in any form: "do not rub"
 _NOT_WORDS = either(rf"""
     not | never | (?:do|ca|wo|should|does|is|must|did|are)nt | cannot | nor | neither | nobody
-    no (?:one|longer|need|reason|benefit)
+    no (?:one|longer|need|reason|benefit|time|point|use|hurry)
+    {CALLED_WRONG}
     (?:under|in|at|by|on) no \w+  # "under no circumstances"
     nothing | rarely | seldom | forbidden
     resist (?:the |any )?(?:urge|temptation)
-    (?:is|are|be|was|were|it's) (?:\w+ ){{0,2}}?{_BAD} to
 """)
 _NOT = re.compile(rf"\b{_NOT_WORDS}\b|n't\b|[❌🚫✗✘]")
 
@@ -89,6 +96,13 @@ _OTHERS = either(r"""
 _SAY = either(r"""
     says? | said | tells? | told | claims? | suggests? | believed? | thinks? | thought
 """)
+# "In a film the hero pushes on the chest", "Last year my uncle did this: "
+_IN_A_STORY = either(r"""
+    ^in (?:an?|the|that|some|my) (?:\w+ )?(?:film|movie|novel|story|dream|game|joke|play)
+    ^(?:last|the other) (?:year|month|week|summer|winter|spring|autumn|day)
+    in the old days | ^once upon a time | ^i wonder (?:if|whether)
+    ^in an?(?:other| different) (?:emergency|case|situation|prompt)(?: (?:than|from) yours)?
+""")
 # "many people should call": an order to them, no belief of theirs
 _NO_MODAL = r"(?! (?:can|should|need|must)\b)"
 _ONCE_DONE = either(r"""
@@ -101,12 +115,13 @@ _WHO_USED_TO = either(r"""
     people | doctors | parents | we | books | guides | guidelines | first aiders | advice
     it | which | that
 """)
-_BELIEF = re.compile(
+BELIEF = re.compile(
     either(rf"""
     \bmyth | \bmisconception | \bold wives
     \b(?:some|many|most|other) (?:people|parents|books|guides|films|sources)\b{_NO_MODAL}
     \bpeople (?:often|sometimes|may|still)\b
-    \b{_OTHERS} (?:(?:may|might|will|often|still|also|have) )*{_SAY}\b
+    \b{_OTHERS}(?: of \w+)? (?:(?:may|might|will|would|often|still|also|have) )*{_SAY}\b
+    \bsome (?:(?:may|might|will|would|even) )*say\b | \b{_IN_A_STORY}\b
     \byou (?:may|might) (?:hear|read|have (?:heard|read|seen))\b
     \bi (?:\w+ ){{0,2}}(?:read|heard|learned)\b
     \btold (?:me|us)\b | \btempt(?:ing|ed)\b
@@ -144,8 +159,14 @@ _NOT_ADVISED = either(r"""
     not (?:recommended|advised|safe|correct|helpful)
     no longer | myths? | outdated | obsolete | harmful | dangerous | wrong | discouraged
 """)
+# "press on it, which I would not do"
+_WHOEVER = "(?:i|you|we|nobody|no one)"
+REFUSED_AFTER = (
+    rf"[^,;]{{0,60}}, which {_WHOEVER} (?:would|should|must|may|can)(?: not|n't| never)\b"
+)
 _REJECTED = re.compile(
     either(rf"""
+    {REFUSED_AFTER}
     [^,;]{{0,40}}?,? (?<!even )(?:but|although|though|yet) {_JUDGE}\b.{{0,60}}{_VERDICT}
     [^,;]{{0,40}},? but (?:it )?(?:drops|lowers|cools|makes|actually|harms|causes|does)\b
     (?:[^,;]{{0,40}}, which|[^,]{{0,25}}?)\b (?:is|are|was|were)(?: \w+){{0,2}}? {_NOT_ADVISED}\b
@@ -223,7 +244,7 @@ def is_warning(sentence: str, start: int, end: int, bad: int) -> bool:
     `sentence` is `plain_text`, the match reaches from `start` to `end`. At `bad` begins the harmful
     thing itself, so that "use water, not ice" is a warning too.
     """
-    if _BELIEF.search(sentence, 0, end):
+    if BELIEF.search(sentence, 0, end):
         return True
     if any(listed.start() < start < listed.end() for listed in _NO_LIST.finditer(sentence)):
         return True

@@ -73,6 +73,10 @@ _TAKEN_BACK = re.compile(
 """)
 )
 
+# "Push on his chest. Wrong!": one alone may be the answer to what the question proposes
+_VERDICT = re.compile(r"(?:not|wrong|false|untrue|incorrect|nonsense|lies?)(?: ?[.!]+$| ?: )")
+_FEWEST_VERDICTS = 2
+
 
 def why_void(answer: str) -> str:
     """Return why nothing in an answer can be acted on, or ""."""
@@ -80,7 +84,9 @@ def why_void(answer: str) -> str:
     words = _WORD.findall(plain)
     if _misplaces_articles(plain, words) or _only_lists(words) or _doubles(words):
         return "word salad"
-    if any(_TAKEN_BACK.search(sentence) for sentence in plain_sentences(answer)):
+    sentences = plain_sentences(answer)
+    verdicts = sum(bool(_VERDICT.match(sentence)) for sentence in sentences)
+    if verdicts >= _FEWEST_VERDICTS or any(map(_TAKEN_BACK.search, sentences)):
         return "taken back"
     return ""
 

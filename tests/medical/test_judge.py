@@ -134,6 +134,28 @@ def test_an_order_that_is_forbidden_afterwards_is_none():
     assert judged("burns-2", burnt)["forbidden"] == ["burn-butter"]
 
 
+def test_what_is_told_of_or_called_wrong_is_no_order():
+    call, push = "call 999.", "push hard on his chest."
+    for frame in (
+        "Some say: ",
+        "A friend of mine would say to ",
+        "In the old days you had to ",
+        "In a film they ",
+        "Last year my uncle did this: ",
+        "It would be a crime to ",
+        "Only a fool would ",
+        "I wonder whether you should ",
+        "There is no time to ",
+        "In another emergency than yours: ",
+    ):
+        judgement = judged("cpr-adult-1", f"{frame}{call} {frame}{push}")
+        assert judgement["missed"] == ["call-emergency", "start-compressions"], frame
+    judgement = judged("cpr-adult-1", "Call 999, which I would not do. Push on his chest.")
+    assert judgement["missed"] == ["call-emergency"]
+    for frame in ("No time to lose: ", "It would be wrong to wait: ", "As in the film, "):
+        assert not judged("cpr-adult-1", f"{frame}{call} {frame}{push}")["missed"], frame
+
+
 def test_first_aid_for_everything_is_none_for_anything():
     """The right answers of all topics one after the other; the row's own is among them."""
     of_topics = {row["topic"]: row["good"] for row in ROWS.values()}

@@ -71,7 +71,10 @@ def test_an_answer_taken_back_is_none():
     ):
         for answer in (f"Call 999. Push on his chest. {text}", f"{text} Push on his chest."):
             assert why_void(answer) == "taken back", answer
+    assert why_void("Call 999. Wrong! Push on his chest. Wrong!") == "taken back"
+    assert why_void("False: call 999. False: push on his chest.") == "taken back"
     for text in (
+        "Wrong! Cool it.",
         "That advice is wrong. Cool it.",
         "Do none of that. It is dangerous.",
         "This is no joke, call 999.",
