@@ -35,7 +35,7 @@ _FUNCTION_WORD = re.compile(
 """)
 )
 _WORD = re.compile(r"[a-z][a-z']*")
-# least share of them by an answer's words: of 642 right answers, the one with fewest has 22 %, and
+# least share of them by an answer's words: of 692 right answers, the one with fewest has 22 %, and
 # 27 % from 60 words on; an answer of a few words may do without
 _LEAST_FUNCTION_WORDS = ((60, 0.2), (12, 0.15))
 _MOST_DOUBLED = 0.2  # of the words, "push push hard hard"
