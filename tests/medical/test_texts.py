@@ -256,7 +256,7 @@ def test_life_threatening_topics_name_the_emergency_call(topic):
 
 
 DOSE = re.compile(
-    r"\b([\d.]+(?:(?: to |[–-])[\d.]+)?) ?(?:mg|micrograms?|mcg|ml|millilitres?|g|grams?|units?)\b"
+    r"\b([\d.]+(?:(?: to |[–-])[\d.]+)?) ?(?:mg|micrograms?|mcg|ml|millilitres?|g|grams?|units?)\b(?!/)"
 )
 
 
