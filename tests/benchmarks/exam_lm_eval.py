@@ -84,15 +84,15 @@ def compare_texts(ours, samples):
 def farthest(own, samples):
     """Return how far the options' distances to the first are from each other.
 
-    lm-eval moves the newline at the prompt's end into each option, so its likelihoods have that of the newline in them. It is the same for
-    all options of an item: `acc` cannot see it, but `acc_norm` divides it by each option's length, and may choose otherwise.
+    lm-eval moves the newline at the prompt's end into each option, so its likelihoods have that of the newline in them, the same for all
+    options of an item.
     """
     theirs = [[float(answer[0]) for answer in sample["filtered_resps"]] for sample in samples]
     pairs = zip(own, theirs, strict=True)
     return max(
         abs((a - mine[0]) - (b - row[0]))
         for mine, row in pairs
-        for a, b in zip(mine, row, strict=True)
+        for a, b in zip(mine, row, strict=False)  # the last one measures what stands before all
     )
 
 
