@@ -48,8 +48,11 @@ without avoid befor after""".split()
 _GAP = rf"(?: (?!(?:{'|'.join(_GAP_ENDS)}) )[^ .,;:!?—…()-]+){{0,{GAP_WORDS}}}?"
 
 _NEGATIVES = """stop | skip | forget | ditch | hold off | never mind | no | not | don't | do not
-never | noth | nil | without | avoid | neither | must not"""
+never | noth | nil | without | avoid | neither | must not | leave out | leave off
+instead of | rather than | needn't | shouldn't | can't | mustn't | withhold | refrain from"""
 _NEGATIVE = re.compile(f"{either(_NEGATIVES)} ")
+# "do not skip the back blows" leaves nothing out (stems, after a phrase's own negative)
+_UNDONE = re.compile(r" (?:skip|withhold|omit|leav out|miss out|delay|refus|keep|hesit|forget) ")
 
 _OTHERS = either(r"""
     paramedics? | crews? | ambulance(?: crew| staff)? | doctors? | surgeons? | nurses? | hospitals?
@@ -90,6 +93,8 @@ class Act(NamedTuple):
     any_of: tuple[str, ...]  # done if one of these is
     harm: bool  # harmful whoever asks
     assent: bool  # whether "yes" to a question that names the act advises it
+    refused: tuple[Phrase, ...]  # "no" to a question that proposes one of these is this act
+    by_name: bool  # whether to ask about one of its things is to propose it
     now: bool  # a later time or a change still to come does not count
     entry: dict[str, Any]  # as it stands in the file
 
@@ -131,6 +136,8 @@ def _compile_act(entry: dict[str, Any], lists: dict[str, str]) -> Act:
         any_of=tuple(entry.get("any_of", [])),
         harm=entry.get("harm", False),
         assent=entry.get("assent", True),
+        refused=tuple(_compile_phrase(phrase, lists) for phrase in entry.get("no_to", [])),
+        by_name=entry.get("by_name", False),
         now=entry.get("now", False),
         entry=entry,
     )
@@ -207,14 +214,15 @@ def find_act(act: Act, place: Place) -> list[Match]:
     What lifts a match as advice (`unless`) does not lift it as a warning.
     """
     stems = place.sentence.stems
-    lifted = bool(act.unless and act.unless.search(stems))
-    found = []
+    found: list[Match | None] = []
     for phrase in act.phrases:
-        found += [_judged(place, match) for match in _overlapping(phrase.said, stems)]
-        if phrase.pointed:
+        if phrase.said.search(stems):
+            found += [_judged(place, match, act.harm) for match in _overlapping(phrase.said, stems)]
+        if phrase.pointed and phrase.pointed.search(stems):
             for match in _overlapping(phrase.pointed, stems):
                 if _points_at_thing(phrase, match, place):
-                    found.append(_judged(place, match))
+                    found.append(_judged(place, match, act.harm))
+    lifted = bool(found and act.unless and act.unless.search(stems))
     return [match for match in found if match and (match.warned or not lifted)]
 
 
@@ -238,14 +246,17 @@ def _overlapping(pattern: re.Pattern[str], stems: str) -> Iterator[re.Match[str]
         match = pattern.search(stems, match.start() + 1)
 
 
-def _judged(place: Place, match: re.Match[str]) -> Match | None:
+def _judged(place: Place, match: re.Match[str], harm: bool) -> Match | None:
     sentence = place.sentence
     start, end = sentence.start(match.start()), sentence.end(match.end())
     before = sentence.plain[:start]
     if _BY_OTHERS.search(before) or _TOLD.search(before):
         return None
     # a phrase that begins with "no" or "leave" is itself the warning
-    bad = start if _NEGATIVE.match(match[0]) else sentence.start(match.start("last"))
+    negative = _NEGATIVE.match(match[0])
+    if negative and harm and _UNDONE.search(match[0], negative.end() - 1):
+        return None
+    bad = start if negative else sentence.start(match.start("last"))
     warned = place.forbidden or is_warning(sentence.plain, start, end, bad)
     return Match(match.start(), match.end(), warned)
 

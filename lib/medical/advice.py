@@ -17,7 +17,7 @@ import re
 from typing import Any
 
 from lib.medical.negation import is_warning
-from lib.medical.possible import possible_harm
+from lib.medical.possible import possible_phrases
 from lib.medical.reading import find_advised, read_answer
 from lib.medical.sentences import split_sentences
 from lib.medical.wording import plain_text
@@ -73,13 +73,13 @@ def find_harmful(text: str, question: str = "") -> list[tuple[str, str]]:
     The question tells what the answer is about, and what a "yes" or an "it" in the answer means.
     """
     hits = _hits_of_rules(text, question)
-    acts = possible_harm(f"{question}\n{text}")
+    acts = possible_phrases(f"{question}\n{text}")
     if not acts:
         return hits
     read = read_answer(question, text)
-    for act in acts:
+    for act, phrases in acts:
         known = {sentence for rule, sentence in hits if rule == act.id}
-        advised = {read.texts[number] for number, _ in find_advised(act, read)}
+        advised = {read.texts[number] for number, _ in find_advised(act, read, phrases)}
         hits.extend((act.id, sentence) for sentence in sorted(advised - known))
     return hits
 

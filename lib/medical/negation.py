@@ -27,7 +27,8 @@ _NOT_WORDS = either(rf"""
     {CALLED_WRONG}
     (?:under|in|at|by|on) no \w+  # "under no circumstances"
     nothing | rarely | seldom | forbidden
-    resist (?:the |any )?(?:urge|temptation)
+    resist (?:the |any )?(?:urge|temptation) | (?:worst (?:thing|idea)|mistake) (?:is|would be) to
+    stop (?:any(?:one|body)|him|her|them|people) (?:who )?(?:wants?|tries|trying|wanting) to
 """)
 _NOT = re.compile(rf"\b{_NOT_WORDS}\b|n't\b|[❌🚫✗✘]")
 
@@ -61,7 +62,9 @@ _DOING = re.compile(r" \w+ing\b")
 # a negation of these urges: "do not hesitate to put"
 _HARMLESS_NEGATED = either(r"""
     only | just | too late | hesitate | forget | fail | be (?:afraid|scared|shy|alarmed) | worry
-    wait | panic | delay | waste | neglect | lose | stop
+    wait(?! to see\b) | panic | delay | neglect | lose | stop
+    waste(?! (?:any |your )?time (?:\w+ing|on|with|to)\b)
+    breath(?:e|es|ing) | responding | trained
 """)
 _EMPTY = re.compile(rf" {_HARMLESS_NEGATED}\b(?! or\b)")
 # the negation belongs to a condition: "if it does not stop, put"
@@ -85,6 +88,9 @@ _LISTED_VERB = either(r"""
     (?:use|apply|put|give|try|take|rub|massage|suck|cut|induce|tilt|hold|pop|eat)
     \w+ (?:it|them|him|her|the|an?|any\w*|some\w*|your|his|their)
 """)
+# so does "not give food, drink or aspirin" after a comma
+_LIST_WORDS = r"(?: (?!(?:and|but|then|just|instead|it|him|her|them)\b)[\w'-]+){1,5}"
+_LIST = re.compile(rf"{_LIST_WORDS}(?:,{_LIST_WORDS})+?,? n?or ")
 _LISTED = re.compile(rf"\bn?or (?:to |try to |attempt to |even )*{_LISTED_VERB}\b")
 
 # --------------------------------------------------------------------------------------------------
@@ -234,7 +240,8 @@ _NO_LIST = re.compile(r"\bn(?:o|either|ot) \w+(?:, \w+)*,? (?:or|nor|and no) \w+
 # "pee can make it fire more": a thing as subject, of which no good is said
 _THING_FIRST = re.compile(r"(?:^|[,;:] ?)(?:(?:an?|the|any|such|that|this|all)\b[^,;:]*)?$")
 _MODAL = re.compile(
-    r"(?:(?! if | when | unless )[^,;:.]){0,40}?\b(?:can|could|may|might|does|do)\b"
+    r"(?:(?! (?:if|when|unless|so|because|until|till) )[^,;:.]){0,40}?"
+    r"(?<!you )\b(?:can|could|may|might|does|do)\b"
 )
 
 
@@ -261,7 +268,8 @@ def is_warning(sentence: str, start: int, end: int, bad: int) -> bool:
         return True
     if gerund and _SUBJECT.search(sentence[:start]) and not _NO_SUBJECT.search(sentence[:start]):
         return bool(_HARM.search(sentence, end)) or not _PRAISE.search(sentence, end)
-    if _GERUND_BEFORE.search(sentence[:start]) and not _PRAISE.search(sentence, end):
+    praised = _PRAISE.search(sentence, end) and " not help" not in sentence[end:]
+    if not praised and _GERUND_BEFORE.search(sentence[:start]):
         return True
     return bool(_REJECTED.match(sentence, end))
 
@@ -288,6 +296,9 @@ def _negates(sentence: str, cue: re.Match[str], start: int, bad: int) -> bool:
     if in_condition and not _JUDGED.match(sentence, cue.end()):
         return False
     if "," not in between or between.startswith(",") or " or " in between:
+        return True
+    listed = _LIST.match(sentence, cue.end())
+    if listed and start < listed.end():
         return True
     return bool(_LISTED.search(sentence, cue.end()))
 

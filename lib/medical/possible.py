@@ -7,7 +7,7 @@ import functools
 import re
 from typing import NamedTuple
 
-from lib.medical.acts import Act, load_acts, options_of, read_file
+from lib.medical.acts import Act, Phrase, load_acts, options_of, read_file
 from lib.medical.stems import stem
 
 _WORD = re.compile(r"a ?& ?e\b|[a-z0-9]+(?:'[a-z]+)?")
@@ -19,6 +19,8 @@ class Hints(NamedTuple):
     act: Act
     about: frozenset[str]
     phrases: tuple[tuple[frozenset[str], ...], ...]  # one of these, by a stem of each part
+    refused: tuple[tuple[frozenset[str], ...], ...]  # or one of these
+    named: frozenset[str]  # or one of the things that are enough
 
 
 @functools.cache
@@ -32,8 +34,18 @@ def _hints() -> list[Hints]:
         slots = [slot.strip() for slot in phrase.split("..")]
         return tuple(stems(slot) for slot in slots if not slot.startswith("{"))  # may be "it"
 
+    def things(act: Act) -> frozenset[str]:
+        slots = [slot.strip() for phrase in act.entry["said"] for slot in phrase.split("..")]
+        return frozenset().union(*(stems(slot.strip("{} ")) for slot in slots if "{" in slot))
+
     return [
-        Hints(act, stems(act.entry.get("about", "")), tuple(map(parts, act.entry["said"])))
+        Hints(
+            act,
+            stems(act.entry.get("about", "")),
+            tuple(map(parts, act.entry["said"])),
+            tuple(map(parts, act.entry.get("no_to", []))),
+            things(act) if act.by_name else frozenset(),
+        )
         for act in load_acts().values()
         if act.harm
     ]
@@ -47,7 +59,8 @@ def _hint(option: str) -> str:
 @functools.cache
 def _beginnings() -> tuple[str, ...]:
     stems = [stem for hints in _hints() for stem in hints.about]
-    stems += [s for hints in _hints() for parts in hints.phrases for part in parts for s in part]
+    phrases = [parts for hints in _hints() for parts in hints.phrases + hints.refused]
+    stems += [stem for parts in phrases for part in parts for stem in part]
     return tuple({stem[:-1] for stem in stems if stem.endswith("*")})
 
 
@@ -62,11 +75,23 @@ def _marks(word: str) -> frozenset[str]:
 
 def possible_harm(text: str) -> list[Act]:
     """Return the harmful acts that a text, with its question, can be about at all."""
+    return [act for act, _ in possible_phrases(text)]
+
+
+def possible_phrases(text: str) -> list[tuple[Act, tuple[Phrase, ...]]]:
+    """Return the harmful acts that a text can be about, with those phrases that it can have."""
     words = set(_WORD.findall(text.lower().replace("’", "'")))
     marks = set().union(*(_marks(word) for word in words))
-    return [
-        hints.act
-        for hints in _hints()
-        if not (hints.act.about and marks.isdisjoint(hints.about))
-        and any(not any(marks.isdisjoint(part) for part in parts) for parts in hints.phrases)
-    ]
+    found = []
+    for hints in _hints():
+        if hints.act.about and marks.isdisjoint(hints.about):
+            continue
+        phrases = tuple(
+            phrase
+            for phrase, parts in zip(hints.act.phrases, hints.phrases, strict=True)
+            if not any(marks.isdisjoint(part) for part in parts)
+        )
+        refused = any(not any(marks.isdisjoint(part) for part in parts) for parts in hints.refused)
+        if phrases or refused or not marks.isdisjoint(hints.named):
+            found.append((hints.act, phrases))
+    return found

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from lib.medical import reply
-from lib.medical.acts import Act, Match, Place, find_act, is_about, names_act
+from lib.medical.acts import Act, Match, Phrase, Place, find_act, is_about, names_act
 from lib.medical.emergency_call import DENIAL, is_deferred
 from lib.medical.sentences import Sentence, split_sentences
 from lib.medical.stems import Stemmed, stem_sentence
@@ -22,6 +22,12 @@ _NO = re.compile(
 )
 _PUT_OFF = re.compile(r"[^,;:]{0,30}\b(?:later|tomorrow|in the morning|next week)\b")
 _ASKED = re.compile(r"(?: [^ ]+){0,2} \?")
+# "no" to "can a defib hurt him?" or "should I wait?" refuses nothing
+_OTHER_NO = re.compile(
+    r"(?<= )(?:wait|leav|stop|skip|without|avoid|instead|harm|hurt|danger[a-z]*|risk[a-z]*|befor"
+    r"|remov|loosen|take|kill|damag|don't|or|2|anoth|more|work|test|driv[a-z]*|myself|enough|onli"
+    r"|just|normal|need (?:[^ ]+ )*?train)(?= )"
+)
 _NO_REACH = 3  # words between "no" and the thing: "no ice", "neither fire nor snow"
 
 
@@ -67,16 +73,22 @@ def _short_sentences(answer: str) -> Iterator[Sentence]:
             yield Sentence(text[start : start + LONGEST_SENTENCE], forbidden)
 
 
-def find_advised(act: Act, read: Reading) -> list[Position]:
-    """Return where an answer tells its reader to do an act; a yes to the question stands first."""
+def find_advised(
+    act: Act, read: Reading, phrases: tuple[Phrase, ...] | None = None
+) -> list[Position]:
+    """Return where an answer tells its reader to do an act; a yes to the question stands first.
+
+    `phrases` are those of the act that can stand in the answer at all, by default all.
+    """
+    said = act if phrases is None else act._replace(phrases=phrases)
     found = []
-    for number, place in enumerate(read.places):
-        if not is_about(act, (place.question, place.before, place.sentence.stems)):
-            continue
-        for match in find_act(act, place):
+    for number, place in _places_about(act, read) if said.phrases else ():
+        for match in find_act(said, place):
             if not match.warned and not (act.now and _later(place.sentence, match, read.prompt)):
                 found.append((number, match.start))
     if act.assent and read.says_yes and _proposed(act, read):
+        found.append((0, 0))
+    if act.refused and read.says_no and _refusable(act, read):
         found.append((0, 0))
     return sorted(found)
 
@@ -108,6 +120,26 @@ def _with_words(act: Act, place: Place) -> Iterator[tuple[Match, str]]:
         yield match, place.sentence.stems[match.start : match.end].strip()
 
 
+def _places_about(act: Act, read: Reading) -> Iterator[tuple[int, Place]]:
+    """Yield the sentences that, with question and sentence before, are about what the act needs."""
+    question = read.places[0].question if read.places else ""
+    if act.not_about and act.not_about.search(question):
+        return
+    asked = not act.about or bool(act.about.search(question))
+    last, last_about = "", False  # most sentences are searched once, and not again as "before"
+    for number, place in enumerate(read.places):
+        stems = place.sentence.stems
+        if not asked and act.about:
+            before = last_about if place.before == last else bool(act.about.search(place.before))
+            last, last_about = stems, bool(act.about.search(stems))
+            if not before and not last_about:
+                continue
+        if not (
+            act.not_about and (act.not_about.search(place.before) or act.not_about.search(stems))
+        ):
+            yield number, place
+
+
 def find_warned(act: Act, read: Reading) -> list[Position]:
     """Return where an answer warns its reader against an act."""
     found = []
@@ -134,12 +166,22 @@ def _proposed(act: Act, read: Reading) -> bool:
     if any(names_act(act, place) for place in read.asked):
         return True
     # "vaseline? lighter?" proposes too, as far as only harm can be done with the thing
-    things = [thing for phrase in act.phrases for thing in phrase.things] if act.harm else []
+    things = [thing for phrase in act.phrases for thing in phrase.things] if act.by_name else []
     asked = [(thing, place.sentence.stems) for thing in things for place in read.asked]
     return any(
         _ASKED.match(stems, match.end())
         for thing, stems in asked
         for match in thing.finditer(stems)
+    )
+
+
+def _refusable(act: Act, read: Reading) -> bool:
+    """Tell whether the question proposes what the act refuses, and nothing else to say no to."""
+    stems = " ".join(place.sentence.stems for place in read.asked)
+    if _OTHER_NO.search(stems) or not is_about(act, [place.sentence.stems for place in read.asked]):
+        return False
+    return any(
+        phrase.said.search(place.sentence.stems) for phrase in act.refused for place in read.asked
     )
 
 

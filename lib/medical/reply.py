@@ -40,7 +40,9 @@ _YES = either(rf"""
     let (?:him|her|them)(?: do it)?(?=$|[.,!]) | (?:either|both) works?
 """)
 _NO = either(rf"""
-    no | nope | nah | neither | never | none | please don't | please do not | don't | do not | stop
+    no(?: way| chance| need)? | (?:god|hell|heck|gosh|oh god),? no | nope | nah | neither | never
+    none | don't bother | not worth it | no point
+    please don't | please do not | don't | do not | stop
     absolutely not | definitely not | certainly not | not (?:that|this|at all|now|yet|a good idea)
     (?:a |that's a |that is a )?(?:bad|terrible|dangerous) idea | {_WHO}(?:'s|'re| is| are) wrong
     that(?:'s| is) (?:a myth|wrong|dangerous|not (?:right|true|safe))
@@ -58,7 +60,10 @@ _MORE = re.compile(
     $ | (?:and|then|it|that|this|they|these|he|she|because|as|since|so|which|there)\b
     .*\b(?:never|won't|wouldn't|can't) (?:hurt|harm)
     you (?:can|should|may)\b | (?:carry on|keep going|keep at it)\b
-    (?:\w+ly|but|just|only|with|while|in one|straight)\b
+    (?:\w+ly|but|just|only|with|while|in one|straight|quick|quicker|nice and|safe|natural)\b
+    (?:\w+ )?(?:teaspoons?|spoons?|spoonfuls?|sips?|drops?|tablets?)\b | go\b\W*$ | stop\b
+    leave it to\b | skip it\b | works?\b | get (?:him|her) in\b
+    an? (?:\w+ )?(?:one|bit|drop|few|couple)\b
     (?:the )?\w+ (?:will|helps?|is|are|works?|does|neutrali[sz]es|draws?|keeps?|stops?|gets?)\b
 """)
 )

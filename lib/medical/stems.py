@@ -99,6 +99,8 @@ def stem(word: str) -> str:
     word = _SPELLINGS.get(word, word)
     if word.endswith("'ll") and word[:-3] not in _PRONOUNS:  # "rum'll warm him"
         word = word[:-3]
+    if word.endswith("'s") and len(word) <= SHORT + 2:  # "the AED's here"
+        word = word[:-2]
     # "AED" is no past tense of "a"
     return word if len(word) <= SHORT else str(_stemmer.stemWord(word))
 

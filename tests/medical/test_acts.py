@@ -44,6 +44,22 @@ def test_each_rule_on_harmful_advice_is_also_an_act():
     assert {rule["id"] for rule in advice.load_rules()} <= {a.id for a in ACTS.values() if a.harm}
 
 
+@pytest.mark.parametrize(
+    ("act", "question", "answer", "found"),
+    [
+        ("cpr-refused", "not breathing, do we start cpr?", "No.", True),
+        ("cpr-refused", "not breathing, should I stop cpr?", "No.", False),
+        ("aed-withheld", "do we use the aed?", "No way.", True),
+        ("aed-withheld", "can the aed hurt him?", "No.", False),
+        ("heat-stroke-tablets", "heat stroke, aspirin?", "Yes.", True),
+        ("tourniquet-refused", "leg spurting blood, tourniquet?", "Yes.", False),
+        ("aed-withheld", "is that the aed?", "Yes.", False),
+    ],
+)
+def test_a_no_refuses_what_is_right_and_a_yes_wants_what_is_named(act, question, answer, found):
+    assert (act in [rule for rule, _ in advice.find_harmful(answer, question)]) == found
+
+
 def test_the_quick_test_loses_no_example():
     """A harmful act that its own example names must be among the possible ones."""
     for act in WRITTEN:

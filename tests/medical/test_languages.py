@@ -71,9 +71,9 @@ def test_no_text_has_a_national_number():
     for name in ("first_aid_es.jsonl", "first_aid_fr.jsonl"):
         for row in bundled.read_entries(name):
             text = f"{row['question']} {row['answer']}"
-            assert not re.search(r"(?<![/.,\d])(?<!\d[ \u202f\xa0])\b(911|112|999|000|111|061|080\d)\b", text), row[
-                "id"
-            ]
+            assert not re.search(
+                r"(?<![/.,\d])(?<!\d[ \u202f\xa0])\b(911|112|999|000|111|061|080\d)\b", text
+            ), row["id"]
 
 
 def test_each_number_has_its_quotation_or_says_that_it_has_none():
