@@ -108,10 +108,10 @@ def test_baselines_and_cautions_stand_beside_the_scores(entries):
     entry["baselines"] = baselines.measure_baselines(items, ["Press hard.", "Call for help."])
     shown = dict(tables.exam_tables(entries))
     rows = shown["bundled:exam: what its items give away without a model"]
-    assert [row["baseline"] for row in rows][::4] == ["the words of the options alone", "guessing"]
-    assert (rows[0]["right"], rows[0]["95 %"]) == ("61 of 120", "42.0 to 59.6")
+    assert [row["baseline"] for row in rows][::4] == ["always the longest option", "guessing"]
+    assert (rows[0]["right"], rows[0]["95 %"]) == ("82 of 329", "20.6 to 29.9")
     texts = [row["caution"] for row in shown["bundled:exam: cautions"]]
-    assert any("the words of the options alone (51%)" in text for text in texts)
+    assert any("always the longest option (25%)" in text for text in texts)
     for text in (rows[0]["baseline"], *texts):
         assert text in tables.format_entry(entry)
     entry["baselines"]["answers"] = 30_000
@@ -119,5 +119,5 @@ def test_baselines_and_cautions_stand_beside_the_scores(entries):
         entry
     )
     section = tables.result_sections(entries, "bundled:exam")["exam"]["baselines"]
-    assert section["options_only"]["correct"] == 61
+    assert section["options_only"]["correct"] == 81
     assert "chosen" not in section["options_only"]

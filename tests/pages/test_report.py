@@ -90,6 +90,30 @@ def test_a_sound_file_that_loses_more_by_rounding_than_others_is_a_caution(folde
     assert beyond[0] in text
 
 
+def test_the_report_says_how_far_the_texts_were_reviewed(folder):
+    results = files.read_json(folder / "results.json", "results")
+    counts = {"draft": 3, "second reading": 4, "clinician": 2, "rejected": 0}
+    results["prepare"]["review"] = {"bundled:first-aid": counts}
+    files.write_json(folder / "results.json", results)
+    text = " ".join(read(report.write_report(folder)).text)
+    assert (
+        "bundled:first-aid: 2 of 9 signed off by a clinician, 4 read a second time by a language "
+        "model, 3 drafts that nobody has read a second time"
+    ) in text
+    results["prepare"]["review"] = {
+        "bundled:first-aid": dict.fromkeys(counts, 0) | {"clinician": 9}
+    }
+    files.write_json(folder / "results.json", results)
+    assert "signed off" not in " ".join(read(report.write_report(folder)).text)
+
+
+@pytest.mark.parametrize(("language", "warned"), [("en", False), ("", False), ("es", True)])
+def test_a_language_that_the_rules_cannot_read_is_a_caution(language, warned):
+    job = params.Params(language=language)
+    texts = cautions._warn_of_parameters(job)
+    assert any("read English only: rows in es were not searched" in t for t in texts) == warned
+
+
 def test_a_notebook_that_is_not_readable_is_a_warning_and_the_page_is_there(folder):
     (folder / "train.ipynb").write_text('{"cells": [')
     assert "train.ipynb` is not readable" in " ".join(read(report.write_report(folder)).text)
