@@ -1,6 +1,6 @@
 """A GGUF compared with the folder it was made from: sound files pass, damaged files are named, the figures are right.
 
-python -m pytest tests/export/parity/test_compare.py
+python -m pytest tests/export/parity/test_parity.py
 """
 
 import json
