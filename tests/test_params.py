@@ -299,13 +299,18 @@ def test_the_language_follows_a_bundled_set_unless_it_is_given(dataset, language
     )
 
 
-def test_another_language_than_the_bundled_sets_is_refused():
-    job = params.load_job("params/cpu.yaml", "dataset=bundled:first-aid-es language=en")
-    with pytest.raises(UserError, match="the bundled set is in es, but language is en"):
-        params.require_consistent(job)
-    params.require_consistent(
-        params.load_job("params/cpu.yaml", "dataset=bundled:first-aid-es language=")
-    )
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("dataset=bundled:first-aid-es language=en", "in es, but language is 'en'"),
+        ("dataset=bundled:first-aid-es language=", "in es, but language is ''"),
+        ("dataset=[bundled:first-aid,bundled:first-aid-fr]", "translations of each other"),
+        ("dataset=[bundled:first-aid-es,bundled:first-aid-fr]", "translations of each other"),
+    ],
+)
+def test_what_does_not_go_with_a_bundled_translation_is_refused(change, said):
+    with pytest.raises(UserError, match=said):
+        params.require_consistent(params.load_job("params/cpu.yaml", change))
     params.require_consistent(params.load_job("params/cpu.yaml", "dataset=bundled:first-aid-es"))
 
 

@@ -258,6 +258,11 @@ def _warn_of_parameters(job: Params | None) -> list[str]:
             f"the rules on harmful advice read English only: rows in {job.language} were not "
             f"searched, and the safety set was not asked"
         )
+    if not job.language:
+        warnings.append(
+            "language is empty: the rules on harmful advice read English only, and find little in "
+            "rows of other languages"
+        )
     return warnings
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from lib.common.errors import UserError
 from lib.params import full_conflicts
-from lib.params.kinds import language_of
+from lib.params.kinds import count_translations, language_of
 from lib.params.schema import Params
 
 NOTHING_TRAINED = (
@@ -33,9 +33,13 @@ def list_conflicts(job: Params) -> list[str]:
 def _of_data(job: Params) -> Iterator[tuple[bool, str]]:
     own = language_of(job.dataset)
     yield (
-        own not in ("", "en") and job.language not in ("", own),
-        f"the bundled set is in {own}, but language is {job.language}, so every row would be "
-        f"dropped. Set language: {own}.",
+        own not in ("", "en") and job.language != own,
+        f"the bundled set is in {own}, but language is {job.language!r}. Set language: {own}.",
+    )
+    yield (
+        count_translations(job.dataset) > 1,
+        "the bundled first-aid sets are translations of each other, so what is held out in one "
+        "language would be trained on in another. Name one of them.",
     )
 
 

@@ -60,12 +60,20 @@ def language_of(dataset: Any) -> str:
 
     Any other data set counts as English.
     """
-    listed = dataset if isinstance(dataset, list) else [dataset]
-    names = [entry.get("dataset", "") if isinstance(entry, dict) else entry for entry in listed]
-    names = [getattr(name, "dataset", name) for name in names]
-    found = [re.fullmatch(r"bundled:first-aid-([a-z]{2})", str(name)) for name in names]
+    found = [re.fullmatch(r"bundled:first-aid-([a-z]{2})", name) for name in _names_of(dataset)]
     languages = {match[1] if match else "en" for match in found}
     return languages.pop() if len(languages) == 1 else ""
+
+
+def count_translations(dataset: Any) -> int:
+    """Return how many of the bundled first-aid sets a `dataset` names, in whatever language."""
+    return len({name for name in _names_of(dataset) if name.startswith("bundled:first-aid")})
+
+
+def _names_of(dataset: Any) -> list[str]:
+    listed = dataset if isinstance(dataset, list) else [dataset]
+    names = [entry.get("dataset", "") if isinstance(entry, dict) else entry for entry in listed]
+    return [str(getattr(name, "dataset", name)) for name in names]
 
 
 def check_judge(judge: dict[str, str]) -> dict[str, str]:

@@ -58,9 +58,13 @@ def main(argv: list[str] | None = None) -> int:
 def _review(filled: str) -> int:
     if filled:
         print(sign_off.read_sheet(locations.local_path(filled)))
-    else:
-        for path in sheet.write_sheet():
-            print(files.format_path(path))
+        return 0
+    try:
+        paths = sheet.write_sheet()
+    except ValueError as error:  # a text that is not as schema.py wants it
+        raise UserError(f"{error}") from None
+    for path in paths:
+        print(files.format_path(path))
     return 0
 
 

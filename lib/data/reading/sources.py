@@ -14,6 +14,7 @@ from lib.data.reading import formats, hub_rows, local_files
 from lib.data.reading.local_files import Found
 from lib.data.reading.row_parts.fields import check_columns
 from lib.medical import safety
+from lib.medical.texts import bundled
 from lib.params import Params, Source
 
 MEDICAL = ROOT / "lib" / "medical"
@@ -169,6 +170,7 @@ def check_sources(job: Params) -> None:
                 f"dataset_{key} is {value}, but `dataset` has {key}: {own}; keep one of them."
             )
     for source, what in list_read(job):
+        _refuse_rejected(source.dataset)
         if find_local(source, what) is None:
             _require_no_folder(source, what)
         else:
@@ -178,6 +180,22 @@ def check_sources(job: Params) -> None:
         _require_no_weight(source, "forgetting")
     for exam in job.exam:
         check_exam(exam)
+
+
+def _refuse_rejected(dataset: str) -> None:
+    """Raise UserError if a bundled set has a text that a reviewer found wrong, or is not valid."""
+    name = BUNDLED[dataset].name if dataset in BUNDLED else ""
+    if name not in bundled.KINDS:
+        return
+    try:
+        rejected = bundled.list_rejected(bundled.read_texts(name))
+    except ValueError as error:
+        raise UserError(f"{dataset}: {error}") from None
+    if rejected:
+        raise UserError(
+            f"{dataset} has {len(rejected)} texts that a reviewer rejected, for example "
+            f"{rejected[0]}. Mend or remove them in lib/medical/{name} first."
+        )
 
 
 def check_exam(exam: str | Source) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from lib.medical.texts import sealed
 from lib.medical.texts.schema import (
     STATES,
     Country,
@@ -59,7 +60,14 @@ def read_numbers() -> dict[str, Country]:
 
 def read_texts(name: str) -> list[Sourced]:
     """Return the texts of a file of KINDS; raise ValueError for one that is not valid."""
-    texts = [_validate(KINDS[name], entry, name) for entry in read_entries(name)]
+    entries = read_entries(name)
+    texts = [_validate(KINDS[name], entry, name) for entry in entries]
+    for text, entry in zip(texts, entries, strict=True):
+        if text.review.state == "clinician" and text.review.seal != sealed.seal(entry):
+            raise ValueError(
+                f"{name}, {text.id}: it has changed since a clinician signed it off. Set its "
+                f"review to {{state: draft}}, or take the change back."
+            )
     ids = [text.id for text in texts]
     if twice := {each for each in ids if ids.count(each) > 1}:
         raise ValueError(f"{name}: {', '.join(sorted(twice))} is there twice")
@@ -70,7 +78,8 @@ def read_entries(name: str) -> list[dict[str, Any]]:
     """Return the entries of a file as they are written."""
     content = (FOLDER / name).read_text(encoding="utf-8")
     if name.endswith(".jsonl"):
-        return [json.loads(line) for line in content.splitlines()]
+        # not splitlines, which would also split at U+2028 inside a text
+        return [json.loads(line) for line in content.split("\n") if line]
     if name.endswith(".yaml"):
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
         return yaml.load(content, loader)["acts"]
@@ -105,6 +114,11 @@ def describe_states(counts: Mapping[str, int]) -> str:
     if counts["rejected"]:
         parts.append(f"{counts['rejected']:,} rejected by a clinician")
     return ", ".join(parts)
+
+
+def list_rejected(texts: Iterable[Sourced]) -> list[str]:
+    """Return the ids of the texts that a reviewer found wrong."""
+    return [text.id for text in texts if text.review.state == "rejected"]
 
 
 def count_states(texts: Iterable[Sourced]) -> dict[str, int]:

@@ -100,10 +100,14 @@ class Country(_Strict):
 
 
 class Review(_Strict):
-    """How far a text has been read: its last reader's state, role and day."""
+    """How far a text has been read: its last reader's state, role and day.
+
+    `seal` is the text's as a clinician signed it off: another text was not.
+    """
 
     state: State = "draft"
     role: str = ""
+    seal: str = ""
     date: datetime.date | None = None
 
     @model_validator(mode="after")

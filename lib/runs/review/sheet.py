@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib.common import files
+from lib.common.errors import UserError
 from lib.medical.texts import bundled, sealed
 from lib.medical.texts.schema import Passage, Sourced
 from lib.pages import page
@@ -72,8 +73,12 @@ class Entry(NamedTuple):
 
 
 def write_sheet() -> tuple[Path, Path]:
-    """Write review.html and review.csv into the runs folder; return their paths."""
+    """Write review.html and review.csv into the runs folder; return their paths.
+
+    Raise UserError if a filled-in review.csv is there: its verdicts would be lost.
+    """
     entries = list_entries()
+    _keep_verdicts(run_folder.runs_folder() / "review.csv")
     by_file = {
         title: [entry for entry in entries if entry.file == name] for name, title in TITLES.items()
     }
@@ -91,6 +96,17 @@ def write_sheet() -> tuple[Path, Path]:
     return html, folder / "review.csv"
 
 
+def _keep_verdicts(path: Path) -> None:
+    if not path.is_file():
+        return
+    lines = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig", errors="replace")))
+    if any((line.get("verdict") or line.get("comment") or "").strip() for line in lines):
+        raise UserError(
+            f"{files.format_path(path)} is filled in. Enter it with `make review "
+            f"SHEET={files.format_path(path)}`, or move it away, before a new one is written."
+        )
+
+
 def count_by_state() -> list[dict[str, Any]]:
     """Return how many texts of each file are at which state of review."""
     return [
@@ -102,6 +118,9 @@ def count_by_state() -> list[dict[str, Any]]:
 def list_entries() -> list[Entry]:
     """Return every bundled text, in the order of the files."""
     passages = bundled.read_passages()
+    for name in TITLES:
+        if unknown := bundled.find_unknown(bundled.read_texts(name), passages):
+            raise UserError(f"{name} names passages that guidance.jsonl lacks: {unknown[0]}.")
     return [
         _describe(name, text, entry, passages)
         for name in TITLES

@@ -7,6 +7,7 @@ tests fail until it is mended or removed. Every verdict is kept in lib/medical/r
 """
 
 import csv
+import io
 import json
 import re
 from collections.abc import Callable
@@ -21,7 +22,8 @@ from lib.runs.review.sheet import COLUMNS, VERDICTS
 
 LOG = "reviews.jsonl"
 NEEDED = COLUMNS[:7]
-STATES = {"right": "clinician", "wrong": "rejected"}
+STATES = {"right": "clinician", "wrong": "rejected", "change": "draft"}
+DAY = re.compile(r"\d{4}-\d\d-\d\d")
 MOST_SHOWN = 10  # faults of a sheet that are listed
 
 
@@ -53,19 +55,17 @@ def read_sheet(path: Path) -> str:
             + more
         )
     for name in bundled.KINDS:
-        reviews = {
-            verdict.id: {
-                "state": STATES[verdict.verdict],
-                "role": verdict.role,
-                "date": verdict.date,
-            }
-            for verdict in verdicts
-            if verdict.file == name and verdict.verdict in STATES
-        }
+        reviews = {each.id: _review_of(each) for each in verdicts if each.file == name}
         if reviews:
             _enter(bundled.FOLDER / name, reviews)
     _log(verdicts)
     return _summarise(verdicts)
+
+
+def _review_of(given: Verdict) -> dict[str, str]:
+    """Return what stands as a text's review; one that is to be changed is a draft again."""
+    review = {"state": STATES[given.verdict], "role": given.role, "date": given.date}
+    return review | ({"seal": given.seal} if given.verdict == "right" else {})
 
 
 def _read_verdicts(path: Path) -> list[Verdict]:
@@ -83,14 +83,24 @@ def _read_verdicts(path: Path) -> list[Verdict]:
         ) from None
     head = content.split("\n", 1)[0]
     # spreadsheets of many countries write semicolons
-    lines = csv.DictReader(content.splitlines(keepends=True), delimiter=";" if ";" in head else ",")
-    if missing := [name for name in NEEDED if name not in (lines.fieldnames or [])]:
+    separator = ";" if head.count(";") > head.count(",") else ","
+    lines = csv.DictReader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
+    names = lines.fieldnames or []
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+        raise UserError(f"{files.format_path(path)} has two columns {', '.join(twice)}.")
+    if missing := [name for name in NEEDED if name not in names]:
         raise UserError(
             f"{files.format_path(path)} has no column {', '.join(missing)}. Expected the columns "
             f"of runs/review.csv: {', '.join(COLUMNS)}."
         )
-    verdicts = [Verdict(*((line[name] or "").strip() for name in NEEDED)) for line in lines]
-    filled = [each for each in verdicts if each.verdict]
+    try:
+        verdicts = [_read_line(line) for line in lines]
+    except csv.Error as error:
+        raise UserError(
+            f"{files.format_path(path)}, line {lines.line_num}: {error}. "
+            f"Save the sheet as CSV again."
+        ) from None
+    filled = [each for each in verdicts if each.verdict or each.comment]
     if not filled:
         raise UserError(
             f"{files.format_path(path)} has no verdict. Write {', '.join(VERDICTS)} in the column "
@@ -99,16 +109,28 @@ def _read_verdicts(path: Path) -> list[Verdict]:
     return filled
 
 
+def _read_line(line: dict[str, str | None]) -> Verdict:
+    given = {name: (line[name] or "").strip() for name in NEEDED}
+    given["verdict"] = given["verdict"].lower()
+    given["role"] = " ".join(given["role"].split())
+    given["comment"] = "\n".join(given["comment"].splitlines())  # U+2028 and its like are line ends
+    return Verdict(**given)
+
+
 def _find_fault(given: Verdict) -> str:
     """Return what keeps a line from being used, or ""."""
     where = f"{given.file} {given.id}"
+    if not given.verdict:
+        return f"{where}: a comment without a verdict; expected {', '.join(VERDICTS)}"
     if given.verdict not in VERDICTS:
         return f"{where}: the verdict {given.verdict!r}; expected {', '.join(VERDICTS)}"
     if given.verdict != "right" and not given.comment:
         return f"{where}: {given.verdict!r} without a comment; say what should stand there"
-    if not given.role:
-        return f"{where}: no role; say who read it, for example emergency physician"
+    if sum(map(str.isalpha, given.role)) < 2 or "language model" in given.role.lower():
+        return f"{where}: the role {given.role!r}; say who read it, for example emergency physician"
     try:
+        if not DAY.fullmatch(given.date):
+            raise ValueError
         is_past = date.fromisoformat(given.date) <= date.today()
     except ValueError:
         return f"{where}: the date {given.date!r}; expected year-month-day, as 2026-11-29"
@@ -117,24 +139,28 @@ def _find_fault(given: Verdict) -> str:
 
 def _find_stale(verdicts: list[Verdict]) -> list[str]:
     """Return the lines whose text is not there, is there twice, or has changed since the sheet."""
-    seals = {
-        (name, entry["id"]): sealed.seal(entry)
-        for name in bundled.KINDS
-        for entry in bundled.read_entries(name)
+    entries = {
+        (name, entry["id"]): entry for name in bundled.KINDS for entry in bundled.read_entries(name)
     }
     faults = []
     seen = set()
     for given in verdicts:
         place = (given.file, given.id)
         where = " ".join(place)
-        if place not in seals:
+        if place not in entries:
             faults.append(f"{where}: there is no such text")
-        elif seals[place] != given.seal:
+        elif sealed.seal(entries[place]) != given.seal:
             faults.append(f"{where}: the text has changed since this sheet; read the new one")
+        elif given.verdict == "right" and _is_rejected(entries[place]):
+            faults.append(f"{where}: another reviewer rejected it; it must be mended first")
         elif place in seen:
             faults.append(f"{where}: two verdicts")
         seen.add(place)
     return faults
+
+
+def _is_rejected(entry: dict[str, Any]) -> bool:
+    return entry.get("review", {}).get("state") == "rejected"
 
 
 def _enter(path: Path, reviews: dict[str, dict[str, str]]) -> None:
@@ -145,7 +171,7 @@ def _enter(path: Path, reviews: dict[str, dict[str, str]]) -> None:
 
 def _enter_lines(content: str, reviews: dict[str, dict[str, str]]) -> str:
     lines = []
-    for line in content.splitlines():
+    for line in filter(None, content.split("\n")):
         entry = json.loads(line)
         if entry["id"] in reviews:
             line = json.dumps(entry | {"review": reviews[entry["id"]]}, ensure_ascii=False)

@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers import browser
+from lib import params
 from lib.common.errors import UserError
+from lib.data.reading import sources
 from lib.medical.texts import bundled, sealed
 from lib.runs import manage
 from lib.runs.review import sheet, sign_off
@@ -89,7 +91,7 @@ def test_verdicts_are_entered_and_nothing_else_changes(copied, chosen, delimiter
     after = {(entry.file, entry.id): entry for entry in sheet.list_entries()}
     for n, entry in enumerate(ENTRIES):
         now = after[entry.file, entry.id]
-        state = sign_off.STATES.get(chosen.get(n), entry.state)
+        state = sign_off.STATES[chosen[n]] if n in chosen else entry.state
         assert now == entry._replace(state=state)
     log = (copied / sign_off.LOG).read_text().splitlines()
     assert [json.loads(each) for each in log] == lines
@@ -97,7 +99,7 @@ def test_verdicts_are_entered_and_nothing_else_changes(copied, chosen, delimiter
 
 
 def test_a_second_sheet_takes_the_place_of_the_first_verdict_and_both_are_logged(copied):
-    for verdict in ("wrong", "right"):
+    for verdict in ("change", "right"):
         lines = [line(entry, verdict, "a reason") for entry in ENTRIES[::300]]
         sign_off.read_sheet(save(copied / "sheet.csv", lines))
     states = [entry.state for entry in sheet.list_entries()][::300]
@@ -113,11 +115,16 @@ def test_a_second_sheet_takes_the_place_of_the_first_verdict_and_both_are_logged
     [
         ({"verdict": "good"}, "the verdict 'good'; expected right, change, wrong"),
         ({"verdict": "wrong"}, "'wrong' without a comment"),
-        ({"role": ""}, "no role; say who read it"),
+        ({"role": ""}, "the role ''; say who read it"),
+        ({"role": "-"}, "the role '-'; say who read it"),
+        ({"role": "Language model, not a clinician"}, "say who read it"),
+        ({"verdict": "", "comment": "too long"}, "a comment without a verdict"),
+        ({"date": "20261129"}, "expected year-month-day"),
+        ({"date": "2026-W48-6"}, "expected year-month-day"),
         ({"date": "29.11.2026"}, "the date '29.11.2026'; expected year-month-day"),
         ({"date": "2999-01-01"}, "has not come yet"),
         ({"id": "burns-99"}, "there is no such text"),
-        ({"seal": "0" * 16}, "the text has changed since this sheet"),
+        ({"seal": "s" + "0" * 16}, "the text has changed since this sheet"),
     ],
 )
 def test_one_bad_line_and_nothing_is_entered(copied, change, said):
@@ -135,6 +142,10 @@ def test_what_is_no_sheet_is_one_line_and_no_traceback(copied, capsys):
     (copied / "other.csv").write_text("a,b\n1,2\n")
     empty = save(copied / "empty.csv", [line(ENTRIES[0]) | {"verdict": ""}])
     twice = save(copied / "twice.csv", [line(ENTRIES[0]), line(ENTRIES[0])])
+    columns = copied / "columns.csv"
+    columns.write_text(",".join([*sign_off.NEEDED, "verdict"]) + "\n")
+    open_quote = copied / "quote.csv"
+    open_quote.write_text(twice.read_text(encoding="utf-8-sig") + '"never closed,\n')
     for path, said in (
         (copied / "none.csv", "is not a file. Expected the CSV file that the page saved"),
         (copied, "is not a file"),
@@ -142,11 +153,53 @@ def test_what_is_no_sheet_is_one_line_and_no_traceback(copied, capsys):
         (copied / "other.csv", "has no column file, id, seal"),
         (empty, "has no verdict"),
         (twice, "two verdicts"),
+        (columns, "two columns verdict"),
+        (open_quote, "unexpected end of data"),
     ):
         assert manage.main(["review", "--sheet", str(path)]) == 2
         told = capsys.readouterr().err
         assert said in told
         assert "Traceback" not in told
+
+
+def test_a_rejected_text_is_signed_off_by_nobody_and_trained_on_by_no_run(copied, monkeypatch):
+    save(copied / "sheet.csv", [line(ENTRIES[0], "wrong", "it is dangerous")])
+    sign_off.read_sheet(copied / "sheet.csv")
+    with pytest.raises(UserError, match="another reviewer rejected it"):
+        sign_off.read_sheet(save(copied / "late.csv", [line(ENTRIES[0])]))
+    job = params.load_job("params/cpu.yaml")
+    with pytest.raises(UserError, match=f"a reviewer rejected, for example {ENTRIES[0].id}"):
+        sources.check_sources(job)
+
+
+def test_a_text_that_changed_since_it_was_signed_off_is_not(copied):
+    sign_off.read_sheet(save(copied / "sheet.csv", [line(ENTRIES[0])]))
+    path = copied / "first_aid.jsonl"
+    signed = path.read_text()
+    assert bundled.read_texts("first_aid.jsonl")[0].review.state == "clinician"
+    path.write_text(signed.replace(bundled.read_entries("first_aid.jsonl")[0]["answer"], "Drink."))
+    with pytest.raises(ValueError, match="has changed since a clinician signed it off"):
+        bundled.read_texts("first_aid.jsonl")
+
+
+def test_line_ends_of_other_alphabets_break_no_file(copied):
+    role, comment = "emergency\u2028physician", "press\u2028hard"
+    told = sign_off.read_sheet(
+        save(copied / "sheet.csv", [line(ENTRIES[0], "wrong", comment, role)])
+    )
+    assert told.startswith("0 signed off, 0 to change, 1 rejected")
+    assert bundled.read_texts("first_aid.jsonl")[0].review.role == "emergency physician"
+
+
+def test_a_filled_in_sheet_is_not_written_over(copied, capsys):
+    _, table = sheet.write_sheet()
+    content = table.read_text(encoding="utf-8-sig")
+    assert sheet.write_sheet()[1] == table, "an empty one is"
+    first = f"{ENTRIES[0].file},{ENTRIES[0].id},{ENTRIES[0].seal},"
+    table.write_text(content.replace(first, f"{first}right", 1), encoding="utf-8-sig")
+    assert manage.main(["review"]) == 2
+    assert "is filled in. Enter it with" in capsys.readouterr().err
+    assert "right" in table.read_text(encoding="utf-8-sig").splitlines()[1]
 
 
 def test_a_text_that_was_changed_after_the_sheet_is_not_signed_off(copied):
