@@ -11,6 +11,7 @@ import argparse
 import functools
 import json
 import pathlib
+import shutil
 import sys
 import tempfile
 import time
@@ -46,7 +47,11 @@ def write_task(form, items, folder):
     ]
     data = folder / f"{form}.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = yaml.safe_load((ROOT / f"lib/medical/lm_eval/{TASKS[form]}.yaml").read_text())
+    ours = ROOT / "lib/medical/lm_eval"
+    text = (ours / f"{TASKS[form]}.yaml").read_text()
+    # lm-eval's own tag, which a YAML reader does not know
+    tagged = "".join(line for line in text.splitlines(keepends=True) if "!function" in line)
+    config = yaml.safe_load(text.replace(tagged, ""))
     config |= {
         "task": f"some_{form}",
         "dataset_kwargs": {"data_files": {"test": str(data)}},
@@ -54,7 +59,8 @@ def write_task(form, items, folder):
         "doc_to_choice": "{{options}}",
         "doc_to_target": "answer",
     }
-    (folder / f"{form}.yaml").write_text(yaml.safe_dump(config))
+    (folder / f"{form}.yaml").write_text(tagged + yaml.safe_dump(config))
+    shutil.copy(ours / "completion.py", folder)
     return config["task"]
 
 
