@@ -59,7 +59,7 @@ class TensorType(NamedTuple):
 # trained 22 steps; 128 positions; the worst of up to three draws). Larger models should lose less.
 # A barely trained one loses more by rounding alone (133 positions, perplexity 24 to 50; torch gives
 # the same with the rounded numbers): after 3 steps on 53 rows q8_0 gave 0.0247, 1.042, 0.92. So
-# lib/export/verdicts.py lets a file pass that rounding explains.
+# lib/export/parity/verdicts.py lets a file pass that rounding explains.
 # The 16-bit types leave room for a reference that itself computed in bfloat16
 # (lib/export/parity/reference.py).
 FILE_TYPES = {

@@ -19,19 +19,8 @@ from lib.pages import page
 from lib.record import run_folder
 
 VERDICTS = ("right", "change", "wrong")
-COLUMNS = (
-    "file",
-    "id",
-    "seal",
-    "verdict",
-    "comment",
-    "role",
-    "date",
-    "text",
-    "for whom",
-    "guidance",
-    "state",
-)
+READ_BACK = ("file", "id", "seal", "verdict", "comment", "role", "date")
+COLUMNS = (*READ_BACK, "text", "for whom", "guidance", "state")
 TITLES = {
     "first_aid.jsonl": "Questions and answers to train on",
     "exam.jsonl": "Exam",
@@ -65,7 +54,6 @@ class Entry(NamedTuple):
     file: str
     id: str
     seal: str
-    topic: str
     parts: list[tuple[str, str]]  # what it is called, and its text
     meant_for: str
     passages: list[Passage]
@@ -78,18 +66,18 @@ def write_sheet() -> tuple[Path, Path]:
     Raise UserError if a filled-in review.csv is there: its verdicts would be lost.
     """
     entries = list_entries()
-    _keep_verdicts(run_folder.runs_folder() / "review.csv")
+    folder = run_folder.runs_folder()
+    _keep_verdicts(folder / "review.csv")
     by_file = {
         title: [entry for entry in entries if entry.file == name] for name, title in TITLES.items()
     }
-    folder = run_folder.runs_folder()
     folder.mkdir(parents=True, exist_ok=True)
     html = page.write_page(
         folder / "review.html",
         "review.html.jinja",
         by_file=by_file,
         verdicts=VERDICTS,
-        columns=COLUMNS[:7],
+        columns=READ_BACK,
         counts=count_by_state(),
     )
     files.atomic_write(folder / "review.csv", _as_csv(entries))
@@ -118,14 +106,16 @@ def count_by_state() -> list[dict[str, Any]]:
 def list_entries() -> list[Entry]:
     """Return every bundled text, in the order of the files."""
     passages = bundled.read_passages()
+    entries = []
     for name in TITLES:
-        if unknown := bundled.find_unknown(bundled.read_texts(name), passages):
+        texts = bundled.read_texts(name)
+        if unknown := bundled.find_unknown(texts, passages):
             raise UserError(f"{name} names passages that guidance.jsonl lacks: {unknown[0]}.")
-    return [
-        _describe(name, text, entry, passages)
-        for name in TITLES
-        for text, entry in zip(bundled.read_texts(name), bundled.read_entries(name), strict=True)
-    ]
+        entries += [
+            _describe(name, text, entry, passages)
+            for text, entry in zip(texts, bundled.read_entries(name), strict=True)
+        ]
+    return entries
 
 
 def _describe(
@@ -147,7 +137,6 @@ def _describe(
         name,
         text.id,
         sealed.seal(entry),
-        entry.get("topic", ""),
         parts,
         ", ".join([*filter(None, meant), *entry.get("population", [])]),
         [passages[named] for named in text.guidance],

@@ -2,8 +2,9 @@
 
     text = sign_off.read_sheet(Path("review.csv"))
 
-A text that was found right is signed off. One that was found wrong is marked as rejected, and the
-tests fail until it is mended or removed. Every verdict is kept in lib/medical/reviews.jsonl.
+A text that was found right is signed off. One that was found wrong is marked as rejected: until it
+is mended or removed, the tests fail and runs refuse to train on it. Every verdict is kept in
+lib/medical/reviews.jsonl.
 """
 
 import csv
@@ -18,10 +19,9 @@ from typing import Any, NamedTuple
 from lib.common import files
 from lib.common.errors import UserError
 from lib.medical.texts import bundled, sealed
-from lib.runs.review.sheet import COLUMNS, VERDICTS
+from lib.runs.review.sheet import COLUMNS, READ_BACK, VERDICTS
 
 LOG = "reviews.jsonl"
-NEEDED = COLUMNS[:7]
 STATES = {"right": "clinician", "wrong": "rejected", "change": "draft"}
 DAY = re.compile(r"\d{4}-\d\d-\d\d")
 MOST_SHOWN = 10  # faults of a sheet that are listed
@@ -88,7 +88,7 @@ def _read_verdicts(path: Path) -> list[Verdict]:
     names = lines.fieldnames or []
     if twice := sorted({name for name in names if name and names.count(name) > 1}):
         raise UserError(f"{files.format_path(path)} has two columns {', '.join(twice)}.")
-    if missing := [name for name in NEEDED if name not in names]:
+    if missing := [name for name in READ_BACK if name not in names]:
         raise UserError(
             f"{files.format_path(path)} has no column {', '.join(missing)}. Expected the columns "
             f"of runs/review.csv: {', '.join(COLUMNS)}."
@@ -110,7 +110,7 @@ def _read_verdicts(path: Path) -> list[Verdict]:
 
 
 def _read_line(line: dict[str, str | None]) -> Verdict:
-    given = {name: (line[name] or "").strip() for name in NEEDED}
+    given = {name: (line[name] or "").strip() for name in READ_BACK}
     given["verdict"] = given["verdict"].lower()
     given["role"] = " ".join(given["role"].split())
     given["comment"] = "\n".join(given["comment"].splitlines())  # U+2028 and its like are line ends

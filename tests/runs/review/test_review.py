@@ -38,7 +38,7 @@ def copied(tmp_path, monkeypatch):
 def line(entry, verdict="right", comment="", role="emergency physician", date=TODAY):
     return dict(
         zip(
-            sign_off.NEEDED,
+            sheet.READ_BACK,
             [entry.file, entry.id, entry.seal, verdict, comment, role, date],
             strict=True,
         )
@@ -47,7 +47,7 @@ def line(entry, verdict="right", comment="", role="emergency physician", date=TO
 
 def save(path, lines, delimiter=","):
     with open(path, "w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.DictWriter(file, sign_off.NEEDED, delimiter=delimiter)
+        writer = csv.DictWriter(file, sheet.READ_BACK, delimiter=delimiter)
         writer.writeheader()
         writer.writerows(lines)
     return path
@@ -143,7 +143,7 @@ def test_what_is_no_sheet_is_one_line_and_no_traceback(copied, capsys):
     empty = save(copied / "empty.csv", [line(ENTRIES[0]) | {"verdict": ""}])
     twice = save(copied / "twice.csv", [line(ENTRIES[0]), line(ENTRIES[0])])
     columns = copied / "columns.csv"
-    columns.write_text(",".join([*sign_off.NEEDED, "verdict"]) + "\n")
+    columns.write_text(",".join([*sheet.READ_BACK, "verdict"]) + "\n")
     open_quote = copied / "quote.csv"
     open_quote.write_text(twice.read_text(encoding="utf-8-sig") + '"never closed,\n')
     for path, said in (
