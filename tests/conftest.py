@@ -22,6 +22,7 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 
 import pytest  # noqa: E402
 
+pytest.register_assert_rewrite("helpers")  # so that a failure in a helper shows its values
 CACHE = pathlib.Path(__file__).parents[1] / ".cache"
 
 

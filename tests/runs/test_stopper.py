@@ -151,10 +151,14 @@ def test_a_signal_that_meets_the_kernels_own_code_ends_the_run(tree):
 
 
 def test_a_signal_that_the_kernel_ignores_reaches_the_next_cell(tree):
-    """Between two cells ipykernel ignores it."""
+    """Between two cells ipykernel ignores it.
+
+    The runner looks again after 1 s and 2 s; the pause ends between, since an interrupt just after it
+    would hit ipykernel's own code (the test above).
+    """
     (tree.root / "prepare.py").write_text(
         "kernel, result = get_ipython().kernel, 'rows'\nreal = kernel.pre_handler_hook\n"
-        "def hook():\n    kernel.pre_handler_hook = real\n    pathlib.Path('there').touch()\n    time.sleep(1)\n    real()\nkernel.pre_handler_hook = hook\n"
+        "def hook():\n    kernel.pre_handler_hook = real\n    pathlib.Path('there').touch()\n    time.sleep(1.5)\n    real()\nkernel.pre_handler_hook = hook\n"
         "class Slow:\n    def keys(self):\n        time.sleep(60)\nfingerprints = Slow()\n"
     )
     process = tree.start("prepare", before=standin.PATIENT)
