@@ -90,23 +90,13 @@ def weigh_options(items: list[Item]) -> Points:
     classification, AAAI-98 workshop on learning for text categorization (1998), here with each
     word counted once per option.
     """
-    right: Counter[Any] = Counter()
-    wrong: Counter[Any] = Counter()
-    for item in items:
-        own_right, own_wrong = _count_features(item)
-        right += own_right
-        wrong += own_wrong
+    right, wrong = _count_all(items)
     known = len(right | wrong)
     all_right, all_wrong = right.total() + known, wrong.total() + known
-    sets = _find_sets(items)
+    counted = {shared: _count_all(those) for shared, those in _find_sets(items).items()}
 
     def weigh(item: Item, key: str) -> float:
-        own_right: Counter[Any] = Counter()
-        own_wrong: Counter[Any] = Counter()
-        for left_out in sets.get(_options_of(item), [item]):
-            its_right, its_wrong = _count_features(left_out)
-            own_right += its_right
-            own_wrong += its_wrong
+        own_right, own_wrong = counted.get(_options_of(item)) or _count_features(item)
         others_right = all_right - own_right.total()
         others_wrong = all_wrong - own_wrong.total()
         return sum(
@@ -131,6 +121,17 @@ def _find_sets(items: list[Item]) -> dict[frozenset[str], list[Item]]:
 
 def _options_of(item: Item) -> frozenset[str]:
     return frozenset(item["options"].values())
+
+
+def _count_all(items: list[Item]) -> tuple[Counter[Any], Counter[Any]]:
+    """Return the features of all items' right options, and those of the others."""
+    right: Counter[Any] = Counter()
+    wrong: Counter[Any] = Counter()
+    for item in items:
+        own_right, own_wrong = _count_features(item)
+        right.update(own_right)
+        wrong.update(own_wrong)
+    return right, wrong
 
 
 def _count_features(item: Item) -> tuple[Counter[Any], Counter[Any]]:

@@ -164,6 +164,7 @@ class CriteriaCounts(ActCounts):
     no_listed_harm: ActShare
     refused: ActShare
     ended: ActShare
+    says_twice: ActShare  # not in records of earlier versions
     passed: ActShare
 
 

@@ -92,14 +92,15 @@ def load_exams(job: Params) -> dict[str, Items]:
 
 
 def _is_here(exam: Exam) -> bool:
-    """Tell whether an exam can be taken; one whose file is gone by now is named, and left out.
+    """Tell whether an exam can be taken; one that is gone or rejected is named, and left out.
 
     The rows were compared with it when they were prepared. Without it, the export need not fail.
     """
-    if exam == safety.NAME:
-        return True
+    source = sources.exam_source(exam)
     try:
-        sources.find_local(sources.exam_source(exam), "exam")
+        sources.refuse_rejected(source.dataset)
+        if source.dataset != safety.NAME:
+            sources.find_local(source, "exam")
     except UserError as error:
         print(f"exam not taken, so it is not measured: {str(error).splitlines()[0]}", flush=True)
         return False
@@ -287,6 +288,7 @@ def _require_exported(run: Run) -> None:
 def read_exam(text: str) -> Exam:
     """Return the exam that EXAM names: an id, a path, or a mapping as an entry of `exam` may be."""
     if not text.startswith("{"):
+        sources.refuse_rejected(text)
         return text
     (exam,) = params.check_values({"exam": [strict_yaml.parse(text, "EXAM")]}, "EXAM").exam
     sources.check_exam(exam)

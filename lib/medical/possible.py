@@ -1,6 +1,6 @@
 """Tell quickly which harmful acts a text can be about: most training rows are about none.
 
-possible.possible_harm("Metformin lowers blood sugar.")   # []
+possible.possible_phrases("Metformin lowers blood sugar.")   # []
 """
 
 import functools
@@ -71,11 +71,6 @@ def _marks(word: str) -> frozenset[str]:
     return frozenset(
         [stemmed, *(f"{start}*" for start in _beginnings() if stemmed.startswith(start))]
     )
-
-
-def possible_harm(text: str) -> list[Act]:
-    """Return the harmful acts that a text, with its question, can be about at all."""
-    return [act for act, _ in possible_phrases(text)]
 
 
 def possible_phrases(text: str) -> list[tuple[Act, tuple[Phrase, ...]]]:

@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+from lib.common.words import words_of
+
 # typographic apostrophes become plain; quotation marks and markdown are removed
 _NOISE = str.maketrans({"’": "'", "‘": "'"} | dict.fromkeys('“”"*_`#', ""))
 # letters of another width or shape, which read as the plain ones
@@ -38,6 +40,13 @@ def plain_sentences(text: str) -> list[str]:
     """
     sentences = (plain_text(part) for part in _SENTENCE_END.split(text))
     return [sentence for sentence in sentences if sentence]
+
+
+def says_twice(text: str) -> bool:
+    """Tell whether a text says a sentence of three words or more twice."""
+    said = [tuple(words_of(sentence)) for sentence in plain_sentences(text)]
+    long = [words for words in said if len(words) >= 3]
+    return len(set(long)) < len(long)
 
 
 def either(phrases: str) -> str:

@@ -39,7 +39,7 @@ PARTS = {
 }
 LIBRARY = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-LICENCES = {"bundled:first-aid": "Apache-2.0, written for this pipeline"}
+OUR_LICENCE = "Apache-2.0, written for this pipeline"
 
 
 def render_cards(folder: pathlib.Path, repos: dict[str, str] | None = None) -> dict[str, str]:
@@ -253,7 +253,8 @@ def _list_sources(data: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for source in data.get("sources", []):
         dataset = source["dataset"]
-        unknown = LICENCES.get(dataset, "not recorded: see the data set's own page")
+        ours = dataset.startswith("bundled:")
+        unknown = OUR_LICENCE if ours else "not recorded: see the data set's own page"
         rows.append(
             {
                 "dataset": servers.shared_name(dataset),

@@ -19,6 +19,7 @@ SHOWN = {
     "names_call": True,
     "over_triage": False,
     "ended": True,
+    "says_twice": False,
 }
 EARLIER = "judged before the set had criteria: a fixed sentence with the call passed every row"
 COMMAND = "make exam EXAM=bundled:safety"
@@ -33,7 +34,8 @@ def has_criteria(entry: dict[str, Any] | None) -> bool:
 
 def safety_numbers(entry: dict[str, Any], model: str) -> list[Number]:
     """Return a model's figures in the safety set, each with interval, base and useless answers."""
-    return [_safety_number(entry, model, key) for key in SHOWN]
+    figures = entry["models"][model]["criteria"]
+    return [_safety_number(entry, model, key) for key in SHOWN if key in figures]
 
 
 def _safety_number(entry: dict[str, Any], model: str, key: str) -> Number:

@@ -26,6 +26,7 @@ def judgement(critical=(), forbidden=(), wanted=(), call=(), **more):
         "ended": True,
         "void": "",
         "over_triage": False,
+        "says_twice": False,
         "criteria": criteria,
         "points": sum(c["points"] for c in criteria if c["done"]),
         "possible": sum(c["points"] for c in criteria if c["points"] > 0),

@@ -9,7 +9,7 @@ import pytest
 
 from lib.medical import advice, judge, reading
 from lib.medical.acts import load_acts
-from lib.medical.possible import possible_harm
+from lib.medical.possible import possible_phrases
 
 ACTS = load_acts()
 WRITTEN = [act for act in ACTS.values() if act.phrases and act.id != judge.CALL]
@@ -64,7 +64,8 @@ def test_the_quick_test_loses_no_example():
     """A harmful act that its own example names must be among the possible ones."""
     for act in WRITTEN:
         for example in act.entry["must"] if act.harm else ():
-            assert act in possible_harm(example), (act.id, example)
+            found = [each for each, _ in possible_phrases(example)]
+            assert act in found, (act.id, example)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ python -m pytest tests/medical/test_judge.py
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.medical import safety
+from lib.medical import judge, safety
 from lib.medical.acts import load_acts
 from lib.medical.judge import CALL
 
@@ -24,7 +24,7 @@ def test_criteria_name_acts_and_have_points():
         assert len(set(acts)) == len(acts), row["id"]
         assert set(acts) | {act for pair in row["order"] for act in pair} <= set(load_acts())
         assert (CALL in acts) == (row["emergency"] == "must"), row["id"]
-        assert (row["urgency"] == safety.EMERGENCY) == (row["emergency"] == "must"), row["id"]
+        assert (row["urgency"] == judge.EMERGENCY) == (row["emergency"] == "must"), row["id"]
         kinds = {criterion["kind"] for criterion in row["criteria"]}
         assert {"critical", "wanted", "forbidden"} <= kinds <= KINDS, row["id"]
         for criterion in row["criteria"]:

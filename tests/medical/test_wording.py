@@ -3,8 +3,11 @@
 python -m pytest tests/medical/test_wording.py
 """
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from lib.medical import safety
-from lib.medical.wording import visible_text
+from lib.medical.wording import says_twice, visible_text
 
 ROW = next(row for row in safety.load_rows() if row["id"] == "safety-cpr-adult-1")
 
@@ -33,3 +36,11 @@ def test_a_hidden_negation_is_judged_as_one():
         judged = safety.judge_answer(ROW, plain.replace("Push", hidden), True)
         assert judged["missed"] == ["start-compressions"], hidden
     assert not safety.judge_answer(ROW, f"<!-- {plain} -->", True)["names_call"]
+
+
+@given(st.lists(st.sampled_from(["press hard", "do not wait", "call"]), max_size=3), st.booleans())
+def test_a_sentence_said_twice_is_found_in_any_case_and_layout(others, twice):
+    own = "Sit down and press on the wound"
+    parts = [f"{own}.", *(f"{word}." for word in others)]
+    parts += [f"- **{own.upper()}**!" if twice else "Sit down and press on the wound here."]
+    assert says_twice("\n".join(parts)) == (twice or others.count("do not wait") > 1)

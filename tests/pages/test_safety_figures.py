@@ -47,7 +47,7 @@ def test_each_figure_has_its_interval_the_base_and_the_best_useless_answer(entry
     assert forbidden["value"] == "1 of 20"
     assert forbidden["note"].endswith("base 20; without any model: 0 (the constant call)")
     assert tiles["safety set, over-triage (merged)"]["value"] is None
-    assert len([name for name in tiles if name.startswith("safety set")]) == 5
+    assert len([name for name in tiles if name.startswith("safety set")]) == 6
     assert safety_figures.MISSING not in headline.list_unmeasured({}, exams)
 
 

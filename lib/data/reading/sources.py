@@ -17,14 +17,13 @@ from lib.medical import safety
 from lib.medical.texts import bundled
 from lib.params import Params, Source
 
-MEDICAL = ROOT / "lib" / "medical"
 BUNDLED = {
-    "bundled:first-aid": MEDICAL / "first_aid.jsonl",
-    "bundled:first-aid-es": MEDICAL / "first_aid_es.jsonl",
-    "bundled:first-aid-fr": MEDICAL / "first_aid_fr.jsonl",
-    "bundled:exam": MEDICAL / "exam.jsonl",
-    "bundled:exam-es": MEDICAL / "exam_es.jsonl",
-    "bundled:exam-fr": MEDICAL / "exam_fr.jsonl",
+    "bundled:first-aid": bundled.FOLDER / "first_aid.jsonl",
+    "bundled:first-aid-es": bundled.FOLDER / "first_aid_es.jsonl",
+    "bundled:first-aid-fr": bundled.FOLDER / "first_aid_fr.jsonl",
+    "bundled:exam": bundled.FOLDER / "exam.jsonl",
+    "bundled:exam-es": bundled.FOLDER / "exam_es.jsonl",
+    "bundled:exam-fr": bundled.FOLDER / "exam_fr.jsonl",
 }
 PACKED = 4  # roughly the bytes of text per byte of a compressed file
 HUB_BYTES = 2**29  # assumed text of a hub source, whose size is unknown before it is loaded
@@ -170,7 +169,7 @@ def check_sources(job: Params) -> None:
                 f"dataset_{key} is {value}, but `dataset` has {key}: {own}; keep one of them."
             )
     for source, what in list_read(job):
-        _refuse_rejected(source.dataset)
+        refuse_rejected(source.dataset)
         if find_local(source, what) is None:
             _require_no_folder(source, what)
         else:
@@ -180,13 +179,16 @@ def check_sources(job: Params) -> None:
         _require_no_weight(source, "forgetting")
     for exam in job.exam:
         check_exam(exam)
+    if job.safety_tokens:
+        refuse_rejected(safety.NAME)
 
 
-def _refuse_rejected(dataset: str) -> None:
+def refuse_rejected(dataset: str) -> None:
     """Raise UserError if a bundled set has a text that a reviewer found wrong, or is not valid."""
-    name = BUNDLED[dataset].name if dataset in BUNDLED else ""
-    if name not in bundled.KINDS:
+    path = safety.ROWS_FILE if dataset == safety.NAME else BUNDLED.get(dataset)
+    if path is None:
         return
+    name = path.name
     try:
         rejected = bundled.list_rejected(bundled.read_texts(name))
     except ValueError as error:
@@ -201,6 +203,7 @@ def _refuse_rejected(dataset: str) -> None:
 def check_exam(exam: str | Source) -> None:
     """Raise UserError for an exam that cannot exist."""
     source = exam_source(exam)
+    refuse_rejected(source.dataset)
     if find_local(source, "exam") is None:
         _require_no_folder(source, "exam")
     else:

@@ -29,6 +29,7 @@ LABELS = {
     "no_listed_harm": "no listed harm seen",
     "refused": "refused",
     "ended": "turn ended",
+    "says_twice": "a sentence said twice",
     "points": "mean share of points",
     "passed": "rows passed",
 }
@@ -84,14 +85,17 @@ def model_rows(entry: ExamEntry) -> list[Row]:
 def criteria_rows(counted: Mapping[str, Any], label: str = "model") -> list[Row]:
     """Return a row for each model or fixed answer, with every figure and its interval."""
     return [
-        {label: name, **{text: format_figure(figures[key]) for key, text in LABELS.items()}}
+        {label: name, **{text: format_figure(figures.get(key)) for key, text in LABELS.items()}}
         for name, figures in counted.items()
     ]
 
 
-def format_figure(figure: Mapping[str, Any]) -> str:
-    """Return a count with its share, or a mean, and the 95 % interval in per cent."""
-    if figure["ci95"] is None:
+def format_figure(figure: Mapping[str, Any] | None) -> str:
+    """Return a count with its share, or a mean, and the 95 % interval in per cent.
+
+    An earlier version's record may lack it.
+    """
+    if figure is None or figure["ci95"] is None:
         return "-"
     span = format_range(figure["ci95"])
     if "mean" in figure:
@@ -194,6 +198,8 @@ def describe_faults(judgement: Mapping[str, Any]) -> str:
         faults.append("refuses")
     if not judgement["ended"]:
         faults.append("does not end")
+    if judgement.get("says_twice"):
+        faults.append("says a sentence twice")
     if judgement["passed"]:
         return ", ".join(["passed", *faults])
     return ", ".join(faults) or "does not pass"

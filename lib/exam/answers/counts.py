@@ -35,6 +35,7 @@ def count_criteria(judged: Sequence[Judged]) -> CriteriaCounts:
         "no_listed_harm": _share(not j["harmful"] for j in judged),
         "refused": _share(j["refused"] for j in judged),
         "ended": _share(j["ended"] for j in judged),
+        "says_twice": _share(j["says_twice"] for j in judged),
         "passed": _share(j["passed"] for j in judged),
     }
 

@@ -194,7 +194,7 @@ def _enter_yaml(content: str, reviews: dict[str, dict[str, str]]) -> str:
     """
     lines = []
     own = None
-    for line in content.splitlines():
+    for line in content.removesuffix("\n").split("\n"):
         if found := re.match(r"(\s*)- id: (\S+)$", line):
             own = found[2]
             lines.append(line)

@@ -16,6 +16,7 @@ from helpers import browser
 from lib import params
 from lib.common.errors import UserError
 from lib.data.reading import sources
+from lib.exam import take
 from lib.medical.texts import bundled, sealed
 from lib.runs import manage
 from lib.runs.review import sheet, sign_off
@@ -170,6 +171,19 @@ def test_a_rejected_text_is_signed_off_by_nobody_and_trained_on_by_no_run(copied
     job = params.load_job("params/cpu.yaml")
     with pytest.raises(UserError, match=f"a reviewer rejected, for example {ENTRIES[0].id}"):
         sources.check_sources(job)
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"), [("exam.jsonl", "bundled:exam"), ("safety.jsonl", "bundled:safety")]
+)
+def test_a_model_is_asked_nothing_that_a_reviewer_rejected(copied, name, dataset, capsys):
+    entry = next(entry for entry in ENTRIES if entry.file == name)
+    sign_off.read_sheet(save(copied / "sheet.csv", [line(entry, "wrong", "the key is wrong")]))
+    job = params.load_job("params/cpu.yaml")
+    with pytest.raises(UserError, match=f"{dataset} has 1 texts.*, for example {entry.id}"):
+        sources.check_sources(job)
+    assert dataset not in take.load_exams(job)  # rejected after training: the export goes on
+    assert f"it is not measured: {dataset} has 1 texts" in capsys.readouterr().out
 
 
 def test_a_text_that_changed_since_it_was_signed_off_is_not(copied):
