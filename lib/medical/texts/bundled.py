@@ -5,6 +5,7 @@ bundled.count_states(rows)           # {"draft": 0, "second reading": 733, ...}
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,8 +69,8 @@ def read_texts(name: str) -> list[Sourced]:
                 f"{name}, {text.id}: it has changed since a clinician signed it off. Set its "
                 f"review to {{state: draft}}, or take the change back."
             )
-    ids = [text.id for text in texts]
-    if twice := {each for each in ids if ids.count(each) > 1}:
+    counts = Counter(text.id for text in texts)
+    if twice := [each for each, count in counts.items() if count > 1]:
         raise ValueError(f"{name}: {', '.join(sorted(twice))} is there twice")
     return texts
 
