@@ -154,6 +154,8 @@ def describe_fields(rows: Rows) -> str:
         example = rows.examples["marked_wrong"][0]
         lines.append(f"dropped: {marked:,} rows, marked as wrong; the first: {example['text']}")
     for source, counts in zip(sources.list_sources(rows.job), rows.fields, strict=False):
+        if source.dataset in sources.BUNDLED:
+            continue  # their `review` is read before the rows: see sources.refuse_rejected
         unread = {name: n["unread"] for name, n in _count_by_field(counts).items() if n["unread"]}
         for name, count in unread.items():
             what = _explain_unread(name, source.columns)

@@ -104,6 +104,18 @@ def test_a_source_of_pictures_alone_is_an_error_that_names_them(bundled_base, tm
         preparing.prepare(preparing.job(path), bundled_base, tmp_path / "run")
 
 
+def test_the_review_of_our_own_texts_is_not_named_as_unread(tmp_path):
+    """`make review` writes it, and a set with a rejected text is refused."""
+
+    def told(dataset):
+        fields = [Counter({(("question", "answer"), ("review",)): 733})]
+        rows = Rows(preparing.job(dataset), tmp_path, None, io.StringIO(), fields=fields)
+        return data_card.describe_fields(rows)
+
+    assert told("bundled:first-aid") == ""
+    assert "`review` in 733 rows of d.jsonl" in told("d.jsonl")
+
+
 def test_the_terminal_names_the_fields_that_may_decide_what_is_trained(tmp_path):
     rows = Rows(
         preparing.job("d.jsonl", columns={"question": "ask", "answer": "reply"}),
