@@ -56,6 +56,7 @@ def test_runs_params_and_data_may_be_at_home(home, monkeypatch):
     assert sources.list_paths(params.Source(dataset="~/rows.jsonl")) == [home / "rows.jsonl"]
 
 
+@pytest.mark.slow
 def test_the_cache_is_where_the_environment_says(home):
     show_base = "from lib.model import base\nprint(base.CACHE)\n"
     show_others = (

@@ -160,11 +160,16 @@ def blocks(data, count):
         (lambda data: b"", "failed to read magic"),
         (lambda data: data[:20_000], "failed to read key-value pairs"),
         (lambda data: data[:100_000_000], "not within the file bounds"),
-        (
+        pytest.param(
             lambda data: data.replace(b"blk.5.attn_k.weight", b"blk.5.attn_z.weight"),
             "'blk.5.attn_k.weight' not found",
+            marks=pytest.mark.slow,
         ),
-        (lambda data: data.replace(b"gemma3", b"gemmaX"), "unknown model architecture: 'gemmaX'"),
+        pytest.param(
+            lambda data: data.replace(b"gemma3", b"gemmaX"),
+            "unknown model architecture: 'gemmaX'",
+            marks=pytest.mark.slow,
+        ),
         (
             lambda data: blocks(data, 0),
             "GGML_ASSERT",

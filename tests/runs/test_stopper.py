@@ -45,6 +45,7 @@ def test_a_signal_reaches_the_kernel_and_is_recorded(tree, number, code):
     ]
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_wait_for_a_kernel_that_holds_on(tree):
     (tree.root / "prepare.py").write_text(
         f"signal.signal(signal.SIGINT, lambda *_: pathlib.Path('asked').touch())\n{standin.WAIT}"
@@ -66,6 +67,7 @@ def test_a_second_signal_does_not_wait_for_a_kernel_that_holds_on(tree):
     )
 
 
+@pytest.mark.slow
 def test_grace_ends(tree):
     (tree.root / "prepare.py").write_text(
         f"signal.signal(signal.SIGINT, lambda *_: None)\n{standin.WAIT}"
@@ -101,6 +103,7 @@ def test_a_cell_that_lives_through_the_signal_is_the_last_one(tree):
     )
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_kernel_starts(tree):
     (tree.root / "ipykernel_launcher.py").write_text(f"import os, pathlib, time\n{standin.WAIT}")
     process = tree.start("prepare")
@@ -133,6 +136,7 @@ def test_a_signal_that_meets_a_weak_references_callback_ends_the_run():
     assert "lived on" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_signal_that_meets_the_kernels_own_code_ends_the_run(tree):
     """A KeyboardInterrupt there loses the cell's reply: the kernel waits for the next cell, ignoring signals, and we for the reply."""
     (tree.root / "prepare.py").write_text(
@@ -150,6 +154,7 @@ def test_a_signal_that_meets_the_kernels_own_code_ends_the_run(tree):
     )
 
 
+@pytest.mark.slow
 def test_a_signal_that_the_kernel_ignores_reaches_the_next_cell(tree):
     """Between two cells ipykernel ignores it.
 

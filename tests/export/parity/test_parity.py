@@ -151,7 +151,7 @@ def test_a_damaged_file_fails_and_says_where(parity_run, tmp_path, change, said)
         )
 
 
-@pytest.mark.parametrize("kind", ["q4_k_m", "q4_0"])
+@pytest.mark.parametrize("kind", ["q4_k_m", pytest.param("q4_0", marks=pytest.mark.slow)])
 def test_wrong_metadata_are_told_from_the_rounding_of_four_bits(parity_run, made, tmp_path, kind):
     """Four bits may cost more than this fault does, so the bounds of their type do not see it."""
     merged, _, truth, _ = parity_run
