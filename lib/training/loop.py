@@ -239,8 +239,7 @@ class _Session:
                 self._count_step(launched, done.loss, done.norm, done.diverged)
             if stop:  # several ranks learn of it when the next step is launched already
                 waiting = 0
-            if not (stop and self.pending):
-                self._after_step(stop, launched.loaded)
+            self._after_step("" if self.pending else stop, launched.loaded)
 
     def _count_step(self, launched: Launched, loss: float, norm: float, diverged: bool) -> None:
         """Count a step that moved the weights; raise Diverged for one that was refused."""

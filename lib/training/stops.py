@@ -145,7 +145,7 @@ class Guard:
 
     def refuses(self, loss: float, norm: float) -> bool:
         """Judge a step whose numbers are known already."""
-        self.judge(torch.tensor(loss), torch.tensor(norm))
+        self.judge(*torch.tensor([loss, norm], dtype=torch.float64))
         return bool(self.refused)
 
 
