@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from helpers.killed import NAMES
 from helpers.small_training import (
+    HELD_OUT,
     INTERRUPTED,
     NO_REQUEST,
     ROWS,
@@ -469,6 +470,79 @@ def test_a_late_divergence_leaves_the_state_before_its_step(
     newest = checkpoint.newest_checkpoint(tmp_path / "run" / "checkpoints")
     assert (newest[1]["step"] if newest else 0) == saved
     same_run(tmp_path / "run", session(tmp_path / "run", job), wanted)
+
+
+def compiled_session(folder, place, **changes):
+    """Run a session of the compiled path; on a processor, of its update alone."""
+    job = a_job(lora_r=8, lora_dropout=0.0, packing=True, **changes)
+    if place == "cuda":
+        job = job.model_copy(update={"torch_compile": True})
+    net = small_model(job, torch.bfloat16).to(place)
+    folder.mkdir(exist_ok=True)
+    identity = checkpoint.describe_identity(job, "data-1", "base-1", 0)
+    return loop.train(net, ROWS, HELD_OUT, job, folder, identity)
+
+
+SPOIL = {
+    "loss": lambda masters, loss: loss * math.nan,
+    "gradient": lambda masters, loss: (masters.flat.grad[7:9].fill_(math.nan), loss)[1],
+    "explosion": lambda masters, loss: loss * 40,
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("spoil", SPOIL)
+def test_a_divergence_beside_a_recorded_micro_batch(tmp_path, monkeypatch, late, place, spoil):
+    """On a card, the whole compiled path: the state after step 7 of 9 and the launched step 8 is that before it, to the bit."""
+    made, before, calls, build = caught_masters(monkeypatch), {}, [], loop.build_accumulate
+
+    def spoiling(*args):
+        accumulate = build(*args)
+
+        def spoiled(batch):
+            calls.append(batch)
+            if len(calls) != 13:
+                return accumulate(batch)
+            before.update(everything(made[0]))
+            return SPOIL[spoil](made[0], accumulate(batch))
+
+        return spoiled
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "build_accumulate", spoiling)
+        with pytest.raises(stops.Diverged, match="step 7 has the loss"):
+            compiled_session(tmp_path, place, max_steps=9, save_steps=4)
+    assert len(calls) == 16, "the eighth step was launched"
+    assert before["0/step"] == 6
+    assert same_bits(everything(made[0]), before)
+    assert checkpoints(tmp_path) == ["step-000004"]
+    compiled_session(tmp_path, place, max_steps=9, save_steps=4)
+    lines = ledger.valid_steps(ledger.read_ledger(tmp_path / "metrics.jsonl"))
+    assert [e["step"] for e in lines] == list(range(1, 10))
+    assert everything(made[1])["0/step"] == 9
+
+
+@pytest.mark.cuda
+def test_a_compiled_session_on_a_card_learns_what_its_eager_twin_does(tmp_path, monkeypatch):
+    """Losses, rates and norms of every step, and the weights, up to the rounding of bfloat16."""
+    changes = {"max_steps": 9, "save_steps": 4}
+    masters = compiled_session(tmp_path / "late", "cuda", **changes)
+    assert masters.recordable
+    with monkeypatch.context() as patch:
+        patch.setattr(masters_module, "can_record", lambda job: False)
+        twin = compiled_session(tmp_path / "at-once", "cuda", **changes)
+    ours, theirs = (
+        ledger.valid_steps(ledger.read_ledger(tmp_path / name / "metrics.jsonl"))
+        for name in ("late", "at-once")
+    )
+    assert [e["lr"] for e in ours] == [e["lr"] for e in theirs]
+    assert [e["loss"] for e in ours] == pytest.approx([e["loss"] for e in theirs], rel=2e-2)
+    assert [e["grad_norm"] for e in ours] == pytest.approx(
+        [e["grad_norm"] for e in theirs], rel=0.1
+    )
+    start = Masters(small_model(a_job(lora_r=8, lora_dropout=0.0), torch.bfloat16), a_job()).flat
+    way = (twin.flat.cpu() - start).norm()
+    assert (masters.flat - twin.flat).norm().cpu() < 0.1 * way
 
 
 @pytest.mark.parametrize("step", [1, 9])
