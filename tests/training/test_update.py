@@ -118,9 +118,8 @@ NUMBERS = st.floats(0, 40, width=32) | st.sampled_from([math.nan, math.inf, 4.5,
 @given(
     st.lists(st.floats(0, 9, width=32), max_size=30),
     st.lists(st.tuples(NUMBERS, NUMBERS)),
-    st.data(),
 )
-def test_the_guard_judges_as_the_rule_in_plain_python_does(before, steps, data):
+def test_the_guard_judges_as_the_rule_in_plain_python_does(before, steps):
     """The losses of refused steps are forgotten, and all steps after the first refused one are refused."""
     guard, recent, refused = Guard(before, 96), before[-20:], False
     for loss, norm in steps:
@@ -129,6 +128,14 @@ def test_the_guard_judges_as_the_rule_in_plain_python_does(before, steps, data):
         assert guard.refuses(loss, norm) is refused
     known = guard.recent[guard.recent.isfinite()].tolist()
     assert known == recent[-20:]
+
+
+def test_the_guard_knows_the_last_losses_of_earlier_sessions():
+    """Twenty of them: three times their mean is 6, that of the first twenty 27."""
+    losses = [9.0] * 20 + [2.0] * 20
+    assert Guard(losses, 96).refuses(6.1, 1.0)
+    assert not Guard(losses, 96).refuses(5.9, 1.0)
+    assert not Guard(losses[:20], 96).refuses(6.1, 1.0)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -166,8 +173,8 @@ def move(masters, update, seed, loss=3.0, rate=2.0**-7, size=1.0):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("end_token", [False, True])
-@pytest.mark.parametrize("max_norm", [0.0, 1.0, 1e6])
-def test_updates_equal_clipping_and_adamw_step_by_step(late, place, end_token, max_norm):
+@pytest.mark.parametrize(("max_norm", "size"), [(0.0, 1.0), (1.0, 1.0), (1e6, 1.0), (1e-3, 1e-4)])
+def test_updates_equal_clipping_and_adamw_step_by_step(late, place, end_token, max_norm, size):
     """To the bit, with rates that float32 holds: torch's own fused AdamW, a Python number for the factor, a plain copy."""
     job = a_job(
         lora_r=8,
@@ -187,8 +194,8 @@ def test_updates_equal_clipping_and_adamw_step_by_step(late, place, end_token, m
     optimizer = torch.optim.AdamW(groups, lr=1.0, fused=True)
     assert not torch.equal(theirs, small_flat(job, place)), "there must be something to draw back"
     for seed, rate in enumerate([0.0, 2.0**-7, 2.0**-6, 2.0**-9]):
-        loss, norm, refused = move(masters, update, seed, 3.0 + seed, rate)
-        grads = gradient(masters, seed)
+        loss, norm, refused = move(masters, update, seed, 3.0 + seed, rate, size)
+        grads = gradient(masters, seed, size)
         expected = float(grads.norm())
         grads.mul_(min(1.0, (max_norm or math.inf) / (expected + 1e-6)))
         for p, part in zip(parts, grads.split([len(p) for p in parts]), strict=True):
@@ -197,7 +204,7 @@ def test_updates_equal_clipping_and_adamw_step_by_step(late, place, end_token, m
             group["lr"] = rate
         optimizer.step()
         assert (loss, norm, refused) == (3.0 + seed, expected, 0.0)
-        assert (norm > max_norm) == (max_norm < 1e6), "clipping must matter with 1 alone"
+        assert (norm > max_norm) == (max_norm < 1e6), "the others must be clipped"
         assert torch.equal(masters.flat, theirs)
         assert not masters.flat.grad.any()
         for (name, p), w in zip(
@@ -542,7 +549,7 @@ def test_a_compiled_session_on_a_card_learns_what_its_eager_twin_does(tmp_path, 
     )
     start = Masters(small_model(a_job(lora_r=8, lora_dropout=0.0), torch.bfloat16), a_job()).flat
     way = (twin.flat.cpu() - start).norm()
-    assert (masters.flat - twin.flat).norm().cpu() < 0.1 * way
+    assert (masters.flat - twin.flat).norm().cpu() < 0.2 * way
 
 
 @pytest.mark.parametrize("step", [1, 9])
@@ -729,6 +736,35 @@ def test_several_ranks_stop_after_the_step_that_is_launched_already(
     assert checkpoints(tmp_path) == [f"step-{step:06d}"]
     found = same_run(tmp_path, session(tmp_path, job), undisturbed)
     assert (found["sessions"], found["steps_repeated"]) == (2, 0)
+
+
+def test_a_rank_without_memory_ends_all_after_the_last_whole_step(
+    tmp_path, monkeypatch, late, undisturbed
+):
+    """Of the steps 4, without memory on another rank, and 5, launched meanwhile, nothing is left."""
+    real, steps = step_module._sum_gradients, []
+
+    def among_two(*args):
+        steps.append(args[2])
+
+        def add(votes, gradients):
+            if args[2] == 3:
+                votes[0] += math.nan
+                votes[1 + stops.STOPS.index("memory")] += 1
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ranks, "world_size", lambda: 2)
+            patch.setattr(ranks, "sum_in_place", add)
+            return real(*args)
+
+    job = a_job(save_steps=100, dataloader_num_workers=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module, "_sum_gradients", among_two)
+        with pytest.raises(UserError, match=r"out of memory in step 4.* Step 3 is saved"):
+            session(tmp_path, job)
+    assert steps == [0, 1, 2, 3, 4]
+    assert checkpoints(tmp_path) == ["step-000003"]
+    same_run(tmp_path, session(tmp_path, job), undisturbed)
 
 
 RANK = """
