@@ -1,5 +1,6 @@
 """Turn rows into tensors: padded side by side, or packed end to end in one fixed shape."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,8 +17,8 @@ class Batch(NamedTuple):
     input_ids is (rows, width) when padded, (1, tokens) when packed. `where` has the flat positions
     whose next token is trained, `targets` those tokens, and `weights` the share of each loss in the
     step's loss. In a fixed shape, the last entries are fillers of weight 0. Packed batches also
-    have positions that start at 0 in each row, and in `bounds` the rows' starts and the last row's
-    end, in the form for variable-length attention.
+    have positions that start at 0 in each row, in `bounds` the rows' starts and the last row's end,
+    in the form for variable-length attention, and in `longest` the most tokens that one may have.
     """
 
     input_ids: torch.Tensor
@@ -26,14 +27,29 @@ class Batch(NamedTuple):
     weights: torch.Tensor
     position_ids: torch.Tensor | None = None
     bounds: torch.Tensor | None = None
+    longest: int | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device; copies from pinned memory do not wait."""
-        return Batch(*(t if t is None else t.to(device, non_blocking=True) for t in self))
+        return self._of(lambda t: t.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
         """Return the batch in pinned memory, which a card reads directly."""
-        return Batch(*(t if t is None else t.pin_memory() for t in self))
+        return self._of(lambda t: t.pin_memory())
+
+    def copied_to(self, device: torch.device | str) -> "Batch":
+        """Return a copy of the batch on a device."""
+        return self._of(lambda t: t.to(device, copy=True))
+
+    def copy_from(self, other: "Batch") -> None:
+        """Take over the tensors of another batch of the same shape."""
+        assert self.longest == other.longest, f"rows of {other.longest} and {self.longest} tokens"
+        for ours, theirs in zip(self, other, strict=True):
+            if isinstance(ours, torch.Tensor):
+                ours.copy_(theirs, non_blocking=True)
+
+    def _of(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        return Batch(*(change(t) if isinstance(t, torch.Tensor) else t for t in self))
 
 
 def make_batch(
@@ -76,6 +92,9 @@ def pack_rows(rows: list[Row], shape: Shape, weight: float = 1.0) -> Batch:
     Positions start at 0 in each row, so that its rotary embeddings are those of the row alone.
     """
     lengths = [len(row["input_ids"]) for row in rows]
+    longest = shape.longest or shape.tokens
+    # attention on a GPU would leave what is beyond it as it was in memory
+    assert max(lengths) <= longest, f"a row of {max(lengths)} tokens, the longest is {longest}"
     filler = shape.tokens - sum(lengths)
 
     # fill with <bos>: the padding token's embedding is zero, and the derivative of the norm at
@@ -85,10 +104,12 @@ def pack_rows(rows: list[Row], shape: Shape, weight: float = 1.0) -> Batch:
     ids = torch.tensor(tokens + [bos] * filler)[None]
     positions = torch.cat([torch.arange(n) for n in [*lengths, filler]])[None]
 
-    # rows missing in a short batch have no tokens; the filler is one more row at the end
+    # rows missing in a short batch have no tokens; the filler is one more row at the end, or
+    # several if it is longer than a row may be
     ends = torch.tensor([0, *lengths]).cumsum(0).tolist()
     missing = ends[-1:] * (shape.rows - len(rows))
-    bounds = torch.tensor(ends + missing + [shape.tokens], dtype=torch.int32)
+    fillers = [min(ends[-1] + n * longest, shape.tokens) for n in range(1, shape.fillers() + 1)]
+    bounds = torch.tensor(ends + missing + fillers, dtype=torch.int32)
 
     following = [label for row in rows for label in [*row["labels"][1:], IGNORED]]
     labels = torch.tensor(following + [IGNORED] * filler)
@@ -99,4 +120,4 @@ def pack_rows(rows: list[Row], shape: Shape, weight: float = 1.0) -> Batch:
     where[: len(trained)] = trained
     targets[: len(trained)] = labels[trained]
     weights[: len(trained)] = weight
-    return Batch(ids, where, targets, weights, positions, bounds)
+    return Batch(ids, where, targets, weights, positions, bounds, longest)

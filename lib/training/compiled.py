@@ -1,7 +1,8 @@
 """The compiled path of training, for 16-bit bases and packed micro-batches of one fixed shape.
 
 LoRA is computed inside the frozen weight's own matrix products, layers are compiled, and a whole
-micro-batch is replayed as one CUDA graph. All this is applied to transformers' own model code.
+micro-batch is replayed as one CUDA graph, and the update of the weights as another; between the two
+the ranks sum their gradients. All this is applied to transformers' own model code.
 """
 
 import contextlib
@@ -14,6 +15,8 @@ from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextAltUp
 
 from lib.training.batches import Batch
 from lib.training.loss import token_losses, trains_output_layer, weighted_loss
+from lib.training.masters import Masters, measure_norm
+from lib.training.stops import STOPS, Guard
 
 # --------------------------------------------------------------------------------------------------
 # LoRA without passes of its own
@@ -216,27 +219,33 @@ class Graph:
         self, model: Any, example: Batch, after: Callable[[], None], drop: Callable[[], None]
     ) -> None:
         # a replay reads input and constants at their recorded addresses, so both are kept
-        self.batch = Batch(*(t if t is None else t.to(model.device, copy=True) for t in example))
+        self.batch = example.copied_to(model.device)
         self.graph = torch.cuda.CUDAGraph()
         with _constants_on(model.device) as self.constants:
-            # two runs on a side stream: they compile, tune and allocate, which cannot be recorded
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            # two runs before: they compile, tune and allocate, which cannot be recorded
+            with _side_stream():
                 for _ in range(2):
                     forward_backward(model, self.batch, fused=True)
                     drop()
-            torch.cuda.current_stream().wait_stream(stream)
             with torch.cuda.graph(self.graph):
                 self.loss = forward_backward(model, self.batch, fused=True)
                 after()
         drop()
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        for ours, theirs in zip(self.batch, batch, strict=True):
-            ours.copy_(theirs, non_blocking=True)
+        self.batch.copy_from(batch)
         self.graph.replay()
         return self.loss.clone()
+
+
+@contextlib.contextmanager
+def _side_stream() -> Iterator[None]:
+    """Run the block on a stream of its own, as torch asks for what precedes a recording."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
 
 
 @contextlib.contextmanager
@@ -261,3 +270,62 @@ def _constants_on(device: torch.device) -> Iterator[dict[float, torch.Tensor]]:
         yield kept
     finally:
         torch.tensor = make
+
+
+# --------------------------------------------------------------------------------------------------
+# the update of the weights as one launch
+
+
+class Update:
+    """Clipping, AdamW and publishing, launched without reading a number back.
+
+    A GPU replays them as one CUDA graph, another device runs the same operations. The guard judges
+    the step there, so a step that has diverged, and those launched before its loss was read, leave
+    weights, moments and step count as they are, to the bit.
+    """
+
+    def __init__(self, masters: Masters, guard: Guard, max_norm: float) -> None:
+        self.masters, self.guard, self.max_norm = masters, guard, max_norm
+        self.total = torch.zeros(1 + len(STOPS), device=masters.flat.device)
+        self.result = torch.zeros(2 + len(self.total), device=masters.flat.device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        # where this is 1, AdamW's fused kernel writes nothing: torch.amp.GradScaler skips steps so
+        masters.optimizer.found_inf = guard.refused
+        # The first step makes moments of zero. It must not be recorded, since a replay would make
+        # them zero again; and it must not count.
+        guard.refused.fill_(1)
+        with _side_stream() if masters.flat.is_cuda else contextlib.nullcontext():
+            self._run()
+        if masters.flat.is_cuda:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self._run()
+        guard.refused.zero_()
+
+    def _run(self) -> None:
+        norm = measure_norm(self.masters.flat.grad)
+        self.guard.judge(self.total[0], norm)
+        self.masters.move(norm, self.max_norm)
+        self.result.copy_(torch.cat([self.total, torch.stack([norm, self.guard.refused])]))
+
+    def __call__(self, total: torch.Tensor) -> Callable[[], list[float]]:
+        """Launch the update after a step of this loss and these votes.
+
+        Return a function that waits for it, and returns loss, votes, norm and whether the step was
+        refused.
+        """
+        self.total.copy_(total)
+        if self.graph is None:
+            self._run()
+            return self.result.clone().tolist
+        self.graph.replay()
+        host = torch.empty(self.result.shape, pin_memory=True)
+        host.copy_(self.result, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+
+        def read() -> list[float]:
+            arrived.synchronize()
+            return host.tolist()
+
+        return read

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,12 +26,12 @@ from lib.training.checkpoint import resume, save_checkpoint
 from lib.training.held_out import Forgetting, HeldOut, forget_earlier, forget_later, restore_best
 from lib.training.masters import Masters
 from lib.training.step import (
-    Accumulate,
+    Launched,
     LoadedStep,
+    Runner,
     build_accumulate,
     load_first_batch,
     load_steps,
-    run_step,
 )
 
 
@@ -78,6 +77,9 @@ class _Session:
         self.signals = stops.Signals()
         self.line: dict[str, Any] = {"steps": 0}  # sums since the last ledger line
         self.last: dict[str, float] = {}  # epoch, rate and gradient norm of the last step
+        # steps that are launched and not yet counted in `step`
+        self.pending: collections.deque[Launched] = collections.deque()
+        self.clock = 0.0  # when the last step was counted, or the first pending one began
         self.report = trackers.start_tracker(self.job, self.folder) if self.writes else None
 
     def close(self) -> None:
@@ -106,7 +108,7 @@ class _Session:
         if self.ledger:
             self.ledger.require_steps(self.step)
         # not a method: HeldOut keeps it, and a reference cycle would keep the model on the card
-        self.note = functools.partial(_note, self.ledger, self.report)
+        self.note = functools.partial(trackers.note, self.ledger, self.report)
         if not self.step:
             self._refuse_a_trained_adapter()
             self._take_start()
@@ -179,73 +181,92 @@ class _Session:
     def train_steps(self) -> None:
         """Train until the last step or the end of patience; raise any other reason to stop.
 
-        On return, the memory of a recorded graph is free for the held-out loss.
+        On return, the memory of recorded graphs is free for the held-out loss.
         """
         _set_training(self.model)
         loader = load_steps(self.data, self.sizes, self.step, self.job, self.shape)
         # a run whose steps are all done must not wait for compiling
-        accumulate = self._build_accumulate() if self._steps_remain() else None
+        runner = self._build_runner() if self._steps_remain() else None
         watcher = stops.Watcher(self.folder, self.job.max_minutes, self.signals)
-        losses = ranks.from_first(self.ledger.step_losses() if self.ledger else [])
-        recent = collections.deque(losses, maxlen=20)
-        bar = progress_bar(
+        self.bar = progress_bar(
             "training", total=self.total, initial=self.step, unit="step", disable=not self.writes
         )
         noise = checks.add_neftune_noise(self.model, self.job.neftune_noise_alpha)
-        with self.signals, bar, noise, contextlib.closing(loader):
-            while accumulate and self._steps_remain():
-                begun = time.monotonic()
+        with self.signals, self.bar, noise, contextlib.closing(loader):
+            while runner and self._steps_remain():
+                if not self.pending:
+                    self.clock = time.monotonic()
                 loaded = next(loader)
-                rate = plan.learning_rate(self.step, self.total, self.job)
 
-                # one step: forward, backward, the sum over the ranks
-                done = run_step(
-                    accumulate, self.masters, self.step, loaded, self.job.seed, watcher.look
-                )
+                # forward, backward, the sum over the ranks, the update
+                step = self.step + len(self.pending)
+                rate = plan.learning_rate(step, self.total, self.job)
+                launched = runner.launch(step, loaded, rate, watcher.look)
+                self.pending.append(launched)
 
-                # move the weights, unless the step was dropped
-                if done.loss is not None and done.norm is not None:
-                    self._refuse_divergence(done.loss, done.norm, recent, loaded)
-                    self.masters.step(done.norm, rate, self.job.max_grad_norm)
-                    self.step += 1
-                    recent.append(done.loss)
-                    self._add_to_line(done.loss, loaded, time.monotonic() - begun)
-                    self.last = {"epoch": loaded["epoch"], "lr": rate, "grad_norm": done.norm}
-                    bar.set_postfix(loss=f"{done.loss:.3f}", refresh=False)
-                    bar.update()
-
-                # write down, save, measure, stop
-                self._after_step(done.stop, loaded)
+                # While a GPU works on this step, the one before it is counted. What is saved or
+                # measured must be the weights of the step it is named by, so there both are.
+                wait = not runner.is_late or launched.stop or self._is_saved_after(step + 1)
+                self._count_steps(waiting=0 if wait else 1)
 
     def _steps_remain(self) -> bool:
-        return self.step < self.total and not self.held_out.is_patience_spent()
+        launched = self.step + len(self.pending)
+        return launched < self.total and not self.held_out.is_patience_spent()
 
-    def _build_accumulate(self) -> Accumulate:
-        if not self.job.torch_compile:
-            return build_accumulate(self.model, self.masters, self.job.packing)
-        begun = time.monotonic()
-        example = load_first_batch(self.data, self.sizes, self.step, self.job, self.shape)
+    def _build_runner(self) -> Runner:
+        losses = ranks.from_first(self.ledger.step_losses() if self.ledger else [])
+        place = self.masters.flat.device if self.masters.recordable else "cpu"
+        guard = stops.Guard(losses, self.vocabulary, place)
+        begun, example = time.monotonic(), None
+        if self.job.torch_compile:
+            example = load_first_batch(self.data, self.sizes, self.step, self.job, self.shape)
         accumulate = build_accumulate(self.model, self.masters, self.job.packing, example)
-        self.note("compiled", seconds=round(time.monotonic() - begun, 3))
-        return accumulate
+        runner = Runner(accumulate, self.masters, guard, self.job)
+        if self.job.torch_compile:
+            self.note("compiled", seconds=round(time.monotonic() - begun, 3))
+        return runner
 
-    def _refuse_divergence(
-        self, loss: float, norm: float, recent: collections.deque, loaded: LoadedStep
-    ) -> None:
-        """Raise Diverged before a diverged step changes a weight."""
-        if stops.has_diverged(loss, norm, recent, self.vocabulary):
+    def _count_steps(self, waiting: int) -> None:
+        """Count launched steps until `waiting` are left: write down, save, measure, stop."""
+        stop = ""
+        while len(self.pending) > waiting:
+            launched = self.pending.popleft()
+            done = launched.read()
+            stop = stop or done.stop
+            if done.loss is None or done.norm is None:
+                self.pending.clear()  # the steps launched after a dropped one moved no weight
+            else:
+                self._count_step(launched, done.loss, done.norm, done.diverged)
+            if stop:  # several ranks learn of it when the next step is launched already
+                waiting = 0
+            self._after_step("" if self.pending else stop, launched.loaded)
+
+    def _count_step(self, launched: Launched, loss: float, norm: float, diverged: bool) -> None:
+        """Count a step that moved the weights; raise Diverged for one that was refused."""
+        loaded = launched.loaded
+        if diverged:
             row_ids = [self.data[row]["id"] for row in loaded["rows"]]
             raise stops.explain_divergence(self.step + 1, loss, norm, row_ids)
+        now = time.monotonic()
+        self.step += 1
+        self._add_to_line(loss, loaded, now - self.clock)
+        self.clock = now
+        self.last = {"epoch": loaded["epoch"], "lr": launched.rate, "grad_norm": norm}
+        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        self.bar.update()
 
     # ----------------------------------------------------------------------------------------------
     # after a step
+
+    def _is_saved_after(self, step: int) -> bool:
+        due = step == self.total or step % self.job.save_steps == 0
+        return due or self.held_out.is_due(step, self.total)
 
     def _after_step(self, stop: str, loaded: LoadedStep) -> None:
         if stop == "time" and self.step == self.total:
             stop = ""  # training is complete, so there is no later session to announce
         measuring = not stop and self.held_out.is_due(self.step, self.total)
-        last = self.step == self.total
-        saving = bool(stop) or measuring or last or self.step % self.job.save_steps == 0
+        saving = bool(stop) or self._is_saved_after(self.step)
         # a ledger line never spans a checkpoint or an eval, so that a session that resumes there
         # replaces complete lines
         if self.line["steps"] and (saving or self.step % self.job.logging_steps == 0):
@@ -313,18 +334,6 @@ class _Session:
                 self.note("best", step=best)
         self.held_out.measure("after", self.step)
         self.forgetting.measure("after", self.step)
-
-
-def _note(
-    ledger: Ledger | None,
-    report: Callable[[str, dict[str, Any]], None] | None,
-    event: str,
-    **values: Any,
-) -> None:
-    """Write an event to the ledger and the tracker, which only rank 0 has."""
-    if ledger and report:
-        ledger.write(event, **values)
-        report(event, values)
 
 
 def _set_training(model: Any) -> None:

@@ -68,9 +68,13 @@ def weighted_loss(model: Any, batch: Batch) -> torch.Tensor:
 def _find_trained(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, float | None]:
     """Return the hidden states at trained positions, the output layer's weight, the soft cap."""
     body, weight, softcap = _split_around_row(model)
-    packing = {}
+    packing: dict[str, Any] = {}
     if batch.bounds is not None:
-        packing = {"position_ids": batch.position_ids, "bounds": batch.bounds}
+        packing = {
+            "position_ids": batch.position_ids,
+            "bounds": batch.bounds,
+            "longest": batch.longest,
+        }
     hidden = body(input_ids=batch.input_ids, use_cache=False, **packing).last_hidden_state
     # if the base is spread over cards, the hidden states are on another card than the output
     # layer, which shares the weight of the word embedding

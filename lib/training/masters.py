@@ -1,5 +1,6 @@
 """The trained state: float32 masters of what is trained, and their optimizer."""
 
+import collections
 import functools
 import json
 import math
@@ -57,19 +58,28 @@ class Masters:
         self.scale = START_SCALE if self.scales else 1.0
         self.steps_at_scale = 0
 
+        # whether an update can be recorded: then it reads the rate on the device
+        self.recordable = can_record(job) and not self.scales
+        rate: float | torch.Tensor = job.learning_rate
+        if self.recordable:
+            rate = torch.tensor(rate, device=place)
+
         if job.optim == "adamw_8bit":
             # imported here, since bitsandbytes is installed only on machines with a GPU
             from bitsandbytes.optim import AdamW8bit as optimizer
         else:
             # on a processor, fused saves two copies of all weights
-            fused = self.flat.is_cuda or job.full_finetuning
-            optimizer = functools.partial(torch.optim.AdamW, fused=fused)
+            fused = self.flat.is_cuda or job.full_finetuning or self.recordable
+            optimizer = functools.partial(
+                torch.optim.AdamW, fused=fused, capturable=self.recordable
+            )
         of_rows = sum(p.numel() for p in rows.values())
         self.pieces = self._split(of_rows)
         groups: list[dict[str, Any]] = [{"params": self.pieces}]
         if of_rows:  # decay draws LoRA back to the base, but a row to zero
             groups = [{"params": self.pieces[:1], "weight_decay": 0.0}, {"params": self.pieces[1:]}]
-        self.optimizer = optimizer(groups, lr=job.learning_rate, weight_decay=job.weight_decay)
+        self.optimizer = optimizer(groups, lr=rate, weight_decay=job.weight_decay)
+        self.copies = self._group_copies()
 
     def _split(self, of_rows: int) -> list[torch.Tensor]:
         """Return the masters as tensors that the optimizer can count, each with its gradient.
@@ -90,6 +100,21 @@ class Masters:
         return {
             name: part.view_as(p) for (name, p), part in zip(self.live.items(), parts, strict=True)
         }
+
+    def _group_copies(self) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+        """Return the model's parameters and their masters in groups that are copied at once.
+
+        A GPU copies a list in a few launches if all of it is dense and of one type, and else one by
+        one. So the columns of joined weights (lib/training/compiled.py), which are not dense, must
+        not be in a list with the others.
+        """
+        groups = collections.defaultdict(list)
+        for name, p in self.live.items():
+            groups[p.device, p.dtype, p.is_contiguous()].append(name)
+        return [
+            ([self.live[name] for name in names], [self.weights[name] for name in names])
+            for names in groups.values()
+        ]
 
     # ----------------------------------------------------------------------------------------------
     # gradients
@@ -135,26 +160,38 @@ class Masters:
 
     def step(self, norm: float, rate: float, max_norm: float) -> None:
         """Make one optimizer step with gradients of this norm, clipped to `max_norm` unless 0."""
-        # clip as torch.nn.utils.clip_grad_norm_ does, and divide by the loss scale
-        shrink = min(1.0, (max_norm or math.inf) / (norm + 1e-6)) / self.scale
-        if shrink != 1:
-            self.flat.grad.mul_(shrink)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        for name, most in self.clipped.items():
-            self.weights[name].clamp_(-most, most)
-        self.drop_gradients()
-        self.publish()
+        self.set_rate(rate)
+        self.move(torch.tensor(norm, dtype=torch.float64), max_norm)
         self.steps_at_scale += 1
         if self.scales and self.steps_at_scale == GROWTH_STEPS:
             self.scale *= 2
             self.steps_at_scale = 0
 
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of the next step."""
+        for group in self.optimizer.param_groups:
+            if torch.is_tensor(group["lr"]):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def move(self, norm: torch.Tensor, max_norm: float) -> None:
+        """Move the weights by gradients of this norm and drop those, without waiting for a GPU."""
+        # clip as torch.nn.utils.clip_grad_norm_ does, and divide by the loss scale
+        most = norm.new_full((), max_norm or math.inf, dtype=torch.float64)
+        shrink = (most / (norm.double() + 1e-6)).clamp(max=1.0) / self.scale
+        self.flat.grad.mul_(shrink.float())
+        self.optimizer.step()
+        for name, most in self.clipped.items():
+            self.weights[name].clamp_(-most, most)
+        self.drop_gradients()
+        self.publish()
+
     @torch.no_grad()
     def publish(self) -> None:
         """Copy the masters into the model's own parameters, rounded to their precision."""
-        torch._foreach_copy_(list(self.live.values()), list(self.weights.values()))
+        for live, masters in self.copies:
+            torch._foreach_copy_(live, masters)
 
     # ----------------------------------------------------------------------------------------------
     # on disk
@@ -200,6 +237,11 @@ class Masters:
             own = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
             self.optimizer.state[piece].update(own)
         self.publish()
+
+
+def can_record(job: Params) -> bool:
+    """Tell whether a GPU can record the job's updates; bitsandbytes' AdamW counts outside of it."""
+    return job.torch_compile and job.optim == "adamw_torch"
 
 
 def _find_clipped(model: Any) -> dict[str, float]:

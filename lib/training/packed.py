@@ -45,15 +45,19 @@ def attention(  # noqa: PLR0913
     scaling: float | None = None,
     sliding_window: int | None = None,
     bounds: torch.Tensor | None = None,
+    longest: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within rows: return (1, tokens, heads, size) for heads of (1, heads, tokens, size)."""
+    """Attend within rows: return (1, tokens, heads, size) for heads of (1, heads, tokens, size).
+
+    No row is longer than `longest`.
+    """
     scale = module.head_dim**-0.5 if scaling is None else scaling
     window = sliding_window or 0
     if query.is_cuda:
-        # the longest row only sets the launch grid. So the number of all tokens serves as well as
-        # the true length, which would have to be read back from the GPU.
-        longest = query.shape[2]
+        # The longest row sets the launch grid. That of the job, known beforehand, serves as well as
+        # the batch's, which would have to be read back from the GPU.
+        longest = longest or query.shape[2]
         # a window of W means "W - 1 back" to the kernel, and -1 means no limit
         looks_back = (window - 1, 0)
         parts = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))

@@ -34,11 +34,19 @@ class Sizes(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """The fixed shape of a job's packed micro-batches; each number is the largest that occurs."""
+    """The fixed shape of a job's packed micro-batches; each number is the largest that occurs.
+
+    `longest` are the tokens of a single row, 0 if it may fill the whole shape.
+    """
 
     tokens: int
     rows: int
     trained: int
+    longest: int = 0
+
+    def fillers(self) -> int:
+        """Return how many rows, none longer than `longest`, fill a shape without a token."""
+        return math.ceil(self.tokens / self.longest) if self.longest else 1
 
 
 # --------------------------------------------------------------------------------------------------
@@ -164,15 +172,16 @@ def find_shape(sizes: Sizes, job: Params) -> Shape:
     rows = len(sizes.lengths)
     if not rows:
         raise UserError(NO_ROWS)
-    tokens = trained = 0
+    tokens = trained = longest = 0
     epochs = math.ceil(count_steps(rows, job) / math.ceil(rows / rows_per_step(job)))
     for epoch in range(epochs):
         for step in plan_epoch(sizes.lengths, epoch, job):
             for batch in step:
                 tokens = max(tokens, int(sizes.lengths[batch].sum()))
                 trained = max(trained, int(sizes.trained[batch].sum()))
+                longest = max(longest, int(sizes.lengths[batch].max()))
     batch_rows = micro_batch_rows(job.per_device_train_batch_size)
-    return Shape(_fill_tiles(tokens), batch_rows, _fill_tiles(trained))
+    return Shape(_fill_tiles(tokens), batch_rows, _fill_tiles(trained), longest)
 
 
 def fixed_shape(sizes: Sizes, job: Params) -> Shape | None:

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 
@@ -16,7 +16,7 @@ from lib.params import Params
 from lib.training import batches, compiled, packed, plan
 from lib.training.batches import Batch
 from lib.training.masters import Masters
-from lib.training.stops import STOPS, Done, StopRequests
+from lib.training.stops import STOPS, Done, Guard, StopRequests
 
 # adds a micro-batch's gradients to the masters and returns its share of the step's loss
 Accumulate = Callable[[Batch], torch.Tensor]
@@ -159,24 +159,11 @@ def run_step(
     same weight, however its rows are divided into micro-batches and ranks. `look` returns the
     reasons for this rank to stop.
     """
-    # the step's loss, and how many ranks have each reason to stop
-    total = torch.zeros(1 + len(STOPS), device=masters.flat.device)
-    out_of_memory = False
-    try:
-        for place, batch in loaded["batches"]:
-            # several ranks must finish their step together, or one would wait for ever
-            if ranks.world_size() == 1 and look().interrupted:
-                masters.drop_gradients()
-                return Done(None, None, "interrupted")
-            seed_micro_batch(seed, step, place)
-            total[0] += accumulate(batch)
-    except torch.OutOfMemoryError:
-        out_of_memory = True  # raised later, since the other ranks wait for this rank's sum
-
-    total[1:] = torch.tensor([*look(), out_of_memory])
-    ranks.sum_in_place(total, masters.flat.grad)
+    total, stop = _sum_gradients(accumulate, masters, step, loaded, seed, look)
+    if total is None:
+        return Done(None, None, stop)
     loss, *votes = total.tolist()
-    stop = next((reason for reason, count in zip(STOPS, votes, strict=True) if count), "")
+    stop = _first_reason(votes)
     if votes[STOPS.index("memory")]:
         masters.drop_gradients()
         return Done(None, None, stop)
@@ -186,3 +173,107 @@ def run_step(
     if overflowed and masters.lower_scale():  # only in float16: repeat the same step
         return run_step(accumulate, masters, step, loaded, seed, look)
     return Done(loss, norm, stop)
+
+
+def _first_reason(votes: list[float]) -> str:
+    return next((reason for reason, count in zip(STOPS, votes, strict=True) if count), "")
+
+
+def _sum_gradients(
+    accumulate: Accumulate,
+    masters: Masters,
+    step: int,
+    loaded: LoadedStep,
+    seed: int,
+    look: Callable[[], StopRequests],
+) -> tuple[torch.Tensor | None, str]:
+    """Leave a step's gradients, summed over micro-batches and ranks, in the masters.
+
+    Return the step's loss and the ranks' votes to stop, still on the device, or None if the step is
+    dropped; and the reason to stop, which several ranks know only from the votes.
+    """
+    # the step's loss, and how many ranks have each reason to stop
+    total = torch.zeros(1 + len(STOPS), device=masters.flat.device)
+    out_of_memory = False
+    try:
+        for place, batch in loaded["batches"]:
+            # several ranks must finish their step together, or one would wait for ever
+            if ranks.world_size() == 1 and look().interrupted:
+                masters.drop_gradients()
+                return None, "interrupted"
+            seed_micro_batch(seed, step, place)
+            total[0] += accumulate(batch)
+    except torch.OutOfMemoryError:
+        out_of_memory = True  # raised later, since the other ranks wait for this rank's sum
+        total[0] = math.nan  # an update launched on the sum then moves no weight, on any rank
+
+    votes = torch.tensor([*look(), out_of_memory], dtype=total.dtype)
+    # a copy from other than pinned memory would wait for the GPU
+    total[1:].copy_(votes.pin_memory() if total.is_cuda else votes, non_blocking=True)
+    ranks.sum_in_place(total, masters.flat.grad)
+    return total, _first_reason(votes.tolist()) if ranks.world_size() == 1 else ""
+
+
+# --------------------------------------------------------------------------------------------------
+# one step and the update after it
+
+
+class Launched(NamedTuple):
+    """A step that a GPU may still work on.
+
+    `stop` is why to stop after it, as far as that is known; `read` waits for its result.
+    """
+
+    loaded: LoadedStep
+    rate: float
+    stop: str
+    read: Callable[[], Done]
+
+
+class Runner:
+    """Runs steps and moves the weights after each, unless it has diverged.
+
+    It is late if a GPU can record the update: then a step is only launched, and its result can be
+    read when the next one is launched too. Otherwise both are done on return.
+    """
+
+    def __init__(self, accumulate: Accumulate, masters: Masters, guard: Guard, job: Params) -> None:
+        self.accumulate, self.masters, self.guard, self.job = accumulate, masters, guard, job
+        self.is_late = masters.recordable
+        if self.is_late:
+            self.update = compiled.Update(masters, guard, job.max_grad_norm)
+
+    def launch(
+        self, step: int, loaded: LoadedStep, rate: float, look: Callable[[], StopRequests]
+    ) -> Launched:
+        """Run or launch a step and its update; `look` returns this rank's reasons to stop."""
+        if not self.is_late:
+            done = self._run(step, loaded, rate, look)
+            return Launched(loaded, rate, done.stop, lambda: done)
+        self.masters.set_rate(rate)
+        total, stop = _sum_gradients(
+            self.accumulate, self.masters, step, loaded, self.job.seed, look
+        )
+        if total is None:
+            return Launched(loaded, rate, stop, lambda: Done(None, None, stop))
+        wait = self.update(total)
+        return Launched(loaded, rate, stop, lambda: _read_update(wait()))
+
+    def _run(
+        self, step: int, loaded: LoadedStep, rate: float, look: Callable[[], StopRequests]
+    ) -> Done:
+        done = run_step(self.accumulate, self.masters, step, loaded, self.job.seed, look)
+        if done.loss is None or done.norm is None:
+            return done
+        if self.guard.refuses(done.loss, done.norm):
+            return done._replace(diverged=True)
+        self.masters.step(done.norm, rate, self.job.max_grad_norm)
+        return done
+
+
+def _read_update(numbers: list[float]) -> Done:
+    loss, *votes, norm, refused = numbers
+    stop = _first_reason(votes)
+    if votes[STOPS.index("memory")]:
+        return Done(None, None, stop)
+    return Done(loss, norm, stop, bool(refused))

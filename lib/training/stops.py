@@ -1,13 +1,14 @@
 """The reasons for which a training session ends before its last step, and their messages."""
 
-import collections
 import math
 import os
 import pathlib
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
+
+import torch
 
 from lib.common import files
 from lib.common.errors import Plain, UserError
@@ -18,6 +19,8 @@ from lib.training import plan
 
 STOP_FILE = "stop"  # `touch runs/NAME/stop` ends a session as Ctrl-C does
 INTERRUPT = ".interrupt"  # the same, made by the process that started the ranks
+
+RECENT, FEW = 20, 5  # a step's loss is compared with so many before it, if there are so few
 
 # the fields of StopRequests, in their order, and memory; if several are true, the first counts
 STOPS = ("interrupted", "time", "file", "memory")
@@ -102,25 +105,48 @@ class Watcher:
 class Done(NamedTuple):
     """A step's result on all ranks, and why to stop after it: "" or one of STOPS.
 
-    Loss and norm are None if the step was not completed and its gradients were dropped.
+    Loss and norm are None if the step was not completed and its gradients were dropped. A step that
+    has diverged moved no weight.
     """
 
     loss: float | None
     norm: float | None
     stop: str
+    diverged: bool = False
 
 
-def has_diverged(loss: float, norm: float, recent: collections.deque, vocabulary: int) -> bool:
-    """Tell whether a step has diverged: loss or gradient norm is not finite, or the loss exploded.
+class Guard:
+    """Refuses a step that has diverged, and every later one, in operations that a GPU can record.
 
-    A loss has exploded if it is worse than guessing among all tokens, and also than three times the
-    mean of the `recent` losses.
+    A step has diverged if its loss or gradient norm is not finite, or if its loss has exploded: it
+    is worse than guessing among all tokens, and also than three times the mean of the losses
+    before. `refused` is 1 from that step on.
     """
-    if not math.isfinite(loss + norm):
-        return True
-    if len(recent) < 5:
-        return False
-    return loss > max(math.log(vocabulary), 3 * sum(recent) / len(recent))
+
+    def __init__(
+        self, losses: Sequence[float], vocabulary: int, place: torch.device | str = "cpu"
+    ) -> None:
+        self.guessing = math.log(vocabulary)
+        known = list(losses[-RECENT:])
+        recent = [math.nan] * (RECENT - len(known)) + known
+        self.recent = torch.tensor(recent, dtype=torch.float64, device=place)
+        self.refused = torch.zeros((), device=place)
+
+    def judge(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        """Set `refused` if the step has diverged; else keep its loss for the next ones."""
+        loss = loss.double()
+        count = self.recent.isfinite().sum()
+        limit = (3 * self.recent.nansum() / count).clamp(min=self.guessing)
+        exploded = (count >= FEW) & (loss > limit)
+        diverged = exploded | ~(loss + norm.double()).isfinite()
+        self.refused.copy_(torch.maximum(self.refused, diverged.float()))
+        following = torch.cat([self.recent[1:], loss[None]])
+        self.recent.copy_(torch.where(self.refused.bool(), self.recent, following))
+
+    def refuses(self, loss: float, norm: float) -> bool:
+        """Judge a step whose numbers are known already."""
+        self.judge(*torch.tensor([loss, norm], dtype=torch.float64))
+        return bool(self.refused)
 
 
 def explain_divergence(step: int, loss: float, norm: float, row_ids: Iterable[str]) -> Diverged:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from lib import params
 from lib.common.errors import UserError
 from lib.params import Params
+from lib.record.ledger import Ledger
 
 PROJECT = "medrescue-tuning"
 MODULES = {"tensorboard": "torch.utils.tensorboard", "trackio": "trackio", "wandb": "wandb"}
@@ -33,6 +34,13 @@ class Tracker(NamedTuple):
 
     log: Callable[[dict[str, float], int], None]
     finish: Callable[[], None]
+
+
+def note(ledger: Ledger | None, report: Report | None, event: str, **values: Any) -> None:
+    """Write an event to the ledger and the tracker, which only rank 0 has."""
+    if ledger and report:
+        ledger.write(event, **values)
+        report(event, values)
 
 
 def start_tracker(job: Params, folder: pathlib.Path) -> Report:

@@ -25,6 +25,7 @@ from lib.data import splits
 from lib.model import adapter, base, device, load
 from lib.training import loop, plan
 from lib.training.masters import Masters
+from lib.training.step import run_step
 from lib.training.stops import StopRequests
 
 NO_REQUEST = StopRequests(False, False, False)
@@ -48,7 +49,7 @@ def ours(net, rows, job, seed):
     begun, count = time.monotonic(), 0
     for step in range(STEPS):
         current = next(loader)
-        done = loop.run_step(take, masters, step, current, job.seed, lambda: NO_REQUEST)
+        done = run_step(take, masters, step, current, job.seed, lambda: NO_REQUEST)
         masters.step(done.norm, plan.learning_rate(step, 46, job), job.max_grad_norm)
         count += len(current["rows"])
     loader.close()

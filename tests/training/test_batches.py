@@ -42,7 +42,7 @@ def test_a_padded_batch():
     assert batch.input_ids.tolist() == [[2, 11, 12, 0, 0], [2, 0, 0, 0, 0], [2, 21, 22, 23, 24]]
     assert batch.where.tolist() == [0, 1, 11, 13]
     assert pairs(batch) == TRAINED
-    assert (batch.position_ids, batch.bounds) == (None, None)
+    assert (batch.position_ids, batch.bounds, batch.longest) == (None, None, None)
 
 
 def test_labels_of_one_row_never_predict_the_next_row():
@@ -76,6 +76,27 @@ def test_a_packed_batch_without_room_to_spare():
     assert batch.weights.tolist() == [1.0] * 4
 
 
+def test_a_filler_is_no_longer_than_a_row_may_be():
+    """Attention on a GPU computes no position of a row beyond the longest, and would leave it as it was in memory."""
+    for rows, bounds in (
+        (ROWS, [0, 3, 4, 9, 9, 14, 17, 17, 17]),
+        (ROWS[:1], [0, 3, 3, 3, 3, 8, 13, 17, 17]),
+        (ROWS[1:2], [0, 1, 1, 1, 1, 6, 11, 16, 17]),
+    ):
+        batch = batches.pack_rows(rows, Shape(17, 4, 6, 5))
+        assert batch.bounds.tolist() == bounds
+        assert batch.longest == 5 >= batch.bounds.diff().max()
+        whole = batches.pack_rows(rows, Shape(17, 4, 6))
+        assert whole.longest == 17
+        assert all(torch.equal(a, b) for a, b in zip(batch[:5], whole[:5], strict=True))
+
+
+def test_a_row_longer_than_the_longest_is_an_error():
+    assert batches.pack_rows(ROWS, Shape(12, 5, 6, 5)).longest == 5
+    with pytest.raises(AssertionError, match="a row of 5 tokens, the longest is 4"):
+        batches.pack_rows(ROWS, Shape(12, 5, 6, 4))
+
+
 @pytest.mark.parametrize("shape", [Shape(8, 3, 4), Shape(9, 3, 3)], ids=["tokens", "trained"])
 def test_rows_beyond_the_shape_are_an_error(shape):
     """Nothing is silently cut off."""
@@ -85,13 +106,26 @@ def test_rows_beyond_the_shape_are_an_error(shape):
 
 def test_all_batches_of_a_shape_have_its_sizes():
     """This matters because a recorded graph copies one batch over another."""
-    shape = Shape(64, 4, 16)
-    found = [
-        [(t.shape, t.dtype) for t in batches.pack_rows(rows, shape)]
-        for rows in (ROWS, ROWS[:1], ROWS + ROWS[:1])
-    ]
-    assert found[0] == found[1] == found[2]
-    assert found[0][-1][0] == (shape.rows + 2,)
+    for shape, bounds in ((Shape(64, 4, 16), 4 + 2), (Shape(64, 4, 16, 5), 4 + 1 + 13)):
+        found = [
+            [(t.shape, t.dtype) for t in batches.pack_rows(rows, shape)[:6]]
+            for rows in (ROWS, ROWS[:1], ROWS + ROWS[:1])
+        ]
+        assert found[0] == found[1] == found[2]
+        assert found[0][-1][0] == (bounds,)
+
+
+def test_a_batch_is_copied_over_another():
+    """As a replay reads it: into the same memory, and only if no row may be longer than in the recording."""
+    first, second = (batches.pack_rows(rows, Shape(12, 5, 6, 5)) for rows in (ROWS, ROWS[:1]))
+    ours = first.copied_to("cpu")
+    places = [t.data_ptr() for t in ours[:6]]
+    assert not set(places) & {t.data_ptr() for t in first[:6]}
+    ours.copy_from(second)
+    assert [t.data_ptr() for t in ours[:6]] == places
+    assert all(torch.equal(a, b) for a, b in zip(ours[:6], second[:6], strict=True))
+    with pytest.raises(AssertionError, match="rows of 12 and 5 tokens"):
+        ours.copy_from(batches.pack_rows(ROWS, Shape(12, 5, 6)))
 
 
 def test_columns_are_packed_into_a_shape_and_padded_without_one():
@@ -102,7 +136,10 @@ def test_columns_are_packed_into_a_shape_and_padded_without_one():
             batches.pack_rows(ROWS, Shape(12, 5, 6), 0.25),
         ),
     ):
-        assert all(a is b is None or torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        assert ours.longest == theirs.longest
+        assert all(
+            a is b is None or torch.equal(a, b) for a, b in zip(ours[:6], theirs[:6], strict=True)
+        )
     with pytest.raises(ValueError, match="zip"):
         batches.make_batch({**COLUMNS, "labels": COLUMNS["labels"][:2]})
 
@@ -112,7 +149,8 @@ def test_a_batch_moves_whole():
         moved = batch.to("meta")
         assert isinstance(moved, Batch)
         assert [t is None for t in moved] == [t is None for t in batch]
-        assert {t.device.type for t in moved if t is not None} == {"meta"}
+        assert {t.device.type for t in moved[:6] if t is not None} == {"meta"}
+        assert moved.longest == batch.longest
 
 
 @pytest.mark.parametrize("count", [1, 7, 24, 61])
@@ -142,11 +180,14 @@ def test_every_planned_micro_batch_fits_the_one_shape(count):
     ):
         for micro_batch in step:
             batch = batches.pack_rows([rows[n] for n in micro_batch], shape, 1.0)
-            assert batch.bounds.shape == (shape.rows + 2,)
+            assert batch.bounds.shape == (shape.rows + 1 + shape.fillers(),)
+            assert batch.bounds.diff().max() <= shape.longest == batch.longest
+            assert batch.bounds[-1] == shape.tokens
             assert sorted(b for _, b, _ in pairs(batch)) == sorted(
                 x for n in micro_batch for x in rows[n]["labels"][1:] if x != IGNORED
             )
             used.append((int(lengths[micro_batch].sum()), int(trained[micro_batch].sum())))
+    assert shape.longest == lengths.max()
     assert [
         side - max(full) < plan.TILE
         for side, full in zip((shape.tokens, shape.trained), zip(*used, strict=True), strict=True)

@@ -39,6 +39,7 @@ from lib.model import adapter
 from lib.model.end_token import end_row
 from lib.record import ledger
 from lib.training import checkpoint, loop, plan
+from lib.training import step as step_module
 from lib.training.masters import Masters
 from lib.training.step import load_steps
 
@@ -346,8 +347,8 @@ def test_the_ledger_is_right_where_trainoutput_is_not(tmp_path, monkeypatch):
         seconds.append(time.monotonic() - begun)
         return done
 
-    run_step = loop.run_step
-    monkeypatch.setattr(loop, "run_step", timed)
+    run_step = step_module.run_step
+    monkeypatch.setattr(step_module, "run_step", timed)
     at_call(monkeypatch, 77, crash)  # the first of two micro-batches of step 39
     begun = time.monotonic()
     with pytest.raises(RuntimeError, match="machine stopped"):

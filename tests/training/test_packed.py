@@ -45,7 +45,14 @@ def net(request):
 
 
 @pytest.mark.parametrize(
-    "shape", [ROOMY, Shape(sum(LENGTHS), len(LENGTHS), 64)], ids=["roomy", "full"]
+    "shape",
+    [
+        ROOMY,
+        ROOMY._replace(longest=max(LENGTHS)),
+        Shape(sum(LENGTHS), len(LENGTHS), 64),
+        Shape(sum(LENGTHS), len(LENGTHS), 64, max(LENGTHS)),
+    ],
+    ids=["roomy", "roomy-longest", "full", "full-longest"],
 )
 def test_packed_rows_equal_padded_rows(net, shape):
     """Losses and every LoRA gradient, in float32."""
@@ -271,7 +278,7 @@ def test_attention_of_one_row_is_transformers_eager_attention(scaling):
 def plain_varlen(query, key, value, starts, _, longest, __, *, scale, window_size, enable_gqa):
     """Compute what torch's varlen_attn computes on (tokens, heads, size), by its definition."""
     assert enable_gqa
-    assert longest == len(query)
+    assert longest >= starts.diff().max(), "what is beyond it would not be computed"
     left, right = window_size
     assert right == 0, "nobody looks ahead"
     q, k, v = (
@@ -289,14 +296,20 @@ def plain_varlen(query, key, value, starts, _, longest, __, *, scale, window_siz
 BOUNDS = [0, 7, 7, 8, 20, 24, 24]
 
 
+@pytest.mark.parametrize(("longest", "handed_over"), [(None, 24), (12, 12)])
 @pytest.mark.parametrize("window", [None, 1, 5])
-def test_the_path_of_the_card_equals_the_masked_path(window, monkeypatch):
-    """Layout, scale and window handed to torch's kernel; only the kernel itself is another."""
+def test_the_path_of_the_card_equals_the_masked_path(window, longest, handed_over, monkeypatch):
+    """Layout, scale, window and longest row handed to torch's kernel; only the kernel itself is another."""
+    seen = []
+
+    def kernel(*args, **options):
+        seen.append(args[5:7])
+        return plain_varlen(*args, **options)
 
     class OnCard(torch.Tensor):
         is_cuda = True
 
-    monkeypatch.setattr(packed, "varlen_attn", plain_varlen)
+    monkeypatch.setattr(packed, "varlen_attn", kernel)
     monkeypatch.setattr(packed, "SHARED_HEADS", {"enable_gqa": True})
     module, bounds = types.SimpleNamespace(head_dim=16), torch.tensor(BOUNDS, dtype=torch.int32)
     results = []
@@ -308,12 +321,31 @@ def test_the_path_of_the_card_equals_the_masked_path(window, monkeypatch):
             None,
             sliding_window=window,
             bounds=bounds,
+            longest=longest,
         )
         out = out.as_subclass(torch.Tensor)
         results.append((out, *torch.autograd.grad(out, leaves, grad)))
     for ours, theirs in zip(*results, strict=True):
         assert ours.shape == theirs.shape
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert seen == [(handed_over, handed_over)]
+
+
+def test_the_longest_row_reaches_every_layer(net, monkeypatch):
+    """Through transformers' own code, which passes on what it does not know."""
+    seen = []
+    monkeypatch.setattr(
+        packed.AttentionInterface,
+        "_global_mapping",
+        {
+            **packed.AttentionInterface._global_mapping,
+            packed.NAME: lambda *args, **options: (
+                seen.append(options["longest"]) or packed.attention(*args, **options)
+            ),
+        },
+    )
+    token_losses(net, batches.pack_rows(make_rows(LENGTHS), ROOMY._replace(longest=30)))
+    assert seen == [30] * 4
 
 
 def test_torch_names_its_arguments_as_they_are_handed_over():
@@ -337,20 +369,24 @@ def masked_in_float32(module, leaves, grad, bounds, window):
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("told", [False, True])
 @pytest.mark.parametrize("window", [0, 512, 5])
 @pytest.mark.parametrize(
     "bounds",
     [[0, 700, 1600, 1601, 2048], [0, 0, 1300, 1300, 1300, 2011, 2048], [0, 900, 2048, 2048, 2048]],
     ids=str,
 )
-def test_flash_equals_the_mask_on_the_card(bounds, window):
+def test_flash_equals_the_mask_on_the_card(bounds, window, told):
     """Gemma 3n's heads (8 on 2, of 256) in bfloat16, forward and backward, with rows of no tokens; a key too many or too few is 1.2 % or more."""
+    longest = max(torch.tensor(bounds).diff().tolist()) if told else None
     module, bounds = (
         types.SimpleNamespace(head_dim=256),
         torch.tensor(bounds, dtype=torch.int32, device="cuda"),
     )
     leaves, grad = heads(8, 2, 2048, 256, torch.bfloat16, device="cuda")
-    out, _ = packed.attention(module, *leaves, None, sliding_window=window or None, bounds=bounds)
+    out, _ = packed.attention(
+        module, *leaves, None, sliding_window=window or None, bounds=bounds, longest=longest
+    )
     ours = (out, *torch.autograd.grad(out, leaves, grad))
     assert (out.shape, out.dtype) == ((1, 2048, 8, 256), torch.bfloat16)
     for mine, truth in zip(
@@ -361,19 +397,21 @@ def test_flash_equals_the_mask_on_the_card(bounds, window):
 
 
 @pytest.mark.cuda
-def test_a_packed_model_on_the_card_equals_padded_rows_in_float32():
-    """bfloat16 through FlashAttention, no further from the float32 truth than the same rows padded are."""
+@pytest.mark.parametrize("longest", [0, max(LENGTHS)])
+def test_a_packed_model_on_the_card_equals_padded_rows_in_float32(longest):
+    """bfloat16 through FlashAttention, no further from the float32 truth than the same rows padded are; the filler is longer than the longest row."""
     rows = make_rows(LENGTHS)
     count = sum(trained(rows))
     side, end = (
         weighted(batches.pad_rows(rows), count),
-        weighted(batches.pack_rows(rows, ROOMY), count),
+        weighted(batches.pack_rows(rows, ROOMY._replace(longest=longest)), count),
     )
     _, truth = losses_and_gradients(adapted(gemma3n()), side)
     net = adapted(gemma3n(), torch.bfloat16).to("cuda")
     off = []
     for batch in (end, side):
         _, found = losses_and_gradients(net, batch.to("cuda"))
+        assert all(g.isfinite().all() for g in found.values())
         off.append(
             relative(
                 torch.cat([found[n].flatten().cpu() for n in truth]),

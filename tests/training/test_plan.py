@@ -188,6 +188,7 @@ def test_every_packed_micro_batch_fits_the_shape(count, rows, accumulation):
             b for _, step in first(plan.count_steps(count, job), lengths, 0, job) for b in step
         ]
         tokens, trained = (max(int(column[b].sum()) for b in batches) for column in all_rows)
+        assert shape.longest == max(int(lengths[b].max()) for b in batches)
         assert shape.rows == rows >= max(map(len, batches))
         assert shape.tokens % plan.TILE == shape.trained % plan.TILE == 0
         assert (shape.tokens - plan.TILE < tokens <= shape.tokens, trained <= shape.trained) == (

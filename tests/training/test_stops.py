@@ -3,7 +3,6 @@
 python -m pytest tests/training/test_stops.py
 """
 
-import collections
 import math
 import re
 import signal
@@ -252,11 +251,11 @@ def test_an_explosion_is_seen_again_after_a_resume(tmp_path, monkeypatch):
 )
 def test_what_counts_as_diverged(loss, norm, recent, expected):
     """Three times the mean of the last steps, and worse than guessing among 96 tokens, whose loss is 4.56."""
-    assert stops.has_diverged(loss, norm, collections.deque(recent, 20), 96) is expected
+    assert stops.Guard(recent, 96).refuses(loss, norm) is expected
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_one_gradient_that_is_no_number_is_seen(bad):
     masters = Masters(small_model(a_job()), a_job())
     next(iter(masters.gradients.values()))[0, 0] = bad
-    assert stops.has_diverged(1.0, masters.norm(), collections.deque(), 96)
+    assert stops.Guard([], 96).refuses(1.0, masters.norm())
