@@ -44,16 +44,17 @@ def token_losses(model: Any, batch: Batch, fused: bool = False) -> torch.Tensor:
 
     `fused` uses the compiled loss, which needs memory for two copies of all logits.
     """
-    return losses_of_hidden(model, _run_body(model, batch), batch, fused)
+    trained, _, _ = _find_trained(model, batch)
+    return losses_of_trained(model, trained, batch.targets, fused)
 
 
-def losses_of_hidden(
-    model: Any, hidden: torch.Tensor, batch: Batch, fused: bool = False
+def losses_of_trained(
+    model: Any, trained: torch.Tensor, targets: torch.Tensor, fused: bool = False
 ) -> torch.Tensor:
-    """Return `token_losses` from the body's last hidden states, (tokens, width)."""
-    trained, weight, softcap = _find_trained(model, hidden, batch)
+    """Return `token_losses` from the hidden states at the trained positions, (trained, width)."""
+    _, weight, softcap = _split_around_row(model)
     head_loss = _FusedHeadLoss if fused else _FrozenHeadLoss
-    targets, end = batch.targets.to(weight.device), end_row.find(model)
+    targets, end = targets.to(weight.device), end_row.find(model)
     if end is None:
         return head_loss.apply(trained, weight, targets, None, (softcap, -1))
     row = end.row.to(weight.device)
@@ -67,29 +68,21 @@ def trains_output_layer(model: Any) -> bool:
 
 def weighted_loss(model: Any, batch: Batch) -> torch.Tensor:
     """Return the weighted sum of a batch's losses; its gradient reaches the output layer too."""
-    trained, weight, softcap = _find_trained(model, _run_body(model, batch), batch)
+    trained, weight, softcap = _find_trained(model, batch)
     targets, shares = batch.targets.to(weight.device), batch.weights.to(weight.device)
     return _TrainedHeadLoss.apply(trained, weight, targets, shares, softcap)
 
 
-def _run_body(model: Any, batch: Batch) -> torch.Tensor:
-    """Return the last hidden states of all positions, (positions, width)."""
-    body, _, _ = _split_around_row(model)
+def _find_trained(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, float | None]:
+    """Return the hidden states at trained positions, the output layer's weight, the soft cap."""
+    body, weight, softcap = _split_around_row(model)
     packing = {}
     if batch.bounds is not None:
         packing = {"position_ids": batch.position_ids, "bounds": batch.bounds}
     hidden = body(input_ids=batch.input_ids, use_cache=False, **packing).last_hidden_state
-    return hidden.flatten(0, 1)
-
-
-def _find_trained(
-    model: Any, hidden: torch.Tensor, batch: Batch
-) -> tuple[torch.Tensor, torch.Tensor, float | None]:
-    """Return the hidden states at trained positions, the output layer's weight, the soft cap."""
-    _, weight, softcap = _split_around_row(model)
     # if the base is spread over cards, the hidden states are on another card than the output
     # layer, which shares the weight of the word embedding
-    return hidden[batch.where.to(hidden.device)].to(weight), weight, softcap
+    return hidden.flatten(0, 1)[batch.where.to(hidden.device)].to(weight), weight, softcap
 
 
 def free_buffers() -> None:

@@ -1,11 +1,8 @@
-"""Triton's interpreter on a processor, as kernels' tests need it: on, and ten times faster than as it comes."""
-
-import os
+"""Triton's interpreter, in which kernels run where the tests see no card: ten times faster than as it comes."""
 
 
-def turn_on():
-    """Let kernels that are defined from here on be interpreted; a card must not be in sight."""
-    os.environ["TRITON_INTERPRET"] = "1"
+def hasten():
+    """Replace what takes the interpreter most of its time; call it before a kernel runs."""
     from triton.runtime import interpreter
 
     interpreter._patch_lang = Patched(interpreter._patch_lang)
@@ -41,10 +38,8 @@ def call_in_kernel(helper, *args, **kwargs):
 
 def reduce_by_halves(reduction, tensors):
     """Combine half of the numbers with the other half until one is left: Triton's own goes through them one by one."""
-    import numpy as np
-
-    assert reduction.axis is not None and not reduction.keep_dims
-    parts = [np.moveaxis(t.handle.data, reduction.axis, 0) for t in tensors]
+    assert (reduction.axis, reduction.keep_dims) == (0, False)
+    parts = [t.handle.data for t in tensors]
     while len(parts[0]) > 1:
         middle = len(parts[0]) // 2
         assert len(parts[0]) == 2 * middle, "lengths are powers of two"

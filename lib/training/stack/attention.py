@@ -52,15 +52,16 @@ def attend_back(
     rows: Rows,
     window: int,
 ) -> Heads:
-    """Return the gradients of q, k and v from that of the attended values `out`."""
+    """Return the contiguous gradients of q, k and v from that of the attended values `out`."""
     if lse is None:
         with torch.enable_grad():
             leaves = tuple(head.detach().requires_grad_() for head in heads)
             again = _attend_plainly(leaves, rows.bounds, window)
-        return torch.autograd.grad(again, leaves, grad)
+        gq, gk, gv = torch.autograd.grad(again, leaves, grad)
+        return gq.contiguous(), gk.contiguous(), gv.contiguous()
     # without dropout no random numbers are drawn, but their state is an argument
     state = torch.zeros(2, dtype=torch.uint64, device=grad.device)
-    return torch.ops.aten._flash_attention_backward(
+    gq, gk, gv = torch.ops.aten._flash_attention_backward(
         grad,
         *heads,
         *(out, lse),
@@ -71,6 +72,7 @@ def attend_back(
         window_size_left=window - 1,
         window_size_right=0,
     )
+    return gq.contiguous(), gk.contiguous(), gv.contiguous()  # as they are, nothing is copied
 
 
 def _attend_plainly(heads: Heads, bounds: torch.Tensor, window: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The decoder layers of Gemma 3n with LoRA: forward and backward, written by hand.
 
 Products are cuBLAS's; what is between them is one kernel each. Letters in shapes: M tokens, H the
-hidden width, A all heads' numbers of a query, I the MLP's inner width, r the adapter's rank.
+hidden width, A all heads' numbers of a query, N the MLP's inner width, r the adapter's rank.
 """
 
 from types import SimpleNamespace
@@ -46,6 +46,7 @@ class Layers:
         """Return the streams (4, M, H) behind the last layer; keep what `backward` needs."""
         self.inputs, self.rows = inputs, rows
         self.tokens = inputs.streams.shape[1]
+        assert inputs.streams.numel() < 2**31, "the kernels' offsets have 32 bits"
         self.kept: list[Any] = []
         self.shared: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # keys and values
         for number, layer in enumerate(self.layers):
@@ -67,19 +68,10 @@ class Layers:
         streams = self.inputs.streams
         sources = (before.out, before.y, before.shares, before.part) if before else (streams,) * 4
         altup.enter_kernel[(self.tokens,)](
-            *sources,
-            kept.out,
-            kept.x,
-            kept.entry,
-            self.layers[min(number, last)].constants,
-            self.layers[max(number - 1, 0)].constants,
-            self.tokens,
-            kept.x.shape[1],
-            self.eps,
-            PLACE=0 if not number else 2 if number > last else 1,
-            H=self.width,
-            num_warps=8,
-        )
+            *sources, kept.out, kept.x, kept.entry, self.layers[min(number, last)].constants,
+            self.layers[max(number - 1, 0)].constants, self.tokens, kept.x.shape[1], self.eps,
+            PLACE=0 if not number else 2 if number > last else 1, H=self.width, num_warps=8,
+        )  # fmt: skip
 
     def _attend(self, number: int, layer: Layer, kept: Any) -> None:
         """Compute attention and laurel, and sum and norm them for the MLP."""
@@ -92,14 +84,9 @@ class Layers:
         own = self.keys if layer.owns_keys else 0
         rotated = self._new(tokens, self.queries + 2 * own, self.size)
         heads.rotate_kernel[(tokens,)](
-            kept.z,
-            rotated,
-            *self.inputs.turns[layer.kind],
-            layer.constants,
-            self.eps,
-            **self._head_sizes(layer, own),
-            num_warps=4,
-        )
+            kept.z, rotated, *self.inputs.turns[layer.kind], layer.constants, self.eps,
+            **self._head_sizes(layer, own), num_warps=4,
+        )  # fmt: skip
         q, k, v = rotated.split([self.queries, own, own], 1)
         if own:
             self.shared[number] = k, v
@@ -111,21 +98,10 @@ class Layers:
         kept.half, kept.middle = self._new(tokens, width), self._numbers(4)
         kept.xn = self._new(tokens, layer.gate_up.shape[1])
         heads.middle_kernel[(tokens,)](
-            kept.out,
-            kept.att,
-            kept.laurel,
-            kept.x,
-            kept.half,
-            kept.xn,
-            kept.middle,
-            layer.constants,
-            kept.att.shape[1],
-            kept.x.shape[1],
-            kept.xn.shape[1],
-            self.eps,
-            H=width,
-            num_warps=8,
-        )
+            kept.out, kept.att, kept.laurel, kept.x, kept.half, kept.xn, kept.middle,
+            layer.constants, kept.att.shape[1], kept.x.shape[1], kept.xn.shape[1], self.eps,
+            H=width, num_warps=8,
+        )  # fmt: skip
 
     def _head_sizes(self, layer: Layer, own: int) -> dict[str, int]:
         return {
@@ -144,9 +120,7 @@ class Layers:
         _multiply(x, layer.a_gate_up.T, self.scale, low)
         kept.gates = kept.xn[:, :wide] @ layer.gate_up[:, :wide].T
         kept.active, kept.stats = self._new(self.tokens, layer.inner), self._numbers(2)
-        mlp.activate_kernel[(self.tokens,)](
-            kept.gates, kept.active, kept.stats, **_blocks(layer)
-        )
+        mlp.activate_kernel[(self.tokens,)](kept.gates, kept.active, kept.stats, **_blocks(layer))
         kept.f = kept.active @ layer.down.T  # beside it the adapter's low product
         kept.f[:, :width].addmm_(kept.f[:, width:], layer.b_down, alpha=self.scale)
 
@@ -155,24 +129,14 @@ class Layers:
         kept.y, first = (self._new(self.tokens, self.width) for _ in range(2))
         kept.shares, kept.exit = self._numbers(4), self._numbers(8)
         altup.exit_kernel[(self.tokens,)](
-            kept.f,
-            kept.half,
-            kept.out,
-            kept.y,
-            kept.shares,
-            first,
-            kept.exit,
-            layer.constants,
-            kept.f.shape[1],
-            self.eps,
-            H=self.width,
-            num_warps=8,
-        )
+            kept.f, kept.half, kept.out, kept.y, kept.shares, first, kept.exit, layer.constants,
+            kept.f.shape[1], self.eps, H=self.width, num_warps=8,
+        )  # fmt: skip
         kept.gate = first @ layer.gate.T
         gated, own = torch.empty_like(kept.gate), self.inputs.per_layer[:, number]
         mlp.gate_kernel[(self.tokens,)](
-            kept.gate, own, gated, IS=own.stride(0), Q=self.part_width, num_warps=1
-        )
+            kept.gate, own, gated, IS=own.stride(0), Q=self.part_width, num_warps=1,
+        )  # fmt: skip
         kept.part = gated @ layer.part.T
 
     # ----------------------------------------------------------------------------------------------
@@ -186,15 +150,9 @@ class Layers:
         self.of_shared: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         gpart = self._new(self.tokens, self.width)
         altup.leave_back_kernel[(self.tokens,)](
-            grad,
-            self.kept[-1].part,
-            gpart,
-            self.layers[-1].constants,
-            self.tokens,
-            self.eps,
-            H=self.width,
-            num_warps=8,
-        )
+            grad, self.kept[-1].part, gpart, self.layers[-1].constants, self.tokens, self.eps,
+            H=self.width, num_warps=8,
+        )  # fmt: skip
         for number in reversed(range(len(self.layers))):
             layer, kept, out = self.layers[number], self.kept.pop(), self.gradients[number]
             gy, gf = self._exit_back(number, layer, kept, grad, gpart)
@@ -204,6 +162,7 @@ class Layers:
                 gx[:, : self.width].addmm_(gx[:, self.width :], layer.a_qkv, alpha=self.scale)
                 gpart = self._enter_back(number, kept, (grad, gx, gpast))
         self.shared = self.of_shared = {}
+        del self.inputs, self.rows  # else a recorded graph's memory would outlive it
 
     def _exit_back(
         self, number: int, layer: Layer, kept: Any, grad: torch.Tensor, gpart: torch.Tensor
@@ -212,26 +171,14 @@ class Layers:
         ggated = gpart @ layer.part
         ggate, own = torch.empty_like(ggated), self.inputs.per_layer[:, number]
         mlp.gate_back_kernel[(self.tokens,)](
-            ggated, kept.gate, own, ggate, IS=own.stride(0), Q=self.part_width, num_warps=1
-        )
+            ggated, kept.gate, own, ggate, IS=own.stride(0), Q=self.part_width, num_warps=1,
+        )  # fmt: skip
         gy, gf = self._new(self.tokens, self.width), torch.empty_like(kept.f)
         altup.exit_back_kernel[(self.tokens,)](
-            grad,
-            ggate @ layer.gate,
-            kept.out,
-            kept.y,
-            kept.shares,
-            kept.f,
-            gy,
-            gf,
-            kept.exit,
-            layer.constants,
-            self.tokens,
-            kept.f.shape[1],
-            gf.shape[1],
-            H=self.width,
+            grad, ggate @ layer.gate, kept.out, kept.y, kept.shares, kept.f, gy, gf, kept.exit,
+            layer.constants, self.tokens, kept.f.shape[1], gf.shape[1], H=self.width,
             num_warps=8,
-        )
+        )  # fmt: skip
         return gy, gf
 
     def _feed_forward_back(
@@ -246,8 +193,8 @@ class Layers:
         torch.mm(glow.T, kept.active, out=out.a_down)
         ggates = torch.empty_like(kept.gates)
         mlp.activate_back_kernel[(self.tokens,)](
-            kept.gates, gf @ layer.down, ggates, kept.stats, **_blocks(layer)
-        )
+            kept.gates, gf @ layer.down, ggates, kept.stats, **_blocks(layer),
+        )  # fmt: skip
         for n, of_b in enumerate(out.b_gate_up):
             columns = slice(n * layer.inner, (n + 1) * layer.inner)
             torch.mm(low[:, n * r : (n + 1) * r].T, ggates[:, columns], out=of_b)
@@ -266,23 +213,10 @@ class Layers:
         tokens, width, wide = self.tokens, self.width, self.width + layer.low
         gatt, glaurel, gpast = torch.empty_like(kept.att), *(torch.empty_like(gy) for _ in range(2))
         heads.middle_back_kernel[(tokens,)](
-            gxn,
-            gy,
-            kept.half,
-            kept.att,
-            kept.laurel,
-            grad,
-            gatt,
-            glaurel,
-            gpast,
-            kept.middle,
-            layer.constants,
-            gxn.stride(0),
-            kept.att.shape[1],
-            gatt.shape[1],
-            H=width,
+            gxn, gy, kept.half, kept.att, kept.laurel, grad, gatt, glaurel, gpast, kept.middle,
+            layer.constants, gxn.stride(0), kept.att.shape[1], gatt.shape[1], H=width,
             num_warps=8,
-        )
+        )  # fmt: skip
         g, glow = gatt[:, :width], gatt[:, width:]
         _multiply(g, layer.b_o.T, self.scale, glow)
         _multiply(kept.att[:, width:].T, g, self.scale, out.b_o)
@@ -295,17 +229,9 @@ class Layers:
         gq, gk, gv = self._sum_shared(layer, *of_heads)
         gz, own = torch.empty_like(kept.z), self.keys if layer.owns_keys else 0
         heads.rotate_back_kernel[(tokens,)](
-            kept.z,
-            gq,
-            gk,
-            gv,
-            gz,
-            *self.inputs.turns[layer.kind],
-            layer.constants,
-            self.eps,
-            **self._head_sizes(layer, own),
-            num_warps=8,
-        )
+            kept.z, gq, gk, gv, gz, *self.inputs.turns[layer.kind], layer.constants, self.eps,
+            **self._head_sizes(layer, own), num_warps=8,
+        )  # fmt: skip
         torch.mm(glaurel, layer.laurel, out=gz[:, layer.spans[0].stop : layer.k_start])
         gx = gz @ layer.qkv[:, :wide]
         _multiply(gx[:, width:].T, kept.x[:, :width], self.scale, out.a_qkv)
@@ -322,9 +248,7 @@ class Layers:
         self.of_shared[layer.keys_of] = gk, gv
         return gq, gk, gv
 
-    def _enter_back(
-        self, number: int, kept: Any, grads: tuple[torch.Tensor, ...]
-    ) -> torch.Tensor:
+    def _enter_back(self, number: int, kept: Any, grads: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Turn the gradient of the predictions into that of the layer before's streams.
 
         Return the gradient of the part of the layer before.
@@ -332,23 +256,10 @@ class Layers:
         grad, gx, gpast = grads
         before, gpart = self.kept[-1], torch.empty_like(gpast)
         altup.enter_back_kernel[(self.tokens,)](
-            grad,
-            gx,
-            gpast,
-            kept.out,
-            before.out,
-            before.y,
-            before.shares,
-            before.part,
-            kept.entry,
-            gpart,
-            self.layers[number].constants,
-            self.layers[number - 1].constants,
-            self.tokens,
-            gx.stride(0),
-            H=self.width,
-            num_warps=4,
-        )
+            grad, gx, gpast, kept.out, before.out, before.y, before.shares, before.part,
+            kept.entry, gpart, self.layers[number].constants, self.layers[number - 1].constants,
+            self.tokens, gx.stride(0), H=self.width, num_warps=4,
+        )  # fmt: skip
         return gpart
 
 
@@ -359,7 +270,7 @@ def _blocks(layer: Layer) -> dict[str, Any]:
     block = min(most, layer.inner & -layer.inner)  # the largest power of two that divides it
     return {
         "factor": layer.factor or 0.0,
-        "I": layer.inner,
+        "N": layer.inner,
         "B": block,
         "SPARSE": sparse,
         "num_warps": warps,

@@ -1,8 +1,8 @@
 """One micro-batch of Gemma 3n with LoRA by hand-written layers, in place of transformers' own.
 
-    stack = Stack(model, longest)     # before the masters are made, or any address is kept
-    stack.bind(masters)
-    loss = stack(batch)               # adds the adapter's gradients to the masters'
+stack = Stack(model, longest)     # before the masters are made, or any address is kept
+stack.bind(masters)
+loss = stack(batch)               # adds the adapter's gradients to the masters'
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lib.training.batches import Batch
-from lib.training.loss import losses_of_hidden
+from lib.training.loss import losses_of_trained
 from lib.training.masters import Masters
 from lib.training.stack import ends
 from lib.training.stack.attention import Rows
@@ -46,11 +46,11 @@ class Stack:
     def bind(self, masters: Masters) -> None:
         """Let calls add to these masters' gradients, and `publish` copy their weights."""
         self.flat = masters.flat
-        of = {}
+        of: dict[torch.nn.Parameter, torch.Tensor] = {}
         for layer, gradients in zip(self.layers.layers, self.layers.gradients, strict=True):
             of.update(layer.name_gradients(gradients))
         live = list(masters.live.values())
-        assert live and set(live) == set(of), "the adapter alone must be trained"
+        assert set(live) == set(of), "the adapter alone must be trained"
         self.of_weights = Places(p.data for p in live)
         self.of_gradients = Places(of[p] for p in live)
 
@@ -60,8 +60,8 @@ class Stack:
             inputs = self.enter(self.body, batch.input_ids, batch.position_ids)
             streams = self.layers.forward(inputs, Rows(batch.bounds, self.longest))
         streams.requires_grad_()
-        hidden = self.leave(self.body, streams)
-        losses = losses_of_hidden(self.model, hidden, batch, fused=self.on_card)
+        trained = self.leave(self.body, streams)[batch.where]
+        losses = losses_of_trained(self.model, trained, batch.targets, fused=self.on_card)
         loss = (losses * batch.weights).sum()
         (grad,) = torch.autograd.grad(loss, streams)
         with torch.no_grad():

@@ -2,13 +2,14 @@
 
 Weights that multiply the same input are rows of one tensor, and the adapter's narrower factors are
 spare columns or rows of it, so that one product computes all. Nothing is held twice: the model goes
-on working in every other way, and new weights written to its parameters are seen here.
+on working in every other way, and new weights written to its parameters are seen here. Letters are
+those of layers.py.
 
     qkv      (rows, H + low)   q | laurel's first half | k | v; in the spare columns B of q, k and
                                v, each in rows and columns of its own, with zeros elsewhere
     o        (H + r, A)        o, and below it its A
-    gate_up  (2 I, H + 2 r)    gate | up; in the spare columns their B, as above
-    down     (H + r, I)        down, and below it its A
+    gate_up  (2 N, H + 2 r)    gate | up; in the spare columns their B, as above
+    down     (H + r, N)        down, and below it its A
 """
 
 import math
@@ -50,8 +51,8 @@ class Gradients(NamedTuple):
     a_o: torch.Tensor  # (r, A)
     b_o: torch.Tensor  # (r, H)
     a_gate_up: torch.Tensor  # (2 r, H)
-    b_gate_up: torch.Tensor  # (2, r, I)
-    a_down: torch.Tensor  # (r, I)
+    b_gate_up: torch.Tensor  # (2, r, N)
+    a_down: torch.Tensor  # (r, N)
     b_down: torch.Tensor  # (r, H)
 
 

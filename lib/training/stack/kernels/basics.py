@@ -28,7 +28,7 @@ def tanh(x):
     return 2 * tl.sigmoid(2 * x) - 1
 
 
-# GELU's tanh form, 0.5 x (1 + tanh(u)), is x * sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3)
+# GELU's tanh form 0.5 x (1 + tanh(u)), with u = sqrt(2 / pi) (x + 0.044715 x^3), is x sigmoid(2 u)
 @triton.jit
 def gelu(x):
     return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
