@@ -13,6 +13,11 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
     os.environ.pop(name, None)
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import reads it: no test asks the network
+# Triton's kernels are interpreted wherever GPUs are hidden, below. It reads this as it is imported,
+# which other conftests do before pytest knows its options; xdist's workers inherit it
+asked = {argument.removeprefix("-m") for argument in sys.argv}
+if "cuda" not in asked and not os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ["TRITON_INTERPRET"] = "1"
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # each worker, with all it starts, on a core of its own: threads of torch and llama.cpp wait by
     # spinning, and where two processes share cores most of the time is spent so

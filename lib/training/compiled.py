@@ -129,13 +129,13 @@ def fuse(model: Any) -> int:
     """
     for altup in [m for m in model.modules() if type(m) is Gemma3nTextAltUp]:
         altup.__class__ = FusedAltUp
-    layers = [m for m in model.modules() if type(m) is Linear and _is_plain(m)]
+    layers = [m for m in model.modules() if type(m) is Linear and is_plain(m)]
     for layer in layers:
         _join_storage(layer)
     return len(layers)
 
 
-def _is_plain(layer: Linear) -> bool:
+def is_plain(layer: Linear) -> bool:
     """Tell whether the products above compute the same as the layer.
 
     Layers with dropout, DoRA, biases or quantised weights compute more. The rank must be a multiple

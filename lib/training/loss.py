@@ -44,9 +44,17 @@ def token_losses(model: Any, batch: Batch, fused: bool = False) -> torch.Tensor:
 
     `fused` uses the compiled loss, which needs memory for two copies of all logits.
     """
-    trained, weight, softcap = _find_trained(model, batch)
+    trained, _, _ = _find_trained(model, batch)
+    return losses_of_trained(model, trained, batch.targets, fused)
+
+
+def losses_of_trained(
+    model: Any, trained: torch.Tensor, targets: torch.Tensor, fused: bool = False
+) -> torch.Tensor:
+    """Return `token_losses` from the hidden states at the trained positions, (trained, width)."""
+    _, weight, softcap = _split_around_row(model)
     head_loss = _FusedHeadLoss if fused else _FrozenHeadLoss
-    targets, end = batch.targets.to(weight.device), end_row.find(model)
+    targets, end = targets.to(weight.device), end_row.find(model)
     if end is None:
         return head_loss.apply(trained, weight, targets, None, (softcap, -1))
     row = end.row.to(weight.device)
