@@ -45,9 +45,9 @@ sweep: setup  ## train many variants of a job from a sweep file: PARAMS=params/s
 	.venv/bin/python -m lib.runs.sweep $(OPTIONS)
 doctor:  ## what this machine can do, what the job of PARAMS would need, and what is missing
 	@$(or $(wildcard .venv/bin/python),$(PYTHON)) -m lib.runs doctor $(OPTIONS)
-test: setup  ## run the tests, without those marked slow
+test: setup $(if $(filter cpu,$(FOR)),.venv/.kernels)  ## run the tests, without those marked slow
 	$(PYTEST) -m 'not slow'
-test-all: setup  ## run all tests
+test-all: setup $(if $(filter cpu,$(FOR)),.venv/.kernels)  ## run all tests
 	$(PYTEST)
 drills: setup  ## break runs on purpose and count what is lost: DRILLS="kill stop" (all take hours)
 	.venv/bin/python tests/drills $(DRILLS)
@@ -70,7 +70,8 @@ $(READY): requirements.txt requirements-cpu.txt
 	$(if $(filter cpu,$(FOR)),$(if $(WHEELS),,@$(PIP) 'torch==2.13.0+cpu' 2>/dev/null || echo 'no CPU build of torch within reach (see CONTRIBUTING.md): installing the standard one'))
 	$(PIP) -r $(REQUIREMENTS) || { echo 'For a machine without network see CONTRIBUTING.md, section Without a network.'; exit 1; }
 	@rm -f .venv/.ready-* .venv/.for-* && touch $@ $(if $(filter file,$(origin FOR)),,.venv/.for-$(FOR))
-
+.venv/.kernels: requirements-kernels.txt $(READY)
+	@$(PIP) -r $< && touch $@ || echo 'no Triton within reach: the tests of the GPU kernels are skipped'
 wheels:  ## download all packages into DIR=/media/stick, for a machine without network (see CONTRIBUTING.md)
 	@$(PYTHON) -m venv --clear .cache/wheels && .cache/wheels/bin/pip install -q 'pip>=25' packaging
 	.cache/wheels/bin/python -m lib.runs.offline.download --for $(FOR) $(if $(FOR_PYTHON),--python $(FOR_PYTHON)) $(if $(FOR_PLATFORM),--platform $(FOR_PLATFORM)) -- $(call quoted,$(DIR))

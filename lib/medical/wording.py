@@ -3,8 +3,6 @@
 import re
 import unicodedata
 
-from lib.common.words import words_of
-
 # typographic apostrophes become plain; quotation marks and markdown are removed
 _NOISE = str.maketrans({"’": "'", "‘": "'"} | dict.fromkeys('“”"*_`#', ""))
 # letters of another width or shape, which read as the plain ones
@@ -12,6 +10,7 @@ _SHAPED = re.compile("[\uff01-\uff5e\U0001d400-\U0001d7ff]")
 _UNSEEN = ("Cf", "Mn")  # Unicode's categories of invisible characters and of marks on a letter
 # what a page shows as deleted, or not at all
 _STRUCK = re.compile(r"~~(?=\S).*?~~|<!--.*?(?:-->|$)", re.S)
+_WORD = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\n+")
 
 
@@ -44,7 +43,7 @@ def plain_sentences(text: str) -> list[str]:
 
 def says_twice(text: str) -> bool:
     """Tell whether a text says a sentence of three words or more twice."""
-    said = [tuple(words_of(sentence)) for sentence in plain_sentences(text)]
+    said = [tuple(_WORD.findall(sentence)) for sentence in plain_sentences(text)]
     long = [words for words in said if len(words) >= 3]
     return len(set(long)) < len(long)
 

@@ -34,6 +34,16 @@ RULES: tuple[str, ...] = get_args(Rule)
 CONFIG = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+def parameter(stage: str, default: Any, text: str, free: bool = False, **bounds: Any) -> Any:
+    """Return a field of Params: the first stage it affects, what it does, and pydantic's bounds.
+
+    A `free` parameter changes no weight: it does not affect the name of the run's folder, and may
+    change from one session of a run to the next.
+    """
+    note: dict[str, Any] = {"stage": stage, "free": free}
+    return pydantic.Field(default, description=text, json_schema_extra=note, **bounds)
+
+
 class Source(pydantic.BaseModel):
     """One data set: what to read, and how much of it."""
 

@@ -11,22 +11,11 @@ import annotated_types
 import pydantic
 
 from lib.common.gguf_types import GgufType
-from lib.params.kinds import CONFIG, CountOrAuto, Judge, Rule, Source, Text
+from lib.params.kinds import CONFIG, CountOrAuto, Judge, Rule, Source, Text, parameter
 
-
-def _parameter(stage: str, default: Any, text: str, free: bool = False, **bounds: Any) -> Any:
-    """Return a field of Params: the first stage it affects, what it does, and pydantic's bounds.
-
-    A `free` parameter changes no weight: it does not affect the name of the run's folder, and may
-    change from one session of a run to the next.
-    """
-    note: dict[str, Any] = {"stage": stage, "free": free}
-    return pydantic.Field(default, description=text, json_schema_extra=note, **bounds)
-
-
-_prepare = functools.partial(_parameter, "prepare")
-_train = functools.partial(_parameter, "train")
-_export = functools.partial(_parameter, "export")
+_prepare = functools.partial(parameter, "prepare")
+_train = functools.partial(parameter, "train")
+_export = functools.partial(parameter, "export")
 
 
 class Params(pydantic.BaseModel):
@@ -214,6 +203,11 @@ class Params(pydantic.BaseModel):
     torch_compile: bool = _train(
         False, "compile the layers, and run a micro-batch as one CUDA graph; needs packing"
     )
+    layers: Literal["auto", "compiled"] = _train(
+        "auto",
+        "what trains under torch_compile: `auto` takes the hand-written layers for Gemma 3n where "
+        "the job fits them, `compiled` always transformers' own, compiled",
+    )
     gradient_checkpointing: bool = _train(
         True, "recompute activations in the backward pass: less memory, a third more arithmetic"
     )
@@ -335,7 +329,7 @@ FIELDS = Params.model_fields
 
 def _note(key: str) -> dict[str, Any]:
     note = FIELDS[key].json_schema_extra
-    assert isinstance(note, dict)  # set by `_parameter`
+    assert isinstance(note, dict)  # set by `parameter`
     return note
 
 

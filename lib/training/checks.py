@@ -137,3 +137,14 @@ def check_cache(model: Any, tokenizer: Any, tolerance: float = 0.05) -> float:
             f"{transformers.__version__}. Nothing was trained."
         )
     return difference
+
+
+def set_training(model: Any) -> None:
+    """Set the model to training mode, with Unsloth's own method if it has one.
+
+    Unsloth's generate turns gradient checkpointing off, and train() would not turn it on again.
+    """
+    if hasattr(model, "for_training"):
+        model.for_training()
+    else:
+        model.train()

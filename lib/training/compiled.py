@@ -208,32 +208,36 @@ def forward_backward(
 
 
 class Graph:
-    """forward_backward for one fixed shape, recorded once as a CUDA graph and then replayed.
+    """A micro-batch of one fixed shape, recorded once as a CUDA graph and then replayed.
 
-    Thousands of kernels then take a single launch. Make it with a batch of the shape, and call it
-    with others. `after` is recorded too and must leave no gradient in the parameters; `drop` drops
-    the gradients of the runs before the recording.
+    Thousands of kernels then take a single launch. Make it with a batch of the shape on the device,
+    which it keeps, and call it with others. `add` returns a batch's loss and adds its gradients;
+    `drop` drops those of the runs before the recording. On a processor nothing is recorded.
     """
 
     def __init__(
-        self, model: Any, example: Batch, after: Callable[[], None], drop: Callable[[], None]
+        self, add: Callable[[Batch], torch.Tensor], example: Batch, drop: Callable[[], None]
     ) -> None:
         # a replay reads input and constants at their recorded addresses, so both are kept
-        self.batch = example.copied_to(model.device)
+        self.add, self.batch = add, example
+        self.graph: torch.cuda.CUDAGraph | None = None
+        if not example.input_ids.is_cuda:
+            return
         self.graph = torch.cuda.CUDAGraph()
-        with _constants_on(model.device) as self.constants:
+        with _constants_on(example.input_ids.device) as self.constants:
             # two runs before: they compile, tune and allocate, which cannot be recorded
             with _side_stream():
                 for _ in range(2):
-                    forward_backward(model, self.batch, fused=True)
+                    add(self.batch)
                     drop()
             with torch.cuda.graph(self.graph):
-                self.loss = forward_backward(model, self.batch, fused=True)
-                after()
+                self.loss = add(self.batch)
         drop()
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         self.batch.copy_from(batch)
+        if self.graph is None:
+            return self.add(self.batch)
         self.graph.replay()
         return self.loss.clone()
 

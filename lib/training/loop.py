@@ -21,10 +21,11 @@ from lib.data import splits
 from lib.model import adapter, device, ranks, trained
 from lib.params import Params
 from lib.record.ledger import Ledger
-from lib.training import checks, compiled, plan, stops, trackers
+from lib.training import checks, plan, stops, trackers
 from lib.training.checkpoint import resume, save_checkpoint
 from lib.training.held_out import Forgetting, HeldOut, forget_earlier, forget_later, restore_best
 from lib.training.masters import Masters
+from lib.training.stack import choose
 from lib.training.step import (
     Launched,
     LoadedStep,
@@ -99,10 +100,11 @@ class _Session:
         self.total = plan.count_steps(len(self.data), self.job)
         self.shape = plan.fixed_shape(self.sizes, self.job)
         self.vocabulary = self.model.config.get_text_config().vocab_size
-        if self.job.torch_compile:
-            compiled.fuse(self.model)
+        self.stack = self._prepare_layers() if self.job.torch_compile else None
 
         self.masters = Masters(self.model, self.job)
+        if self.stack:
+            self.stack.bind(self.masters)
         self.first = self.step = resume(self.checkpoints, self.masters, self.identity)
         self.ledger = Ledger(self.folder / "metrics.jsonl") if self.writes else None
         if self.ledger:
@@ -127,6 +129,15 @@ class _Session:
             self.forgetting.measure("before", self.step)
         elif self.held_out.is_due(self.step, self.total):  # the last session ended before it
             self._measure_held_out()
+
+    def _prepare_layers(self) -> Any:
+        """Return the hand-written layers, or None for transformers' own."""
+        assert self.shape, "torch_compile needs packing"
+        stack, self.layers = choose.prepare_layers(
+            self.model, self.job, self.shape.longest, self.checkpoints
+        )
+        self.identity = {**self.identity, "layers by": self.layers}
+        return stack
 
     def _watch_losses(self, kind: type[HeldOut], data: Any) -> HeldOut:
         """Return a HeldOut of these rows, which knows what earlier sessions measured."""
@@ -162,6 +173,7 @@ class _Session:
             device=device.name(),
             devices=ranks.world_size(),
             dtype=str(dtype).removeprefix("torch."),
+            **({"layers": self.layers} if self.job.torch_compile else {}),
             vocabulary=self.vocabulary,
             **checks.count_flops(self.model),
         )
@@ -183,7 +195,7 @@ class _Session:
 
         On return, the memory of recorded graphs is free for the held-out loss.
         """
-        _set_training(self.model)
+        checks.set_training(self.model)
         loader = load_steps(self.data, self.sizes, self.step, self.job, self.shape)
         # a run whose steps are all done must not wait for compiling
         runner = self._build_runner() if self._steps_remain() else None
@@ -220,7 +232,9 @@ class _Session:
         begun, example = time.monotonic(), None
         if self.job.torch_compile:
             example = load_first_batch(self.data, self.sizes, self.step, self.job, self.shape)
-        accumulate = build_accumulate(self.model, self.masters, self.job.packing, example)
+        accumulate = build_accumulate(
+            self.model, self.masters, self.job.packing, example, self.stack
+        )
         runner = Runner(accumulate, self.masters, guard, self.job)
         if self.job.torch_compile:
             self.note("compiled", seconds=round(time.monotonic() - begun, 3))
@@ -334,14 +348,3 @@ class _Session:
                 self.note("best", step=best)
         self.held_out.measure("after", self.step)
         self.forgetting.measure("after", self.step)
-
-
-def _set_training(model: Any) -> None:
-    """Set the model to training mode, with Unsloth's own method if it has one.
-
-    Unsloth's generate turns gradient checkpointing off, and train() would not turn it on again.
-    """
-    if hasattr(model, "for_training"):
-        model.for_training()
-    else:
-        model.train()

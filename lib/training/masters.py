@@ -5,7 +5,7 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -80,6 +80,8 @@ class Masters:
             groups = [{"params": self.pieces[:1], "weight_decay": 0.0}, {"params": self.pieces[1:]}]
         self.optimizer = optimizer(groups, lr=rate, weight_decay=job.weight_decay)
         self.copies = self._group_copies()
+        # what copies `flat` to the model in one launch, if there is such a thing
+        self.write: Callable[[torch.Tensor], None] | None = None
 
     def _split(self, of_rows: int) -> list[torch.Tensor]:
         """Return the masters as tensors that the optimizer can count, each with its gradient.
@@ -190,6 +192,9 @@ class Masters:
     @torch.no_grad()
     def publish(self) -> None:
         """Copy the masters into the model's own parameters, rounded to their precision."""
+        if self.write:
+            self.write(self.flat)
+            return
         for live, masters in self.copies:
             torch._foreach_copy_(live, masters)
 

@@ -111,19 +111,32 @@ def seed_micro_batch(seed: int, step: int, place: int) -> None:
 
 
 def build_accumulate(
-    model: Any, masters: Masters, packing: bool, example: Batch | None = None
+    model: Any,
+    masters: Masters,
+    packing: bool,
+    example: Batch | None = None,
+    stack: Accumulate | None = None,
 ) -> Accumulate:
     """Return the function that adds a micro-batch's gradients to the masters.
 
     With an example, it is compiled and recorded for batches of that shape, which takes minutes and
-    changes no weight. A rank of a sharded base that runs out of memory ends with UserError.
+    changes no weight; `stack` computes it if given. A rank of a sharded base that runs out of
+    memory ends with UserError.
     """
     attention: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     if packing:
         attention = functools.partial(packed.attend_within_rows, model)
+    if example is not None and stack:
+        return compiled.Graph(stack, example.copied_to(model.device), masters.drop_gradients)
     if example is not None:
+
+        def add(batch: Batch) -> torch.Tensor:
+            loss = compiled.forward_backward(model, batch, fused=True)
+            masters.take_gradients()
+            return loss
+
         with attention(), compiled.compile_layers(model):
-            return compiled.Graph(model, example, masters.take_gradients, masters.drop_gradients)
+            return compiled.Graph(add, example.copied_to(model.device), masters.drop_gradients)
 
     def accumulate(batch: Batch) -> torch.Tensor:
         with attention():

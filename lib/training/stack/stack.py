@@ -44,14 +44,14 @@ class Stack:
             self.leave = torch.compile(ends.leave, dynamic=False)
 
     def bind(self, masters: Masters) -> None:
-        """Let calls add to these masters' gradients, and `publish` copy their weights."""
+        """Let calls add to these masters' gradients, and the masters publish in one launch."""
         self.flat = masters.flat
         of: dict[torch.nn.Parameter, torch.Tensor] = {}
         for layer, gradients in zip(self.layers.layers, self.layers.gradients, strict=True):
             of.update(layer.name_gradients(gradients))
         live = list(masters.live.values())
         assert set(live) == set(of), "the adapter alone must be trained"
-        self.of_weights = Places(p.data for p in live)
+        masters.write = Places(p.data for p in live).write
         self.of_gradients = Places(of[p] for p in live)
 
     def __call__(self, batch: Batch) -> torch.Tensor:
@@ -68,7 +68,3 @@ class Stack:
             self.layers.backward(grad.contiguous())
             self.of_gradients.add_to(self.flat.grad)
         return loss.detach()
-
-    def publish(self) -> None:
-        """Copy the masters into the model's own parameters, in one launch."""
-        self.of_weights.write(self.flat)
