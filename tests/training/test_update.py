@@ -438,11 +438,11 @@ def caught_masters(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "launched", "saved"),
     [
-        ({"save_steps": 1}, 7, 6),
         ({"save_steps": 6}, 8, 6),
-        ({"save_steps": 4, "logging_steps": 2}, 8, 4),
-        ({"save_steps": 7}, 7, 0),
         ({"save_steps": 100, "packing": True}, 8, 0),
+        pytest.param({"save_steps": 1}, 7, 6, marks=pytest.mark.slow),
+        pytest.param({"save_steps": 4, "logging_steps": 2}, 8, 4, marks=pytest.mark.slow),
+        pytest.param({"save_steps": 7}, 7, 0, marks=pytest.mark.slow),
     ],
     ids=str,
 )
