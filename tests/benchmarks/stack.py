@@ -249,7 +249,7 @@ def main():
     shape = plan.find_shape(sizes, job.model_copy(update={"max_steps": 8}))
     _, step = next(plan.iterate_steps(sizes.lengths, 0, job))
     batch = batches.make_batch(rows[step[0]], shape, 1 / sum(sizes.trained[step[0]]))
-    longest = int(batch.bounds.diff().max())
+    longest = shape.longest
     net, batch = build(job), batch.to("cuda")
     say("built", shape, "the longest row has", longest)
     assert not fits.find_hindrance(net, job), fits.find_hindrance(net, job)
@@ -289,7 +289,7 @@ def main():
 
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    graph, publish = record(lambda: stack(batch)), record(stack.publish)
+    graph, publish = record(lambda: stack(batch)), record(masters.publish)
     milliseconds(graph.replay, 3)
     results["replay_ms"] = [milliseconds(graph.replay, 10) for _ in range(3)]
     results["publish_ms"] = milliseconds(publish.replay, 10)
