@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.killed import NAMES
 from helpers.small_training import (
@@ -276,6 +277,35 @@ def test_making_an_update_changes_nothing(late, place, tmp_path):
         move(m, u, 9)
     assert same_bits(everything(other), everything(masters))
     assert everything(other)["0/step"] == 3
+
+
+class Operations(TorchDispatchMode):
+    """Collects the names of torch's operations in a block."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_update_reads_nothing_back_and_makes_no_number_of_its_own(late):
+    """Neither could be recorded: a read waits for the GPU, and a new number is copied from memory that is not pinned."""
+    for end_token in (False, True):
+        job = a_job(lora_r=8, lora_dropout=0.0, train_end_token=end_token)
+        masters, guard, update = recorded(job, losses=[4.0] * 9)
+        masters.flat.grad.copy_(gradient(masters, 1))
+        with Operations() as operations:
+            update._run()
+        assert {"_fused_adamw_", "_foreach_copy_", "zero_"} <= set(operations.names)
+        unrecordable = {"_local_scalar_dense", "is_nonzero", "lift_fresh", "scalar_tensor"}
+        assert not unrecordable & set(operations.names)
+        assert operations.names.count("_foreach_copy_") == len(masters.copies)
+        with Operations() as operations:
+            guard.refuses(3.0, 1.0)
+        assert unrecordable & set(operations.names), "the same numbers judged on the processor"
 
 
 def test_parameters_are_published_in_few_lists(late):
