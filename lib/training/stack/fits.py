@@ -29,14 +29,6 @@ def find_hindrance(model: Any, job: Params) -> str:
     return ""
 
 
-def describe_layers(model: Any, job: Params) -> str:
-    """Say whose layers train this model in this job, and why not ours."""
-    if not job.torch_compile:
-        return "transformers' layers"
-    hindrance = find_hindrance(model, job)
-    return f"transformers' layers, compiled: {hindrance}" if hindrance else "the hand-written stack"
-
-
 def _of_job(job: Params) -> Iterator[tuple[bool, str]]:
     yield importlib.util.find_spec("triton") is None, "triton is not installed"
     yield job.full_finetuning, "all weights are trained"

@@ -41,17 +41,6 @@ def test_nothing_hinders_the_preset_of_a_large_card():
     assert fits.find_hindrance(adapted(r=16, lora_alpha=32, use_rslora=True), fitting_job()) == ""
 
 
-def test_it_is_said_whose_layers_they_are():
-    net, job = adapted(), fitting_job()
-    assert fits.describe_layers(net, job) == "the hand-written stack"
-    changes = {
-        "torch_compile": "transformers' layers",
-        "packing": "transformers' layers, compiled: rows are padded, not packed",
-    }
-    for name, said in changes.items():
-        assert fits.describe_layers(net, job.model_copy(update={name: False})) == said
-
-
 def test_triton_is_needed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert fits.find_hindrance(adapted(), fitting_job()) == "triton is not installed"
