@@ -214,7 +214,7 @@ def test_a_recorded_micro_batch_is_no_less_exact_than_transformers(layers):
     static = several[0].to("cuda")
     graph, loss = record(lambda: stack(static))
     masters.flat.grad.zero_()
-    publish, _ = record(stack.publish)
+    publish, _ = record(masters.publish)
 
     for factor in (1.0, 2.0):
         masters.flat.mul_(factor)
