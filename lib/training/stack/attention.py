@@ -60,7 +60,7 @@ def attend_back(
         gq, gk, gv = torch.autograd.grad(again, leaves, grad)
         return gq.contiguous(), gk.contiguous(), gv.contiguous()
     # without dropout no random numbers are drawn, but their state is an argument
-    state = torch.zeros(2, dtype=torch.uint64, device=grad.device)
+    state = torch.empty(2, dtype=torch.uint64, device=grad.device)
     gq, gk, gv = torch.ops.aten._flash_attention_backward(
         grad,
         *heads,

@@ -40,6 +40,7 @@ class Stack:
         self.on_card = model.device.type == "cuda"
         self.enter, self.leave = ends.enter, ends.leave
         if self.on_card:
+            torch.cuda.empty_cache()  # the weights' former places fit nothing else
             self.enter = torch.compile(ends.enter, dynamic=False)
             self.leave = torch.compile(ends.leave, dynamic=False)
 

@@ -275,6 +275,15 @@ def test_activation_and_the_way_back(place, draw, factor):
     close(ggates, torch.autograd.grad((wanted * grad).sum(), gates)[0])
 
 
+def test_a_gate_that_is_not_a_number_stays_so(place):
+    """A sparse layer must not cut it to zero, as a card's maximum would: a diverged loss stops the training."""
+    gates, out, stats = torch.ones(2, 64, device=place), poison(place, 2, 32), poison(place, 2, 2)
+    gates[1, 5] = float("nan")
+    mlp.activate_kernel[(2,)](gates, out, stats, factor=1.0, N=32, B=16, SPARSE=True)
+    assert out[0].isfinite().all()
+    assert out[1].isnan().all()
+
+
 def test_the_per_layer_gate_and_the_way_back(place, draw):
     """The input of the second of three layers."""
     size = 16

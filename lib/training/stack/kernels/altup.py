@@ -18,6 +18,7 @@ from lib.training.stack.kernels.basics import add2, add4, add5, add17, load, nor
 
 @triton.jit
 def load4(place, offset, step):
+    """Read four numbers, or four streams' numbers, that are `step` apart."""
     return (
         load(place, offset),
         load(place, offset + step),
@@ -28,6 +29,7 @@ def load4(place, offset, step):
 
 @triton.jit
 def store4(place, offset, step, x):
+    """Write what load4 reads."""
     for i in tl.static_range(4):
         store(place, offset + i * step, x[i])
 

@@ -9,11 +9,13 @@ import triton.language as tl
 
 @triton.jit
 def load(place, offset):
+    """Read numbers of any precision as float32."""
     return tl.load(place + offset).to(tl.float32)
 
 
 @triton.jit
 def store(place, offset, value):
+    """Write numbers, rounded to the precision of their place."""
     tl.store(place + offset, value.to(place.dtype.element_ty))
 
 

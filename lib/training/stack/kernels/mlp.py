@@ -12,6 +12,12 @@ from lib.training.stack.kernels.basics import add2, gelu, gelu_slope, load, stor
 
 
 @triton.jit
+def above(g, cut):
+    """Return what of a gate is above the cut; NaN stays, so that a diverged step is seen as one."""
+    return tl.maximum(g - cut, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def activate_kernel(GU, OUT, STATS, factor, N: tl.constexpr, B: tl.constexpr, SPARSE: tl.constexpr):
     """Give OUT (M, N) gelu(gate) * up, B numbers at a time; B divides N."""
     t = tl.program_id(0).to(tl.int64)  # 2 N numbers a token exceed 32 bits at 65,536 tokens
@@ -32,7 +38,7 @@ def activate_kernel(GU, OUT, STATS, factor, N: tl.constexpr, B: tl.constexpr, SP
     for q in range(0, N, B):
         g = load(gates, q + b)
         if SPARSE:
-            g = tl.maximum(g - cut, 0.0)
+            g = above(g, cut)
         store(OUT, t * N + q + b, gelu(g) * load(gates, N + q + b))
 
 
@@ -40,11 +46,11 @@ def activate_kernel(GU, OUT, STATS, factor, N: tl.constexpr, B: tl.constexpr, SP
 def gradients(gates, grads, c, cut, N: tl.constexpr, SPARSE: tl.constexpr):
     """Return a gate, its gradient through GELU and cut, and the gradient of its up."""
     g, grad = load(gates, c), load(grads, c)
-    above = tl.maximum(g - cut, 0.0) if SPARSE else g
-    of_gate = grad * load(gates, N + c) * gelu_slope(above)
+    z = above(g, cut) if SPARSE else g
+    of_gate = grad * load(gates, N + c) * gelu_slope(z)
     if SPARSE:
         of_gate = tl.where(g > cut, of_gate, 0.0)
-    return g, of_gate, grad * gelu(above)
+    return g, of_gate, grad * gelu(z)
 
 
 @triton.jit
