@@ -19,7 +19,7 @@ MOST_KNOWN = 200_000  # words kept, about 50 MB
 # how a tokenizer must treat spaces; it may also cut words as we do, which changes nothing
 NORMALISER = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 CUT = {"type": "Split", "behavior": "MergedWithPrevious", "invert": False}
-CUTS = ({}, {**CUT, "pattern": {"String": " "}})
+CUTS: tuple[dict[str, Any], ...] = ({}, {**CUT, "pattern": {"String": " "}})
 
 
 class WordTokens:
