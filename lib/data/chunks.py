@@ -275,7 +275,7 @@ def tokenise_chunk(
                 f"`{job.base_model}` cannot be used for training as it is."
             )
         counts["tokens_total"] += len(ids)
-        counts["tokens_trained"] += sum(label != IGNORED for label in labels)
+        counts["tokens_trained"] += len(labels) - labels.count(IGNORED)
         kept.append(_split_row(row_id, topics[n], messages, ids, labels))
         digest.update(row_id.encode())
         digest.update(np.asarray(ids, np.int32).tobytes())

@@ -5,6 +5,7 @@ prompt, or they are near copies of one. The rules are in leaks.py.
 """
 
 import functools
+import itertools
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from lib.data.word_runs import (
     hash_runs,
     mark_asked,
     spoken_words,
+    words_of_turns,
 )
 from lib.medical import safety
 
@@ -140,24 +142,30 @@ def find_chunk_overlaps(
     _, conversations = load_messages(path, places)
     word_hashes: dict[str, int] = {}
     overlaps = []
-    for n, messages in enumerate(conversations):
-        shared_places = find_places(hashes, hash_runs(spoken_words(messages), size, word_hashes))
+    turns = [words_of_turns(messages) for messages in conversations]
+    for n, own in enumerate(turns):
+        words = list(itertools.chain.from_iterable(own))
+        shared_places = find_places(hashes, hash_runs(words, size, word_hashes))
         if len(shared_places):
             overlaps.append((n, shared_places))
-    return overlaps, _find_near_items(conversations, scratch / ITEMS_FILE, threshold)
+    return overlaps, _find_near_items(turns, scratch / ITEMS_FILE, threshold)
 
 
 def _find_near_items(
-    conversations: list[list[dict[str, str]]], items_file: pathlib.Path, threshold: float
+    turns: list[list[list[str]]], items_file: pathlib.Path, threshold: float
 ) -> list[tuple[int, int]]:
-    """Return (conversation number, item number) of near copies, by Jaccard similarity."""
+    """Return (conversation number, item number) of near copies, by Jaccard similarity.
+
+    `turns` are the words of each turn of the conversations.
+    """
     items, index = _index_items(items_file, items_file.stat().st_mtime_ns, threshold)
-    if not items or not conversations:
+    if not items or not turns:
         return []
     exchanges = [
-        (n, set(words_of(text)))
-        for n, messages in enumerate(conversations)
-        for text in _asked_and_answered(messages)
+        (n, words)
+        for n, own in enumerate(turns)
+        for question, answer in zip(own[::2], own[1::2], strict=True)
+        for words in (set(question), {*question, *answer})
     ]
     near = []
     for (n, words), sketch in zip(exchanges, _sketch([w for _, w in exchanges]), strict=True):

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from lib.common.chat_template import TURN_END
 from lib.common.errors import UserError
 from lib.data.chat import Chat
@@ -73,6 +75,29 @@ def label_tokens(encoding: Any, spans: list[tuple[int, int]]) -> tuple[list[int]
     return ids, labels
 
 
+def _label_turns(
+    chat: Chat, ids: list[int], messages: list[dict[str, str]]
+) -> tuple[list[int], list[int]] | None:
+    """Return ids and labels; None unless each of the model's turns has its beginning and its end.
+
+    These two are tokens, so that the labels are those that `label_tokens` finds by characters.
+    """
+    turns = [message for message in messages if message["role"] == "assistant"]
+    starts = _find_model_turns(chat, ids)
+    if len(starts) != len(turns):
+        return None
+    labels = [IGNORED] * len(ids)
+    end_token = chat.token_id(TURN_END)
+    for start, turn in zip(starts, turns, strict=True):
+        if not is_trained(turn):
+            continue
+        if end_token not in ids[start:]:
+            return None
+        end = ids.index(end_token, start) + 1
+        labels[start:end] = ids[start:end]
+    return ids, labels
+
+
 def encode(chat: Chat, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
     """Return ids and labels of one conversation.
 
@@ -92,12 +117,19 @@ def encode_all(
     import jinja2  # a command that renders nothing starts without it
 
     try:
-        rendered = [render_with_spans(chat, messages) for messages in rows]
+        conversations = list(rows)
+        rendered = [render_with_spans(chat, messages) for messages in conversations]
         texts = [text for text, _ in rendered]
-        encodings = chat.tokenizer.encode_batch(texts, add_special_tokens=False)
+        by_words = chat.words.encode_all(texts) if chat.words else [None] * len(texts)
+        labelled = [
+            _label_turns(chat, ids, messages) if ids else None
+            for ids, messages in zip(by_words, conversations, strict=True)
+        ]
+        as_a_whole = [text for text, own in zip(texts, labelled, strict=True) if not own]
+        encodings = iter(chat.tokenizer.encode_batch(as_a_whole, add_special_tokens=False))
         return [
-            label_tokens(encoding, spans)
-            for encoding, (_, spans) in zip(encodings, rendered, strict=True)
+            own or label_tokens(next(encodings), spans)
+            for own, (_, spans) in zip(labelled, rendered, strict=True)
         ]
     except (ValueError, jinja2.TemplateError) as error:
         raise UserError(
@@ -130,9 +162,8 @@ def find_mask_fault(
     bos = chat.token_id("<bos>")
     if ids.count(bos) != 1 or ids[0] != bos:
         return f"{ids.count(bos)} <bos> tokens, expected exactly one, at the start"
-    if len(ids) != len(labels) or any(
-        label not in (IGNORED, token) for token, label in zip(ids, labels, strict=True)
-    ):
+    tokens, trained = np.asarray(ids), np.asarray(labels)
+    if len(ids) != len(labels) or not np.all((trained == IGNORED) | (trained == tokens)):
         return "a label differs from its token"
     turns = [m for m in messages if m["role"] == "assistant"]
     starts = _find_model_turns(chat, ids)
@@ -145,7 +176,7 @@ def find_mask_fault(
     ]
     if not expected:
         return "no answer is trained"
-    runs = _trained_runs(labels)
+    runs = _trained_runs(trained)
     if len(runs) != len(expected):
         return f"{len(runs)} trained runs of tokens, expected {len(expected)}, one per answer"
     for run, (start, answer) in zip(runs, expected, strict=True):
@@ -156,21 +187,23 @@ def find_mask_fault(
     return ""
 
 
-def _trained_runs(labels: list[int]) -> list[tuple[int, int]]:
+def _trained_runs(labels: np.ndarray) -> list[tuple[int, int]]:
     """Return (start, end) of each unbroken run of trained tokens."""
-    trained = [False, *(label != IGNORED for label in labels), False]
-    edges = [n for n in range(len(labels) + 1) if trained[n] != trained[n + 1]]
+    trained = np.concatenate([[False], labels != IGNORED, [False]])
+    edges = np.flatnonzero(trained[1:] != trained[:-1]).tolist()
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _find_model_turns(chat: Chat, ids: list[int]) -> list[int]:
     """Return where the text of each of the model's turns begins; no text can hold such a head."""
     head = _tokenise(chat, MODEL_TURN).ids
-    return [
-        n + len(head)
-        for n, token in enumerate(ids)
-        if token == head[0] and ids[n : n + len(head)] == head
-    ]
+    starts = []
+    place = -1
+    for _ in range(ids.count(head[0])):
+        place = ids.index(head[0], place + 1)
+        if ids[place : place + len(head)] == head:
+            starts.append(place + len(head))
+    return starts
 
 
 def _find_run_fault(

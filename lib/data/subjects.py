@@ -131,6 +131,8 @@ def vital_words(words: list[str]) -> list[str]:
 
     "don't" is two words here, don and t, and the same as "do not".
     """
+    if "t" not in words and "cannot" not in words:
+        return list(filter(None, map(_fold_vital, words)))
     found = []
     before = ""
     for word in words:
@@ -148,8 +150,10 @@ def pack_terms(asked: Iterable[str], told: Iterable[str]) -> bytes:
     First how many terms the questions have, then these, then those of the answers, each with its
     count in the lowest bits.
     """
-    questions = sorted({_number_term(word) & NUMBER for word in asked} - {NO_TERM})
-    counts = Counter(map(_number_term, told))
+    questions = sorted({_number_term(word) & NUMBER for word in set(asked)} - {NO_TERM})
+    counts: Counter[int] = Counter()
+    for word, count in Counter(told).items():
+        counts[_number_term(word)] += count
     del counts[NO_TERM]
     answers = sorted(term | min(count, MOST) for term, count in counts.items())
     return np.array([len(questions), *questions, *answers], np.uint32).tobytes()

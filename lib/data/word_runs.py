@@ -1,5 +1,6 @@
 """Runs of words as hashes: those of a text, where others have them, and what they cover."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,11 @@ FACTOR = 0x100000001B3  # odd: the prime of the FNV hash
 NO_RUNS = np.empty(0, np.uint64)
 
 
+@functools.cache
+def _powers(size: int) -> np.ndarray:
+    return np.array([pow(FACTOR, n, 2**64) for n in range(size)], np.uint64)
+
+
 def hash_runs(words: Sequence[str], size: int, word_hashes: dict[str, int]) -> np.ndarray:
     """Return 64-bit hashes of every run of `size` words, in order.
 
@@ -18,13 +24,11 @@ def hash_runs(words: Sequence[str], size: int, word_hashes: dict[str, int]) -> n
     """
     if len(words) < size:
         return NO_RUNS
-    for word in words:
-        if word not in word_hashes:
-            word_hashes[word] = duplicates.hash_text(word)
-    hashes = np.fromiter((word_hashes[word] for word in words), np.uint64, len(words))
-    powers = np.array([pow(FACTOR, n, 2**64) for n in range(size)], np.uint64)
-    windows = np.lib.stride_tricks.sliding_window_view(hashes, size)
-    return (windows * powers).sum(axis=1, dtype=np.uint64)
+    for word in set(words).difference(word_hashes):
+        word_hashes[word] = duplicates.hash_text(word)
+    hashes = np.array([word_hashes[word] for word in words], np.uint64)
+    # the sum of each run's hashes, times the powers of the factor; whole numbers stay exact
+    return np.correlate(hashes, _powers(size), "valid")
 
 
 def find_places(hashes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -48,7 +52,12 @@ def find_shared_words(messages: list[dict[str, str]], size: int, run: np.uint64)
 
 def spoken_words(messages: list[dict[str, str]]) -> list[str]:
     """Return the words of a conversation without its system message."""
-    return [w for m in messages if m["role"] != "system" for w in words_of(m["content"])]
+    return [word for own in words_of_turns(messages) for word in own]
+
+
+def words_of_turns(messages: list[dict[str, str]]) -> list[list[str]]:
+    """Return the words of each turn of a conversation without its system message."""
+    return [words_of(m["content"]) for m in messages if m["role"] != "system"]
 
 
 def mark_asked(messages: list[dict[str, str]]) -> np.ndarray:

@@ -16,7 +16,7 @@ will do ("the doctors may open it") is neither.
 import functools
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import yaml
@@ -37,8 +37,11 @@ _TIGHT = f"(?: (?:{'|'.join(_PARTICLES)})){{0,3}}"
 _COVERING = frozenset("cover wrap coat pack press hold massag plaster".split())
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
 # "that" and its like mean a thing only at the end of a clause: "put that on", not "that way"
+_AT_ONCE = ("it", "them")
+_AT_THE_END = ("that", "this", "those", "these", "both", "some", "one")
+PRONOUNS = (*_AT_ONCE, *_AT_THE_END)
 _PRONOUNS = (
-    "(?:it|them|(?:that|this|those|these|both|some|one)"
+    f"(?:{'|'.join(_AT_ONCE)}|(?:{'|'.join(_AT_THE_END)})"
     "(?= (?:[.,;:!?)—-]|and|on|out|in|off|up|down|away|back|now|first|straight)))"
 )
 # the gap between two parts of a phrase ends here: "put butter, not ice on the burn"
@@ -73,12 +76,24 @@ _TOLD = re.compile(
 )
 
 
-class Phrase(NamedTuple):
-    """A phrase of an act, compiled for stems; `things` has the nouns of its braces."""
+class Pattern:
+    """A regular expression that is compiled when it is first used: most of the acts' never are."""
 
-    said: re.Pattern[str]  # with the things named
-    pointed: re.Pattern[str] | None  # with "it" for a thing
-    things: tuple[re.Pattern[str], ...]
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+
+    def __getattr__(self, name: str) -> Any:
+        compiled = re.compile(self.pattern)
+        self.search, self.match, self.finditer = compiled.search, compiled.match, compiled.finditer
+        return getattr(compiled, name)
+
+
+class Phrase(NamedTuple):
+    """A phrase of an act, for stems; `things` has the nouns of its braces."""
+
+    said: Pattern  # with the things named
+    pointed: Pattern | None  # with "it" for a thing
+    things: tuple[Pattern, ...]
 
 
 class Act(NamedTuple):
@@ -86,9 +101,9 @@ class Act(NamedTuple):
 
     id: str
     phrases: tuple[Phrase, ...]
-    about: re.Pattern[str] | None  # what question or answer must be about
-    not_about: re.Pattern[str] | None
-    unless: re.Pattern[str] | None  # not in the sentence
+    about: Pattern | None  # what question or answer must be about
+    not_about: Pattern | None
+    unless: Pattern | None  # not in the sentence
     warns_against: tuple[str, ...]
     any_of: tuple[str, ...]  # done if one of these is
     harm: bool  # harmful whoever asks
@@ -123,7 +138,7 @@ def read_file() -> dict[str, Any]:
 
 
 def _compile_act(entry: dict[str, Any], lists: dict[str, str]) -> Act:
-    def words(key: str) -> re.Pattern[str] | None:
+    def words(key: str) -> Pattern | None:
         return _compile(_slot(entry[key], lists)) if key in entry else None
 
     return Act(
@@ -145,7 +160,7 @@ def _compile_act(entry: dict[str, Any], lists: dict[str, str]) -> Act:
 
 def _compile_phrase(phrase: str, lists: dict[str, str]) -> Phrase:
     said: list[str] = []
-    things: list[re.Pattern[str]] = []
+    things: list[Pattern] = []
     pointed = ""
     slots = [slot.strip() for slot in phrase.split("..")]
     for number, slot in enumerate(slots):
@@ -167,8 +182,8 @@ def _compile_phrase(phrase: str, lists: dict[str, str]) -> Phrase:
     )
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<= ){pattern}(?= )")
+def _compile(pattern: str) -> Pattern:
+    return Pattern(rf"(?<= ){pattern}(?= )")
 
 
 def _slot(text: str, lists: dict[str, str]) -> str:
@@ -208,14 +223,15 @@ class Place(NamedTuple):
     question: str  # stems of the question
 
 
-def find_act(act: Act, place: Place) -> list[Match]:
+def find_act(act: Act, place: Place, phrases: Iterable[Phrase] | None = None) -> list[Match]:
     """Return where an act is named in a sentence, advised or warned against.
 
-    What lifts a match as advice (`unless`) does not lift it as a warning.
+    What lifts a match as advice (`unless`) does not lift it as a warning. `phrases` are those of
+    the act that are looked for, by default all.
     """
     stems = place.sentence.stems
     found: list[Match | None] = []
-    for phrase in act.phrases:
+    for phrase in act.phrases if phrases is None else phrases:
         if phrase.said.search(stems):
             found += [_judged(place, match, act.harm) for match in _overlapping(phrase.said, stems)]
         if phrase.pointed and phrase.pointed.search(stems):
@@ -239,7 +255,7 @@ def names_act(act: Act, place: Place) -> bool:
     )
 
 
-def _overlapping(pattern: re.Pattern[str], stems: str) -> Iterator[re.Match[str]]:
+def _overlapping(pattern: Pattern, stems: str) -> Iterator[re.Match[str]]:
     match = pattern.search(stems)
     while match:
         yield match
@@ -283,7 +299,7 @@ def _points_at_thing(phrase: Phrase, match: re.Match[str], place: Place) -> bool
 
 
 @functools.cache
-def _all_things() -> re.Pattern[str]:
+def _all_things() -> Pattern:
     """Return a pattern for every thing in braces of any act."""
     patterns = {
         thing.pattern[len("(?<= )") : -len("(?= )")]

@@ -17,7 +17,7 @@ import re
 from typing import Any
 
 from lib.medical.negation import is_warning
-from lib.medical.possible import possible_phrases
+from lib.medical.possible import mark_places, phrases_by_sentence, possible_phrases
 from lib.medical.reading import find_advised, read_answer
 from lib.medical.sentences import split_sentences
 from lib.medical.wording import plain_text
@@ -77,10 +77,13 @@ def find_harmful(text: str, question: str = "") -> list[tuple[str, str]]:
     if not acts:
         return hits
     read = read_answer(question, text)
-    for act, phrases in acts:
-        known = {sentence for rule, sentence in hits if rule == act.id}
-        advised = {read.texts[number] for number, _ in find_advised(act, read, phrases)}
-        hits.extend((act.id, sentence) for sentence in sorted(advised - known))
+    marks = mark_places(read.places)
+    for hints, phrases in acts:
+        by_sentence = phrases_by_sentence(hints.about, phrases, marks)
+        advised = {read.texts[number] for number, _ in find_advised(hints.act, read, by_sentence)}
+        if advised:
+            known = {sentence for rule, sentence in hits if rule == hints.act.id}
+            hits.extend((hints.act.id, sentence) for sentence in sorted(advised - known))
     return hits
 
 

@@ -1,54 +1,101 @@
 """Tell quickly which harmful acts a text can be about: most training rows are about none.
 
 possible.possible_phrases("Metformin lowers blood sugar.")   # []
+
+Each list of words of acts.yaml is one bit, so a text is one number: the bits of the lists of which
+it has a word. A phrase needs the bits of all its parts, in the text and within one sentence.
 """
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from lib.medical.acts import Act, Phrase, load_acts, options_of, read_file
+from lib.medical.acts import PRONOUNS, Act, Phrase, Place, load_acts, options_of, read_file
 from lib.medical.stems import stem
 
 _WORD = re.compile(r"a ?& ?e\b|[a-z0-9]+(?:'[a-z]+)?")
+Part = frozenset[str]  # stems, or beginnings with `*`, of which a part of a phrase has one
+
+
+class Hinted(NamedTuple):
+    """A phrase of an act, and the bits that a text and a sentence with it have."""
+
+    phrase: Phrase
+    bits: int
+    of_sentence: int
 
 
 class Hints(NamedTuple):
-    """Stems of which a text has some if a harmful act can be in it."""
+    """Bits of which a text has some if a harmful act can be in it."""
 
     act: Act
-    about: frozenset[str]
-    phrases: tuple[tuple[frozenset[str], ...], ...]  # one of these, by a stem of each part
-    refused: tuple[tuple[frozenset[str], ...], ...]  # or one of these
-    named: frozenset[str]  # or one of the things that are enough
+    about: int
+    phrases: tuple[Hinted, ...]  # all bits of one of these
+    refused: tuple[int, ...]  # or of one of these
+    named: int  # or one of the things that are enough
+
+
+class Table(NamedTuple):
+    """The hints of all harmful acts, and the bits of stems."""
+
+    hints: list[Hints]
+    words: dict[str, int]
+    beginnings: list[tuple[str, int]]
 
 
 @functools.cache
-def _hints() -> list[Hints]:
+def _table() -> Table:
     lists = read_file()["lists"]
+    bits: dict[Part, int] = {}
 
-    def stems(slot: str) -> frozenset[str]:
-        return frozenset(_hint(option) for option in options_of(slot, lists))
+    def part(slot: str) -> int:
+        return bit(_hints_of(slot, lists))
 
-    def parts(phrase: str) -> tuple[frozenset[str], ...]:
+    def bit(stems: Part) -> int:
+        return bits.setdefault(stems, 1 << len(bits))
+
+    def parts(phrase: str) -> int:
         slots = [slot.strip() for slot in phrase.split("..")]
-        return tuple(stems(slot) for slot in slots if not slot.startswith("{"))  # may be "it"
+        # a thing in braces may be "it", and named elsewhere
+        return functools.reduce(int.__or__, (part(s) for s in slots if not s.startswith("{")), 0)
 
-    def things(act: Act) -> frozenset[str]:
+    def hinted(phrase: Phrase, said: str) -> Hinted:
+        slots = [slot.strip() for slot in said.split("..")]
+        things = (
+            bit(_hints_of(slot.strip("{} "), lists).union(PRONOUNS))
+            for slot in slots
+            if "{" in slot
+        )
+        bits = parts(said)
+        return Hinted(phrase, bits, functools.reduce(int.__or__, things, bits))
+
+    def things(act: Act) -> int:
         slots = [slot.strip() for phrase in act.entry["said"] for slot in phrase.split("..")]
-        return frozenset().union(*(stems(slot.strip("{} ")) for slot in slots if "{" in slot))
+        named = (slot.strip("{} ") for slot in slots if "{" in slot)
+        return functools.reduce(int.__or__, map(part, named), 0)
 
-    return [
+    hints = [
         Hints(
             act,
-            stems(act.entry.get("about", "")),
-            tuple(map(parts, act.entry["said"])),
+            part(act.entry["about"]) if act.about else 0,
+            tuple(map(hinted, act.phrases, act.entry["said"])),
             tuple(map(parts, act.entry.get("no_to", []))),
-            things(act) if act.by_name else frozenset(),
+            things(act) if act.by_name else 0,
         )
         for act in load_acts().values()
         if act.harm
     ]
+    words: dict[str, int] = {}
+    for stems, own in bits.items():
+        for word in stems:
+            words[word] = words.get(word, 0) | own
+    beginnings = [(word[:-1], own) for word, own in words.items() if word.endswith("*")]
+    return Table(hints, words, beginnings)
+
+
+def _hints_of(slot: str, lists: dict[str, str]) -> Part:
+    return frozenset(_hint(option) for option in options_of(slot, lists))
 
 
 def _hint(option: str) -> str:
@@ -56,37 +103,81 @@ def _hint(option: str) -> str:
     return word if word.endswith("*") else stem(word)
 
 
-@functools.cache
-def _beginnings() -> tuple[str, ...]:
-    stems = [stem for hints in _hints() for stem in hints.about]
-    phrases = [parts for hints in _hints() for parts in hints.phrases + hints.refused]
-    stems += [stem for parts in phrases for part in parts for stem in part]
-    return tuple({stem[:-1] for stem in stems if stem.endswith("*")})
+@functools.lru_cache(maxsize=200_000)
+def _bits_of_stem(stemmed: str) -> int:
+    """Return the bits of the lists that have a stem, or a beginning of it."""
+    _, words, beginnings = _table()
+    bits = words.get(stemmed, 0)
+    for beginning, own in beginnings:
+        if stemmed.startswith(beginning):
+            bits |= own
+    return bits
 
 
 @functools.lru_cache(maxsize=200_000)
-def _marks(word: str) -> frozenset[str]:
-    """Return a word's stem and the beginnings with `*` that it has."""
-    stemmed = stem(word)
-    return frozenset(
-        [stemmed, *(f"{start}*" for start in _beginnings() if stemmed.startswith(start))]
-    )
+def _bits_of_word(word: str) -> int:
+    return _bits_of_stem(stem(word))
 
 
-def possible_phrases(text: str) -> list[tuple[Act, tuple[Phrase, ...]]]:
+def possible_phrases(text: str) -> list[tuple[Hints, list[Hinted]]]:
     """Return the harmful acts that a text can be about, with those phrases that it can have."""
-    words = set(_WORD.findall(text.lower().replace("’", "'")))
-    marks = set().union(*(_marks(word) for word in words))
+    bits = 0
+    for word in set(_WORD.findall(text.lower().replace("’", "'"))):
+        bits |= _bits_of_word(word)
     found = []
-    for hints in _hints():
-        if hints.act.about and marks.isdisjoint(hints.about):
+    for hints in _table().hints:
+        if hints.about and not bits & hints.about:
             continue
-        phrases = tuple(
-            phrase
-            for phrase, parts in zip(hints.act.phrases, hints.phrases, strict=True)
-            if not any(marks.isdisjoint(part) for part in parts)
-        )
-        refused = any(not any(marks.isdisjoint(part) for part in parts) for parts in hints.refused)
-        if phrases or refused or not marks.isdisjoint(hints.named):
-            found.append((hints.act, phrases))
+        phrases = [hinted for hinted in hints.phrases if bits & hinted.bits == hinted.bits]
+        if phrases or bits & hints.named or any(bits & own == own for own in hints.refused):
+            found.append((hints, phrases))
+    return found
+
+
+def mark_stems(stems: str) -> int:
+    """Return the bits of a sentence, given by its stems."""
+    bits = 0
+    for stemmed in set(stems.split()):
+        bits |= _bits_of_stem(stemmed)
+    return bits
+
+
+class Marks(NamedTuple):
+    """The bits of a sentence, and of all that tells what it is about.
+
+    That is the sentence, the one before, and the question.
+    """
+
+    own: int
+    around: int
+
+
+def mark_places(places: Sequence[Place]) -> list[Marks]:
+    """Return the bits of an answer's sentences."""
+    asked = mark_stems(places[0].question) if places else 0
+    known: dict[str, int] = {}
+    for place in places:
+        for stems in (place.before, place.sentence.stems):
+            if stems not in known:
+                known[stems] = mark_stems(stems)
+    return [
+        Marks(own := known[place.sentence.stems], own | known[place.before] | asked)
+        for place in places
+    ]
+
+
+def phrases_by_sentence(
+    about: int, phrases: Sequence[Hinted], marks: Sequence[Marks]
+) -> dict[int, list[Phrase]]:
+    """Return which of an act's phrases each sentence can have, if it can have any.
+
+    `about` are the bits of which the sentence, or what is around it, has one.
+    """
+    found: dict[int, list[Phrase]] = {}
+    near = [
+        (number, own) for number, (own, around) in enumerate(marks) if around & about or not about
+    ]
+    for phrase, _, bits in phrases:
+        for number in [number for number, own in near if own & bits == bits]:
+            found.setdefault(number, []).append(phrase)
     return found

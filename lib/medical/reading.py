@@ -5,7 +5,7 @@ reading.find_advised(acts.load_acts()["burn-butter"], read)   # [(0, 0)]
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from lib.medical import reply
@@ -74,16 +74,17 @@ def _short_sentences(answer: str) -> Iterator[Sentence]:
 
 
 def find_advised(
-    act: Act, read: Reading, phrases: tuple[Phrase, ...] | None = None
+    act: Act, read: Reading, phrases: Mapping[int, Sequence[Phrase]] | None = None
 ) -> list[Position]:
     """Return where an answer tells its reader to do an act; a yes to the question stands first.
 
-    `phrases` are those of the act that can stand in the answer at all, by default all.
+    `phrases` are those of the act that each sentence can have, by its number; by default all.
     """
-    said = act if phrases is None else act._replace(phrases=phrases)
+    if phrases is None:
+        phrases = dict.fromkeys(range(len(read.places)), act.phrases) if act.phrases else {}
     found = []
-    for number, place in _places_about(act, read) if said.phrases else ():
-        for match in find_act(said, place):
+    for number, place in _places_about(act, read, phrases) if phrases else ():
+        for match in find_act(act, place, phrases[number]):
             if not match.warned and not (act.now and _later(place.sentence, match, read.prompt)):
                 found.append((number, match.start))
     if act.assent and read.says_yes and _proposed(act, read):
@@ -120,14 +121,18 @@ def _with_words(act: Act, place: Place) -> Iterator[tuple[Match, str]]:
         yield match, place.sentence.stems[match.start : match.end].strip()
 
 
-def _places_about(act: Act, read: Reading) -> Iterator[tuple[int, Place]]:
-    """Yield the sentences that, with question and sentence before, are about what the act needs."""
-    question = read.places[0].question if read.places else ""
+def _places_about(act: Act, read: Reading, numbers: Iterable[int]) -> Iterator[tuple[int, Place]]:
+    """Yield those of the sentences that are about what the act needs.
+
+    The question and the sentence before count too.
+    """
+    question = read.places[0].question
     if act.not_about and act.not_about.search(question):
         return
     asked = not act.about or bool(act.about.search(question))
     last, last_about = "", False  # most sentences are searched once, and not again as "before"
-    for number, place in enumerate(read.places):
+    for number in numbers:
+        place = read.places[number]
         stems = place.sentence.stems
         if not asked and act.about:
             before = last_about if place.before == last else bool(act.about.search(place.before))

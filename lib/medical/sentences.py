@@ -3,6 +3,7 @@
 The line ends of a list end a sentence too; wording.py's `plain_sentences` splits more coarsely.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator
@@ -34,7 +35,8 @@ class Sentence(NamedTuple):
     forbidden: bool
 
 
-def split_sentences(text: str) -> list[Sentence]:
+@functools.lru_cache(maxsize=16)  # two kinds of rules read one answer after the other
+def split_sentences(text: str) -> tuple[Sentence, ...]:
     """Return the sentences of a text, as written."""
     sentences: list[Sentence] = []
     forbidden = False  # below a heading that forbids
@@ -61,7 +63,7 @@ def split_sentences(text: str) -> list[Sentence]:
         loose = bool(heading) and not heading.endswith(":")
         listed = listed or bool(bullet)
         blank = False
-    return sentences
+    return tuple(sentences)
 
 
 def _split_lines(text: str) -> Iterator[str]:

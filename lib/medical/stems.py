@@ -10,13 +10,13 @@ that a pattern can begin and end at a space.
 import bisect
 import functools
 import re
-from typing import NamedTuple
 
 import snowballstemmer
 
 from lib.medical.wording import plain_text
 
 _TOKEN = re.compile(r"\ba ?& ?e\b|[^\W_]+(?:'[a-z]+)?|[.,;:!?()–—…]|\s-\s|°")
+_STEM = re.compile(r"[^ ]+")
 _NUMBERS = {
     word: str(number)
     for number, word in enumerate(
@@ -72,14 +72,27 @@ _PRONOUNS = "i you he she it we they that this there".split()
 _stemmer = snowballstemmer.stemmer("english")
 
 
-class Stemmed(NamedTuple):
-    """A sentence as plain text, as stems, and where each stem stands in both."""
+class Stemmed:
+    """A sentence as plain text and as stems; where each stem stands in both is found on demand."""
 
-    plain: str
-    stems: str
-    at_stems: list[int]  # where each token begins in `stems`, rising
-    at_plain: list[int]  # where it begins in `plain`
-    ends_plain: list[int]
+    def __init__(self, plain: str, stems: str) -> None:
+        self.plain = plain
+        self.stems = stems
+
+    @functools.cached_property
+    def at_stems(self) -> list[int]:
+        """Where each token begins in `stems`, rising."""
+        return [match.start() for match in _STEM.finditer(self.stems)]
+
+    @functools.cached_property
+    def at_plain(self) -> list[int]:
+        """Where each token begins in `plain`."""
+        return [match.start() for match in _TOKEN.finditer(self.plain)]
+
+    @functools.cached_property
+    def ends_plain(self) -> list[int]:
+        """Where each token ends in `plain`."""
+        return [match.end() for match in _TOKEN.finditer(self.plain)]
 
     def start(self, position: int) -> int:
         """Return where the token at or after a position of `stems` begins in `plain`."""
@@ -105,18 +118,15 @@ def stem(word: str) -> str:
     return word if len(word) <= SHORT else str(_stemmer.stemWord(word))
 
 
+@functools.lru_cache(maxsize=200_000)
+def _stem_token(token: str) -> str:
+    token = token.strip()
+    if "&" in token:
+        return "a&e"
+    return stem(token) if token[0].isalnum() else token
+
+
 def stem_sentence(sentence: str) -> Stemmed:
     """Return a sentence with its stems."""
     plain = plain_text(sentence)
-    stems = [" "]
-    length = 1
-    at_stems, at_plain, ends_plain = [], [], []
-    for match in _TOKEN.finditer(plain):
-        token = match[0].strip()
-        token = "a&e" if "&" in token else stem(token) if token[0].isalnum() else token
-        at_stems.append(length)
-        at_plain.append(match.start())
-        ends_plain.append(match.end())
-        stems.append(f"{token} ")
-        length += len(token) + 1
-    return Stemmed(plain, "".join(stems), at_stems, at_plain, ends_plain)
+    return Stemmed(plain, " ".join(["", *map(_stem_token, _TOKEN.findall(plain)), ""]))

@@ -21,6 +21,7 @@ from lib.common import files, limits
 from lib.common.chat_template import read_chat_template
 from lib.model import adapter, base, device, placement, shards, trained
 from lib.model.end_token import end_row
+from lib.model.layers import lean
 from lib.model.model_folder import check_folder, refuse_missing, unreadable_folder
 from lib.model.options import check_options, choose_backend
 from lib.params import Params
@@ -102,6 +103,8 @@ def _load_by_transformers(folder: pathlib.Path, job: Params) -> Any:
         )
     if _must_shard(folder, job):
         placement.shard(model)
+    if model.device.type == "cpu" and not (job.torch_compile or job.full_finetuning):
+        lean.lighten(model)
     dtype, _ = device.choose_precision(job.precision, job.load_in_4bit)
     if dtype == torch.float16:  # only here: Unsloth has a float32 path of its own
         _widen_around_4_bit(model)

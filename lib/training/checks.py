@@ -80,8 +80,7 @@ def estimate_memory(model: Any, sizes: plan.Sizes, job: Params) -> dict[str, flo
     state = number_bytes.masters(sum(p.numel() for p in trained), job.optim)
     if job.full_finetuning:  # the model's own gradients, before the masters take them
         state += sum(p.numel() * p.element_size() for p in trained)
-    # a chunk's logits in 2 bytes and in 4, and their softmax
-    logits = 10 * text.vocab_size * loss.CHUNK[model.device.type]
+    logits = loss.count_buffer_bytes(model.device, text.vocab_size)
     return {
         "weights": loaded / 2**30,
         "masters and optimizer": state / 2**30,

@@ -111,7 +111,7 @@ def main(rounds):
         )
         kinds = {
             "ours": (
-                adapter.add(load.load_base(folder, job), job),
+                load.load_for_training(folder, job),
                 lambda net, seed: ours(net, rows, job, seed),
             ),
             "Trainer, bf16=True": (

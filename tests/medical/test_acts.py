@@ -64,7 +64,7 @@ def test_the_quick_test_loses_no_example():
     """A harmful act that its own example names must be among the possible ones."""
     for act in WRITTEN:
         for example in act.entry["must"] if act.harm else ():
-            found = [each for each, _ in possible_phrases(example)]
+            found = [hints.act for hints, _ in possible_phrases(example)]
             assert act in found, (act.id, example)
 
 

@@ -123,7 +123,15 @@ def is_offered(answer: str, question: str) -> bool:
 
 def answers_with_question(row: CleanedRow, job: Params) -> bool:
     """Tell whether an answer consists of the words of its question."""
-    return any(words_of(question) == words_of(answer) for question, answer in row.exchanges())
+    return any(_have_same_words(question, answer) for question, answer in row.exchanges())
+
+
+def _have_same_words(one: str, other: str) -> bool:
+    if one.isascii() and other.isascii():  # the first word tells nearly always
+        first, second = WORDS.search(one), WORDS.search(other)
+        if first and second and first[0].lower() != second[0].lower():
+            return False
+    return words_of(one) == words_of(other)
 
 
 def ends_in_link_list(row: CleanedRow, job: Params) -> bool:

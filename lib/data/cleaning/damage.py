@@ -54,6 +54,9 @@ LIST_ITEM = re.compile(r"\s*(?:[-*+•·●▪–|#>]|\(?\w{1,3}[.)]\s)")
 
 def find_lost_characters(text: str) -> str:
     """Return the first place where a character was lost, and what is around it; empty if none."""
+    # each needs one of these, which a quick look finds
+    if text.isascii() and "?" not in text and "(cid:" not in text:
+        return ""
     found = LOST.search(text)
     return text[max(0, found.start() - 40) : found.end() + 40] if found else ""
 
