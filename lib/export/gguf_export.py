@@ -2,7 +2,7 @@
 
     ggufs = gguf_export.name_ggufs(run.folder, ["q8_0"])
     header = gguf_export.collect_metadata(job, run.folder)
-    gguf_export.write_drafts(run.folder / "merged", ggufs, header)
+    gguf_export.write_drafts(run.folder / "merged", ggufs, header, matrix)
 
 A file is written as a draft. It gets its name only after `check_gguf` and parity/compare.py have
 passed it; one that fails there gets a name that says so.
@@ -11,7 +11,7 @@ passed it; one that fails there gets a name that says so.
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lib.common.errors import UserError
 from lib.common.gguf_types import FILE_TYPES
 from lib.data import chat
 from lib.export import convert, gguf_file, gguf_plan, quantise, servers
+from lib.export.few_bits.imatrix import Imatrix
 from lib.export.gguf_file import Header, Tensor
 from lib.medical.disclaimer import DISCLAIMER
 from lib.model import base, start
@@ -77,11 +78,14 @@ def refuse_draft(path: Path) -> Path:
 
 
 def write_drafts(
-    folder: Path, ggufs: dict[str, Path], metadata: dict[str, Any] | None = None
+    folder: Path,
+    ggufs: dict[str, Path],
+    metadata: dict[str, Any] | None = None,
+    matrix: Imatrix | None = None,
 ) -> list[dict[str, Any]]:
     """Call `write_ggufs` for the drafts of the files {type: path}, and return its results."""
     drafts = {file_type: draft_of(path) for file_type, path in ggufs.items()}
-    return write_ggufs(folder, drafts, metadata)
+    return write_ggufs(folder, drafts, metadata, matrix)
 
 
 def write_gguf(
@@ -92,19 +96,21 @@ def write_gguf(
 
 
 def write_ggufs(
-    folder: Path, ggufs: dict[str, Path], metadata: dict[str, Any] | None = None
+    folder: Path,
+    ggufs: dict[str, Path],
+    metadata: dict[str, Any] | None = None,
+    matrix: Imatrix | None = None,
 ) -> list[dict[str, Any]]:
     """Write GGUF files {type: path} from a 16-bit folder; check each before it gets its name.
 
-    The converter reads the folder once, however many types are made.
-
-    metadata: {"name", "description", "license.name", "base_model.0.name", ...}, keys as in GGUF's
-    general.*, text or integers; the disclaimer is always added to the description. Return for each
-    file the result of `check_gguf` with type, bytes, predicted_bytes (from config.json alone),
-    sha256 and seconds.
+    The converter reads the folder once. metadata: {"name", "license.name", "base_model.0.name",
+    ...}, keys as in GGUF's general.*, text or integers; the disclaimer is always added to the
+    description. `matrix` is used for the types that it changes. Return for each file the result of
+    `check_gguf` with type, bytes, predicted_bytes (from config.json alone), sha256 and seconds.
     """
     _require_offered(ggufs)
-    predicted = _predict_sizes(folder, ggufs)
+    weighted = {kind for kind in ggufs if matrix and FILE_TYPES[kind].is_weighted}
+    predicted = _predict_sizes(folder, ggufs, weighted)
     first = next(iter(ggufs.values()))
     fields = _general_fields(first.stem, metadata)
     weights = gguf_plan.converted_bytes(folder)
@@ -124,7 +130,8 @@ def write_ggufs(
         fields["tokenizer.ggml.eot_token_id"] = check_gguf(converted, folder)["eot_id"]
         for file_type, out in ggufs.items():
             draft = draft_of(out)
-            quantise.quantise(converted, draft, file_type, fields)
+            used = matrix if file_type in weighted else None
+            quantise.quantise(converted, draft, file_type, fields, matrix=used)
             results.append(
                 {
                     **check_gguf(draft, folder, fields),
@@ -150,11 +157,13 @@ def _require_offered(ggufs: dict[str, Path]) -> None:
         )
 
 
-def _predict_sizes(folder: Path, ggufs: dict[str, Path]) -> dict[str, int]:
+def _predict_sizes(
+    folder: Path, ggufs: Collection[str], weighted: Collection[str]
+) -> dict[str, int]:
     from transformers import AutoConfig  # takes 3 s, and only this function needs it
 
     config = AutoConfig.from_pretrained(folder)
-    return {file_type: gguf_plan.predict_bytes(config, file_type) for file_type in ggufs}
+    return {kind: gguf_plan.predict_bytes(config, kind, kind in weighted) for kind in ggufs}
 
 
 def _general_fields(name: str, metadata: dict[str, Any] | None) -> dict[str, Any]:
@@ -266,11 +275,12 @@ def _metadata_faults(header: Header, expected: dict[str, Any]) -> list[str]:
 def describe_artifacts(run: Run, ggufs: dict[str, Path], with_lora: bool) -> list[files.Artifact]:
     """Return [{path relative to the run, bytes, sha256}] of any adapter and what this export made.
 
-    That is merged/, the GGUF files {type: path}, the adapter as a GGUF if it was made, and the
-    files of servers.py. Cards are left out, since they are written last. Raise UserError if one is
-    missing, or what was trained is no longer as train recorded it.
+    That is merged/, the GGUF files {type: path}, the importance matrix and the adapter as a GGUF if
+    these were made, and the files of servers.py. Cards are left out, since they are written last.
+    Raise UserError if one is missing, or what was trained is no longer as train recorded it.
     """
     made = [*ggufs.values(), *servers.list_server_files(run.folder)]
+    made += (run.folder / "gguf").glob("*.imatrix")
     if with_lora:
         made.append(name_lora(run.folder))
     parts = (f"{start.ADAPTER}/", f"{start.FULL}/")

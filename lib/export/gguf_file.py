@@ -112,8 +112,11 @@ def pad(size: int, alignment: int = ALIGNMENT) -> int:
     return -(-size // alignment) * alignment
 
 
-def encode_pair(key: str, value: str | bool | int | float) -> bytes:
-    """Encode a key and its value as in the file."""
+def encode_pair(key: str, value: str | bool | int | float | list[str]) -> bytes:
+    """Encode a key and its value as in the file; of lists, only texts."""
+    if isinstance(value, list):
+        head = struct.pack("<IIQ", ARRAY, STRING, len(value))
+        return encode_string(key) + head + b"".join(map(encode_string, value))
     if isinstance(value, str):
         return encode_string(key) + struct.pack("<I", STRING) + encode_string(value)
     kind = FLOAT32

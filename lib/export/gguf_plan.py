@@ -31,6 +31,7 @@ EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 FLOAT32 = ("_norm.weight", "altup_correct_coef.weight", "altup_predict_coef.weight")
 # parts of names; not packed because they are small, or too delicate
 NEVER_PACKED = ("_norm.weight", "altup", "laurel", "per_layer_model_proj")
+IMATRIX_FILE = "quantize.imatrix.file"  # key of a file that was packed by an importance matrix
 
 
 def architecture_of(model_type: str) -> str:
@@ -69,11 +70,12 @@ def expect_names(folder: Path, config: dict[str, Any]) -> set[str]:
     names = set(map_names(shards.locate_tensors(folder), layers, architecture).values())
     if architecture == "gemma3n":  # llama.cpp requires them in every layer
         for layer in range(layers):
-            names |= set(_shared_kv_names(layer))
+            names |= set(shared_kv_names(layer))
     return names
 
 
-def _shared_kv_names(layer: int) -> list[str]:
+def shared_kv_names(layer: int) -> list[str]:
+    """Return the tensors of a layer that takes keys and values from another, if it is one."""
     return [f"blk.{layer}.{part}.weight" for part in ("attn_k", "attn_v", "attn_k_norm")]
 
 
@@ -124,7 +126,7 @@ def plan_tensors(config: Any) -> list[Tensor]:
     if architecture == "gemma3n":
         for layer in range(layers - config.num_kv_shared_layers, layers):
             # transformers has no such weights; merge.add_missing_shared_kv adds them
-            own, shared = _shared_kv_names(0), _shared_kv_names(layer)
+            own, shared = shared_kv_names(0), shared_kv_names(layer)
             shapes |= {new: shapes[old] for old, new in zip(own, shared, strict=True)}
         for name in ("altup_proj.weight", "altup_unembd_proj.weight"):
             shapes[name] = (config.altup_num_inputs - 1, *shapes[name])
@@ -136,8 +138,8 @@ def plan_tensors(config: Any) -> list[Tensor]:
     ]
 
 
-def predict_bytes(config: Any, file_type: str) -> int:
-    """Predict the bytes of a transformers configuration's GGUF.
+def predict_bytes(config: Any, file_type: str, weighted: bool = False) -> int:
+    """Predict the bytes of a transformers configuration's GGUF, perhaps with an importance matrix.
 
     The result is within 0.1 % of the file, since only the size of the metadata is an estimate.
     """
@@ -146,6 +148,7 @@ def predict_bytes(config: Any, file_type: str) -> int:
     metadata = {
         "general.architecture": architecture,
         f"{architecture}.block_count": config.num_hidden_layers,
+        **({IMATRIX_FILE: ""} if weighted else {}),
     }
     tensors = plan_tensors(config)
     types = choose_types(tensors, metadata, file_type)
@@ -159,8 +162,9 @@ def choose_types(tensors: list[Tensor], metadata: dict[str, Any], file_type: str
     """Choose each tensor's type in a file made of unpacked `tensors`, as llama.cpp's quantiser.
 
     Return {tensor name: type}; tensors that the quantiser does not pack keep their 16-bit type, or
-    get bf16 in a file made of float32. Raise UserError for a file type that is not offered, an
-    unknown architecture, and a packed source.
+    get bf16 in a file made of float32. Metadata that name an importance matrix change the choice,
+    as there. Raise UserError for a file type that is not offered, an unknown architecture, and a
+    packed source.
     """
     architecture = str(metadata.get("general.architecture"))
     _require_source(tensors, architecture, file_type)
@@ -169,13 +173,16 @@ def choose_types(tensors: list[Tensor], metadata: dict[str, Any], file_type: str
     if not recipe.is_packed:
         return {t.name: "F32" if t.kind == "F32" else recipe.weights for t in tensors}
     layers = metadata[f"{architecture}.block_count"]
-    finer = _finer_tensors({tensor.name for tensor in tensors}, layers)
+    names = {tensor.name for tensor in tensors}
+    special = dict.fromkeys(_finer_tensors(names, layers), recipe.finer)
+    if IMATRIX_FILE in metadata and recipe.guarded:
+        special |= dict.fromkeys(_guarded_tensors(names, layers), recipe.guarded)
     tied = not any(tensor.name == "output.weight" for tensor in tensors)
     types = {}
     for tensor in tensors:
         types[tensor.name] = tensor.kind
-        if _is_packable(tensor):
-            kind = _choose_type(tensor.name, recipe, tied, finer)
+        if is_packable(tensor):
+            kind = _choose_type(tensor.name, recipe, tied, special)
             types[tensor.name] = _fit_type(kind, tensor.shape[0])
     return types
 
@@ -201,18 +208,19 @@ def _unpacked_type(tensor: Tensor) -> str:
     return "BF16" if tensor.kind == "F32" else tensor.kind
 
 
-def _is_packable(tensor: Tensor) -> bool:
+def is_packable(tensor: Tensor) -> bool:
+    """Tell whether llama.cpp's quantiser packs a tensor, in whatever packed type."""
     dimensions = sum(length > 1 for length in tensor.shape)
     if dimensions < 2 or not tensor.name.endswith(".weight"):
         return False
     return not any(part in tensor.name for part in NEVER_PACKED)
 
 
-def _choose_type(name: str, recipe: FileType, tied: bool, finer: set[str]) -> str:
+def _choose_type(name: str, recipe: FileType, tied: bool, special: dict[str, str]) -> str:
     """Return a tensor's type; `tied` means that the embeddings are the output layer too."""
     if name == "output.weight" or (tied and name in EMBEDDINGS):
         return recipe.embeddings
-    return recipe.finer if name in finer else recipe.weights
+    return special.get(name, recipe.weights)
 
 
 def _fit_type(kind: str, row_length: int) -> str:
@@ -239,6 +247,13 @@ def _finer_tensors(names: set[str], layers: int) -> set[str]:
         if careful:
             finer.add(name)
     return finer
+
+
+def _guarded_tensors(names: set[str], layers: int) -> set[str]:
+    """Return the ffn_down weights of the first eighth of the layers."""
+    return {
+        name for name in names if name.endswith("ffn_down.weight") and _layer_of(name) < layers // 8
+    }
 
 
 def _layer_of(name: str) -> int:

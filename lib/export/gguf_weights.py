@@ -22,8 +22,10 @@ from lib.common import files, progress
 from lib.common.errors import UserError
 from lib.common.gguf_types import TENSOR_TYPES
 from lib.export import gguf_file, gguf_plan
+from lib.export.few_bits import share
+from lib.export.few_bits.imatrix import Imatrix
 from lib.export.gguf_file import Header, Tensor
-from lib.model.shards import locate_tensors, read_text_config
+from lib.model.shards import canonical_name, locate_tensors, read_text_config
 
 # numbers unpacked at a time: about 60 MiB with all copies, however large a tensor is
 PIECE = 1 << 21
@@ -35,18 +37,36 @@ class Source(NamedTuple):
     name: str
     weight: Any  # a slice of safetensors
     shape: list[int]
+    base: Any = None  # the slice that was tuned to give it
 
     @property
     def rows(self) -> int:
         return int(np.prod(self.shape[:-1]))
 
 
-def compare_weights(path: Path, file_type: str, folder: Path) -> dict[str, Any]:
-    """Compare every number of a GGUF with the folder's; return {"tensors", "worst", "seconds"}.
+class Case(NamedTuple):
+    """What a comparison of tensors needs besides them."""
 
-    worst: {tensor type: largest difference in a block, as a share of the block's largest number}.
-    Raise UserError with the tensor's name when one is missing or unknown, has another type or
-    shape, or has a block that rounding does not explain.
+    architecture: str
+    complaint: str  # opens a message
+    importance: dict[str, np.ndarray]  # of the columns, by tensor, if the file was packed by it
+    tuning: share.Tuning
+
+
+def compare_weights(
+    path: Path,
+    file_type: str,
+    folder: Path,
+    base: Path | None = None,
+    matrix: Imatrix | None = None,
+) -> dict[str, Any]:
+    """Compare every number of a GGUF with the folder's.
+
+    Return {"tensors", "worst", "seconds"} and, with the `base` that was tuned, "tuning" (the
+    figures of few_bits/share.py). worst: {tensor type: largest difference in a block, as a share of
+    the block's largest number}; for tensors packed by the importance `matrix`, it is the block's
+    weighted difference. Raise UserError with the tensor's name when one is missing or unknown, has
+    another type or shape, or has a block that rounding does not explain.
     """
     begin = time.monotonic()
     header, shards, config = (
@@ -59,20 +79,38 @@ def compare_weights(path: Path, file_type: str, folder: Path) -> dict[str, Any]:
     names = source_names(shards, config)
     expected = gguf_plan.expect_names(folder, config)
     check_tensors(header, file_type, expected, gguf_plan.converted_type(folder), complaint)
+    weighted = matrix is not None and gguf_plan.IMATRIX_FILE in header.metadata
+    importance = matrix.importance if matrix and weighted else {}
+    case = Case(architecture, complaint, importance, share.Tuning())
     with open(path, "rb") as file, contextlib.ExitStack() as stack:
-        opened = {
-            shard: stack.enter_context(safe_open(shard, "pt")) for shard in set(shards.values())
+        weights = _open_weights(shards, stack)
+        originals = _open_weights(locate_tensors(base), stack) if base else {}
+        by_name = {canonical_name(name): weight for name, weight in originals.items()}
+        sources = {
+            tensor.name: [
+                Source(name, weights[name], weights[name].get_shape(), _find_base(by_name, name))
+                for name in names.get(tensor.name, [])
+            ]
+            for tensor in header.tensors
         }
-        sources = {}
-        for tensor in header.tensors:
-            weights = names.get(tensor.name, [])
-            sources[tensor.name] = [_open_source(opened[shards[name]], name) for name in weights]
-        worst = _compare_tensors(file.fileno(), header.tensors, sources, architecture, complaint)
+        worst = _compare_tensors(file.fileno(), header.tensors, sources, case)
     return {
         "tensors": len(header.tensors),
         "worst": {kind: float(error) for kind, error in sorted(worst.items())},
+        **({"tuning": case.tuning.figures()} if base else {}),
         "seconds": round(time.monotonic() - begin, 1),
     }
+
+
+def _open_weights(shards: dict[str, Path], stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Open all weights of a folder, without reading them, until the stack is closed."""
+    opened = {shard: stack.enter_context(safe_open(shard, "pt")) for shard in set(shards.values())}
+    return {name: opened[shard].get_slice(name) for name, shard in shards.items()}
+
+
+def _find_base(weights: dict[str, Any], name: str) -> Any:
+    # merge.add_missing_shared_kv may have added a weight that the base lacks
+    return weights.get(canonical_name(name))
 
 
 def source_names(shards: dict[str, Path], config: dict[str, Any]) -> dict[str, list[str]]:
@@ -83,11 +121,6 @@ def source_names(shards: dict[str, Path], config: dict[str, Any]) -> dict[str, l
     for name in sorted(mapped):
         names.setdefault(mapped[name], []).append(name)
     return names
-
-
-def _open_source(shard: Any, name: str) -> Source:
-    weight = shard.get_slice(name)
-    return Source(name, weight, weight.get_shape())
 
 
 def check_tensors(
@@ -131,8 +164,7 @@ def _compare_tensors(
     descriptor: int,
     tensors: list[Tensor],
     sources: dict[str, list[Source]],
-    architecture: str,
-    complaint: str,
+    case: Case,
 ) -> dict[str, float]:
     """Return the largest error of each tensor type; raise UserError at the first bad tensor.
 
@@ -146,17 +178,17 @@ def _compare_tensors(
         given = sources[tensor.name]
         if not given:
             raise UserError(
-                f"{complaint}, which has no weight for {tensor.name}. Export again, from this "
+                f"{case.complaint}, which has no weight for {tensor.name}. Export again, from this "
                 "folder."
             )
         # transformers adds 1 to these weights when computing; llama.cpp's file holds the sums
-        is_shifted = architecture == "gemma3" and tensor.name.endswith("_norm.weight")
-        error = _largest_error(descriptor, tensor, given, 1.0 if is_shifted else 0.0, complaint)
+        is_shifted = case.architecture == "gemma3" and tensor.name.endswith("_norm.weight")
+        error = _largest_error(descriptor, tensor, given, 1.0 if is_shifted else 0.0, case)
         limit = _error_limit(tensor, given)
         if not error <= limit:  # a NaN fails too
             raise UserError(
-                f"{complaint}: a block of {tensor.name} ({tensor.kind}) is off by {error:.3g} of "
-                f"its largest number, but rounding explains at most {limit:.3g}. "
+                f"{case.complaint}: a block of {tensor.name} ({tensor.kind}) is off by {error:.3g} "
+                f"of its largest number, but rounding explains at most {limit:.3g}. "
                 "The file is damaged, or made from other weights: export again."
             )
         worst[tensor.kind] = max(worst.get(tensor.kind, 0.0), error)
@@ -173,9 +205,11 @@ def _error_limit(tensor: Tensor, sources: list[Source]) -> float:
 
 
 def _largest_error(
-    descriptor: int, tensor: Tensor, sources: list[Source], shift: float, complaint: str
+    descriptor: int, tensor: Tensor, sources: list[Source], shift: float, case: Case
 ) -> float:
     """Find the largest error in a tensor's blocks; `shift` is added to the folder's numbers."""
+    kind = gguf.GGMLQuantizationType[tensor.kind]
+    importance = case.importance.get(tensor.name)
     columns = tensor.shape[0]
     rows = tensor.rows // len(sources)
     step = max(1, PIECE // columns)
@@ -186,26 +220,33 @@ def _largest_error(
         may_differ = tensor.name in gguf_plan.EMBEDDINGS
         if source.shape[-1] != columns or (source.rows != rows and not may_differ):
             raise UserError(
-                f"{complaint}: {tensor.name} is {list(tensor.shape[::-1])}, "
+                f"{case.complaint}: {tensor.name} is {list(tensor.shape[::-1])}, "
                 f"but {source.name} is {source.shape}. Export again, from this folder."
             )
         for first in range(0, rows, step):
             count = min(step, rows - first)
             packed = os.pread(descriptor, count * tensor.row_bytes, offset)
-            truth = _read_rows(source, first, count, shift)
+            truth = _read_rows(source, source.weight, first, count, shift)
+            near = gguf.dequantize(np.frombuffer(packed, np.uint8), kind).reshape(truth.shape)
             # numpy's maximum keeps a NaN; Python's would lose it
-            worst = float(np.maximum(worst, _block_error(packed, tensor.kind, truth)))
+            worst = float(np.maximum(worst, _block_error(near, tensor.kind, truth, importance)))
+            if source.base is not None:
+                original = _read_rows(source, source.base, first, count, shift)
+                case.tuning.add(tensor, near, truth, original, source.base.get_dtype())
             offset += count * tensor.row_bytes
     return worst
 
 
-def _read_rows(source: Source, first: int, count: int, shift: float) -> np.ndarray:
-    """Read rows of a weight as float32; rows after its last are zeros, as in padded embeddings."""
+def _read_rows(source: Source, weight: Any, first: int, count: int, shift: float) -> np.ndarray:
+    """Read rows of a weight as float32; rows after its last are zeros, as in padded embeddings.
+
+    `weight` is the source's own, or the base's.
+    """
     truth = np.zeros((count, source.shape[-1]), np.float32)
     if len(source.shape) > 1:
-        numbers = source.weight[first : min(first + count, source.rows)]
+        numbers = weight[first : min(first + count, source.rows)]
     else:
-        numbers = source.weight[:].reshape(1, -1)
+        numbers = weight[:].reshape(1, -1)
     # not with torch, whose threads wait for each other: 4 times slower beside other work
     if numbers.dtype == torch.bfloat16:  # the upper half of a float32
         bits = numbers.view(torch.uint16).numpy().astype(np.uint32) << 16
@@ -216,15 +257,27 @@ def _read_rows(source: Source, first: int, count: int, shift: float) -> np.ndarr
     return truth
 
 
-def _block_error(packed: bytes, kind: str, truth: np.ndarray) -> float:
-    """Return the largest difference in a block, as a share of the block's largest number."""
+def _block_error(
+    near: np.ndarray, kind: str, truth: np.ndarray, importance: np.ndarray | None
+) -> float:
+    """Return the largest difference in a block, as a share of the block's largest number.
+
+    With an importance, it is the root of the block's mean square, weighted by that.
+    """
     columns = truth.shape[1]
     quantisation = gguf.GGMLQuantizationType[kind]
     block = max(32, gguf.GGML_QUANT_SIZES[quantisation][0])
     if columns % block:
         block = columns
-    near = gguf.dequantize(np.frombuffer(packed, np.uint8), quantisation).reshape(-1, block)
-    apart = np.abs(near - truth.reshape(-1, block)).max(1)
+    apart = np.abs(near - truth)
+    if importance is not None and TENSOR_TYPES[kind].is_weighted:
+        weights = importance.astype(np.float64)
+        weighted = (weights * apart**2).reshape(-1, block).sum(1)
+        total = np.tile(weights.reshape(-1, block).sum(1), len(truth))
+        # where nothing matters, nothing is asked
+        apart = np.sqrt(np.divide(weighted, total, out=np.zeros_like(weighted), where=total > 0))
+    else:
+        apart = apart.reshape(-1, block).max(1)
     largest = np.abs(truth).reshape(-1, block).max(1)
     slack = TENSOR_TYPES[kind].block_slack
     # a block of zeros divides by zero: any difference beyond the slack is then infinite

@@ -93,11 +93,14 @@ def list_sections(results: dict[str, Any]) -> list[Section]:
     by_threads = {f"{row['format']}, {row['threads']} threads": row for row in edge_rows}
     safety = results.get("safety", {})
     beside = ", beside answers that need no model" if "baselines" in safety else ""
+    weighed = export.get("imatrix", {})
+    packed = {"Importance by which types below 8 bits were packed": weighed}
     sections = {
         f"Safety set: answers judged by rules{beside}": _list_safety(safety),
         "Each GGUF in llama.cpp, beside the 16-bit model": (
             results.get("parity") or export.get("parity") or {}
         ),
+        **(packed if "types" in weighed else {}),
         "On the machine that exported it": results.get("edge") or by_threads,
     }
     others = {

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from lib.exam import cautions as exam_cautions
+from lib.export.few_bits import share
 from lib.export.servers import shared_name
 from lib.medical import advice, safety
 from lib.medical.texts import bundled
@@ -282,6 +283,8 @@ def _warn_of_files(export: dict[str, Any], told: str) -> list[str]:
             warnings.append(f"{kind} failed its comparison and is refused: {check['failed']}")
         elif check.get("verdict", "").startswith("much worse"):
             warnings.append(f"{kind}: {check['verdict']}")
+        if kept := share.caution(check):
+            warnings.append(f"{kind}: {kept}")
         if beyond := check.get("beyond_bounds"):
             warnings.append(
                 f"{kind} is sound, but loses more by rounding than on the trained models that its "

@@ -87,6 +87,7 @@ def write_report(folder: pathlib.Path) -> pathlib.Path:
         differing=tables.differing_answers(exams),
         artifacts=artifact_rows(folder, run, export),
         parity=show.parity_table(export.get("parity", {})),
+        imatrix=[export["imatrix"]] if "types" in export.get("imatrix", {}) else [],
         edge=show.edge_table(export.get("edge", [])),
         parameters=parameter_rows(job),
     )

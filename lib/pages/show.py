@@ -16,6 +16,7 @@ from lib.common import files
 from lib.common.text import format_value
 from lib.data.label_mask import IGNORED
 from lib.data.reading import source_changes
+from lib.export.few_bits import share
 from lib.params import Params
 from lib.record.run_record import Run
 
@@ -171,6 +172,8 @@ def parity_table(checks: dict[str, Row]) -> list[Row]:
             "16-bit model's": check.get("perplexity_16bit"),
             "positions": check.get("positions"),
             "same likeliest token": _percent(check.get("greedy_agreement")),
+            "share of the tuning": share.format_share(check),
+            "rounding / tuning": check.get("rounding_to_tuning"),
             "texts tokenised alike": check.get("texts"),
             "tensors alike": check.get("tensors"),
             "seconds": check.get("seconds"),

@@ -228,11 +228,7 @@ class Params(pydantic.BaseModel):
         free=True,
     )
     dataloader_num_workers: int = _train(
-        2,
-        "threads that read and pad batches ahead; 0 reads between steps",
-        ge=0,
-        le=32,
-        free=True,
+        2, "threads that read and pad batches ahead; 0 reads between steps", ge=0, le=32, free=True
     )
 
     # schedule
@@ -293,6 +289,11 @@ class Params(pydantic.BaseModel):
 
     # export
     gguf_types: list[GgufType] = _export(["q8_0"], "types of GGUF file to write", min_length=1)
+    imatrix: Text = _export(
+        "auto",
+        "importance of each weight's columns, for types below 8 bits: `auto` measures it on "
+        "training rows, `none` packs without; or a file of llama-imatrix",
+    )
     lora_gguf: bool = _export(
         True,
         "also write the adapter alone as a GGUF for llama.cpp's --lora; not with use_dora or "

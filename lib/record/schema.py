@@ -262,7 +262,9 @@ class ExportResults(TypedDict):
     """What was exported, and how it was verified and measured."""
 
     artifacts: list[Artifact]
-    parity: dict[str, dict[str, Any]]  # by GGUF type, from lib/export/parity/compare.py
+    # by GGUF type, from lib/export/parity/compare.py; share_of_tuning from few_bits/share.py
+    parity: dict[str, dict[str, Any]]
+    imatrix: NotRequired[dict[str, Any]]  # where the weights' importance came from
     edge: list[dict[str, Any]]  # from lib/export/edge.py
     lora: dict[str, Any]  # about the adapter's own GGUF; empty if none was written
     turns: dict[str, int]  # conversations compared with the chat template, by server

@@ -11,6 +11,7 @@ from lib.common.gguf_types import FILE_TYPES
 from lib.data.reading import source_changes, sources
 from lib.export import push
 from lib.export.base_needs import exportable
+from lib.export.few_bits import imatrix
 from lib.model import base, shards, start
 from lib.params import Params, number_bytes, packages
 from lib.record import opening, run_folder
@@ -66,6 +67,8 @@ def _list_setting_checks(
         checks.append(partial(_refuse_missing_packages, job))
         if job.start_from and not run_folder.has_checkpoint(folder):
             checks.append(partial(start.check_start, job))
+    if "export" in stages:
+        checks.append(partial(imatrix.require_readable, job))
     return checks
 
 

@@ -4,8 +4,9 @@
     python tests/benchmarks/quantisers.py LLAMA_CPP/build/bin/llama-quantize
 
 LLAMA_CPP: llama.cpp's sources, b11434 when it was last run. It is built for this comparison alone: the pipeline itself compiles nothing.
-Models: the bundled Gemma 3 270M and the tests' tiny Gemma 3n with E4B's 35 layers, in both halves. Ends with an error when a tensor has another type, or
-bytes that differ.
+Models: the bundled Gemma 3 270M and the tests' tiny Gemma 3n with E4B's 35 layers, in both halves, without an importance matrix and with a made-up one,
+which llama.cpp reads from the file that lib/export/few_bits/imatrix.py writes. Ends with an error when a tensor has another type, or bytes or metadata
+that differ.
 """
 
 import sys
@@ -22,7 +23,8 @@ import numpy as np
 
 from helpers import tiny_gemma3n
 from lib.common.gguf_types import FILE_TYPES
-from lib.export import gguf_export, gguf_file, merge, quantise
+from lib.export import gguf_export, gguf_file, gguf_plan, merge, quantise
+from lib.export.few_bits import imatrix
 from lib.model import bundled
 
 
@@ -58,7 +60,41 @@ def compare(ours, theirs):
     }
 
 
+def make_up_matrix(source, path):
+    """Write an importance over some decades for each layer's weights of a GGUF, and read it again."""
+    random = np.random.default_rng(0)
+    sums = {
+        t.name: np.exp(random.normal(0, 2, t.shape[0])).astype(np.float32)
+        for t in gguf_file.read_header(source).tensors
+        if t.name.startswith("blk.") and gguf_plan.is_packable(t)
+    }
+    counts = dict.fromkeys(sums, 1000.0)
+    imatrix.write(path, imatrix.Imatrix(sums, counts, "made up", 5, 200, path.name))
+    return imatrix.read(path)
+
+
+def compare_quantisers(llama_quantize, source, kind, matrix=None):
+    """Pack a GGUF with both, with a matrix that lies beside it, and return how alike they are."""
+    folder = source.parent
+    ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
+    quantise.quantise(source, ours, kind, matrix=matrix)
+    given = ["--imatrix", matrix.name] if matrix else []
+    subprocess.run(
+        [llama_quantize, *given, source, theirs, kind.upper()],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,  # the name of the matrix is noted as it is given
+    )
+    metadata = [gguf_file.read_header(path).metadata for path in (ours, theirs)]
+    return compare(ours, theirs) | {
+        "same metadata": metadata[0] == metadata[1],
+        "bytes": [p.stat().st_size for p in (ours, theirs)],
+    }
+
+
 def main(llama_quantize):
+    llama_quantize = Path(llama_quantize).resolve()
     alike = True
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
@@ -72,24 +108,16 @@ def main(llama_quantize):
             for half in (name for name, row in FILE_TYPES.items() if not row.is_packed):
                 source = scratch / f"{folder.name}-{half}.gguf"
                 gguf_export.write_gguf(folder, source, half)
+                matrix = make_up_matrix(source, scratch / "made-up.imatrix")
                 for kind in (name for name, row in FILE_TYPES.items() if row.is_packed):
-                    ours, theirs = scratch / "ours.gguf", scratch / "theirs.gguf"
-                    quantise.quantise(source, ours, kind)
-                    subprocess.run(
-                        [llama_quantize, source, theirs, kind.upper()],
-                        check=True,
-                        stdout=subprocess.DEVNULL,
-                    )
-                    metadata = [gguf_file.read_header(path).metadata for path in (ours, theirs)]
-                    found = compare(ours, theirs) | {
-                        "same metadata": metadata[0] == metadata[1],
-                        "bytes": [p.stat().st_size for p in (ours, theirs)],
-                    }
-                    print(f"{name}, {half} -> {kind}: {found}", flush=True)
-                    alike &= (
-                        found["tensors"] == found["same type"] == found["same bytes"]
-                        and found["same metadata"]
-                    )
+                    for used in (None, matrix):
+                        found = compare_quantisers(llama_quantize, source, kind, used)
+                        how = "with importance" if used else "plain"
+                        print(f"{name}, {half} -> {kind}, {how}: {found}", flush=True)
+                        alike &= (
+                            found["tensors"] == found["same type"] == found["same bytes"]
+                            and found["same metadata"]
+                        )
     sys.exit(0 if alike else "not alike")
 
 

@@ -20,6 +20,8 @@ def test_rows_name_types_that_llama_cpp_has():
     for name, row in FILE_TYPES.items():
         assert f"MOSTLY_{name.upper()}" in gguf.LlamaFileType.__members__
         assert {row.weights, row.embeddings, row.finer} <= TENSOR_TYPES.keys()
+        assert row.guarded in {"", *TENSOR_TYPES}
+        assert row.is_weighted == (name in ("q6_k", "q5_k_m", "q4_k_m", "q4_0"))
     for name, row in TENSOR_TYPES.items():
         block, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
         assert bool(row.fallback) == (block > 32), "rows of 32 numbers have no type to fall back to"

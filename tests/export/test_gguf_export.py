@@ -243,7 +243,7 @@ def test_its_files_pass_parity_with_the_tokenizer_model_that_was_made(odd_base, 
     net = load_merged(run / "merged")
     truth = reference.predict_reference(run / "data", run / "merged", net, 1)
     figures, _ = compare.check_parity(
-        ggufs["f16"], "f16", run / "merged", truth, tuple(export_runs.PROMPTS), 12
+        ggufs["f16"], "f16", compare.Origin(run / "merged"), truth, tuple(export_runs.PROMPTS), 12
     )
     assert figures["kl_mean"] < 1e-4
     assert figures["verdict"] == "as the 16-bit model"

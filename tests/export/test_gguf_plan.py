@@ -54,6 +54,12 @@ def test_types_are_those_of_llama_cpps_quantiser():
                     "BF16",
                     "F32",
                 }
+            # with an importance matrix, it distrusts four bits in the first eighth of the layers
+            weighted = metadata | {gguf_plan.IMATRIX_FILE: "mine.imatrix"}
+            guarded = gguf_plan.choose_types(gguf_plan.plan_tensors(config), weighted, kind)
+            other = {name: target for name, target in guarded.items() if target != types[name]}
+            first = range(config.num_hidden_layers // 8 if kind == "q4_0" else 0)
+            assert other == {f"blk.{layer}.ffn_down.weight": "Q4_1" for layer in first}
 
 
 def test_sizes_are_predicted_from_the_configuration_alone(base, whole):

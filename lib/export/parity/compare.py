@@ -1,6 +1,7 @@
 """Check that a GGUF is the model that was trained, by comparing it with the 16-bit folder.
 
-    checks, answers, truth = compare.check_ggufs(run, {"q4_0": path}, seed=3407, max_tokens=32)
+    origin = importance.prepare(run, job, base)
+    checks, answers, truth = compare.check_ggufs(run, {"q4_0": path}, origin, 3407, max_tokens=32)
 
 Weights, tokens and predictions are compared. Where predictions are not nearly the 16-bit model's,
 torch must give the same ones with the file's own numbers. lib/common/gguf_types.py says how much a
@@ -20,6 +21,7 @@ from lib.common.progress import progress_bar
 from lib.common.redact import redacted
 from lib.data import chat
 from lib.export import gguf_export, gguf_weights
+from lib.export.few_bits.importance import Origin
 from lib.export.parity import reference, rounding, verdicts
 from lib.export.parity.reference import Reference
 from lib.model import llama
@@ -43,13 +45,15 @@ class Parity(NamedTuple):
     reference: Reference
 
 
-def check_ggufs(run: Run, ggufs: dict[str, Path], seed: int, max_tokens: int) -> Parity:
+def check_ggufs(
+    run: Run, ggufs: dict[str, Path], origin: Origin, seed: int, max_tokens: int
+) -> Parity:
     """Call `check_parity` for the draft of each {type: path} of a run, and name those that pass.
 
     Raise UserError at the first file that fails, which gets a name and an entry in results.json
     that say so.
     """
-    folder = run.folder / "merged"
+    folder = origin.merged
     net = load_merged(folder)
     tokenizer = load_tokenizer(folder)
     answers = {"16-bit model": evaluate.answer_prompts(net, tokenizer, max_tokens)}
@@ -60,7 +64,7 @@ def check_ggufs(run: Run, ggufs: dict[str, Path], seed: int, max_tokens: int) ->
         draft = gguf_export.draft_of(path)
         try:
             figures[file_type], answers[f"llama.cpp, {file_type}"] = check_parity(
-                draft, file_type, folder, truth, evaluate.PROMPTS, max_tokens
+                draft, file_type, origin, truth, evaluate.PROMPTS, max_tokens
             )
         except UserError as error:
             refused = gguf_export.refuse_draft(path)
@@ -76,24 +80,24 @@ def check_ggufs(run: Run, ggufs: dict[str, Path], seed: int, max_tokens: int) ->
 def check_parity(
     path: Path,
     file_type: str,
-    folder: Path,
+    origin: Origin,
     truth: Reference,
     prompts: tuple[str, ...],
     max_tokens: int = 32,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Check a GGUF against the folder it was made from; return figures and answers to the prompts.
+    """Check a GGUF against what it was made from; return figures and answers to the prompts.
 
     In this order: every tensor's numbers, loading in llama.cpp, the same tokens for every text and
     the same prompts by the chat template, predictions, answers. UserError at the first that fails.
     """
     begin = time.monotonic()
-    name = files.format_path(path)
+    name, folder = files.format_path(path), origin.merged
     print(
         f"{name}: comparing its weights, then its tokens, predictions and {len(prompts)} answers "
         "in llama.cpp",
         flush=True,
     )
-    weights = gguf_weights.compare_weights(path, file_type, folder)
+    weights = gguf_weights.compare_weights(path, file_type, folder, origin.base, origin.matrix)
     with llama.load_gguf(path) as engine:
         require_same_tokens(engine, chat.load_chat(folder), truth.texts, prompts, name)
         predictions = list(_predict_positions(engine, truth, file_type))
@@ -121,6 +125,7 @@ def check_parity(
         "arithmetic_16bit": truth.arithmetic,
         "tensors": weights["tensors"],
         "largest_block_error": weights["worst"],
+        **weights.get("tuning", {}),
         "texts": len(truth.texts),
         "prompts": len(prompts),
         "empty_answers": answers.count(""),

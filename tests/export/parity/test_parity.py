@@ -38,7 +38,9 @@ def replaced(old, new):
 
 def test_a_sound_file_passes_with_figures_for_the_record(parity_run):
     merged, path, truth, _ = parity_run
-    figures, answers = compare.check_parity(path, "q8_0", merged, truth, PROMPTS, max_tokens=4)
+    figures, answers = compare.check_parity(
+        path, "q8_0", compare.Origin(merged), truth, PROMPTS, max_tokens=4
+    )
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert (
         figures["positions"],
@@ -147,7 +149,12 @@ def test_a_damaged_file_fails_and_says_where(parity_run, tmp_path, change, said)
     truth = truth._replace(texts=["The bleeding", *truth.texts])
     with pytest.raises(UserError, match=said):
         compare.check_parity(
-            damaged(parity_run, tmp_path, change), "q8_0", merged, truth, PROMPTS, max_tokens=4
+            damaged(parity_run, tmp_path, change),
+            "q8_0",
+            compare.Origin(merged),
+            truth,
+            PROMPTS,
+            max_tokens=4,
         )
 
 
@@ -156,12 +163,14 @@ def test_wrong_metadata_are_told_from_the_rounding_of_four_bits(parity_run, made
     """Four bits may cost more than this fault does, so the bounds of their type do not see it."""
     merged, _, truth, _ = parity_run
     sound = made[kind]["path"]
-    figures, _ = compare.check_parity(sound, kind, merged, truth, PROMPTS, max_tokens=4)
+    figures, _ = compare.check_parity(
+        sound, kind, compare.Origin(merged), truth, PROMPTS, max_tokens=4
+    )
     assert verdicts.SAME_KL < figures["kl_mean"] < FILE_TYPES[kind].bounds.kl
     assert figures["own_numbers_kl"] < 0.005
     bad = damaged((merged, sound), tmp_path, wrong_epsilon)
     with pytest.raises(verdicts.OutsideBounds, match=r"bad\.gguf is broken") as caught:
-        compare.check_parity(bad, kind, merged, truth, PROMPTS, max_tokens=4)
+        compare.check_parity(bad, kind, compare.Origin(merged), truth, PROMPTS, max_tokens=4)
     assert caught.value.figures["kl_mean"] < FILE_TYPES[kind].bounds.kl
 
 
