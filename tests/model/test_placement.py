@@ -12,6 +12,7 @@ from helpers.pretended_machine import H100, L4
 from helpers.tiny_models import IDS, a_job, assert_same, loss_and_gradients, shaken
 from lib.common.errors import UserError
 from lib.model import adapter, device, load, placement, ranks
+from lib.model.layers import lean
 from lib.training import batches, compiled
 from lib.training.masters import Masters
 
@@ -132,6 +133,7 @@ def test_the_per_layer_table_off_the_card_changes_no_bit(tiny_gemma3n, plain_tin
     placement.offload_embedding(net)
     net = shaken(adapter.add(net, job))
     net.gradient_checkpointing_enable({"use_reentrant": False})
+    lean.lighten(net)  # as in `float32_tiny`
     assert net.get_base_model().is_gradient_checkpointing
     assert adapter.check_size(net, job) == 165
     assert_same(loss_and_gradients(net), float32_tiny[1])
