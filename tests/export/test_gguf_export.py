@@ -55,6 +55,7 @@ def test_q8_0_is_complete(exported):
     assert (made["eos_id"], made["eot_id"]) == (1, 6)
 
 
+@pytest.mark.slow
 def test_gguf_without_shared_kv_is_refused_before_llama_cpp_sees_it(tiny_gemma3n, tmp_path):
     with pytest.raises(UserError, match=r"15 tensors are missing.*blk\.20\.attn_k"):
         gguf_export.write_gguf(tiny_gemma3n, tmp_path / "gguf" / "bare.gguf")

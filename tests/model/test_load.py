@@ -27,7 +27,7 @@ from helpers.tiny_models import (
     write_shards,
 )
 from lib.common.errors import UserError
-from lib.model import adapter, device, load, placement
+from lib.model import adapter, device, load, options, placement
 from lib.training import checks
 
 
@@ -72,7 +72,7 @@ def test_4_bit_without_a_card_is_refused_before_anything_is_read(tmp_path, monke
     [("5.5.4", True), ("4.57.1", True), ("5.6.0", False), ("5.17.0", False), ("6.0", False)],
 )
 def test_transformers_with_wrong_kv_sharing_is_refused(tiny_gemma3n, monkeypatch, version, refused):
-    monkeypatch.setattr(load.transformers, "__version__", version)
+    monkeypatch.setattr(options.transformers, "__version__", version)  # load's check reads it
     monkeypatch.setattr(
         AutoModelForCausalLM,
         "from_pretrained",

@@ -130,6 +130,7 @@ def test_sources_that_prepare_needs_must_be_there(tree):
 # PARAMS and SET that nobody remembers
 
 
+@pytest.mark.slow
 def test_the_name_of_a_run_is_enough_to_go_on(tree):
     first = ("--set", "learning_rate=0.25 gguf_types=[f16]")
     assert tree.make_run("train", *first)[0] == 0

@@ -142,6 +142,7 @@ def test_an_orphaned_kernel_keeps_the_lock_and_is_named(tree):
     assert tree.make_run("prepare")[0] == 0
 
 
+@pytest.mark.slow
 def test_two_commands_on_one_run_and_whole_files_all_the_while(tree):
     (tree.root / "prepare.py").write_text(
         "print('x' * 30_000)\npathlib.Path('there').touch()\n"

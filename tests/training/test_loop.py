@@ -123,6 +123,7 @@ def test_a_finished_run_started_again_changes_nothing(tmp_path, uninterrupted):
 # killed and continued
 
 
+@pytest.mark.slow
 def test_kill_minus_nine(tmp_path, uninterrupted):
     """Killed in step 4: step 3 is in the ledger and not in a checkpoint, so it is run and counted again."""
     done = run_python(

@@ -455,6 +455,7 @@ def test_offline_the_revision_asked_for_is_read_from_the_cache_or_it_is_an_error
     )
 
 
+@pytest.mark.slow
 def test_online_a_moved_branch_is_read_anew_and_a_set_that_went_is_not_read_from_the_cache(
     tmp_path,
 ):
