@@ -13,6 +13,7 @@ import torch
 from peft.tuners.lora import Linear
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextAltUp
 
+from lib.model.layers import lean
 from lib.training.batches import Batch
 from lib.training.loss import token_losses, trains_output_layer, weighted_loss
 from lib.training.masters import Masters, measure_norm
@@ -129,28 +130,18 @@ def fuse(model: Any) -> int:
     """
     for altup in [m for m in model.modules() if type(m) is Gemma3nTextAltUp]:
         altup.__class__ = FusedAltUp
-    layers = [m for m in model.modules() if type(m) is Linear and is_plain(m)]
+    layers = [m for m in model.modules() if type(m) is Linear and is_joinable(m)]
     for layer in layers:
         _join_storage(layer)
     return len(layers)
 
 
-def is_plain(layer: Linear) -> bool:
+def is_joinable(layer: Linear) -> bool:
     """Tell whether the products above compute the same as the layer.
 
-    Layers with dropout, DoRA, biases or quantised weights compute more. The rank must be a multiple
-    of 8, since rows must stay 16-byte aligned.
+    The rank must be a multiple of 8, since rows must stay 16-byte aligned.
     """
-    base, a, b = layer.base_layer, layer.lora_A["default"], layer.lora_B["default"]
-    return (
-        type(base) is torch.nn.Linear
-        and base.bias is None
-        and type(layer.lora_dropout["default"]) is torch.nn.Identity
-        and not layer.lora_variant
-        and b.bias is None
-        and len(a.weight) % 8 == 0
-        and a.weight.dtype == b.weight.dtype == base.weight.dtype
-    )
+    return lean.is_plain(layer) and len(layer.lora_A["default"].weight) % 8 == 0
 
 
 def _join_storage(layer: Linear) -> None:

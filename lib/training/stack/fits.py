@@ -12,7 +12,7 @@ import torch
 from lib.model import placement
 from lib.model.end_token import end_row
 from lib.params import Params
-from lib.training.compiled import is_plain
+from lib.training.compiled import is_joinable
 
 PROJECTIONS = {
     "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -69,7 +69,7 @@ def _of_adapter(model: Any) -> Iterator[tuple[bool, str]]:
     for name, module in modules:
         yield not hasattr(module, "lora_A"), f"{name} has no adapter"
         yield (
-            not is_plain(module),
+            not is_joinable(module),
             (
                 f"{name} has dropout, DoRA, a bias, a rank that is no multiple of 8, or another "
                 "precision than its adapter"
